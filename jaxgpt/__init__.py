@@ -1,0 +1,12 @@
+"""jaxgpt: train small GPTs in JAX, with a Rust data loader.
+
+Importing the package loads neither JAX nor the extension; each command is a module (`python -m jaxgpt.train`).
+"""
+
+from pkgutil import extend_path
+
+# In a source checkout `python -m` finds this folder before the installed wheel, and the compiled extension
+# stands only in the wheel: let the package span both.
+__path__ = extend_path(__path__, __name__)
+
+__version__ = "0.1.0"

@@ -1,0 +1,74 @@
+"""What a run says before its first step and after its last one, as text."""
+
+import math
+import shlex
+from pathlib import Path
+
+import jax
+
+from jaxgpt import dataset
+from jaxgpt.budget.flops import non_embedding_parameters, parameters
+from jaxgpt.config import Config
+from jaxgpt.dataset import Data
+from jaxgpt.metrics import Scores
+from jaxgpt.runfolder import RunFolder
+
+
+def opening(config: Config, tokens: Data, devices: list[jax.Device], folder: RunFolder, first: int) -> str:
+    """The run in a few lines; the first two are nanoGPT's."""
+    windows = tokens.train.windows(config.model.block_size)
+    sequences = config.data.micro_batch * config.data.accum * config.run.steps
+    held = f", {tokens.val.tokens:,} held out" if tokens.val else ", none held out"
+    kernel = f"{config.model.dtype}, attention by {config.model.attention}"
+    lines = [
+        f"tokens per iteration will be: {config.tokens_per_step:,}",
+        f"number of parameters: {parameters(config.model) / 1e6:.2f}M",
+        f"  of them outside embeddings and head: {non_embedding_parameters(config.model) / 1e6:.2f}M",
+        f"data: {tokens.train.tokens:,} tokens in {tokens.folder}{held}; {sequences / windows:.2f} epochs",
+        f"device: {len(devices)} x {devices[0].device_kind} ({kernel})",
+        f"run: {folder.path}, " + (f"resumed at step {first:,}" if first else "new") + f", {config.run.steps:,} steps",
+    ]
+    if config.mesh.device == "auto" and devices[0].platform == "cpu" and _cuda_card():
+        lines.append("note: there is an NVIDIA GPU here that JAX does not see: pip install 'jaxgpt[cuda12]'")
+    if sequences / windows > 4:
+        lines.append("warning: more than 4 epochs are planned; repeated tokens teach less and less")
+    return "\n".join([*lines, *(f"note: {note}" for note in tokens.notes)])
+
+
+def unigram_line(tokens: Data) -> str:
+    """The loss of a model that knows only how often each token occurs, which is where learning begins."""
+    split = tokens.val or tokens.train
+    entropy = dataset.unigram_entropy(split, tokens.vocab_size)
+    bits = entropy / math.log(2) * split.tokens / split.bytes if split.bytes else None
+    per_byte = "" if bits is None else f", {bits:.3f} bits per byte"
+    return f"unigram entropy of the same text: {entropy:.4f} nats per token{per_byte}"
+
+
+def closing(scores: Scores, tokens: Data, folder: RunFolder, step: int) -> str:
+    """The result, and what to do with it."""
+    which = "held-out text" if scores.val else "training text"
+    path = shlex.quote(str(folder.path))
+    return "\n".join(
+        [
+            f"done: {step:,} steps; loss on {which} {scores.main}",
+            f"      {unigram_line(tokens)}",
+            "next:",
+            f"  python -m jaxgpt.sample {path} --prompt 'TEXT'",
+            f"  python -m jaxgpt.evaluate {path} --step best",
+            f"  python -m jaxgpt.train --config NAME --run.name longer --run.steps {2 * step} --fork {path}",
+        ]
+    )
+
+
+def already_done(folder: RunFolder, step: int) -> str:
+    """What a second call of a finished run hears."""
+    path = shlex.quote(str(folder.path))
+    return (
+        f"{folder.path} is done: it has all its {step:,} steps\n"
+        f"  python -m jaxgpt.sample {path} --prompt 'TEXT'\n"
+        f"  a new run: --run.name NEW; to train this one on: --run.name NEW --run.steps {2 * step} --fork {path}"
+    )
+
+
+def _cuda_card() -> bool:
+    return Path("/proc/driver/nvidia/version").exists()

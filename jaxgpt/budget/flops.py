@@ -1,0 +1,41 @@
+"""How many parameters a model has and how many floating-point operations a token costs, in closed form."""
+
+from jaxgpt.config import Model
+
+
+def parameters(model: Model) -> int:
+    """Total parameters as nanoGPT counts them: a tied head once, learned positions excluded."""
+    heads = 1 if model.tie_embeddings else 2
+    return heads * model.vocab_size * model.n_embd + non_embedding_parameters(model)
+
+
+def non_embedding_parameters(model: Model) -> int:
+    """Parameters of the blocks and the final norm: neither token embedding, nor head, nor positions."""
+    block = _gpt2_block(model) if model.architecture == "gpt2" else _modern_block(model)
+    norm = model.n_embd * (2 if model.bias else 1)
+    return model.n_layer * block + norm
+
+
+def flops_per_token(model: Model) -> int:
+    """Operations to train on one token: 6 N + 12 L H T, nanoGPT's convention (PaLM, appendix B).
+
+    Forward costs 2 operations per parameter and backward twice that, hence 6 N with N `parameters`: the tied matrix
+    is counted once, for the head, because looking an embedding up costs nothing. Attention adds scores and values,
+    2 x 2 x T x width per layer forward and twice that backward, without subtracting the causal half. Norms,
+    softmax, activation and the optimizer are left out.
+    """
+    untied = 0 if model.tie_embeddings else model.vocab_size * model.n_embd
+    attention = 12 * model.n_layer * model.n_head * model.head_size * model.block_size
+    return 6 * (parameters(model) - untied) + attention
+
+
+def _gpt2_block(model: Model) -> int:
+    width, inner, attention = model.n_embd, model.inner, model.n_head * model.head_size
+    weights = 4 * width * attention + 2 * width * inner + 2 * width
+    return weights + (3 * attention + width + inner + width + 2 * width if model.bias else 0)
+
+
+def _modern_block(model: Model) -> int:
+    width, head = model.n_embd, model.head_size
+    attention = 2 * width * head * (model.n_head + model.kv_heads) + 2 * head
+    return attention + 3 * width * model.inner + 2 * width

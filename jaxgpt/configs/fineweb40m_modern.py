@@ -1,0 +1,1 @@
+../../configs/fineweb40m_modern.py

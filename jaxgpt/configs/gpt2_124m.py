@@ -1,0 +1,1 @@
+../../configs/gpt2_124m.py

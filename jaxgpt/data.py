@@ -1,0 +1,112 @@
+"""From the loader's blocks to `jax.Array`s: (order, seed, step) in, one token block per step out.
+
+A block is [accum, micro_batch, block + 1] token ids, uint16 or uint32 as they are stored. The loader lends each block
+out; JAX keeps the loan for as long as it reads the memory, on a CPU for the array's whole life.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxgpt import _loader
+from jaxgpt.config import Config
+from jaxgpt.dataset import Split, as_data_error
+from jaxgpt.mesh import over_batch
+
+EVALUATION_SEED = 0
+
+
+class Batches:
+    """An iterator of token blocks on the devices; closes its threads on exit."""
+
+    def __init__(self, loader: _loader.Loader, mesh: Mesh, shape: tuple[int, int, int]) -> None:
+        self._loader, self._shape, self._sharding = loader, shape, over_batch(mesh)
+        self._pinned = PinnedBuffers(mesh.devices.flat[0], loader.buffers())
+
+    def __iter__(self) -> Iterator[jax.Array]:
+        with as_data_error():
+            for lease in self._loader:
+                yield jax.make_array_from_process_local_data(self._sharding, np.asarray(lease), self._shape)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pinned.release()
+        self._loader.close()
+
+
+class PinnedBuffers:
+    """The loader's buffers, registered with a CUDA client so that copies to the device are direct.
+
+    `dma_map` exists in jaxlib from 0.10.2 and is experimental; without it XLA copies through a buffer of its own, and
+    the arrays are the same.
+    """
+
+    def __init__(self, device: jax.Device, buffers: Sequence[tuple[int, int]]) -> None:
+        self._client: Any = device.client
+        usable = device.platform == "gpu" and hasattr(self._client, "dma_map")
+        self.buffers = list(buffers) if usable else []
+        for address, size in self.buffers:
+            self._client.dma_map(address, size)
+
+    def release(self) -> None:
+        """Unregisters the buffers, after every copy from them has ended."""
+        if self.buffers:
+            jax.effects_barrier()
+        for address, _ in self.buffers:
+            self._client.dma_unmap(address)
+        self.buffers = []
+
+
+def train_batches(config: Config, split: Split, mesh: Mesh, start: int, vocab_size: int) -> Batches:
+    """The blocks of steps `start` to the run's end; the position is the step, nothing else."""
+    data, block = config.data, config.model.block_size
+    with as_data_error():
+        loader = _loader.Loader(
+            split.tokens_on_disk,
+            block=block,
+            micro_batch=data.micro_batch,
+            accum=data.accum,
+            order=data.order,
+            seed=data.seed,
+            start_step=start,
+            stop_step=config.run.steps,
+            slots=data.slots,
+            threads=data.threads,
+            rank=jax.process_index(),
+            world=jax.process_count(),
+            vocab_size=vocab_size,
+        )
+    return Batches(loader, mesh, (data.accum, data.micro_batch, block + 1))
+
+
+def evaluation_windows(config: Config, split: Split) -> int:
+    """How many windows an evaluation of `split` reads: `run.eval_tokens`, at most the whole split."""
+    windows: int = split.tokens_on_disk.windows(config.model.block_size)
+    return max(1, min(config.run.eval_tokens // config.model.block_size, windows))
+
+
+def evaluation_batches(config: Config, split: Split, mesh: Mesh, vocab_size: int) -> Batches:
+    """The same windows every time, spread over the whole split; blocks of one micro-batch each.
+
+    The last block may hold more than `evaluation_windows` asks for; what is over is not to be counted.
+    """
+    data, block = config.data, config.model.block_size
+    with as_data_error():
+        loader = _loader.Loader(
+            split.tokens_on_disk,
+            block=block,
+            micro_batch=data.micro_batch,
+            order="epoch",
+            seed=EVALUATION_SEED,
+            stop_step=-(-evaluation_windows(config, split) // data.micro_batch),
+            slots=data.slots,
+            rank=jax.process_index(),
+            world=jax.process_count(),
+            vocab_size=vocab_size,
+        )
+    return Batches(loader, mesh, (1, data.micro_batch, block + 1))

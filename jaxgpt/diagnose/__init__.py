@@ -1,0 +1,1 @@
+"""During and after the run: where it is heading. Loads no JAX."""

@@ -1,0 +1,166 @@
+"""What a person sees of a run: a live panel on a terminal, nanoGPT's lines when the output is piped."""
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from jaxgpt.config import Config
+from jaxgpt.diagnose.eta import Eta
+from jaxgpt.metrics import Display, Scores, StepRecord
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+class Screen(Display, Protocol):
+    """What shows the run, and what is said below it."""
+
+    def say(self, text: str) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: Any) -> None: ...
+
+
+class Lines:
+    """nanoGPT's line shapes, so that scripts which read them keep working; `time` excludes evaluation and saving."""
+
+    def __init__(self, config: Config, out: TextIO) -> None:
+        self._config, self._out = config, out
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._out.flush()
+
+    def step(self, record: StepRecord, left: Eta | None) -> None:
+        if record.step % self._config.run.log_every == 0:
+            mfu = "" if record.mfu is None else f", mfu {100 * record.mfu:.2f}%"
+            self.say(f"iter {record.step}: loss {record.loss:.4f}, time {1000 * record.seconds:.2f}ms{mfu}")
+
+    def scores(self, step: int, scores: Scores) -> None:
+        val = f", val loss {scores.val.loss:.4f}" if scores.val else ""
+        self.say(f"step {step}: train loss {scores.train.loss:.4f}{val}")
+
+    def saved(self, step: int) -> None:
+        self.say(f"saving checkpoint of step {step}")
+
+    def say(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+
+@contextmanager
+def checking(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr for bytes done and bytes in all; nothing where stderr is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def open_display(config: Config, out: TextIO | None = None) -> Screen:
+    """The panel where `out` is a terminal, lines elsewhere."""
+    out = out or sys.stdout
+    console = Console(file=out)
+    return LivePanel(config, console) if console.is_terminal else Lines(config, out)
+
+
+class LivePanel:
+    """One panel that is redrawn in place: progress, losses, speed, and when the run ends."""
+
+    def __init__(self, config: Config, console: Console) -> None:
+        self._config = config
+        self._losses: deque[float] = deque(maxlen=600)
+        self._record: StepRecord | None = None
+        self._left: Eta | None = None
+        self._scores: tuple[int, Scores] | None = None
+        self._best: tuple[int, float] | None = None
+        self._saved: int | None = None
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._live.stop()
+
+    def step(self, record: StepRecord, left: Eta | None) -> None:
+        self._record, self._left = record, left
+        self._losses.append(record.loss)
+
+    def scores(self, step: int, scores: Scores) -> None:
+        self._scores = (step, scores)
+        loss = scores.main.loss
+        if self._best is None or loss < self._best[1]:
+            self._best = (step, loss)
+
+    def saved(self, step: int) -> None:
+        self._saved = step
+
+    def say(self, text: str) -> None:
+        self._live.console.print(text, highlight=False, markup=False)
+
+    def _render(self) -> Panel:
+        done, steps = (self._record.step + 1 if self._record else 0), self._config.run.steps
+        head = Table.grid(expand=True, padding=(0, 1))
+        head.add_row(f"step {done:,} of {steps:,}", ProgressBar(steps, done), f"{100 * done / steps:.1f} %")
+        return Panel(Group(head, self._figures(), Text(sparkline(self._losses))), title=self._config.run.name)
+
+    def _figures(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for name, value in self._rows():
+            table.add_row(Text(name, style="dim"), Text(value))
+        return table
+
+    def _rows(self) -> list[tuple[str, str]]:
+        if self._record is None:
+            return [("", "compiling the first step …" if self._scores else "compiling and evaluating …")]
+        record = self._record
+        mfu = "" if record.mfu is None else f"   MFU {100 * record.mfu:.1f} % of this device"
+        rows = [
+            ("loss", f"{record.loss:.4f}   gradient norm {record.grad_norm:.2f}   lr {record.learning_rate:.2e}"),
+            ("speed", f"{record.tokens_per_second:,.0f} tokens/s   {1000 * record.seconds:,.0f} ms per step{mfu}"),
+            ("data", f"epoch {record.epoch:.2f}   {(record.step + 1) * self._config.tokens_per_step:,} tokens"),
+            ("ends in", _span(self._left)),
+        ]
+        if self._scores:
+            step, scores = self._scores
+            best = f"   best {self._best[1]:.4f} at {self._best[0]:,}" if self._best else ""
+            rows.insert(1, ("val", f"{scores.main} at step {step:,}{best}"))
+        if self._saved is not None:
+            rows.append(("saved", f"step {self._saved:,}"))
+        return rows
+
+
+def sparkline(values: "deque[float]", width: int = 60) -> str:
+    """The last `values` as one line of bars, each the mean of its share."""
+    if len(values) < 2:
+        return ""
+    size = -(-len(values) // width)
+    numbers = list(values)
+    means = [sum(part) / len(part) for part in (numbers[i : i + size] for i in range(0, len(numbers), size))]
+    low, high = min(means), max(means)
+    return "".join(BARS[int(7 * (mean - low) / (high - low or 1))] for mean in means)
+
+
+def duration(seconds: float) -> str:
+    """`6 h 32 min`, `4 min 10 s`, `12 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+
+
+def _span(left: Eta | None) -> str:
+    return "…" if left is None else f"{duration(left.seconds)}   (80 %: {duration(left.low)} to {duration(left.high)})"

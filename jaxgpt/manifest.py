@@ -1,0 +1,262 @@
+"""What a folder of token shards holds: `manifest.json`; and how such a folder comes to be, whole or not at all.
+
+Reading checks every field and every file name, because a manifest may come from a stranger: a name must be that of a
+file in the folder itself. The files' contents are not touched; their checksums are for whoever reads them.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+from jaxgpt.errors import DataError, StorageError
+
+NAME = "manifest.json"
+FORMAT = 1
+MOST_TOKENS = {"uint16": 1 << 16, "uint32": 1 << 24}
+OURS = re.compile(r"\.?(train|val)_\d{6}\.bin(\.tmp)?|\.?manifest\.json(\.tmp)?|tokenizer\.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A token file of the folder. `xxh3_128` is that of the whole file, in hexadecimal."""
+
+    name: str
+    tokens: int
+    xxh3_128: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Documents, tokens (end-of-text ones included), and bytes of the UTF-8 text that the tokens stand for."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    max_token: int | None
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerEntry:
+    """The tokenizer that made the tokens. `file` is beside the shards."""
+
+    name: str
+    fingerprint: str
+    file: str
+    vocab_size: int
+    eot: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceEntry:
+    """Where documents came from: bytes on disk, documents and bytes of text used, and a hash of those texts."""
+
+    name: str
+    size: int
+    documents: int
+    bytes: int
+    texts: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What else the tokens depend on, as it was asked for."""
+
+    train_tokenizer: int
+    val_tokens: int
+    text_column: str | None
+    shard_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A finished folder of shards. `eot_position` is "appended" (to each document) or "none"."""
+
+    format: int = FORMAT
+    tool: str
+    tokenizer: TokenizerEntry
+    eot_position: str
+    dtype: str
+    splits: dict[str, Split]
+    settings: Settings
+    sources: tuple[SourceEntry, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what the tokens are: tokenizer, type, and the shards' tokens and checksums, not where they are."""
+        shards = {name: [[s.tokens, s.xxh3_128] for s in split.shards] for name, split in sorted(self.splits.items())}
+        canonical = json.dumps([self.tokenizer.fingerprint, self.dtype, shards])
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Writes the manifest into `folder` in one piece: a reader or a crash finds all of it or none."""
+        temporary = folder / f".{NAME}.tmp"
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(self), file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / NAME)
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of `folder`. Raises `DataError` D018 if it is malformed, D014 if it names a file elsewhere."""
+    path = folder / NAME
+    if not path.is_file():
+        _refuse(path, "it is not a file")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        _refuse(path, f"it is not JSON: {error}")
+    if isinstance(values, dict) and values.get("format") != FORMAT:
+        _refuse(path, f"format {values.get('format')!r}; this version of jaxgpt reads format {FORMAT}")
+    manifest: Manifest = _decoded(path, "", Manifest, values)
+    _check(path, manifest)
+    return manifest
+
+
+def _refuse(path: Path, reason: str) -> NoReturn:
+    help = "prepare the data again into another folder: python -m jaxgpt.prepare SOURCE --out DIR"
+    raise DataError("D018", f"{path}: {reason}", help)
+
+
+def _decoded(path: Path, place: str, kind: Any, value: Any) -> Any:
+    """`value` as the type `kind`: a dataclass, tuple of one, dict by name, whole number from 0 on, text, or None."""
+    origin, options = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return _decoded_dataclass(path, place, kind, value)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_decoded(path, f"{place}[{n}]", options[0], item) for n, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {name: _decoded(path, f"{place}.{name}", options[1], item) for name, item in value.items()}
+    if origin is types.UnionType:
+        return None if value is None else _decoded(path, place, options[0], value)
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
+        return value
+    wanted = {int: "a whole number, 0 or more,", str: "a text"}.get(kind, "a list" if origin is tuple else "an object")
+    _refuse(path, f"{place or 'the file'} is {_short(value)}; {wanted} is needed")
+
+
+def _decoded_dataclass(path: Path, place: str, kind: Any, value: dict[str, Any]) -> Any:
+    hints, found = get_type_hints(kind), {}
+    for field in fields(kind):
+        inner = f"{place}.{field.name}".lstrip(".")
+        if field.name not in value:
+            _refuse(path, f"{inner} is missing")
+        found[field.name] = _decoded(path, inner, hints[field.name], value[field.name])
+    return kind(**found)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _check(path: Path, manifest: Manifest) -> None:
+    """What the types do not say: names, sums, and ids within the vocabulary."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    names = [shard.name for shard in shards]
+    for name in [*names, manifest.tokenizer.file]:
+        _check_name(path, name)
+    if len(set(names)) < len(names):
+        _refuse(path, f"it names {max(names, key=names.count)!r} twice")
+    if manifest.dtype not in MOST_TOKENS:
+        _refuse(path, f"dtype is {_short(manifest.dtype)}; one of: {', '.join(MOST_TOKENS)}")
+    if manifest.tokenizer.vocab_size > MOST_TOKENS[manifest.dtype]:
+        _refuse(path, f"tokenizer.vocab_size is {manifest.tokenizer.vocab_size}, too many for {manifest.dtype}")
+    if not manifest.splits.keys() <= {"train", "val"} or "train" not in manifest.splits:
+        _refuse(path, f"its splits are {', '.join(manifest.splits) or 'none'}; train, and perhaps val, are needed")
+    for name, split in manifest.splits.items():
+        if sum(shard.tokens for shard in split.shards) != split.tokens:
+            _refuse(path, f"splits.{name}.tokens is {split.tokens:,}; its shards have another sum")
+        if split.max_token is not None and split.max_token >= manifest.tokenizer.vocab_size:
+            size = manifest.tokenizer.vocab_size
+            _refuse(path, f"splits.{name}.max_token is {split.max_token}; the tokenizer's vocabulary is {size}")
+
+
+def _check_name(path: Path, name: str) -> None:
+    """Only a plain name of a file in the folder itself; D014 for whatever leads, or could lead, out of it."""
+    inside = name not in ("", ".", "..") and not any(c in "/\\" or not c.isprintable() for c in name)
+    if inside and (path.parent / name).resolve().parent == path.parent.resolve():
+        return
+    why = "it is a link to a file elsewhere" if inside else "a plain name of a file in the same folder is needed"
+    raise DataError("D014", f"{path} names the file {name!r}; {why}", "do not use data from a source you do not trust")
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder`, held by this process, that gets its name when the block ends without an error.
+
+    Leftovers of an earlier attempt are removed from it before, and its own when an error ends the block. Raises
+    `StorageError` S001 if another process is building `folder`, S002 or S012 if it cannot be made.
+    """
+    folder = folder.resolve()
+    hidden = folder.with_name(f".{folder.name}.preparing")
+    try:
+        hidden.mkdir(parents=True, exist_ok=True)
+        handle = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        what = f"'{folder}' cannot be made: {error.strerror} ({hidden})"
+        raise StorageError("S002", what, "choose another --out") from error
+    try:
+        _claim(handle, folder)
+        _clear(hidden)
+        try:
+            yield hidden
+            hidden.rename(folder)
+        except BaseException:
+            with suppress(OSError, StorageError):
+                _clear(hidden)
+                hidden.rmdir()
+            raise
+    finally:
+        os.close(handle)
+
+
+def _claim(handle: int, folder: Path) -> None:
+    """Holds the hidden folder by a lock that the system drops with the process."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        what = f"'{folder}' is being prepared by another process"
+        raise StorageError("S001", what, "wait for it, or choose another --out") from error
+
+
+def _clear(hidden: Path) -> None:
+    """Removes what an interrupted preparation left; S012 if there is anything else, which is not ours to remove."""
+    for path in sorted(hidden.iterdir()):
+        if not OURS.fullmatch(path.name):
+            raise StorageError("S012", f"'{path}' is not from a preparation", "move it elsewhere")
+        path.unlink()
+
+
+def check_target(folder: Path) -> None:
+    """Raises `StorageError` S002 or S012 if `folder`, which does not exist or is empty, cannot be made."""
+    target = folder.resolve()
+    if target == Path.cwd() or os.path.ismount(target):
+        why = "the current folder" if target == Path.cwd() else "a mount point"
+        raise StorageError("S012", f"'{folder}' is {why} and cannot be replaced", f"--out {folder / 'tokens'}")
+    above = next(parent for parent in target.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "it cannot be written" if above.is_dir() else "it is a file"
+        raise StorageError("S002", f"'{folder}' cannot be made in '{above}': {why}", "choose another --out")
+
+
+def check_room(place: Path, folder: Path, need: int) -> None:
+    """Raises `StorageError` S011 if the disk of `place` has less than `need` bytes free, and a little over."""
+    free = shutil.disk_usage(place).free
+    if free < need * 1.05:
+        what = f"'{folder}' needs about {need / 1e9:,.2f} GB, its disk has {free / 1e9:,.2f} GB free"
+        raise StorageError("S011", what, "free some space, or choose an --out on another disk")

@@ -1,0 +1,286 @@
+"""The network: GPT-2's block or Qwen3's dense block, in Flax NNX, as a function from token ids to logits.
+
+It knows nothing of losses, optimizers, devices or text. Parameters are float32; the compute type is the config's.
+Array names end in their axes:
+
+    B batch   T time   S cached time   D width   H heads   K key/value heads   C head size   F inner   V vocabulary
+"""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxgpt import config
+from jaxgpt.errors import ConfigError
+
+INIT_STD = 0.02
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the tokens read so far, per layer [B, S, K, C], of which the first `length` are filled."""
+
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
+    length: jax.Array
+
+    @classmethod
+    def create(cls, settings: config.Model, batch: int, size: int) -> "KVCache":
+        """An empty cache for `size` tokens of each of `batch` sequences."""
+        empty_BxSxKxC = jnp.zeros((batch, size, settings.kv_heads, settings.head_size), compute_dtype(settings))
+        layers = (empty_BxSxKxC,) * settings.n_layer
+        return cls(layers, layers, jnp.int32(0))
+
+
+class Context(NamedTuple):
+    """What a block needs beside its input: the place of its first token, its dropout key, its part of the cache."""
+
+    start: jax.Array
+    key: jax.Array | None = None
+    k_BxSxKxC: jax.Array | None = None
+    v_BxSxKxC: jax.Array | None = None
+
+
+class GPT(nnx.Module):
+    """A decoder-only transformer; `settings.architecture` chooses its block."""
+
+    def __init__(self, settings: config.Model, *, rngs: nnx.Rngs) -> None:
+        self.settings = settings
+        embed = partial(
+            nnx.Embed,
+            features=settings.n_embd,
+            embedding_init=_normal(INIT_STD),
+            dtype=compute_dtype(settings),
+            rngs=rngs,
+        )
+        self.tokens = embed(settings.vocab_size)
+        if settings.architecture == "gpt2":
+            self.positions = embed(settings.block_size)
+        self.blocks = nnx.List([Block(settings, rngs=rngs) for _ in range(settings.n_layer)])
+        self.norm = _norm(settings, settings.n_embd, rngs)
+        if not settings.tie_embeddings:
+            shape = (settings.vocab_size, settings.n_embd)
+            self.output = nnx.Param(_normal(INIT_STD)(rngs.params(), shape, jnp.float32))
+
+    def __call__(self, tokens_BxT: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Logits [B, T, V] in float32. `key` switches dropout on."""
+        return self.logits(self.hidden(tokens_BxT, key=key)[0])
+
+    def hidden(
+        self, tokens_BxT: jax.Array, *, key: jax.Array | None = None, cache: KVCache | None = None
+    ) -> tuple[jax.Array, KVCache | None]:
+        """The last block's normed output [B, T, D], and `cache` with these tokens appended to it."""
+        start = jnp.int32(0) if cache is None else cache.length
+        x_BxTxD = self._embed(tokens_BxT, start, key)
+        pairs = []
+        for i, block in enumerate(self.blocks):
+            k, v = (None, None) if cache is None else (cache.k[i], cache.v[i])
+            x_BxTxD, pair = block(x_BxTxD, Context(start, _fold(key, i + 1), k, v))
+            pairs.append(pair)
+        if cache is not None:
+            k_all, v_all = zip(*pairs, strict=True)
+            cache = KVCache(k_all, v_all, start + tokens_BxT.shape[1])
+        return self.norm(x_BxTxD), cache
+
+    def head(self) -> jax.Array:
+        """The output matrix [V, D]."""
+        return self.tokens.embedding[...] if self.settings.tie_embeddings else self.output[...]
+
+    def logits(self, x_xD: jax.Array) -> jax.Array:
+        """Logits [..., V] in float32 of hidden vectors [..., D]."""
+        head_VxD = self.head().astype(x_xD.dtype)
+        return jnp.einsum("...d,vd->...v", x_xD, head_VxD, preferred_element_type=jnp.float32)
+
+    def _embed(self, tokens_BxT: jax.Array, start: jax.Array, key: jax.Array | None) -> jax.Array:
+        x_BxTxD = self.tokens(tokens_BxT)
+        if self.settings.architecture == "gpt2":
+            places_T = start + jnp.arange(tokens_BxT.shape[1])
+            x_BxTxD = x_BxTxD + self.positions(places_T)[None]
+        return dropout(x_BxTxD, self.settings.dropout, _fold(key, 0))
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block: attention, then the MLP."""
+
+    def __init__(self, settings: config.Model, *, rngs: nnx.Rngs) -> None:
+        self.rate = settings.dropout
+        self.attention_norm = _norm(settings, settings.n_embd, rngs)
+        self.attention = Attention(settings, rngs=rngs)
+        self.mlp_norm = _norm(settings, settings.n_embd, rngs)
+        self.mlp = Mlp(settings, rngs=rngs) if settings.architecture == "gpt2" else GatedMlp(settings, rngs=rngs)
+
+    def __call__(self, x_BxTxD: jax.Array, context: Context) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        key = context.key
+        branch_BxTxD, pair = self.attention(self.attention_norm(x_BxTxD), context)
+        x_BxTxD = x_BxTxD + dropout(branch_BxTxD, self.rate, _fold(key, 0))
+        return x_BxTxD + dropout(self.mlp(self.mlp_norm(x_BxTxD)), self.rate, _fold(key, 1)), pair
+
+
+class Attention(nnx.Module):
+    """Causal self-attention. `modern` adds grouped heads, a norm on each query and key, and rotary positions."""
+
+    def __init__(self, settings: config.Model, *, rngs: nnx.Rngs) -> None:
+        self.settings = settings
+        heads, head = settings.n_head + 2 * settings.kv_heads, settings.head_size
+        self.qkv = _linear(settings, settings.n_embd, heads * head, rngs)
+        self.out = _linear(settings, settings.n_head * head, settings.n_embd, rngs, residual=True)
+        if settings.architecture == "modern":
+            self.q_norm = _norm(settings, head, rngs)
+            self.k_norm = _norm(settings, head, rngs)
+
+    def __call__(self, x_BxTxD: jax.Array, context: Context) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        q_BxTxHxC, k_BxTxKxC, v_BxTxKxC = self._project(x_BxTxD, context.start)
+        if context.k_BxSxKxC is not None and context.v_BxSxKxC is not None:
+            k_BxTxKxC = jax.lax.dynamic_update_slice_in_dim(context.k_BxSxKxC, k_BxTxKxC, context.start, 1)
+            v_BxTxKxC = jax.lax.dynamic_update_slice_in_dim(context.v_BxSxKxC, v_BxTxKxC, context.start, 1)
+            y_BxTxHxC = _attend_cached(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, context.start)
+        else:
+            y_BxTxHxC = attend(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, self.settings, _fold(context.key, 2))
+        return self.out(y_BxTxHxC.reshape(*x_BxTxD.shape[:2], -1)), (k_BxTxKxC, v_BxTxKxC)
+
+    def _project(self, x_BxTxD: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        settings = self.settings
+        qkv_BxTxNxC = self.qkv(x_BxTxD).reshape(*x_BxTxD.shape[:2], -1, settings.head_size)
+        q, k, v = jnp.split(qkv_BxTxNxC, (settings.n_head, settings.n_head + settings.kv_heads), axis=2)
+        if settings.architecture == "modern":
+            places_T = start + jnp.arange(x_BxTxD.shape[1])
+            q = rotate(self.q_norm(q), places_T, settings.rope_theta)
+            k = rotate(self.k_norm(k), places_T, settings.rope_theta)
+        return q, k, v
+
+
+class Mlp(nnx.Module):
+    """GPT-2's MLP: widen, GELU, narrow."""
+
+    def __init__(self, settings: config.Model, *, rngs: nnx.Rngs) -> None:
+        self.approximate = settings.activation == "gelu_tanh"
+        self.up = _linear(settings, settings.n_embd, settings.inner, rngs)
+        self.down = _linear(settings, settings.inner, settings.n_embd, rngs, residual=True)
+
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        h_BxTxF = jax.nn.gelu(self.up(x_BxTxD), approximate=self.approximate)
+        return self.down(h_BxTxF)
+
+
+class GatedMlp(nnx.Module):
+    """SwiGLU (Shazeer 2020), as Qwen3 has it: down(silu(gate) * up)."""
+
+    def __init__(self, settings: config.Model, *, rngs: nnx.Rngs) -> None:
+        self.gate = _linear(settings, settings.n_embd, settings.inner, rngs)
+        self.up = _linear(settings, settings.n_embd, settings.inner, rngs)
+        self.down = _linear(settings, settings.inner, settings.n_embd, rngs, residual=True)
+
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x_BxTxD)) * self.up(x_BxTxD))
+
+
+def attend(
+    q_BxTxHxC: jax.Array, k_BxTxKxC: jax.Array, v_BxTxKxC: jax.Array, settings: config.Model, key: jax.Array | None
+) -> jax.Array:
+    """Causal attention [B, T, H, C] by the kernel that `settings.attention` names."""
+    if settings.attention_dropout and key is not None:
+        return _attend_with_dropout(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, settings.attention_dropout, key)
+    kernel = None if settings.attention == "auto" else settings.attention
+    return jax.nn.dot_product_attention(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, is_causal=True, implementation=kernel)
+
+
+def _attend_cached(q_BxTxHxC: jax.Array, k_BxSxKxC: jax.Array, v_BxSxKxC: jax.Array, start: jax.Array) -> jax.Array:
+    """Each query sees the cached tokens up to its own place; what lies beyond is not filled yet."""
+    places_T = start + jnp.arange(q_BxTxHxC.shape[1])
+    mask_TxS = jnp.arange(k_BxSxKxC.shape[1])[None, :] <= places_T[:, None]
+    return jax.nn.dot_product_attention(
+        q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, mask=mask_TxS[None, None], implementation="xla"
+    )
+
+
+def _attend_with_dropout(
+    q_BxTxHxC: jax.Array, k_BxTxKxC: jax.Array, v_BxTxKxC: jax.Array, rate: float, key: jax.Array
+) -> jax.Array:
+    """The exact path with dropout on the probabilities: flash kernels have none that a changing key can drive."""
+    groups, time = q_BxTxHxC.shape[2] // k_BxTxKxC.shape[2], q_BxTxHxC.shape[1]
+    k_BxTxHxC, v_BxTxHxC = (jnp.repeat(array, groups, axis=2) for array in (k_BxTxKxC, v_BxTxKxC))
+    scores = jnp.einsum("bthc,bshc->bhts", q_BxTxHxC, k_BxTxHxC, preferred_element_type=jnp.float32)
+    causal_TxT = jnp.tril(jnp.ones((time, time), bool))
+    scores = jnp.where(causal_TxT[None, None], scores / math.sqrt(q_BxTxHxC.shape[-1]), -jnp.inf)
+    p_BxHxTxT = dropout(jax.nn.softmax(scores, axis=-1), rate, key).astype(q_BxTxHxC.dtype)
+    return jnp.einsum("bhts,bshc->bthc", p_BxHxTxT, v_BxTxHxC)
+
+
+def rotate(x_BxTxHxC: jax.Array, places_T: jax.Array, theta: float) -> jax.Array:
+    """Rotary positions (Su et al. 2021) on the pairs (c, c + C/2), which is Hugging Face's layout."""
+    half = x_BxTxHxC.shape[-1] // 2
+    frequency_C = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_TxC = places_T.astype(jnp.float32)[:, None] * frequency_C[None, :]
+    cos, sin = (f(angle_TxC)[None, :, None, :] for f in (jnp.cos, jnp.sin))
+    first, second = jnp.split(x_BxTxHxC.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BxTxHxC.dtype)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """`x` with a share `rate` of its elements zeroed and the rest scaled up; unchanged without a key."""
+    if key is None or rate == 0:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))
+
+
+def compute_dtype(settings: config.Model) -> Any:
+    """The JAX type of activations; `auto` must have been resolved."""
+    return {"bfloat16": jnp.bfloat16, "float32": jnp.float32}[settings.dtype]
+
+
+def resolve(settings: config.Model, platform: str) -> config.Model:
+    """`settings` with `auto` replaced by what suits `platform` ("cpu", "gpu").
+
+    Raises `ConfigError` C023 where cuDNN's attention is asked for and cannot run.
+    """
+    dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if platform == "gpu" else "float32"
+    obstacle = _cudnn_obstacle(settings, platform, dtype)
+    if settings.attention == "cudnn" and obstacle:
+        raise ConfigError("C023", f"model.attention = cudnn cannot run here: {obstacle}", "--model.attention auto")
+    attention = settings.attention if settings.attention != "auto" else "xla" if obstacle else "cudnn"
+    return dataclasses.replace(settings, dtype=dtype, attention=attention)
+
+
+def _cudnn_obstacle(settings: config.Model, platform: str, dtype: str) -> str:
+    if platform != "gpu":
+        return f"the device is a {platform}"
+    if dtype != "bfloat16":
+        return f"it needs model.dtype = bfloat16, not {dtype}"
+    if settings.head_size % 8 or settings.head_size > 128:
+        return f"the head size {settings.head_size} must be a multiple of 8 up to 128"
+    return ""
+
+
+def _normal(std: float) -> Any:
+    return nnx.initializers.normal(std)
+
+
+def _linear(settings: config.Model, inputs: int, outputs: int, rngs: nnx.Rngs, *, residual: bool = False) -> nnx.Linear:
+    """nanoGPT's initialisation: N(0, 0.02), and a residual branch's last matrix smaller by sqrt(2 n_layer)."""
+    std = INIT_STD / math.sqrt(2 * settings.n_layer) if residual else INIT_STD
+    return nnx.Linear(
+        inputs, outputs, use_bias=settings.bias, kernel_init=_normal(std), dtype=compute_dtype(settings), rngs=rngs
+    )
+
+
+def _norm(settings: config.Model, width: int, rngs: nnx.Rngs) -> nnx.Module:
+    """Statistics are taken in float32 whatever the compute type."""
+    common: dict[str, Any] = {
+        "num_features": width,
+        "epsilon": settings.epsilon,
+        "dtype": compute_dtype(settings),
+        "rngs": rngs,
+    }
+    if settings.architecture == "modern":
+        return nnx.RMSNorm(**common, use_fast_variance=False)
+    return nnx.LayerNorm(**common, use_bias=settings.bias, use_fast_variance=False)
+
+
+def _fold(key: jax.Array | None, number: int) -> jax.Array | None:
+    return None if key is None else jax.random.fold_in(key, number)

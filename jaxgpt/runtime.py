@@ -1,0 +1,33 @@
+"""JAX's settings for a command: set once in `main`, never on import.
+
+JAX_COMPILATION_CACHE_DIR   where compiled programs are kept (default: ~/.cache/jaxgpt/xla)
+"""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import jax
+
+import jaxgpt
+from jaxgpt import _loader
+from jaxgpt.errors import ConfigError
+
+
+def set_up() -> None:
+    """Keeps compiled programs between processes and libraries' chatter off the screen."""
+    if _loader.__version__ != jaxgpt.__version__:
+        raise ConfigError(
+            "C025",
+            f"the compiled extension is of version {_loader.__version__}, the Python source of {jaxgpt.__version__}",
+            "pip install . (in the checkout), or leave the checkout's folder to use the installed version",
+        )
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxgpt" / "xla"
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(default))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "all")
+    for name in ("absl", "orbax", "jax", "jaxlib", "asyncio"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="orbax")

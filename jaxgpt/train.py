@@ -1,0 +1,186 @@
+"""`python -m jaxgpt.train --config FILE`: the run, from tokens to a trained model that can be resumed to the bit.
+
+A run is its folder: the same command resumes it from the newest checkpoint, or says that it is done. The batch of a
+step, its dropout and its learning rate are functions of (seed, step), so a resumed run is the uninterrupted one.
+"""
+
+import platform
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+import jaxgpt
+from jaxgpt import announce, data, dataset, display, errors, optim, runfolder, runtime, sample, step
+from jaxgpt.checkpoint import Checkpoints, Loaded, resolved
+from jaxgpt.config import Config, Run
+from jaxgpt.dataset import Data
+from jaxgpt.display import Screen
+from jaxgpt.errors import DataError, Stopped
+from jaxgpt.evaluate import Evaluator
+from jaxgpt.mesh import make_mesh
+from jaxgpt.metrics import Recorder, Scores
+from jaxgpt.overrides import Parser, parse_config
+from jaxgpt.prepare import prepare
+from jaxgpt.runfolder import RunFolder
+from jaxgpt.runlog import RunLog
+from jaxgpt.step import TrainState
+from jaxgpt.stopping import StopRequest
+
+
+def train(config: Config, fork: RunFolder | None = None) -> RunFolder:
+    """Trains until `config.run.steps`, resuming from the run's folder if that holds a checkpoint.
+
+    `fork` is a run whose newest checkpoint a new run starts from. Raises `JaxgptError` for what its reader can mend,
+    and `Stopped` after a signal, when everything is saved.
+    """
+    stated, mesh = config, make_mesh(config.mesh, config.data.micro_batch)
+    config = resolved(config, mesh)
+    tokens = open_tokens(config)
+    folder = RunFolder.of(config)
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        enter(folder.claim())
+        folder.check(stated, tokens.identity)
+        checkpoints = enter(Checkpoints(folder.checkpoints, config.run))
+        optimizer = optim.make(config.optim, config.run.steps)
+        state = first_state(config, optimizer, mesh, checkpoints, fork)
+        first, run = int(state.step), config.run
+        if first >= run.steps:
+            print(announce.already_done(folder, first))
+            return folder
+        folder.record(stated, tokens.identity, tokens.tokenizer)
+
+        graphdef = step.graph(config.model)
+        train_step = step.compile_train_step(config, graphdef, optimizer, mesh)
+        log = enter(RunLog(folder.log_file))
+        log.write("start", **about(stated, mesh, first))
+        print(announce.opening(config, tokens, list(mesh.devices.flat), folder, first), flush=True)
+        screen = enter(display.open_display(config))
+        record = enter(Recorder(config, log, screen, tokens.train, mesh, folder.tensorboard))
+        between = Between(run, Evaluator(config, tokens, mesh, graphdef), checkpoints, record, enter(StopRequest()))
+        if first == 0:
+            between.evaluate(0, state)
+        batches = enter(data.train_batches(config, tokens.train, mesh, first, tokens.vocab_size))
+        for done, block in enumerate(batches, start=first + 1):
+            state, metrics = train_step(state, block)
+            record.step(done - 1, metrics)
+            between.steps(done, state)
+        trained = Loaded(config, graphdef, state.params, tokens.tokenizer, mesh, run.steps)
+        finish(trained, tokens, folder, between.last, screen)
+    return folder
+
+
+class Between:
+    """What happens between two steps when it is due: evaluating, saving, stopping."""
+
+    def __init__(
+        self, run: Run, evaluator: Evaluator, checkpoints: Checkpoints, record: Recorder, stop: StopRequest
+    ) -> None:
+        self._run, self._evaluator, self._checkpoints, self._record, self._stop = (
+            run,
+            evaluator,
+            checkpoints,
+            record,
+            stop,
+        )
+        self._best = checkpoints.best_loss()
+        self.last: Scores | None = None
+
+    def steps(self, done: int, state: TrainState) -> None:
+        """After `done` updates: evaluates and saves if due, then raises `Stopped` if that was asked for."""
+        self._checkpoints.check()
+        last, stopping = done == self._run.steps, self._stop.status is not None
+        scores = self.evaluate(done, state) if last or done % self._run.eval_every == 0 else None
+        improved = scores is not None and scores.main.loss < self._best
+        if scores is not None:
+            self._best = min(self._best, scores.main.loss)
+        if last or stopping or improved or done % self._run.save_every == 0:
+            self._save(done, state, scores)
+        if self._stop.status is not None and stopping and not last:
+            self._checkpoints.wait()
+            raise Stopped(f"stopped after step {done:,}, saved; the same command goes on from there", self._stop.status)
+
+    def evaluate(self, done: int, state: TrainState) -> Scores:
+        with self._record.pause():
+            self.last = self._evaluator(state.params)
+            self._record.scores(done, self.last)
+        return self.last
+
+    def _save(self, done: int, state: TrainState, scores: Scores | None) -> None:
+        with self._record.pause():  # the pause reads the step's loss first: a state that is not finite is never saved
+            self._checkpoints.save(done, state, scores.main.loss if scores else None)
+            self._record.saved(done)
+
+
+def open_tokens(config: Config) -> Data:
+    """The config's tokens, prepared first where it names sources for them, every one of them read and checked."""
+    try:
+        tokens = dataset.open_folder(config.data.path)
+    except DataError as error:
+        if error.code != "D002" or not config.data.sources:
+            raise
+        how = config.data
+        prepare(
+            how.sources,
+            how.path,
+            tokenizer=how.tokenizer,
+            train_tokenizer=how.train_tokenizer,
+            val_tokens=how.val_tokens,
+        )
+        tokens = dataset.open_folder(how.path)
+    dataset.check_vocabulary(config.model.vocab_size, tokens)
+    for split in (tokens.train, tokens.val):
+        if split:
+            split.windows(config.model.block_size)
+    with display.checking("checking the tokens") as progress:
+        tokens.verify(progress)
+    return tokens
+
+
+def first_state(
+    config: Config, optimizer: Any, mesh: Mesh, checkpoints: Checkpoints, fork: RunFolder | None
+) -> TrainState:
+    """The newest checkpoint's state, else that of the run to fork from, else a new one."""
+    template = step.abstract_state(config, optimizer, mesh)
+    latest = checkpoints.latest()
+    if latest is not None:
+        return checkpoints.restore(template, latest)
+    if fork is not None:
+        with Checkpoints(fork.checkpoints) as source:
+            return source.restore(template, source.find("latest"))
+    return step.compile_init(config, optimizer, mesh)()
+
+
+def about(config: Config, mesh: Mesh, first: int) -> dict[str, Any]:
+    """What the log's first record says of the run: its config, versions and devices."""
+    devices = list(mesh.devices.flat)
+    versions = {"jaxgpt": jaxgpt.__version__, "jax": jax.__version__, "python": platform.python_version()}
+    device = {"kind": devices[0].device_kind, "count": len(devices)}
+    return {"step": first, "config": config.to_dict(), "versions": versions, "device": device}
+
+
+def finish(trained: Loaded, tokens: Data, folder: RunFolder, scores: Scores | None, screen: Screen) -> None:
+    """Shows a sample, if the config asks for one, the result, and what to do next."""
+    run = trained.config.run
+    if run.sample_prompt:
+        text = sample.texts(trained, run.sample_prompt, count=run.sample_tokens, seed=run.seed)[0]
+        screen.say(f"\nsample:\n{run.sample_prompt}{text}\n")
+    if scores:
+        screen.say(announce.closing(scores, tokens, folder, trained.step))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains the config that the command line describes."""
+    parser = Parser("train", (__doc__ or "").split("\n\n")[1], "[--config FILE] [--SECTION.FIELD VALUE ...]")
+    parser.add_argument("--fork", metavar="RUN", help="a new run starts from the newest checkpoint of this one")
+    config, options = parse_config(parser, argv)
+    runtime.set_up()
+    train(config, runfolder.find(options.fork)[0] if options.fork else None)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))

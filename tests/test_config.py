@@ -1,0 +1,188 @@
+"""Configs: what is accepted, what is refused and in which words, and every way to spell a field."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from jaxgpt import overrides
+from jaxgpt.config import Config, Data, Mesh, Model, Optim, Run, sections
+from jaxgpt.errors import ConfigError
+from jaxgpt.overrides import Parser, load, parse_config
+
+ROOT = Path(__file__).parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+def parse(*argv: str) -> Config:
+    return parse_config(Parser("train", "test"), list(argv))[0]
+
+
+def refused(*argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(*argv)
+    assert caught.value.exit_status == 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_loads_by_name_and_by_path_and_survives_json(name: str) -> None:
+    config = load(name)
+    assert config == load(ROOT / "configs" / f"{name}.py")
+    assert Config.from_dict(config.to_dict()) == config
+    assert "Device:" in (ROOT / "configs" / f"{name}.py").read_text()
+
+
+def test_the_wheel_carries_every_config() -> None:
+    inside = sorted(path.stem for path in (ROOT / "jaxgpt" / "configs").glob("*.py"))
+    assert inside == NAMES
+    for name in NAMES:
+        assert (ROOT / "jaxgpt" / "configs" / f"{name}.py").resolve() == ROOT / "configs" / f"{name}.py"
+
+
+def test_the_reference_run_is_its_owners() -> None:
+    config = load("fineweb40m")
+    assert config.tokens_per_step == 524_288
+    assert config.tokens_per_step * config.run.steps == 10_485_760_000
+    wanted = {"n_layer": 12, "n_head": 12, "n_embd": 384, "block_size": 1024, "vocab_size": 50304, "dropout": 0.1}
+    assert wanted.items() <= config.to_dict()["model"].items()
+    assert (config.optim.learning_rate, config.optim.min_lr, config.optim.weight_decay) == (1e-3, 1e-4, 0.1)
+
+
+def test_every_field_has_help_and_an_option_that_sets_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = capsys.readouterr().out
+    for section, kind in sections().items():
+        for field in dataclasses.fields(kind):
+            assert len(field.metadata["help"]) > 5
+            assert f"--{section}.{field.name.replace('_', '-')} " in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "place", "value"),
+    [
+        (["--optim.learning-rate", "3e-4"], "optim.learning_rate", 3e-4),
+        (["--optim.learning_rate=3e-4"], "optim.learning_rate", 3e-4),
+        (["--learning_rate=1"], "optim.learning_rate", 1.0),
+        (["--max_iters=1e4"], "run.steps", 10_000),
+        (["--steps", "5_000"], "run.steps", 5000),
+        (["--batch_size", "4"], "data.micro_batch", 4),
+        (["--gradient_accumulation_steps", "8"], "data.accum", 8),
+        (["--warmup_iters", "10"], "optim.warmup_steps", 10),
+        (["--lr_decay_iters", "9000"], "optim.decay_steps", 9000),
+        (["--dataset=data/x"], "data.path", "data/x"),
+        (["--eval_interval", "7"], "run.eval_every", 7),
+        (["--device", "cuda"], "mesh.device", "gpu"),
+        (["--model.bias"], "model.bias", True),
+        (["--model.bias", "false"], "model.bias", False),
+        (["--optim.decay-steps", "none"], "optim.decay_steps", None),
+        (["--data.sources", "a.parquet", "b.parquet"], "data.sources", ("a.parquet", "b.parquet")),
+        (["--data.seed", "9007199254740993"], "data.seed", 9007199254740993),
+    ],
+)
+def test_fields_are_spelled_in_many_ways(argv: list[str], place: str, value: object) -> None:
+    section, field = place.split(".")
+    assert getattr(getattr(parse(*argv), section), field) == value
+
+
+@pytest.mark.parametrize(
+    ("argv", "wanted"),
+    [
+        (["--config", "configs/run.py"], ["error[C001]: config 'configs/run.py' not found", "quickstart"]),
+        (["--optim.learning_rat", "1"], ["C005", "unknown field 'optim.learning_rat'", "did you mean 'optim.learning_rate'?"]),
+        (["--model.n_layer", "twelve"], ["error[C007]: model.n_layer = 'twelve'; a whole number is needed"]),
+        (["--model.n_layer", "2.5"], ["C007", "2.5", "whole number"]),
+        (["--optim.learning_rate", "nan"], ["error[C008]: optim.learning_rate = nan is not finite"]),
+        (["--optim.weight-decay", "inf"], ["C008", "optim.weight_decay = inf"]),
+        (["--model.n_layer", "0"], ["error[C009]: model.n_layer = 0; must be 1 or more"]),
+        (["--data.micro-batch", "-3"], ["C009", "data.micro_batch = -3"]),
+        (["--optim.min-lr", "-1e-4"], ["C009", "optim.min_lr = -0.0001"]),
+        (["--n_embd", "768", "--n_head", "7"], ["error[C010]: n_embd 768 is not divisible by n_head 7", "nearest: 6, 8"]),
+        (["--model.architecture", "modern", "--n_embd", "36"], ["C011", "head size 3 is odd"]),
+        (["--model.architecture", "modern", "--n_kv_head", "5"], ["C012", "n_kv_head = 5 does not divide n_head = 12"]),
+        (["--model.n-kv-head", "4"], ["C012", "n_kv_head = 4"]),
+        (["--run.steps", "100"], ["C014", "optim.warmup_steps = 2000 is longer than the run (run.steps = 100)"]),
+        (["--optim.min-lr", "0.5"], ["C015", "min_lr = 0.5 is above optim.learning_rate = 0.001"]),
+        (["--optim.beta2", "1"], ["C016", "optim.beta2 = 1.0; must be below 1"]),
+        (["--optim.schedule", "cosin"], ["C017", "'cosin'", "cosine, linear, constant, wsd"]),
+        (["--run.name", "../x"], ["C019", "'../x'"]),
+        (["--run.name", "a\x1b[2J"], ["C019", "cannot name a folder"]),
+        (["--run.name", "a/b"], ["C019", "'a/b'"]),
+        (["--eval_iters", "5"], ["C005", "--run.eval-tokens"]),
+        (["--init_from=resume"], ["C005", "resumes by itself"]),
+        (["--n_layer"], ["C006", "--model.n-layer", "--help"]),
+        (["configs/quickstart.py", "more"], ["C006", "more"]),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_a_sentence(argv: list[str], wanted: list[str]) -> None:
+    message = refused(*argv)
+    for part in wanted:
+        assert part in message
+    assert "\x1b" not in message
+
+
+def test_text_that_looks_like_code_stays_text(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    code = f"__import__('pathlib').Path({str(trap)!r}).touch()"
+    assert "a whole number is needed" in refused("--model.n_layer", code)
+    assert parse("--data.path", code).data.path == code
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("x = 1\nif:\n", "error[C002]: {path}:2: invalid syntax"),
+        ("x = 1\n", "error[C003]: {path} defines no 'config = Config(...)'"),
+        ("config = 3\n", "C003"),
+        ("x = 1\n\nraise RuntimeError('no luck')\n", "error[C004]: {path}:3: RuntimeError: no luck"),
+        ("from jaxgpt.config import *\n\nconfig = Config(model=Model(n_layer=0))\n", "{path}:3"),
+        ("from jaxgpt.config import *\nconfig = Config(model=Model(n_layers=0))\n", "n_layers"),
+        ("from jaxgpt.config import *\nconfig = Config(model=Model(n_layer=True))\n", "error[C008]: model.n_layer = True"),
+        ("from jaxgpt.config import *\nconfig = Config(run=Run(steps='x'))\n", "error[C007]: run.steps = 'x'"),
+        ("from jaxgpt.config import *\nconfig = Config(data=Data(sources='x'))\n", "C007"),
+        ("from jaxgpt.config import *\nconfig = Config(data=Model())\n", "a Data(...) is needed"),
+    ],
+)
+def test_config_files_that_fail_name_their_line(tmp_path: Path, text: str, wanted: str) -> None:
+    path = tmp_path / "run.py"
+    path.write_text(text)
+    assert wanted.format(path=path) in refused("--config", str(path))
+
+
+def test_a_config_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.py"
+    path.write_bytes(b"PK\x03\x04\xff\xfe")
+    assert "C002" in refused("--config", str(path))
+
+
+def test_sections_are_frozen_and_check_each_other() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().run.steps = 3  # type: ignore[misc]
+    with pytest.raises(ConfigError, match="C014"):
+        Config(optim=Optim(schedule="wsd", warmup_steps=10, decay_steps=100), run=Run(steps=50))
+    with pytest.raises(ConfigError, match="C014"):
+        Config(optim=Optim(warmup_steps=10, decay_steps=5), run=Run(steps=50))
+    with pytest.raises(ConfigError, match="C021"):
+        Model(architecture="modern", bias=True)
+
+
+def test_derived_sizes() -> None:
+    assert Model().inner == 4 * 768
+    assert Model(architecture="modern", n_embd=384, n_head=6).inner == 1024
+    assert (Model().epsilon, Model(architecture="modern").epsilon, Model(norm_eps=0.1).epsilon) == (1e-5, 1e-6, 0.1)
+    assert Model(n_embd=384, n_head=12).head_size == 32
+    assert Config(data=Data(micro_batch=2, accum=3), mesh=Mesh(device="cpu")).tokens_per_step == 6 * 1024
+    assert math.isclose(Optim(learning_rate=1).learning_rate, 1.0)
+
+
+def test_unknown_fields_in_a_stored_config_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.momentum"):
+        Config.from_dict({"optim": {"momentum": 0.9}})
+
+
+def test_nanogpt_words_point_at_fields_that_exist() -> None:
+    places = {f"{name}.{field.name}" for name, kind in sections().items() for field in dataclasses.fields(kind)}
+    assert set(overrides.NANOGPT.values()) <= places

@@ -3,29 +3,31 @@
     python -m jaxgpt.train --config configs/quickstart.py
 
 Device: 2 CPU cores, at most 4 minutes all in all. The corpus is what this Python brought along (10 to 30 MB of source
-files), prepared with a tokenizer of 4,096 tokens of its own.
-Loss: at most 2.4 bits per byte on files that it has not seen.
+files), prepared with a tokenizer of 4,096 tokens of its own; 4 layers, width 128, 1.3M parameters.
+Loss: about 2.0 bits per byte on files that it has not seen (unigram entropy: 2.6).
 """
 
 from jaxgpt.config import Config, Data, Model, Optim, Run
 
 config = Config(
-    model=Model(architecture="gpt2", n_layer=4, n_head=4, n_embd=128, block_size=256, vocab_size=4096),
+    model=Model(
+        architecture="gpt2", n_layer=4, n_head=4, n_embd=128, block_size=256, vocab_size=4096, loss_chunk=512
+    ),
     data=Data(
         path="data/quickstart",
         sources=("python-stdlib",),
         train_tokenizer=4096,
         val_tokens=200_000,
-        micro_batch=8,
+        micro_batch=4,
         accum=1,
     ),
     optim=Optim(learning_rate=3e-3, min_lr=3e-4, warmup_steps=50, beta2=0.99),
     run=Run(
         name="quickstart",
-        steps=1000,
-        eval_every=250,
+        steps=600,
+        eval_every=200,
         eval_tokens=65_536,
-        save_every=250,
+        save_every=200,
         log_every=10,
         sample_prompt="def ",
     ),

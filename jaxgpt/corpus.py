@@ -202,8 +202,10 @@ def _python(folder: Path, skipped: Skipped) -> Iterator[str]:
 
 def _open(source: Source) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(source.path)
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(source.path)
+        str(file.schema_arrow)  # decodes the columns' names, which may be damaged too
+        return file
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(source, "", error) from error
 
 

@@ -199,7 +199,8 @@ def _assumed(folder: Path, train: Split, val: Split | None, notes: list[str]) ->
     own = folder / "tokenizer.json"
     name, size = "gpt2", tokenizer.GPT2_SIZE
     if own.is_file():
-        name, size = str(own), tokenizer.load(own).vocab_size
+        found = tokenizer.load(own)
+        name, size = found.name, found.vocab_size
     elif train.tokens_on_disk.dtype != "uint16":
         help = "put the tokenizer.json that made them beside them"
         raise DataError("D019", f"'{folder}' holds uint32 tokens and does not say which tokenizer made them", help)

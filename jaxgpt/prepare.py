@@ -356,7 +356,8 @@ def _summary(out: Path, made: Manifest, skipped: Skipped, meter: Meter) -> str:
     lines.append(
         f"  {made.tokenizer.name}, {size / tokens:.3f} bytes per token, {tokens / meter.seconds:,.0f} tokens/s"
     )
-    rows = f" --model.vocab-size {made.tokenizer.vocab_size}" if made.tokenizer.name != "gpt2" else ""
+    size_of_gpt2 = made.tokenizer.vocab_size == bpe.GPT2_SIZE
+    rows = "" if size_of_gpt2 else f" --model.vocab-size {made.tokenizer.vocab_size}"
     lines.append(f"next: python -m jaxgpt.train --data.path {shlex.quote(str(out))}{rows}")
     return "\n".join(lines)
 

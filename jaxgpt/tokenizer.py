@@ -59,9 +59,8 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """sha256 of the vocabulary in the order of its ids and of the merges: the same for the same tokenizer."""
         model = json.loads(self._inner.to_str())["model"]
-        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])]
         tokens = sorted((number, token) for token, number in self._vocabulary.items())
-        canonical = json.dumps([tokens, pairs], ensure_ascii=True, separators=(",", ":"))
+        canonical = json.dumps([tokens, model.get("merges", [])], ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -138,14 +137,16 @@ def load(name: str | Path) -> Tokenizer:
     path = Path(name) / "tokenizer.json" if Path(name).is_dir() else Path(name)
     if not path.is_file():
         raise ConfigError("C026", f"tokenizer '{name}' not found", "gpt2, or the path of a tokenizer.json")
-    return _read(path, str(name))
+    return _read(path)
 
 
-def _read(path: Path, name: str) -> Tokenizer:
+def _read(path: Path) -> Tokenizer:
+    """The tokenizer in the file `path`, called after the file, or after its folder if all such files have that name."""
+    name = path.resolve().parent.name if path.name == "tokenizer.json" else path.stem
     try:
         text = path.read_text(encoding="utf-8")
         model = json.loads(text)["model"]  # the library's own messages do not say what is wrong
-        if not model["vocab"]:
+        if len(model["vocab"]) == 0:
             raise ValueError("its vocabulary is empty")
         return Tokenizer(name, tokenizers.Tokenizer.from_str(text))
     except (KeyError, TypeError, RecursionError) as error:
@@ -167,8 +168,11 @@ def gpt2() -> Tokenizer:
         return "".join(table[byte] for byte in token)
 
     vocabulary = {printable(token): number for number, token in enumerate(_loader.gpt2_vocabulary())}
+    vocabulary[EOT] = len(vocabulary)
     merges = [(printable(left), printable(right)) for left, right in _loader.gpt2_merges()]
-    return Tokenizer("gpt2", _byte_level(models.BPE(vocab=vocabulary, merges=merges), with_eot=True))
+    inner = _byte_level(models.BPE(vocab=vocabulary, merges=merges))
+    _add_eot(inner)
+    return Tokenizer("gpt2", inner)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -178,7 +182,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     pair that occurs twice. Raises `ConfigError` C027 if `vocab_size` cannot hold all bytes.
     """
     check_size(vocab_size)
-    inner = _byte_level(models.BPE(), with_eot=False)
+    inner = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         min_frequency=2,
@@ -200,12 +204,10 @@ def check_size(vocab_size: int) -> None:
         )
 
 
-def _byte_level(model: Any, with_eot: bool) -> tokenizers.Tokenizer:
+def _byte_level(model: Any) -> tokenizers.Tokenizer:
     inner = tokenizers.Tokenizer(model)
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     inner.decoder = decoders.ByteLevel()
-    if with_eot:
-        _add_eot(inner)
     return inner
 
 

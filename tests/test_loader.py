@@ -352,8 +352,9 @@ def run_python(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 WAIT = """
-import sys
+import signal, sys
 from jaxgpt._loader import Dataset, Loader
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with SIGINT ignored
 loader = Loader(Dataset(sys.argv[1:]), block=64, micro_batch=4, slots=1)
 lease = next(loader)
 print("waiting", flush=True)

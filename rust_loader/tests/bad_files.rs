@@ -224,6 +224,7 @@ fn a_token_out_of_vocabulary_is_found_by_verifying() {
     let dataset = with_a_bad_token(&folder);
     let error = verify(&dataset, &options(Some(50_257), None), &mut |_| true).unwrap_err();
     assert_eq!(folder.said(&error), BAD_TOKEN);
+    assert!(verify(&dataset, &options(Some(50_300), None), &mut |_| true).is_err());
     assert!(verify(&dataset, &options(Some(50_301), None), &mut |_| true).is_ok());
 }
 
@@ -236,6 +237,10 @@ fn a_token_out_of_vocabulary_is_found_while_loading() {
         batches.fill(step, &mut buffer).unwrap();
     }
     assert_eq!(folder.said(&batches.fill(181, &mut buffer).unwrap_err()), BAD_TOKEN);
+    for (vocab_size, good) in [(50_300, false), (50_301, true)] {
+        let batches = sequential(with_a_bad_token(&folder), 1000, Some(vocab_size));
+        assert_eq!(batches.fill(181, &mut buffer).is_ok(), good, "token 50300 and vocabulary {vocab_size}");
+    }
 }
 
 fn sequential(dataset: Dataset, block: u64, vocab_size: Option<u64>) -> Batches {

@@ -1,0 +1,5 @@
+"""`python -m jaxgpt VERB …`."""
+
+from jaxgpt.cli import main
+
+main()

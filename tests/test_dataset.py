@@ -1,0 +1,319 @@
+"""Folders of shards: the three layouts, what identifies them, and every folder that must be refused."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxgpt import _loader, dataset, manifest
+from jaxgpt.dataset import Data, check_vocabulary, open_folder, unigram_entropy
+from jaxgpt.errors import ConfigError, DataError, JaxgptError, StorageError
+from jaxgpt.prepare import prepare
+
+TOKENS = np.arange(5000, dtype="<u2")
+
+
+def shard(path: Path, tokens: Any = TOKENS, count: int | None = None) -> Path:
+    """A shard as llm.c writes it; `count` is what its header claims."""
+    tokens = np.asarray(tokens)
+    wide = tokens.dtype.itemsize == 4
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = [20240801, 7, len(tokens)] if wide else [20240520, 1, len(tokens)]
+    if count is not None:
+        header[2] = count
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(header.tobytes() + tokens.tobytes())
+    return path
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    """A small dataset with a manifest, two training shards and a validation split."""
+    for number in range(40):
+        (tmp_path / f"text{number:02d}.txt").write_text(f"Document {number} says é and more. " * 30, encoding="utf-8")
+    prepare([str(tmp_path / "*.txt")], tmp_path / "data", val_tokens=2000, shard_tokens=5000)
+    return tmp_path / "data"
+
+
+def refused(code: str, path: Path, action: Callable[[Data], object] | None = None) -> JaxgptError:
+    """The error, raised by opening `path` or by `action` on what was opened; it has `code`."""
+    with pytest.raises(JaxgptError) as caught:
+        (action or (lambda data: None))(open_folder(path))
+    assert caught.value.code == code
+    assert caught.value.exit_status == 3
+    assert isinstance(caught.value, DataError)
+    return caught.value
+
+
+def edited(folder: Path, *place: Any, value: Any) -> None:
+    """Sets one value in the manifest; the value `...` removes it."""
+    path = folder / "manifest.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    inner = whole
+    for step in place[:-1]:
+        inner = inner[step]
+    if value is ...:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    path.write_text(json.dumps(whole), encoding="utf-8")
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
+def test_ours(ours: Path) -> None:
+    data = open_folder(ours)
+    made = manifest.read(ours)
+    assert (data.tokenizer_name, data.vocab_size, data.tokenizer.eot, data.notes) == ("gpt2", 50257, 50256, ())
+    assert data.val is not None
+    assert data.train.tokens == made.splits["train"].tokens == sum(s.tokens for s in made.splits["train"].shards)
+    assert [path.name for path in data.train.paths][:2] == ["train_000000.bin", "train_000001.bin"]
+    texts = [p.read_text(encoding="utf-8") for p in sorted(ours.parent.glob("*.txt"))]
+    assert (data.train.bytes or 0) + (data.val.bytes or 0) == sum(len(text.encode()) for text in texts)
+    assert data.train.ids(0, data.train.tokens)[-1] == 50256
+    assert data.identity["tokens_sha256"] == data.fingerprint
+    data.verify()
+
+
+def test_nanogpt(tmp_path: Path) -> None:
+    TOKENS.tofile(tmp_path / "train.bin")
+    data = open_folder(tmp_path)
+    assert (data.train.tokens, data.val, data.train.bytes) == (5000, None, None)
+    TOKENS[:100].tofile(tmp_path / "val.bin")
+    (tmp_path / "meta.pkl").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
+    data = open_folder(tmp_path)
+    assert data.val is not None
+    assert (data.val.tokens, data.tokenizer_name, data.vocab_size) == (100, "gpt2", 50257)
+    assert [note for note in data.notes if "meta.pkl is not read" in note]
+    assert [note for note in data.notes if "gpt2 is assumed" in note]
+
+
+def test_shards_of_other_systems(tmp_path: Path) -> None:
+    for number in (1, 0, 2):
+        shard(tmp_path / f"fineweb_train_{number:06d}.bin", TOKENS[: 1000 * (number + 1)])
+    shard(tmp_path / "fineweb_val_000000.bin", TOKENS[:10])
+    data = open_folder(str(tmp_path))
+    assert [tokens for _, tokens in data.train.tokens_on_disk.shards] == [1000, 2000, 3000]
+    assert data.val is not None
+    assert data.val.tokens == 10
+
+
+def test_shards_without_a_split(tmp_path: Path) -> None:
+    for number in (1, 0):
+        shard(tmp_path / f"part{number}.bin", TOKENS[: 1000 * (number + 1)])
+    data = open_folder(tmp_path)
+    assert (data.train.tokens, data.val) == (3000, None)
+    assert data.train.ids(999, 3).tolist() == [999, 0, 1]
+
+
+def test_a_tokenizer_beside_the_shards_is_theirs(tmp_path: Path, ours: Path) -> None:
+    shard(tmp_path / "x" / "a_train_0.bin", TOKENS.astype("<u4"))
+    assert "does not say which tokenizer" in refused("D019", tmp_path / "x").message
+    (tmp_path / "x" / "tokenizer.json").write_bytes((ours / "tokenizer.json").read_bytes())
+    data = open_folder(tmp_path / "x")
+    assert data.vocab_size == 50257
+    assert data.tokenizer.encode("a") == [64]
+
+
+def test_the_fingerprint_is_that_of_the_tokens(tmp_path: Path, ours: Path) -> None:
+    before = open_folder(ours).fingerprint
+    moved = ours.rename(tmp_path / "moved")
+    edited(moved, "tool", value="jaxgpt 9.9")
+    assert open_folder(moved).fingerprint == before
+    edited(moved, "splits", "val", "shards", 0, "xxh3_128", value="0" * 32)
+    assert open_folder(moved).fingerprint != before
+
+    plain = tmp_path / "plain"
+    shard(plain / "a.bin", TOKENS)
+    found = {open_folder(plain).fingerprint}
+    for changed in (TOKENS[:-1], TOKENS[::-1], np.where(TOKENS == 2500, 7, TOKENS).astype("<u2")):
+        shard(plain / "a.bin", changed)
+        found.add(open_folder(plain).fingerprint)
+    assert len(found) == 4
+
+
+# --- refused ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_shards(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.parquet").write_bytes(b"")
+    (tmp_path / "file").write_text("")
+    for name in ("missing", "empty", "texts", "file"):
+        error = refused("D002", tmp_path / name)
+        assert error.message.startswith(f"no token shards in '{tmp_path / name}'")
+        assert name == "file" or "python -m jaxgpt.prepare " in error.help
+    assert f"--out {tmp_path / 'empty'}" in refused("D002", tmp_path / "empty").help
+    shard(tmp_path / "val" / "x_val_0.bin")
+    assert refused("D002", tmp_path / "val").message.startswith("no token shards")
+
+
+def test_files_that_are_no_shards(tmp_path: Path) -> None:
+    (tmp_path / "a_train_0.bin").write_bytes(b"PK\x03\x04" + bytes(2000))
+    assert (
+        "a_train_0.bin is not a token shard (starts with 50 4b 03 04: a zip file)" in refused("D003", tmp_path).message
+    )
+
+
+def test_shards_of_another_length(tmp_path: Path) -> None:
+    path = shard(tmp_path / "a.bin", TOKENS)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-256])
+    assert "header says 5,000 tokens, file holds 4,872 (256 bytes short)" in refused("D007", tmp_path).message
+    path.write_bytes(whole + b"xx")
+    refused("D007", tmp_path)
+    path.unlink()
+    (tmp_path / "train.bin").write_bytes(b"abc")
+    refused("D007", tmp_path)
+
+
+@pytest.mark.parametrize("count", [-1, -(2**31)])
+def test_impossible_token_counts(tmp_path: Path, count: int) -> None:
+    shard(tmp_path / "a.bin", TOKENS, count)
+    assert f"header says {count:,} tokens" in refused("D008", tmp_path).message
+
+
+def test_tokens_outside_the_vocabulary(tmp_path: Path) -> None:
+    tokens = TOKENS.copy()
+    tokens[4321] = 50300
+    shard(tmp_path / "a.bin", tokens)
+    expected = "token 50300 at position 4,321; the tokenizer's vocabulary is 50257"
+    assert expected in refused("D010", tmp_path, Data.verify).message
+    assert expected in refused("D010", tmp_path, lambda data: unigram_entropy(data.train, data.vocab_size)).message
+
+
+def test_a_shard_that_changed_since_it_was_made(ours: Path) -> None:
+    path = ours / "val_000000.bin"
+    path.write_bytes(path.read_bytes()[:-2] + b"\x01\x00")
+    refused("D011", ours, Data.verify)
+
+
+def test_less_than_one_sequence(tmp_path: Path) -> None:
+    shard(tmp_path / "a.bin", TOKENS[:812])
+    error = refused("D013", tmp_path, lambda data: data.train.windows(1024))
+    assert error.message == "812 tokens in all; one sequence needs 1,025"
+    assert open_folder(tmp_path).train.windows(811) == 1
+
+
+def test_names_that_lead_out_of_the_folder(tmp_path: Path, ours: Path) -> None:
+    shard(tmp_path / "elsewhere.bin")
+    (ours / "link.bin").symlink_to(tmp_path / "elsewhere.bin")
+    for name in ("../elsewhere.bin", str(tmp_path / "elsewhere.bin"), "link.bin", "..", ".", "", "a/b.bin", "a\nb"):
+        edited(ours, "splits", "val", "shards", 0, "name", value=name)
+        assert repr(name) in refused("D014", ours).message
+    edited(ours, "splits", "val", "shards", 0, "name", value="val_000000.bin")
+    edited(ours, "tokenizer", "file", value="../tokenizer.json")
+    refused("D014", ours)
+
+
+@pytest.mark.parametrize("name", ["train.bin", "a_train_0.bin"])
+def test_what_is_no_file(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    assert f"{name} is a FIFO, not a file" in refused("D015", tmp_path).message
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    assert f"{name} is a folder, not a file" in refused("D015", tmp_path).message
+    (tmp_path / name).rmdir()
+    (tmp_path / name).symlink_to("/dev/zero")
+    assert f"{name} is a device, not a file" in refused("D015", tmp_path).message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "\x00", "[" * 100_000, '{"format": 2}', '{"format": 1}'])
+def test_malformed_manifests(ours: Path, text: str) -> None:
+    (ours / "manifest.json").write_text(text, encoding="utf-8")
+    error = refused("D018", ours)
+    assert error.message.startswith(f"{ours / 'manifest.json'}: ")
+    assert len(error.message) < 400
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("dtype",), "float32", "dtype is"),
+        (("splits", "train", "tokens"), 7, "splits.train.tokens is 7; its shards have another sum"),
+        (("splits", "train", "tokens"), -7, "splits.train.tokens is -7; a whole number"),
+        (("splits", "train", "tokens"), True, "splits.train.tokens is true; a whole number"),
+        (("splits", "train", "shards"), {}, "splits.train.shards is {}; a list is needed"),
+        (("splits", "train", "shards", 1), 5, "splits.train.shards[1] is 5; an object is needed"),
+        (("splits", "train", "shards", 0, "xxh3_128"), ..., "splits.train.shards[0].xxh3_128 is missing"),
+        (("splits", "train"), ..., "its splits are val; train"),
+        (("splits", "val", "max_token"), 50257, "splits.val.max_token is 50257; the tokenizer's vocabulary is 50257"),
+        (("tokenizer", "vocab_size"), 10**12, "too many for uint16"),
+        (("tokenizer", "name"), None, "tokenizer.name is null; a text is needed"),
+        (("splits", "val", "shards", 0, "name"), "train_000000.bin", "it names 'train_000000.bin' twice"),
+    ],
+)
+def test_manifests_with_a_wrong_value(ours: Path, place: Sequence[Any], value: Any, said: str) -> None:
+    edited(ours, *place, value=value)
+    assert said in refused("D018", ours).message
+
+
+def test_a_manifest_that_is_no_file(ours: Path) -> None:
+    (ours / "manifest.json").unlink()
+    (ours / "manifest.json").mkdir()
+    refused("D018", ours)
+
+
+def test_files_that_are_not_those_of_the_manifest(ours: Path) -> None:
+    path = ours / "val_000000.bin"
+    original = path.read_bytes()
+    shard(path, TOKENS[:9])
+    assert f"{path} holds 9 tokens, the manifest says " in refused("D019", ours).message
+    path.unlink()
+    assert str(path) in refused("D016", ours).message
+    path.write_bytes(original)
+    (ours / "tokenizer.json").write_text(
+        '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}', encoding="utf-8"
+    )
+    assert "another tokenizer" in refused("D019", ours, lambda data: data.tokenizer).message
+
+
+def test_a_model_too_small_for_the_tokenizer(ours: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_vocabulary(50000, open_folder(ours))
+    assert str(caught.value).startswith(
+        "error[C018]: model.vocab_size 50000 is smaller than the tokenizer's 50257\n  help: --model.vocab-size 50304"
+    )
+    check_vocabulary(50257, open_folder(ours))
+
+
+def test_errors_of_the_loader_keep_their_words() -> None:
+    for code, kind in (("D007", DataError), ("S006", StorageError)):
+        with pytest.raises(kind) as caught, dataset.as_data_error():
+            raise _loader.LoaderError(code, "what", "help")
+        assert (caught.value.code, caught.value.message, caught.value.help) == (code, "what", "help")
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_unigram_entropy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "CHUNK", 7)
+    shard(tmp_path / "a.bin", np.array([0, 1, 2, 3] * 100 + [9] * 100, dtype="<u2"))
+    train = open_folder(tmp_path).train
+    assert unigram_entropy(train, 50257) == pytest.approx(math.log(5))
+    assert unigram_entropy(train, 10, limit=400) == pytest.approx(math.log(4))
+
+
+def test_a_manifest_is_what_was_written(tmp_path: Path, ours: Path) -> None:
+    made = manifest.read(ours)
+    dataclasses.replace(made, tool="jaxgpt ü").write(tmp_path)
+    (tmp_path / "tokenizer.json").touch()
+    assert manifest.read(tmp_path) == dataclasses.replace(made, tool="jaxgpt ü")
+    assert [path.name for path in tmp_path.glob(".manifest*")] == []
+
+
+def test_none_of_it_loads_jax() -> None:
+    names = "tokenizer, manifest, dataset, corpus, prepare"
+    code = f"import sys; from jaxgpt import {names}; sys.exit('jax' in sys.modules or 'jaxlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

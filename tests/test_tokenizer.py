@@ -1,0 +1,166 @@
+"""GPT-2's exact ids, texts that come back unchanged, and tokenizers that are trained, saved and malformed."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxgpt import tokenizer
+from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.tokenizer import PIECE, Tokenizer, gpt2, load, pieces, train
+
+ENGLISH = "The ship's crew had 12 sailors, and the captain's ship wasn't the crew's ship. " * 40
+CODE = "def f(x):\n    return x + 1\n\n\nclass Ship:\n    pass\n" * 40
+ALPHABET = [
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "a",
+    "Z",
+    "'s",
+    "'ll",
+    "9",
+    ".",
+    "!?",
+    "é",
+    "中",
+    "🚢",
+    "\u3000",
+    "\xa0",
+    "\x1c",
+    "\x00",
+]
+
+
+def random_text(source: random.Random, length: int) -> str:
+    """Half from an alphabet of what tokenizers stumble over, half any character that UTF-8 can hold."""
+    found = []
+    for _ in range(length):
+        code = source.randrange(0x110000)
+        found.append(source.choice(ALPHABET) if source.random() < 0.5 or 0xD800 <= code < 0xE000 else chr(code))
+    return "".join(found)
+
+
+def test_gpt2_gives_the_reference_ids(shared: Path) -> None:
+    vectors = json.loads((shared / "gpt2/vectors.json").read_text(encoding="utf-8"))
+    texts = [case["text"] for case in vectors["vectors"]]
+    ids = [case["ids"] for case in vectors["vectors"]]
+    assert [gpt2().encode(text) for text in texts] == ids
+    assert [list(found) for found in gpt2().encode_batch(texts)] == ids
+    assert [gpt2().decode(found) for found in ids] == texts
+    assert gpt2().eot == vectors["eot"]
+    assert gpt2().vocab_size == tokenizer.GPT2_SIZE == 50257
+
+
+@pytest.mark.parametrize("make", [gpt2, lambda: train([ENGLISH, CODE], 400)])
+def test_every_text_comes_back(make: Any) -> None:
+    source, encoder = random.Random(7), make()
+    texts = [random_text(source, source.randrange(200)) for _ in range(400)]
+    assert [encoder.decode(ids) for ids in encoder.encode_batch(texts)] == texts
+
+
+def test_the_end_of_text_is_never_parsed_out_of_text(tmp_path: Path) -> None:
+    gpt2().save(tmp_path / "tokenizer.json")
+    for encoder in (gpt2(), load(tmp_path), train([ENGLISH], 300)):
+        ids = encoder.encode("before<|endoftext|>after")
+        assert encoder.eot not in ids
+        assert encoder.decode(ids) == "before<|endoftext|>after"
+        assert encoder.decode([encoder.eot or 0]) == "<|endoftext|>"
+
+
+def test_pieces_of_a_long_text_have_the_ids_of_the_whole() -> None:
+    source = random.Random(3)
+    for _ in range(1000):
+        text = random_text(source, 60)
+        parts = pieces(text, 3)
+        assert "".join(parts) == text
+        assert [i for part in parts for i in gpt2().encode(part)] == gpt2().encode(text)
+    assert len(pieces(ENGLISH * 400)) == len(ENGLISH) * 400 // PIECE + 1
+
+
+def test_a_lone_surrogate_becomes_the_replacement_character() -> None:
+    for text, expected in [("a\ud800b", "a\ufffdb"), ("\udfff", "\ufffd"), ("\ud83d\udea2", "🚢")]:
+        assert gpt2().decode(gpt2().encode(text)) == expected
+    assert train([ENGLISH + "\ud800"], 280).vocab_size == 280
+
+
+def test_an_id_outside_the_vocabulary_is_an_error() -> None:
+    for number in (50257, -1, 2**40):
+        with pytest.raises(DataError, match=rf"D010.*token {number}; the vocabulary of gpt2 is 50257"):
+            gpt2().decode([1, number])
+
+
+def test_training_is_deterministic_and_covers_every_byte() -> None:
+    first, again, other = (train(texts, 310) for texts in ([ENGLISH, CODE], [ENGLISH, CODE], [CODE]))
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert first.vocab_size == 310
+    assert first.eot == 309
+    assert len(first.encode(ENGLISH)) < len(ENGLISH) / 3
+    assert len(train(["ab"], 1000).encode("xyz")) == 3
+
+
+def test_a_saved_tokenizer_is_the_same(tmp_path: Path) -> None:
+    for encoder in (gpt2(), train([ENGLISH], 300)):
+        encoder.save(tmp_path / "tokenizer.json")
+        for again in (load(tmp_path), load(tmp_path / "tokenizer.json")):
+            assert (again.fingerprint, again.eot) == (encoder.fingerprint, encoder.eot)
+            assert again.encode(CODE) == encoder.encode(CODE)
+            assert again.name == tmp_path.name
+
+
+def test_the_fingerprint_does_not_depend_on_how_merges_are_written(tmp_path: Path) -> None:
+    gpt2().save(tmp_path / "tokenizer.json")
+    described = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    described["model"]["merges"] = [" ".join(pair) for pair in described["model"]["merges"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described, indent=3), encoding="utf-8")
+    assert load(tmp_path).fingerprint == gpt2().fingerprint
+    described["model"]["merges"][5:7] = reversed(described["model"]["merges"][5:7])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    assert load(tmp_path).fingerprint != gpt2().fingerprint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        "\x00",
+        "[" * 100_000,
+        '{"model": 3}',
+        '{"model": {"vocab": 3}}',
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
+        '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}',
+    ],
+)
+def test_a_malformed_tokenizer_is_said_to_be(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"D027.*tokenizer.json is not a tokenizer.json: \S+") as caught:
+        load(path)
+    assert ("it holds no model" in caught.value.message) is (text in ("{}", "[]", "[" * 100_000) or ": 3" in text)
+
+
+def test_a_missing_tokenizer_and_an_impossible_size(tmp_path: Path) -> None:
+    for name in (tmp_path / "none.json", tmp_path, "gpt3"):
+        with pytest.raises(ConfigError, match=r"C026.*not found\n  help: gpt2, or"):
+            load(name)
+    for size in (256, 0, -1, 1 << 40):
+        with pytest.raises(ConfigError, match=f"C027.*tokenizer of {size} tokens; 257 to"):
+            train([ENGLISH], size)
+
+
+def test_special_tokens_of_a_foreign_tokenizer_are_text_too(tmp_path: Path) -> None:
+    gpt2().save(tmp_path / "tokenizer.json")
+    described = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    extra = dict(described["added_tokens"][0], id=50257, content="<|tool|>")
+    described["added_tokens"].append(extra)
+    described["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    found: Tokenizer = load(tmp_path)
+    assert found.vocab_size == 50258
+    assert found.encode("a <|tool|> and more text") == gpt2().encode("a <|tool|> and more text")

@@ -10,9 +10,7 @@ Loss: about 2.0 bits per byte on files that it has not seen (unigram entropy: 2.
 from jaxgpt.config import Config, Data, Model, Optim, Run
 
 config = Config(
-    model=Model(
-        architecture="gpt2", n_layer=4, n_head=4, n_embd=128, block_size=256, vocab_size=4096, loss_chunk=512
-    ),
+    model=Model(architecture="gpt2", n_layer=4, n_head=4, n_embd=128, block_size=256, vocab_size=4096, loss_chunk=512),
     data=Data(
         path="data/quickstart",
         sources=("python-stdlib",),

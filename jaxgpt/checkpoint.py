@@ -6,18 +6,21 @@ is on disk only after `wait` or a clean exit from the `with` block, so every way
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxgpt import model, optim, tokenizer
 from jaxgpt.config import Config, Run
-from jaxgpt.errors import CheckpointError, StorageError
+from jaxgpt.errors import GENTLER, CheckpointError, NonFiniteError, StorageError
 from jaxgpt.mesh import make_mesh
 from jaxgpt.runfolder import RunFolder
 from jaxgpt.step import TrainState, abstract_state, graph
@@ -39,7 +42,8 @@ class Checkpoints:
             create=run is not None,
             read_only=run is None,
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler()}  # a fresh manager could not read what it holds otherwise
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
     def __enter__(self) -> Self:
         return self
@@ -52,8 +56,9 @@ class Checkpoints:
                 raise _storage_error(self.folder, failure) from failure
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending."""
-        return sorted(self._manager.all_steps(read=True))
+        """The steps that have a checkpoint, or will have one when the save that is under way ends; ascending."""
+        # Not read from the disk again: Orbax would forget the save under way, and then keep too many.
+        return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
         steps = self.steps()
@@ -73,25 +78,26 @@ class Checkpoints:
         """Copies `state` from the devices and writes it in the background.
 
         `val_loss` is the loss by which the best checkpoint is chosen, if it was measured at this step. The error of
-        an earlier save is raised here, by `check` or by `wait`.
+        an earlier save is raised here, by `check` or by `wait`. Raises `NonFiniteError` rather than saving a state
+        that training could not go on from.
         """
-        if step in self.steps():
-            return
-        metrics = None if val_loss is None else {"val_loss": val_loss}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(_as_tree(state)))
+        tree = _as_tree(state)
+        _check_finite(step, tree)
+        metrics = None if val_loss is None or not math.isfinite(val_loss) else {"val_loss": val_loss}
         try:
+            items = ocp.args.Composite(state=ocp.args.StandardSave(tree))
             saved = self._manager.save(step, args=items, metrics=metrics, force=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # an earlier save's error comes out here as well, and it can be any
             raise _storage_error(self.folder, error) from error
         if not saved:
-            raise StorageError("S005", f"{self.folder} refused the checkpoint of step {step}", "see the log above")
+            raise StorageError("S005", f"{self.folder} refused the checkpoint of step {step}", "choose a new --run.name")
 
     def check(self) -> None:
-        """Raises the error of a save that failed in the background."""
-        try:
-            self._manager.check_for_errors()
-        except Exception as error:
-            raise _storage_error(self.folder, error) from error
+        """Raises the error of a save that failed in the background; does not wait for one that is under way."""
+        # Orbax's own `check_for_errors` would take the error from the thread that deletes old checkpoints after a good
+        # save: it would then delete them after the bad one.
+        if not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""
@@ -111,12 +117,33 @@ class Checkpoints:
     def restore(self, template: TrainState, step: int) -> TrainState:
         """The state of `step` in the shapes, types and shardings of `template`, which holds `ShapeDtypeStruct`s.
 
-        Raises `CheckpointError` K004 if the checkpoint was made for another model.
+        Raises `CheckpointError` K004 if the checkpoint was made for another model, K003 if it cannot be read.
         """
-        wanted = _as_tree(template)
-        _check_tree(self._manager.item_metadata(step)["state"], wanted, f"{self.folder}/{step}")
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
-        return _as_state(restored["state"], template)
+        self.check_fit(template, step)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(template)))
+        with self._reading(step):
+            return _as_state(self._manager.restore(step, args=items)["state"], template)
+
+    def check_fit(self, template: TrainState, step: int) -> None:
+        """Raises what `restore` would raise, without reading any array."""
+        with self._reading(step):
+            stored = self._manager.item_metadata(step)["state"]
+            leaves = None if stored is None else stored.tree
+        if not leaves:
+            raise self._unreadable(step, "it holds no state")
+        _check_tree(dict(leaves), _as_tree(template), f"{self.folder}/{step}")
+
+    @contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever a damaged folder makes Orbax raise
+            raise self._unreadable(step, (str(error) or type(error).__name__).splitlines()[0][:200]) from error
+
+    def _unreadable(self, step: int, why: str) -> CheckpointError:
+        place = f"{self.folder}/{step}"
+        help = f"move {place} elsewhere: the run then goes on from the checkpoint before it"
+        return CheckpointError("K003", f"{place} cannot be read: {why}", help)
 
 
 class Loaded(NamedTuple):
@@ -178,9 +205,8 @@ def _as_state(tree: dict[str, Any], template: TrainState) -> TrainState:
     return state
 
 
-def _check_tree(stored: Any, wanted: dict[str, Any], place: str) -> None:
+def _check_tree(stored: dict[str, Any], wanted: dict[str, Any], place: str) -> None:
     """Raises K004 for the first array that differs: Orbax itself would cast a type silently."""
-    stored = dict(stored.tree)
     for name, leaf in wanted.items():
         found = stored.get(name)
         if found is None:
@@ -194,6 +220,19 @@ def _check_tree(stored: Any, wanted: dict[str, Any], place: str) -> None:
     extra = sorted(set(stored) - set(wanted))
     if extra:
         raise CheckpointError("K004", f"{place} holds {extra[0]}, which the config has no place for")
+
+
+def _check_finite(step: int, tree: dict[str, Any]) -> None:
+    """Raises `NonFiniteError` N001 for the first array with a NaN or an infinity; one look at the device."""
+    finite = jax.device_get(_all_finite(tree))
+    broken = next((name for name, fine in finite.items() if not fine), None)
+    if broken:
+        raise NonFiniteError("N001", f"{broken} is not finite after step {step}: it was not saved", GENTLER)
+
+
+@jax.jit
+def _all_finite(tree: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.isfinite(leaf).all() for name, leaf in tree.items()}
 
 
 def _storage_error(folder: Path, error: BaseException) -> StorageError:

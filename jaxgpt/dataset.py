@@ -118,8 +118,6 @@ def open_folder(path: str | Path) -> Data:
     Raises `DataError` D002 if there are none, and D003 to D019 for what cannot be what it should be.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise _nothing(folder)
     if (folder / manifest.NAME).exists():
         return _open_ours(folder, manifest.read(folder))
     if (folder / "train.bin").exists():

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 EXIT_STATUS = {"C": 2, "D": 3, "K": 4, "N": 5, "H": 6, "S": 7}
 PREEMPTED = 75
 INTERRUPTED = 130
+GENTLER = "go on from the last checkpoint with a lower --optim.learning-rate, under a new --run.name with --fork"
 
 
 class JaxgptError(Exception):

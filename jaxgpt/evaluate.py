@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxgpt import checkpoint, data, dataset, errors, runfolder, step
 from jaxgpt.config import Config
 from jaxgpt.dataset import Data, Split
-from jaxgpt.errors import CheckpointError
+from jaxgpt.errors import CheckpointError, DataError
 from jaxgpt.metrics import Score, Scores
 from jaxgpt.overrides import Parser
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     config = loaded.config
     if options.tokens is not None:
         config = config.replace({"run": {"eval_tokens": options.tokens}})
-    tokens = dataset.open_folder(options.data or config.data.path)
+    tokens = open_tokens(options.data or config.data.path)
     if tokens.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
         raise CheckpointError(
             "K002",
@@ -63,6 +63,14 @@ def main(argv: Sequence[str]) -> None:
     print(f"step {loaded.step}: train loss {scores.train}")
     if scores.val:
         print(f"step {loaded.step}: val loss {scores.val}")
+
+
+def open_tokens(path: str) -> Data:
+    try:
+        return dataset.open_folder(path)
+    except DataError as error:
+        help = "--data DIR names their folder, if they were moved" if error.code == "D002" else error.help
+        raise DataError(error.code, error.message, help) from error
 
 
 if __name__ == "__main__":

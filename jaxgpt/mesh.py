@@ -3,6 +3,8 @@
 The model knows nothing of this. One axis, `data`: every micro-batch is split over it and the state is replicated.
 """
 
+import os
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -17,7 +19,9 @@ def make_mesh(settings: config.Mesh, micro_batch: int) -> Mesh:
     wanted = settings.data_parallel or len(devices)
     if wanted > len(devices):
         raise ConfigError(
-            "C013", f"mesh.data_parallel = {wanted}; JAX sees {len(devices)} {devices[0].platform} device(s)"
+            "C013",
+            f"mesh.data_parallel = {wanted}; JAX sees {len(devices)} {devices[0].platform} device(s)",
+            f"--mesh.data-parallel {len(devices)}",
         )
     if micro_batch % wanted:
         lower, upper = micro_batch // wanted * wanted, -(-micro_batch // wanted) * wanted
@@ -44,7 +48,13 @@ def _devices(wanted: str) -> list[jax.Device]:
     try:
         return jax.devices() if wanted == "auto" else jax.devices(wanted)
     except (RuntimeError, AssertionError) as error:
-        seen = ", ".join(sorted({device.platform for device in jax.devices()}))
         raise ConfigError(
-            "C020", f"{wanted.upper()} asked for, JAX sees only: {seen}", "pip install 'jaxgpt[cuda12]'"
+            "C020", f"{wanted.upper()} asked for, JAX sees only: {_seen()}", "pip install 'jaxgpt[cuda12]'"
         ) from error
+
+
+def _seen() -> str:
+    try:
+        return ", ".join(sorted({device.platform for device in jax.devices()}))
+    except (RuntimeError, AssertionError):  # JAX_PLATFORMS names none that works
+        return f"none (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')})"

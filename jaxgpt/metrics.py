@@ -20,9 +20,9 @@ from jaxgpt.budget.flops import flops_per_token
 from jaxgpt.config import Config
 from jaxgpt.dataset import Split
 from jaxgpt.diagnose.eta import Eta, eta
-from jaxgpt.errors import NonFiniteError
+from jaxgpt.errors import GENTLER, NonFiniteError
 from jaxgpt.optim import schedule
-from jaxgpt.runlog import RunLog
+from jaxgpt.runlog import RunLog, warn
 from jaxgpt.step import Metrics
 
 
@@ -96,7 +96,7 @@ class Recorder:
         self, config: Config, log: RunLog, display: Display, split: Split, mesh: Mesh, tensorboard: Path
     ) -> None:
         self._config, self._log, self._display = config, log, display
-        self._learning_rate = schedule(config.optim, config.run.steps)
+        self._learning_rates = learning_rates(config)
         self._windows = split.windows(config.model.block_size)
         peak = peak_flops(mesh.devices.flat[0].device_kind)
         self._peak = peak and peak * mesh.devices.size
@@ -167,7 +167,7 @@ class Recorder:
             step=step,
             loss=loss,
             grad_norm=grad_norm,
-            learning_rate=float(self._learning_rate(step)),
+            learning_rate=float(self._learning_rates[step]),
             seconds=seconds,
             tokens_per_second=rate,
             mfu=self._peak and rate * flops_per_token(self._config.model) / self._peak,
@@ -178,6 +178,11 @@ class Recorder:
         for name, value in values.items() if self._board else ():
             if isinstance(value, float):
                 self._board.add_scalar(name, value, step)
+
+
+def learning_rates(config: Config) -> np.ndarray[Any, Any]:
+    """The learning rate of each step, on the host: asked for one by one, each would wait for the device."""
+    return np.asarray(jax.vmap(schedule(config.optim, config.run.steps))(np.arange(config.run.steps)))
 
 
 def fetch(metrics: Any) -> Any:
@@ -191,15 +196,18 @@ def _check_finite(record: StepRecord) -> None:
         raise NonFiniteError(
             "N001",
             f"the {what} of step {record.step} is not finite (loss {record.loss}, norm {record.grad_norm})",
-            "nothing after the last checkpoint was saved; lower --optim.learning-rate or raise --optim.warmup-steps",
+            GENTLER,
         )
 
 
 def _board(folder: Path) -> Any:
-    """A TensorBoard writer, or None where the extra is missing or the folder refuses it."""
+    """A TensorBoard writer, or None where the extra is missing or, with a warning, where the folder refuses it."""
     try:
         from tensorboardX import SummaryWriter
-
+    except ImportError:
+        return None
+    try:
         return SummaryWriter(str(folder))
-    except (ImportError, OSError):
+    except OSError as error:
+        warn(f"no TensorBoard files: {folder}: {error.strerror}")
         return None

@@ -96,7 +96,9 @@ class GPT(nnx.Module):
         return jnp.einsum("...d,vd->...v", x_xD, head_VxD, preferred_element_type=jnp.float32)
 
     def _embed(self, tokens_BxT: jax.Array, start: jax.Array, key: jax.Array | None) -> jax.Array:
-        x_BxTxD = self.tokens(tokens_BxT)
+        # Through float32, so that a frequent token's gradient, a sum over all its places, does not stall in bfloat16.
+        table_VxD = self.tokens.embedding[...].astype(jnp.float32)
+        x_BxTxD = jnp.take(table_VxD, tokens_BxT, axis=0).astype(compute_dtype(self.settings))
         if self.settings.architecture == "gpt2":
             places_T = start + jnp.arange(tokens_BxT.shape[1])
             x_BxTxD = x_BxTxD + self.positions(places_T)[None]

@@ -69,9 +69,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise StorageError(
-                "S002", f"'{self.path}' cannot be written: {error.strerror}", "choose another --run.dir or --run.name"
-            ) from error
+            raise self._unwritable(error.strerror or str(error)) from error
         try:
             self._lock(lock)
             yield
@@ -93,8 +91,18 @@ class RunFolder:
         """The config that the run was started with."""
         return Config.from_dict(self._read(self.config_file))
 
-    def check(self, config: Config, tokens: dict[str, Any]) -> None:
-        """Raises `CheckpointError` K001 or K002 if the run was started with another config, or on other tokens."""
+    def check_place(self) -> None:
+        """Raises `StorageError` S002 if the folder cannot be made or written; makes nothing."""
+        above = next(place for place in (self.path.absolute(), *self.path.absolute().parents) if place.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            why = f"'{above}' is read-only" if above.is_dir() else f"'{above}' is a file"
+            raise self._unwritable(why)
+
+    def _unwritable(self, why: str) -> StorageError:
+        return StorageError("S002", f"'{self.path}' cannot be written: {why}", "choose another --run.dir or --run.name")
+
+    def check_config(self, config: Config) -> None:
+        """Raises `CheckpointError` K001 if the run was started with another config."""
         if not self.config_file.exists():
             return
         changed = differences(self.config(), config)
@@ -104,6 +112,11 @@ class RunFolder:
                 f"'{self.path}' was started with another config: {', '.join(changed)}",
                 f"a new name (--run.name NEW), or go on from its newest checkpoint: --run.name NEW --fork {self.path}",
             )
+
+    def check_tokens(self, tokens: dict[str, Any]) -> None:
+        """Raises `CheckpointError` K002 if the run was started on other tokens."""
+        if not self.config_file.exists():
+            return
         for name, old in self._read(self.data_file).items():
             if old != tokens.get(name):
                 raise CheckpointError(
@@ -111,6 +124,16 @@ class RunFolder:
                     f"'{self.path}' was started on other data: {name} {old} → {tokens.get(name)}",
                     "give it its own data again (--data.path), or start a new run (--run.name NEW)",
                 )
+
+    def check_tokenizer(self, tokens: dict[str, Any]) -> None:
+        """Raises `CheckpointError` K002 if the run's model has learned the ids of another tokenizer."""
+        old = self._read(self.data_file)
+        if old.get("tokenizer_sha256") != tokens["tokenizer_sha256"]:
+            raise CheckpointError(
+                "K002",
+                f"'{self.path}' was started with another tokenizer: {_tokenizer(old)}; the data's is {_tokenizer(tokens)}",
+                "prepare the data with the run's tokenizer.json",
+            )
 
     def record(self, config: Config, tokens: dict[str, Any], tokenizer: Tokenizer) -> None:
         """Writes the config, what identifies the tokens, and the tokenizer, each in one piece; the config last."""
@@ -142,6 +165,10 @@ def differences(old: Config, new: Config) -> list[str]:
         for name, value in values.items()
         if value != after[section][name] and f"{section}.{name}" not in FREE
     ]
+
+
+def _tokenizer(tokens: dict[str, Any]) -> str:
+    return f"{tokens.get('tokenizer')} ({str(tokens.get('tokenizer_sha256'))[:12]})"
 
 
 def write_whole(path: Path, text: str) -> None:

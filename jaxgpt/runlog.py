@@ -1,48 +1,54 @@
 """The run's record: one JSON object per line of `log.jsonl`.
 
 Every record has `kind` and `time` (seconds since 1970). Kinds: `start` (what was run, where, on what), `step` (one
-optimizer update), `eval`, `save`, `stop`. Losses are in nats per token. Lines are whole or absent: a line that a
-crash tore is skipped by `read` and ended by the next `RunLog`.
+optimizer update), `eval`, `save`, `stop` (why the run ended: "done", an error's code, or how it was interrupted; a
+run that was killed has none). Losses are in nats per token, as exact as they were measured. Lines are whole or absent:
+a line that a crash tore is skipped by `read` and ended by the next `RunLog`.
 """
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 
 class RunLog:
-    """Appends records. A disk that refuses them costs the record, never the run: `failure` then says why."""
+    """Appends records. A disk that refuses them costs records and one warning, never the run: `failure` says why."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.failure = path, ""
-        self._file = path.open("a+", encoding="utf-8")
-        if _is_torn(path):
-            self._file.write("\n")
+        self._file = path.open("ab", buffering=0)
+        self._torn = _is_torn(path)
 
     def write(self, kind: str, **values: Any) -> None:
-        """Appends one record and hands it to the system at once."""
-        record = {"kind": kind, "time": round(time.time(), 3)} | {
-            name: _finite(value) for name, value in values.items()
-        }
+        """Appends one record, handing it to the system in one piece and at once."""
+        finite = {name: _finite(value) for name, value in values.items()}
+        line = json.dumps({"kind": kind, "time": round(time.time(), 3)} | finite) + "\n"
+        whole = (b"\n" if self._torn else b"") + line.encode()
         try:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            self._torn = self._file.write(whole) != len(whole)
         except OSError as error:
-            self.failure = self.failure or f"{self.path}: {error.strerror}"
+            if not self.failure:
+                self.failure = f"{self.path}: {error.strerror}"
+                warn(f"the log has gaps from here on: {self.failure}")
 
     def close(self) -> None:
-        try:
-            self._file.close()
-        except OSError as error:
-            self.failure = self.failure or f"{self.path}: {error.strerror}"
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.write("stop", reason="done" if kind is None else getattr(error, "code", kind.__name__))
         self.close()
+
+
+def warn(text: str) -> None:
+    """Tells the reader of a run what it goes on without."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -59,10 +65,13 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_torn(path: Path) -> bool:
+    """Whether the last line has no end; a device or pipe, which has no size, has no last line either."""
+    size = path.stat().st_size
+    if not size:
+        return False
     with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(size - 1, 0))
-        return size > 0 and file.read(1) != b"\n"
+        file.seek(size - 1)
+        return file.read(1) != b"\n"
 
 
 def _finite(value: Any) -> Any:

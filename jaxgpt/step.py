@@ -82,7 +82,7 @@ def train_step(
     grads = jax.tree.map(lambda leaf: leaf / count, total)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), Metrics(jnp.mean(losses_A), optax.global_norm(grads))
+    return TrainState(state.step + 1, params, opt_state), Metrics(jnp.mean(losses_A), optax.tree.norm(grads))
 
 
 def loss_fn(

@@ -19,7 +19,7 @@ from jaxgpt.checkpoint import Checkpoints, Loaded, resolved
 from jaxgpt.config import Config, Run
 from jaxgpt.dataset import Data
 from jaxgpt.display import Screen
-from jaxgpt.errors import DataError, Stopped
+from jaxgpt.errors import ConfigError, DataError, Stopped
 from jaxgpt.evaluate import Evaluator
 from jaxgpt.mesh import make_mesh
 from jaxgpt.metrics import Recorder, Scores
@@ -39,15 +39,22 @@ def train(config: Config, fork: RunFolder | None = None) -> RunFolder:
     """
     stated, mesh = config, make_mesh(config.mesh, config.data.micro_batch)
     config = resolved(config, mesh)
-    tokens = open_tokens(config)
     folder = RunFolder.of(config)
     with ExitStack() as stack:
         enter = stack.enter_context
-        enter(folder.claim())
-        folder.check(stated, tokens.identity)
-        checkpoints = enter(Checkpoints(folder.checkpoints, config.run))
+        stop = enter(StopRequest())
+        folder.check_place()
+        folder.check_config(stated)
+        tokens = open_tokens(config)
         optimizer = optim.make(config.optim, config.run.steps)
-        state = first_state(config, optimizer, mesh, checkpoints, fork)
+        template = step.abstract_state(config, optimizer, mesh)
+        if fork is not None and not folder.config_file.exists():
+            check_fork(config, fork, tokens, template)
+        enter(folder.claim())
+        folder.check_config(stated)
+        folder.check_tokens(tokens.identity)
+        checkpoints = enter(Checkpoints(folder.checkpoints, config.run))
+        state = restored(template, checkpoints, fork) or step.compile_init(config, optimizer, mesh)()
         first, run = int(state.step), config.run
         if first >= run.steps:
             print(announce.already_done(folder, first))
@@ -57,11 +64,11 @@ def train(config: Config, fork: RunFolder | None = None) -> RunFolder:
         graphdef = step.graph(config.model)
         train_step = step.compile_train_step(config, graphdef, optimizer, mesh)
         log = enter(RunLog(folder.log_file))
-        log.write("start", **about(stated, mesh, first))
+        log.write("start", **about(stated, mesh, first), fork=fork and str(fork.path))
         print(announce.opening(config, tokens, list(mesh.devices.flat), folder, first), flush=True)
         screen = enter(display.open_display(config))
         record = enter(Recorder(config, log, screen, tokens.train, mesh, folder.tensorboard))
-        between = Between(run, Evaluator(config, tokens, mesh, graphdef), checkpoints, record, enter(StopRequest()))
+        between = Between(run, Evaluator(config, tokens, mesh, graphdef), checkpoints, record, stop)
         if first == 0:
             between.evaluate(0, state)
         batches = enter(data.train_batches(config, tokens.train, mesh, first, tokens.vocab_size))
@@ -92,6 +99,7 @@ class Between:
 
     def steps(self, done: int, state: TrainState) -> None:
         """After `done` updates: evaluates and saves if due, then raises `Stopped` if that was asked for."""
+        self._stop.from_now_on_save()
         self._checkpoints.check()
         last, stopping = done == self._run.steps, self._stop.status is not None
         scores = self.evaluate(done, state) if last or done % self._run.eval_every == 0 else None
@@ -141,18 +149,26 @@ def open_tokens(config: Config) -> Data:
     return tokens
 
 
-def first_state(
-    config: Config, optimizer: Any, mesh: Mesh, checkpoints: Checkpoints, fork: RunFolder | None
-) -> TrainState:
-    """The newest checkpoint's state, else that of the run to fork from, else a new one."""
-    template = step.abstract_state(config, optimizer, mesh)
+def check_fork(config: Config, fork: RunFolder, tokens: Data, template: TrainState) -> None:
+    """Raises a `JaxgptError` if a new run with `config` on `tokens` cannot start where `fork` is."""
+    fork.check_tokenizer(tokens.identity)
+    with Checkpoints(fork.checkpoints) as source:
+        done = source.find("latest")
+        source.check_fit(template, done)
+    if done >= config.run.steps:
+        what = f"run.steps = {config.run.steps}; the run to fork has {done} steps already"
+        raise ConfigError("C030", what, f"--run.steps {2 * done}")
+
+
+def restored(template: TrainState, checkpoints: Checkpoints, fork: RunFolder | None) -> TrainState | None:
+    """The newest checkpoint's state, else that of the run to fork from, if there is one."""
     latest = checkpoints.latest()
     if latest is not None:
         return checkpoints.restore(template, latest)
     if fork is not None:
         with Checkpoints(fork.checkpoints) as source:
             return source.restore(template, source.find("latest"))
-    return step.compile_init(config, optimizer, mesh)()
+    return None
 
 
 def about(config: Config, mesh: Mesh, first: int) -> dict[str, Any]:

@@ -132,13 +132,14 @@ def test_the_fingerprint_is_that_of_the_tokens(tmp_path: Path, ours: Path) -> No
     edited(moved, "splits", "val", "shards", 0, "xxh3_128", value="0" * 32)
     assert open_folder(moved).fingerprint != before
 
-    plain = tmp_path / "plain"
-    shard(plain / "a.bin", TOKENS)
+    plain, tokens = tmp_path / "plain", np.arange(20_000, dtype="<u2")
+    shard(plain / "a.bin", tokens)
     found = {open_folder(plain).fingerprint}
-    for changed in (TOKENS[:-1], TOKENS[::-1], np.where(TOKENS == 2500, 7, TOKENS).astype("<u2")):
-        shard(plain / "a.bin", changed)
+    for place in (0, 10_000, 19_999):
+        shard(plain / "a.bin", np.where(tokens == place, 7, tokens).astype("<u2"))
         found.add(open_folder(plain).fingerprint)
-    assert len(found) == 4
+    shard(plain / "a.bin", tokens[:-1])
+    assert len(found | {open_folder(plain).fingerprint}) == 5
 
 
 # --- refused ---------------------------------------------------------------------------------------------------------
@@ -153,7 +154,8 @@ def test_no_shards(tmp_path: Path) -> None:
         error = refused("D002", tmp_path / name)
         assert error.message.startswith(f"no token shards in '{tmp_path / name}'")
         assert name == "file" or "python -m jaxgpt.prepare " in error.help
-    assert f"--out {tmp_path / 'empty'}" in refused("D002", tmp_path / "empty").help
+    assert f"prepare SOURCE --out {tmp_path / 'empty'}" in refused("D002", tmp_path / "empty").help
+    assert f"'{tmp_path}/texts/*.parquet' --out {tmp_path}/texts-tokens" in refused("D002", tmp_path / "texts").help
     shard(tmp_path / "val" / "x_val_0.bin")
     assert refused("D002", tmp_path / "val").message.startswith("no token shards")
 
@@ -239,6 +241,7 @@ def test_malformed_manifests(ours: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
+        (("format",), 2, "format 2; this version of jaxgpt reads format 1"),
         (("dtype",), "float32", "dtype is"),
         (("splits", "train", "tokens"), 7, "splits.train.tokens is 7; its shards have another sum"),
         (("splits", "train", "tokens"), -7, "splits.train.tokens is -7; a whole number"),

@@ -368,15 +368,16 @@ except KeyboardInterrupt:
 
 
 def test_control_c_ends_a_wait_at_once(tmp_path: Path, data: Tokens) -> None:
-    process = run_python(WAIT, *write_shards(tmp_path, data, []))
-    assert process.stdout is not None
-    assert process.stdout.readline() == "waiting\n"
-    time.sleep(0.3)
-    sent = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() == "interrupted 1\n"
-    assert time.monotonic() - sent < 1
-    assert process.communicate(timeout=10) == ("resumed 1\n", "")
+    with run_python(WAIT, *write_shards(tmp_path, data, [])) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "waiting\n"
+        time.sleep(0.3)
+        sent = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted 1\n"
+        assert time.monotonic() - sent < 1
+        assert (process.stdout.read(), process.stderr.read()) == ("resumed 1\n", "")
     assert process.returncode == 0
 
 
@@ -404,12 +405,20 @@ def test_a_forked_child_gets_an_error_and_does_not_hang(tmp_path: Path, data: To
 
 
 def test_waiting_releases_the_gil(dataset: Dataset) -> None:
+    """Only another thread can end this wait, after asking for the GIL thousands of times: with the GIL held while
+    waiting, each time would take a millisecond or more."""
     loader = Loader(dataset, block=64, micro_batch=4, slots=1)
     held = [next(loader)]
-    timer = threading.Timer(0.3, held.clear)  # only another Python thread can end this wait
-    timer.start()
+
+    def release() -> None:
+        for _ in range(5000):
+            time.sleep(0)
+        held.clear()
+
+    began = time.monotonic()
+    threading.Thread(target=release).start()
     assert next(loader).step == 1
-    timer.join()
+    assert time.monotonic() - began < 3
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -51,9 +51,10 @@ def parquet(path: Path, **columns: Any) -> Path:
     return path
 
 
-def some_texts(count: int = 300) -> list[str]:
-    """Of different lengths, every tenth one like the one before."""
-    return [f"Document {n - (n % 10 == 9)} — é. " * (1 + (n - (n % 10 == 9)) * 7 % 23) for n in range(count)]
+def some_texts() -> list[str]:
+    """Of different lengths, every tenth one like the one before; the highest id, of " gazed", only in the first."""
+    numbers = [n - (n % 10 == 9) for n in range(1, 300)]
+    return ["Document 0 — é. gazed", *(f"Document {n} — é. " * (1 + n * 7 % 23) for n in numbers)]
 
 
 @pytest.fixture
@@ -62,6 +63,7 @@ def plain(tmp_path: Path) -> Path:
 
 
 def refused(code: str, *arguments: Any) -> JaxgptError:
+    """The error of the command with these arguments."""
     with pytest.raises(JaxgptError) as caught:
         main([str(argument) for argument in arguments])
     assert caught.value.code == code, caught.value
@@ -88,15 +90,17 @@ def test_ids_are_those_of_the_documents_one_after_another(tmp_path: Path, plain:
     data = open_folder(tmp_path / "data")
     assert ids_of(data.train).tolist() == expected
     assert [shard.tokens for shard in made.splits["train"].shards[:-1]] == [1000] * (len(expected) // 1000)
-    assert made.splits["train"].max_token == max(expected)
     assert (data.val, data.train.bytes) == (None, sum(len(text.encode()) for text in some_texts()))
     data.verify()
 
 
 def test_without_end_of_text(tmp_path: Path, plain: Path) -> None:
-    main([str(plain), "--out", str(tmp_path / "data"), "--no-eot"])
-    assert ids_of(open_folder(tmp_path / "data").train).tolist() == [n for t in some_texts() for n in gpt2().encode(t)]
-    assert manifest.read(tmp_path / "data").eot_position == "none"
+    main([str(plain), "--out", str(tmp_path / "data"), "--no-eot", "--shard-tokens", "500"])
+    expected = [number for text in some_texts() for number in gpt2().encode(text)]
+    assert ids_of(open_folder(tmp_path / "data").train).tolist() == expected
+    made = manifest.read(tmp_path / "data")
+    assert (made.eot_position, made.splits["train"].max_token) == ("none", max(expected))
+    assert len(made.splits["train"].shards) > 10
 
 
 def test_a_new_tokenizer_is_deterministic_and_comes_along(tmp_path: Path, plain: Path) -> None:
@@ -218,8 +222,8 @@ def test_damaged_parquet(tmp_path: Path) -> None:
         said = refused("D021", path, "--out", tmp_path / "data").message
         assert said.startswith(f"{path} is not parquet, or damaged")
     path.write_bytes(whole[:middle] + bytes(2000) + whole[middle + 2000 :])
-    error = refused("D021", path, "--out", tmp_path / "data")
-    assert f"{path}, row group 1, is not parquet, or damaged" in error.message
+    said = refused("D021", path, "--out", tmp_path / "data").message
+    assert f"{path}, row group 1, is not parquet, or damaged" in said
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -230,11 +234,12 @@ def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
     assert refused("D022", path, "--out", tmp_path / "data").message.startswith(expected)
 
 
-def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
-    for name in ("a.zip", "a.jsonl"):
+def test_sources_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "a.zip", "a.jsonl"):
         (tmp_path / name).write_text("x")
-        assert f"{Path(name).suffix} files cannot be read" in refused("D023", tmp_path / name, "--out", "x").message
-    (tmp_path / "a.txt").write_text("x")
+    assert ".zip files cannot be read" in refused("D023", tmp_path / "a.zip", "--out", "x").message
+    assert ".jsonl files cannot be read" in refused("D023", tmp_path / "a.jsonl", "--out", "x").message
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "empty").mkdir()
     assert "is given twice" in refused("D023", tmp_path / "a.txt", tmp_path / "a*.txt", "--out", "x").message
@@ -323,13 +328,10 @@ def test_sources_that_change_while_they_are_read(tmp_path: Path, plain: Path, mo
 
 
 def test_a_tokenizer_without_an_end_of_text(tmp_path: Path, plain: Path) -> None:
-    vocabulary = {chr(code): code for code in range(300)}
-    described = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "version": "1.0"}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
-    assert (
-        refused("C029", plain, "--out", tmp_path / "data", "--tokenizer", tmp_path / "tokenizer.json").help
-        == "--no-eot"
-    )
+    described = {"model": {"type": "BPE", "vocab": {chr(code): code for code in range(300)}, "merges": []}}
+    (tmp_path / "own.json").write_text(json.dumps(described), encoding="utf-8")
+    error = refused("C029", plain, "--out", tmp_path / "data", "--tokenizer", tmp_path / "own.json")
+    assert (error.message, error.help) == ("tokenizer 'own' has no end-of-text token", "--no-eot")
 
 
 IMPOSSIBLE = """C028 --val-tokens -1 | C006 --val-tokens many | C028 --shard-tokens 0 | C028 --shard-tokens 3e9
@@ -345,11 +347,10 @@ def test_options_that_cannot_be(tmp_path: Path, plain: Path, options: str) -> No
 
 
 def started(source: Path, out: Path) -> "subprocess.Popen[str]":
-    """The command in a process of its own, that has begun to write tokens."""
-    # Small batches, so that there is time to interrupt it.
+    """The command in a process of its own, that has begun to write tokens, in small batches and thus slowly."""
     code = "import signal; from jaxgpt import errors, prepare; prepare.BATCH_BYTES = 20_000; "
     code += "signal.signal(signal.SIGINT, signal.default_int_handler); raise SystemExit(errors.run(prepare.main))"
-    arguments = [sys.executable, "-c", code, str(source), "--out", str(out), "--shard-tokens", "1000000"]
+    arguments = [sys.executable, "-c", code, str(source), "--out", str(out), "--shard-tokens", "200000"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     hidden = out.with_name(f".{out.name}.preparing")
     limit = time.monotonic() + 60
@@ -362,7 +363,7 @@ def started(source: Path, out: Path) -> "subprocess.Popen[str]":
 
 @pytest.fixture
 def long(tmp_path: Path) -> Path:
-    return parquet(tmp_path / "long.parquet", text=[f"{n} " * 700 for n in range(4000)])
+    return parquet(tmp_path / "long.parquet", text=[f"{n} " * 700 for n in range(2500)])
 
 
 def test_killed_and_started_again(tmp_path: Path, long: Path) -> None:
@@ -373,7 +374,7 @@ def test_killed_and_started_again(tmp_path: Path, long: Path) -> None:
     assert not (tmp_path / "data").exists()
     assert any((tmp_path / ".data.preparing").iterdir())
     for out in ("data", "undisturbed"):
-        prepare([str(long)], tmp_path / out, shard_tokens=1_000_000)
+        prepare([str(long)], tmp_path / out, shard_tokens=200_000)
     again, expected = ({p.name: p.read_bytes() for p in (tmp_path / out).iterdir()} for out in ("data", "undisturbed"))
     assert again == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "long.parquet", "undisturbed"]
@@ -382,8 +383,7 @@ def test_killed_and_started_again(tmp_path: Path, long: Path) -> None:
 def test_interrupted_from_the_keyboard(tmp_path: Path, long: Path) -> None:
     process = started(long, tmp_path / "data")
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30)[0] == "interrupted\n"
-    assert process.returncode == errors.INTERRUPTED
+    assert (process.communicate(timeout=30)[0], process.returncode) == ("interrupted\n", errors.INTERRUPTED)
     assert list(tmp_path.iterdir()) == [long]
 
 

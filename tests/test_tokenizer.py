@@ -62,6 +62,14 @@ def test_every_text_comes_back(make: Any) -> None:
     assert [encoder.decode(ids) for ids in encoder.encode_batch(texts)] == texts
 
 
+def test_words_are_split_before_merges_apply() -> None:
+    """By GPT-2's pattern: of two newlines before a word, the second stays with nothing."""
+    assert gpt2().encode("\n\nidate") == [198, 198, 20540]
+    assert gpt2().encode("\n\n") == [628]
+    learned = train([ENGLISH], 300)
+    assert not any(" " in learned.decode([number])[1:] for number in range(learned.vocab_size))
+
+
 def test_the_end_of_text_is_never_parsed_out_of_text(tmp_path: Path) -> None:
     gpt2().save(tmp_path / "tokenizer.json")
     for encoder in (gpt2(), load(tmp_path), train([ENGLISH], 300)):

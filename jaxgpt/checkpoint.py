@@ -90,7 +90,9 @@ class Checkpoints:
         except Exception as error:  # an earlier save's error comes out here as well, and it can be any
             raise _storage_error(self.folder, error) from error
         if not saved:
-            raise StorageError("S005", f"{self.folder} refused the checkpoint of step {step}", "choose a new --run.name")
+            raise StorageError(
+                "S005", f"{self.folder} refused the checkpoint of step {step}", "choose a new --run.name"
+            )
 
     def check(self) -> None:
         """Raises the error of a save that failed in the background; does not wait for one that is under way."""

@@ -133,7 +133,7 @@ def _nothing(folder: Path) -> DataError:
     source, out = "SOURCE", str(folder)
     if is_folder and any(folder.glob("*.parquet")):
         source, out = f"'{folder}/*.parquet'", f"{out.rstrip('/')}-tokens"
-    help = f"python -m jaxgpt.prepare {source} --out {out}"
+    help = f"python -m jaxgpt.prepare {source} --out {out} --val-tokens 10e6"
     return DataError("D002", f"no token shards in '{folder}'", help)
 
 

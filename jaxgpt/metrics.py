@@ -100,7 +100,7 @@ class Recorder:
         self._windows = split.windows(config.model.block_size)
         peak = peak_flops(mesh.devices.flat[0].device_kind)
         self._peak = peak and peak * mesh.devices.size
-        self._board = _board(tensorboard) if config.run.tensorboard else None
+        self._board: Any = _board(tensorboard) if config.run.tensorboard else None
         self._waiting: tuple[int, Metrics] | None = None
         self._clock = time.perf_counter()
         self._paces: list[float] = []

@@ -131,7 +131,7 @@ class RunFolder:
         if old.get("tokenizer_sha256") != tokens["tokenizer_sha256"]:
             raise CheckpointError(
                 "K002",
-                f"'{self.path}' was started with another tokenizer: {_tokenizer(old)}; the data's is {_tokenizer(tokens)}",
+                f"'{self.path}' was started with another tokenizer: {_tokenizer(old)} → {_tokenizer(tokens)}",
                 "prepare the data with the run's tokenizer.json",
             )
 

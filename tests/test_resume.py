@@ -3,11 +3,11 @@
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from test_train import (
+    Changes,
     Crash,
     after_step,
     arguments,
@@ -35,12 +35,12 @@ NOISY = EPOCHS | {"model.dropout": 0.2}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, xla_cache: Path) -> Iterator[Path]:
+def whole(tmp_path_factory: pytest.TempPathFactory, xla_cache: Path) -> Path:
     """The place of the run that was left alone, a process like those that are killed."""
     place = tmp_path_factory.mktemp("whole")
     write_tokens(place / "data")
     finish(place)
-    yield place
+    return place
 
 
 def finish(place: Path) -> None:
@@ -71,7 +71,7 @@ def wait_for_a_save_under_way(place: Path) -> None:
         assert time.monotonic() < end
 
 
-def assert_same_run(place: Path, whole: Path, changes: dict[str, object]) -> None:
+def assert_same_run(place: Path, whole: Path, changes: Changes) -> None:
     assert losses(folder_of(place)) == losses(folder_of(whole))
     assert bits(saved_state(tiny(place, changes))) == bits(saved_state(tiny(whole, changes)))
 

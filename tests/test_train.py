@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -51,6 +52,10 @@ TINY: dict[str, Any] = {
 }
 
 
+Changes = Mapping[str, Any]
+NONE: Changes = MappingProxyType({})
+
+
 def write_tokens(folder: Path, train: int = 1000, val: int = 300, seed: int = 0) -> Path:
     """Random tokens as shards without a manifest, and the tokenizer that could have made them."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,11 +78,11 @@ def write_shard(path: Path, tokens: np.ndarray[Any, Any]) -> None:
         writer.finish()
 
 
-def options(place: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    return TINY | {"data.path": str(place / "data"), "run.dir": str(place / "runs")} | changes
+def options(place: Path, changes: Changes) -> dict[str, Any]:
+    return TINY | {"data.path": str(place / "data"), "run.dir": str(place / "runs"), **changes}
 
 
-def tiny(place: Path, changes: dict[str, Any] = {}) -> Config:
+def tiny(place: Path, changes: Changes = NONE) -> Config:
     """The tiny run on `place`/data, its folder under `place`/runs; `changes` by "section.field"."""
     nested: dict[str, dict[str, Any]] = {}
     for name, value in options(place, changes).items():
@@ -86,12 +91,12 @@ def tiny(place: Path, changes: dict[str, Any] = {}) -> Config:
     return Config().replace(nested)
 
 
-def arguments(place: Path, changes: dict[str, Any] = {}) -> list[str]:
+def arguments(place: Path, changes: Changes = NONE) -> list[str]:
     """The same run as a command line."""
     return [f"--{name}={value}" for name, value in options(place, changes).items()]
 
 
-def command(place: Path, changes: dict[str, Any] = {}, *more: str) -> subprocess.Popen[str]:
+def command(place: Path, changes: Changes = NONE, *more: str) -> subprocess.Popen[str]:
     """The same run as a process of its own, with its output piped."""
     line = [sys.executable, "-m", "jaxgpt.train", *arguments(place, changes), *more]
     env = os.environ | {"PYTHONPATH": str(Path(jaxgpt.__file__).parents[1])}
@@ -366,14 +371,14 @@ def test_ctrl_c_while_it_compiles_is_answered_within_seconds(place: Path, monkey
 
 
 @pytest.fixture(scope="module")
-def piped(tmp_path_factory: pytest.TempPathFactory, xla_cache: Path) -> Iterator[tuple[Path, str, str]]:
+def piped(tmp_path_factory: pytest.TempPathFactory, xla_cache: Path) -> tuple[Path, str, str]:
     """A whole run as a process: its place, its output and its errors."""
     place = tmp_path_factory.mktemp("piped")
     write_tokens(place / "data")
     run = command(place)
     out, err = run.communicate(timeout=120)
     assert run.returncode == 0
-    yield place, out, err
+    return place, out, err
 
 
 def test_a_normal_run_says_nothing_on_stderr(piped: tuple[Path, str, str]) -> None:

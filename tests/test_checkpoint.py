@@ -1,0 +1,310 @@
+"""Checkpoints: what is kept, what is refused, and that a save which fails is never lost."""
+
+import dataclasses
+import math
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from orbax.checkpoint import CheckpointManager
+from test_train import (
+    STEPS,
+    Crash,
+    after_step,
+    arguments,
+    bits,
+    folder_of,
+    losses,
+    place,
+    records,
+    saved_steps,
+    tiny,
+    xla_cache,
+)
+
+from jaxgpt import errors, train
+from jaxgpt.checkpoint import Checkpoints
+from jaxgpt.config import Run
+from jaxgpt.errors import CheckpointError, JaxgptError, NonFiniteError, StorageError
+from jaxgpt.step import TrainState
+
+__all__ = ["place", "xla_cache"]  # fixtures
+
+EVERY = {"run.save_every": 1, "run.eval_every": STEPS}
+
+
+def state(number: int, **leaves: Any) -> TrainState:
+    """A small state after `number` updates."""
+    params = {"w": jnp.full((3, 2), number, jnp.float32)} | leaves
+    return TrainState(jnp.int32(number), params, {"mu": jnp.zeros(4)})
+
+
+def template(like: TrainState) -> TrainState:
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    found: TrainState = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like)
+    return found
+
+
+def keeping(folder: Path, **run: Any) -> Checkpoints:
+    return Checkpoints(folder, Run(**{"keep_best": 0, "keep_latest": 100} | run))
+
+
+def refused(kind: type[JaxgptError], code: str, action: Any) -> JaxgptError:
+    with pytest.raises(kind) as caught:
+        action()
+    assert caught.value.code == code
+    return caught.value
+
+
+# --- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    source = np.random.default_rng(0)
+    noise = state(7, w=jnp.asarray(source.integers(0, 2**31, (50, 40)), jnp.int32), tiny=jnp.float32(1e-42))
+    with keeping(tmp_path) as checkpoints:
+        checkpoints.save(7, noise, None)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert bits(checkpoints.restore(template(noise), 7)) == bits(noise)
+
+
+def test_policies_hold_across_restarts_and_slow_saves(tmp_path: Path) -> None:
+    val = {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5}
+    for first in (1, 4, 7):
+        with keeping(tmp_path, keep_latest=2, keep_best=1, keep_every=5) as checkpoints:
+            for number in range(first, first + 3):
+                checkpoints.save(number, state(number), val.get(number))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [4, 5, 8, 9]
+        assert (checkpoints.latest(), checkpoints.best(), checkpoints.best_loss()) == (9, 4, 3.0)
+        assert [checkpoints.find(which) for which in ("latest", "best", "5")] == [9, 4, 5]
+
+
+def test_a_loss_that_is_not_finite_never_makes_a_checkpoint_the_best(tmp_path: Path) -> None:
+    with keeping(tmp_path, keep_latest=1, keep_best=1) as checkpoints:
+        for number, loss in enumerate([3.0, math.nan, -math.inf, 4.0]):
+            checkpoints.save(number, state(number), loss)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.steps(), checkpoints.best()) == ([0, 3], 0)
+
+
+def test_saving_does_not_read_what_the_next_step_overwrites(tmp_path: Path) -> None:
+    """On a CPU a device array and its host view are the same memory, which the next step takes over."""
+    spoil = jax.jit(lambda array: array * 0 - 1, donate_argnums=0)
+    big = jnp.arange(4_000_000, dtype=jnp.float32)
+    saved = state(1, w=big)
+    expected = np.arange(4_000_000, dtype=np.float32).tobytes()
+    with keeping(tmp_path) as checkpoints:
+        checkpoints.save(1, saved, None)
+        spoil(saved.params["w"]).block_until_ready()
+    like = template(state(1, w=jnp.zeros(4_000_000)))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert np.asarray(checkpoints.restore(like, 1).params["w"]).tobytes() == expected
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_checkpoint_is_named_with_those_there_are(tmp_path: Path) -> None:
+    with keeping(tmp_path) as checkpoints:
+        checkpoints.save(3, state(3), None)
+        checkpoints.save(4, state(4), None)
+    with Checkpoints(tmp_path) as checkpoints:
+        for which in ("best", "7", "newest", "-3"):
+            text = str(refused(CheckpointError, "K003", lambda: checkpoints.find(which)))
+            assert f"no checkpoint '{which}' in {tmp_path}; there are: 3, 4" in text
+    with Checkpoints(tmp_path / "nowhere") as checkpoints:
+        assert "there are: none" in str(refused(CheckpointError, "K003", lambda: checkpoints.find("latest")))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (state(1, w=jnp.zeros((3, 3))), "params.w is float32[3, 2]; the config needs float32[3, 3]"),
+        (state(1, w=jnp.zeros((3, 2), jnp.bfloat16)), "params.w is float32[3, 2]; the config needs bfloat16[3, 2]"),
+        (state(1, bias=jnp.zeros(3)), "has no params.bias; the config needs it"),
+        (state(1)._replace(opt_state={}), "holds opt_state.mu, which the config has no place for"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused_by_its_first_difference(
+    tmp_path: Path, wanted: TrainState, words: str
+) -> None:
+    with keeping(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1), None)
+    with Checkpoints(tmp_path) as checkpoints:
+        error = refused(CheckpointError, "K004", lambda: checkpoints.restore(template(wanted), 1))
+    assert f"{tmp_path}/1" in error.message
+    assert words in error.message
+
+
+def damage_nothing(step: Path) -> None:
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+def damage_metadata(step: Path) -> None:
+    (step / "state/_METADATA").write_text("{")
+
+
+def damage_values(step: Path) -> None:
+    for path in (step / "state").rglob("d/*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_nothing, damage_metadata, damage_values])
+def test_a_checkpoint_that_cannot_be_read_is_an_error_and_no_traceback(tmp_path: Path, damage: Any) -> None:
+    with keeping(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1), None)
+    damage(tmp_path / "1")
+    with Checkpoints(tmp_path) as checkpoints:
+        error = refused(CheckpointError, "K003", lambda: checkpoints.restore(template(state(1)), 1))
+    assert f"{tmp_path}/1 cannot be read" in error.message
+    assert "goes on from the checkpoint before it" in error.help
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nothing_that_is_not_finite_is_ever_saved(tmp_path: Path, value: float) -> None:
+    with keeping(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1), None)
+        for broken in (state(2, w=jnp.array([0.0, value])), state(2)._replace(opt_state={"mu": jnp.full(4, value)})):
+            error = refused(NonFiniteError, "N001", lambda state=broken: checkpoints.save(2, state, None))
+            assert "is not finite after step 2: it was not saved" in error.message
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [1]
+
+
+# --- saves that fail -------------------------------------------------------------------------------------------------
+
+
+class BadDisk:
+    """Makes the commit of one step's checkpoint fail in the background, once `let_go` allows it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+        from orbax.checkpoint._src.checkpointers import async_checkpointer
+
+        self.let_go = threading.Event()
+        original = async_checkpointer._background_wait_for_commit_futures
+
+        def commit(directory: Any, *args: Any, **kwargs: Any) -> None:
+            if Path(directory).name.split(".")[0] == str(step):
+                self.let_go.wait(30)
+                raise OSError(28, "No space left on device")
+            original(directory, *args, **kwargs)
+
+        monkeypatch.setattr(async_checkpointer, "_background_wait_for_commit_futures", commit)
+
+
+def test_a_save_that_failed_is_told_and_takes_no_older_checkpoint_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = BadDisk(monkeypatch, 2)
+
+    def run() -> None:
+        with keeping(tmp_path, keep_latest=1) as checkpoints:
+            checkpoints.save(1, state(1), None)
+            checkpoints.save(2, state(2), None)
+            checkpoints.check()  # still under way: nothing to tell, and no waiting
+            disk.let_go.set()
+            while True:
+                checkpoints.check()
+
+    error = refused(StorageError, "S005", run)
+    assert (error.exit_status, str(tmp_path) in error.message, "No space left" in error.message) == (7, True, True)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [1]
+
+
+def test_a_save_that_fails_last_of_all_is_told_on_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    BadDisk(monkeypatch, 1).let_go.set()
+
+    def run() -> None:
+        with keeping(tmp_path) as checkpoints:
+            checkpoints.save(1, state(1), None)
+
+    assert "No space left" in str(refused(StorageError, "S005", run))
+
+
+def test_a_run_whose_save_fails_ends_with_status_7_and_resumes(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        BadDisk(patch, 8).let_go.set()
+        assert errors.run(train.main, arguments(place)) == 7
+        err = capsys.readouterr().err
+        assert "error[S005]: a checkpoint could not be written to" in err
+        assert "No space left on device" in err
+        assert "Traceback" not in err
+    assert saved_steps(folder_of(place)) == [4]
+    assert errors.run(train.main, arguments(place)) == 0
+    assert list(losses(folder_of(place))) == list(range(STEPS))
+
+
+def test_an_error_of_the_run_is_not_hidden_by_that_of_a_save(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = BadDisk(monkeypatch, 8)
+
+    def crash() -> None:
+        disk.let_go.set()
+        raise Crash
+
+    after_step(monkeypatch, 9, crash)
+    with pytest.raises(Crash):
+        train.train(tiny(place))
+
+
+def test_a_save_that_orbax_leaves_out_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CheckpointManager, "save", lambda *_, **__: False)
+    with keeping(tmp_path) as checkpoints:
+        error = refused(StorageError, "S005", lambda: checkpoints.save(1, state(1), None))
+    assert "refused the checkpoint of step 1" in error.message
+
+
+# --- a loss that is not finite ---------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_explodes_ends_the_run_with_status_5_and_only_finite_checkpoints(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = EVERY | {"optim.learning_rate": 10.0, "optim.weight_decay": 1e38, "optim.schedule": "constant"}
+    assert errors.run(train.main, arguments(place, wild)) == 5
+    err = capsys.readouterr().err
+    assert "error[N001]" in err
+    assert "lower --optim.learning-rate" in err
+    assert records(folder_of(place), "stop")[0]["reason"] == "N001"
+    config = tiny(place, wild)
+    with Checkpoints(folder_of(place).checkpoints) as checkpoints:
+        assert len(checkpoints.steps()) < STEPS
+        for number in checkpoints.steps():
+            restored = checkpoints._manager.restore(number)["state"]
+            assert all(np.isfinite(leaf).all() for leaf in restored.values())
+    assert config.run.steps == STEPS
+
+
+def test_parameters_that_become_nan_are_found_at_the_next_step(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = train.step.compile_train_step
+
+    def poisoned(*args: Any) -> Any:
+        function = original(*args)
+
+        def run(state: TrainState, block: jax.Array) -> Any:
+            number = int(state.step)
+            state, found = function(state, block)
+            if number == 6:
+                state = state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.float32(math.nan), state.params))
+            return state, found
+
+        return run
+
+    monkeypatch.setattr(train.step, "compile_train_step", poisoned)
+    assert errors.run(train.main, arguments(place, {"run.eval_every": STEPS})) == 5
+    assert "error[N001]: the loss of step 7 is not finite (loss nan, norm nan)" in capsys.readouterr().err
+    assert saved_steps(folder_of(place)) == [4]
+    last = records(folder_of(place))[-1]
+    assert (last["step"], last["loss"]) == (7, "nan")
+    assert dataclasses.is_dataclass(tiny(place))

@@ -1,0 +1,102 @@
+"""The chunked loss against log-softmax of all logits at once."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from jaxgpt import cross_entropy
+
+N, D, V = 22, 8, 40
+
+
+def problem(count: int = N, dtype: Any = jnp.float32) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Hidden vectors, a head and targets whose logits spread over some nats."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x_NxD, head_VxD = jax.random.normal(keys[0], (count, D)), jax.random.normal(keys[1], (V, D))
+    return x_NxD.astype(dtype), head_VxD.astype(dtype), jax.random.randint(keys[2], (count,), 0, V)
+
+
+def plain_losses(x_NxD: jax.Array, head_VxD: jax.Array, targets_N: jax.Array) -> jax.Array:
+    logits_NxV = x_NxD.astype(jnp.float32) @ head_VxD.astype(jnp.float32).T
+    return -jax.nn.log_softmax(logits_NxV)[jnp.arange(len(targets_N)), targets_N]
+
+
+def plain_mean(x_NxD: jax.Array, head_VxD: jax.Array, targets_N: jax.Array) -> jax.Array:
+    return jnp.mean(plain_losses(x_NxD, head_VxD, targets_N))
+
+
+def value_and_gradients(loss: Any, *arguments: Any) -> list[np.ndarray]:
+    value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(*arguments)
+    return [np.asarray(array, np.float32) for array in (value, *gradients)]
+
+
+def assert_same(found: list[np.ndarray], expected: list[np.ndarray], tolerance: float) -> None:
+    """Each array differs by at most `tolerance` of its counterpart's largest element."""
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 11, N, 100], ids=lambda chunk: f"chunk {chunk} of {N}")
+def test_value_and_gradients_are_log_softmaxs_for_every_chunk(chunk: int) -> None:
+    arguments = problem()
+    found = value_and_gradients(cross_entropy.mean_loss, *arguments, chunk)
+    assert_same(found, value_and_gradients(plain_mean, *arguments), 1e-5)
+    assert_same([cross_entropy.losses(*arguments, chunk)], [plain_losses(*arguments)], 1e-5)
+
+
+def test_a_single_token_will_do() -> None:
+    arguments = problem(count=1)
+    found = value_and_gradients(cross_entropy.mean_loss, *arguments, 4)
+    assert_same(found, value_and_gradients(plain_mean, *arguments), 1e-5)
+
+
+def test_bfloat16_costs_one_rounding_of_the_gradients_and_none_of_the_value() -> None:
+    arguments = problem(dtype=jnp.bfloat16)
+    found = value_and_gradients(cross_entropy.mean_loss, *arguments, 7)
+    exact = value_and_gradients(plain_mean, *(array.astype(jnp.float32) for array in arguments[:2]), arguments[2])
+    assert_same(found[:1], exact[:1], 1e-5)
+    assert_same(found[1:], exact[1:], 1e-2)
+
+
+def test_gradients_scale_with_the_cotangent_and_keep_their_types() -> None:
+    x_NxD, head_VxD, targets_N = problem(dtype=jnp.bfloat16)
+    _, pull = jax.vjp(lambda x, head: cross_entropy.mean_loss(x, head, targets_N, 7), x_NxD, head_VxD)
+    once, fourfold = pull(jnp.float32(1)), pull(jnp.float32(4))
+    for one, four in zip(once, fourfold, strict=True):
+        assert one.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(4 * np.asarray(one, np.float32), np.asarray(four, np.float32))
+
+
+def test_the_zeros_that_fill_the_last_chunk_do_not_matter() -> None:
+    arguments = problem()
+    dividing = value_and_gradients(cross_entropy.mean_loss, *arguments, 11)
+    filled_up = value_and_gradients(cross_entropy.mean_loss, *arguments, 21)  # one token, and 20 zeros
+    assert_same(filled_up, dividing, 1e-6)
+
+
+def test_huge_logits_stay_finite() -> None:
+    x_NxD, head_VxD, targets_N = problem()
+    found = value_and_gradients(cross_entropy.mean_loss, 1e4 * x_NxD, head_VxD, targets_N, 7)
+    assert all(np.isfinite(array).all() for array in found)
+
+
+def shapes(jaxpr: Any) -> set[tuple[int, ...]]:
+    """The shapes of every array that a jaxpr computes, inner jaxprs included."""
+    found = {variable.aval.shape for equation in jaxpr.eqns for variable in equation.outvars}
+    inner = (shapes(each) for equation in jaxpr.eqns for each in jaxprs_in_params(equation.params))
+    return found.union(*inner)
+
+
+def largest_array(chunk: int) -> int:
+    function = jax.value_and_grad(cross_entropy.mean_loss, (0, 1))
+    return max(map(math.prod, shapes(jax.make_jaxpr(function, static_argnums=3)(*problem(), chunk).jaxpr)))
+
+
+def test_the_logits_of_all_tokens_never_exist_at_once() -> None:
+    assert largest_array(chunk=N) == N * V
+    assert largest_array(chunk=7) == V * max(7, D)  # a chunk's logits, or the head's gradient

@@ -1,0 +1,217 @@
+"""The network: its size, its start, what a position may see, and that each way through it gives the same numbers."""
+
+import dataclasses
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from flax import nnx
+
+from jaxgpt import model, optim, step
+from jaxgpt.budget import flops
+from jaxgpt.config import Config, Model
+from jaxgpt.errors import ConfigError
+from jaxgpt.overrides import load
+
+NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
+GPT2 = Model(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=64, bias=True, dtype="float32", attention="xla")
+MODERN = dataclasses.replace(GPT2, architecture="modern", bias=False, n_kv_head=2, head_dim=16, tie_embeddings=False)
+both_architectures = pytest.mark.parametrize("settings", [GPT2, MODERN], ids=["gpt2", "modern"])
+
+
+def gpt(settings: Model, *, scale: float = 1.0) -> model.GPT:
+    """A network; `scale` enlarges its weights, so that attention is far from uniform."""
+    network = model.GPT(settings, rngs=nnx.Rngs(0))
+    nnx.update(network, jax.tree.map(lambda leaf: leaf * scale if leaf.ndim >= 2 else leaf, nnx.state(network)))
+    return network
+
+
+def some_tokens(settings: Model, batch: int = 2) -> jax.Array:
+    return jax.random.randint(jax.random.key(1), (batch, settings.block_size), 0, settings.vocab_size)
+
+
+def abstract_parameters(cfg: Config) -> step.Params:
+    return jax.eval_shape(partial(step.init_state, cfg, optim.make(cfg.optim, cfg.run.steps))).params
+
+
+def size(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_budget_counts_every_configs_parameters(name: str) -> None:
+    cfg = load(name)
+    cfg = cfg.replace({"model": {"dtype": "float32", "attention": "xla"}})
+    params = abstract_parameters(cfg)
+    positions = cfg.model.block_size * cfg.model.n_embd if cfg.model.architecture == "gpt2" else 0
+    assert size(params.get("positions", {})) == positions
+    assert size(params) == flops.parameters(cfg.model) + positions
+    outside = size(params["tokens"]) + size(params.get("output", {})) + positions
+    assert size(params) - outside == flops.non_embedding_parameters(cfg.model)
+
+
+@both_architectures
+def test_budget_counts_biases_grouped_heads_and_an_untied_head(settings: Model) -> None:
+    positions = settings.block_size * settings.n_embd if settings.architecture == "gpt2" else 0
+    assert size(abstract_parameters(Config(model=settings))) == flops.parameters(settings) + positions
+
+
+def test_the_reference_run_has_40_56_million_parameters_and_300_megaflops_a_token() -> None:
+    reference, modern = load("fineweb40m").model, load("fineweb40m_modern").model
+    width, layers, block, vocabulary = 384, 12, 1024, 50304
+    blocks = layers * (12 * width * width + 2 * width) + width
+    assert flops.non_embedding_parameters(reference) == blocks == 21_243_264
+    assert flops.parameters(reference) == blocks + vocabulary * width == 40_560_000
+    assert flops.flops_per_token(reference) == 6 * 40_560_000 + 12 * layers * width * block == 299_983_104
+    assert flops.parameters(modern) == pytest.approx(40_560_000, rel=0.01)
+
+
+PROSE = "A token is predicted from those before it, and nothing that comes later may change its prediction.".encode()
+
+
+@both_architectures
+def test_no_position_feels_a_later_one(settings: Model) -> None:
+    settings = dataclasses.replace(settings, vocab_size=256)
+    network, tokens_T = gpt(settings, scale=5), jnp.array([*PROSE[: settings.block_size]])
+    table_VxD = network.tokens.embedding[...]
+
+    def logits(x_TxD: jax.Array) -> jax.Array:
+        """As the network's, of tokens that each have an embedding of their own."""
+        network.tokens.embedding[...] = table_VxD.at[: len(x_TxD)].set(x_TxD)
+        out_TxV = network(jnp.arange(len(x_TxD))[None])[0]
+        return jnp.sum(out_TxV[:, 128:], axis=-1)
+
+    slopes_TxTxD = jax.jacobian(logits)(table_VxD[tokens_T])
+    network.tokens.embedding[...] = table_VxD
+    felt_TxT = np.abs(slopes_TxTxD).max(axis=-1) > 0
+    np.testing.assert_array_equal(felt_TxT, np.tri(settings.block_size, dtype=bool))
+
+
+@both_architectures
+def test_logits_are_those_of_a_network_written_apart(settings: Model) -> None:
+    network, tokens_BxT = gpt(settings, scale=5), some_tokens(settings)
+    params = nnx.to_pure_dict(nnx.state(network))
+    expected = oracle.logits(params, dataclasses.asdict(settings), np.asarray(tokens_BxT))
+    np.testing.assert_allclose(network(tokens_BxT), expected, atol=1e-4 * np.abs(expected).max())
+
+
+@both_architectures
+@pytest.mark.parametrize("chunks", [(16,), (1,) * 16, (5, 1, 1, 4, 5)], ids=str)
+def test_reading_in_chunks_with_a_cache_gives_the_logits_of_reading_at_once(
+    settings: Model, chunks: tuple[int, ...]
+) -> None:
+    network, tokens_BxT = gpt(settings, scale=5), some_tokens(settings)
+    cache, found = model.KVCache.create(settings, 2, settings.block_size + 3), []
+    for chunk_BxT in jnp.split(tokens_BxT, np.cumsum(chunks)[:-1], axis=1):
+        x_BxTxD, cache = network.hidden(chunk_BxT, cache=cache)
+        found.append(network.logits(x_BxTxD))
+    assert int(cache.length) == settings.block_size
+    np.testing.assert_allclose(jnp.concatenate(found, axis=1), network(tokens_BxT), atol=1e-5)
+
+
+@both_architectures
+def test_initialisation_is_nanogpts(settings: Model) -> None:
+    settings = dataclasses.replace(settings, n_embd=128, head_dim=32)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(gpt(settings)))):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name.endswith(("scale", "bias")):
+            assert (leaf == (1 if name.endswith("scale") else 0)).all(), name
+        else:
+            residual = name.endswith(("out.kernel", "down.kernel"))
+            std = 0.02 / math.sqrt(2 * settings.n_layer) if residual else 0.02
+            assert abs(float(jnp.std(leaf)) / std - 1) < 5 / math.sqrt(2 * leaf.size), name  # five standard errors
+            assert abs(float(jnp.mean(leaf))) < 5 * std / math.sqrt(leaf.size), name
+
+
+def test_no_two_matrices_start_alike() -> None:
+    leaves = [leaf.ravel()[:100] for leaf in jax.tree.leaves(nnx.state(gpt(MODERN))) if leaf.ndim >= 2]
+    correlations = np.corrcoef(np.stack(leaves)) - np.eye(len(leaves))
+    assert np.abs(correlations).max() < 0.5  # five standard errors of 100 pairs
+
+
+@both_architectures
+def test_the_exact_attention_path_is_the_plain_one_but_for_its_dropout(settings: Model) -> None:
+    dropping = dataclasses.replace(settings, attention_dropout=1e-9)
+    tokens_BxT, key = some_tokens(settings), jax.random.key(0)
+    plain = gpt(settings, scale=5)(tokens_BxT)
+    np.testing.assert_allclose(gpt(dropping, scale=5)(tokens_BxT, key=key), plain, atol=1e-5)
+    dropping = dataclasses.replace(settings, attention_dropout=0.5)
+    np.testing.assert_array_equal(gpt(dropping, scale=5)(tokens_BxT), plain)
+    assert not np.allclose(gpt(dropping, scale=5)(tokens_BxT, key=key), plain, atol=1e-2)
+
+
+def test_attention_dropout_keeps_the_mean_of_its_output() -> None:
+    settings = dataclasses.replace(MODERN, attention_dropout=0.5)
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, 8, heads, 16)) for i, heads in enumerate((4, 2, 2)))
+    attend = lambda key: model.attend(q, k, v, settings, key)  # noqa: E731
+    draws = jax.vmap(attend)(jax.random.split(jax.random.key(9), 4000))
+    error = jnp.std(draws, axis=0) / math.sqrt(len(draws))
+    assert (jnp.abs(jnp.mean(draws, axis=0) - attend(None)) < 6 * error).all()  # six standard errors
+
+
+def test_grouped_heads_are_repeated_heads() -> None:
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 8, heads, 16)) for i, heads in enumerate((4, 2, 2)))
+    repeated = (jnp.repeat(array, 2, axis=2) for array in (k, v))
+    np.testing.assert_allclose(model.attend(q, k, v, MODERN, None), model.attend(q, *repeated, MODERN, None), atol=1e-6)
+
+
+def rotated_scores(first_place: int) -> jax.Array:
+    """q k^T of eight positions from `first_place` on."""
+    q, k = (jax.random.normal(jax.random.key(i), (1, 8, 1, 16)) for i in range(2))
+    q, k = (model.rotate(array, first_place + jnp.arange(8), 10_000.0) for array in (q, k))
+    return jnp.einsum("bthc,bshc->ts", q, k)
+
+
+def test_rotary_scores_depend_on_the_distance_alone() -> None:
+    np.testing.assert_allclose(rotated_scores(0), rotated_scores(500), atol=1e-3)  # float32 angles of about 500
+    q = jnp.ones((1, 8, 1, 16))
+    turned = model.rotate(q, jnp.arange(8), 10_000.0)
+    np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(q, axis=-1), rtol=1e-6)
+    np.testing.assert_array_equal(turned[:, 0], q[:, 0])
+    assert not np.allclose(turned[:, 1], turned[:, 2], atol=0.1)
+
+
+@both_architectures
+def test_bfloat16_logits_come_in_float32_and_near_float32s(settings: Model) -> None:
+    half, tokens_BxT = dataclasses.replace(settings, dtype="bfloat16"), some_tokens(settings)
+    found, exact = gpt(half, scale=5)(tokens_BxT), gpt(settings, scale=5)(tokens_BxT)
+    assert found.dtype == jnp.float32
+    assert float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)) < 0.03
+
+
+def resolved(platform: str, **changes: Any) -> tuple[str, str]:
+    settings = model.resolve(Model(**changes), platform)
+    return settings.dtype, settings.attention
+
+
+def test_auto_is_bfloat16_and_cudnn_on_a_gpu_and_float32_and_xla_on_a_cpu() -> None:
+    assert resolved("gpu") == ("bfloat16", "cudnn")
+    assert resolved("cpu") == ("float32", "xla")
+    assert resolved("gpu", dtype="float32") == ("float32", "xla")
+    assert resolved("gpu", attention="xla") == ("bfloat16", "xla")
+    assert resolved("cpu", dtype="bfloat16") == ("bfloat16", "xla")
+    assert resolved("gpu", head_dim=136) == resolved("gpu", head_dim=20) == ("bfloat16", "xla")
+    assert resolved("gpu", head_dim=128, attention="cudnn") == ("bfloat16", "cudnn")
+
+
+@pytest.mark.parametrize(
+    ("platform", "changes", "reason"),
+    [
+        ("cpu", {}, "the device is a cpu"),
+        ("gpu", {"dtype": "float32"}, "bfloat16, not float32"),
+        ("gpu", {"head_dim": 20}, "head size 20"),
+        ("gpu", {"head_dim": 136}, "head size 136"),
+    ],
+)
+def test_cudnn_is_refused_with_the_reason_where_it_cannot_run(
+    platform: str, changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
+        model.resolve(Model(attention="cudnn", **changes), platform)
+    assert "C023" in str(caught.value)

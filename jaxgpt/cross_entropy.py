@@ -38,37 +38,35 @@ def losses(x_NxD: jax.Array, head_VxD: jax.Array, targets_N: jax.Array, chunk: i
 def _forward(
     x_NxD: jax.Array, head_VxD: jax.Array, targets_N: jax.Array, chunk: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    count = len(targets_N)
-
     def of_chunk(
         carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        total, dhead_VxD = carry
+        loss, dhead_VxD = carry
         x_MxD, targets_M, weight_M = xs
         logits_MxV = _logits(x_MxD, head_VxD)
         lse_M = jax.nn.logsumexp(logits_MxV, axis=-1)
-        total += jnp.sum(weight_M * (lse_M - _picked(logits_MxV, targets_M)))
+        loss += jnp.sum(weight_M * (lse_M - _picked(logits_MxV, targets_M)))
         one_MxV = targets_M[:, None] == jnp.arange(logits_MxV.shape[1], dtype=targets_M.dtype)[None, :]
         slope_MxV = (jnp.exp(logits_MxV - lse_M[:, None]) - one_MxV.astype(jnp.float32)) * weight_M[:, None]
         slope_MxV = slope_MxV.astype(x_MxD.dtype)
         dhead_VxD += jnp.einsum("mv,md->vd", slope_MxV, x_MxD, preferred_element_type=jnp.float32)
-        return (total, dhead_VxD), jnp.einsum("mv,vd->md", slope_MxV, head_VxD)
+        return (loss, dhead_VxD), jnp.einsum("mv,vd->md", slope_MxV, head_VxD)
 
-    chunks = _chunks(x_NxD, targets_N, chunk)
-    weights_CxM = (jnp.arange(chunks[1].size) < count).astype(jnp.float32).reshape(chunks[1].shape)
+    count = len(targets_N)
+    x_CxMxD, targets_CxM = _chunks(x_NxD, targets_N, chunk)
+    weights_CxM = jnp.where(jnp.arange(targets_CxM.size) < count, 1 / count, 0.0).reshape(targets_CxM.shape)
     start = (jnp.float32(0), jnp.zeros(head_VxD.shape, jnp.float32))
-    (total, dhead_VxD), dx_CxMxD = jax.lax.scan(of_chunk, start, (*chunks, weights_CxM))
-    return total / count, (dx_CxMxD.reshape(-1, x_NxD.shape[1])[:count], dhead_VxD)
+    (loss, dhead_VxD), dx_CxMxD = jax.lax.scan(of_chunk, start, (x_CxMxD, targets_CxM, weights_CxM))
+    return loss, (dx_CxMxD.reshape(-1, x_NxD.shape[1])[:count], dhead_VxD)
 
 
 def _backward(
     chunk: int, gradients: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
-    """The sum's gradients, scaled to the mean's: dividing here keeps the small slopes clear of bfloat16's underflow."""
+    """The gradients are those of the mean already: all that is left is the cotangent, which is 1 in training."""
     dx_NxD, dhead_VxD = gradients
-    scale = cotangent / len(dx_NxD)
-    head_type = dx_NxD.dtype  # x and head share their type
-    return (dx_NxD.astype(jnp.float32) * scale).astype(dx_NxD.dtype), (dhead_VxD * scale).astype(head_type), None
+    compute_type = dx_NxD.dtype  # the head's too
+    return dx_NxD * cotangent.astype(compute_type), (dhead_VxD * cotangent).astype(compute_type), None
 
 
 mean_loss.defvjp(_forward, _backward)
@@ -83,9 +81,9 @@ def _picked(logits_MxV: jax.Array, targets_M: jax.Array) -> jax.Array:
 
 
 def _chunks(x_NxD: jax.Array, targets_N: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """The tokens in chunks of `chunk`, the last one filled up with zeros."""
-    chunk = min(chunk, len(targets_N))
-    missing = -len(targets_N) % chunk
+    """The tokens in as few chunks of at most `chunk` as they need, all of one size; zeros fill up the last."""
+    count = -(-len(targets_N) // chunk)
+    missing = -len(targets_N) % count
     x_NxD = jnp.pad(x_NxD, ((0, missing), (0, 0)))
     targets_N = jnp.pad(targets_N, (0, missing))
-    return x_NxD.reshape(-1, chunk, x_NxD.shape[1]), targets_N.reshape(-1, chunk)
+    return x_NxD.reshape(count, -1, x_NxD.shape[1]), targets_N.reshape(count, -1)

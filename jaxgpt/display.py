@@ -1,10 +1,11 @@
 """What a person sees of a run: a live panel on a terminal, nanoGPT's lines when the output is piped."""
 
+import math
+import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from rich.console import Console, Group
@@ -18,6 +19,7 @@ from rich.text import Text
 from jaxgpt.config import Config
 from jaxgpt.diagnose.eta import Eta
 from jaxgpt.metrics import Display, Scores, StepRecord
+from jaxgpt.runlog import warn
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -26,6 +28,7 @@ class Screen(Display, Protocol):
     """What shows the run, and what is said below it."""
 
     def say(self, text: str) -> None: ...
+    def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *exception: Any) -> None: ...
 
@@ -40,6 +43,9 @@ class Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._out.flush()
 
     def step(self, record: StepRecord, left: Eta | None) -> None:
@@ -55,7 +61,12 @@ class Lines:
         self.say(f"saving checkpoint of step {step}")
 
     def say(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        try:
+            print(text, file=self._out, flush=True)
+        except OSError as error:  # whoever read our output is gone, or its disk is full: the run goes on
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._out.fileno())
+            warn(f"nothing is printed from here on: {error.strerror}")
 
 
 @contextmanager
@@ -92,7 +103,11 @@ class LivePanel:
         self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the panel as it is now, and the terminal as it was before."""
         self._live.stop()
 
     def step(self, record: StepRecord, left: Eta | None) -> None:
@@ -115,7 +130,8 @@ class LivePanel:
         done, steps = (self._record.step + 1 if self._record else 0), self._config.run.steps
         head = Table.grid(expand=True, padding=(0, 1))
         head.add_row(f"step {done:,} of {steps:,}", ProgressBar(steps, done), f"{100 * done / steps:.1f} %")
-        return Panel(Group(head, self._figures(), Text(sparkline(self._losses))), title=self._config.run.name)
+        curve = [Text(sparkline(self._losses))] if len(self._losses) > 1 else []
+        return Panel(Group(head, self._figures(), *curve), title=self._config.run.name)
 
     def _figures(self) -> Table:
         table = Table.grid(padding=(0, 2))
@@ -125,30 +141,37 @@ class LivePanel:
 
     def _rows(self) -> list[tuple[str, str]]:
         if self._record is None:
-            return [("", "compiling the first step …" if self._scores else "compiling and evaluating …")]
+            return [*self._score_rows(), ("now", "compiling the first step …" if self._scores else "compiling …")]
         record = self._record
         mfu = "" if record.mfu is None else f"   MFU {100 * record.mfu:.1f} % of this device"
         rows = [
             ("loss", f"{record.loss:.4f}   gradient norm {record.grad_norm:.2f}   lr {record.learning_rate:.2e}"),
+            *self._score_rows(),
             ("speed", f"{record.tokens_per_second:,.0f} tokens/s   {1000 * record.seconds:,.0f} ms per step{mfu}"),
             ("data", f"epoch {record.epoch:.2f}   {(record.step + 1) * self._config.tokens_per_step:,} tokens"),
             ("ends in", _span(self._left)),
         ]
-        if self._scores:
-            step, scores = self._scores
-            best = f"   best {self._best[1]:.4f} at {self._best[0]:,}" if self._best else ""
-            rows.insert(1, ("val", f"{scores.main} at step {step:,}{best}"))
         if self._saved is not None:
             rows.append(("saved", f"step {self._saved:,}"))
         return rows
 
+    def _score_rows(self) -> list[tuple[str, str]]:
+        """The last evaluation, and how it stands to the best one that this process has seen."""
+        if self._scores is None:
+            return []
+        step, scores = self._scores
+        name, score, best = "val" if scores.val else "train", scores.main, self._best
+        compared = f"   best {best[1]:.4f} at step {best[0]:,}" if best and best[0] != step else ""
+        rows = [(name, f"{score.loss:.4f} ± {score.standard_error:.4f} at step {step:,}{compared}")]
+        return rows if score.bits_per_byte is None else [*rows, ("", f"{score.bits_per_byte:.3f} bits per byte")]
 
-def sparkline(values: "deque[float]", width: int = 60) -> str:
+
+def sparkline(values: Iterable[float], width: int = 60) -> str:
     """The last `values` as one line of bars, each the mean of its share."""
-    if len(values) < 2:
+    numbers = [value for value in values if math.isfinite(value)]
+    if len(numbers) < 2:
         return ""
-    size = -(-len(values) // width)
-    numbers = list(values)
+    size = -(-len(numbers) // width)
     means = [sum(part) / len(part) for part in (numbers[i : i + size] for i in range(0, len(numbers), size))]
     low, high = min(means), max(means)
     return "".join(BARS[int(7 * (mean - low) / (high - low or 1))] for mean in means)

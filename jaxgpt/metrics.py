@@ -104,6 +104,7 @@ class Recorder:
         self._waiting: tuple[int, Metrics] | None = None
         self._clock = time.perf_counter()
         self._paces: list[float] = []
+        self._paused = 0.0
         self._compiled = False
 
     def step(self, step: int, metrics: Metrics) -> None:
@@ -122,8 +123,10 @@ class Recorder:
     def pause(self) -> Iterator[None]:
         """What happens inside (evaluation, saving) is not counted as training time."""
         self.flush()
+        begun = time.perf_counter()
         yield
         self._clock = time.perf_counter()
+        self._paused += self._clock - begun if self._paces else 0.0  # before the first pace it compiles as well
 
     def scores(self, step: int, scores: Scores) -> None:
         """Records an evaluation after `step` updates."""
@@ -157,7 +160,11 @@ class Recorder:
         if self._compiled:
             self._paces.append(seconds)
         self._compiled = True
-        self._display.step(record, eta(self._paces, self._config.run.steps - step - 1))
+        self._display.step(record, self._left(step))
+
+    def _left(self, step: int) -> Eta | None:
+        overhead = self._paused / max(len(self._paces), 1)
+        return eta(self._paces, self._config.run.steps - step - 1, overhead)
 
     def _derive(self, step: int, loss: float, grad_norm: float, seconds: float) -> StepRecord:
         tokens = self._config.tokens_per_step

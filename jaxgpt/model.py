@@ -19,6 +19,7 @@ from jaxgpt import config
 from jaxgpt.errors import ConfigError
 
 INIT_STD = 0.02
+ATTENTION_PARTS = 4  # more parts save little work and take longer to compile
 
 
 class KVCache(NamedTuple):
@@ -37,10 +38,10 @@ class KVCache(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a block needs beside its input: the place of its first token, its dropout key, its part of the cache."""
+    """What a block needs beside its input: the place of its first token, its dropout keys, its part of the cache."""
 
     start: jax.Array
-    key: jax.Array | None = None
+    keys_B: jax.Array | None = None
     k_BxSxKxC: jax.Array | None = None
     v_BxSxKxC: jax.Array | None = None
 
@@ -66,20 +67,20 @@ class GPT(nnx.Module):
             shape = (settings.vocab_size, settings.n_embd)
             self.output = nnx.Param(_normal(INIT_STD)(rngs.params(), shape, jnp.float32))
 
-    def __call__(self, tokens_BxT: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """Logits [B, T, V] in float32. `key` switches dropout on."""
-        return self.logits(self.hidden(tokens_BxT, key=key)[0])
+    def __call__(self, tokens_BxT: jax.Array, *, keys_B: jax.Array | None = None) -> jax.Array:
+        """Logits [B, T, V] in float32. Keys, one per sequence, switch dropout on."""
+        return self.logits(self.hidden(tokens_BxT, keys_B=keys_B)[0])
 
     def hidden(
-        self, tokens_BxT: jax.Array, *, key: jax.Array | None = None, cache: KVCache | None = None
+        self, tokens_BxT: jax.Array, *, keys_B: jax.Array | None = None, cache: KVCache | None = None
     ) -> tuple[jax.Array, KVCache | None]:
         """The last block's normed output [B, T, D], and `cache` with these tokens appended to it."""
         start = jnp.int32(0) if cache is None else cache.length
-        x_BxTxD = self._embed(tokens_BxT, start, key)
+        x_BxTxD = self._embed(tokens_BxT, start, keys_B)
         pairs = []
         for i, block in enumerate(self.blocks):
             k, v = (None, None) if cache is None else (cache.k[i], cache.v[i])
-            x_BxTxD, pair = block(x_BxTxD, Context(start, _fold(key, i + 1), k, v))
+            x_BxTxD, pair = block(x_BxTxD, Context(start, _fold(keys_B, i + 1), k, v))
             pairs.append(pair)
         if cache is not None:
             k_all, v_all = zip(*pairs, strict=True)
@@ -95,14 +96,14 @@ class GPT(nnx.Module):
         head_VxD = self.head().astype(x_xD.dtype)
         return jnp.einsum("...d,vd->...v", x_xD, head_VxD, preferred_element_type=jnp.float32)
 
-    def _embed(self, tokens_BxT: jax.Array, start: jax.Array, key: jax.Array | None) -> jax.Array:
+    def _embed(self, tokens_BxT: jax.Array, start: jax.Array, keys_B: jax.Array | None) -> jax.Array:
         # Through float32, so that a frequent token's gradient, a sum over all its places, does not stall in bfloat16.
         table_VxD = self.tokens.embedding[...].astype(jnp.float32)
         x_BxTxD = jnp.take(table_VxD, tokens_BxT, axis=0).astype(compute_dtype(self.settings))
         if self.settings.architecture == "gpt2":
             places_T = start + jnp.arange(tokens_BxT.shape[1])
             x_BxTxD = x_BxTxD + self.positions(places_T)[None]
-        return dropout(x_BxTxD, self.settings.dropout, _fold(key, 0))
+        return dropout(x_BxTxD, self.settings.dropout, _fold(keys_B, 0))
 
 
 class Block(nnx.Module):
@@ -116,10 +117,10 @@ class Block(nnx.Module):
         self.mlp = Mlp(settings, rngs=rngs) if settings.architecture == "gpt2" else GatedMlp(settings, rngs=rngs)
 
     def __call__(self, x_BxTxD: jax.Array, context: Context) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        key = context.key
+        keys_B = context.keys_B
         branch_BxTxD, pair = self.attention(self.attention_norm(x_BxTxD), context)
-        x_BxTxD = x_BxTxD + dropout(branch_BxTxD, self.rate, _fold(key, 0))
-        return x_BxTxD + dropout(self.mlp(self.mlp_norm(x_BxTxD)), self.rate, _fold(key, 1)), pair
+        x_BxTxD = x_BxTxD + dropout(branch_BxTxD, self.rate, _fold(keys_B, 0))
+        return x_BxTxD + dropout(self.mlp(self.mlp_norm(x_BxTxD)), self.rate, _fold(keys_B, 1)), pair
 
 
 class Attention(nnx.Module):
@@ -139,9 +140,9 @@ class Attention(nnx.Module):
         if context.k_BxSxKxC is not None and context.v_BxSxKxC is not None:
             k_BxTxKxC = jax.lax.dynamic_update_slice_in_dim(context.k_BxSxKxC, k_BxTxKxC, context.start, 1)
             v_BxTxKxC = jax.lax.dynamic_update_slice_in_dim(context.v_BxSxKxC, v_BxTxKxC, context.start, 1)
-            y_BxTxHxC = _attend_cached(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, context.start)
+            y_BxTxHxC = _attend_exactly(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, context.start)
         else:
-            y_BxTxHxC = attend(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, self.settings, _fold(context.key, 2))
+            y_BxTxHxC = attend(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, self.settings, _fold(context.keys_B, 2))
         return self.out(y_BxTxHxC.reshape(*x_BxTxD.shape[:2], -1)), (k_BxTxKxC, v_BxTxKxC)
 
     def _project(self, x_BxTxD: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -181,35 +182,54 @@ class GatedMlp(nnx.Module):
 
 
 def attend(
-    q_BxTxHxC: jax.Array, k_BxTxKxC: jax.Array, v_BxTxKxC: jax.Array, settings: config.Model, key: jax.Array | None
+    q_BxTxHxC: jax.Array, k_BxTxKxC: jax.Array, v_BxTxKxC: jax.Array, settings: config.Model, keys_B: jax.Array | None
 ) -> jax.Array:
-    """Causal attention [B, T, H, C] by the kernel that `settings.attention` names."""
-    if settings.attention_dropout and key is not None:
-        return _attend_with_dropout(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, settings.attention_dropout, key)
-    kernel = None if settings.attention == "auto" else settings.attention
-    return jax.nn.dot_product_attention(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, is_causal=True, implementation=kernel)
+    """Causal attention [B, T, H, C]: cuDNN's kernel, or XLA's matrix products a few rows of queries at a time.
+
+    The rows of a part never see beyond its last token, so short parts leave out nearly half of the work and memory.
+    Dropout takes the second way, because flash kernels have none that a changing key can drive.
+    """
+    rate = settings.attention_dropout if keys_B is not None else 0.0
+    if settings.attention == "cudnn" and not rate:
+        return jax.nn.dot_product_attention(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, is_causal=True, implementation="cudnn")
+    time = q_BxTxHxC.shape[1]
+    rows = max(math.ceil(time / ATTENTION_PARTS), 1)
+    parts = [
+        _attend_exactly(
+            q_BxTxHxC[:, start : start + rows],
+            k_BxTxKxC[:, : start + rows],
+            v_BxTxKxC[:, : start + rows],
+            jnp.int32(start),
+            rate,
+            _fold(keys_B, start),
+        )
+        for start in range(0, time, rows)
+    ]
+    return jnp.concatenate(parts, axis=1)
 
 
-def _attend_cached(q_BxTxHxC: jax.Array, k_BxSxKxC: jax.Array, v_BxSxKxC: jax.Array, start: jax.Array) -> jax.Array:
-    """Each query sees the cached tokens up to its own place; what lies beyond is not filled yet."""
-    places_T = start + jnp.arange(q_BxTxHxC.shape[1])
-    mask_TxS = jnp.arange(k_BxSxKxC.shape[1])[None, :] <= places_T[:, None]
-    return jax.nn.dot_product_attention(
-        q_BxTxHxC, k_BxSxKxC, v_BxSxKxC, mask=mask_TxS[None, None], implementation="xla"
-    )
-
-
-def _attend_with_dropout(
-    q_BxTxHxC: jax.Array, k_BxTxKxC: jax.Array, v_BxTxKxC: jax.Array, rate: float, key: jax.Array
+def _attend_exactly(
+    q_BxTxHxC: jax.Array,
+    k_BxSxKxC: jax.Array,
+    v_BxSxKxC: jax.Array,
+    start: jax.Array,
+    rate: float = 0.0,
+    keys_B: jax.Array | None = None,
 ) -> jax.Array:
-    """The exact path with dropout on the probabilities: flash kernels have none that a changing key can drive."""
-    groups, time = q_BxTxHxC.shape[2] // k_BxTxKxC.shape[2], q_BxTxHxC.shape[1]
-    k_BxTxHxC, v_BxTxHxC = (jnp.repeat(array, groups, axis=2) for array in (k_BxTxKxC, v_BxTxKxC))
-    scores = jnp.einsum("bthc,bshc->bhts", q_BxTxHxC, k_BxTxHxC, preferred_element_type=jnp.float32)
-    causal_TxT = jnp.tril(jnp.ones((time, time), bool))
-    scores = jnp.where(causal_TxT[None, None], scores / math.sqrt(q_BxTxHxC.shape[-1]), -jnp.inf)
-    p_BxHxTxT = dropout(jax.nn.softmax(scores, axis=-1), rate, key).astype(q_BxTxHxC.dtype)
-    return jnp.einsum("bhts,bshc->bthc", p_BxHxTxT, v_BxTxHxC)
+    """The definition: query t of place start + t sees the keys up to its own place, with a softmax in float32.
+
+    G query heads share each key head. Batch axes stand first, because XLA's CPU backend is slow at any other order.
+    """
+    batch, time, heads, size = q_BxTxHxC.shape
+    cached, kv_heads = k_BxSxKxC.shape[1:3]
+    q_BxKxGxTxC = q_BxTxHxC.reshape(batch, time, kv_heads, -1, size).transpose(0, 2, 3, 1, 4)
+    k_BxKxSxC, v_BxKxSxC = (array.transpose(0, 2, 1, 3) for array in (k_BxSxKxC, v_BxSxKxC))
+    scores = jnp.einsum("bkgtc,bksc->bkgts", q_BxKxGxTxC, k_BxKxSxC, preferred_element_type=jnp.float32)
+    seen_TxS = jnp.arange(cached)[None, :] <= start + jnp.arange(time)[:, None]
+    scores = jnp.where(seen_TxS[None, None, None], scores / math.sqrt(size), -jnp.inf)
+    p_BxKxGxTxS = dropout(jax.nn.softmax(scores, axis=-1), rate, keys_B).astype(v_BxKxSxC.dtype)
+    y_BxKxGxTxC = jnp.einsum("bkgts,bksc->bkgtc", p_BxKxGxTxS, v_BxKxSxC)
+    return y_BxKxGxTxC.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, size)
 
 
 def rotate(x_BxTxHxC: jax.Array, places_T: jax.Array, theta: float) -> jax.Array:
@@ -223,12 +243,16 @@ def rotate(x_BxTxHxC: jax.Array, places_T: jax.Array, theta: float) -> jax.Array
     return turned.astype(x_BxTxHxC.dtype)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """`x` with a share `rate` of its elements zeroed and the rest scaled up; unchanged without a key."""
-    if key is None or rate == 0:
+def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
+    """`x` [B, ...] with a share `rate` of its elements zeroed and the rest scaled up; unchanged without keys.
+
+    A sequence's mask depends on its own key alone, so it is the same in any micro-batch and on any device.
+    """
+    if keys_B is None or rate == 0:
         return x
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(kept, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys_B)
+    # Scaled in float32: bfloat16's nearest number to 0.9 would enlarge every branch by 0.2%.
+    return jnp.where(kept, x.astype(jnp.float32) / (1 - rate), 0.0).astype(x.dtype)
 
 
 def compute_dtype(settings: config.Model) -> Any:
@@ -284,5 +308,5 @@ def _norm(settings: config.Model, width: int, rngs: nnx.Rngs) -> nnx.Module:
     return nnx.LayerNorm(**common, use_bias=settings.bias, use_fast_variance=False)
 
 
-def _fold(key: jax.Array | None, number: int) -> jax.Array | None:
-    return None if key is None else jax.random.fold_in(key, number)
+def _fold(keys_B: jax.Array | None, number: int) -> jax.Array | None:
+    return None if keys_B is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)

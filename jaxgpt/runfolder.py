@@ -89,7 +89,13 @@ class RunFolder:
 
     def config(self) -> Config:
         """The config that the run was started with."""
-        return Config.from_dict(self._read(self.config_file))
+        values = self._read(self.config_file)
+        try:
+            return Config.from_dict(values)
+        except ConfigError as error:
+            raise CheckpointError("K005", f"{self.config_file}: {error.message}", error.help) from error
+        except (AttributeError, TypeError) as error:
+            raise CheckpointError("K005", f"{self.config_file} holds no config: {error}") from error
 
     def check_place(self) -> None:
         """Raises `StorageError` S002 if the folder cannot be made or written; makes nothing."""
@@ -118,7 +124,7 @@ class RunFolder:
         if not self.config_file.exists():
             return
         for name, old in self._read(self.data_file).items():
-            if old != tokens.get(name):
+            if old != tokens.get(name) and name != "tokenizer":  # its sha256 counts: a name can be that of a folder
                 raise CheckpointError(
                     "K002",
                     f"'{self.path}' was started on other data: {name} {old} → {tokens.get(name)}",

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxgpt import config, cross_entropy
 from jaxgpt.config import Config
@@ -62,39 +62,62 @@ def abstract_state(cfg: Config, optimizer: optax.GradientTransformation, mesh: M
 
 
 def train_step(
-    state: TrainState, tokens_AxBxW: jax.Array, *, cfg: Config, graphdef: Any, optimizer: optax.GradientTransformation
+    state: TrainState,
+    tokens_AxBxW: jax.Array,
+    *,
+    cfg: Config,
+    graphdef: Any,
+    optimizer: optax.GradientTransformation,
+    axis: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One update from A micro-batches: their mean gradient, accumulated in float32."""
+    """One update from A micro-batches: their mean gradient, accumulated in float32.
+
+    `axis` names the mesh axis over which a caller has split B; the devices' gradients meet once, after the scan.
+    """
     # Cast once here, not in the scan: the loop would otherwise convert every weight for each micro-batch.
     weights = cast_matrices(state.params, compute_dtype(cfg.model))
-    key = jax.random.fold_in(jax.random.key(cfg.run.seed), state.step)
+    keys_AxB = _dropout_keys(cfg, state.step, tokens_AxBxW, axis)
 
-    def micro(carry: Params, xs: tuple[jax.Array, jax.Array]) -> tuple[Params, jax.Array]:
-        tokens_BxW, index = xs
-        loss, grads = jax.value_and_grad(loss_fn)(
-            weights, tokens_BxW, graphdef=graphdef, settings=cfg.model, key=jax.random.fold_in(key, index)
-        )
+    def micro(carry: Params, xs: tuple[jax.Array, jax.Array | None]) -> tuple[Params, jax.Array]:
+        loss, grads = jax.value_and_grad(loss_fn)(weights, *xs, graphdef=graphdef, settings=cfg.model)
         return jax.tree.map(lambda total, grad: total + grad.astype(jnp.float32), carry, grads), loss
 
     count = len(tokens_AxBxW)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    total, losses_A = jax.lax.scan(micro, zeros, (tokens_AxBxW, jnp.arange(count)))
-    grads = jax.tree.map(lambda leaf: leaf / count, total)
+    total, losses_A = jax.lax.scan(micro, zeros, (tokens_AxBxW, keys_AxB))
+    grads, loss = jax.tree.map(lambda leaf: leaf / count, (total, jnp.sum(losses_A)))
+    if axis:
+        grads, loss = jax.lax.pmean((grads, loss), axis)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), Metrics(jnp.mean(losses_A), optax.tree.norm(grads))
+    return TrainState(state.step + 1, params, opt_state), Metrics(loss, optax.tree.norm(grads))
 
 
 def loss_fn(
-    params: Params, tokens_BxW: jax.Array, *, graphdef: Any, settings: config.Model, key: jax.Array | None
+    params: Params, tokens_BxW: jax.Array, keys_B: jax.Array | None, *, graphdef: Any, settings: config.Model
 ) -> jax.Array:
-    """Mean loss in nats per token of predicting each window's next tokens; `key` drives dropout."""
+    """Mean loss in nats per token of predicting each window's next tokens; `keys_B` drives dropout."""
     inputs_BxT, targets_BxT = shift(tokens_BxW)
     gpt = nnx.merge(graphdef, params)
-    x_BxTxD, _ = gpt.hidden(inputs_BxT, key=key if settings.dropout or settings.attention_dropout else None)
+    x_BxTxD, _ = gpt.hidden(inputs_BxT, keys_B=keys_B)
     head_VxD = gpt.head().astype(x_BxTxD.dtype)
     x_NxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
     return cross_entropy.mean_loss(x_NxD, head_VxD, targets_BxT.reshape(-1), settings.loss_chunk)
+
+
+def _dropout_keys(cfg: Config, step: jax.Array, tokens_AxBxW: jax.Array, axis: str | None) -> jax.Array | None:
+    """A key per window, [A, B], from (seed, step, the window's place in the step), or None without dropout.
+
+    So a run keeps its dropout whatever its micro-batch and devices, as it keeps its order of tokens.
+    """
+    if not cfg.model.dropout and not cfg.model.attention_dropout:
+        return None
+    accum, rows = tokens_AxBxW.shape[:2]
+    devices, here = (jax.lax.axis_size(axis), jax.lax.axis_index(axis)) if axis else (1, 0)
+    places_AxB = jnp.arange(accum * devices * rows).reshape(accum, devices, rows)[:, here]
+    key = jax.random.fold_in(jax.random.key(cfg.run.seed), step)
+    keys_AxB: jax.Array = jax.vmap(jax.vmap(partial(jax.random.fold_in, key)))(places_AxB)
+    return keys_AxB
 
 
 def eval_step(params: Params, tokens_AxBxW: jax.Array, *, cfg: Config, graphdef: Any) -> jax.Array:
@@ -116,16 +139,28 @@ def compile_train_step(
     cfg: Config, graphdef: Any, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """`train_step` jitted for `mesh`; the state given to it is used up (donated)."""
-    here = replicated(mesh)
-    function = partial(train_step, cfg=cfg, graphdef=graphdef, optimizer=optimizer)
-    return jax.jit(function, donate_argnums=0, in_shardings=(here, over_batch(mesh)), out_shardings=here)
+    function = partial(train_step, cfg=cfg, graphdef=graphdef, optimizer=optimizer, axis=mesh.axis_names[0])
+    here, split = replicated(mesh), over_batch(mesh)
+    by_device = _by_device(function, mesh, here.spec)
+    return jax.jit(by_device, donate_argnums=0, in_shardings=(here, split), out_shardings=here)
 
 
 def compile_eval_step(cfg: Config, graphdef: Any, mesh: Mesh) -> Callable[[Params, jax.Array], jax.Array]:
     """`eval_step` jitted for `mesh`."""
-    here = replicated(mesh)
-    function = partial(eval_step, cfg=cfg, graphdef=graphdef)
-    return jax.jit(function, in_shardings=(here, over_batch(mesh)), out_shardings=here)
+    here, split = replicated(mesh), over_batch(mesh)
+    by_device = _by_device(partial(eval_step, cfg=cfg, graphdef=graphdef), mesh, PartitionSpec(*split.spec[:2]))
+    return jax.jit(by_device, in_shardings=(here, split), out_shardings=here)
+
+
+def _by_device(function: Callable[..., Any], mesh: Mesh, out_specs: PartitionSpec) -> Callable[..., Any]:
+    """`function` of (replicated arrays, tokens), run by each device on its own rows of every micro-batch.
+
+    Left to the compiler's own partitioning, the chunks of the loss would be gathered and every device would do the
+    whole head; here nothing crosses devices but what `function` sends.
+    """
+    in_specs = (replicated(mesh).spec, over_batch(mesh).spec)
+    # Varying types are not tracked: the gradient of replicated weights is to stay each device's own until the pmean.
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def shift(tokens_BxW: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -67,6 +67,7 @@ def train(config: Config, fork: RunFolder | None = None) -> RunFolder:
         log.write("start", **about(stated, mesh, first), fork=fork and str(fork.path))
         print(announce.opening(config, tokens, list(mesh.devices.flat), folder, first), flush=True)
         screen = enter(display.open_display(config))
+        stop.at_once = screen.close
         record = enter(Recorder(config, log, screen, tokens.train, mesh, folder.tensorboard))
         between = Between(run, Evaluator(config, tokens, mesh, graphdef), checkpoints, record, stop)
         if first == 0:
@@ -181,6 +182,7 @@ def about(config: Config, mesh: Mesh, first: int) -> dict[str, Any]:
 
 def finish(trained: Loaded, tokens: Data, folder: RunFolder, scores: Scores | None, screen: Screen) -> None:
     """Shows a sample, if the config asks for one, the result, and what to do next."""
+    screen.close()  # what follows stands below the panel
     run = trained.config.run
     if run.sample_prompt:
         text = sample.texts(trained, run.sample_prompt, count=run.sample_tokens, seed=run.seed)[0]

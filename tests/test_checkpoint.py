@@ -1,9 +1,9 @@
 """Checkpoints: what is kept, what is refused, and that a save which fails is never lost."""
 
-import dataclasses
 import math
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def test_a_missing_checkpoint_is_named_with_those_there_are(tmp_path: Path) -> N
         checkpoints.save(4, state(4), None)
     with Checkpoints(tmp_path) as checkpoints:
         for which in ("best", "7", "newest", "-3"):
-            text = str(refused(CheckpointError, "K003", lambda: checkpoints.find(which)))
+            text = str(refused(CheckpointError, "K003", partial(checkpoints.find, which)))
             assert f"no checkpoint '{which}' in {tmp_path}; there are: 3, 4" in text
     with Checkpoints(tmp_path / "nowhere") as checkpoints:
         assert "there are: none" in str(refused(CheckpointError, "K003", lambda: checkpoints.find("latest")))
@@ -275,13 +275,11 @@ def test_a_loss_that_explodes_ends_the_run_with_status_5_and_only_finite_checkpo
     assert "error[N001]" in err
     assert "lower --optim.learning-rate" in err
     assert records(folder_of(place), "stop")[0]["reason"] == "N001"
-    config = tiny(place, wild)
     with Checkpoints(folder_of(place).checkpoints) as checkpoints:
         assert len(checkpoints.steps()) < STEPS
         for number in checkpoints.steps():
             restored = checkpoints._manager.restore(number)["state"]
             assert all(np.isfinite(leaf).all() for leaf in restored.values())
-    assert config.run.steps == STEPS
 
 
 def test_parameters_that_become_nan_are_found_at_the_next_step(
@@ -307,4 +305,3 @@ def test_parameters_that_become_nan_are_found_at_the_next_step(
     assert saved_steps(folder_of(place)) == [4]
     last = records(folder_of(place))[-1]
     assert (last["step"], last["loss"]) == (7, "nan")
-    assert dataclasses.is_dataclass(tiny(place))

@@ -1,0 +1,209 @@
+"""What a person sees: nanoGPT's lines when the output is piped, one panel on a terminal, in order to the end."""
+
+import io
+import math
+import os
+import re
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from test_train import STEPS, Crash, after_step, arguments, crash, folder_of, losses, place, tiny, xla_cache
+
+from jaxgpt import display, errors, metrics, train
+from jaxgpt.diagnose.eta import Eta
+from jaxgpt.display import Lines, LivePanel, duration, sparkline
+from jaxgpt.metrics import Score, Scores, StepRecord
+from jaxgpt.overrides import load
+
+__all__ = ["place", "xla_cache"]  # fixtures
+
+STEP_LINE = re.compile(r"step (\d+): train loss (\S+), val loss (\S+)")
+ITER_LINE = re.compile(r"iter (\d+): loss (\S+), time ([\d.]+)ms(?:, mfu (-?[\d.]+)%)?")
+
+RECORD = StepRecord(12_344, 3.15579, 0.2312, 9.1e-4, 3.512, 149_291.4, 0.4123, 2.3104)
+LEFT = Eta(26_000, 25_800, 26_300)
+SCORES = Scores(Score(3.2, 0.01, 3200, None), Score(3.24117, 0.01123, 3200, 1.0119))
+
+
+def on_a_terminal(width: int = 80) -> tuple[LivePanel, io.StringIO]:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width, color_system=None, legacy_windows=False)
+    return LivePanel(load("fineweb40m"), console), screen
+
+
+def shown(panel: LivePanel, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(panel._render())
+    return capture.get()
+
+
+# --- piped -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_line_of_a_piped_run_has_nanogpts_shape(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.train(tiny(place))
+    lines = capsys.readouterr().out.splitlines()
+    steps = [STEP_LINE.fullmatch(line) for line in lines if line.startswith("step ")]
+    iters = [ITER_LINE.fullmatch(line) for line in lines if line.startswith("iter ")]
+    assert [int(found[1]) for found in steps if found] == [0, 10, 20]
+    assert [int(found[1]) for found in iters if found] == list(range(STEPS))
+    assert None not in steps + iters
+    exact = [float.fromhex(both.split()[0]) for both in losses(folder_of(place)).values()]
+    assert [float(found[2]) for found in iters if found] == [round(loss, 4) for loss in exact]
+    assert lines[0] == "tokens per iteration will be: 128"
+    assert re.fullmatch(r"number of parameters: [\d.]+M", lines[1])
+
+
+def test_mfu_stands_where_the_peak_is_known_and_only_there() -> None:
+    out = io.StringIO()
+    lines = Lines(load("fineweb40m"), out)
+    for record in (RECORD, RECORD._replace(step=50), RECORD._replace(step=60, mfu=None)):
+        lines.step(record, None)
+    assert out.getvalue().splitlines() == [
+        "iter 50: loss 3.1558, time 3512.00ms, mfu 41.23%",
+        "iter 60: loss 3.1558, time 3512.00ms",
+    ]
+    assert all(ITER_LINE.fullmatch(line) for line in out.getvalue().splitlines())
+
+
+def test_time_leaves_evaluation_and_saving_out(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate, save = train.Evaluator.__call__, train.Checkpoints.save
+
+    def slow_evaluation(self: Any, params: Any) -> Scores:
+        time.sleep(0.7)
+        return evaluate(self, params)
+
+    def slow_save(self: Any, *args: Any) -> None:
+        time.sleep(0.7)
+        save(self, *args)
+
+    monkeypatch.setattr(train.Evaluator, "__call__", slow_evaluation)
+    monkeypatch.setattr(train.Checkpoints, "save", slow_save)
+    train.train(tiny(place, {"run.eval_every": 6, "run.save_every": 9}))
+    found = [ITER_LINE.fullmatch(line) for line in capsys.readouterr().out.splitlines()]
+    times = {int(line[1]): float(line[3]) for line in found if line}
+    assert max(time for step, time in times.items() if step > 1) < 700
+
+
+def test_a_reader_that_goes_away_costs_a_warning_and_not_the_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as out:
+        after_step(monkeypatch, 5, lambda: os.close(read))
+        monkeypatch.setattr(display, "open_display", lambda config: Lines(config, out))
+        train.train(tiny(place))
+    assert len(losses(folder_of(place))) == STEPS
+    assert capfd.readouterr().err == "warning: nothing is printed from here on: Broken pipe\n"
+
+
+# --- on a terminal ---------------------------------------------------------------------------------------------------
+
+
+def test_the_panel_shows_the_run_at_80_columns() -> None:
+    panel, _ = on_a_terminal()
+    panel.scores(12_000, SCORES)
+    panel.saved(12_000)
+    for number in range(90):
+        panel.step(RECORD._replace(loss=3 + math.sin(number / 9)), LEFT)
+    panel.step(RECORD, LEFT)
+    text = shown(panel)
+    assert all(len(line) == 80 for line in text.splitlines())
+    for words in (
+        "fineweb40m",
+        "step 12,345 of 20,000",
+        "61.7 %",
+        "loss     3.1558   gradient norm 0.23   lr 9.10e-04",
+        "val      3.2412 ± 0.0112 at step 12,000",
+        "1.012 bits per byte",
+        "speed    149,291 tokens/s   3,512 ms per step   MFU 41.2 % of this device",
+        "data     epoch 2.31   6,472,335,360 tokens",
+        "ends in  7 h 13 min   (80 %: 7 h 10 min to 7 h 18 min)",
+        "saved    step 12,000",
+    ):
+        assert words in text
+    assert len(text.splitlines()) == 11  # nothing wraps
+
+
+def test_the_panel_shows_what_it_can_before_the_first_step_and_without_a_known_device() -> None:
+    panel, _ = on_a_terminal()
+    assert "compiling …" in shown(panel)
+    panel.scores(0, Scores(SCORES.train, None))
+    assert "train  3.2000 ± 0.0100 at step 0" in shown(panel)
+    assert "compiling the first step …" in shown(panel)
+    panel.step(RECORD._replace(mfu=None), None)
+    assert "MFU" not in shown(panel)
+    assert "ends in  …" in shown(panel)
+
+
+def test_the_panel_says_when_the_last_evaluation_was_not_the_best() -> None:
+    panel, _ = on_a_terminal()
+    for step, loss in ((500, 3.1), (1000, 3.3)):
+        panel.scores(step, Scores(SCORES.train, Score(loss, 0.01, 3200, None)))
+    assert "val  3.3000 ± 0.0100 at step 1,000   best 3.1000 at step 500" in shown(panel)
+
+
+def test_a_run_on_a_terminal_shows_the_panel_and_the_result_below(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = run_on_a_terminal(place, monkeypatch)
+    assert f"step {STEPS} of {STEPS}" in text
+    assert "val" in text
+    assert text.index(f"saved    step {STEPS}") < text.rindex("done: 20 steps; loss on held-out text")
+    assert_terminal_is_left_in_order(text)
+
+
+def test_the_panel_ends_cleanly_when_the_run_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    after_step(monkeypatch, 12, crash)
+    text = run_on_a_terminal(place, monkeypatch, Crash)
+    assert f"step 11 of {STEPS}" in text or f"step 12 of {STEPS}" in text
+    assert_terminal_is_left_in_order(text)
+
+
+def run_on_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception] | None = None) -> str:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(display, "open_display", lambda config: LivePanel(config, console))
+    with pytest.raises(error) if error else nullcontext():
+        train.train(tiny(place))
+    return screen.getvalue()
+
+
+def assert_terminal_is_left_in_order(text: str) -> None:
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is shown again
+    assert text.endswith(("\n", "\x1b[?25h"))
+
+
+def test_an_error_after_the_panel_is_one_sentence(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metrics, "fetch", lambda _: metrics.Metrics(math.inf, 1.0))  # type: ignore[arg-type]
+    assert errors.run(train.main, arguments(place)) == 5
+    assert "error[N001]: the loss of step 0 is not finite (loss inf, norm 1.0)" in capsys.readouterr().err
+
+
+# --- small parts -----------------------------------------------------------------------------------------------------
+
+
+def test_durations_read_like_speech() -> None:
+    assert [duration(s) for s in (0.4, 59.4, 60, 250, 3600, 23_520)] == [
+        "0 s",
+        "59 s",
+        "1 min 0 s",
+        "4 min 10 s",
+        "1 h 0 min",
+        "6 h 32 min",
+    ]
+
+
+def test_a_sparkline_is_as_high_as_its_values_and_survives_those_that_are_not_finite() -> None:
+    assert sparkline([1.0]) == ""
+    assert sparkline([0.0, 3.5, 7.0]) == "▁▄█"
+    assert sparkline([2.0, 2.0]) == "▁▁"
+    assert len(sparkline([float(n) for n in range(600)])) == 60
+    assert sparkline([1.0, math.nan, 2.0]) == "▁█"

@@ -1,0 +1,157 @@
+"""What a run measures: epochs, speed and utilisation, scores, and where they are written."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_train import STEPS, arguments, folder_of, losses, place, records, tiny, xla_cache
+
+from jaxgpt import errors, metrics, optim, train
+from jaxgpt.budget.flops import flops_per_token
+from jaxgpt.config import Config
+from jaxgpt.metrics import Recorder, Score, Scores, StepRecord, learning_rates
+
+__all__ = ["place", "xla_cache"]  # fixtures
+
+
+class Paper:
+    """A display, a log and a split of 62 windows in one, which remembers what it is told."""
+
+    failure = ""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[StepRecord, Any]] = []
+
+    def step(self, record: StepRecord, left: Any) -> None:
+        self.told.append((record, left))
+
+    def scores(self, step: int, scores: Scores) -> None: ...
+    def saved(self, step: int) -> None: ...
+    def write(self, kind: str, **values: Any) -> None: ...
+    def windows(self, block: int) -> int:
+        return 62
+
+
+class Clock:
+    """A clock that only the test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(metrics.time, "perf_counter", lambda: self.now)
+
+
+def recorder(place: Path, paper: Any, monkeypatch: pytest.MonkeyPatch, peak: float | None = None) -> Recorder:
+    monkeypatch.setattr(metrics, "peak_flops", lambda _: peak)
+    mesh = train.make_mesh(tiny(place).mesh, 4)
+    return Recorder(tiny(place), paper, paper, paper, mesh, place / "board")
+
+
+def told(losses: float) -> metrics.Metrics:
+    return metrics.Metrics(np.float32(losses), np.float32(1))  # type: ignore[arg-type]
+
+
+def test_a_step_is_told_when_the_next_one_is_dispatched(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = Paper()
+    with recorder(place, paper, monkeypatch) as record:
+        for step in range(3):
+            record.step(step, told(step))
+            assert [told[0].step for told in paper.told] == list(range(step))
+    assert [told[0].loss for told in paper.told] == [0.0, 1.0, 2.0]
+
+
+def test_pace_and_eta_leave_pauses_out_of_the_one_and_count_them_in_the_other(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paper, clock = Paper(), Clock(monkeypatch)
+    record = recorder(place, paper, monkeypatch)
+
+    def wait(values: Any) -> Any:
+        clock.now += 2 if paper.told else 32  # it compiles first
+        return values
+
+    monkeypatch.setattr(metrics, "fetch", wait)
+    for step in range(16):
+        record.step(step, told(3))
+        if step in (5, 11):
+            with record.pause():
+                clock.now += 15
+    assert [told[0].seconds for told in paper.told] == [32] + [2] * 14
+    last, left = paper.told[-1]
+    assert (last.step, last.tokens_per_second) == (14, 4 * 2 * 16 / 2)
+    assert left.seconds == pytest.approx((STEPS - 15) * (2 + 30 / 14))
+    assert left.low < left.seconds < left.high
+
+
+def test_utilisation_is_of_all_devices_and_absent_where_the_peak_is_unknown(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for peak in (1e9, None):
+        paper, clock = Paper(), Clock(monkeypatch)
+        record = recorder(place, paper, monkeypatch, peak)
+        for step in range(3):
+            clock.now += 0.5
+            record.step(step, told(3))
+        rate = 128 / 0.5
+        expected = None if peak is None else pytest.approx(rate * flops_per_token(tiny(place).model) / (2 * peak))
+        assert paper.told[-1][0].mfu == expected
+
+
+def test_an_epoch_is_counted_in_windows(place: Path) -> None:
+    train.train(tiny(place))
+    found = [record["epoch"] for record in records(folder_of(place))]
+    assert found == [(step + 1) * 8 / 62 for step in range(STEPS)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
+def test_the_learning_rates_are_those_of_the_schedule(schedule: str) -> None:
+    config = Config().replace({"optim": {"schedule": schedule, "warmup_steps": 10}, "run": {"steps": 50}})
+    one_by_one = [float(optim.schedule(config.optim, 50)(step)) for step in range(50)]
+    np.testing.assert_allclose(learning_rates(config), one_by_one, rtol=1e-6)
+
+
+def test_a_score_has_the_standard_error_of_its_mean_and_bits_per_byte() -> None:
+    score = Score.of(np.array([2.0, 4.0, 6.0, 8.0], np.float32), tokens_per_byte=0.25)
+    assert score.loss == 5.0
+    assert score.standard_error == pytest.approx(math.sqrt(20 / 3) / 2)
+    assert score.bits_per_byte == pytest.approx(5 / math.log(2) * 0.25)
+    assert math.isnan(Score.of(np.array([2.0], np.float32)).standard_error)
+    assert Score.of(np.array([2.0, 3.0])).bits_per_byte is None
+    assert str(score) == "5.0000 ± 1.2910, 1.803 bits per byte"
+
+
+def test_means_of_many_windows_do_not_lose_precision() -> None:
+    losses = np.full(3_000_000, 3.1, np.float32)
+    assert Score.of(losses).loss == float(np.float32(3.1))
+
+
+# --- TensorBoard -----------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_files_are_written_where_the_extra_is_installed(place: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    train.train(tiny(place, {"run.tensorboard": True}))
+    (events,) = folder_of(place).tensorboard.iterdir()
+    written = events.read_bytes()
+    for name in (b"train/loss", b"train/learning_rate", b"eval/train_loss", b"eval/val_loss"):
+        assert name in written
+
+
+def test_a_run_goes_on_without_the_extra(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert errors.run(train.main, arguments(place, {"run.tensorboard": True})) == 0
+    assert capsys.readouterr().err == ""
+    assert not folder_of(place).tensorboard.exists()
+
+
+def test_a_run_goes_on_where_the_folder_refuses_tensorboard(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorboardX")
+    folder_of(place).path.mkdir(parents=True)
+    folder_of(place).tensorboard.write_text("a file")
+    assert errors.run(train.main, arguments(place, {"run.tensorboard": True})) == 0
+    assert capsys.readouterr().err.startswith(f"warning: no TensorBoard files: {folder_of(place).tensorboard}: ")
+    assert len(losses(folder_of(place))) == STEPS

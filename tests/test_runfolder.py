@@ -1,0 +1,238 @@
+"""A run's folder: one holder at a time, one config and one dataset for its whole life."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_train import (
+    STEPS,
+    Crash,
+    after_step,
+    arguments,
+    command,
+    crash,
+    folder_of,
+    losses,
+    place,
+    records,
+    tiny,
+    write_tokens,
+    xla_cache,
+)
+
+from jaxgpt import errors, train
+from jaxgpt.config import Config
+from jaxgpt.errors import CheckpointError, ConfigError, JaxgptError, StorageError
+from jaxgpt.runfolder import FREE, RunFolder, differences, find, write_whole
+
+__all__ = ["place", "xla_cache"]  # fixtures
+
+IDENTITY = {"tokenizer": "gpt2", "tokenizer_sha256": "ab" * 32, "train_tokens": 1000, "tokens_sha256": "cd" * 32}
+
+
+def started(path: Path, config: Config) -> RunFolder:
+    """A folder in which a run with `config` has begun."""
+    path.mkdir(parents=True)
+    folder = RunFolder(path)
+    write_whole(folder.data_file, json.dumps(IDENTITY))
+    write_whole(folder.config_file, json.dumps(config.to_dict()))
+    return folder
+
+
+def refused(kind: type[JaxgptError], code: str, action: Any, *args: Any) -> JaxgptError:
+    with pytest.raises(kind) as caught:
+        action(*args)
+    assert caught.value.code == code
+    return caught.value
+
+
+# --- one holder ------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_held_by_another_process_names_it_and_is_free_when_that_one_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from jaxgpt.runfolder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).claim():\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    root = str(Path(errors.__file__).parents[1])
+    line = [sys.executable, "-c", code, str(tmp_path / "a")]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root}) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        error = refused(StorageError, "S001", RunFolder(tmp_path / "a").claim().__enter__)
+        holder.kill()
+    assert error.message == f"'{tmp_path / 'a'}' is in use by pid {holder.pid} on host {os.uname().nodename}"
+    assert holder.returncode == -signal.SIGKILL
+    with RunFolder(tmp_path / "a").claim():
+        pass
+
+
+def test_a_second_run_of_the_same_name_is_refused_and_leaves_the_first_alone(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = []
+
+    def second() -> None:
+        with command(place) as run:
+            answers.append((run.communicate(timeout=60)[1], run.returncode))
+
+    after_step(monkeypatch, 10, second)
+    train.train(tiny(place))
+    where = f"'{folder_of(place).path}' is in use by pid {os.getpid()} on host {os.uname().nodename}"
+    assert answers == [(f"error[S001]: {where}\n  help: wait for it, or --run.name NEW\n", 7)]
+    assert len(losses(folder_of(place))) == len(records(folder_of(place))) == STEPS
+
+
+# --- one config ------------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_field_is_named_with_both_values_and_the_ways_on(tmp_path: Path) -> None:
+    folder = started(tmp_path / "a", Config().replace({"model": {"n_layer": 12}}))
+    changed = Config().replace({"model": {"n_layer": 24}, "optim": {"beta2": 0.99}})
+    error = refused(CheckpointError, "K001", folder.check_config, changed)
+    where = f"'{tmp_path / 'a'}' was started with another config: "
+    assert error.message == f"{where}model.n_layer 12 → 24, optim.beta2 0.95 → 0.99"
+    assert "--run.name NEW" in error.help
+    assert f"--fork {tmp_path / 'a'}" in error.help
+
+
+def test_each_field_either_makes_another_run_or_says_why_not() -> None:
+    other = {
+        "data.order": "random",
+        "data.path": "elsewhere",
+        "data.seed": 7,
+        "model.dropout": 0.5,
+        "model.n_embd": 384,
+        "optim.grad_clip": 0.0,
+        "optim.schedule": "linear",
+        "run.eval_tokens": 7,
+        "run.log_every": 7,
+        "run.name": "other",
+        "run.save_every": 7,
+        "run.seed": 7,
+        "run.steps": 30_000,
+    }
+    for field, value in other.items():
+        section, name = field.split(".")
+        changed = differences(Config(), Config().replace({section: {name: value}}))
+        assert bool(changed) is (field not in FREE), field
+    known = {f"{section}.{name}" for section, values in Config().to_dict().items() for name in values}
+    assert FREE.keys() <= known
+
+
+def test_a_run_goes_on_when_only_what_is_seen_of_it_changes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        after_step(patch, 9, crash)
+        with pytest.raises(Crash):
+            train.train(tiny(place))
+    shutil.move(place / "data", place / "moved")
+    seen = {"run.log_every": 5, "run.save_every": 3, "run.keep_latest": 1, "data.path": str(place / "moved")}
+    train.train(tiny(place, seen))
+    assert len(losses(folder_of(place))) == STEPS
+    assert folder_of(place).config().run.log_every == 5
+
+
+def test_a_run_that_was_started_with_another_config_is_left_as_it_is(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = started(folder_of(place).path, tiny(place))
+    before = {path: path.read_bytes() for path in folder.path.iterdir()}
+    assert errors.run(train.main, arguments(place, {"model.n_layer": 3})) == 4
+    assert "error[K001]" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
+
+
+# --- one dataset -----------------------------------------------------------------------------------------------------
+
+
+def test_other_tokens_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.train(tiny(place))
+    write_tokens(place / "data", seed=5)
+    assert errors.run(train.main, arguments(place)) == 4
+    err = capsys.readouterr().err
+    assert f"error[K002]: '{folder_of(place).path}' was started on other data: tokens_sha256 " in err
+    assert "help: give it its own data again (--data.path), or start a new run (--run.name NEW)" in err
+
+
+def test_what_differs_between_two_datasets_is_named(tmp_path: Path) -> None:
+    folder = started(tmp_path / "a", Config())
+    folder.check_tokens(IDENTITY)
+    error = refused(CheckpointError, "K002", folder.check_tokens, IDENTITY | {"train_tokens": 2000})
+    assert "train_tokens 1000 → 2000" in error.message
+    other = IDENTITY | {"tokenizer": "mine", "tokenizer_sha256": "ef" * 32}
+    error = refused(CheckpointError, "K002", folder.check_tokenizer, other)
+    assert "gpt2 (abababababab) → mine (efefefefefef)" in error.message
+
+
+# --- places ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_parent_that_is_a_file_is_an_error_before_anything_is_made(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "runs").write_text("not a folder")
+    assert errors.run(train.main, arguments(place)) == 7
+    err = capsys.readouterr().err
+    assert f"error[S002]: '{place}/runs/a' cannot be written: '{place}/runs' is a file" in err
+    assert "help: choose another --run.dir or --run.name" in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes wherever it wants")
+def test_a_folder_that_is_read_only_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir(mode=0o500)
+    assert "is read-only" in str(refused(StorageError, "S002", RunFolder(tmp_path / "runs/a").check_place))
+
+
+def test_a_file_system_that_is_read_only_is_an_error(tmp_path: Path) -> None:
+    """Also for root, for whom the folder's mode would not count."""
+    code = (
+        "import sys; from pathlib import Path; from jaxgpt import errors; from jaxgpt.runfolder import RunFolder\n"
+        "sys.exit(errors.run(lambda argv: RunFolder(Path(argv[0]) / 'a').check_place()))"
+    )
+    mount = 'mount -t tmpfs -o ro none "$1" 2>/dev/null || exit 99; exec "$2" -c "$3" "$1"'
+    line = ["unshare", "-rm", "sh", "-c", mount, "sh", str(tmp_path), sys.executable, code]
+    env = os.environ | {"PYTHONPATH": str(Path(errors.__file__).parents[1])}
+    if not shutil.which("unshare"):
+        pytest.skip("needs unshare")
+    done = subprocess.run(line, capture_output=True, text=True, env=env, check=False)
+    if done.returncode in (1, 99):
+        pytest.skip("may not mount here")
+    assert done.returncode == 7
+    assert f"error[S002]: '{tmp_path}/a' cannot be written: '{tmp_path}' is read-only" in done.stderr
+
+
+def test_a_run_is_found_by_folder_by_name_and_by_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    started(tmp_path / "runs/a", Config())
+    for name in ("runs/a", "a", str(tmp_path / "runs/a")):
+        assert find(name)[0].path.resolve() == tmp_path / "runs/a"
+    assert find("runs/a/checkpoints/500")[1] == "500"
+    error = refused(ConfigError, "C024", find, "b")
+    assert error.message == "no run in 'b'"
+    assert error.help == "there are: runs/a"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"model": 7}', '{"data": {"path": []}}'])
+def test_a_config_that_was_damaged_is_an_error(tmp_path: Path, text: str) -> None:
+    folder = started(tmp_path / "a", Config())
+    folder.config_file.write_text(text)
+    error = refused(CheckpointError, "K005", folder.config)
+    assert str(folder.config_file) in error.message
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_whole(tmp_path / "f", "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / "f", "new")
+    assert (tmp_path / "f").read_text() == "old"

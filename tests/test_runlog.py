@@ -1,0 +1,131 @@
+"""The record of a run: whole lines of exact JSON, whatever the disk does."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+from test_train import STEPS, arguments, bits, folder_of, place, records, saved_state, tiny, xla_cache
+
+from jaxgpt import errors, runlog, train
+from jaxgpt.runlog import RunLog, read
+
+__all__ = ["place", "xla_cache"]  # fixtures
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def test_every_line_of_a_run_is_strict_json_with_a_kind_and_a_time(place: Path) -> None:
+    folder = train.train(tiny(place))
+    lines = folder.log_file.read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert all(isinstance(record["time"], float) for record in found)
+    assert found[0]["kind"] == "start"
+    assert found[-1] == {"kind": "stop", "time": found[-1]["time"], "reason": "done"}
+    assert [record["step"] for record in found if record["kind"] == "step"] == list(range(STEPS))
+    assert found[0]["config"] == tiny(place).to_dict()
+    assert {"jaxgpt", "jax", "python"} <= found[0]["versions"].keys()
+
+
+def test_floats_are_exact_and_what_json_lacks_is_text(tmp_path: Path) -> None:
+    values = {"a": 0.1 + 0.2, "b": float.fromhex("0x1.0a3d7p+1"), "c": 5e-324, "d": math.nan, "e": -math.inf}
+    with RunLog(tmp_path / "log") as log:
+        log.write("step", **values)
+    record = json.loads((tmp_path / "log").read_text().splitlines()[0], parse_constant=refuse)
+    assert {name: record[name] for name in "abc"} == {name: values[name] for name in "abc"}
+    assert (record["d"], record["e"]) == ("nan", "-inf")
+
+
+def test_each_record_is_with_the_system_before_the_next(tmp_path: Path) -> None:
+    with RunLog(tmp_path / "log") as log:
+        log.write("step", step=0)
+        assert [record["step"] for record in read(tmp_path / "log")] == [0]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20])
+def test_a_line_that_a_crash_tore_is_skipped_and_ended(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "log"
+    with RunLog(path) as log:
+        log.write("step", step=0)
+    os.truncate(path, path.stat().st_size - cut)
+    with RunLog(path) as log:
+        log.write("step", step=1)
+    assert [record["step"] for record in read(path) if record["kind"] == "step"] == [0, 1]
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_lines_that_are_no_records_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b'{"kind": "step", "step": 0}\r\n\n[1]\nnull\n{"kind"\n\xff\xfe\n{"kind": "step", "step": 1}')
+    assert [record["step"] for record in read(path)] == [0, 1]
+
+
+def test_how_a_run_ended_is_recorded(tmp_path: Path) -> None:
+    for error in (KeyboardInterrupt(), errors.StorageError("S005", "full")):
+        with pytest.raises(type(error)), RunLog(tmp_path / "log"):
+            raise error
+    assert [record["reason"] for record in read(tmp_path / "log")] == ["KeyboardInterrupt", "S005"]
+
+
+def test_a_full_disk_costs_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log").symlink_to("/dev/full")
+    with RunLog(tmp_path / "log") as log:
+        for number in range(1000):
+            log.write("step", step=number)
+    assert capsys.readouterr().err == (
+        f"warning: the log has gaps from here on: {tmp_path / 'log'}: No space left on device\n"
+    )
+
+
+def test_a_disk_that_was_full_for_a_while_leaves_a_gap_and_no_torn_record(tmp_path: Path) -> None:
+    class Disk:
+        """Takes nothing, then half of a line, then everything."""
+
+        def __init__(self) -> None:
+            self.taken, self.calls = b"", 0
+
+        def write(self, data: bytes) -> int:
+            self.calls += 1
+            if self.calls == 1:
+                raise OSError(28, "No space left on device")
+            part = data[: len(data) // 2] if self.calls == 2 else data
+            self.taken += part
+            return len(part)
+
+        def close(self) -> None: ...
+
+    with RunLog(tmp_path / "log") as log:
+        log._file.close()
+        disk = log._file = Disk()  # type: ignore[assignment]
+        for number in range(4):
+            log.write("step", step=number)
+    (tmp_path / "log").write_bytes(disk.taken)
+    assert [record["step"] for record in read(tmp_path / "log") if record["kind"] == "step"] == [2, 3]
+
+
+def test_a_run_whose_log_is_on_a_full_disk_is_the_same_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.train(tiny(place))
+    full = folder_of(place, "full")
+    full.path.mkdir()
+    full.log_file.symlink_to("/dev/full")
+    capsys.readouterr()
+    assert errors.run(train.main, arguments(place, {"run.name": "full"})) == 0
+    assert capsys.readouterr().err.count("warning: the log has gaps") == 1
+    assert bits(saved_state(tiny(place, {"run.name": "full"}))) == bits(saved_state(tiny(place)))
+    assert len(records(folder_of(place))) == STEPS
+
+
+def test_a_log_that_cannot_be_opened_is_a_storage_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder_of(place).log_file.mkdir(parents=True)
+    assert errors.run(train.main, arguments(place)) == 7
+    err = capsys.readouterr().err
+    assert err.startswith("error[S009]: Is a directory: ")
+    assert "log.jsonl" in err
+
+
+def test_reading_a_log_that_is_not_there_is_an_ordinary_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        runlog.read(tmp_path / "none")

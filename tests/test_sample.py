@@ -1,0 +1,174 @@
+"""Sampling: greedy text against a loop without a cache, and which tokens are drawn, how often and until when."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxgpt import model, step
+from jaxgpt.config import Model
+from jaxgpt.errors import ConfigError
+from jaxgpt.sample import Sampling, _keep, draw, generate
+
+GPT2 = Model(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=64, bias=True, dtype="float32", attention="xla")
+MODERN = dataclasses.replace(GPT2, architecture="modern", bias=False, n_kv_head=2, tie_embeddings=False)
+FIXED = dataclasses.replace(GPT2, n_layer=1, n_embd=4, vocab_size=8, tie_embeddings=False)
+GREEDY = Sampling(temperature=0.0)
+PLAIN = Sampling(temperature=1.0)
+both_architectures = pytest.mark.parametrize("settings", [GPT2, MODERN], ids=["gpt2", "modern"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Half the time to compile, and the same computations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def lively(settings: Model) -> step.Params:
+    """Initial parameters with matrices five times as large, so that the next token depends on all before it."""
+    params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(model.GPT(settings, rngs=nnx.Rngs(0)))))()
+    return jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim >= 2 else leaf, params)
+
+
+def always(logits: Any) -> step.Params:
+    """Parameters of `FIXED` that give the same eight logits whatever they read."""
+    params, first = lively(FIXED), jnp.array([1.0, 0, 0, 0])
+    params["norm"] = {"scale": jnp.zeros(4), "bias": first}
+    params["output"] = jnp.outer(jnp.array(logits, jnp.float32), first)
+    return params
+
+
+def continued(settings: Model, params: step.Params, prompt: Any, count: int, **options: Any) -> np.ndarray:
+    options = {"vocab_size": settings.vocab_size, "sampling": PLAIN, **options}
+    return generate(step.graph(settings), params, np.array(prompt), count, settings=settings, **options)
+
+
+@partial(jax.jit, static_argnums=0)
+def logits_of_all(settings: Model, params: step.Params, tokens_BxT: jax.Array) -> jax.Array:
+    return nnx.merge(step.graph(settings), params)(tokens_BxT)
+
+
+def slow_greedy(settings: Model, params: step.Params, prompt_BxP: np.ndarray, count: int) -> np.ndarray:
+    """Every token from a full pass over what the model may see; a full block keeps its latter half."""
+    block, tokens, start = settings.block_size, prompt_BxP, 0
+    for _ in range(count):
+        if tokens.shape[1] - start >= block:
+            start = tokens.shape[1] - block // 2
+        seen = tokens[:, start:]
+        filled = np.pad(seen, ((0, 0), (0, block - seen.shape[1])))
+        logits_BxV = logits_of_all(settings, params, filled)[:, seen.shape[1] - 1]
+        tokens = np.concatenate([tokens, np.argmax(logits_BxV, axis=-1)[:, None]], axis=1)
+    return tokens[:, prompt_BxP.shape[1] :]
+
+
+@both_architectures
+@pytest.mark.parametrize(("prompt", "count"), [(5, 11), (5, 30), (16, 3), (40, 3)])
+def test_greedy_text_is_the_argmax_of_full_passes_even_beyond_the_block(
+    settings: Model, prompt: int, count: int
+) -> None:
+    params, prompts = lively(settings), np.random.default_rng(0).integers(0, 64, (2, prompt))
+    found = continued(settings, params, prompts, count, sampling=GREEDY)
+    np.testing.assert_array_equal(found, slow_greedy(settings, params, prompts, count))
+
+
+def test_a_token_that_the_tokenizer_lacks_is_never_sampled() -> None:
+    params = always([0, 1, 2, 0, 0, 9, 9, 9])
+    assert (continued(FIXED, params, [[0]], 10, vocab_size=5, sampling=GREEDY) == 2).all()
+    drawn = continued(FIXED, params, [[0]] * 50, 10, vocab_size=5)
+    assert set(np.unique(drawn)) == set(range(5))
+    few = continued(FIXED, params, [[0]] * 50, 10, vocab_size=5, sampling=Sampling(1.0, top_k=2))
+    assert set(np.unique(few)) == {1, 2}
+
+
+def test_a_seed_fixes_the_text_and_another_changes_it() -> None:
+    params = lively(GPT2)
+    first, again, other = (continued(GPT2, params, [[1, 2, 3]], 30, seed=seed) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).mean() > 0.5
+
+
+def test_a_row_does_not_depend_on_the_number_of_rows_nor_repeat_another() -> None:
+    params = lively(GPT2)
+    one, three = (continued(GPT2, params, [[1, 2, 3]] * rows, 30) for rows in (1, 3))
+    np.testing.assert_array_equal(one[0], three[0])
+    assert (three[1] != three[2]).mean() > 0.5
+
+
+def test_a_row_ends_at_its_stop_token_which_fills_it_up() -> None:
+    params, stop = always(np.zeros(8)), 3
+    free = continued(FIXED, params, [[stop]] * 6, 40)
+    ended = continued(FIXED, params, [[stop]] * 6, 40, stop=stop)
+    for row, unstopped in zip(ended, free, strict=True):
+        length = list(unstopped).index(stop)
+        np.testing.assert_array_equal(row, [*unstopped[:length], *[stop] * (40 - length)])
+    assert len({list(row).index(stop) for row in ended}) > 1
+
+
+def test_the_loop_ends_with_its_last_row() -> None:
+    stopping = always([0, 0, 0, 50, 0, 0, 0, 0])
+    assert (continued(FIXED, stopping, [[0]] * 2, 10_000, stop=3) == 3).all()
+
+
+def chi_square(drawn: np.ndarray, probabilities: np.ndarray) -> float:
+    expected = probabilities * drawn.size
+    return float(((np.bincount(drawn.ravel(), minlength=len(expected)) - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_are_distributed_as_softmax_of_logits_over_temperature(temperature: float) -> None:
+    logits = np.linspace(-1, 1, 8)
+    drawn = continued(FIXED, always(logits), [[0]] * 300, 15, sampling=Sampling(temperature))
+    powers = np.exp(logits / temperature)
+    assert chi_square(drawn, powers / powers.sum()) < 24.3  # one in a thousand at 7 degrees of freedom
+    assert chi_square(drawn, np.full(8, 1 / 8)) > 24.3
+
+
+def slow_keep(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:
+    """The top_k likeliest; of those the fewest likeliest whose probabilities, among them, sum up to top_p."""
+    ranked = sorted(range(len(logits)), key=lambda v: -logits[v])[: top_k or None]
+    powers = np.exp(np.float64(logits[ranked]))
+    total, kept = 0.0, set()
+    for token, probability in zip(ranked, powers / powers.sum(), strict=True):
+        if total < top_p:
+            kept.add(token)
+        total += probability
+    return kept
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 5, 20, 99])
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 1.0])
+def test_top_k_and_top_p_keep_what_a_slow_reading_keeps(top_k: int, top_p: float) -> None:
+    logits_BxV = 2 * np.random.default_rng(0).normal(size=(10, 20)).astype(np.float32)
+    kept_BxV = np.asarray(_keep(jnp.asarray(logits_BxV), Sampling(1.0, top_k, top_p)))
+    for row, kept in zip(logits_BxV, kept_BxV, strict=True):
+        assert set(np.flatnonzero(np.isfinite(kept))) == slow_keep(row, top_k, top_p)
+        np.testing.assert_array_equal(kept[np.isfinite(kept)], row[np.isfinite(kept)])
+
+
+def test_temperature_comes_before_top_p() -> None:
+    """At temperature 1 two tokens hold 0.8 of the probability; at temperature 3 it takes all three."""
+    logits_BxV, keys_B = jnp.log(jnp.array([[0.6, 0.3, 0.1]] * 500)), jax.random.split(jax.random.key(0), 500)
+    assert set(np.unique(draw(logits_BxV, keys_B, Sampling(1.0, top_p=0.8)))) == {0, 1}
+    assert set(np.unique(draw(logits_BxV, keys_B, Sampling(3.0, top_p=0.8)))) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-4, 1e-30])
+def test_a_vanishing_temperature_takes_the_likeliest(temperature: float) -> None:
+    logits_BxV = jax.random.normal(jax.random.key(0), (50, 20))
+    found = draw(logits_BxV, jax.random.split(jax.random.key(1), 50), Sampling(temperature))
+    np.testing.assert_array_equal(found, np.argmax(logits_BxV, axis=-1))
+    assert found.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}])
+def test_impossible_sampling_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="C009"):
+        Sampling(**wrong)

@@ -192,19 +192,15 @@ def attend(
     rate = settings.attention_dropout if keys_B is not None else 0.0
     if settings.attention == "cudnn" and not rate:
         return jax.nn.dot_product_attention(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, is_causal=True, implementation="cudnn")
+    if rate:
+        return _attend_exactly(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, jnp.int32(0), rate, keys_B)
     time = q_BxTxHxC.shape[1]
-    rows = max(math.ceil(time / ATTENTION_PARTS), 1)
-    parts = [
-        _attend_exactly(
-            q_BxTxHxC[:, start : start + rows],
-            k_BxTxKxC[:, : start + rows],
-            v_BxTxKxC[:, : start + rows],
-            jnp.int32(start),
-            rate,
-            _fold(keys_B, start),
-        )
-        for start in range(0, time, rows)
-    ]
+    rows = math.ceil(time / ATTENTION_PARTS)
+    parts = []
+    for start in range(0, time, rows):
+        seen = slice(start + rows)
+        q_BxRxHxC = q_BxTxHxC[:, start : start + rows]
+        parts.append(_attend_exactly(q_BxRxHxC, k_BxTxKxC[:, seen], v_BxTxKxC[:, seen], jnp.int32(start)))
     return jnp.concatenate(parts, axis=1)
 
 

@@ -7,13 +7,27 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import numpy as np
 import pytest
+from shards import Tokens, write_shards
 
+from jaxgpt._loader import Dataset
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture
+def data() -> Tokens:
+    return np.random.default_rng(0).integers(0, 50257, 20_000).astype(np.uint16)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, data: Tokens) -> Dataset:
+    """The data in four shards, one of them empty and one shorter than a window."""
+    return Dataset(write_shards(tmp_path, data, [7_001, 7_001, 7_011]))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import math
 import shutil
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -210,8 +211,9 @@ def test_a_save_that_failed_is_told_and_takes_no_older_checkpoint_with_it(
             checkpoints.save(2, state(2), None)
             checkpoints.check()  # still under way: nothing to tell, and no waiting
             disk.let_go.set()
-            while True:
+            for _ in range(1000):
                 checkpoints.check()
+                time.sleep(0.01)
 
     error = refused(StorageError, "S005", run)
     assert (error.exit_status, str(tmp_path) in error.message, "No space left" in error.message) == (7, True, True)

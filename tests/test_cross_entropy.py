@@ -39,8 +39,12 @@ def plain_mean(x_NxD: jax.Array, head_VxD: jax.Array, targets_N: jax.Array) -> j
     return jnp.mean(plain_losses(x_NxD, head_VxD, targets_N))
 
 
-def value_and_gradients(loss: Any, *arguments: Any) -> list[np.ndarray]:
-    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=3)(*arguments)
+def chunked_mean(chunk: int) -> Any:
+    return lambda *arrays: cross_entropy.mean_loss(*arrays, chunk)
+
+
+def value_and_gradients(loss: Any, *arguments: jax.Array) -> list[np.ndarray]:
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*arguments)
     return [np.asarray(array, np.float32) for array in (value, *gradients)]
 
 
@@ -53,20 +57,20 @@ def assert_same(found: list[np.ndarray], expected: list[np.ndarray], tolerance: 
 @pytest.mark.parametrize("chunk", [1, 7, 11, N, 100], ids=lambda chunk: f"chunk {chunk} of {N}")
 def test_value_and_gradients_are_log_softmaxs_for_every_chunk(chunk: int) -> None:
     arguments = problem()
-    found = value_and_gradients(cross_entropy.mean_loss, *arguments, chunk)
+    found = value_and_gradients(chunked_mean(chunk), *arguments)
     assert_same(found, value_and_gradients(plain_mean, *arguments), 1e-5)
     assert_same([cross_entropy.losses(*arguments, chunk)], [plain_losses(*arguments)], 1e-5)
 
 
 def test_a_single_token_will_do() -> None:
     arguments = problem(count=1)
-    found = value_and_gradients(cross_entropy.mean_loss, *arguments, 4)
+    found = value_and_gradients(chunked_mean(4), *arguments)
     assert_same(found, value_and_gradients(plain_mean, *arguments), 1e-5)
 
 
 def test_bfloat16_costs_one_rounding_of_the_gradients_and_none_of_the_value() -> None:
     arguments = problem(dtype=jnp.bfloat16)
-    found = value_and_gradients(cross_entropy.mean_loss, *arguments, 7)
+    found = value_and_gradients(chunked_mean(7), *arguments)
     exact = value_and_gradients(plain_mean, *(array.astype(jnp.float32) for array in arguments[:2]), arguments[2])
     assert_same(found[:1], exact[:1], 1e-5)
     assert_same(found[1:], exact[1:], 1e-2)
@@ -84,13 +88,13 @@ def test_gradients_scale_with_the_cotangent_and_keep_their_types() -> None:
 @pytest.mark.parametrize("chunk", [4, 5, 21])
 def test_the_zeros_that_fill_the_last_chunk_do_not_matter(chunk: int) -> None:
     arguments = problem(count=23)
-    whole = value_and_gradients(cross_entropy.mean_loss, *arguments, 23)
-    assert_same(value_and_gradients(cross_entropy.mean_loss, *arguments, chunk), whole, 1e-6)
+    whole = value_and_gradients(chunked_mean(23), *arguments)
+    assert_same(value_and_gradients(chunked_mean(chunk), *arguments), whole, 1e-6)
 
 
 def test_huge_logits_stay_finite() -> None:
     x_NxD, head_VxD, targets_N = problem()
-    found = value_and_gradients(cross_entropy.mean_loss, 1e4 * x_NxD, head_VxD, targets_N, 7)
+    found = value_and_gradients(chunked_mean(7), 1e4 * x_NxD, head_VxD, targets_N)
     assert all(np.isfinite(array).all() for array in found)
 
 

@@ -155,6 +155,7 @@ def test_no_two_matrices_start_alike() -> None:
 
 @both_architectures
 def test_the_exact_attention_path_is_the_plain_one_but_for_its_dropout(settings: Model) -> None:
+    settings = dataclasses.replace(settings, n_layer=1)
     params, tokens_BxT, keys_B = lively(settings), some_tokens(settings), jax.random.split(jax.random.key(0))
     tiny, half = (dataclasses.replace(settings, attention_dropout=rate) for rate in (1e-9, 0.5))
     plain = logits(settings, params, tokens_BxT)
@@ -176,6 +177,20 @@ def test_grouped_heads_are_repeated_heads() -> None:
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 8, heads, 16)) for i, heads in enumerate((4, 2, 2)))
     attend = jax.jit(lambda k, v: model.attend(q, k, v, MODERN, None))
     np.testing.assert_allclose(attend(k, v), attend(*(np.repeat(array, 2, axis=2) for array in (k, v))), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("time", [1, 3, 5, 8])
+def test_attention_in_parts_is_jaxs_own_at_every_length(time: int, dtype: str) -> None:
+    heads = enumerate((4, 2, 2))
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, time, count, 16), jnp.dtype(dtype)) for i, count in heads)
+    plain = partial(jax.nn.dot_product_attention, is_causal=True, implementation="xla")
+    found, pull = jax.vjp(lambda q, k, v: model.attend(q, k, v, MODERN, None), q, k, v)
+    expected, pull_expected = jax.vjp(plain, q, k, v)
+    assert found.dtype == expected.dtype
+    tolerance = 1e-5 if dtype == "float32" else 0.05
+    for one, other in zip((found, *pull(q)), (expected, *pull_expected(q)), strict=True):
+        np.testing.assert_allclose(one.astype(jnp.float32), other.astype(jnp.float32), atol=tolerance)
 
 
 def rotated_scores(first_place: int) -> jax.Array:

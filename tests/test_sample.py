@@ -18,6 +18,7 @@ from jaxgpt.sample import Sampling, _keep, draw, generate
 
 GPT2 = Model(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=64, bias=True, dtype="float32", attention="xla")
 MODERN = dataclasses.replace(GPT2, architecture="modern", bias=False, n_kv_head=2, tie_embeddings=False)
+SHALLOW = dataclasses.replace(GPT2, n_layer=1)
 FIXED = dataclasses.replace(GPT2, n_layer=1, n_embd=4, vocab_size=8, tie_embeddings=False)
 GREEDY = Sampling(temperature=0.0)
 PLAIN = Sampling(temperature=1.0)
@@ -70,7 +71,7 @@ def slow_greedy(settings: Model, params: step.Params, prompt_BxP: np.ndarray, co
 
 
 @both_architectures
-@pytest.mark.parametrize(("prompt", "count"), [(5, 11), (5, 30), (16, 3), (40, 3)])
+@pytest.mark.parametrize(("prompt", "count"), [(5, 27), (16, 3)])
 def test_greedy_text_is_the_argmax_of_full_passes_even_beyond_the_block(
     settings: Model, prompt: int, count: int
 ) -> None:
@@ -89,27 +90,28 @@ def test_a_token_that_the_tokenizer_lacks_is_never_sampled() -> None:
 
 
 def test_a_seed_fixes_the_text_and_another_changes_it() -> None:
-    params = lively(GPT2)
-    first, again, other = (continued(GPT2, params, [[1, 2, 3]], 30, seed=seed) for seed in (5, 5, 6))
+    params = lively(SHALLOW)
+    first, again, other = (continued(SHALLOW, params, [[1, 2, 3]] * 2, 13, seed=seed) for seed in (5, 5, 6))
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.5
 
 
 def test_a_row_does_not_depend_on_the_number_of_rows_nor_repeat_another() -> None:
-    params = lively(GPT2)
-    one, three = (continued(GPT2, params, [[1, 2, 3]] * rows, 30) for rows in (1, 3))
-    np.testing.assert_array_equal(one[0], three[0])
+    params = lively(SHALLOW)
+    two, three = (continued(SHALLOW, params, [[1, 2, 3]] * rows, 13) for rows in (2, 3))
+    np.testing.assert_array_equal(two, three[:2])
     assert (three[1] != three[2]).mean() > 0.5
 
 
 def test_a_row_ends_at_its_stop_token_which_fills_it_up() -> None:
-    params, stop = always(np.zeros(8)), 3
-    free = continued(FIXED, params, [[stop]] * 6, 40)
-    ended = continued(FIXED, params, [[stop]] * 6, 40, stop=stop)
+    params, stop, count = always(np.zeros(8)), 3, 15 + 8  # a block, and the half that follows it
+    free = continued(FIXED, params, [[stop]] * 6, count, seed=1)
+    ended = continued(FIXED, params, [[stop]] * 6, count, seed=1, stop=stop)
     for row, unstopped in zip(ended, free, strict=True):
         length = list(unstopped).index(stop)
-        np.testing.assert_array_equal(row, [*unstopped[:length], *[stop] * (40 - length)])
-    assert len({list(row).index(stop) for row in ended}) > 1
+        np.testing.assert_array_equal(row, [*unstopped[:length], *[stop] * (count - length)])
+    lengths = [list(row).index(stop) for row in ended]
+    assert min(lengths) < 15 < max(lengths)
 
 
 def test_the_loop_ends_with_its_last_row() -> None:

@@ -1,6 +1,7 @@
 """The step: the training it does, what accumulation, dropout, devices and compute types may change, and its cost."""
 
 import dataclasses
+import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -102,10 +103,9 @@ def gradient(cfg: Config, tokens_AxBxW: np.ndarray) -> tuple[step.Metrics, step.
     return metrics, jax.tree.map(lambda before, after: before - np.asarray(after), start, training.state.params)
 
 
-@pytest.mark.parametrize("changes", [{}, DROPOUT], ids=str)
-def test_accumulating_eight_micro_batches_of_four_is_one_batch_of_32(changes: dict[str, Any]) -> None:
-    many = configured(accum=8, micro_batch=4, **changes)
-    one = configured(accum=1, micro_batch=32, **changes)
+def test_accumulating_eight_micro_batches_of_four_is_one_batch_of_32_dropout_included() -> None:
+    many = configured(accum=8, micro_batch=4, **DROPOUT)
+    one = configured(accum=1, micro_batch=32, **DROPOUT)
     metrics, grads = gradient(many, block(many))
     expected, expected_grads = gradient(one, block(one))
     assert_close(metrics, expected, rtol=1e-5)
@@ -197,7 +197,7 @@ def test_dropout_is_a_function_of_seed_step_and_place_in_the_step() -> None:
 def test_every_dropout_of_every_sequence_has_its_own_key(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg, keys = configured(n_layer=3, **DROPOUT, **changes), []
+    cfg, keys = configured(n_layer=2, **DROPOUT, **changes), []
 
     def noted(x: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
         assert (rate, len(keys_B)) == (0.2, 2)
@@ -219,6 +219,33 @@ def test_dropout_zeroes_its_share_and_preserves_the_mean() -> None:
     x = model.dropout(jnp.ones((2, 50_000)), 0.2, jax.random.split(jax.random.key(0)))
     assert set(np.unique(x)) == {0.0, np.float32(1 / 0.8)}
     assert abs(float(jnp.mean(x)) - 1) < 5 * np.sqrt(0.2 / 0.8 / x.size)  # five standard errors
+
+
+def test_dropout_in_bfloat16_scales_by_the_exact_rate() -> None:
+    """Division by bfloat16's nearest number to 0.9 would enlarge every branch by 0.17%."""
+    numbers = jnp.linspace(1, 2, 50_001)[None].astype(jnp.bfloat16)
+    dropped = np.asarray(model.dropout(numbers, 0.1, jax.random.split(jax.random.key(0), 1)), np.float64)
+    ratio = dropped.sum() / np.asarray(numbers, np.float64)[dropped != 0].sum()
+    assert abs(ratio * 0.9 - 1) < 2e-4
+
+
+def test_dropout_is_the_same_however_a_step_is_split() -> None:
+    many, one = (configured(accum=a, micro_batch=b, **DROPOUT) for a, b in ((4, 2), (1, 8)))
+    tokens = block(many)
+    (metrics, grads), (expected, expected_grads) = gradient(many, tokens), gradient(one, tokens.reshape(1, 8, -1))
+    assert_close(metrics, expected, rtol=1e-5)
+    assert_close(grads, expected_grads, atol=1e-5 * float(expected.grad_norm))
+
+
+def test_devices_exchange_their_gradients_after_the_scan_and_nothing_else() -> None:
+    cfg = configured(loss_chunk=20)
+    state, optimizer = step.init_state(cfg, optax.sgd(1.0)), optax.sgd(1.0)
+    compiled = step.compile_train_step(cfg, step.graph(cfg.model), optimizer, devices(2, cfg))
+    program = compiled.lower(state, block(cfg)).compile().as_text()
+    exchange = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+    main = program[program.index("\nENTRY ") :]
+    assert set(exchange.findall(program)) == {"all-reduce"}
+    assert len(exchange.findall(program)) == len(exchange.findall(main))
 
 
 def trained(count: int, dtype: Any) -> tuple[list[float], step.Params]:
@@ -243,11 +270,8 @@ def test_evaluation_gives_each_window_the_mean_of_its_log_softmax_losses(changes
     assert_close(np.asarray(training.losses(tokens)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, MODERN], ids=str)
-def test_bfloat16_loss_is_within_a_thousandth_of_float32_and_its_gradient_within_three_hundredths(
-    changes: dict[str, Any],
-) -> None:
-    cfg, exact = configured(dtype="bfloat16", **changes), configured(**changes)
+def test_bfloat16_loss_is_within_a_thousandth_of_float32_and_its_gradient_within_three_hundredths() -> None:
+    cfg, exact = configured(dtype="bfloat16"), configured()
     metrics, grads = gradient(cfg, block(cfg))
     expected, expected_grads = gradient(exact, block(exact))
     assert_close(metrics.loss, expected.loss, rtol=1e-3)

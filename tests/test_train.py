@@ -189,7 +189,8 @@ class Watch:
     """Counts what reads device arrays: `reads` holds (updates dispatched, update whose metrics were read or None)."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.dispatched, self.compiled = 0, 0
+        self.dispatched = 0
+        self._functions: list[Any] = []
         self.reads: list[tuple[int, int | None]] = []
         self._owner: dict[int, int] = {}
         self._alive: list[Any] = []
@@ -215,17 +216,22 @@ class Watch:
     def _watching(self, compile_train_step: Callable[..., Any]) -> Callable[..., Any]:
         def compiled(*args: Any) -> Any:
             function = compile_train_step(*args)
+            self._functions.append(function)
 
             def run(state: TrainState, block: jax.Array) -> tuple[TrainState, step.Metrics]:
                 state, found = function(state, block)
                 self._owner |= {id(leaf): self.dispatched for leaf in found}
                 self._alive.append(found)  # so that no other array gets its id
-                self.dispatched, self.compiled = self.dispatched + 1, function._cache_size()
+                self.dispatched += 1
                 return state, found
 
             return run
 
         return compiled
+
+    @property
+    def compiled(self) -> int:
+        return sum(function._cache_size() for function in self._functions)
 
     def per_step(self) -> dict[int, set[int | None]]:
         """By the number of updates dispatched: whose metrics were read then."""

@@ -1,0 +1,322 @@
+"""What a user sees when something is wrong: the exit status, one sentence, what to do, and a disk left as it was.
+
+Each case goes through the real command; where a process of its own would see no more, it runs in this one.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_train import arguments, command, place, random_tokens, write_shard, xla_cache
+
+from jaxgpt import errors, train
+from jaxgpt.config import sections
+from jaxgpt.errors import JaxgptError, StorageError, printable
+from jaxgpt.settings import field_types
+
+__all__ = ["place", "xla_cache"]  # fixtures
+
+Refused = Callable[..., str]
+
+
+def listing(folder: Path) -> dict[str, Any]:
+    """Every path below `folder`, and when it was last changed."""
+    return {str(path): os.lstat(path).st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Trains with the options given after the tiny run's own: it must end with that status and words, and no trace."""
+
+    def run(status: int, words: str, *options: str, help: str = "") -> str:
+        before = listing(place)
+        assert errors.run(train.main, [*arguments(place), *options]) == status
+        out, err = capsys.readouterr()
+        assert err.startswith(f"error[{words}"), err
+        assert help in err.partition("\n  help: ")[2], err
+        assert "Traceback" not in out + err
+        assert len(err.splitlines()) <= 2
+        assert listing(place) == before
+        return err
+
+    return run
+
+
+# --- the config ------------------------------------------------------------------------------------------------------
+
+
+def test_a_config_that_is_not_there_is_answered_with_those_that_are(refused: Refused, place: Path) -> None:
+    refused(2, "C001]: config 'configs/run.py' not found", "--config", "configs/run.py", help="fineweb40m")
+    (place / "configs").mkdir()
+    (place / "configs/mine.py").write_text("")
+    refused(
+        2, "C001]: config 'configs/run.py' not found", "--config", "configs/run.py", help="there are: configs/mine.py"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("config = (1 +\n", "C002]: run.py:1: '(' was never closed"),
+        ("import os\n\nconfig = Config(\n  model==2)", "C004]: run.py:3: NameError"),
+        ("x = 1\n", "C003]: run.py defines no 'config = Config(...)'"),
+        ("config = {'model': {}}\n", "C003]: run.py defines no 'config = Config(...)'"),
+        ("1 / 0\n", "C004]: run.py:1: ZeroDivisionError: division by zero"),
+        (
+            "from jaxgpt.config import *\n\nconfig = Config(model=Model(n_layer=0))",
+            "C009]: model.n_layer = 0; must be 1 or more (run.py:3)",
+        ),
+    ],
+)
+def test_a_config_with_a_mistake_is_named_with_its_line(refused: Refused, place: Path, text: str, words: str) -> None:
+    (place / "run.py").write_text(text)
+    refused(2, words, "--config", "run.py")
+
+
+def test_a_config_that_is_no_text_is_an_error(refused: Refused, place: Path) -> None:
+    (place / "run.py").write_bytes(b"\xff\xfe\x00")
+    refused(2, "C002]: run.py is not a text file", "--config", "run.py")
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "words", "help"),
+    [
+        ("--optim.learning_rat=1", "C005]: unknown field 'optim.learning_rat'", "did you mean 'optim.learning_rate'?"),
+        ("--model.n_layer=twelve", "C007]: model.n_layer = 'twelve'; a whole number is needed", ""),
+        ("--model.n_layer=2.5", "C007]: model.n_layer = 2.5; a whole number is needed", ""),
+        ("--optim.learning_rate=nan", "C008]: optim.learning_rate = nan is not finite", ""),
+        ("--optim.weight_decay=inf", "C008]: optim.weight_decay = inf is not finite", ""),
+        ("--model.n_layer=0", "C009]: model.n_layer = 0; must be 1 or more", ""),
+        ("--data.micro_batch=-4", "C009]: data.micro_batch = -4; must be 1 or more", ""),
+        ("--model.n_head=7", "C010]: n_embd 32 is not divisible by n_head 7", "nearest: 4, 8"),
+        ("--optim.warmup_steps=21", "C014]: optim.warmup_steps = 21 is longer than the run (run.steps = 20)", "2"),
+        ("--optim.min_lr=0.5", "C015]: optim.min_lr = 0.5 is above optim.learning_rate = 0.01", "--optim.min-lr 0.001"),
+        ("--optim.beta2=1", "C016]: optim.beta2 = 1.0; must be below 1", ""),
+        ("--optim.beta1=-0.1", "C009]: optim.beta1 = -0.1; must be 0 or more", ""),
+        ("--optim.schedule=cubic", "C017]: optim.schedule = 'cubic' is not known", "cosine, linear, constant, wsd"),
+        ("--model.vocab_size=63", "C018]: model.vocab_size 63 is smaller than the tokenizer's 64", "128"),
+        ("--run.name=../b", "C019]: run.name = '../b' cannot name a folder", "letters, digits"),
+        ("--run.name=a/b", "C019]: run.name = 'a/b' cannot name a folder", ""),
+        ("--run.name=..", "C019]: run.name = '..' cannot name a folder", ""),
+        ("--run.name=a\x1b[2J", "C019]: run.name = 'a\\x1b[2J' cannot name a folder", ""),
+        ("--run.name=", "C019]: run.name = '' cannot name a folder", ""),
+        ("--device=gpu", "C020]: GPU asked for, JAX sees only: cpu", "pip install 'jaxgpt[cuda12]'"),
+        (
+            "--data.micro_batch=7",
+            "C013]: data.micro_batch = 7 is not divisible by 2 devices",
+            "--data.micro-batch 6 or 8",
+        ),
+        (
+            "--mesh.data_parallel=64",
+            "C013]: mesh.data_parallel = 64; JAX sees 2 cpu device(s)",
+            "--mesh.data-parallel 2",
+        ),
+        ("--wandb_log=True", "C005]: there is no option '--wandb_log'", "log.jsonl and TensorBoard"),
+        ("--fork=none", "C024]: no run in 'none'", "train one first"),
+    ],
+)
+def test_a_value_that_cannot_be_run_is_named_with_its_place(
+    refused: Refused, option: str, words: str, help: str
+) -> None:
+    refused(2, words, option, help=help)
+
+
+def test_modern_heads_must_fit(refused: Refused) -> None:
+    modern = ("--model.architecture=modern", "--model.n_head=4")
+    refused(2, "C011]: head size 9 is odd", *modern, "--model.n_embd=36", help="--model.head-dim 10")
+    refused(2, "C012]: model.n_kv_head = 3 does not divide n_head = 4", *modern, "--model.n_kv_head=3", help="1, 2, 4")
+
+
+def test_every_field_refuses_a_value_of_another_type_by_its_name(refused: Refused) -> None:
+    for section, kind in sections().items():
+        for field, hint in field_types(kind).items():
+            if hint not in (str, tuple[str, ...]):
+                assert f"{section}.{field.name} = 'twelve'" in refused(2, "C0", f"--{section}.{field.name}=twelve")
+
+
+def test_an_override_that_looks_like_code_is_text(refused: Refused, place: Path) -> None:
+    code = "__import__('os').system('touch pwned')"
+    refused(2, "C007]: model.n_layer = ", f"--model.n_layer={code}")
+    refused(2, "C019]: run.name = ", f"--run.name={code}")
+    refused(3, "D002]: no token shards in '$(touch pwned)'", "--data.path=$(touch pwned)")
+    refused(2, "C001]: config ", "--config", code)
+
+
+# --- the data --------------------------------------------------------------------------------------------------------
+
+
+def test_missing_data_is_answered_with_the_command_that_makes_it(refused: Refused, place: Path) -> None:
+    make = "python -m jaxgpt.prepare SOURCE --out data/none"
+    refused(3, "D002]: no token shards in 'data/none'", "--data.path=data/none", help=make)
+    (place / "empty").mkdir()
+    refused(3, "D002]: no token shards in 'empty'", "--data.path=empty", help="jaxgpt.prepare SOURCE --out empty")
+    (place / "file").write_text("")
+    refused(3, "D002]: no token shards in 'file': it is a file", "--data.path=file")
+
+
+def test_sources_that_are_not_there_leave_no_data_folder(refused: Refused) -> None:
+    err = refused(3, "D0", "--data.path=new", "--data.sources", "nothing/*.txt")
+    assert "nothing/*.txt" in err
+
+
+def header(count: int) -> bytes:
+    values = np.zeros(256, "<i4")
+    values[:3] = [20240520, 1, count]
+    return values.tobytes()
+
+
+def zip_file(shard: Path) -> None:
+    shard.write_bytes(b"PK\x03\x04" + bytes(3000))
+
+
+def cut(shard: Path) -> None:
+    os.truncate(shard, shard.stat().st_size - 256)
+
+
+def grown(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes() + bytes(8))
+
+
+def a_negative_count(shard: Path) -> None:
+    shard.write_bytes(header(-1) + bytes(2000))
+
+
+def an_impossible_count(shard: Path) -> None:
+    shard.write_bytes(header(2**31 - 1) + bytes(2000))
+
+
+def a_foreign_token(shard: Path) -> None:
+    tokens = random_tokens(1000, 0)
+    tokens[321] = 64
+    write_shard(shard, tokens)
+
+
+def a_short_corpus(shard: Path) -> None:
+    write_shard(shard, random_tokens(12, 0))
+
+
+def an_empty_file(shard: Path) -> None:
+    shard.write_bytes(b"")
+
+
+def a_fifo(shard: Path) -> None:
+    shard.unlink()
+    os.mkfifo(shard)
+
+
+def a_folder(shard: Path) -> None:
+    shard.unlink()
+    shard.mkdir()
+
+
+def a_device(shard: Path) -> None:
+    shard.unlink()
+    shard.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "words"),
+    [
+        (zip_file, "D003", "is not a token shard (starts with 50 4b 03 04: a zip file)"),
+        (cut, "D007", "header says 1,000 tokens, file holds 872 (256 bytes short)"),
+        (grown, "D007", "header says 1,000 tokens"),
+        (a_negative_count, "D008", "-1"),
+        (an_impossible_count, "D00", "2,147,483,647"),
+        (a_foreign_token, "D010", "token 64 at position 321; the tokenizer's vocabulary is 64"),
+        (a_short_corpus, "D013", "12 tokens in all; one sequence needs 17"),
+        (an_empty_file, "D0", "train_000000.bin"),
+        (a_fifo, "D015", "train_000000.bin"),
+        (a_folder, "D015", "train_000000.bin"),
+        (a_device, "D015", "train_000000.bin"),
+    ],
+)
+def test_a_shard_that_cannot_be_used_is_named_with_what_is_wrong(
+    refused: Refused, place: Path, damage: Callable[[Path], None], code: str, words: str
+) -> None:
+    damage(place / "data/train_000000.bin")
+    err = refused(3, code)
+    assert words in err
+    if damage is not a_short_corpus:
+        assert "train_000000.bin" in err
+
+
+# --- as a process ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_itself_answers_with_the_same_words_and_nothing_else(place: Path) -> None:
+    before = listing(place)
+    with command(place, {"model.n_head": 7}) as run:
+        out, err = run.communicate(timeout=60)
+    assert (run.returncode, out) == (2, "")
+    assert err == "error[C010]: n_embd 32 is not divisible by n_head 7\n  help: nearest: 4, 8\n"
+    assert listing(place) == before
+
+
+def test_a_gpu_that_is_not_there_is_an_error_however_jax_was_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    before = listing(place)
+    with command(place, {"mesh.device": "gpu"}) as run:
+        out, err = run.communicate(timeout=60)
+    assert (run.returncode, out) == (2, "")
+    assert err.startswith("error[C020]: GPU asked for, JAX sees only: none (JAX_PLATFORMS=cuda)")
+    assert "Traceback" not in err
+    assert listing(place) == before
+
+
+def test_the_command_line_is_read_and_refused_without_jax(place: Path) -> None:
+    code = (
+        "import sys; from jaxgpt import errors, overrides\n"
+        "parser = overrides.Parser('train', '')\n"
+        "status = errors.run(lambda argv: overrides.parse_config(parser, argv))\n"
+        "sys.exit(99 if 'jax' in sys.modules else status)"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(errors.__file__).parents[1])}
+    line = [sys.executable, "-c", code, "--model.n_layer=0"]
+    assert subprocess.run(line, capture_output=True, env=env, check=False).returncode == 2
+
+
+# --- the words themselves --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("C001", 2), ("D001", 3), ("K001", 4), ("N001", 5), ("H001", 6), ("S001", 7)]
+)
+def test_the_letter_of_a_code_is_its_status(capsys: pytest.CaptureFixture[str], code: str, status: int) -> None:
+    assert errors.run(failing(JaxgptError(code, "what", "how")), []) == status
+    assert capsys.readouterr().err == f"error[{code}]: what\n  help: how\n"
+
+
+def failing(error: BaseException) -> Callable[[Any], None]:
+    def main(_: Any) -> None:
+        raise error
+
+    return main
+
+
+def test_an_error_of_the_system_is_a_storage_error_with_its_path(capsys: pytest.CaptureFixture[str]) -> None:
+    full = OSError(28, "No space left on device", "runs/a/config.json")
+    assert errors.run(failing(full), []) == 7
+    assert capsys.readouterr().err.startswith("error[S009]: No space left on device: runs/a/config.json\n")
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(StorageError):
+        errors.run(failing(StorageError("S001", "what")), ["--debug"])
+
+
+def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        errors.run(failing(ZeroDivisionError()), [])
+
+
+def test_names_cannot_drive_the_terminal() -> None:
+    assert printable("a\x1b[2J\x07\u202eb\n") == "a\\x1b[2J\\x07\\u202eb\n"
+    assert "\x1b" not in str(JaxgptError("D002", "no token shards in '\x1b]0;pwned\x07'", "\x1b[2J"))

@@ -1,43 +1,38 @@
 """The optimizer and the learning-rate schedules, as optax chains and functions of the step."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxgpt import config
 
 
-def schedule(settings: config.Optim, steps: int) -> Callable[[Any], Any]:
+def schedule(settings: config.Optim, steps: int) -> optax.Schedule:
     """The learning rate of update 0, 1, …: linear warmup, then the decay that `settings.schedule` names.
 
     Warmup and cosine are nanoGPT's: update i of the warmup has (i + 1) / (warmup + 1) of the peak, and the cosine
-    reaches `min_lr` at `decay_steps`. A Python step gives a Python number without JAX: on a GPU, JAX's would wait in
-    the queue for the training step before it.
+    reaches `min_lr` at `decay_steps`.
     """
-    begin, end = _decay(settings, steps)
-    peak, warmup = settings.learning_rate, settings.warmup_steps
-    low = peak if settings.schedule == "constant" else settings.min_lr
-
-    def rate(step: Any) -> Any:
-        xp: Any = jnp if isinstance(step, jax.Array) else np
-        part = xp.clip((step - begin) / max(end - begin, 1), 0.0, 1.0)
-        fall = (1 - xp.cos(np.pi * part)) / 2 if settings.schedule == "cosine" else part
-        value = xp.where(step < warmup, peak * (step + 1) / (warmup + 1), peak + fall * (low - peak))
-        return value if xp is jnp else float(value)
-
-    return rate
+    warmup, after = settings.warmup_steps, _decay(settings, steps)
+    if warmup == 0:
+        return after
+    rise = optax.linear_schedule(settings.learning_rate / (warmup + 1), settings.learning_rate, warmup)
+    return optax.join_schedules([rise, after], [warmup])
 
 
-def _decay(settings: config.Optim, steps: int) -> tuple[int, int]:
-    """The steps between which the rate falls."""
-    warmup = settings.warmup_steps
+def _decay(settings: config.Optim, steps: int) -> optax.Schedule:
+    """The schedule after the warmup, counted from its end."""
+    peak, low, warmup = settings.learning_rate, settings.min_lr, settings.warmup_steps
+    length = max((settings.decay_steps or steps) - warmup, 1)
+    if settings.schedule == "cosine":
+        return optax.cosine_decay_schedule(peak, length, alpha=low / peak if peak else 0.0)
+    if settings.schedule == "linear":
+        return optax.linear_schedule(peak, low, length)
     if settings.schedule == "wsd":
-        return max(steps - (settings.decay_steps or max(steps // 5, 1)), warmup), steps
-    return warmup, settings.decay_steps or steps
+        hold = max(steps - (settings.decay_steps or max(steps // 5, 1)) - warmup, 0)
+        return optax.linear_schedule(peak, low, max(steps - warmup - hold, 1), transition_begin=hold)
+    return optax.constant_schedule(peak)
 
 
 def make(settings: config.Optim, steps: int) -> optax.GradientTransformation:

@@ -81,15 +81,6 @@ def test_a_peak_of_zero_trains_nothing() -> None:
         assert not rates(schedule=kind, learning_rate=0.0, min_lr=0.0).any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_python_step_has_the_same_rate_and_needs_no_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log asks for a rate while the device is busy with the next step, and must not queue behind it."""
-    expected, rate = rates(schedule=kind), optim.schedule(settings(schedule=kind), STEPS)
-    monkeypatch.setattr(optim, "jnp", None)
-    assert_close([rate(i) for i in range(len(expected))], expected)
-    assert isinstance(rate(5), float)
-
-
 def parameters() -> dict[str, jax.Array]:
     random = np.random.default_rng(0)
     shapes = {"matrix": (4, 3), "table": (5, 2), "norm": (4,), "bias": (3,)}

@@ -1,6 +1,6 @@
 """Draws the README's picture: the live panel as it stood at a step of a recorded run.
 
-    python docs/panel.py runs/quickstart docs/panel.svg [--step 400]
+python docs/panel.py runs/quickstart docs/panel.svg [--step 400]
 """
 
 import argparse

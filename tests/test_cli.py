@@ -26,7 +26,10 @@ def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureF
     assert "did you mean 'jaxgpt train'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["jaxgpt", "jaxgpt.prepare", "jaxgpt.overrides", "jaxgpt.budget.flops", "jaxgpt.dataset"])
+@pytest.mark.parametrize(
+    "module", ["jaxgpt", "jaxgpt.prepare", "jaxgpt.overrides", "jaxgpt.budget.flops", "jaxgpt.dataset"]
+)
 def test_what_plans_and_prepares_loads_no_jax(module: str) -> None:
-    code = f"import sys, {module}; print([name for name in sys.modules if name.split('.')[0] in ('jax', 'jaxlib', 'flax')])"
+    loaded = "[name for name in sys.modules if name.split('.')[0] in ('jax', 'jaxlib', 'flax')]"
+    code = f"import sys, {module}; print({loaded})"
     assert run("-c", code).stdout.strip() == "[]"

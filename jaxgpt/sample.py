@@ -87,7 +87,7 @@ def _generate(
     cache = model.KVCache.create(settings, batch, length + count)
     x_BxPxD, cache = gpt.hidden(prompt_BxP, cache=cache)
 
-    def unfinished(carry: Any) -> jax.Array:
+    def unfinished(carry: Any) -> Any:
         i, *_, done_B = carry
         return (i < count) & ~done_B.all()
 

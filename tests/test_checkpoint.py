@@ -80,6 +80,7 @@ def test_policies_hold_across_restarts_and_slow_saves(tmp_path: Path) -> None:
         with keeping(tmp_path, keep_latest=2, keep_best=1, keep_every=5) as checkpoints:
             for number in range(first, first + 3):
                 checkpoints.save(number, state(number), val.get(number))
+                assert checkpoints.steps()[-1] == number  # also while it is still being written
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [4, 5, 8, 9]
         assert (checkpoints.latest(), checkpoints.best(), checkpoints.best_loss()) == (9, 4, 3.0)
@@ -198,6 +199,18 @@ class BadDisk:
             original(directory, *args, **kwargs)
 
         monkeypatch.setattr(async_checkpointer, "_background_wait_for_commit_futures", commit)
+        self._delay_the_thread_that_deletes(monkeypatch, async_checkpointer._AsyncManager)
+
+    def _delay_the_thread_that_deletes(self, monkeypatch: pytest.MonkeyPatch, manager: Any) -> None:
+        """So that whoever else takes the error from it, takes it first."""
+        original = manager.check_for_errors
+
+        def check_for_errors(this: Any) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                time.sleep(0.3)
+            original(this)
+
+        monkeypatch.setattr(manager, "check_for_errors", check_for_errors)
 
 
 def test_a_save_that_failed_is_told_and_takes_no_older_checkpoint_with_it(
@@ -214,6 +227,7 @@ def test_a_save_that_failed_is_told_and_takes_no_older_checkpoint_with_it(
             for _ in range(1000):
                 checkpoints.check()
                 time.sleep(0.01)
+            pytest.fail("nothing was told")
 
     error = refused(StorageError, "S005", run)
     assert (error.exit_status, str(tmp_path) in error.message, "No space left" in error.message) == (7, True, True)

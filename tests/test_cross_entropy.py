@@ -98,18 +98,29 @@ def test_huge_logits_stay_finite() -> None:
     assert all(np.isfinite(array).all() for array in found)
 
 
-def shapes(jaxpr: Any) -> set[tuple[int, ...]]:
-    """The shapes of every array that a jaxpr computes, inner jaxprs included."""
-    found = {variable.aval.shape for equation in jaxpr.eqns for variable in equation.outvars}
-    inner = (shapes(each) for equation in jaxpr.eqns for each in jaxprs_in_params(equation.params))
-    return found.union(*inner)
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr and of those inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def equations_of_gradient(chunk: int, dtype: Any = jnp.float32) -> list[Any]:
+    function = jax.value_and_grad(chunked_mean(chunk), (0, 1))
+    return list(equations(jax.make_jaxpr(function)(*problem(dtype=dtype)).jaxpr))
 
 
 def largest_array(chunk: int) -> int:
-    function = jax.value_and_grad(cross_entropy.mean_loss, (0, 1))
-    return max(map(math.prod, shapes(jax.make_jaxpr(function, static_argnums=3)(*problem(), chunk).jaxpr)))
+    return max(math.prod(variable.aval.shape) for each in equations_of_gradient(chunk) for variable in each.outvars)
 
 
 def test_the_logits_of_all_tokens_never_exist_at_once() -> None:
     assert largest_array(chunk=N) == N * V
     assert largest_array(chunk=7) == V * max(7, D)  # a chunk's logits, or the head's gradient
+
+
+def test_logits_and_the_heads_gradient_are_summed_up_in_float32() -> None:
+    products = [each for each in equations_of_gradient(11, jnp.bfloat16) if each.primitive.name == "dot_general"]
+    types = {product.outvars[0].aval.shape: product.outvars[0].aval.dtype for product in products}
+    assert types == {(11, V): jnp.float32, (V, D): jnp.float32, (11, D): jnp.bfloat16}

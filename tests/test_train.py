@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import pytest
 from jax._src.array import ArrayImpl
+from jax.experimental.compilation_cache import compilation_cache
 
 import jaxgpt
 from jaxgpt import _loader, errors, metrics, optim, runlog, step, train
@@ -162,16 +163,19 @@ def crash() -> None:
 @pytest.fixture(scope="session")
 def xla_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keeps compiled programs for this session: what is compiled for one test serves the next."""
-    folder = tmp_path_factory.mktemp("xla")
+    folder = tmp_path_factory.getbasetemp() / "xla"
+    folder.mkdir(exist_ok=True)
     settings = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.0}
     before = {name: getattr(jax.config, name) for name in settings}
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
         for name, value in settings.items():
             jax.config.update(name, value)
+        compilation_cache.reset_cache()  # or it stays as it was when the first program was compiled
         yield folder
     for name, value in before.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture
@@ -356,21 +360,39 @@ def test_a_signal_while_the_run_closes_does_not_cost_its_last_checkpoint(
     assert saved_steps(folder_of(place))[-1] == STEPS
 
 
-def test_ctrl_c_while_it_compiles_is_answered_within_seconds(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(place / "empty"))
-    deep = {"model.n_layer": 16}
-    with command(place, deep) as run:
+BUSY = """
+import hashlib
+from jaxgpt.stopping import StopRequest
+with StopRequest(lambda: print("terminal in order", flush=True)):
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # like a compiler: runs no Python before it is done
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_before_the_first_step_is_answered_while_a_compiler_is_busy(
+    number: signal.Signals, status: int
+) -> None:
+    env = os.environ | {"PYTHONPATH": str(Path(jaxgpt.__file__).parents[1])}
+    line = [sys.executable, "-c", BUSY]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as run:
         assert run.stdout
-        for line in run.stdout:
-            if line.startswith("run: "):
-                break
-        time.sleep(1)
-        assert run.poll() is None
+        assert run.stdout.readline() == "busy\n"
         begun = time.monotonic()
-        run.send_signal(signal.SIGINT)
-        _, err = run.communicate(timeout=60)
+        run.send_signal(number)
+        out, err = run.communicate(timeout=60)
     assert time.monotonic() - begun < 3
-    assert (run.returncode, err) == (130, "stopped before the first step; nothing is lost\n")
+    assert (run.returncode, out) == (status, "terminal in order\n")
+    assert err == "stopped before the first step; nothing is lost\n"
+
+
+def test_a_signal_before_the_first_step_ends_the_run_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train.Evaluator, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert errors.run(train.main, arguments(place)) == 130
+    assert capsys.readouterr().err == "stopped before the first step; nothing is lost\n"
+    assert (losses(folder_of(place)), saved_steps(folder_of(place))) == ({}, [])
 
 
 # --- a normal run as its reader sees it ------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def batches_agree(config: Config) -> bool | None:
     ids = split.ids(0, split.tokens)
     width, batch = config.model.block_size, config.data.micro_batch * config.data.accum
     with data.train_batches(config, split, mesh, 0, 50257) as batches:
-        direct = bool(batches._pinned.buffers)
+        direct = batches.pinned
         for number, block in zip(range(6), batches, strict=False):
             first = number * batch
             starts = _loader.sample_starts(split.tokens, width, config.data.order, config.data.seed, first, batch)

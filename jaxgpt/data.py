@@ -25,16 +25,26 @@ class Batches:
     def __init__(self, loader: _loader.Loader, mesh: Mesh, shape: tuple[int, int, int]) -> None:
         self._loader, self._shape, self._sharding = loader, shape, over_batch(mesh)
         self._pinned = PinnedBuffers(mesh.devices.flat[0], loader.buffers())
+        self._newest: jax.Array | None = None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether blocks go to the device straight from the loader's buffers."""
+        return bool(self._pinned.buffers)
 
     def __iter__(self) -> Iterator[jax.Array]:
         with as_data_error():
             for lease in self._loader:
-                yield jax.make_array_from_process_local_data(self._sharding, np.asarray(lease), self._shape)
+                local = np.asarray(lease)
+                self._newest = jax.make_array_from_process_local_data(self._sharding, local, self._shape)
+                yield self._newest
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.pinned and self._newest is not None:
+            self._newest.block_until_ready()  # copies run in order: with the newest, all have left the buffers
         self._pinned.release()
         self._loader.close()
 
@@ -42,21 +52,24 @@ class Batches:
 class PinnedBuffers:
     """The loader's buffers, registered with a CUDA client so that copies to the device are direct.
 
-    `dma_map` exists in jaxlib from 0.10.2 and is experimental; without it XLA copies through a buffer of its own, and
-    the arrays are the same.
+    `dma_map` exists in jaxlib from 0.10.2 and is experimental. Where it is missing or refuses, XLA copies through a
+    buffer of its own, and the arrays are the same.
     """
 
     def __init__(self, device: jax.Device, buffers: Sequence[tuple[int, int]]) -> None:
         self._client: Any = device.client
-        usable = device.platform == "gpu" and hasattr(self._client, "dma_map")
-        self.buffers = list(buffers) if usable else []
-        for address, size in self.buffers:
-            self._client.dma_map(address, size)
+        self.buffers: list[tuple[int, int]] = []
+        if device.platform != "gpu" or not hasattr(self._client, "dma_map"):
+            return
+        try:
+            for address, size in buffers:
+                self._client.dma_map(address, size)
+                self.buffers.append((address, size))
+        except Exception:  # whatever the driver says, the ordinary way works
+            self.release()
 
     def release(self) -> None:
-        """Unregisters the buffers, after every copy from them has ended."""
-        if self.buffers:
-            jax.effects_barrier()
+        """Unregisters the buffers; no copy from them may be under way."""
         for address, _ in self.buffers:
             self._client.dma_unmap(address)
         self.buffers = []

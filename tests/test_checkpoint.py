@@ -1,7 +1,9 @@
 """Checkpoints: what is kept, what is refused, and that a save which fails is never lost."""
 
 import math
+import os
 import shutil
+import signal
 import threading
 import time
 from functools import partial
@@ -258,6 +260,16 @@ def test_a_run_whose_save_fails_ends_with_status_7_and_resumes(
     assert saved_steps(folder_of(place)) == [4]
     assert errors.run(train.main, arguments(place)) == 0
     assert list(losses(folder_of(place))) == list(range(STEPS))
+
+
+def test_a_run_that_is_stopped_and_cannot_save_does_not_claim_that_it_did(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    BadDisk(monkeypatch, 7).let_go.set()
+    after_step(monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert errors.run(train.main, arguments(place)) == 7
+    assert "error[S005]" in capfd.readouterr().err
+    assert saved_steps(folder_of(place)) == [4]
 
 
 def test_an_error_of_the_run_is_not_hidden_by_that_of_a_save(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

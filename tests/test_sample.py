@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxgpt import model, step
+from jaxgpt import model, sample, step
 from jaxgpt.config import Model
 from jaxgpt.errors import ConfigError
 from jaxgpt.sample import Sampling, _keep, draw, generate
@@ -114,9 +114,18 @@ def test_a_row_ends_at_its_stop_token_which_fills_it_up() -> None:
     assert min(lengths) < 15 < max(lengths)
 
 
-def test_the_loop_ends_with_its_last_row() -> None:
-    stopping = always([0, 0, 0, 50, 0, 0, 0, 0])
-    assert (continued(FIXED, stopping, [[0]] * 2, 10_000, stop=3) == 3).all()
+def test_nothing_is_drawn_after_the_last_row_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopping, draws = always([0, 0, 0, 50, 0, 0, 0, 0]), []
+
+    def counted(*arguments: Any) -> jax.Array:
+        jax.debug.callback(lambda: draws.append(1))
+        return draw(*arguments)
+
+    monkeypatch.setattr(sample, "draw", counted)
+    found = continued(FIXED, stopping, [[0]] * 2, 100, stop=3, vocab_size=7)
+    jax.effects_barrier()
+    assert (found == 3).all()
+    assert len(draws) == 1
 
 
 def chi_square(drawn: np.ndarray, probabilities: np.ndarray) -> float:

@@ -1,0 +1,108 @@
+"""From loader to device: the blocks that arrive, and the buffers that are registered for direct copies."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgpt import config, data
+from jaxgpt._loader import Dataset, sample_starts
+from jaxgpt.config import Config
+from jaxgpt.data import PinnedBuffers
+from jaxgpt.dataset import Split
+from jaxgpt.errors import DataError
+from jaxgpt.mesh import make_mesh
+
+VOCAB = 50257
+
+
+@pytest.fixture
+def split(tmp_path: Path, dataset: Dataset) -> Split:
+    return Split((tmp_path,), dataset)
+
+
+def run_of(**changes: int) -> Config:
+    return Config(
+        model=config.Model(n_layer=1, n_head=1, n_embd=8, block_size=64),
+        data=config.Data(micro_batch=4, accum=2),
+        optim=config.Optim(warmup_steps=0),
+        run=config.Run(**({"steps": 12} | changes)),
+    )
+
+
+def windows(split: Split, cfg: Config, first: int, count: int, seed: int) -> "np.ndarray[Any, Any]":
+    ids, width = split.ids(0, split.tokens), cfg.model.block_size
+    starts = sample_starts(split.tokens, width, "epoch", seed, first, count)
+    return np.stack([ids[start : start + width + 1] for start in starts])
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_each_step_gets_its_windows_on_any_number_of_devices(split: Split, devices: int) -> None:
+    cfg = run_of()
+    mesh = make_mesh(config.Mesh(data_parallel=devices), 4)
+    with data.train_batches(cfg, split, mesh, 5, VOCAB) as batches:
+        blocks = [np.array(block) for block in batches]
+    assert len(blocks) == 7
+    for number, block in enumerate(blocks):
+        wanted = windows(split, cfg, (5 + number) * 8, 8, cfg.data.seed)
+        assert np.array_equal(block.reshape(wanted.shape), wanted)
+
+
+def test_evaluation_reads_the_same_windows_whatever_the_micro_batch(split: Split) -> None:
+    cfg = run_of(eval_tokens=64 * 10)
+    found = []
+    for micro_batch in (1, 4, 7):
+        sized = cfg.replace({"data": {"micro_batch": micro_batch}})
+        mesh = make_mesh(config.Mesh(data_parallel=1), micro_batch)
+        with data.evaluation_batches(sized, split, mesh, VOCAB) as batches:
+            rows = np.concatenate([np.array(block)[0] for block in batches])
+        found.append(rows[: data.evaluation_windows(sized, split)])
+    wanted = windows(split, cfg, 0, 10, data.EVALUATION_SEED)
+    assert all(np.array_equal(rows, wanted) for rows in found)
+
+
+def test_a_token_outside_the_vocabulary_is_data_s_error(split: Split) -> None:
+    with (
+        pytest.raises(DataError, match="D010"),
+        data.train_batches(run_of(), split, make_mesh(config.Mesh(data_parallel=1), 4), 0, 1000) as batches,
+    ):
+        list(batches)
+
+
+class Client:
+    """Stands in for a CUDA client: remembers what is registered."""
+
+    def __init__(self, room: int = 100) -> None:
+        self.mapped: dict[int, int] = {}
+        self.room = room
+
+    def dma_map(self, address: int, size: int) -> None:
+        if len(self.mapped) == self.room:
+            raise RuntimeError("out of pinnable memory")
+        assert address not in self.mapped
+        self.mapped[address] = size
+
+    def dma_unmap(self, address: int) -> None:
+        del self.mapped[address]
+
+
+def test_buffers_are_registered_once_and_released() -> None:
+    client, buffers = Client(), [(4096, 100), (8192, 100)]
+    pinned = PinnedBuffers(SimpleNamespace(platform="gpu", client=client), buffers)  # type: ignore[arg-type]
+    assert client.mapped == dict(buffers)
+    pinned.release()
+    pinned.release()
+    assert client.mapped == {}
+
+
+def test_a_driver_that_refuses_costs_only_the_direct_way() -> None:
+    client = Client(room=1)
+    pinned = PinnedBuffers(SimpleNamespace(platform="gpu", client=client), [(4096, 1), (8192, 1)])  # type: ignore[arg-type]
+    assert (pinned.buffers, client.mapped) == ([], {})
+
+
+def test_a_cpu_registers_nothing() -> None:
+    assert PinnedBuffers(jax.devices()[0], [(4096, 1)]).buffers == []

@@ -13,6 +13,7 @@ import numpy as np
 import oracle
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 from jaxgpt import model, optim, step
 from jaxgpt.budget import flops
@@ -24,6 +25,7 @@ NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glo
 GPT2 = Model(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=64, bias=True, dtype="float32", attention="xla")
 GPT2_TANH = dataclasses.replace(GPT2, activation="gelu_tanh", bias=False, n_inner=48)
 MODERN = dataclasses.replace(GPT2, architecture="modern", bias=False, n_kv_head=2, head_dim=16, tie_embeddings=False)
+SOFTMAX = ("reduce_max", "exp", "reduce_sum", "div")
 both_architectures = pytest.mark.parametrize("settings", [GPT2, MODERN], ids=["gpt2", "modern"])
 
 
@@ -196,6 +198,22 @@ def test_attention_in_parts_is_jaxs_own_at_every_length(time: int, dtype: str) -
         assert one.dtype == other.dtype == q.dtype
         tolerance = 1e-5 if dtype == "float32" else 0.05
         np.testing.assert_allclose(one.astype(np.float32), other.astype(np.float32), atol=tolerance)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr and of those inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def test_scores_and_their_softmax_are_float32_in_bfloat16_attention() -> None:
+    q, k, v = (jnp.zeros((2, 8, heads, 16), jnp.bfloat16) for heads in (4, 2, 2))
+    attend = partial(model.attend, settings=MODERN, keys_B=None)
+    found = list(equations(jax.make_jaxpr(attend)(q, k, v).jaxpr))
+    types = {name: {each.invars[0].aval.dtype for each in found if each.primitive.name == name} for name in SOFTMAX}
+    assert types == {name: {jnp.dtype("float32")} for name in SOFTMAX}
 
 
 def rotated_scores(first_place: int) -> jax.Array:

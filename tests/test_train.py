@@ -380,7 +380,10 @@ def test_a_signal_before_the_first_step_is_answered_while_a_compiler_is_busy(
         assert run.stdout.readline() == "busy\n"
         begun = time.monotonic()
         run.send_signal(number)
-        out, err = run.communicate(timeout=60)
+        try:
+            out, err = run.communicate(timeout=20)
+        finally:
+            run.kill()
     assert time.monotonic() - begun < 3
     assert (run.returncode, out) == (status, "terminal in order\n")
     assert err == "stopped before the first step; nothing is lost\n"

@@ -22,10 +22,10 @@ config = Config(
     optim=Optim(learning_rate=3e-3, min_lr=3e-4, warmup_steps=50, beta2=0.99),
     run=Run(
         name="quickstart",
-        steps=600,
-        eval_every=200,
+        steps=450,
+        eval_every=150,
         eval_tokens=65_536,
-        save_every=200,
+        save_every=150,
         log_every=10,
         sample_prompt="def ",
     ),

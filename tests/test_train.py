@@ -361,10 +361,10 @@ def test_a_signal_while_the_run_closes_does_not_cost_its_last_checkpoint(
 
 
 BUSY = """
-import hashlib
+import hashlib, threading
 from jaxgpt.stopping import StopRequest
 with StopRequest(lambda: print("terminal in order", flush=True)):
-    print("busy", flush=True)
+    threading.Timer(0.3, lambda: print("busy", flush=True)).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # like a compiler: runs no Python before it is done
 """
 

@@ -7,8 +7,7 @@ or in one command, which prepares the files first: --data.sources books/*.parque
 
 Device: a GPU (under a minute) or 2 CPU cores (about 10 minutes). 200 steps of 4,096 tokens; 4 layers, width 128, 7.2M
 parameters, of which 6.4M are the embedding of GPT-2's vocabulary.
-Loss: from 10.8 to about 6.2 nats per token on held-out books after these 200 steps; --run.steps 2000 goes on from
-there.
+Loss: 5.75 nats per token (2.0 bits per byte) on held-out books after these 200 steps, from 10.84; unigram entropy: 6.69.
 """
 
 from jaxgpt.config import Config, Data, Model, Optim, Run

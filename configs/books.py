@@ -7,7 +7,8 @@ or in one command, which prepares the files first: --data.sources books/*.parque
 
 Device: a GPU (under a minute) or 2 CPU cores (about 10 minutes). 200 steps of 4,096 tokens; 4 layers, width 128, 7.2M
 parameters, of which 6.4M are the embedding of GPT-2's vocabulary.
-Loss: 5.75 nats per token (2.0 bits per byte) on held-out books after these 200 steps, from 10.84; unigram entropy: 6.69.
+Loss: 5.75 nats per token (2.0 bits per byte) on held-out books after these 200 steps, from 10.84; their unigram
+entropy is 6.69.
 """
 
 from jaxgpt.config import Config, Data, Model, Optim, Run

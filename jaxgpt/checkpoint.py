@@ -6,6 +6,7 @@ is on disk only after `wait` or a clean exit from the `with` block, so every way
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,7 +139,8 @@ class Checkpoints:
     @contextmanager
     def _reading(self, step: int) -> Iterator[None]:
         try:
-            yield
+            with _late_reads_are_quiet():
+                yield
         except Exception as error:  # whatever a damaged folder makes Orbax raise
             raise self._unreadable(step, (str(error) or type(error).__name__).splitlines()[0][:200]) from error
 
@@ -205,6 +207,20 @@ def _as_tree(state: TrainState) -> dict[str, Any]:
 def _as_state(tree: dict[str, Any], template: TrainState) -> TrainState:
     state: TrainState = jax.tree.unflatten(jax.tree.structure(template), [tree[name] for name in _as_tree(template)])
     return state
+
+
+@contextmanager
+def _late_reads_are_quiet() -> Iterator[None]:
+    """Where a restore fails at one array, TensorStore's threads end the others', and say that nobody waits for them."""
+    before = sys.unraisablehook
+
+    def hook(event: "sys.UnraisableHookArgs") -> None:
+        if str(event.exc_value) != "Event loop is closed":
+            before(event)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = before  # not after an error: that is when they come, at any time from then on
 
 
 def _check_tree(stored: dict[str, Any], wanted: dict[str, Any], place: str) -> None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgpt import checkpoint, data, dataset, errors, runfolder, step
+from jaxgpt import checkpoint, data, dataset, errors, runfolder, runtime, step
 from jaxgpt.config import Config
 from jaxgpt.dataset import Data, Split
 from jaxgpt.errors import CheckpointError, DataError
@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--data", help="folder of token shards (default: the run's own)")
     parser.add_argument("--tokens", type=int, help="tokens per split (default: the run's run.eval_tokens)")
     options = parser.parse_args(argv)
+    runtime.set_up()
     loaded = checkpoint.load(*runfolder.find(options.run, options.step))
     config = loaded.config
     if options.tokens is not None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxgpt import checkpoint, config, errors, model, runfolder
+from jaxgpt import checkpoint, config, errors, model, runfolder, runtime
 from jaxgpt.errors import ConfigError
 from jaxgpt.overrides import Parser
 from jaxgpt.tokenizer import Tokenizer
@@ -191,6 +191,7 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigError("C009", f"--{name} = {getattr(options, name)}; must be 1 or more")
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     prompt = Path(options.prompt[5:]).read_text() if options.prompt.startswith("FILE:") else options.prompt
+    runtime.set_up()
     loaded = checkpoint.load(*runfolder.find(options.run, options.step))
     found = texts(
         loaded,

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -53,6 +53,8 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as failure:
+            with suppress(Exception):
+                self._manager.close()  # the first call ended at the save's error, before the threads did
             if error is None:
                 raise _storage_error(self.folder, failure) from failure
 

@@ -194,11 +194,13 @@ class BadDisk:
         self.let_go = threading.Event()
         original = async_checkpointer._background_wait_for_commit_futures
 
-        def commit(directory: Any, *args: Any, **kwargs: Any) -> None:
+        def commit(directory: Any, writes: Any, *args: Any, **kwargs: Any) -> None:
             if Path(directory).name.split(".")[0] == str(step):
+                for write in writes:  # or they would go on in this process, and meet those of the next run
+                    write.result()
                 self.let_go.wait(30)
                 raise OSError(28, "No space left on device")
-            original(directory, *args, **kwargs)
+            original(directory, writes, *args, **kwargs)
 
         monkeypatch.setattr(async_checkpointer, "_background_wait_for_commit_futures", commit)
         self._delay_the_thread_that_deletes(monkeypatch, async_checkpointer._AsyncManager)

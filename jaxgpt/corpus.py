@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from jaxgpt.errors import DataError
 from jaxgpt.manifest import SourceEntry
+from jaxgpt.progress import counted
 
 STANDARD_LIBRARY = "python-stdlib"
 IN_FOLDERS = (".txt", ".md", ".py")
@@ -63,11 +64,6 @@ class Skipped:
             (self.mended, "text file", "with bytes that are not UTF-8, now U+FFFD"),
         ]
         return ", ".join(f"{counted(count, noun)} {what}" for count, noun, what in parts if count)
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 document`, `2,000 documents`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def find_sources(names: Sequence[str], text_column: str | None = None) -> list[Source]:

@@ -11,31 +11,28 @@ import dataclasses
 import os
 import shlex
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import jaxgpt
 from jaxgpt import dataset, errors, manifest
 from jaxgpt import tokenizer as bpe
-from jaxgpt.corpus import Census, Document, Skipped, Source, Tally, counted, documents, find_sources
+from jaxgpt.corpus import Census, Document, Skipped, Source, Tally, documents, find_sources
 from jaxgpt.dataset import SplitWriter
 from jaxgpt.errors import ConfigError, DataError, StorageError
 from jaxgpt.manifest import Manifest, Settings, SourceEntry, Split, TokenizerEntry, building, check_room, check_target
 from jaxgpt.overrides import Parser, from_text
+from jaxgpt.progress import Meter, counted, sized
 from jaxgpt.tokenizer import Tokenizer
 
 SHARD_TOKENS = 100_000_000
 MOST_SHARD_TOKENS = 2**31 - 1  # a shard's header holds the count as an int32
 TRAINING_BYTES = 256_000_000  # text that a new tokenizer learns from, at most
 BATCH_BYTES = 4_000_000  # text that is encoded at a time
-LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 EXAMPLES = """examples:
   python -m jaxgpt.prepare 'fineweb/*.parquet' --out data/fineweb --val-tokens 10e6
@@ -93,7 +90,7 @@ class Job:
         return [Tally(source) for source in self.sources]
 
 
-def _run(job: Job, out: Path, known: Tokenizer | None, done: Manifest | None, meter: "Meter") -> Manifest:
+def _run(job: Job, out: Path, known: Tokenizer | None, done: Manifest | None, meter: Meter) -> Manifest:
     skipped = Skipped()
     census, entries = _census(job, skipped, meter)
     if done:
@@ -126,7 +123,7 @@ def _check(asked: Settings, tokenizer: str) -> None:
             raise ConfigError("C028", what, "leave one of them out")
 
 
-def _census(job: Job, skipped: Skipped, meter: "Meter") -> tuple[Census, list[SourceEntry]]:
+def _census(job: Job, skipped: Skipped, meter: Meter) -> tuple[Census, list[SourceEntry]]:
     """Reads the corpus once. Raises `DataError` D024 if there is no text in it."""
     census, tallies = Census(), job.tallies()
     meter.begin("reading")
@@ -140,7 +137,7 @@ def _census(job: Job, skipped: Skipped, meter: "Meter") -> tuple[Census, list[So
     return census, [tally.entry() for tally in tallies]
 
 
-def _trained(job: Job, census: Census, meter: "Meter") -> Tokenizer:
+def _trained(job: Job, census: Census, meter: Meter) -> Tokenizer:
     """A new tokenizer, from documents that will not be in the validation split.
 
     How many bytes that split takes is known only with the tokenizer: 8 per token is more than any reaches on prose or
@@ -184,7 +181,7 @@ def _type(encoder: Tokenizer) -> "np.dtype[Any]":
 
 
 def _encode(
-    job: Job, encoder: Tokenizer, limit: int, entries: list[SourceEntry], folder: Path, meter: "Meter"
+    job: Job, encoder: Tokenizer, limit: int, entries: list[SourceEntry], folder: Path, meter: Meter
 ) -> Manifest:
     """Writes the shards of both splits, and describes them. Raises `DataError` D026 if the sources changed."""
     end = encoder.eot if job.eot else None
@@ -271,73 +268,6 @@ def _check_texts(out: Path, done: Manifest, entries: list[SourceEntry]) -> None:
         raise StorageError("S013", what, f"choose another --out, or remove '{out}' yourself")
 
 
-class Meter:
-    """Progress: a bar on a terminal, elsewhere a line now and then. Counts documents, bytes of text and tokens."""
-
-    def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
-        columns = TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[figures]}")
-        self._bar = Progress(*columns, TimeRemainingColumn(compact=True), console=self._console, transient=True)
-        self._task = self._bar.add_task("", visible=False, figures="")
-        self.begin("")
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
-            self._bar.stop()
-
-    def begin(self, what: str, total: int | None = None) -> None:
-        """A new stage of `total` bytes of text, None if that is not known yet."""
-        self._what, self._total = what, total
-        self._documents = self._bytes = self.tokens = 0
-        self._began = self._said = time.monotonic()
-        self._bar.reset(self._task, description=what, total=total, visible=bool(what), figures="")
-
-    @property
-    def seconds(self) -> float:
-        return max(time.monotonic() - self._began, 1e-9)
-
-    def advance(self, documents: int, size: int, tokens: int = 0) -> None:
-        self._documents, self._bytes, self.tokens = (
-            self._documents + documents,
-            self._bytes + size,
-            self.tokens + tokens,
-        )
-        now = time.monotonic()
-        if self._console.is_terminal and now - self._said > 0.1:
-            self._said = now
-            self._bar.update(self._task, completed=self._bytes, figures=self._figures())
-        elif not self._console.is_terminal and now - self._said > LINE_SECONDS:
-            self._said = now
-            self.say(f"{self._what}: {self._figures()}{self._left()}")
-
-    def _figures(self) -> str:
-        read = counted(self._documents, "document")
-        if not self.tokens:
-            return f"{read}, {_size(self._bytes)}"
-        return f"{read}, {self.tokens / 1e6:,.1f} M tokens, {self.tokens / self.seconds:,.0f} tokens/s"
-
-    def _left(self) -> str:
-        if not self._total or not self._bytes:
-            return ""
-        return f", {self.seconds * (self._total / self._bytes - 1):,.0f} s left"
-
-    def say(self, text: str) -> None:
-        self._console.print(errors.printable(text), markup=False)
-
-
-def _size(count: int) -> str:
-    """`31.4 MB`, in powers of 1000 as disks are sold."""
-    number, units = float(count), ["bytes", "kB", "MB", "GB"]
-    while number >= 1000 and len(units) > 1:
-        number, units = number / 1000, units[1:]
-    return f"{number:,.1f} {units[0]}" if units[0] != "bytes" else f"{count} bytes"
-
-
 def _described(made: Manifest) -> str:
     return ", ".join(f"{split.tokens:,} tokens for {name}" for name, split in made.splits.items())
 
@@ -348,7 +278,7 @@ def _summary(out: Path, made: Manifest, skipped: Skipped, meter: Meter) -> str:
         sum(getattr(split, field) for split in made.splits.values()) for field in ("documents", "bytes", "tokens")
     )
     lines = [
-        f"{out}: {counted(documents, 'document')}, {_size(size)} of text" + (f" ({skipped})" if str(skipped) else "")
+        f"{out}: {counted(documents, 'document')}, {sized(size)} of text" + (f" ({skipped})" if str(skipped) else "")
     ]
     for name, split in made.splits.items():
         counts = (split.tokens, "token"), (split.documents, "document"), (len(split.shards), "shard")

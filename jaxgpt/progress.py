@@ -1,0 +1,83 @@
+"""How far a long job is: a bar on a terminal, elsewhere a line now and then."""
+
+import time
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxgpt.errors import printable
+
+LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
+
+
+class Meter:
+    """Progress: a bar on a terminal, elsewhere a line now and then. Counts documents, bytes of text and tokens."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        columns = TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[figures]}")
+        self._bar = Progress(*columns, TimeRemainingColumn(compact=True), console=self._console, transient=True)
+        self._task = self._bar.add_task("", visible=False, figures="")
+        self.begin("")
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def begin(self, what: str, total: int | None = None) -> None:
+        """A new stage of `total` bytes of text, None if that is not known yet."""
+        self._what, self._total = what, total
+        self._documents = self._bytes = self.tokens = 0
+        self._began = self._said = time.monotonic()
+        self._bar.reset(self._task, description=what, total=total, visible=bool(what), figures="")
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._began, 1e-9)
+
+    def advance(self, documents: int, size: int, tokens: int = 0) -> None:
+        self._documents, self._bytes, self.tokens = (
+            self._documents + documents,
+            self._bytes + size,
+            self.tokens + tokens,
+        )
+        now = time.monotonic()
+        if self._console.is_terminal and now - self._said > 0.1:
+            self._said = now
+            self._bar.update(self._task, completed=self._bytes, figures=self._figures())
+        elif not self._console.is_terminal and now - self._said > LINE_SECONDS:
+            self._said = now
+            self.say(f"{self._what}: {self._figures()}{self._left()}")
+
+    def _figures(self) -> str:
+        read = counted(self._documents, "document")
+        if not self.tokens:
+            return f"{read}, {sized(self._bytes)}"
+        return f"{read}, {self.tokens / 1e6:,.1f} M tokens, {self.tokens / self.seconds:,.0f} tokens/s"
+
+    def _left(self) -> str:
+        if not self._total or not self._bytes:
+            return ""
+        return f", {self.seconds * (self._total / self._bytes - 1):,.0f} s left"
+
+    def say(self, text: str) -> None:
+        self._console.print(printable(text), markup=False)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 document`, `2,000 documents`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def sized(count: int) -> str:
+    """`31.4 MB`, in powers of 1000 as disks are sold."""
+    number, units = float(count), ["bytes", "kB", "MB", "GB"]
+    while number >= 1000 and len(units) > 1:
+        number, units = number / 1000, units[1:]
+    return f"{number:,.1f} {units[0]}" if units[0] != "bytes" else f"{count} bytes"

@@ -17,6 +17,7 @@ __all__ = [
     "ChecksumError",
     "CorpusTooShortError",
     "Dataset",
+    "Encoded",
     "Lease",
     "Loader",
     "LoaderError",
@@ -28,15 +29,18 @@ __all__ = [
     "ShardSizeError",
     "ShardWriter",
     "SlotsExhaustedError",
+    "Splitter",
     "TokenCountError",
     "TokenRangeError",
     "WorkerError",
     "WriterError",
     "WrittenShard",
+    "WrittenSplit",
     "__version__",
     "gpt2_merges",
     "gpt2_vocabulary",
     "sample_starts",
+    "text_keys",
 ]
 
 __version__: str
@@ -218,6 +222,57 @@ class ShardWriter:
     def __exit__(self, *_exception: object) -> None: ...
 
 @final
+class Encoded:
+    """A batch of documents: texts (uint8, UTF-8) and ids (uint32), each one after another.
+
+    `text_ends` and `id_ends` (int64) hold where each document begins, and where the last one ends.
+    """
+
+    def __new__(cls, texts: Buffer, text_ends: Buffer, ids: Buffer, id_ends: Buffer) -> Self: ...
+    def __len__(self) -> int:
+        """How many documents there are."""
+
+@final
+class Splitter:
+    """Puts encoded documents into the shards of train and val, and goes on where an earlier one was interrupted.
+
+    Validation takes the documents whose `text_keys` are lowest until it has `val_tokens` tokens; only those in the
+    first share `limit` of all keys are considered (and held aside until the end). The document that reaches `budget`
+    tokens in all is the last one. `plain` writes nanoGPT's headerless `train.bin` and `val.bin`. `progress` is what
+    `sync` of an earlier splitter returned; whatever that one wrote after it is forgotten.
+    """
+
+    def __new__(
+        cls,
+        folder: str | os.PathLike[str],
+        dtype: str,
+        *,
+        shard_tokens: int,
+        end_of_text: int | None = None,
+        val_tokens: int = 0,
+        limit: float = 0.0,
+        budget: int | None = None,
+        plain: bool = False,
+        progress: str | None = None,
+    ) -> Self: ...
+    def add(self, batch: Encoded, first: int, last: int) -> int:
+        """Adds documents `first` to `last` (exclusive) of a batch; returns how many the budget allowed."""
+
+    @property
+    def taken(self) -> tuple[int, int, int]:
+        """Documents, bytes of text and tokens so far."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the budget is used up."""
+
+    def sync(self) -> str:
+        """Brings everything to the disk; the text returned is what a later splitter goes on from."""
+
+    def finish(self) -> tuple[WrittenSplit, WrittenSplit | None]:
+        """Finishes all shards; train, and val if there is one."""
+
+@final
 class WrittenShard:
     """What a finished shard holds, for the manifest."""
 
@@ -240,6 +295,29 @@ class WrittenShard:
     @property
     def xxh3_128(self) -> str:
         """xxh3-128 of the whole file in hexadecimal."""
+
+@final
+class WrittenSplit:
+    """What a finished split holds, for the manifest."""
+
+    @property
+    def documents(self) -> int:
+        """Documents."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of their text."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens, end-of-text ones included."""
+
+    @property
+    def shards(self) -> list[WrittenShard]:
+        """The files."""
+
+def text_keys(texts: Buffer, text_ends: Buffer) -> bytes:
+    """The keys of texts, 16 bytes each: xxh3-128, big-endian. They decide on which side of a split a document falls."""
 
 def sample_starts(tokens: int, block: int, order: str, seed: int, first: int, count: int) -> list[int]:
     """The token at which each of `count` samples starts, from the sample numbered `first` on: the order contract."""

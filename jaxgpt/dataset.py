@@ -156,7 +156,7 @@ def _open_split(folder: Path, found: Manifest, name: str) -> Split:
     entry = found.splits[name]
     if not entry.shards:
         raise DataError("D002", f"no token shards in '{folder}' for {name}", AGAIN)
-    split = _split([folder / shard.name for shard in entry.shards], headerless=False)
+    split = _split([folder / shard.name for shard in entry.shards], found.settings.layout == "nanogpt")
     for (path, tokens), shard in zip(split.tokens_on_disk.shards, entry.shards, strict=True):
         if tokens != shard.tokens:
             raise DataError("D019", f"{path} holds {tokens:,} tokens, the manifest says {shard.tokens:,}", AGAIN)

@@ -1,29 +1,24 @@
-"""What a folder of token shards holds: `manifest.json`; and how such a folder comes to be, whole or not at all.
+"""What a folder of token shards holds: `manifest.json`.
 
 Reading checks every field and every file name, because a manifest may come from a stranger: a name must be that of a
 file in the folder itself. The files' contents are not touched; their checksums are for whoever reads them.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-import re
-import shutil
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-from jaxgpt.errors import DataError, StorageError
+from jaxgpt.errors import DataError
 
 NAME = "manifest.json"
 FORMAT = 1
+LAYOUTS = ("shards", "nanogpt")
 MOST_TOKENS = {"uint16": 1 << 16, "uint32": 1 << 24}
-OURS = re.compile(r"\.?(train|val)_\d{6}\.bin(\.tmp)?|\.?manifest\.json(\.tmp)?|tokenizer\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,28 +54,43 @@ class TokenizerEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceEntry:
-    """Where documents came from: bytes on disk, documents and bytes of text used, and a hash of those texts."""
+    """Where documents came from: a file's size and xxh3-128, and the documents, bytes of text and tokens taken of it.
+
+    A file that was not needed for the tokens that were asked for has no hash.
+    """
 
     name: str
     size: int
     documents: int
     bytes: int
-    texts: str
+    tokens: int = 0
+    xxh3_128: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What else the tokens depend on, as it was asked for."""
+    """What else the tokens depend on, as it was asked for.
+
+    `tokens` is 0 for all there are; `weights` are the shares of the sources in the tokens, none for one source after
+    another; `layout` is "shards" or "nanogpt" (one headerless file for each split).
+    """
 
     train_tokenizer: int
     val_tokens: int
     text_column: str | None
     shard_tokens: int
+    tokens: int = 0
+    weights: tuple[float, ...] = ()
+    layout: str = "shards"
+    clusters: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A finished folder of shards. `eot_position` is "appended" (to each document) or "none"."""
+    """A finished folder of shards. `eot_position` is "appended" (to each document) or "none".
+
+    `derived` says from what other folder it was made, and how.
+    """
 
     format: int = FORMAT
     tool: str
@@ -90,6 +100,7 @@ class Manifest:
     splits: dict[str, Split]
     settings: Settings
     sources: tuple[SourceEntry, ...]
+    derived: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -131,7 +142,7 @@ def _refuse(path: Path, reason: str) -> NoReturn:
 
 
 def _decoded(path: Path, place: str, kind: Any, value: Any) -> Any:
-    """`value` as the type `kind`: a dataclass, tuple of one, dict by name, whole number from 0 on, text, or None."""
+    """`value` as the type `kind`: a dataclass, tuple of one, dict by name, number from 0 on, text, or None."""
     origin, options = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return _decoded_dataclass(path, place, kind, value)
@@ -145,7 +156,9 @@ def _decoded(path: Path, place: str, kind: Any, value: Any) -> Any:
         return value
     if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
         return value
-    wanted = {int: "a whole number, 0 or more,", str: "a text"}.get(kind, "a list" if origin is tuple else "an object")
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    wanted = {int: "a whole number, 0 or more,", float: "a number", str: "a text"}.get(kind, "a list" if origin is tuple else "an object")
     _refuse(path, f"{place or 'the file'} is {_short(value)}; {wanted} is needed")
 
 
@@ -154,6 +167,8 @@ def _decoded_dataclass(path: Path, place: str, kind: Any, value: dict[str, Any])
     for field in fields(kind):
         inner = f"{place}.{field.name}".lstrip(".")
         if field.name not in value:
+            if field.default is not dataclasses.MISSING:
+                continue
             _refuse(path, f"{inner} is missing")
         found[field.name] = _decoded(path, inner, hints[field.name], value[field.name])
     return kind(**found)
@@ -178,6 +193,8 @@ def _check(path: Path, manifest: Manifest) -> None:
         _refuse(path, f"tokenizer.vocab_size is {manifest.tokenizer.vocab_size}, too many for {manifest.dtype}")
     if not manifest.splits.keys() <= {"train", "val"} or "train" not in manifest.splits:
         _refuse(path, f"its splits are {', '.join(manifest.splits) or 'none'}; train, and perhaps val, are needed")
+    if manifest.settings.layout not in LAYOUTS:
+        _refuse(path, f"settings.layout is {_short(manifest.settings.layout)}; one of: {', '.join(LAYOUTS)}")
     for name, split in manifest.splits.items():
         if sum(shard.tokens for shard in split.shards) != split.tokens:
             _refuse(path, f"splits.{name}.tokens is {split.tokens:,}; its shards have another sum")
@@ -193,70 +210,3 @@ def _check_name(path: Path, name: str) -> None:
         return
     why = "it is a link to a file elsewhere" if inside else "a plain name of a file in the same folder is needed"
     raise DataError("D014", f"{path} names the file {name!r}; {why}", "do not use data from a source you do not trust")
-
-
-@contextmanager
-def building(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder`, held by this process, that gets its name when the block ends without an error.
-
-    Leftovers of an earlier attempt are removed from it before, and its own when an error ends the block. Raises
-    `StorageError` S001 if another process is building `folder`, S002 or S012 if it cannot be made.
-    """
-    folder = folder.resolve()
-    hidden = folder.with_name(f".{folder.name}.preparing")
-    try:
-        hidden.mkdir(parents=True, exist_ok=True)
-        handle = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        what = f"'{folder}' cannot be made: {error.strerror} ({hidden})"
-        raise StorageError("S002", what, "choose another --out") from error
-    try:
-        _claim(handle, folder)
-        _clear(hidden)
-        try:
-            yield hidden
-            hidden.rename(folder)
-        except BaseException:
-            with suppress(OSError, StorageError):
-                _clear(hidden)
-                hidden.rmdir()
-            raise
-    finally:
-        os.close(handle)
-
-
-def _claim(handle: int, folder: Path) -> None:
-    """Holds the hidden folder by a lock that the system drops with the process."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        what = f"'{folder}' is being prepared by another process"
-        raise StorageError("S001", what, "wait for it, or choose another --out") from error
-
-
-def _clear(hidden: Path) -> None:
-    """Removes what an interrupted preparation left; S012 if there is anything else, which is not ours to remove."""
-    for path in sorted(hidden.iterdir()):
-        if not OURS.fullmatch(path.name):
-            raise StorageError("S012", f"'{path}' is not from a preparation", "move it elsewhere")
-        path.unlink()
-
-
-def check_target(folder: Path) -> None:
-    """Raises `StorageError` S002 or S012 if `folder`, which does not exist or is empty, cannot be made."""
-    target = folder.resolve()
-    if target == Path.cwd() or os.path.ismount(target):
-        why = "the current folder" if target == Path.cwd() else "a mount point"
-        raise StorageError("S012", f"'{folder}' is {why} and cannot be replaced", f"--out {folder / 'tokens'}")
-    above = next(parent for parent in target.parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        why = "it cannot be written" if above.is_dir() else "it is a file"
-        raise StorageError("S002", f"'{folder}' cannot be made in '{above}': {why}", "choose another --out")
-
-
-def check_room(place: Path, folder: Path, need: int) -> None:
-    """Raises `StorageError` S011 if the disk of `place` has less than `need` bytes free, and a little over."""
-    free = shutil.disk_usage(place).free
-    if free < need * 1.05:
-        what = f"'{folder}' needs about {need / 1e9:,.2f} GB, its disk has {free / 1e9:,.2f} GB free"
-        raise StorageError("S011", what, "free some space, or choose an --out on another disk")

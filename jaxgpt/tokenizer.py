@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, final
 
@@ -58,10 +59,20 @@ class Tokenizer:
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 of the vocabulary in the order of its ids and of the merges: the same for the same tokenizer."""
-        model = json.loads(self._inner.to_str())["model"]
-        tokens = sorted((number, token) for token, number in self._vocabulary.items())
-        canonical = json.dumps([tokens, model.get("merges", [])], ensure_ascii=True, separators=(",", ":"))
+        tokens = sorted(self._vocabulary.items(), key=itemgetter(1))
+        merges = (pair if isinstance(pair, str) else "\1".join(pair) for pair in self._model.get("merges", []))
+        canonical = "\0".join([f"{number} {token}" for token, number in tokens] + ["", *merges])
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The tokenizer as the text of a `tokenizer.json`."""
+        text: str = self._inner.to_str(pretty=False)
+        return text
+
+    @functools.cached_property
+    def _model(self) -> dict[str, Any]:
+        model: dict[str, Any] = json.loads(self.to_json())["model"]
+        return model
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without any end-of-text token."""
@@ -86,7 +97,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes a `tokenizer.json`, which `load` and Hugging Face's libraries read."""
-        Path(path).write_text(self._inner.to_str(pretty=False), encoding="utf-8")
+        Path(path).write_text(self.to_json(), encoding="utf-8")
 
     def _parts(self, text: str) -> list[str]:
         return pieces(text) if self._cuttable else [text]
@@ -94,7 +105,7 @@ class Tokenizer:
     @functools.cached_property
     def _cuttable(self) -> bool:
         """Whether the tokenizer splits text by GPT-2's pattern and does nothing to it before."""
-        described = json.loads(self._inner.to_str())
+        described = json.loads(self.to_json())
         splitter = described.get("pre_tokenizer") or {}
         plain = not any(not token["special"] for token in described["added_tokens"])
         return (
@@ -165,7 +176,7 @@ def gpt2() -> Tokenizer:
     table = _printable_bytes()
 
     def printable(token: bytes) -> str:
-        return "".join(table[byte] for byte in token)
+        return token.decode("latin-1").translate(table)
 
     vocabulary = {printable(token): number for number, token in enumerate(_loader.gpt2_vocabulary())}
     vocabulary[EOT] = len(vocabulary)

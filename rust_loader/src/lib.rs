@@ -15,6 +15,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("token shards are little-endian and are read straight into memory");
 
+pub mod aside;
 pub mod batch;
 pub mod error;
 pub mod format;
@@ -25,7 +26,9 @@ pub mod pinned;
 pub mod prefetch;
 #[cfg(feature = "python")]
 mod python;
+pub mod series;
 pub mod shard;
+pub mod splitter;
 pub mod verify;
 pub mod writer;
 

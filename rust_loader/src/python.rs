@@ -3,6 +3,7 @@
 mod data;
 mod errors;
 mod loader;
+mod splitter;
 mod writer;
 
 use pyo3::prelude::*;
@@ -26,6 +27,10 @@ fn _loader(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<loader::Lease>()?;
     module.add_class::<writer::ShardWriter>()?;
     module.add_class::<writer::WrittenShard>()?;
+    module.add_class::<splitter::Encoded>()?;
+    module.add_class::<splitter::Splitter>()?;
+    module.add_class::<splitter::WrittenSplit>()?;
+    module.add_function(wrap_pyfunction!(splitter::text_keys, module)?)?;
     module.add_function(wrap_pyfunction!(sample_starts, module)?)?;
     module.add_function(wrap_pyfunction!(gpt2_vocabulary, module)?)?;
     module.add_function(wrap_pyfunction!(gpt2_merges, module)?)

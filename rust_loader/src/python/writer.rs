@@ -1,7 +1,7 @@
 //! `ShardWriter` and `WrittenShard`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use super::errors::raised;
 use crate::error::Error;
 use crate::format::Dtype;
-use crate::writer::Writer;
+use crate::writer::{Summary, Writer};
 
 /// Writes a token shard that is there completely or not at all.
 #[pyclass(module = "jaxgpt._loader")]
@@ -52,8 +52,7 @@ impl ShardWriter {
     fn finish(&mut self, py: Python<'_>) -> PyResult<WrittenShard> {
         let writer = open(self.inner.take())?;
         let summary = raised(py.detach(|| writer.finish()))?;
-        let (path, tokens, bytes) = (self.path.clone().into(), summary.tokens, summary.bytes);
-        Ok(WrittenShard { path, tokens, bytes, max_token: summary.max_token, xxh3_128: summary.xxh3_128 })
+        Ok(WrittenShard::new(&self.path, summary))
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
@@ -68,6 +67,7 @@ impl ShardWriter {
 }
 
 /// What a finished shard holds, for the manifest.
+#[derive(Clone)]
 #[pyclass(frozen, get_all, module = "jaxgpt._loader")]
 pub struct WrittenShard {
     /// Where it is.
@@ -80,6 +80,13 @@ pub struct WrittenShard {
     max_token: Option<u32>,
     /// xxh3-128 of the whole file in hexadecimal.
     xxh3_128: String,
+}
+
+impl WrittenShard {
+    pub fn new(path: &Path, summary: Summary) -> Self {
+        let Summary { tokens, bytes, max_token, xxh3_128 } = summary;
+        WrittenShard { path: path.into(), tokens, bytes, max_token, xxh3_128 }
+    }
 }
 
 fn open<T>(writer: Option<T>) -> PyResult<T> {
@@ -99,10 +106,10 @@ fn little_endian(tokens: &Bound<'_, PyAny>, dtype: Dtype) -> PyResult<Vec<u8>> {
 }
 
 /// A copy of a contiguous buffer, or `None` if its elements are of another type.
-fn elements<T: Element>(object: &Bound<'_, PyAny>) -> PyResult<Option<Vec<T>>> {
+pub fn elements<T: Element>(object: &Bound<'_, PyAny>) -> PyResult<Option<Vec<T>>> {
     let Ok(buffer) = PyBuffer::<T>::get(object) else { return Ok(None) };
     match buffer.is_c_contiguous() {
         true => buffer.to_vec(object.py()).map(Some),
-        false => Err(PyValueError::new_err("tokens must be contiguous; pass numpy.ascontiguousarray(tokens)")),
+        false => Err(PyValueError::new_err("the buffer must be contiguous; pass numpy.ascontiguousarray of it")),
     }
 }

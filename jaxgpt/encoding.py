@@ -1,0 +1,230 @@
+"""The pass over a corpus: read, encode, split, write, and note how far it is.
+
+Three things go on at once, each without Python's lock: a thread reads ahead, the encoder uses all cores, and another
+thread writes what was encoded before. Every few seconds everything is brought to the disk and noted in the site's
+journal; whoever goes on from there makes the same bytes.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxgpt import _loader, corpus
+from jaxgpt.building import Site
+from jaxgpt.dataset import as_data_error
+from jaxgpt.encoder import Encoder
+from jaxgpt.errors import DataError
+from jaxgpt.manifest import Settings, SourceEntry
+from jaxgpt.mixture import Part, Place, Run, runs
+from jaxgpt.progress import Meter
+from jaxgpt.source import Skipped, Source, Texts
+from jaxgpt.tokenizer import Tokenizer
+
+NOTE_SECONDS = 10.0  # of work that a kill can cost
+CHECKED_BYTES = 50_000  # of each file's text that both encoders encode
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be prepared, and how."""
+
+    sources: tuple[Source, ...]
+    settings: Settings
+    eot: bool
+
+    def plan(self, known: Tokenizer | None) -> dict[str, Any]:
+        """What must be the same for an interrupted preparation to go on, as plain JSON values."""
+        settings = asdict(self.settings) | {"weights": list(self.settings.weights)}
+        return {
+            "sources": [[source.name, source.group] for source in self.sources],
+            "tokenizer": known.fingerprint if known else None,
+            "end_of_text": self.eot,
+            **settings,
+        }
+
+    def groups(self) -> list[list[int]]:
+        """The numbers of the sources of each part of the mixture: all in one without weights."""
+        if not self.settings.weights:
+            return [list(range(len(self.sources)))]
+        groups = range(len(self.settings.weights))
+        return [[number for number, source in enumerate(self.sources) if source.group == group] for group in groups]
+
+
+@dataclass
+class Opened:
+    """A source that was read, or begun: its checksum, and what was taken of it."""
+
+    size: int
+    xxh3_128: str
+    documents: int = 0
+    bytes: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was written."""
+
+    dtype: "np.dtype[Any]"
+    splits: dict[str, _loader.WrittenSplit]
+    sources: tuple[SourceEntry, ...]
+    skipped: Skipped
+
+
+class Encoding:
+    """The pass, from its beginning or from a journal on. `expected` is about how many bytes of text there will be."""
+
+    def __init__(
+        self,
+        job: Job,
+        encoder: Encoder,
+        limit: float,
+        expected: int,
+        plan: dict[str, Any],
+        places: list[Place],
+        opened: dict[int, Opened],
+        progress: str | None,
+    ) -> None:
+        self.job, self.encoder = job, encoder
+        self._limit, self._expected, self._plan = limit, expected, plan
+        self._places, self._opened, self._progress = places, opened, progress
+        self._noted = time.monotonic()
+
+    @classmethod
+    def new(cls, job: Job, encoder: Encoder, limit: float, expected: int, plan: dict[str, Any]) -> "Encoding":
+        places = [Place(group[0]) for group in job.groups()]
+        return cls(job, encoder, limit, expected, plan, places, {}, None)
+
+    @classmethod
+    def resume(cls, job: Job, encoder: Encoder, journal: dict[str, Any]) -> "Encoding":
+        """Goes on from a journal. Raises `DataError` D026 if a file that was read changed since."""
+        places = [Place(**place | {"skipped": Skipped(**place["skipped"])}) for place in journal["places"]]
+        opened = {int(number): Opened(**entry) for number, entry in journal["opened"].items()}
+        for number, entry in opened.items():
+            _check_unchanged(job.sources[number], entry)
+        limit, expected = journal["limit"], journal["expected"]
+        return cls(job, encoder, limit, expected, journal["plan"], places, opened, journal["progress"])
+
+    def run(self, site: Site, meter: Meter) -> Result:
+        """Writes the shards into the site's folder."""
+        with as_data_error():
+            splitter = self._splitter(site)
+            self._begin(meter, splitter)
+            parts = self._parts()
+            try:
+                self._take(runs(parts), splitter, site, meter)
+            finally:
+                for part in parts:
+                    part.close()
+            self._check_taken(splitter)
+            meter.begin("finishing")
+            train, val = splitter.finish()
+        splits = {"train": train} | ({"val": val} if val else {})
+        return Result(self.encoder.dtype, splits, self._entries(), self._skipped())
+
+    def _splitter(self, site: Site) -> _loader.Splitter:
+        settings = self.job.settings
+        return _loader.Splitter(
+            site.folder,
+            self.encoder.dtype.name,
+            shard_tokens=settings.shard_tokens,
+            end_of_text=self.encoder.tokenizer.eot if self.job.eot else None,
+            val_tokens=settings.val_tokens,
+            limit=self._limit,
+            budget=settings.tokens or None,
+            plain=settings.layout == "nanogpt",
+            progress=self._progress,
+        )
+
+    def _parts(self) -> list[Part]:
+        weights = self.job.settings.weights or (1.0,)
+        return [
+            Part(group, place, self._read, self.encoder, int(self.job.eot), weight)
+            for group, place, weight in zip(self.job.groups(), self._places, weights, strict=True)
+        ]
+
+    def _read(self, number: int, record: int) -> Iterator[Texts]:
+        """Reads a source from a record on; its checksum first, and a sample of it through both encoders."""
+        source, column = self.job.sources[number], self.job.settings.text_column
+        if number not in self._opened:
+            self._opened[number] = Opened(source.size, corpus.checksum(source))
+            self.encoder.check(corpus.sample(source, column, CHECKED_BYTES), source.name)
+        return corpus.read(source, column, record)
+
+    def _take(self, order: Iterator[Run], splitter: _loader.Splitter, site: Site, meter: Meter) -> None:
+        """Has each run written while the next one is read and encoded, until there is none or the budget is used up."""
+        with ThreadPoolExecutor(1, "write") as pool:
+            pending: Future[int] | None = None
+            for run in order:
+                if pending and pending.result() < 0:
+                    return
+                if time.monotonic() - self._noted > NOTE_SECONDS:
+                    self._note(splitter, site)
+                pending = pool.submit(self._write, splitter, run, meter)
+            if pending:
+                pending.result()
+
+    def _write(self, splitter: _loader.Splitter, run: Run, meter: Meter) -> int:
+        """How many documents were written; -1 if not all, because the budget is used up."""
+        taken = splitter.add(run.batch.encoded, run.first, run.last)
+        done = run._replace(last=run.first + taken)
+        entry = self._opened[run.batch.source]
+        entry.documents += taken
+        entry.bytes += done.bytes
+        entry.tokens += done.tokens
+        meter.advance(taken, done.bytes, done.tokens)
+        return -1 if splitter.full else taken
+
+    def _note(self, splitter: _loader.Splitter, site: Site) -> None:
+        self._progress = splitter.sync()
+        site.note(
+            {
+                "plan": self._plan,
+                "tokenizer": self.encoder.tokenizer.name,
+                "limit": self._limit,
+                "expected": self._expected,
+                "places": [asdict(place) for place in self._places],
+                "opened": {str(number): asdict(entry) for number, entry in self._opened.items()},
+                "progress": self._progress,
+            }
+        )
+        self._noted = time.monotonic()
+
+    def _begin(self, meter: Meter, splitter: _loader.Splitter) -> None:
+        meter.begin("encoding", self._expected, splitter.taken)
+        self._noted = time.monotonic()
+
+    def _check_taken(self, splitter: _loader.Splitter) -> None:
+        documents, _, tokens = splitter.taken
+        if not documents:
+            names = ", ".join(source.name for source in self.job.sources[:3])
+            raise DataError("D024", f"no text in {names} ({str(self._skipped()) or 'no documents'})", "give other sources")
+        if self.job.settings.val_tokens >= tokens:
+            what = f"val_tokens = {self.job.settings.val_tokens:,} leaves nothing to train on: there are {tokens:,} tokens"
+            raise DataError("D025", what, f"--val-tokens {tokens // 20}")
+
+    def _entries(self) -> tuple[SourceEntry, ...]:
+        entries = [self._opened.get(number) for number in range(len(self.job.sources))]
+        return tuple(
+            SourceEntry(name=source.name, **asdict(entry))
+            if entry
+            else SourceEntry(name=source.name, size=source.size, documents=0, bytes=0)
+            for source, entry in zip(self.job.sources, entries, strict=True)
+        )
+
+    def _skipped(self) -> Skipped:
+        total = Skipped()
+        for place in self._places:
+            total.add(place.skipped)
+        return total
+
+
+def _check_unchanged(source: Source, entry: Opened) -> None:
+    if source.size != entry.size or corpus.checksum(source) != entry.xxh3_128:
+        what = f"{source.name} changed since the preparation was interrupted"
+        raise DataError("D026", what, "restore it, or --restart to begin anew")

@@ -3,7 +3,6 @@
 import queue
 import threading
 from collections.abc import Generator, Iterable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,8 +16,11 @@ def ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
 
     def put(item: Any, error: BaseException | None = None, last: bool = False) -> None:
         while not gone.is_set():
-            with suppress(queue.Full):
-                return waiting.put((item, error, last), timeout=LOOK)
+            try:
+                waiting.put((item, error, last), timeout=LOOK)
+            except queue.Full:
+                continue
+            return
 
     def work() -> None:
         try:

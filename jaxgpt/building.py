@@ -101,7 +101,7 @@ def _open(folder: Path, hidden: Path) -> int:
 
 
 def _journal(hidden: Path) -> dict[str, Any] | None:
-    """What was noted last. A journal is written in one piece, so one that cannot be read is not ours: as good as none."""
+    """What was noted last; one that cannot be read was not written by us, who write it in one piece."""
     try:
         found = json.loads((hidden / JOURNAL).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

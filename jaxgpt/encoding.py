@@ -5,28 +5,29 @@ thread writes what was encoded before. Every few seconds everything is brought t
 journal; whoever goes on from there makes the same bytes.
 """
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxgpt import _loader, corpus
-from jaxgpt.building import Site
+from jaxgpt.building import Site, check_room
 from jaxgpt.dataset import as_data_error
 from jaxgpt.encoder import Encoder
 from jaxgpt.errors import DataError
 from jaxgpt.manifest import Settings, SourceEntry
-from jaxgpt.mixture import Part, Place, Run, runs
+from jaxgpt.mixture import Mixture, Part, Place, Run, closing_all
 from jaxgpt.progress import Meter
 from jaxgpt.source import Skipped, Source, Texts
+from jaxgpt.survey import GENEROUS, Survey, check_split
 from jaxgpt.tokenizer import Tokenizer
 
+Journal = dict[str, Any]
 NOTE_SECONDS = 10.0  # of work that a kill can cost
-CHECKED_BYTES = 50_000  # of each file's text that both encoders encode
 
 
 @dataclass(frozen=True)
@@ -77,55 +78,64 @@ class Result:
 
 
 class Encoding:
-    """The pass, from its beginning or from a journal on. `expected` is about how many bytes of text there will be."""
+    """The pass, from its beginning or, with a journal, from where that ends.
 
-    def __init__(
-        self,
-        job: Job,
-        encoder: Encoder,
-        limit: float,
-        expected: int,
-        plan: dict[str, Any],
-        places: list[Place],
-        opened: dict[int, Opened],
-        progress: str | None,
-    ) -> None:
+    Raises `DataError` D026 if a file that the journal knows changed since.
+    """
+
+    def __init__(self, job: Job, encoder: Encoder, found: Survey, plan: Journal, journal: Journal) -> None:
         self.job, self.encoder = job, encoder
-        self._limit, self._expected, self._plan = limit, expected, plan
-        self._places, self._opened, self._progress = places, opened, progress
+        self._found, self._plan = found, plan
+        self._places = [Place(group[0]) for group in job.groups()]
+        self._opened: dict[int, Opened] = {}
+        self._limit = self._expected = 0.0
+        self._progress: str | None = None
+        self.rate = 0.0  # tokens per second, once it has run
         self._noted = time.monotonic()
+        if "progress" in journal:
+            self._restore(journal)
 
-    @classmethod
-    def new(cls, job: Job, encoder: Encoder, limit: float, expected: int, plan: dict[str, Any]) -> "Encoding":
-        places = [Place(group[0]) for group in job.groups()]
-        return cls(job, encoder, limit, expected, plan, places, {}, None)
+    def _restore(self, journal: Journal) -> None:
+        self._places = [Place(**place | {"skipped": Skipped(**place["skipped"])}) for place in journal["places"]]
+        self._opened = {int(number): Opened(**entry) for number, entry in journal["opened"].items()}
+        self._limit, self._expected, self._progress = journal["limit"], journal["expected"], journal["progress"]
+        for number, entry in self._opened.items():
+            _check_unchanged(self.job.sources[number], entry)
 
-    @classmethod
-    def resume(cls, job: Job, encoder: Encoder, journal: dict[str, Any]) -> "Encoding":
-        """Goes on from a journal. Raises `DataError` D026 if a file that was read changed since."""
-        places = [Place(**place | {"skipped": Skipped(**place["skipped"])}) for place in journal["places"]]
-        opened = {int(number): Opened(**entry) for number, entry in journal["opened"].items()}
-        for number, entry in opened.items():
-            _check_unchanged(job.sources[number], entry)
-        limit, expected = journal["limit"], journal["expected"]
-        return cls(job, encoder, limit, expected, journal["plan"], places, opened, journal["progress"])
-
-    def run(self, site: Site, meter: Meter) -> Result:
-        """Writes the shards into the site's folder."""
-        with as_data_error():
+    def run(self, out: Path, site: Site, meter: Meter) -> Result:
+        """Writes the shards of `out` into the site's folder."""
+        meter.begin("reading")
+        began = time.monotonic()
+        with as_data_error(), closing_all(self._parts()) as parts:
+            order = Mixture(parts)
+            if self._progress is None:
+                self._measure(order, out, site)
             splitter = self._splitter(site)
-            self._begin(meter, splitter)
-            parts = self._parts()
-            try:
-                self._take(runs(parts), splitter, site, meter)
-            finally:
-                for part in parts:
-                    part.close()
+            before = splitter.taken
+            meter.begin("encoding", int(self._expected), before)
+            self._noted = time.monotonic()
+            self._take(order.runs(), splitter, site, meter)
             self._check_taken(splitter)
             meter.begin("finishing")
+            tokens = splitter.taken[2] - before[2]
             train, val = splitter.finish()
+            self.rate = tokens / (time.monotonic() - began)
         splits = {"train": train} | ({"val": val} if val else {})
         return Result(self.encoder.dtype, splits, self._entries(), self._skipped())
+
+    def _measure(self, order: Mixture, out: Path, site: Site) -> None:
+        """From the first batches: how dense the text is, and hence what validation needs, and the disk.
+
+        Raises `DataError` D025 and `StorageError` S011.
+        """
+        settings, density = self.job.settings, order.density
+        tokens = self._found.bytes / density
+        if settings.tokens:
+            tokens = min(tokens, settings.tokens)
+        check_split(tokens, self._found.documents, settings.val_tokens)
+        check_room(site.folder, out, int(tokens) * self.encoder.dtype.itemsize)
+        self._limit = self._found.share(GENEROUS * settings.val_tokens * density)
+        self._expected = tokens * density
 
     def _splitter(self, site: Site) -> _loader.Splitter:
         settings = self.job.settings
@@ -143,17 +153,17 @@ class Encoding:
 
     def _parts(self) -> list[Part]:
         weights = self.job.settings.weights or (1.0,)
+        names = [source.name for source in self.job.sources].__getitem__
         return [
-            Part(group, place, self._read, self.encoder, int(self.job.eot), weight)
+            Part(group, place, self._read, self.encoder, int(self.job.eot), names, weight)
             for group, place, weight in zip(self.job.groups(), self._places, weights, strict=True)
         ]
 
     def _read(self, number: int, record: int) -> Iterator[Texts]:
-        """Reads a source from a record on; its checksum first, and a sample of it through both encoders."""
+        """Reads a source from a record on; its checksum first."""
         source, column = self.job.sources[number], self.job.settings.text_column
         if number not in self._opened:
             self._opened[number] = Opened(source.size, corpus.checksum(source))
-            self.encoder.check(corpus.sample(source, column, CHECKED_BYTES), source.name)
         return corpus.read(source, column, record)
 
     def _take(self, order: Iterator[Run], splitter: _loader.Splitter, site: Site, meter: Meter) -> None:
@@ -189,23 +199,23 @@ class Encoding:
                 "limit": self._limit,
                 "expected": self._expected,
                 "places": [asdict(place) for place in self._places],
-                "opened": {str(number): asdict(entry) for number, entry in self._opened.items()},
+                "opened": {str(number): asdict(entry) for number, entry in list(self._opened.items())},
                 "progress": self._progress,
             }
         )
-        self._noted = time.monotonic()
-
-    def _begin(self, meter: Meter, splitter: _loader.Splitter) -> None:
-        meter.begin("encoding", self._expected, splitter.taken)
         self._noted = time.monotonic()
 
     def _check_taken(self, splitter: _loader.Splitter) -> None:
         documents, _, tokens = splitter.taken
         if not documents:
             names = ", ".join(source.name for source in self.job.sources[:3])
-            raise DataError("D024", f"no text in {names} ({str(self._skipped()) or 'no documents'})", "give other sources")
+            raise DataError(
+                "D024", f"no text in {names} ({str(self._skipped()) or 'no documents'})", "give other sources"
+            )
         if self.job.settings.val_tokens >= tokens:
-            what = f"val_tokens = {self.job.settings.val_tokens:,} leaves nothing to train on: there are {tokens:,} tokens"
+            what = (
+                f"val_tokens = {self.job.settings.val_tokens:,} leaves nothing to train on: there are {tokens:,} tokens"
+            )
             raise DataError("D025", what, f"--val-tokens {tokens // 20}")
 
     def _entries(self) -> tuple[SourceEntry, ...]:

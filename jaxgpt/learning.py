@@ -39,5 +39,5 @@ def learn(job: Job, found: Survey, meter: Meter) -> Tokenizer:
 def chosen(texts: pa.LargeStringArray, first: float, last: float) -> list[str]:
     """The texts whose keys are in that range of all keys, as shares from 0 to 1."""
     ends, data = buffers(texts)
-    keys = np.frombuffer(_loader.text_keys(data, ends), ">u8")[::2] / 2.0**64
+    keys = np.frombuffer(_loader.text_keys(data.data, ends.data), ">u8")[::2] / 2.0**64
     return [str(texts[int(index)]) for index in np.flatnonzero((first <= keys) & (keys < last))]

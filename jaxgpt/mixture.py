@@ -6,6 +6,7 @@ document left. Its order is a function of the documents and the weights, not of 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -67,10 +68,17 @@ class Part:
     """
 
     def __init__(
-        self, sources: Sequence[int], place: Place, read: Read, encoder: Encoder, ends: int, weight: float = 1.0
+        self,
+        sources: Sequence[int],
+        place: Place,
+        read: Read,
+        encoder: Encoder,
+        ends: int,
+        names: Callable[[int], str],
+        weight: float = 1.0,
     ) -> None:
         self.place, self.weight = place, weight
-        self._encoder, self._ends = encoder, ends
+        self._encoder, self._ends, self._names = encoder, ends, names
         self._before, self._leaving = place.taken, Skipped()
         self._texts = ahead(_texts(sources, place.source, place.record, read))
         self.batch: Batch | None = None
@@ -95,7 +103,7 @@ class Part:
         self.place.source, self.place.record, self._leaving = source, record, skipped
 
     def _encode(self, source: int, texts: Texts) -> Batch:
-        found = self._encoder.encode(texts.texts)
+        found = self._encoder.encode(texts.texts, self._names(source))
         return Batch(source, found.encoded, found.sizes, found.tokens + self._ends)
 
     def keys(self) -> npt.NDArray[np.float64]:
@@ -118,9 +126,7 @@ class Part:
         self._texts.close()
 
 
-def _texts(
-    sources: Sequence[int], first: int, record: int, read: Read
-) -> Iterator[tuple[int, int, Texts]]:
+def _texts(sources: Sequence[int], first: int, record: int, read: Read) -> Iterator[tuple[int, int, Texts]]:
     """Batches of the sources from a record of source `first` on, with the source and the record where they begin."""
     for source in sources[sources.index(first) :]:
         for texts in read(source, record):
@@ -129,15 +135,38 @@ def _texts(
         record = 0
 
 
-def runs(parts: Sequence[Part]) -> Iterator[Run]:
-    """The documents of `parts` in the order of the mixture. Each run counts as taken when the next one is asked for."""
-    if not all([part.advance() for part in parts]):
-        return
-    while True:
-        last = min(range(len(parts)), key=lambda index: (parts[index].end, index))
-        yield from _before(parts, (parts[last].end, last))
-        if not parts[last].advance():
-            return
+class Mixture:
+    """The order of the documents of `parts`. The first batch of each is read and encoded at once."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+        ready = [part.advance() for part in parts]  # each of them, whether or not another has nothing
+        self._complete = all(ready)
+
+    @property
+    def density(self) -> float:
+        """Bytes of text per token in the first batches, end-of-text tokens counted, in the shares of the mixture."""
+        first = [(part.batch, part.weight) for part in self._parts if part.batch]
+        weights = sum(weight for _, weight in first)
+        shares = [weight * batch.sizes.sum() / max(batch.tokens.sum(), 1) for batch, weight in first]
+        return max(float(sum(shares)) / weights, 1e-3) if first else 1.0
+
+    def runs(self) -> Iterator[Run]:
+        """All documents in their order. Each run counts as taken when the next one is asked for."""
+        while self._complete:
+            last = min(range(len(self._parts)), key=lambda index: (self._parts[index].end, index))
+            yield from _before(self._parts, (self._parts[last].end, last))
+            self._complete = self._parts[last].advance()
+
+
+@contextmanager
+def closing_all(parts: Sequence[Part]) -> Iterator[Sequence[Part]]:
+    """Ends the threads of `parts` with the block."""
+    try:
+        yield parts
+    finally:
+        for part in parts:
+            part.close()
 
 
 def _before(parts: Sequence[Part], limit: tuple[float, int]) -> Iterator[Run]:

@@ -19,17 +19,18 @@ from pathlib import Path
 import jaxgpt
 from jaxgpt import corpus, dataset, errors, manifest
 from jaxgpt import tokenizer as bpe
-from jaxgpt.building import Site, building, check_room, check_target
+from jaxgpt._loader import WrittenSplit
+from jaxgpt.building import Site, building, check_target
 from jaxgpt.corpus import find_sources
 from jaxgpt.encoder import ENGINES, Encoder, Engine
 from jaxgpt.encoding import Encoding, Job, Result
-from jaxgpt.errors import ConfigError, DataError, JaxgptError, StorageError
+from jaxgpt.errors import ConfigError, JaxgptError, StorageError
 from jaxgpt.learning import learn
 from jaxgpt.manifest import LAYOUTS, Manifest, Settings, Split, TokenizerEntry
 from jaxgpt.overrides import Parser, from_text
 from jaxgpt.progress import Meter
 from jaxgpt.summary import already, summary
-from jaxgpt.survey import Survey, check_split, survey
+from jaxgpt.survey import survey
 from jaxgpt.tokenizer import Tokenizer
 
 SHARD_TOKENS = 100_000_000
@@ -97,42 +98,30 @@ def _build(job: Job, out: Path, known: Tokenizer | None, engine: Engine, restart
             site.clear()
         try:
             encoding = _begun(job, out, site, known, engine, meter)
-            result = encoding.run(site, meter)
+            result = encoding.run(out, site, meter)
         except (JaxgptError, KeyboardInterrupt) as error:
             raise _with_hope(error, site) from error
         made = _manifest(job, encoding.encoder.tokenizer, result)
         encoding.encoder.tokenizer.save(site.folder / made.tokenizer.file)
         made.write(site.folder)
-    meter.say(summary(out, made, result.skipped, meter))
+    meter.say(summary(out, made, result.skipped, encoding.rate))
     return made
 
 
 def _begun(job: Job, out: Path, site: Site, known: Tokenizer | None, engine: Engine, meter: Meter) -> Encoding:
     """The encoding that the site's journal describes, or a new one."""
-    journal = site.journal
-    if journal:
-        _check_journal(out, journal, job.plan(known))
-        learnt = site.folder / "tokenizer.json"
-        encoder = Encoder(known or bpe.load_named(learnt, journal["tokenizer"]), engine)
-        return Encoding.resume(job, encoder, journal)
+    plan, learnt = job.plan(known), site.folder / "tokenizer.json"
+    if site.journal:
+        _check_journal(out, site.journal, plan)
     found = survey(job.sources, job.settings.text_column)
-    encoder = Encoder(known or learn(job, found, meter), engine)
+    if not known and not site.journal:
+        known = learn(job, found, meter)
+        known.save(learnt)
+        site.note({"plan": plan, "tokenizer": known.name})
+    encoder = Encoder(known or bpe.load_named(learnt, (site.journal or {})["tokenizer"]), engine)
     if job.eot and encoder.tokenizer.eot is None:
         raise ConfigError("C029", f"tokenizer '{encoder.tokenizer.name}' has no end-of-text token", "--no-eot")
-    if not known:
-        encoder.tokenizer.save(site.folder / "tokenizer.json")
-    return _new(job, out, site, encoder, found, job.plan(known))
-
-
-def _new(job: Job, out: Path, site: Site, encoder: Encoder, found: Survey, plan: dict[str, object]) -> Encoding:
-    density = found.density(encoder, job.eot)
-    expected = found.bytes / density
-    if job.settings.tokens:
-        expected = min(expected, job.settings.tokens)
-    check_split(expected, found.documents, job.settings.val_tokens)
-    check_room(site.folder, out, int(expected) * encoder.dtype.itemsize)
-    limit = found.share(2 * job.settings.val_tokens * density) if job.settings.val_tokens else 0.0
-    return Encoding.new(job, encoder, limit, int(expected * density), plan)
+    return Encoding(job, encoder, found, plan, site.journal or {})
 
 
 def _with_hope(error: BaseException, site: Site) -> BaseException:
@@ -182,7 +171,7 @@ def _manifest(job: Job, tokenizer: Tokenizer, result: Result) -> Manifest:
     )
 
 
-def _split(written: "dataset.WrittenSplit") -> Split:
+def _split(written: WrittenSplit) -> Split:
     shards = [
         manifest.Shard(name=Path(shard.path).name, tokens=shard.tokens, xxh3_128=shard.xxh3_128)
         for shard in written.shards

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxgpt import tokenizer as bpe
 from jaxgpt.manifest import Manifest
-from jaxgpt.progress import Meter, counted, sized
+from jaxgpt.progress import counted, sized
 from jaxgpt.source import Skipped
 
 
@@ -17,8 +17,8 @@ def already(out: Path, done: Manifest) -> str:
     return f"'{out}' is already prepared from these sources: {described(done)}"
 
 
-def summary(out: Path, made: Manifest, skipped: Skipped, meter: Meter) -> str:
-    """What was made, and what to run next."""
+def summary(out: Path, made: Manifest, skipped: Skipped, rate: float) -> str:
+    """What was made, at how many tokens per second, and what to run next."""
     documents, size, tokens = (
         sum(getattr(split, field) for split in made.splits.values()) for field in ("documents", "bytes", "tokens")
     )
@@ -28,7 +28,7 @@ def summary(out: Path, made: Manifest, skipped: Skipped, meter: Meter) -> str:
         counts = (split.tokens, "token"), (split.documents, "document"), (len(split.shards), "shard")
         lines.append(f"  {name:5}  {', '.join(counted(count, noun) for count, noun in counts)}")
     lines += _shares(made, tokens)
-    lines.append(f"  {made.tokenizer.name}, {size / tokens:.3f} bytes per token, {meter.rate:,.0f} tokens/s")
+    lines.append(f"  {made.tokenizer.name}, {size / tokens:.3f} bytes per token, {rate:,.0f} tokens/s")
     size_of_gpt2 = made.tokenizer.vocab_size == bpe.GPT2_SIZE
     rows = "" if size_of_gpt2 else f" --model.vocab-size {made.tokenizer.vocab_size}"
     lines.append(f"next: python -m jaxgpt.train --data.path {shlex.quote(str(out))}{rows}")

@@ -1,40 +1,28 @@
 """What can be known of a corpus before it is encoded: about how large it is, and how to divide it.
 
-From the files' own metadata and samples of their texts; nothing is read from end to end. The figures are estimates, and
-nothing that is written depends on their being right, but for how generously documents are held aside for validation.
+From the files' own metadata and samples; nothing is read from end to end. The figures are estimates, and nothing that
+is written depends on their being right, but for how generously documents are held aside for validation.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxgpt.corpus import estimate, sample
-from jaxgpt.encoder import Encoder
+from jaxgpt.corpus import estimate
 from jaxgpt.errors import DataError
 from jaxgpt.progress import counted
 from jaxgpt.source import Source
 
-SAMPLE_BYTES = 2_000_000  # of text in all
 GENEROUS = 2  # times as much as validation needs is held aside, and a few documents
 SPARE_DOCUMENTS = 20
-MOST_SAMPLED = 100  # files
 MOST_BYTES_PER_TOKEN = 8  # more than any tokenizer reaches on prose or code
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Bytes of text and documents to expect, and the texts of a sample."""
+    """Bytes of text and documents to expect."""
 
     bytes: int
     documents: int
-    texts: tuple[str, ...]
-
-    def density(self, encoder: Encoder, eot: bool) -> float:
-        """Bytes of text per token, end-of-text tokens counted."""
-        size = sum(len(text.encode()) for text in self.texts)
-        tokens = encoder.count(self.texts) + eot * len(self.texts)
-        # A sample has clipped texts; the corpus has one end of text per document.
-        clipped = eot * (len(self.texts) - size * self.documents / max(self.bytes, 1))
-        return size / max(tokens - clipped, 1) if size else 1.0
 
     def share(self, size: float) -> float:
         """The share of all keys below which `size` bytes of text are expected, and some documents more; at most 1."""
@@ -47,15 +35,13 @@ def survey(sources: Sequence[Source], text_column: str | None) -> Survey:
     near = [source for source in sources if not source.remote] or list(sources[:1])
     found = [estimate(source, text_column) for source in near]
     scale = sum(source.size for source in sources) / max(sum(source.size for source in near), 1)
-    some = near[:: -(-len(near) // MOST_SAMPLED)]
-    texts = [text for source in some for text in sample(source, text_column, SAMPLE_BYTES // len(some))]
     size, documents = sum(one.text_bytes for one in found), sum(one.documents for one in found)
-    return Survey(int(size * scale), int(documents * scale), tuple(texts))
+    return Survey(int(size * scale), int(documents * scale))
 
 
 def check_split(tokens: float, documents: int, val_tokens: int) -> None:
     """Raises `DataError` D025 if a validation split of `val_tokens` would leave too little to train on."""
-    if val_tokens and (val_tokens > tokens / 2 or documents < 2):
+    if val_tokens and documents and (val_tokens > tokens / 2 or documents < 2):
         what = f"val_tokens = {val_tokens:,} leaves too little to train on"
         there = f"about {tokens:,.0f} tokens in {counted(documents, 'document')}"
         help = f"--val-tokens {int(tokens) // 20}" if documents > 20 else "give more documents: none is cut in two"

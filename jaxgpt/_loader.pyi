@@ -36,6 +36,8 @@ __all__ = [
     "__version__",
     "gpt2_merges",
     "gpt2_vocabulary",
+    "hash_bytes",
+    "hash_file",
     "sample_starts",
 ]
 
@@ -249,3 +251,12 @@ def gpt2_vocabulary() -> list[bytes]:
 
 def gpt2_merges() -> list[tuple[bytes, bytes]]:
     """GPT-2's 50,000 merges, the first to apply in front."""
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """The xxh3-128 of the file at `path`, in hexadecimal.
+
+    `NotAFileError`, `ShardIoError`, or `ShardChangedError` if the file was written to meanwhile.
+    """
+
+def hash_bytes(data: bytes) -> str:
+    """The xxh3-128 of `data`, in hexadecimal."""

@@ -1,91 +1,74 @@
-"""Documents from files: parquet, plain text, folders and globs of both, and Python's own standard library.
+"""Documents from files: parquet, JSON lines, plain text, folders and globs of them, a hub's files, and Python's own
+standard library.
 
 A corpus is read as a stream, in the order in which its sources were given, and never held in memory. Reading it twice
-gives the same documents. Null and empty documents are left out and counted; in text files, bytes that are no UTF-8
-become U+FFFD and are counted; in parquet they are an error, because there they mean damage.
+gives the same documents, and reading from any record on gives the rest of them. Null and empty documents are left out
+and counted. In text files, bytes that are no UTF-8 become U+FFFD and are counted; in parquet and JSON lines they are an
+error, because there they mean damage.
 """
 
 import glob
 import hashlib
 import heapq
 import os
-import sysconfig
-import tokenize
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from jaxgpt import _loader, hub, jsonl, parquet, plain
 from jaxgpt.errors import DataError
 from jaxgpt.manifest import SourceEntry
-from jaxgpt.progress import counted
+from jaxgpt.plain import STANDARD_LIBRARY
+from jaxgpt.source import Estimate, Skipped, Source, Texts, changed
+from jaxgpt.streams import bare_suffix, codec
 
-STANDARD_LIBRARY = "python-stdlib"
+__all__ = ["Estimate", "Skipped", "Source", "Texts", "checksum", "estimate", "find_sources", "read", "sample"]
+
+JSON_LINES = (".jsonl", ".ndjson")
 IN_FOLDERS = (".txt", ".md", ".py")
 TEXT = (*IN_FOLDERS, "", ".rst", ".tex", ".html", ".xml", ".css", ".js", ".ts", ".c", ".h", ".cc", ".cpp", ".rs", ".go")
-NOT_ITS_OWN = ("site-packages", "dist-packages", "__pycache__")
-BROKEN_ON_PURPOSE = ("lib2to3", "tests", "data")
-ROWS = 64  # read at a time: few, so that a file of long documents does not fill the memory
+KNOWN = "parquet, JSON lines (.jsonl) or text files (.txt, .md, .py), the latter two also as .gz or .zst"
 BUCKET_BITS = 20
 SAMPLE_BYTES = 2_000_000
 
 
-@dataclass(frozen=True)
-class Source:
-    """Files to read documents from. `kind` is parquet, text (one file, one document) or python; `size` is in bytes."""
-
-    path: Path
-    kind: str
-    size: int
-
-    @property
-    def name(self) -> str:
-        return STANDARD_LIBRARY if self.kind == "python" else str(self.path)
-
-
-@dataclass
-class Skipped:
-    """What was left out or mended while reading."""
-
-    null: int = 0
-    empty: int = 0
-    unreadable: int = 0
-    mended: int = 0
-
-    def __str__(self) -> str:
-        parts = [
-            (self.null, "null document", "left out"),
-            (self.empty, "empty document", "left out"),
-            (self.unreadable, "file", "left out, whose encoding cannot be read"),
-            (self.mended, "text file", "with bytes that are not UTF-8, now U+FFFD"),
-        ]
-        return ", ".join(f"{counted(count, noun)} {what}" for count, noun, what in parts if count)
-
-
 def find_sources(names: Sequence[str], text_column: str | None = None) -> list[Source]:
-    """The files that `names` (files, folders, globs, python-stdlib) stand for, in order; parquet files are opened.
+    """The files that `names` (files, folders, globs, hub names, python-stdlib) stand for, in order.
 
-    Raises `DataError` D020 to D023 for what cannot be read, before anything is.
+    Files that have columns or fields are opened, to see that they have the text's; of files on a hub only the first
+    of each name. Raises `DataError` D015, D020 to D023, D036, D037 for what cannot be read, before anything is, and
+    what `hub.find` raises.
     """
-    sources = [source for name in names for source in _find(name)]
+    sources = [replace(source, group=group) for group, name in enumerate(names) for source in _find(name)]
     seen: set[Path] = set()
+    checked: set[int] = set()
     for source in sources:
         if source.path.resolve() in seen:
             raise DataError("D023", f"{source.name} is given twice", "name each source once")
         seen.add(source.path.resolve())
-        if source.kind == "parquet":
-            text_column_of(source, _open(source), text_column)
+        if not source.remote or source.group not in checked:
+            _check(source, text_column)
+            checked.add(source.group)
     return sources
+
+
+def _check(source: Source, text_column: str | None) -> None:
+    if source.kind == "parquet":
+        with parquet.opened(source, text_column, remote=source.remote is not None):
+            pass
+    elif source.kind == "jsonl" and not source.remote:
+        jsonl.field_of(source, text_column)
 
 
 def _find(name: str) -> list[Source]:
     path = Path(name).expanduser()
     if name == STANDARD_LIBRARY:
-        return [_standard_library()]
+        return [plain.standard_library()]
+    if name.startswith(hub.PREFIX):
+        return [_on_hub(file) for file in hub.find(name)]
     if path.is_dir():
         return [_source(file) for file in _files(path)]
     if path.exists():
@@ -93,53 +76,96 @@ def _find(name: str) -> list[Source]:
     found = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(name) else []
     if not found:
         what = f"no file matches {name!r}" if glob.has_magic(name) else f"source {name!r} not found"
-        raise DataError("D023", what, f"a parquet or text file, a folder or glob of them, or {STANDARD_LIBRARY}")
+        raise DataError("D023", what, f"{KNOWN}, a folder or glob of them, {hub.FORM}, or {STANDARD_LIBRARY}")
     return [source for match in found for source in _find(match)]
 
 
 def _files(folder: Path) -> list[Path]:
-    """The parquet files under `folder`, or, where there are none, its text files; hidden ones are left out.
+    """The parquet files under `folder`, or, where there are none, its JSON lines, or its text files; no hidden ones.
 
-    Text beside parquet files is a README or a licence rather than data.
+    Text beside data files is a README or a licence rather than data.
     """
     found = []
     for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in NOT_ITS_OWN)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in plain.NOT_ITS_OWN)
         found += [Path(place, name) for name in sorted(names) if not name.startswith(".")]
-    parquet = [path for path in found if path.suffix.lower() == ".parquet"]
-    wanted = parquet or [path for path in found if path.suffix.lower() in IN_FOLDERS]
-    if not wanted:
-        raise DataError(
-            "D023", f"no .parquet, {', '.join(IN_FOLDERS)} files in '{folder}'", "name other files or globs"
-        )
-    return wanted
+    for suffixes in ((".parquet",), JSON_LINES, IN_FOLDERS):
+        wanted = [path for path in found if bare_suffix(path) in suffixes]
+        if wanted:
+            return wanted
+    kinds = ", ".join((".parquet", *JSON_LINES, *IN_FOLDERS))
+    raise DataError("D023", f"no {kinds} files in '{folder}'", "name other files or globs")
 
 
 def _source(path: Path) -> Source:
     if not path.is_file():
         raise DataError("D015", f"{path} is not a file", "name the files or folders themselves")
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return Source(path, "parquet", path.stat().st_size)
+    return Source(path, _kind(path, str(path)), path.stat().st_size, str(path))
+
+
+def _on_hub(file: hub.File) -> Source:
+    return Source(file.path, _kind(Path(file.name), str(file)), file.size, str(file), remote=file)
+
+
+def _kind(path: Path, name: str) -> str:
+    suffix = bare_suffix(path)
+    if suffix == ".parquet" and codec(path) is None:
+        return "parquet"
+    if suffix in JSON_LINES:
+        return "jsonl"
+    if suffix == ".json":
+        if not path.exists() or jsonl.is_lines(path, name):
+            return "jsonl"
+        raise DataError("D023", f"{name} is one JSON value, not lines of objects", f"jq -c '.[]' {name} > lines.jsonl")
     if suffix in TEXT:
-        return Source(path, "text", path.stat().st_size)
-    raise DataError("D023", f"{path}: {suffix} files cannot be read", "give .parquet or text files (.txt, .md, .py)")
+        return "text"
+    raise DataError("D023", f"{name}: {path.suffix} files cannot be read", f"give {KNOWN}")
 
 
-def _standard_library() -> Source:
-    folder = Path(sysconfig.get_path("stdlib"))
-    size = sum(path.stat().st_size for path in _library_files(folder))
-    if not size:
-        raise DataError("D023", f"this Python has no sources of its standard library in '{folder}'", "name files")
-    return Source(folder, "python", size)
+def read(source: Source, text_column: str | None = None, start: int = 0) -> Iterator[Texts]:
+    """The documents of `source` from record number `start` on, in batches.
+
+    A record is a row, a line that is not blank, a text file or a module. The texts and their order do not depend on
+    where batches are cut. Raises `DataError` D020 to D022, D026 and D035 to D039, which name the file and the place,
+    and for files of a hub what `hub.fetch` raises.
+    """
+    if source.kind == "parquet":
+        return parquet.read(source, text_column, start)
+    if source.kind == "jsonl":
+        return jsonl.read(source, text_column, start)
+    return plain.read_python(source, start) if source.kind == "python" else plain.read_text(source, start)
 
 
-def _library_files(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        here = Path(place).relative_to(folder).parts
-        folders[:] = sorted(set(folders).difference(NOT_ITS_OWN)) if here != BROKEN_ON_PURPOSE else []
-        wanted = here[:3] != BROKEN_ON_PURPOSE
-        yield from (Path(place, name) for name in sorted(names) if wanted and name.endswith(".py"))
+def estimate(source: Source, text_column: str | None = None) -> Estimate:
+    """What to expect of `source`, from its metadata or a part of it: never from reading a big file."""
+    if source.kind == "parquet":
+        return parquet.estimate(source, text_column)
+    if source.kind == "jsonl":
+        return jsonl.estimate(source, text_column)
+    return plain.estimate_python(source) if source.kind == "python" else plain.estimate_text(source)
+
+
+def sample(source: Source, text_column: str | None = None, size: int = 200_000) -> list[str]:
+    """Some texts from several places of the file, about `size` bytes in all, the same ones each time; long ones cut."""
+    if source.kind == "parquet":
+        return parquet.sample(source, text_column, size)
+    if source.kind == "jsonl":
+        return jsonl.sample(source, text_column, size)
+    return plain.sample_python(source, size) if source.kind == "python" else plain.sample_text(source, size)
+
+
+def checksum(source: Source) -> str:
+    """xxh3-128 of the file's bytes in hexadecimal; of python-stdlib, of the names and hashes of its files.
+
+    Raises `DataError` D026 if the file changes meanwhile, and `LoaderError` if it cannot be read.
+    """
+    try:
+        if source.kind == "python":
+            files = [(path.relative_to(source.path).as_posix(), path) for path in plain.library_files(source.path)]
+            return _loader.hash_bytes("".join(f"{_loader.hash_file(path)} {name}\n" for name, path in files).encode())
+        return _loader.hash_file(source.local())
+    except _loader.ShardChangedError as error:
+        raise changed(source.name) from error
 
 
 class Document(NamedTuple):
@@ -156,95 +182,13 @@ class Document(NamedTuple):
 
 
 def documents(source: Source, text_column: str | None, skipped: Skipped) -> Iterator[Document]:
-    """The documents of `source` that are not empty. Raises `DataError` D020 to D022, naming the file and the place."""
-    for text in _texts(source, text_column, skipped):
-        if text:
+    """The documents of `source` that are not empty. Raises what `read` raises."""
+    for batch in read(source, text_column):
+        skipped.add(batch.skipped)
+        for scalar in batch.texts:
+            text = str(scalar)
             data = text.encode()
             yield Document(text, len(data), hashlib.blake2b(data, digest_size=16).digest())
-        elif text is None:
-            skipped.null += 1
-        else:
-            skipped.empty += 1
-
-
-def _texts(source: Source, text_column: str | None, skipped: Skipped) -> Iterator[str | None]:
-    if source.kind == "parquet":
-        return _parquet(source, text_column)
-    if source.kind == "python":
-        return _python(source.path, skipped)
-    return _text(source.path, skipped)
-
-
-def _text(path: Path, skipped: Skipped) -> Iterator[str]:
-    data = path.read_bytes()
-    try:
-        yield data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        skipped.mended += 1
-        yield data.decode("utf-8-sig", errors="replace")
-
-
-def _python(folder: Path, skipped: Skipped) -> Iterator[str]:
-    """Every module, in the encoding that it declares (PEP 263)."""
-    for path in _library_files(folder):
-        try:
-            with tokenize.open(path) as file:
-                text = file.read()
-        except (SyntaxError, UnicodeError):
-            skipped.unreadable += 1  # test data that is broken on purpose
-        else:
-            yield text
-
-
-def _open(source: Source) -> pq.ParquetFile:
-    try:
-        file = pq.ParquetFile(source.path)
-        str(file.schema_arrow)  # decodes the columns' names, which may be damaged too
-        return file
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise _damaged(source, "", error) from error
-
-
-def _damaged(source: Source, place: str, error: Exception) -> DataError:
-    reason = " ".join(str(error).split()).rstrip(".")
-    help = "the copy or download broke off, or it is another kind of file: fetch it again"
-    return DataError("D021", f"{source.path}{place} is not parquet, or damaged: {reason}", help)
-
-
-def text_column_of(source: Source, file: pq.ParquetFile, wanted: str | None) -> str:
-    """The column of `file` that holds the text: `wanted`, else `text`, else the only column of strings."""
-    columns = {field.name: field.type for field in file.schema_arrow}
-    strings = [name for name, kind in columns.items() if _is_text(kind)]
-    choice = wanted or ("text" if "text" in columns else strings[0] if len(strings) == 1 else "text")
-    if choice in strings:
-        return choice
-    what = f"column {choice!r} is {columns[choice]}, not text" if choice in columns else f"no column {choice!r}"
-    there = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "none"
-    help = f"--text-column {strings[0]}" if strings else "give a file that has a column of strings"
-    raise DataError("D020", f"{source.path}: {what}; its columns: {there}", help)
-
-
-def _is_text(kind: Any) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _parquet(source: Source, text_column: str | None) -> Iterator[str | None]:
-    """The rows of the text column, one row group after another, a few at a time."""
-    with _open(source) as file:
-        column = text_column_of(source, file, text_column)
-        for group in range(file.num_row_groups):
-            place = f", row group {group},"
-            try:
-                for batch in file.iter_batches(ROWS, row_groups=[group], columns=[column]):
-                    yield from batch.column(0).to_pylist()
-            except UnicodeDecodeError as error:
-                help = "convert the file's text to UTF-8"
-                what = f"{source.path}{place} column {column!r}: a text is not UTF-8 ({error.reason})"
-                raise DataError("D022", what, help) from error
-            except (pa.ArrowException, OSError) as error:
-                raise _damaged(source, place, error) from error
 
 
 class Tally:

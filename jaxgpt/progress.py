@@ -10,25 +10,28 @@ from jaxgpt.errors import printable
 
 LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
 
+_shown: list[Progress] = []  # the bars on the terminal: one display at a time can be there
+
 
 class Meter:
     """Progress: a bar on a terminal, elsewhere a line now and then. Counts documents, bytes of text and tokens."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
-        columns = TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[figures]}")
-        self._bar = Progress(*columns, TimeRemainingColumn(compact=True), console=self._console, transient=True)
+        self._bar = _bar(self._console)
         self._task = self._bar.add_task("", visible=False, figures="")
         self.begin("")
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._bar.start()
+            _shown.append(self._bar)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._console.is_terminal:
             self._bar.stop()
+            _shown.remove(self._bar)
 
     def begin(self, what: str, total: int | None = None) -> None:
         """A new stage of `total` bytes of text, None if that is not known yet."""
@@ -68,6 +71,44 @@ class Meter:
 
     def say(self, text: str) -> None:
         self._console.print(printable(text), markup=False)
+
+
+class Download:
+    """A bar for one file that is fetched, `done` bytes of which are here; where there is no terminal, a line.
+
+    While a `Meter` is shown, the bar stands under it.
+    """
+
+    def __init__(self, name: str, size: int, done: int = 0) -> None:
+        self._console = Console(highlight=False, soft_wrap=True, stderr=True)
+        self._bar = _shown[-1] if _shown else _bar(self._console)
+        self._own = not _shown
+        self._name, self._size, self._done = printable(name), size, done
+
+    def __enter__(self) -> Self:
+        self._task = self._bar.add_task(self._name, total=self._size, completed=self._done, figures=self._figures())
+        if self._own and self._console.is_terminal:
+            self._bar.start()
+        elif self._own:
+            self._console.print(f"fetching {self._name}: {self._figures()}", markup=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.remove_task(self._task)
+        if self._own and self._console.is_terminal:
+            self._bar.stop()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        self._bar.update(self._task, completed=self._done, figures=self._figures())
+
+    def _figures(self) -> str:
+        return f"{sized(self._done)} of {sized(self._size)}" if self._done else sized(self._size)
+
+
+def _bar(console: Console) -> Progress:
+    columns = TextColumn("{task.description}", markup=False), BarColumn(12), TextColumn("{task.fields[figures]}")
+    return Progress(*columns, TimeRemainingColumn(compact=True), console=console, transient=True)
 
 
 def counted(count: int, noun: str) -> str:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from jaxgpt import _loader
+from jaxgpt import _loader, hub
 from jaxgpt.errors import ConfigError, DataError
 
 EOT = "<|endoftext|>"
@@ -128,21 +128,35 @@ def pieces(text: str, size: int = PIECE) -> list[str]:
 
 
 def load(name: str | Path) -> Tokenizer:
-    """The tokenizer "gpt2", or that of a `tokenizer.json` or of a folder that holds one.
+    """The tokenizer "gpt2", that of a `tokenizer.json` or of a folder that holds one, or OWNER/NAME on the hub.
 
-    Raises `ConfigError` C026 if there is no such file, `DataError` D027 if it holds no tokenizer.
+    What is on this disk goes before the hub. Raises `ConfigError` C026 if there is no such file or repository, C034 to
+    C036 if the hub cannot be asked, `DataError` D027 if the file holds no tokenizer.
     """
     if str(name) == "gpt2":
         return gpt2()
     path = Path(name) / "tokenizer.json" if Path(name).is_dir() else Path(name)
-    if not path.is_file():
-        raise ConfigError("C026", f"tokenizer '{name}' not found", "gpt2, or the path of a tokenizer.json")
-    return _read(path)
+    if path.is_file():
+        return _read(path, path.resolve().parent.name if path.name == "tokenizer.json" else path.stem)
+    if not path.exists() and isinstance(name, str) and hub.REPOSITORY.fullmatch(name):
+        return _read(_fetched(name), name)
+    raise _missing(name)
 
 
-def _read(path: Path) -> Tokenizer:
-    """The tokenizer in the file `path`, called after the file, or after its folder if all such files have that name."""
-    name = path.resolve().parent.name if path.name == "tokenizer.json" else path.stem
+def _fetched(name: str) -> Path:
+    try:
+        return hub.tokenizer(name)
+    except DataError as error:
+        raise _missing(name) from error
+
+
+def _missing(name: str | Path) -> ConfigError:
+    help = "gpt2, the path of a tokenizer.json, or OWNER/NAME of a repository on the hub that has one"
+    return ConfigError("C026", f"tokenizer '{name}' not found", help)
+
+
+def _read(path: Path, name: str) -> Tokenizer:
+    """The tokenizer in the file `path`, called `name`."""
     try:
         text = path.read_text(encoding="utf-8")
         model = json.loads(text)["model"]  # the library's own messages do not say what is wrong

@@ -2,15 +2,11 @@
 
 import hashlib
 import json
-import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,11 +25,6 @@ from jaxgpt.prepare import main, prepare
 from jaxgpt.tokenizer import gpt2
 
 EOT = 50256
-
-
-def texts_of(names: Sequence[Any], text_column: str | None = None) -> list[str]:
-    sources = find_sources([str(name) for name in names], text_column)
-    return [document.text for source in sources for document in documents(source, text_column, Skipped())]
 
 
 def ids_of(split: Split) -> "np.ndarray[Any, Any]":
@@ -163,110 +154,21 @@ def test_a_split_that_leaves_nothing_to_train_on(tmp_path: Path, plain: Path, wa
 # --- sources ---------------------------------------------------------------------------------------------------------
 
 
-def test_files_folders_and_globs(tmp_path: Path) -> None:
-    folder = tmp_path / "a"
-    (folder / "sub").mkdir(parents=True)
-    (folder / ".git").mkdir()
-    names = ("b.txt", "a.md", "sub/c.py", ".hidden.txt", ".git/d.txt", "data.json", "e[1].txt")
-    for name in names:
-        (folder / name).write_text(name, encoding="utf-8")
-    assert texts_of([folder]) == ["a.md", "b.txt", "e[1].txt", "sub/c.py"]
-    assert texts_of([folder / "b.txt", folder / "a.md"]) == ["b.txt", "a.md"]
-    assert texts_of([folder / "*.txt"]) == ["b.txt", "e[1].txt"]
-    assert texts_of([folder / "e[1].txt"]) == ["e[1].txt"]
-    parquet(folder / "sub" / "p.parquet", text=["from parquet"])
-    assert texts_of([folder]) == ["from parquet"]
-
-
-def test_text_files_that_are_not_utf8_are_mended_and_counted(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"ok \xff\xfe\x00 <|endoftext|>")
-    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfmarked\r\n")
-    (tmp_path / "c.txt").write_bytes(b"")
-    skipped = Skipped()
-    found = [doc.text for source in find_sources([str(tmp_path)]) for doc in documents(source, None, skipped)]
-    assert found == ["ok \ufffd\ufffd\x00 <|endoftext|>", "marked\r\n"]
-    assert str(skipped) == "1 empty document left out, 1 text file with bytes that are not UTF-8, now U+FFFD"
-    prepare([str(tmp_path)], tmp_path / "data")
-    ids = ids_of(open_folder(tmp_path / "data").train).tolist()
-    assert ids == [*gpt2().encode(found[0]), EOT, *gpt2().encode(found[1]), EOT]
-
-
-def test_null_and_empty_rows_are_left_out(tmp_path: Path) -> None:
-    path = parquet(tmp_path / "a.parquet", text=["one", None, "", "two"])
-    skipped = Skipped()
-    assert [doc.text for doc in documents(find_sources([str(path)])[0], None, skipped)] == ["one", "two"]
-    assert (skipped.null, skipped.empty) == (1, 1)
-    empty = parquet(tmp_path / "b.parquet", text=pa.array([None, ""], pa.string()))
-    assert "1 null document left out" in refused("D024", empty, "--out", tmp_path / "data").message
-
-
-def test_the_text_column(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_text("x")
+    assert ".zip files cannot be read" in refused("D023", tmp_path / "a.zip", "--out", tmp_path / "x").message
     several = parquet(tmp_path / "several.parquet", id=[1], body=["b"], title=["t"])
-    error = refused("D020", several, "--out", tmp_path / "data")
-    assert error.message == f"{several}: no column 'text'; its columns: id (int64), body (string), title (string)"
-    assert error.help == "--text-column body"
-    assert "column 'id' is int64" in refused("D020", several, "--out", tmp_path / "x", "--text-column", "id").message
-    assert texts_of([several], "title") == ["t"]
-    assert texts_of([parquet(tmp_path / "one.parquet", id=[1], content=["only"])]) == ["only"]
-    coded = pa.array(["x", "y", "x"]).dictionary_encode()
-    assert texts_of([parquet(tmp_path / "coded.parquet", text=coded)]) == ["x", "y", "x"]
-    assert texts_of([parquet(tmp_path / "large.parquet", text=pa.array(["l"], pa.large_string()))]) == ["l"]
+    assert "no column 'text'" in refused("D020", several, "--out", tmp_path / "x").message
+    empty = parquet(tmp_path / "b.parquet", text=pa.array([None, ""], pa.string()))
+    assert "1 null document left out" in refused("D024", empty, "--out", tmp_path / "x").message
+    assert not (tmp_path / "x").exists()
 
 
-def test_damaged_parquet(tmp_path: Path) -> None:
-    source = random.Random(1)
-    path = parquet(tmp_path / "a.parquet", text=[source.randbytes(50).hex() for _ in range(300)])
-    whole, middle = path.read_bytes(), path.stat().st_size // 2
-    for broken in (whole[:-100], b"", b"PAR1", b"not parquet at all", whole.replace(b"text", b"te\xfft")):
-        path.write_bytes(broken)
-        said = refused("D021", path, "--out", tmp_path / "data").message
-        assert said.startswith(f"{path} is not parquet, or damaged")
-    path.write_bytes(whole[:middle] + bytes(2000) + whole[middle + 2000 :])
-    said = refused("D021", path, "--out", tmp_path / "data").message
-    assert f"{path}, row group 1, is not parquet, or damaged" in said
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
-    buffers = [None, pa.py_buffer(np.array([0, 2, 4], "<i4").tobytes()), pa.py_buffer(b"ok\xff\xfe")]
-    path = parquet(tmp_path / "a.parquet", text=pa.Array.from_buffers(pa.string(), 2, buffers))
-    expected = f"{path}, row group 0, column 'text': a text is not UTF-8"
-    assert refused("D022", path, "--out", tmp_path / "data").message.startswith(expected)
-
-
-def test_sources_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.txt", "a.zip", "a.jsonl"):
-        (tmp_path / name).write_text("x")
-    assert ".zip files cannot be read" in refused("D023", tmp_path / "a.zip", "--out", "x").message
-    assert ".jsonl files cannot be read" in refused("D023", tmp_path / "a.jsonl", "--out", "x").message
-    os.mkfifo(tmp_path / "pipe.txt")
-    (tmp_path / "empty").mkdir()
-    assert "is given twice" in refused("D023", tmp_path / "a.txt", tmp_path / "a*.txt", "--out", "x").message
-    assert "not found" in refused("D023", tmp_path / "nope.txt", "--out", "x").message
-    assert "no file matches" in refused("D023", tmp_path / "nope*", "--out", "x").message
-    assert "no .parquet" in refused("D023", tmp_path / "empty", "--out", "x").message
-    assert "pipe.txt is not a file" in refused("D015", tmp_path / "pipe.txt", "--out", "x").message
-    assert not Path("x").exists()
-
-
-def test_the_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {
-        "a.py": b"# \xc3\xa9\n",
-        "b.py": b"# -*- coding: latin-1 -*-\n# \xe9\n",
-        "sub/c.py": b"c",
-        "sub/data.txt": b"no",
-    }
-    files |= {"broken.py": b"# -*- coding: utf-8 -*-\n# \xe9\n", "nocodec.py": b"# -*- coding: uft-8 -*-\n"}
-    files |= {"lib2to3/f.py": b"f", "lib2to3/tests/data/e.py": b"no"}
-    for name, data in (files | {"site-packages/other.py": b"no", "__pycache__/d.py": b"no"}).items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(data)
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    source, skipped = find_sources(["python-stdlib"])[0], Skipped()
-    found = [document.text for document in documents(source, None, skipped)]
-    assert found == ["# é\n", "# -*- coding: latin-1 -*-\n# é\n", "f", "c"]
-    assert (skipped.unreadable, source.name) == (2, "python-stdlib")
+def test_mended_text_is_encoded(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"ok \xff\xfe\x00 <|endoftext|>")
+    prepare([str(tmp_path / "a.txt")], tmp_path / "data")
+    ids = ids_of(open_folder(tmp_path / "data").train).tolist()
+    assert ids == [*gpt2().encode("ok \ufffd\ufffd\x00 <|endoftext|>"), EOT]
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 //! From the bottom up: [`format`](mod@format) knows a shard's header, [`shard`] opens files and reads tokens from them,
 //! [`writer`] makes them, [`verify`](mod@verify) checks them. [`permute`] and [`order`] say which tokens belong to which
 //! sample, [`batch`] puts the samples of one step into a buffer, and [`prefetch`] has that done ahead of time in a
-//! bounded ring of [`pinned`] buffers. [`gpt2`] holds the GPT-2 vocabulary. Nothing here knows Python but the `python`
-//! module, which exists under the feature of that name.
+//! bounded ring of [`pinned`] buffers. [`gpt2`] holds the GPT-2 vocabulary, [`hash`](mod@hash) hashes files of any kind.
+//! Nothing here knows Python but the `python` module, which exists under the feature of that name.
 //!
 //! Three promises shape the code. A batch is a pure function of the seed, the step and the data, so that a resumed run
 //! needs one integer. A file that changes or ends early is an error with a name and a place, never a crash and never
@@ -19,6 +19,7 @@ pub mod batch;
 pub mod error;
 pub mod format;
 pub mod gpt2;
+pub mod hash;
 pub mod order;
 pub mod permute;
 pub mod pinned;

@@ -5,13 +5,16 @@ mod errors;
 mod loader;
 mod writer;
 
+use std::path::PathBuf;
+
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::error::Error;
 use crate::gpt2;
+use crate::hash;
 use crate::order::{Order, Sampler};
-use errors::{Int, raised};
+use errors::{Int, interrupted, raised};
 
 /// A list of starts is for tests and audits: this many are 800 MB.
 const MAX_STARTS: u64 = 100_000_000;
@@ -28,7 +31,9 @@ fn _loader(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<writer::WrittenShard>()?;
     module.add_function(wrap_pyfunction!(sample_starts, module)?)?;
     module.add_function(wrap_pyfunction!(gpt2_vocabulary, module)?)?;
-    module.add_function(wrap_pyfunction!(gpt2_merges, module)?)
+    module.add_function(wrap_pyfunction!(gpt2_merges, module)?)?;
+    module.add_function(wrap_pyfunction!(hash_file, module)?)?;
+    module.add_function(wrap_pyfunction!(hash_bytes, module)?)
 }
 
 /// The token at which each of `count` samples starts, from the sample numbered `first` on.
@@ -63,4 +68,18 @@ fn gpt2_vocabulary(py: Python<'_>) -> Vec<Bound<'_, PyBytes>> {
 fn gpt2_merges(py: Python<'_>) -> Vec<(Bound<'_, PyBytes>, Bound<'_, PyBytes>)> {
     let merges = py.detach(|| gpt2::merges(&gpt2::vocabulary()));
     merges.iter().map(|(left, right)| (PyBytes::new(py, left), PyBytes::new(py, right))).collect()
+}
+
+/// The xxh3-128 of the file at `path`, in hexadecimal.
+#[pyfunction]
+fn hash_file(py: Python<'_>, path: PathBuf) -> PyResult<String> {
+    let mut stopped = None;
+    let outcome = py.detach(|| hash::hash_file(&path, &mut || !interrupted(&mut stopped)));
+    stopped.map_or_else(|| raised(outcome), Err)
+}
+
+/// The xxh3-128 of `data`, in hexadecimal.
+#[pyfunction]
+fn hash_bytes(py: Python<'_>, data: &[u8]) -> String {
+    py.detach(|| hash::hash_bytes(data))
 }

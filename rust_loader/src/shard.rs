@@ -190,11 +190,13 @@ impl Dataset {
     }
 }
 
-fn identity(metadata: &Metadata) -> (u64, Option<SystemTime>) {
+/// What changes when a file is written to.
+pub(crate) fn identity(metadata: &Metadata) -> (u64, Option<SystemTime>) {
     (metadata.len(), metadata.modified().ok())
 }
 
-fn check_kind(path: &Path, kind: FileType) -> Result<()> {
+/// An error unless `kind` is that of a plain file.
+pub(crate) fn check_kind(path: &Path, kind: FileType) -> Result<()> {
     let kind = match () {
         _ if kind.is_file() => return Ok(()),
         _ if kind.is_dir() => "folder",

@@ -1,0 +1,142 @@
+"""The page headers of a parquet column chunk, read without unpacking any page.
+
+They say how large each page becomes before memory is given to it, and how many values it holds. The format is Thrift's
+compact protocol: https://github.com/apache/parquet-format (parquet.thrift, PageHeader).
+"""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+HEADER_BYTES = (1 << 10, 1 << 16, 1 << 24)  # to read for a header: most are short, some hold the longest value
+DICTIONARY = 2  # a page's type
+DICTIONARY_ENCODINGS = (2, 8)
+PLAIN = 0
+DEPTH = 8  # structs within structs: a header has three
+
+Struct = dict[int, Any]
+
+
+class Page(NamedTuple):
+    """`packed` and `unpacked` are its bytes on disk, from `content` on, and in memory; `values` counts nulls too."""
+
+    offset: int
+    content: int
+    packed: int
+    unpacked: int
+    values: int
+    encoding: int
+    is_dictionary: bool
+
+    @property
+    def is_indices(self) -> bool:
+        """Whether its values are numbers of the dictionary's entries."""
+        return not self.is_dictionary and self.encoding in DICTIONARY_ENCODINGS
+
+
+def pages(file: BinaryIO, start: int, size: int) -> Iterator[Page]:
+    """The pages of the column chunk at `start`. Raises `ValueError` if its bytes are no page headers."""
+    offset, end = start, start + size
+    while offset < end:
+        header, length = _header(file, offset)
+        page = _page(header, offset, offset + length)
+        offset = page.content + page.packed
+        if offset > end:
+            raise ValueError(f"the page at byte {page.offset:,} goes beyond its column chunk")
+        yield page
+
+
+def _page(header: Struct, offset: int, content: int) -> Page:
+    described: Struct = next((header[field] for field in (5, 7, 8) if isinstance(header.get(field), dict)), {})
+    found = [*map(header.get, (1, 2, 3)), described.get(1), described.get(4 if 8 in header else 2)]
+    numbers = [number for number in found if isinstance(number, int) and number >= 0]
+    if len(numbers) < len(found):
+        raise ValueError(f"no page header at byte {offset:,}")
+    kind, unpacked, packed, values, encoding = numbers
+    return Page(offset, content, packed, unpacked, values, encoding, kind == DICTIONARY)
+
+
+def longest_entry(content: bytes) -> int:
+    """The length of the longest string in a dictionary page: each is preceded by its length in four bytes."""
+    longest = offset = 0
+    while offset + 4 <= len(content):
+        length = int.from_bytes(content[offset : offset + 4], "little")
+        longest = max(longest, length)
+        offset += 4 + length
+    return longest
+
+
+def _header(file: BinaryIO, offset: int) -> tuple[Struct, int]:
+    for size in HEADER_BYTES:
+        file.seek(offset)
+        reader = Compact(file.read(size))
+        try:
+            return reader.struct(), reader.position
+        except IndexError:
+            continue
+    raise ValueError(f"the page header at byte {offset:,} has no end")
+
+
+class Compact:
+    """Reads a struct of Thrift's compact protocol. `IndexError` if the data ends before it, `ValueError` if damaged."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.position = data, 0
+
+    def struct(self, depth: int = 0) -> Struct:
+        """Its fields by number; numbers, booleans, strings and structs, lists left out."""
+        if depth > DEPTH:
+            raise ValueError(f"no page header: structs within structs at byte {self.position}")
+        found: Struct = {}
+        number = 0
+        while (head := self._byte()) != 0:
+            number = number + (head >> 4) if head >> 4 else self._signed()
+            found[number] = self._value(head & 15, depth)
+        return found
+
+    def _value(self, kind: int, depth: int) -> Any:
+        if kind in (1, 2):
+            return kind == 1
+        if kind == 3:
+            return self._byte()
+        if kind in (4, 5, 6):
+            return self._signed()
+        if kind in (7, 8):
+            return self._skip(8 if kind == 7 else self._unsigned())
+        if kind in (9, 10):
+            return self._list(depth)
+        if kind == 12:
+            return self.struct(depth + 1)
+        raise ValueError(f"no page header: a field of type {kind}")
+
+    def _list(self, depth: int) -> None:
+        head = self._byte()
+        count = head >> 4 if head >> 4 < 15 else self._unsigned()
+        for _ in range(count):
+            if head & 15 in (1, 2):
+                self._byte()
+            else:
+                self._value(head & 15, depth + 1)
+
+    def _byte(self) -> int:
+        self.position += 1
+        return self._data[self.position - 1]
+
+    def _skip(self, size: int) -> None:
+        self.position += size
+        if self.position > len(self._data):
+            raise IndexError
+
+    def _unsigned(self) -> int:
+        number = shift = 0
+        while True:
+            byte = self._byte()
+            number |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return number
+            if shift > 63:
+                raise ValueError(f"no page header: an endless number at byte {self.position}")
+
+    def _signed(self) -> int:
+        number = self._unsigned()
+        return (number >> 1) ^ -(number & 1)

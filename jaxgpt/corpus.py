@@ -8,19 +8,13 @@ error, because there they mean damage.
 """
 
 import glob
-import hashlib
-import heapq
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from jaxgpt import _loader, hub, jsonl, parquet, plain
 from jaxgpt.errors import DataError
-from jaxgpt.manifest import SourceEntry
 from jaxgpt.plain import STANDARD_LIBRARY
 from jaxgpt.source import Estimate, Skipped, Source, Texts, changed
 from jaxgpt.streams import bare_suffix, codec
@@ -31,8 +25,6 @@ JSON_LINES = (".jsonl", ".ndjson")
 IN_FOLDERS = (".txt", ".md", ".py")
 TEXT = (*IN_FOLDERS, "", ".rst", ".tex", ".html", ".xml", ".css", ".js", ".ts", ".c", ".h", ".cc", ".cpp", ".rs", ".go")
 KNOWN = "parquet, JSON lines (.jsonl) or text files (.txt, .md, .py), the latter two also as .gz or .zst"
-BUCKET_BITS = 20
-SAMPLE_BYTES = 2_000_000
 
 
 def find_sources(names: Sequence[str], text_column: str | None = None) -> list[Source]:
@@ -145,13 +137,10 @@ def estimate(source: Source, text_column: str | None = None) -> Estimate:
     return plain.estimate_python(source) if source.kind == "python" else plain.estimate_text(source)
 
 
-def sample(source: Source, text_column: str | None = None, size: int = 200_000, places: int = 8) -> list[str]:
-    """Some texts from several places of the file, about `size` bytes in all, the same ones each time; long ones cut.
-
-    Fewer `places` cost less in a parquet file, whose row groups must be unpacked.
-    """
+def sample(source: Source, text_column: str | None = None, size: int = 200_000) -> list[str]:
+    """Some texts from several places of the file, about `size` bytes in all, the same ones each time; long ones cut."""
     if source.kind == "parquet":
-        return parquet.sample(source, text_column, size, places)
+        return parquet.sample(source, text_column, size)
     if source.kind == "jsonl":
         return jsonl.sample(source, text_column, size)
     return plain.sample_python(source, size) if source.kind == "python" else plain.sample_text(source, size)
@@ -169,90 +158,3 @@ def checksum(source: Source) -> str:
         return _loader.hash_file(source.local())
     except _loader.ShardChangedError as error:
         raise changed(source.name) from error
-
-
-class Document(NamedTuple):
-    """A text, its size in bytes of UTF-8, and a hash of it and of nothing else."""
-
-    text: str
-    size: int
-    key: bytes
-
-    @property
-    def bucket(self) -> int:
-        """The first bits of the hash: what decides on which side of a split the document falls."""
-        return int.from_bytes(self.key[:4], "big") >> (32 - BUCKET_BITS)
-
-
-def documents(source: Source, text_column: str | None, skipped: Skipped) -> Iterator[Document]:
-    """The documents of `source` that are not empty. Raises what `read` raises."""
-    for batch in read(source, text_column):
-        skipped.add(batch.skipped)
-        for scalar in batch.texts:
-            text = str(scalar)
-            data = text.encode()
-            yield Document(text, len(data), hashlib.blake2b(data, digest_size=16).digest())
-
-
-class Tally:
-    """What was read of one source: documents, bytes of text, and a hash of the texts in their order."""
-
-    def __init__(self, source: Source) -> None:
-        self._source, self._documents, self._bytes = source, 0, 0
-        self._digest = hashlib.blake2b(digest_size=16)
-
-    def add(self, document: Document) -> None:
-        self._documents += 1
-        self._bytes += document.size
-        self._digest.update(document.key)
-
-    def entry(self) -> SourceEntry:
-        return SourceEntry(
-            name=self._source.name,
-            size=self._source.size,
-            documents=self._documents,
-            bytes=self._bytes,
-            texts=self._digest.hexdigest(),
-        )
-
-
-class Census:
-    """What one reading of a corpus finds: its size, and how its texts can be divided.
-
-    Any share of the corpus, taken as all documents in buckets below a limit, is the same whatever the order of the
-    documents, and equal documents fall on the same side of every limit. The census holds the bytes of each bucket
-    (8 MB in all) and the texts of lowest hash, up to `SAMPLE_BYTES`, as a fair sample.
-    """
-
-    def __init__(self) -> None:
-        self.documents = self.bytes = 0
-        self._buckets = np.zeros(1 << BUCKET_BITS, dtype=np.int64)
-        self._sample: list[tuple[int, int, str]] = []
-        self._sample_bytes = 0
-
-    def add(self, document: Document) -> None:
-        self.documents += 1
-        self.bytes += document.size
-        self._buckets[document.bucket] += document.size
-        self._take(-int.from_bytes(document.key, "big"), document)
-
-    def _take(self, order: int, document: Document) -> None:
-        """Keeps the texts of lowest hash, at least one: a heap by negative hash has the highest in front."""
-        if self._sample_bytes >= SAMPLE_BYTES and order <= self._sample[0][0]:
-            return
-        heapq.heappush(self._sample, (order, document.size, document.text))
-        self._sample_bytes += document.size
-        while self._sample_bytes - self._sample[0][1] >= SAMPLE_BYTES:
-            self._sample_bytes -= heapq.heappop(self._sample)[1]
-
-    @property
-    def sample(self) -> list[str]:
-        return [text for _, _, text in sorted(self._sample)]
-
-    def limit(self, size: float) -> int:
-        """The lowest limit such that the documents in buckets below it hold `size` bytes, or all there are."""
-        reached = int(np.searchsorted(np.cumsum(self._buckets), min(size, self.bytes)))
-        return reached + 1 if size > 0 else 0
-
-    def bytes_below(self, limit: int) -> int:
-        return int(self._buckets[:limit].sum())

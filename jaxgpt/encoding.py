@@ -22,7 +22,7 @@ from jaxgpt.errors import DataError
 from jaxgpt.manifest import Settings, SourceEntry
 from jaxgpt.mixture import Mixture, Part, Place, Run, closing_all
 from jaxgpt.progress import Meter
-from jaxgpt.source import Skipped, Source, Texts
+from jaxgpt.source import Skipped, Source, Texts, Unchanged
 from jaxgpt.survey import GENEROUS, Survey, check_split
 from jaxgpt.tokenizer import Tokenizer
 
@@ -161,10 +161,11 @@ class Encoding:
 
     def _read(self, number: int, record: int) -> Iterator[Texts]:
         """Reads a source from a record on; its checksum first."""
-        source, column = self.job.sources[number], self.job.settings.text_column
-        if number not in self._opened:
-            self._opened[number] = Opened(source.size, corpus.checksum(source))
-        return corpus.read(source, column, record)
+        source = self.job.sources[number]
+        with Unchanged.watch(source.local(), source.name):
+            if number not in self._opened:
+                self._opened[number] = Opened(source.size, corpus.checksum(source))
+            yield from corpus.read(source, self.job.settings.text_column, record)
 
     def _take(self, order: Iterator[Run], splitter: _loader.Splitter, site: Site, meter: Meter) -> None:
         """Has each run written while the next one is read and encoded, until there is none or the budget is used up."""

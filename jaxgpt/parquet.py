@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -168,7 +170,7 @@ def read(source: Source, text_column: str | None, start: int = 0) -> Iterator[Te
 def _row_group(column: Column, group: int, start: int = 0) -> Iterator[pa.LargeStringArray]:
     """The rows of a row group from `start` on, checked."""
     packed, expanded, row = int(column.chunk(group).total_compressed_size), 0, 0
-    for texts in _decoded(column, group, _rows_at_a_time(column, group)):
+    for texts in _decoded(column, group):
         expanded += text_bytes(texts)
         check_expansion(column.source.name, place(group), packed, expanded)
         _check_text(column, group, row, texts)
@@ -180,13 +182,44 @@ def _row_group(column: Column, group: int, start: int = 0) -> Iterator[pa.LargeS
         raise _damaged(column.source, place(group), problem)
 
 
-def _decoded(column: Column, group: int, rows: int) -> Iterator[pa.LargeStringArray]:
+def _decoded(column: Column, group: int) -> Iterator[Any]:
+    found = _pages(column, group)
+    coded = column.name == column.path and all(page.is_dictionary or page.is_indices for page in found)
     try:
-        batches = column.file.iter_batches(rows, row_groups=[group], columns=[column.path], use_threads=False)
-        for found in batches:
-            yield column.texts(found)
+        yield from _coded(column, group) if coded else _batches(column, group, found)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(column.source, place(group), error) from error
+
+
+def _batches(column: Column, group: int, found: list[Page]) -> Iterator[Any]:
+    rows = _rows_at_a_time(column, group, found)
+    for batch in column.file.iter_batches(rows, row_groups=[group], columns=[column.path], use_threads=False):
+        yield column.texts(batch)
+
+
+def _coded(column: Column, group: int) -> Iterator[Any]:
+    """The rows of a chunk that is all dictionary, which many writers make: its texts once, and a number for each row.
+
+    The length of every row is thus known before its text is copied.
+    """
+    path, footer, rows = column.source.local(), column.file.metadata, max(1, column.rows(group))
+    with pq.ParquetFile(path, metadata=footer, read_dictionary=[column.path], pre_buffer=False) as file:
+        for batch in file.iter_batches(rows, row_groups=[group], columns=[column.path], use_threads=False):
+            array: Any = batch.column(0)
+            ends = np.cumsum(pc.fill_null(common.lengths(array.dictionary).take(array.indices), 0).to_numpy())
+            check_expansion(column.source.name, place(group), column.chunk(group).total_compressed_size, int(ends[-1]))
+            for begin, end in _cuts(ends):
+                yield array.dictionary.take(array.indices.slice(begin, end - begin)).cast(pa.large_string())
+
+
+def _cuts(ends: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Cuts rows, which end at the bytes `ends`, into parts of `BATCH_BYTES` or of one row."""
+    begin = 0
+    while begin < len(ends):
+        limit = (ends[begin - 1] if begin else 0) + common.BATCH_BYTES
+        end = max(begin + 1, int(np.searchsorted(ends, limit, "right")))
+        yield begin, end
+        begin = end
 
 
 def _check_text(column: Column, group: int, row: int, texts: pa.LargeStringArray) -> None:
@@ -208,15 +241,14 @@ def _is_valid(text: pa.LargeStringArray) -> bool:
     return True
 
 
-def _rows_at_a_time(column: Column, group: int) -> int:
+def _rows_at_a_time(column: Column, group: int, found: list[Page]) -> int:
     """So many rows that about `BATCH_BYTES` are decoded at a time, and never `MOST_BYTES` from a dictionary."""
-    found = _pages(column, group)
     rows = sum(page.values for page in found if not page.is_dictionary)
     mean = max(1, _expected_bytes(found) // max(1, rows))
     wanted = min(MOST_ROWS, common.BATCH_BYTES // mean)
     if DELTA_PREFIXES in column.chunk(group).encodings:
         wanted = min(wanted, MOST_BYTES // max(1, *(page.unpacked for page in found)))
-    elif any(page.is_dictionary for page in found):
+    elif any(page.is_indices for page in found):
         wanted = min(wanted, MOST_BYTES // max(1, _longest_entry(column, group, found)))
     return max(1, wanted)
 
@@ -253,8 +285,8 @@ def _longest_entry(column: Column, group: int, found: list[Page]) -> int:
     """The length of the longest text in the dictionary, or what it cannot exceed if its codec is an unusual one."""
     page = next(page for page in found if page.is_dictionary)
     codec = CODECS.get(column.chunk(group).compression)
-    if codec is None or not any(other.is_indices for other in found):
-        return page.unpacked if codec is None else 0
+    if codec is None:
+        return page.unpacked
     with column.source.path.open("rb") as file:
         file.seek(page.content)
         content = file.read(page.packed)
@@ -289,11 +321,11 @@ def estimate(source: Source, text_column: str | None) -> Estimate:
         return Estimate(sum(_expected_bytes(_pages(column, group)) for group in range(len(chunks))), rows)
 
 
-def sample(source: Source, text_column: str | None, size: int = 200_000, places: int = PLACES) -> list[str]:
-    """Texts of about `size` bytes in all from `places` row groups at most, long ones cut."""
+def sample(source: Source, text_column: str | None, size: int = 200_000) -> list[str]:
+    """Texts of about `size` bytes in all from several row groups, long ones cut."""
     with opened(source, text_column) as column:
         groups = [group for group in range(column.file.num_row_groups) if column.rows(group)]
-        chosen = groups[:: -(-len(groups) // places)] if groups else []
+        chosen = groups[:: -(-len(groups) // PLACES)] if groups else []
         return [text for group in chosen for text in _some(column, group, size // len(chosen))]
 
 

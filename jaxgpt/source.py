@@ -134,17 +134,22 @@ def empty() -> pa.LargeStringArray:
 
 def is_full(texts: Any) -> Any:
     """For each text whether it is neither null nor empty."""
-    return pc.fill_null(pc.not_equal(texts, ""), False)
+    return pc.fill_null(pc.greater(lengths(texts), pa.scalar(0)), False)
+
+
+def lengths(texts: Any) -> Any:
+    """The bytes of each text."""
+    return pc.binary_length(texts)
 
 
 def text_bytes(texts: Any) -> int:
     """Bytes of UTF-8 in `texts`."""
-    return int(pc.sum(pc.binary_length(texts)).as_py() or 0)
+    return int(pc.sum(lengths(texts)).as_py() or 0)
 
 
 def longest(texts: Any) -> int:
     """The bytes of the longest of `texts`, 0 if there is none."""
-    return int(pc.max(pc.binary_length(texts)).as_py() or 0)
+    return int(pc.max(lengths(texts)).as_py() or 0)
 
 
 def clipped(text: str, size: int) -> str:

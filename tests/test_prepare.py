@@ -2,59 +2,20 @@
 
 import hashlib
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import sysconfig
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from corpora import EOT, documents_in, ids_of, parquet, some_texts
 
-from jaxgpt import corpus, errors, manifest
-from jaxgpt import prepare as command
-from jaxgpt.corpus import Skipped, documents, find_sources
-from jaxgpt.dataset import Split, open_folder
+from jaxgpt import corpus, manifest
+from jaxgpt.dataset import open_folder
 from jaxgpt.errors import JaxgptError
 from jaxgpt.prepare import main, prepare
 from jaxgpt.tokenizer import gpt2
-
-EOT = 50256
-
-
-def texts_of(names: Sequence[Any], text_column: str | None = None) -> list[str]:
-    sources = find_sources([str(name) for name in names], text_column)
-    return [document.text for source in sources for document in documents(source, text_column, Skipped())]
-
-
-def ids_of(split: Split) -> "np.ndarray[Any, Any]":
-    return split.ids(0, split.tokens)
-
-
-def documents_in(split: Split | None) -> list[str]:
-    """The texts that the tokens of `split` stand for."""
-    assert split is not None
-    return gpt2().decode(ids_of(split)).split("<|endoftext|>")[:-1]
-
-
-def parquet(path: Path, **columns: Any) -> Path:
-    pq.write_table(pa.table(columns), path, row_group_size=100, compression="zstd")
-    return path
-
-
-def some_texts() -> list[str]:
-    """Of different lengths, every tenth one like the one before; the highest id, of " gazed", only in the first."""
-    numbers = [n - (n % 10 == 9) for n in range(1, 300)]
-    return ["Document 0 — é. gazed", *(f"Document {n} — é. " * (1 + n * 7 % 23) for n in numbers)]
 
 
 @pytest.fixture
@@ -126,147 +87,24 @@ def test_a_tokenizer_of_more_than_65536_ids_gives_uint32(tmp_path: Path, plain: 
     assert documents_in(data.train) == some_texts()
 
 
-# --- the split -------------------------------------------------------------------------------------------------------
-
-
-def test_the_split_is_by_document_and_about_the_size_asked(tmp_path: Path, plain: Path) -> None:
-    prepare([str(plain)], tmp_path / "data", val_tokens=4000)
-    data = open_folder(tmp_path / "data")
-    train, val = documents_in(data.train), documents_in(data.val)
-    assert sorted(train + val) == sorted(some_texts())
-    assert [text for text in some_texts() if text in set(val)] == val
-    assert not set(train) & set(val)
-    assert any(val.count(text) > 1 for text in val)
-    assert data.val is not None
-    assert 4000 <= data.val.tokens < 4600
-    assert data.val.bytes == sum(len(text.encode()) for text in val)
-
-
-def test_the_split_does_not_depend_on_the_order_of_documents(tmp_path: Path, plain: Path) -> None:
-    backwards = parquet(tmp_path / "backwards.parquet", text=some_texts()[::-1])
-    prepare([str(plain)], tmp_path / "a", val_tokens=4000)
-    prepare([str(backwards)], tmp_path / "b", val_tokens=4000)
-    found, again = (documents_in(open_folder(tmp_path / name).val) for name in "ab")
-    assert found == again[::-1]
-
-
-@pytest.mark.parametrize("wanted", [10**9, 2 * 10**4])
-def test_a_split_that_leaves_nothing_to_train_on(tmp_path: Path, plain: Path, wanted: int) -> None:
-    error = refused("D025", plain, "--out", tmp_path / "data", "--val-tokens", wanted)
-    assert f"val_tokens = {wanted:,} leaves too little to train on: there are about" in error.message
-    single = tmp_path / "single.txt"
-    single.write_text("One document. " * 100)
-    assert "1 document" in refused("D025", single, "--out", tmp_path / "data", "--val-tokens", 5).message
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.parquet", "single.txt"]
-
-
 # --- sources ---------------------------------------------------------------------------------------------------------
 
 
-def test_files_folders_and_globs(tmp_path: Path) -> None:
-    folder = tmp_path / "a"
-    (folder / "sub").mkdir(parents=True)
-    (folder / ".git").mkdir()
-    names = ("b.txt", "a.md", "sub/c.py", ".hidden.txt", ".git/d.txt", "data.json", "e[1].txt")
-    for name in names:
-        (folder / name).write_text(name, encoding="utf-8")
-    assert texts_of([folder]) == ["a.md", "b.txt", "e[1].txt", "sub/c.py"]
-    assert texts_of([folder / "b.txt", folder / "a.md"]) == ["b.txt", "a.md"]
-    assert texts_of([folder / "*.txt"]) == ["b.txt", "e[1].txt"]
-    assert texts_of([folder / "e[1].txt"]) == ["e[1].txt"]
-    parquet(folder / "sub" / "p.parquet", text=["from parquet"])
-    assert texts_of([folder]) == ["from parquet"]
-
-
-def test_text_files_that_are_not_utf8_are_mended_and_counted(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"ok \xff\xfe\x00 <|endoftext|>")
-    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfmarked\r\n")
-    (tmp_path / "c.txt").write_bytes(b"")
-    skipped = Skipped()
-    found = [doc.text for source in find_sources([str(tmp_path)]) for doc in documents(source, None, skipped)]
-    assert found == ["ok \ufffd\ufffd\x00 <|endoftext|>", "marked\r\n"]
-    assert str(skipped) == "1 empty document left out, 1 text file with bytes that are not UTF-8, now U+FFFD"
-    prepare([str(tmp_path)], tmp_path / "data")
-    ids = ids_of(open_folder(tmp_path / "data").train).tolist()
-    assert ids == [*gpt2().encode(found[0]), EOT, *gpt2().encode(found[1]), EOT]
-
-
-def test_null_and_empty_rows_are_left_out(tmp_path: Path) -> None:
-    path = parquet(tmp_path / "a.parquet", text=["one", None, "", "two"])
-    skipped = Skipped()
-    assert [doc.text for doc in documents(find_sources([str(path)])[0], None, skipped)] == ["one", "two"]
-    assert (skipped.null, skipped.empty) == (1, 1)
-    empty = parquet(tmp_path / "b.parquet", text=pa.array([None, ""], pa.string()))
-    assert "1 null document left out" in refused("D024", empty, "--out", tmp_path / "data").message
-
-
-def test_the_text_column(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_text("x")
+    assert ".zip files cannot be read" in refused("D023", tmp_path / "a.zip", "--out", tmp_path / "x").message
     several = parquet(tmp_path / "several.parquet", id=[1], body=["b"], title=["t"])
-    error = refused("D020", several, "--out", tmp_path / "data")
-    assert error.message == f"{several}: no column 'text'; its columns: id (int64), body (string), title (string)"
-    assert error.help == "--text-column body"
-    assert "column 'id' is int64" in refused("D020", several, "--out", tmp_path / "x", "--text-column", "id").message
-    assert texts_of([several], "title") == ["t"]
-    assert texts_of([parquet(tmp_path / "one.parquet", id=[1], content=["only"])]) == ["only"]
-    coded = pa.array(["x", "y", "x"]).dictionary_encode()
-    assert texts_of([parquet(tmp_path / "coded.parquet", text=coded)]) == ["x", "y", "x"]
-    assert texts_of([parquet(tmp_path / "large.parquet", text=pa.array(["l"], pa.large_string()))]) == ["l"]
+    assert "no column 'text'" in refused("D020", several, "--out", tmp_path / "x").message
+    empty = parquet(tmp_path / "b.parquet", text=pa.array([None, ""], pa.string()))
+    assert "1 null document left out" in refused("D024", empty, "--out", tmp_path / "x").message
+    assert not (tmp_path / "x").exists()
 
 
-def test_damaged_parquet(tmp_path: Path) -> None:
-    source = random.Random(1)
-    path = parquet(tmp_path / "a.parquet", text=[source.randbytes(50).hex() for _ in range(300)])
-    whole, middle = path.read_bytes(), path.stat().st_size // 2
-    for broken in (whole[:-100], b"", b"PAR1", b"not parquet at all", whole.replace(b"text", b"te\xfft")):
-        path.write_bytes(broken)
-        said = refused("D021", path, "--out", tmp_path / "data").message
-        assert said.startswith(f"{path} is not parquet, or damaged")
-    path.write_bytes(whole[:middle] + bytes(2000) + whole[middle + 2000 :])
-    said = refused("D021", path, "--out", tmp_path / "data").message
-    assert f"{path}, row group 1, is not parquet, or damaged" in said
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
-    buffers = [None, pa.py_buffer(np.array([0, 2, 4], "<i4").tobytes()), pa.py_buffer(b"ok\xff\xfe")]
-    path = parquet(tmp_path / "a.parquet", text=pa.Array.from_buffers(pa.string(), 2, buffers))
-    expected = f"{path}, row group 0, column 'text': a text is not UTF-8"
-    assert refused("D022", path, "--out", tmp_path / "data").message.startswith(expected)
-
-
-def test_sources_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.txt", "a.zip", "a.jsonl"):
-        (tmp_path / name).write_text("x")
-    assert ".zip files cannot be read" in refused("D023", tmp_path / "a.zip", "--out", "x").message
-    assert ".jsonl files cannot be read" in refused("D023", tmp_path / "a.jsonl", "--out", "x").message
-    os.mkfifo(tmp_path / "pipe.txt")
-    (tmp_path / "empty").mkdir()
-    assert "is given twice" in refused("D023", tmp_path / "a.txt", tmp_path / "a*.txt", "--out", "x").message
-    assert "not found" in refused("D023", tmp_path / "nope.txt", "--out", "x").message
-    assert "no file matches" in refused("D023", tmp_path / "nope*", "--out", "x").message
-    assert "no .parquet" in refused("D023", tmp_path / "empty", "--out", "x").message
-    assert "pipe.txt is not a file" in refused("D015", tmp_path / "pipe.txt", "--out", "x").message
-    assert not Path("x").exists()
-
-
-def test_the_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {
-        "a.py": b"# \xc3\xa9\n",
-        "b.py": b"# -*- coding: latin-1 -*-\n# \xe9\n",
-        "sub/c.py": b"c",
-        "sub/data.txt": b"no",
-    }
-    files |= {"broken.py": b"# -*- coding: utf-8 -*-\n# \xe9\n", "nocodec.py": b"# -*- coding: uft-8 -*-\n"}
-    files |= {"lib2to3/f.py": b"f", "lib2to3/tests/data/e.py": b"no"}
-    for name, data in (files | {"site-packages/other.py": b"no", "__pycache__/d.py": b"no"}).items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(data)
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    source, skipped = find_sources(["python-stdlib"])[0], Skipped()
-    found = [document.text for document in documents(source, None, skipped)]
-    assert found == ["# é\n", "# -*- coding: latin-1 -*-\n# é\n", "f", "c"]
-    assert (skipped.unreadable, source.name) == (2, "python-stdlib")
+def test_mended_text_is_encoded(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"ok \xff\xfe\x00 <|endoftext|>")
+    prepare([str(tmp_path / "a.txt")], tmp_path / "data")
+    ids = ids_of(open_folder(tmp_path / "data").train).tolist()
+    assert ids == [*gpt2().encode("ok \ufffd\ufffd\x00 <|endoftext|>"), EOT]
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------
@@ -315,15 +153,15 @@ def test_too_little_space(tmp_path: Path, plain: Path, monkeypatch: pytest.Monke
 
 
 def test_sources_that_change_while_they_are_read(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    census = command._census
+    checksum = corpus.checksum
 
-    def then_changed(*arguments: Any) -> Any:
-        found = census(*arguments)
+    def then_changed(source: corpus.Source) -> str:
+        found = checksum(source)
         parquet(plain, text=some_texts()[1:])
         return found
 
-    monkeypatch.setattr(command, "_census", then_changed)
-    assert "changed while it was read" in refused("D026", plain, "--out", tmp_path / "data").message
+    monkeypatch.setattr(corpus, "checksum", then_changed)
+    assert "changed" in refused("D026", plain, "--out", tmp_path / "data").message
     assert list(tmp_path.iterdir()) == [plain]
 
 
@@ -336,7 +174,8 @@ def test_a_tokenizer_without_an_end_of_text(tmp_path: Path, plain: Path) -> None
 
 IMPOSSIBLE = """C028 --val-tokens -1 | C006 --val-tokens many | C028 --shard-tokens 0 | C028 --shard-tokens 3e9
     C026 --tokenizer gpt3 | C027 --train-tokenizer 100 | C028 --train-tokenizer 300 --tokenizer own.json
-    C006 --bogus"""
+    C028 --tokens -1 | C006 --format zip | C006 --encoder tiktoken | C028 --weights 1,2 | C028 --weights 0
+    C006 --weights a,b | C028 --weights nan | C006 --bogus"""
 
 
 @pytest.mark.parametrize("options", IMPOSSIBLE.replace("\n", "|").split("|"))
@@ -344,56 +183,3 @@ def test_options_that_cannot_be(tmp_path: Path, plain: Path, options: str) -> No
     code, *arguments = options.split()
     assert refused(code, plain, "--out", tmp_path / "data", *arguments).exit_status == 2
     assert list(tmp_path.iterdir()) == [plain]
-
-
-def started(source: Path, out: Path) -> "subprocess.Popen[str]":
-    """The command in a process of its own, that has begun to write tokens, in small batches and thus slowly."""
-    code = "import signal; from jaxgpt import errors, prepare; prepare.BATCH_BYTES = 20_000; "
-    code += "signal.signal(signal.SIGINT, signal.default_int_handler); raise SystemExit(errors.run(prepare.main))"
-    arguments = [sys.executable, "-c", code, str(source), "--out", str(out), "--shard-tokens", "200000"]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    hidden = out.with_name(f".{out.name}.preparing")
-    limit = time.monotonic() + 60
-    while not any(hidden.glob("train_*")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit
-        time.sleep(0.01)
-    return process
-
-
-@pytest.fixture
-def long(tmp_path: Path) -> Path:
-    return parquet(tmp_path / "long.parquet", text=[f"{n} " * 700 for n in range(2500)])
-
-
-def test_killed_and_started_again(tmp_path: Path, long: Path) -> None:
-    process = started(long, tmp_path / "data")
-    assert "is being prepared by another process" in refused("S001", long, "--out", tmp_path / "data").message
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
-    assert not (tmp_path / "data").exists()
-    assert any((tmp_path / ".data.preparing").iterdir())
-    for out in ("data", "undisturbed"):
-        prepare([str(long)], tmp_path / out, shard_tokens=200_000)
-    again, expected = ({p.name: p.read_bytes() for p in (tmp_path / out).iterdir()} for out in ("data", "undisturbed"))
-    assert again == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "long.parquet", "undisturbed"]
-
-
-def test_interrupted_from_the_keyboard(tmp_path: Path, long: Path) -> None:
-    process = started(long, tmp_path / "data")
-    process.send_signal(signal.SIGINT)
-    assert (process.communicate(timeout=30)[0], process.returncode) == ("interrupted\n", errors.INTERRUPTED)
-    assert list(tmp_path.iterdir()) == [long]
-
-
-def test_the_census_keeps_a_fair_sample(monkeypatch: pytest.MonkeyPatch, plain: Path) -> None:
-    monkeypatch.setattr(corpus, "SAMPLE_BYTES", 3000)
-    source = find_sources([str(plain)])[0]
-    census = corpus.Census()
-    for document in documents(source, None, Skipped()):
-        census.add(document)
-    chosen = [document for document in documents(source, None, Skipped()) if document.text in census.sample]
-    others = [document.key for document in documents(source, None, Skipped()) if document.text not in census.sample]
-    assert max(document.key for document in chosen) < min(others)
-    assert 3000 <= sum(document.size for document in chosen) < 5000

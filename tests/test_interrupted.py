@@ -1,0 +1,222 @@
+"""Interrupted anywhere, a preparation goes on, and its bytes are those of one that was not."""
+
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from corpora import files_in, parquet, stories
+
+from jaxgpt import corpus, encoding, errors, source
+from jaxgpt.errors import JaxgptError
+from jaxgpt.prepare import prepare
+
+COMMAND = """
+import signal
+from jaxgpt import encoding, errors, prepare, source
+source.BATCH_BYTES, encoding.NOTE_SECONDS = 20_000, {seconds}
+signal.signal(signal.SIGINT, signal.default_int_handler)
+raise SystemExit(errors.run(prepare.main))
+"""
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here as in the command: how much is held aside is decided on the first batch."""
+    monkeypatch.setattr(source, "BATCH_BYTES", 20_000)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[str]:
+    return [str(parquet(tmp_path / f"{n}.parquet", text=stories(4000, n))) for n in (1, 2)]
+
+
+def options(parts: list[str], out: Path) -> dict[str, Any]:
+    return {"sources": parts, "out": out, "weights": [0.6, 0.4], "val_tokens": 20_000, "shard_tokens": 60_000}
+
+
+def start(parts: list[str], out: Path, seconds: float = 0.01, **limits: Any) -> "subprocess.Popen[str]":
+    """The command in a process of its own, with small batches, that notes how far it is after each."""
+    asked = ["--weights", "0.6,0.4", "--val-tokens", "20000", "--shard-tokens", "60000"]
+    code = COMMAND.format(seconds=seconds)
+    command = [sys.executable, "-c", code, *parts, "--out", str(out), *asked]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **limits)
+
+
+def hidden(out: Path) -> Path:
+    return out.with_name(f".{out.name}.preparing")
+
+
+def wait_for(process: "subprocess.Popen[str]", path: Path) -> None:
+    limit = time.monotonic() + 60
+    while not path.exists() and process.poll() is None:
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, parts: list[str]) -> dict[str, bytes]:
+    prepare(**options(parts, tmp_path / "undisturbed"))
+    return files_in(tmp_path / "undisturbed")
+
+
+def test_killed_twenty_five_times(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes]) -> None:
+    chance, out, kills, continued = random.Random(3), tmp_path / "data", 0, 0
+    while kills < 25:
+        begun = (hidden(out) / ".journal.json").exists()
+        process = start(parts, out)
+        wait_for(process, hidden(out) / ".journal.json")
+        time.sleep(chance.random() ** 2)
+        process.send_signal(signal.SIGKILL)
+        output, _ = process.communicate(timeout=60)
+        kills += process.returncode == -signal.SIGKILL
+        continued += begun
+        if out.exists():
+            assert files_in(out) == undisturbed, output
+            shutil.rmtree(out)
+    prepare(**options(parts, out))
+    assert files_in(out) == undisturbed
+    assert continued > 5
+    assert not hidden(out).exists()
+
+
+class Broken(Exception):
+    pass
+
+
+def broken_after(batches: int, monkeypatch: pytest.MonkeyPatch, starts: list[int]) -> None:
+    """Lets reading fail after so many batches; `starts` gets the records from which sources are read."""
+    read, left = corpus.read, [batches]
+
+    def reading(one: corpus.Source, column: str | None, start: int = 0) -> Iterator[corpus.Texts]:
+        starts.append(start)
+        for texts in read(one, column, start):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Broken
+            yield texts
+
+    monkeypatch.setattr(corpus, "read", reading)
+
+
+def test_going_on_at_every_batch(
+    tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "NOTE_SECONDS", 0.01)
+    starts: list[int] = []
+    for _ in range(100):
+        with monkeypatch.context() as patch:
+            broken_after(25, patch, starts)
+            try:
+                prepare(**options(parts, tmp_path / "data"))
+                break
+            except Broken:
+                continue
+    assert files_in(tmp_path / "data") == undisturbed
+    assert len({start for start in starts if start}) >= 4
+
+
+def test_a_full_disk(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes]) -> None:
+    def small() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    process = start(parts, tmp_path / "data", preexec_fn=small)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 7
+    assert "error[S003]: cannot write" in output
+    assert "the same command goes on where this one stopped" in output
+    prepare(**options(parts, tmp_path / "data"))
+    assert files_in(tmp_path / "data") == undisturbed
+
+
+def test_ctrl_c(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes]) -> None:
+    process = start(parts, tmp_path / "data")
+    wait_for(process, hidden(tmp_path / "data") / ".journal.json")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == errors.INTERRUPTED
+    assert output == "interrupted: the same command goes on where this one stopped\n"
+    prepare(**options(parts, tmp_path / "data"))
+    assert files_in(tmp_path / "data") == undisturbed
+
+
+def test_nothing_is_left_of_what_had_only_begun(tmp_path: Path, parts: list[str]) -> None:
+    process = start(parts, tmp_path / "data", seconds=1e9)
+    wait_for(process, hidden(tmp_path / "data") / ".train_000000.bin.tmp")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == "interrupted\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.parquet", "2.parquet"]
+
+
+def interrupted(tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A preparation that stopped on its way, with a journal."""
+    monkeypatch.setattr(encoding, "NOTE_SECONDS", 0.01)
+    with monkeypatch.context() as patch:
+        broken_after(40, patch, [])
+        with pytest.raises(Broken):
+            prepare(**options(parts, tmp_path / "data"))
+    assert (hidden(tmp_path / "data") / ".journal.json").exists()
+    return tmp_path / "data"
+
+
+def test_another_process_is_at_it(tmp_path: Path, parts: list[str]) -> None:
+    process = start(parts, tmp_path / "data")
+    wait_for(process, hidden(tmp_path / "data") / ".journal.json")
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(JaxgptError, match=r"S001.*is being prepared by another process"):
+        prepare(**options(parts, tmp_path / "data"))
+    process.kill()
+    process.communicate()
+
+
+def test_other_settings_do_not_go_on(
+    tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = interrupted(tmp_path, parts, monkeypatch)
+    before = files_in(hidden(out))
+    with pytest.raises(JaxgptError, match=r"S017.*had other sources, val_tokens\n  help: .*--restart"):
+        prepare(**options(parts[::-1], out) | {"val_tokens": 5})
+    assert files_in(hidden(out)) == before
+    prepare(**options(parts, out), restart=True)
+    assert files_in(out) == undisturbed
+
+
+def test_a_source_that_changed_meanwhile(tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = interrupted(tmp_path, parts, monkeypatch)
+    parquet(Path(parts[0]), text=stories(4000, 7))
+    with pytest.raises(JaxgptError, match=r"D026.*1\.parquet changed since the preparation was interrupted"):
+        prepare(**options(parts, out))
+
+
+def test_a_journal_that_cannot_be_read_is_begun_anew(
+    tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = interrupted(tmp_path, parts, monkeypatch)
+    (hidden(out) / ".journal.json").write_bytes(b"\x00" * 50)
+    prepare(**options(parts, out))
+    assert files_in(out) == undisturbed
+
+
+def test_a_tokenizer_in_training_is_not_lost(tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(out: str) -> dict[str, Any]:
+        return options(parts, tmp_path / out) | {"train_tokenizer": 400}
+
+    prepare(**asked("undisturbed"))
+    monkeypatch.setattr(encoding, "NOTE_SECONDS", 0.01)
+    with monkeypatch.context() as patch:
+        broken_after(110, patch, [])
+        with pytest.raises(Broken):
+            prepare(**asked("data"))
+    assert (hidden(tmp_path / "data") / "tokenizer.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxgpt.prepare.learn", None)
+        prepare(**asked("data"))
+    assert files_in(tmp_path / "data") == files_in(tmp_path / "undisturbed")

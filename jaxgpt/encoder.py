@@ -71,7 +71,7 @@ class Encoder:
     def _fast_ids(
         self, ends: npt.NDArray[np.int64], data: npt.NDArray[np.uint8]
     ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-        import awkward as ak  # a quarter of a second: only who encodes pays it
+        import awkward as ak
 
         characters = ak.contents.NumpyArray(data, parameters={"__array__": "char"})
         strings = ak.contents.ListOffsetArray(ak.index.Index64(ends), characters, parameters={"__array__": "string"})
@@ -90,6 +90,7 @@ def _gigatoken(tokenizer: Tokenizer) -> Any:
 
     Special tokens are left out of it: in a text they are ordinary characters.
     """
+    import awkward  # noqa: F401  # a quarter of a second, which only who encodes pays, and here rather than in the midst
     from gigatoken.gigatoken_rs import load_hf_json
 
     text = tokenizer.to_json()

@@ -1,0 +1,177 @@
+"""`jaxgpt.prepare` beside pyarrow + tiktoken + numpy: same machine, same files, same run, fresh processes.
+
+    python bench/prepare.py [SOURCE.parquet ...] [--rounds 5] [--threads 1 2] [--json FILE]
+
+Each round runs the two one after the other, from parquet on disk (in the page cache) to token files on disk. Two times
+are taken: of the whole process, and of the work alone, after imports and after the tokenizer is loaded. The other side
+is what one writes by hand: the text column in batches of 1,000 rows, `encode_ordinary_batch` on as many threads,
+numpy's uint16, one `train.bin`; it computes no checksums, keeps no journal and does not sync. Its tokens must be ours,
+all of them. Then: memory, threads, and where the processor time goes, stage by stage. Needs `pip install tiktoken`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+def by_hand(paths: Sequence[str], out: str, threads: int) -> None:
+    """The pipeline that the command is held against; prints the seconds of its work."""
+    import pyarrow.parquet as pq
+    import tiktoken
+
+    from jaxgpt import _loader
+
+    ranks = {token: rank for rank, token in enumerate(_loader.gpt2_vocabulary())}
+    eot = {"<|endoftext|>": len(ranks)}
+    encoding = tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=eot)
+    began = time.perf_counter()
+    with Path(out).open("wb") as file:
+        for path in paths:
+            for rows in pq.ParquetFile(path).iter_batches(1000, columns=["text"]):
+                texts = rows.column(0).to_pylist()
+                for ids in encoding.encode_ordinary_batch(texts, num_threads=threads):
+                    file.write(np.array([*ids, len(ranks)], np.uint16).tobytes())
+    print(f"{time.perf_counter() - began:.3f} s of work")
+
+
+def ours(paths: Sequence[str], out: Path, threads: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "jaxgpt.prepare", *paths, "--out", str(out), "--format", "nanogpt"]
+    seconds, megabytes, printed = timed(command, threads)
+    rate = float(re.search(r"([\d,]+) tokens/s", printed)[1].replace(",", ""))  # type: ignore[index]
+    tokens = (out / "train.bin").stat().st_size // 2
+    return {"seconds": seconds, "work": tokens / rate, "MB": megabytes, "tokens": tokens}
+
+
+def theirs(paths: Sequence[str], out: Path, threads: int) -> dict[str, float]:
+    command = [sys.executable, __file__, *paths, "--by-hand", str(out), "--threads", str(threads)]
+    seconds, megabytes, printed = timed(command, threads)
+    return {"seconds": seconds, "work": float(printed.split()[0]), "MB": megabytes, "tokens": out.stat().st_size // 2}
+
+
+def timed(command: Sequence[str], threads: int) -> tuple[float, float, str]:
+    """Wall seconds, peak memory in MB and the output of a process that may use so many cores."""
+    began = time.perf_counter()
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, cores)
+    )
+    assert process.stdout
+    printed = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return time.perf_counter() - began, usage.ru_maxrss / 1000, printed
+
+
+def stages(paths: Sequence[str], folder: Path) -> dict[str, float]:
+    """Processor seconds of every stage alone, in this process and with nothing else going on."""
+    figures: dict[str, float] = {}
+
+    def stage(name: str, work: Callable[[], Any]) -> Any:
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        result = work()
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        figures[name] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return result
+
+    def imports() -> None:
+        import awkward  # noqa: F401
+
+        import jaxgpt.prepare  # noqa: F401
+
+    stage("imports", imports)
+    from jaxgpt import _loader, corpus, tokenizer
+    from jaxgpt.encoder import Encoder
+
+    gpt2 = stage("tokenizer", tokenizer.gpt2)
+    encoder = stage("its copy for gigatoken", lambda: Encoder(gpt2))
+    sources = corpus.find_sources(list(paths))
+    stage("checksums of the sources", lambda: [corpus.checksum(source) for source in sources])
+    batches = stage("reading parquet", lambda: [texts for source in sources for texts in corpus.read(source)])
+    lots = stage("encoding", lambda: [encoder.encode(batch.texts) for batch in batches])
+    splitter = _loader.Splitter(folder, "uint16", shard_tokens=10**8, end_of_text=50256)
+    stage("splitting and writing", lambda: [splitter.add(lot.encoded, 0, len(lot.encoded)) for lot in lots])
+    stage("syncing, checksums of the shards", splitter.finish)
+    return figures
+
+
+def compare(paths: Sequence[str], rounds: int, threads: Sequence[int], folder: Path) -> list[dict[str, Any]]:
+    rows = []
+    for count in threads:
+        pairs = []
+        for number in range(rounds + 1):  # the first warms the page cache and is not counted
+            out = folder / f"{count}-{number}"
+            mine, hand = ours(paths, out, count), theirs(paths, out.with_suffix(".bin"), count)
+            if (out / "train.bin").read_bytes() != out.with_suffix(".bin").read_bytes():
+                raise SystemExit("the two do not agree on the tokens")
+            pairs.append((mine, hand))
+            for path in (*out.iterdir(), out.with_suffix(".bin")):
+                path.unlink()
+        rows.append({"threads": count, "pairs": pairs[1:]})
+        show(rows[-1])
+    return rows
+
+
+def show(row: dict[str, Any]) -> None:
+    pairs = row["pairs"]
+
+    def median(side: int, figure: str) -> float:
+        return statistics.median(pair[side][figure] for pair in pairs)
+
+    tokens = pairs[0][0]["tokens"]
+    print(f"\n{row['threads']} thread(s), {tokens:,} tokens, medians of {len(pairs)} rounds")
+    for name, figure in (("whole process", "seconds"), ("work alone", "work")):
+        mine, hand = median(0, figure), median(1, figure)
+        ratios = sorted(pair[1][figure] / pair[0][figure] for pair in pairs)
+        print(
+            f"  {name:14} jaxgpt {mine:6.2f} s {tokens / mine / 1e6:6.1f} M tokens/s   by hand {hand:6.2f} s "
+            f"{tokens / hand / 1e6:5.1f} M   ratio {statistics.median(ratios):5.1f} ({ratios[0]:.1f}–{ratios[-1]:.1f})"
+        )
+    print(f"  peak memory    jaxgpt {median(0, 'MB'):6.0f} MB   by hand {median(1, 'MB'):6.0f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="*", metavar="SOURCE.parquet")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, min(2, os.cpu_count() or 1)])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--by-hand", metavar="OUT", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    paths = options.sources or sorted(map(str, CORPUS.glob("*.parquet")))
+    if not paths:
+        parser.error("name parquet files with a text column")
+    if options.by_hand:
+        return by_hand(paths, options.by_hand, options.threads[0])
+    with tempfile.TemporaryDirectory() as folder:
+        rows = compare(paths, options.rounds, options.threads, Path(folder))
+        profile = stages(paths, Path(folder))
+    print("\nprocessor seconds of each stage alone")
+    for name, seconds in profile.items():
+        print(f"  {name:34}{seconds:6.2f}")
+    if options.json:
+        machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        options.json.write_text(json.dumps(machine | {"rows": rows, "stages": profile}, indent=2) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -27,6 +27,7 @@ FORM = "hf://datasets/OWNER/NAME[@REVISION]/PATH*.parquet"
 NAME = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?/(.+)")
 REPOSITORY = re.compile(r"(?!\.)[\w.-]+/[\w.-]+(?<!\.json)")
 BLOCK = 16_000_000  # bytes that are asked for at a time
+TIMEOUT = 30.0  # seconds until a hub that says nothing counts as not there
 LIBRARIES = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3")  # whose errors are about the network
 MAGIC = re.compile(r"[*?]")
 
@@ -62,7 +63,7 @@ def find(name: str) -> list[File]:
     repository, revision, pattern = matched[1], urllib.parse.unquote(matched[2] or "main"), matched[3]
     with _translated(name):
         api = _library().HfApi(endpoint=_endpoint())
-        commit = api.repo_info(repository, repo_type="dataset", revision=revision).sha
+        commit = api.repo_info(repository, repo_type="dataset", revision=revision, timeout=TIMEOUT).sha
         folder = str(PurePosixPath(*_plain_parts(pattern)))
         options = {"repo_type": "dataset", "revision": commit, "recursive": True}
         tree = list(api.list_repo_tree(repository, None if folder == "." else folder, **options))
@@ -163,9 +164,22 @@ def _check(file: File, partial: Path) -> None:
 
 
 def tokenizer(name: str) -> Path:
-    """The `tokenizer.json` of the model repository `name` on this disk. Raises as `find` does."""
+    """The `tokenizer.json` of the model repository `name` on this disk. Raises as `find` does.
+
+    One that was fetched before is good enough where the hub cannot be reached.
+    """
     with _translated(name):
-        return Path(_library().hf_hub_download(name, "tokenizer.json", endpoint=_endpoint()))
+        library = _library()
+        try:  # asked first, because the download itself would try for half a minute to reach a hub that is not there
+            library.HfApi(endpoint=_endpoint()).repo_info(name, timeout=TIMEOUT)
+        except Exception as error:
+            if getattr(error, "response", None) is not None:
+                raise
+            known = library.try_to_load_from_cache(name, "tokenizer.json")
+            if not isinstance(known, str):
+                raise
+            return Path(known)
+        return Path(library.hf_hub_download(name, "tokenizer.json", endpoint=_endpoint()))
 
 
 def _endpoint() -> str | None:
@@ -196,7 +210,8 @@ def _translated(name: str) -> Iterator[None]:
 
 
 def _refusal(name: str, error: Exception, errors: Any) -> Exception:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    status = getattr(response, "status_code", None)
     token = "HF_TOKEN is set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
     if isinstance(error, errors.GatedRepoError) or status == 403:
         help = f"accept its terms on its page, and use a token with access ({token})"
@@ -204,7 +219,7 @@ def _refusal(name: str, error: Exception, errors: Any) -> Exception:
     if status == 401:
         what = f"the hub knows no {name}, or keeps it private (401)"
         return ConfigError("C035", what, f"check its name, or give a token with access ({token})")
-    if isinstance(error, errors.EntryNotFoundError) or status == 404:
+    if status == 404:
         kind = "revision" if isinstance(error, errors.RevisionNotFoundError) else "repository or file"
         return DataError("D023", f"the hub has no such {kind}: {name}", "check its name, and the revision after @")
     if isinstance(error, PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError):

@@ -83,7 +83,7 @@ def read(source: Source, text_column: str | None, start: int = 0) -> Iterator[Te
     with Unchanged.watch(path, source.name):
         field = field_of(source, text_column)
         with opened(path, source.name) as stream:
-            for block in _after(_blocks(stream, source), start):
+            for block in _after(_blocks(stream, source, common.BATCH_BYTES), start):
                 texts, mended = _texts(source, block, field)
                 yield from batcher.add(texts, mended=mended)
     yield from batcher.rest()
@@ -104,7 +104,7 @@ def _after(blocks: Iterator[Block], start: int) -> Iterator[Block]:
         start = 0
 
 
-def _blocks(stream: Stream, source: Source, size: int = common.BATCH_BYTES) -> Iterator[Block]:
+def _blocks(stream: Stream, source: Source, size: int) -> Iterator[Block]:
     """The file in blocks of about `size` bytes, cut after lines."""
     line, offset, held = 1, 0, [_without_bom(stream)]
     offset = stream.given - len(held[0])

@@ -1,9 +1,11 @@
-"""The page headers of a parquet column chunk, read without unpacking any page.
+"""Where the pages of a parquet column are, from the footer and the page headers, without unpacking any page.
 
-They say how large each page becomes before memory is given to it, and how many values it holds. The format is Thrift's
-compact protocol: https://github.com/apache/parquet-format (parquet.thrift, PageHeader).
+Page headers say how large each page becomes before memory is given to it, and how many values it holds. The footer is
+read here too because Arrow's own view of a damaged one can end the process. Both are in Thrift's compact protocol:
+https://github.com/apache/parquet-format (parquet.thrift, FileMetaData and PageHeader).
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -11,9 +13,25 @@ HEADER_BYTES = (1 << 10, 1 << 16, 1 << 24)  # to read for a header: most are sho
 DICTIONARY = 2  # a page's type
 DICTIONARY_ENCODINGS = (2, 8)
 PLAIN = 0
-DEPTH = 8  # structs within structs: a header has three
+DELTA_PREFIXES = 7
+DEPTH = 16  # structs and lists within each other: a footer has seven
 
 Struct = dict[int, Any]
+
+
+class Chunk(NamedTuple):
+    """The pages of one column in one row group. `begin`, `packed` and `unpacked` are in bytes, `nulls` may be unknown.
+
+    `codec` and `encodings` are numbers of the format.
+    """
+
+    rows: int
+    begin: int
+    packed: int
+    unpacked: int
+    codec: int
+    encodings: tuple[int, ...]
+    nulls: int
 
 
 class Page(NamedTuple):
@@ -33,16 +51,53 @@ class Page(NamedTuple):
         return not self.is_dictionary and self.encoding in DICTIONARY_ENCODINGS
 
 
+def footer(file: BinaryIO) -> Struct:
+    """The file's description of itself. Raises `ValueError` if it is none."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    length = int.from_bytes(file.read(8)[:4], "little")
+    if length + 8 > size:
+        raise ValueError(f"its footer would have {length:,} bytes")
+    file.seek(size - 8 - length)
+    try:
+        return Compact(file.read(length)).struct()
+    except IndexError as error:
+        raise ValueError("its footer has no end") from error
+
+
+def is_encrypted(described: Struct) -> bool:
+    """Whether the file has encrypted columns."""
+    return 8 in described
+
+
+def chunks(described: Struct, leaf: int) -> list[Chunk]:
+    """The column number `leaf` in each row group. Raises `ValueError` if the footer does not describe it."""
+    return [_chunk(group, leaf, number) for number, group in enumerate(described.get(4) or [])]
+
+
+def _chunk(group: Struct, leaf: int, number: int) -> Chunk:
+    try:
+        column: Struct = group[1][leaf][3]
+        begin = column.get(11) or column[9]
+        nulls = (column.get(12) or {}).get(3) or 0
+        found = Chunk(group[3], begin, column[7], column[6], column[4], tuple(column[2]), nulls)
+        if min(found[:4]) < 0:
+            raise ValueError(f"its footer has a negative size in row group {number}")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"its footer does not describe row group {number}") from error
+    return found
+
+
 def pages(file: BinaryIO, start: int, size: int) -> Iterator[Page]:
     """The pages of the column chunk at `start`. Raises `ValueError` if its bytes are no page headers."""
     offset, end = start, start + size
     while offset < end:
         header, length = _header(file, offset)
         page = _page(header, offset, offset + length)
+        yield page
         offset = page.content + page.packed
         if offset > end:
             raise ValueError(f"the page at byte {page.offset:,} goes beyond its column chunk")
-        yield page
 
 
 def _page(header: Struct, offset: int, content: int) -> Page:
@@ -73,6 +128,8 @@ def _header(file: BinaryIO, offset: int) -> tuple[Struct, int]:
             return reader.struct(), reader.position
         except IndexError:
             continue
+        except ValueError as error:
+            raise ValueError(f"no page header at byte {offset:,}: {error}") from error
     raise ValueError(f"the page header at byte {offset:,} has no end")
 
 
@@ -83,9 +140,9 @@ class Compact:
         self._data, self.position = data, 0
 
     def struct(self, depth: int = 0) -> Struct:
-        """Its fields by number; numbers, booleans, strings and structs, lists left out."""
+        """Its fields by number: numbers, booleans, structs and lists; strings and fractions are None."""
         if depth > DEPTH:
-            raise ValueError(f"no page header: structs within structs at byte {self.position}")
+            raise ValueError(f"structs within structs at byte {self.position}")
         found: Struct = {}
         number = 0
         while (head := self._byte()) != 0:
@@ -106,16 +163,14 @@ class Compact:
             return self._list(depth)
         if kind == 12:
             return self.struct(depth + 1)
-        raise ValueError(f"no page header: a field of type {kind}")
+        raise ValueError(f"a field of unknown type {kind} at byte {self.position}")
 
-    def _list(self, depth: int) -> None:
+    def _list(self, depth: int) -> list[Any]:
         head = self._byte()
         count = head >> 4 if head >> 4 < 15 else self._unsigned()
-        for _ in range(count):
-            if head & 15 in (1, 2):
-                self._byte()
-            else:
-                self._value(head & 15, depth + 1)
+        if head & 15 in (1, 2):  # booleans, a byte each here
+            return [self._byte() == 1 for _ in range(count)]
+        return [self._value(head & 15, depth + 1) for _ in range(count)]
 
     def _byte(self) -> int:
         self.position += 1
@@ -135,7 +190,7 @@ class Compact:
             if byte < 128:
                 return number
             if shift > 63:
-                raise ValueError(f"no page header: an endless number at byte {self.position}")
+                raise ValueError(f"a number without end at byte {self.position}")
 
     def _signed(self) -> int:
         number = self._unsigned()

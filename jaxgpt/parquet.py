@@ -6,8 +6,9 @@ about `BATCH_BYTES`, whatever the row groups.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,17 +20,16 @@ import pyarrow.parquet as pq
 from jaxgpt import hub
 from jaxgpt import source as common
 from jaxgpt.errors import DataError
-from jaxgpt.pages import PLAIN, Page, longest_entry, pages
+from jaxgpt.pages import DELTA_PREFIXES, PLAIN, Chunk, Page, chunks, footer, is_encrypted, longest_entry, pages
 from jaxgpt.source import Batcher, Estimate, Source, Texts, Unchanged, check_expansion, clipped, text_bytes, too_long
 
 MOST_ROWS = 4096  # decoded at a time, so that a few long documents among many short ones do not come all at once
 MOST_BYTES = 64_000_000  # that a batch may become if every row is the dictionary's longest
 READ_BYTES = 1 << 20
 PLACES = 8  # of a file from which a sample is taken
-CODECS: dict[str, Literal["gzip", "snappy", "zstd", "brotli", ""]]
-CODECS = {"GZIP": "gzip", "SNAPPY": "snappy", "ZSTD": "zstd", "BROTLI": "brotli", "UNCOMPRESSED": ""}
+CODECS: dict[int, Literal["", "snappy", "gzip", "brotli", "zstd"]]
+CODECS = {0: "", 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd"}  # by the format's number
 ENCRYPTED = b"PARE"
-DELTA_PREFIXES = "DELTA_BYTE_ARRAY"
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,11 @@ class Column:
     source: Source
     file: pq.ParquetFile
     path: str
-    leaf: int  # its number among the columns of the file's metadata
+    chunks: list[Chunk]  # in each row group
 
     @property
     def name(self) -> str:
         return self.path.split(".")[0] if self.path not in self.file.schema_arrow.names else self.path
-
-    def chunk(self, group: int) -> pq.ColumnChunkMetaData:
-        return self.file.metadata.row_group(group).column(self.leaf)
-
-    def rows(self, group: int) -> int:
-        return int(self.file.metadata.row_group(group).num_rows)
 
     def texts(self, found: pa.RecordBatch) -> Any:
         """The column's rows, one string or null each."""
@@ -74,15 +68,33 @@ def opened(source: Source, text_column: str | None, remote: bool = False) -> Ite
 
     Raises `DataError` D020 without text column, D021 if the file is damaged, D036 if it is encrypted.
     """
+    where: Any = hub.opened(source.remote) if remote and source.remote else source.local()
     try:
-        where = hub.opened(source.remote) if remote and source.remote else source.local()
-        file = pq.ParquetFile(where, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True)
+        file = _reader(where)
         str(file.schema_arrow)  # decodes the columns' names, which may be damaged too
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(source, "", error) from error
     with file:
         path = text_column_of(source, file, text_column)
-        yield Column(source, file, path, _leaf(source, file, path))
+        found = _chunks(source, where, _leaf(source, file, path))
+        yield Column(source, file, path, found)
+
+
+def _reader(where: Any, **options: Any) -> pq.ParquetFile:
+    """Arrow's reader, told to read ahead little, and to check pages that have checksums."""
+    options |= {"buffer_size": READ_BYTES, "pre_buffer": False, "page_checksum_verification": True}
+    return pq.ParquetFile(where, **options)
+
+
+def _chunks(source: Source, where: Any, leaf: int) -> list[Chunk]:
+    try:
+        with where.open("rb") if isinstance(where, Path) else nullcontext(where) as content:
+            described = footer(content)
+            if is_encrypted(described):
+                raise _encrypted(source, "")
+            return chunks(described, leaf)
+    except (ValueError, OSError) as error:
+        raise _damaged(source, "", error) from error
 
 
 def _leaf(source: Source, file: pq.ParquetFile, path: str) -> int:
@@ -96,10 +108,14 @@ def _leaf(source: Source, file: pq.ParquetFile, path: str) -> int:
 def _damaged(source: Source, where: str, error: Exception) -> DataError:
     reason = " ".join(str(error).split()).rstrip(".")
     if "crypt" in reason.lower() or _is_encrypted(source):
-        help = "decrypt it with its keys, and give the decrypted file"
-        return DataError("D036", f"{source.name}{where and where + ','} is encrypted", help)
+        return _encrypted(source, where)
     help = "the copy or download broke off, or it is another kind of file: fetch it again"
     return DataError("D021", f"{source.name}{where and where + ','} is not parquet, or damaged: {reason}", help)
+
+
+def _encrypted(source: Source, where: str) -> DataError:
+    help = "decrypt it with its keys, and give the decrypted file"
+    return DataError("D036", f"{source.name}{where and where + ','} is encrypted", help)
 
 
 def _is_encrypted(source: Source) -> bool:
@@ -158,27 +174,26 @@ def read(source: Source, text_column: str | None, start: int = 0) -> Iterator[Te
     """The texts from row `start` on. Raises `DataError` D020 to D022, D026, D035, D036, D039."""
     batcher = Batcher(start)
     with Unchanged.watch(source.local(), source.name), opened(source, text_column) as column:
-        for group in range(column.file.num_row_groups):
-            rows = column.rows(group)
-            if start < rows:
+        for group, chunk in enumerate(column.chunks):
+            if start < chunk.rows:
                 for texts in _row_group(column, group, start):
                     yield from batcher.add(texts)
-            start = max(0, start - rows)
+            start = max(0, start - chunk.rows)
     yield from batcher.rest()
 
 
 def _row_group(column: Column, group: int, start: int = 0) -> Iterator[pa.LargeStringArray]:
     """The rows of a row group from `start` on, checked."""
-    packed, expanded, row = int(column.chunk(group).total_compressed_size), 0, 0
+    chunk, expanded, row = column.chunks[group], 0, 0
     for texts in _decoded(column, group):
         expanded += text_bytes(texts)
-        check_expansion(column.source.name, place(group), packed, expanded)
+        check_expansion(column.source.name, place(group), chunk.packed, expanded)
         _check_text(column, group, row, texts)
         if start < row + len(texts):
             yield texts.slice(max(0, start - row))
         row += len(texts)
-    if row != column.rows(group):
-        problem = ValueError(f"it has {row:,} rows, its footer says {column.rows(group):,}")
+    if row != chunk.rows:
+        problem = ValueError(f"it has {row:,} rows, its footer says {chunk.rows:,}")
         raise _damaged(column.source, place(group), problem)
 
 
@@ -202,12 +217,12 @@ def _coded(column: Column, group: int) -> Iterator[Any]:
 
     The length of every row is thus known before its text is copied.
     """
-    path, footer, rows = column.source.local(), column.file.metadata, max(1, column.rows(group))
-    with pq.ParquetFile(path, metadata=footer, read_dictionary=[column.path], pre_buffer=False) as file:
+    rows = max(1, column.chunks[group].rows)
+    with _reader(column.source.local(), metadata=column.file.metadata, read_dictionary=[column.path]) as file:
         for batch in file.iter_batches(rows, row_groups=[group], columns=[column.path], use_threads=False):
             array: Any = batch.column(0)
             ends = np.cumsum(pc.fill_null(common.lengths(array.dictionary).take(array.indices), 0).to_numpy())
-            check_expansion(column.source.name, place(group), column.chunk(group).total_compressed_size, int(ends[-1]))
+            check_expansion(column.source.name, place(group), column.chunks[group].packed, int(ends[-1]))
             for begin, end in _cuts(ends):
                 yield array.dictionary.take(array.indices.slice(begin, end - begin)).cast(pa.large_string())
 
@@ -246,7 +261,7 @@ def _rows_at_a_time(column: Column, group: int, found: list[Page]) -> int:
     rows = sum(page.values for page in found if not page.is_dictionary)
     mean = max(1, _expected_bytes(found) // max(1, rows))
     wanted = min(MOST_ROWS, common.BATCH_BYTES // mean)
-    if DELTA_PREFIXES in column.chunk(group).encodings:
+    if DELTA_PREFIXES in column.chunks[group].encodings:
         wanted = min(wanted, MOST_BYTES // max(1, *(page.unpacked for page in found)))
     elif any(page.is_indices for page in found):
         wanted = min(wanted, MOST_BYTES // max(1, _longest_entry(column, group, found)))
@@ -255,14 +270,14 @@ def _rows_at_a_time(column: Column, group: int, found: list[Page]) -> int:
 
 def _pages(column: Column, group: int) -> list[Page]:
     """The pages of the text in a row group. Raises `DataError` D021, D035, D036, D039 for what cannot be read."""
-    chunk, name = column.chunk(group), column.source.name
-    begin, size = _place(chunk), int(chunk.total_compressed_size)
+    chunk, name = column.chunks[group], column.source.name
+    begin, end = chunk.begin, chunk.begin + chunk.packed
     found = []
     try:
         with column.source.path.open("rb") as file:
-            if not 4 <= begin <= begin + size <= column.source.path.stat().st_size:
-                raise ValueError(f"its footer puts it at bytes {begin:,} to {begin + size:,}")
-            for page in pages(file, begin, size):
+            if not 4 <= begin <= end <= column.source.path.stat().st_size:
+                raise ValueError(f"its footer puts it at bytes {begin:,} to {end:,}")
+            for page in pages(file, begin, chunk.packed):
                 where = f"{place(group)}, page at byte {page.offset:,}"
                 check_expansion(name, where, page.packed, page.unpacked)
                 if page.unpacked > common.DOCUMENT_LIMIT:
@@ -270,21 +285,14 @@ def _pages(column: Column, group: int) -> list[Page]:
                 found.append(page)
     except (ValueError, OSError) as error:
         raise _damaged(column.source, place(group), error) from error
-    unpacked = max(int(chunk.total_uncompressed_size), sum(page.unpacked for page in found))
-    check_expansion(name, place(group), size, unpacked)
+    check_expansion(name, place(group), chunk.packed, max(chunk.unpacked, sum(page.unpacked for page in found)))
     return found
-
-
-def _place(chunk: pq.ColumnChunkMetaData) -> int:
-    """Where the chunk begins."""
-    first = chunk.dictionary_page_offset if chunk.has_dictionary_page else None
-    return int(first if first else chunk.data_page_offset)
 
 
 def _longest_entry(column: Column, group: int, found: list[Page]) -> int:
     """The length of the longest text in the dictionary, or what it cannot exceed if its codec is an unusual one."""
     page = next(page for page in found if page.is_dictionary)
-    codec = CODECS.get(column.chunk(group).compression)
+    codec = CODECS.get(column.chunks[group].codec)
     if codec is None:
         return page.unpacked
     with column.source.path.open("rb") as file:
@@ -299,13 +307,13 @@ def _longest_entry(column: Column, group: int, found: list[Page]) -> int:
 def _expected_bytes(found: list[Page]) -> int:
     """Bytes of text: plain values are preceded by four bytes of length, indices stand for an average entry."""
     entries = sum(page.values for page in found if page.is_dictionary)
-    entry = sum(page.unpacked for page in found if page.is_dictionary) // max(1, entries)
-    return sum(_page_bytes(page, max(0, entry - 4)) for page in found if not page.is_dictionary)
+    size = sum(page.unpacked - 4 * page.values for page in found if page.is_dictionary)
+    indices = sum(page.values for page in found if page.is_indices)
+    coded = max(0, size) * indices // max(1, entries)
+    return coded + sum(_page_bytes(page) for page in found if not page.is_dictionary and not page.is_indices)
 
 
-def _page_bytes(page: Page, entry: int) -> int:
-    if page.is_indices:
-        return page.values * entry
+def _page_bytes(page: Page) -> int:
     return max(0, page.unpacked - 4 * page.values) if page.encoding == PLAIN else page.unpacked
 
 
@@ -313,18 +321,16 @@ def estimate(source: Source, text_column: str | None) -> Estimate:
     """From the footer and the page headers; of a hub's file that is not here yet, from the footer alone."""
     remote = source.remote is not None and not hub.is_here(source.remote)
     with opened(source, text_column, remote) as column:
-        chunks = [column.chunk(group) for group in range(column.file.num_row_groups)]
-        nulls = sum(chunk.statistics.null_count or 0 for chunk in chunks if chunk.statistics)
-        rows = column.file.metadata.num_rows - nulls
+        rows = sum(chunk.rows - chunk.nulls for chunk in column.chunks)
         if remote:
-            return Estimate(max(0, sum(chunk.total_uncompressed_size for chunk in chunks) - 4 * rows), rows)
-        return Estimate(sum(_expected_bytes(_pages(column, group)) for group in range(len(chunks))), rows)
+            return Estimate(max(0, sum(chunk.unpacked for chunk in column.chunks) - 4 * rows), rows)
+        return Estimate(sum(_expected_bytes(_pages(column, group)) for group in range(len(column.chunks))), rows)
 
 
 def sample(source: Source, text_column: str | None, size: int = 200_000) -> list[str]:
     """Texts of about `size` bytes in all from several row groups, long ones cut."""
     with opened(source, text_column) as column:
-        groups = [group for group in range(column.file.num_row_groups) if column.rows(group)]
+        groups = [group for group, chunk in enumerate(column.chunks) if chunk.rows]
         chosen = groups[:: -(-len(groups) // PLACES)] if groups else []
         return [text for group in chosen for text in _some(column, group, size // len(chosen))]
 

@@ -150,7 +150,7 @@ def load(name: str | Path) -> Tokenizer:
     path = Path(name) / "tokenizer.json" if Path(name).is_dir() else Path(name)
     if path.is_file():
         return _read(path, path.resolve().parent.name if path.name == "tokenizer.json" else path.stem)
-    if not path.exists() and isinstance(name, str) and hub.REPOSITORY.fullmatch(name):
+    if isinstance(name, str) and not Path(name).exists() and hub.REPOSITORY.fullmatch(name):
         return _read(_fetched(name), name)
     raise _missing(name)
 

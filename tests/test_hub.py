@@ -1,0 +1,394 @@
+"""Files of a hub, against a small one on this machine: listing, fetching, resuming, and each way to be refused."""
+
+import errno
+import hashlib
+import importlib
+import json
+import re
+import sys
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import huggingface_hub.utils._cache_assets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from reading import check_every_start
+
+from jaxgpt import hub, tokenizer
+from jaxgpt.corpus import checksum, estimate, find_sources, read, sample
+from jaxgpt.errors import ConfigError, DataError, JaxgptError, StorageError
+from jaxgpt.progress import Meter
+
+COMMIT, OLDER = "a" * 40, "b" * 40
+TEXTS = [f"document {n} " * 40 for n in range(200)]
+
+
+class Hub(ThreadingHTTPServer):
+    """What the library asks of a hub: a repository's commit, its tree, and its files, whole or in part."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files: dict[str, bytes] = {}
+        self.asked: list[tuple[str, str | None, str | None]] = []  # path, Range and Authorization of each request
+        self.drops: set[int] = set()  # requests for parts, by number, that end in the middle of their content
+        self.refuses: dict[int, int] = {}  # requests for parts, by number, that are answered with this status
+        self.status = 200  # of everything
+        self.error_code = ""
+        self.lies = False
+        self._parts = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def ranges(self) -> list[str]:
+        """The parts that were asked for, in order."""
+        return [part.removeprefix("bytes=") for _, part, _ in self.asked if part]
+
+    def next_part(self) -> int:
+        self._parts += 1
+        return self._parts - 1
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
+        self.server.asked.append((path, self.headers["Range"], self.headers["Authorization"]))
+        if self.server.status != 200:
+            return self.say(self.server.status, {}, **{"X-Error-Code": self.server.error_code})
+        if not re.match("(/api)?/(datasets/o/n|models/o/t|o/t)(/|$)", path):
+            return self.say(404, {}, **{"X-Error-Code": "RepoNotFound"})
+        if "/revision/" in path or path.endswith(("/o/n", "/o/t")):
+            revision = path.partition("/revision/")[2] or "main"
+            commits = {"main": COMMIT, "refs/convert/parquet": OLDER, COMMIT: COMMIT, OLDER: OLDER}
+            if revision not in commits:
+                return self.say(404, {}, **{"X-Error-Code": "RevisionNotFound"})
+            return self.say(200, {"id": "o/n", "sha": commits[revision]})
+        if "/tree/" in path:
+            return self.say(200, self.tree(path.partition("/tree/")[2].partition("/")[2]))
+        return self.file(path.partition("/resolve/")[2].partition("/")[2])
+
+    def tree(self, folder: str) -> list[dict[str, Any]]:
+        files = {name: data for name, data in self.server.files.items() if name.startswith(folder)}
+        folders = {name.rpartition("/")[0] for name in files if "/" in name}
+        return [{"type": "directory", "path": name, "oid": "0" * 40} for name in sorted(folders)] + [
+            {"type": "file", "path": name, "size": len(data)} | oids(data, large=name.endswith(".parquet"))
+            for name, data in files.items()
+        ]
+
+    def file(self, name: str) -> None:
+        data = self.server.files.get(name)
+        if data is None:
+            return self.say(404, {}, **{"X-Error-Code": "EntryNotFound"})
+        headers = {"ETag": f'"{oids(data, False)["oid"]}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        part = self.headers["Range"]
+        if part is None:
+            return self.give(200, data, headers)
+        number = self.server.next_part()
+        if number in self.server.refuses:
+            return self.say(self.server.refuses[number], {})
+        first, last = (int(place) for place in part.removeprefix("bytes=").split("-"))
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+        content = data[first : last + 1]
+        content = b"?" * len(content) if self.server.lies else content
+        return self.give(206, content, headers, number in self.server.drops)
+
+    def say(self, status: int, content: Any, **headers: str) -> None:
+        self.give(status, json.dumps(content).encode(), {"Content-Type": "application/json"} | headers)
+
+    def give(self, status: int, content: bytes, headers: dict[str, str], broken: bool = False) -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(content))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content[: len(content) // 2] if broken else content)
+        if broken:
+            self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def oids(data: bytes, large: bool) -> dict[str, Any]:
+    plain = {"oid": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
+    lfs = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+    return plain | ({"lfs": lfs} if large else {})
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with three parquet files and others, and a library that asks it and keeps what it fetches in `tmp_path`."""
+    monkeypatch.setattr(huggingface_hub.utils._cache_assets, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub, "BLOCK", 1000)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with Hub() as found:
+        for name in ("data/000.parquet", "data/001.parquet", "data/more/002.parquet"):
+            pq.write_table(pa.table({"text": [name, *TEXTS]}), tmp_path / "made.parquet", row_group_size=50)
+            found.files[name] = (tmp_path / "made.parquet").read_bytes()
+        found.files["README.md"] = b"read me"
+        found.files["lines.jsonl"] = b'{"text": "a"}\n{"text": "b"}\n'
+        monkeypatch.setenv("HF_ENDPOINT", found.url)
+        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def refused(kind: type[JaxgptError], code: str, name: str) -> JaxgptError:
+    with pytest.raises(kind) as caught:
+        [list(read(source)) for source in find_sources([name])]
+    assert caught.value.code == code, caught.value
+    assert "\n" not in caught.value.message
+    assert caught.value.help
+    return caught.value
+
+
+# --- finding and fetching --------------------------------------------------------------------------------------------
+
+
+def test_files_are_matched_at_once_and_fetched_when_they_are_needed(server: Hub, tmp_path: Path) -> None:
+    found = find_sources(["hf://datasets/o/n/data/*.parquet"])
+    assert [source.name for source in found] == [f"hf://datasets/o/n/data/00{n}.parquet" for n in range(2)]
+    assert [source.size for source in found] == [len(server.files[f"data/00{n}.parquet"]) for n in range(2)]
+    assert [source.kind for source in found] == ["parquet"] * 2
+    assert not list(tmp_path.rglob("*.parquet")) or list(tmp_path.rglob("*.parquet")) == [tmp_path / "made.parquet"]
+    assert found[0].local().read_bytes() == server.files["data/000.parquet"]
+    assert found[0].local() == found[0].path
+    assert not found[1].path.exists()
+    check_every_start(found[1], ["data/001.parquet", *TEXTS])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    {
+        "data/000.parquet": ["data/000.parquet"],
+        "data/**/*.parquet": ["data/000.parquet", "data/001.parquet", "data/more/002.parquet"],
+        "**/00?.parquet": ["data/000.parquet", "data/001.parquet", "data/more/002.parquet"],
+        "*/*/*": ["data/more/002.parquet"],
+        "lines.jsonl": ["lines.jsonl"],
+    }.items(),
+)
+def test_patterns(server: Hub, pattern: str, names: list[str]) -> None:
+    assert [file.name for file in hub.find(f"hf://datasets/o/n/{pattern}")] == names
+
+
+def test_revisions_and_commits(server: Hub) -> None:
+    (main,) = hub.find("hf://datasets/o/n/data/000.parquet")
+    assert main.commit == COMMIT
+    for revision in ("refs/convert/parquet", "refs%2Fconvert%2Fparquet", OLDER):
+        (older,) = hub.find(f"hf://datasets/o/n@{revision}/data/000.parquet")
+        assert (older.commit, older.path != main.path) == (OLDER, True)
+    assert "no such revision" in refused(DataError, "D023", "hf://datasets/o/n@none/data/*").message
+
+
+def test_other_kinds_of_files_come_from_a_hub_too(server: Hub) -> None:
+    (lines,) = find_sources(["hf://datasets/o/n/lines.jsonl"])
+    check_every_start(lines, ["a", "b"])
+    (text,) = find_sources(["hf://datasets/o/n/README.md"])
+    check_every_start(text, ["read me"])
+
+
+def test_what_can_be_known_before_fetching(server: Hub) -> None:
+    (found,) = find_sources(["hf://datasets/o/n/data/000.parquet"])
+    before = estimate(found)
+    assert not found.path.exists()
+    assert (before.documents, before.text_bytes > 0) == (201, True)
+    texts = [str(text) for batch in read(found) for text in batch.texts]
+    assert estimate(found).text_bytes == sum(map(len, texts))
+    assert set(sample(found)) <= set(texts)
+    assert len(checksum(found)) == 32
+    pq.write_table(pa.table({"title": ["t"], "body": ["b"]}), found.path)
+    server.files["data/other.parquet"] = found.path.read_bytes()
+    error = refused(DataError, "D020", "hf://datasets/o/n/data/other.parquet")
+    assert "hf://datasets/o/n/data/other.parquet: no column 'text'" in error.message
+
+
+def test_the_token_is_sent(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    find_sources(["hf://datasets/o/n/data/000.parquet"])[0].local()
+    assert {authorization for *_, authorization in server.asked} == {"Bearer hf_secret"}
+
+
+# --- going on --------------------------------------------------------------------------------------------------------
+
+
+def ranges(first: int, size: int) -> list[str]:
+    return [f"{place}-{min(place + 1000, size) - 1}" for place in range(first, size, 1000)]
+
+
+def test_a_dropped_connection_is_taken_up_where_it_broke(server: Hub) -> None:
+    (found,) = hub.find("hf://datasets/o/n/data/000.parquet")
+    server.drops = {3}
+    assert hub.fetch(found).read_bytes() == server.files["data/000.parquet"]
+    expected = ranges(0, found.size)
+    assert server.ranges() == [*expected[:4], expected[3], *expected[4:]]
+
+
+def test_an_interrupted_download_goes_on_in_the_next_call(server: Hub) -> None:
+    (found,) = hub.find("hf://datasets/o/n/data/000.parquet")
+    server.refuses = {3: 403}
+    with pytest.raises(ConfigError, match="C035"):
+        hub.fetch(found)
+    assert not found.path.exists()
+    server.asked.clear()
+    assert hub.fetch(found).read_bytes() == server.files["data/000.parquet"]
+    assert server.ranges() == ranges(3000, found.size)
+    server.asked.clear()
+    hub.fetch(found)
+    assert server.asked == []
+    assert [path.name for path in found.path.parent.iterdir()] == ["000.parquet"]
+
+
+def test_ctrl_c_keeps_what_has_arrived(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = hub.find("hf://datasets/o/n/data/000.parquet")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hub.Download, "advance", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            hub.fetch(found)
+    server.asked.clear()
+    hub.fetch(found)
+    assert server.ranges() == ranges(1000, found.size)
+
+
+def test_what_arrives_is_checked(server: Hub) -> None:
+    for name in ("data/000.parquet", "lines.jsonl"):
+        (found,) = hub.find(f"hf://datasets/o/n/{name}")
+        server.lies = True
+        with pytest.raises(DataError, match=r"D038.*what arrived has another (sha256|git's sha1) than the hub says"):
+            hub.fetch(found)
+        assert [path for path in found.path.parent.iterdir() if path.is_file()] == []
+        server.lies = False
+        assert hub.fetch(found).read_bytes() == server.files[name]
+
+
+def test_two_at_once_fetch_it_once(server: Hub) -> None:
+    (found,) = hub.find("hf://datasets/o/n/data/000.parquet")
+    threads = [threading.Thread(target=hub.fetch, args=(found,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found.path.read_bytes() == server.files["data/000.parquet"]
+    assert server.ranges() == ranges(0, found.size)
+
+
+def test_progress_is_one_line_where_there_is_no_terminal(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    (found,) = hub.find("hf://datasets/o/n/data/000.parquet")
+    with Meter():
+        hub.fetch(found)
+    assert capsys.readouterr().err.splitlines() == [f"fetching {found}: {found.size / 1000:.1f} kB"]
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_names_that_cannot_be(server: Hub) -> None:
+    for name in ("hf://o/n/x.parquet", "hf://datasets/o/n", "hf://datasets/o/n/", "hf://models/o/n/x.parquet"):
+        assert "hf://datasets/OWNER/NAME" in refused(DataError, "D023", name).help
+    assert server.asked == []
+
+
+def test_what_is_not_there(server: Hub) -> None:
+    error = refused(DataError, "D023", "hf://datasets/o/n/data/*.json")
+    assert error.message == "no file of o/n on the hub matches 'data/*.json'"
+    assert "its files: data/000.parquet" in error.help
+    assert "the hub has no such repository" in refused(DataError, "D023", "hf://datasets/o/none/x.parquet").message
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (401, "", "the hub knows no hf://datasets/o/n/x.parquet, or keeps it private (401)"),
+        (403, "", "the hub refuses access to hf://datasets/o/n/x.parquet (403)"),
+        (403, "GatedRepo", "the hub refuses access to hf://datasets/o/n/x.parquet (403)"),
+    ],
+)
+def test_no_access(server: Hub, monkeypatch: pytest.MonkeyPatch, status: int, code: str, said: str) -> None:
+    server.status, server.error_code = status, code
+    error = refused(ConfigError, "C035", "hf://datasets/o/n/x.parquet")
+    assert error.message == said
+    assert "HF_TOKEN is not set" in error.help
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert "HF_TOKEN is set" in refused(ConfigError, "C035", "hf://datasets/o/n/x.parquet").help
+
+
+def test_a_hub_that_fails_or_is_not_there(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.status = 500
+    error = refused(ConfigError, "C036", "hf://datasets/o/n/x.parquet")
+    assert error.message == f"cannot fetch hf://datasets/o/n/x.parquet from {server.url}: status 500"
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    error = refused(ConfigError, "C036", "hf://datasets/o/n/x.parquet")
+    assert "from http://127.0.0.1:9: " in error.message
+    assert "check the network and HF_ENDPOINT" in error.help
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    importlib.invalidate_caches()
+    assert "pip install 'jaxgpt[hub]'" in refused(ConfigError, "C034", "hf://datasets/o/n/x.parquet").help
+    with pytest.raises(ConfigError, match="C034"):
+        tokenizer.load("o/t")
+
+
+def test_a_full_disk(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = hub.find("hf://datasets/o/n/data/000.parquet")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hub.Download, "advance", full)
+    with pytest.raises(StorageError, match=r"S011.*no room on the disk for hf://datasets/o/n/data/000.parquet"):
+        hub.fetch(found)
+
+
+# --- tokenizers ------------------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_by_its_name_on_the_hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tokenizer.train(TEXTS, 300)
+    made.save(tmp_path / "tokenizer.json")
+    server.files["tokenizer.json"] = (tmp_path / "tokenizer.json").read_bytes()
+    found = tokenizer.load("o/t")
+    assert (found.name, found.fingerprint) == ("o/t", made.fingerprint)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # it is here now, and needs no network
+    assert tokenizer.load("o/t").fingerprint == made.fingerprint
+    with pytest.raises(ConfigError, match=r"C036.*cannot fetch o/other"):
+        tokenizer.load("o/other")
+
+
+def test_a_tokenizer_that_is_not_on_the_hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("o/t", "o/none"):
+        with pytest.raises(ConfigError, match=r"C026.*not found\n  help: gpt2, the path of a tokenizer.json, or OWNER"):
+            tokenizer.load(name)
+    server.asked.clear()
+    monkeypatch.chdir(tmp_path)
+    for name in ("here/none.json", "a/b/c", "../x", "./x", tmp_path / "x"):
+        with pytest.raises(ConfigError, match="C026"):
+            tokenizer.load(name)
+    (tmp_path / "o" / "t").mkdir(parents=True)  # what is on this disk goes before the hub
+    with pytest.raises(ConfigError, match="C026"):
+        tokenizer.load("o/t")
+    assert server.asked == []

@@ -1,0 +1,255 @@
+"""JSON lines: the fast road gives what Python's own reader gives, from every line on, and errors have their place."""
+
+import gzip
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from reading import batches_of, check_every_start, refused, refused_in_little_memory, skipped_in, texts_of
+
+from jaxgpt import jsonl, source
+from jaxgpt.corpus import estimate, find_sources, read, sample
+from jaxgpt.errors import DataError
+
+RECORDS = [None if n % 7 == 3 else "" if n % 11 == 5 else f'{n} é\n\u2028\x00"' * (n % 13) for n in range(60)]
+
+
+def packed(data: bytes, suffix: str) -> bytes:
+    if suffix == ".gz":
+        return gzip.compress(data)
+    return pa.compress(data, codec="zstd", asbytes=True) if suffix == ".zst" else data
+
+
+def write(path: Path, *lines: Any, end: str = "\n") -> Path:
+    """Objects as JSON, and strings and bytes as they are, one a line."""
+    encoded = [
+        line if isinstance(line, bytes) else (line if isinstance(line, str) else json.dumps(line)).encode()
+        for line in lines
+    ]
+    path.write_bytes(packed(b"".join(line + end.encode() for line in encoded), path.suffix.lower()))
+    return path
+
+
+def objects(texts: list[str | None] = RECORDS) -> list[dict[str, Any]]:
+    return [{"id": n, "text": text, "more": [1, {"text": "no"}]} for n, text in enumerate(texts)]
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_bytes", [90, 8_000_000])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.jsonl.gz", "a.jsonl.zst", "a.JSONL.GZ"])
+def test_reading_from_every_line_on(
+    tmp_path: Path, name: str, batch_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "BATCH_BYTES", batch_bytes)
+    lines = objects()
+    path = write(tmp_path / name, *lines[:20], "", " \t", *lines[20:50], *lines[50:])
+    check_every_start(find_sources([str(path)])[0], RECORDS)
+
+
+ODD = {
+    "blanks around": b' { "text" : "a" } ',
+    "an escaped key": b'{"te\\u0078t": "a"}',
+    "the same key twice": b'{"text": "b", "text": "a"}',
+    "pairs of surrogates": b'{"text": "\\ud83d\\ude00"}',
+    "a lone surrogate elsewhere": b'{"x": "\\ud800", "text": "a"}',
+    "a number without bounds": b'{"x": 1e999, "y": NaN, "text": "a"}',
+    "long numbers": b'{"x": ' + b"9" * 400 + b', "text": "a"}',
+    "structures": b'{"x": {"text": "b"}, "text": "a", "y": [[[]]]}',
+    "no text": b'{"x": 1}',
+    "a null": b'{"text": null}',
+    "nothing": b'{"text": ""}',
+    "every escape": b'{"text": "\\"\\\\\\/\\b\\f\\n\\r\\t\\u0000"}',
+}
+
+
+@pytest.mark.parametrize("line", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_odd_lines_are_read_as_python_reads_them(tmp_path: Path, line: bytes, end: str) -> None:
+    expected = json.loads(line).get("text")
+    around = ["before", expected, "after"]
+    path = write(tmp_path / "a.jsonl", {"text": "before"}, line, {"text": "after"}, end=end)
+    assert texts_of(path) == [text for text in around if text]
+    check_every_start(find_sources([str(path)])[0], around)
+
+
+def test_the_fast_road_is_taken_and_gives_what_the_slow_one_gives(shared: Path, tmp_path: Path) -> None:
+    texts = texts_of(shared / "corpus" / "000_00000.parquet")[:300]
+    path = write(tmp_path / "a.jsonl", *objects([*texts, *RECORDS]))
+    found = find_sources([str(path)])[0]
+    with jsonl.opened(path, "") as stream:
+        (block,) = jsonl._blocks(stream, found, 1 << 30)
+    fast = jsonl._by_arrow(block.data, "text")
+    assert block.tidy() == len(fast) == 360
+    assert fast.equals(jsonl._by_line(found, block, "text")[0])
+    assert fast.to_pylist() == [*texts, *RECORDS]
+    assert texts_of(path) == [text for text in [*texts, *RECORDS] if text]
+
+
+def test_two_objects_on_a_line_or_one_on_two_are_never_taken(tmp_path: Path) -> None:
+    """Arrow's reader takes both: neither may slip through, nor both together because their number is right."""
+    good = '{"text": "a"}'
+    for lines, bad in (([good, good + good], 2), ([good, '{"text": "a"', "}"], 2), ([good + good, '{"x": 1', "}"], 1)):
+        assert f", line {bad} (byte " in refused("D037", write(tmp_path / "a.jsonl", *lines)).message
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "a"}', {"text": "b"})
+    check_every_start(find_sources([str(path)])[0], ["a", "b"])
+    (tmp_path / "b.jsonl").write_bytes(b"\xef\xbb\xbf")
+    assert texts_of(tmp_path / "b.jsonl") == []
+
+
+def test_lone_surrogates_are_mended_and_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"text": "a\\ud800b"}', {"text": "c"}, b'{"text": "\\udc00\\ud83d\\ude00"}')
+    batches = batches_of(path)
+    assert [text for batch in batches for text in batch.texts.to_pylist()] == ["a\ufffdb", "c", "\ufffd😀"]
+    assert skipped_in(batches).mended == 2
+    check_every_start(find_sources([str(path)])[0], ["a\ufffdb", "c", "\ufffd😀"])
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    for lines in ([], ["", " "], [{"text": None}, {"text": ""}]):
+        for suffix in ("", ".gz", ".zst"):
+            path = write(tmp_path / f"a.jsonl{suffix}", *lines)
+            found = find_sources([str(path)])[0]
+            assert (texts_of(path), sample(found), estimate(found).text_bytes) == ([], [], 0)
+
+
+def test_the_field(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"id": 1, "body": "b", "title": "t"})
+    error = refused("D020", path)
+    assert error.message == f"{path}: no field 'text'; the fields of its first lines: id (int), body (str), title (str)"
+    assert error.help == "--text-column body"
+    assert texts_of(path, "title") == ["t"]
+    assert "field 'id' holds 1, not a string" in refused("D037", path, "id").message
+    write(path, {"id": 1}, {"id": 2, "content": "only"})
+    assert texts_of(path) == ["only"]
+    write(path, *[{"id": 1}] * 150, {"text": "too late"})
+    assert "no field 'text'" in refused("D020", path).message
+
+
+def test_a_document_of_a_hundred_megabytes(tmp_path: Path) -> None:
+    huge = "x y " * 25_000_000
+    path = write(tmp_path / "a.jsonl", {"text": "before"}, {"text": huge}, {"text": "after"})
+    first, second, third = texts_of(path)
+    assert (first, second == huge, third) == ("before", True, "after")
+
+
+def test_a_sample_and_an_estimate_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "PROBE_BYTES", 1_000_000)
+    source = random.Random(1)
+    texts = [f"{n:05} " + source.randbytes(100).hex() for n in range(20_000)]
+    for suffix in ("", ".gz", ".zst"):
+        found = find_sources([str(write(tmp_path / f"a.jsonl{suffix}", *objects(list(texts))))])[0]
+        chosen = sample(found, size=20_000)
+        assert chosen == sample(found, size=20_000)
+        assert all(texts[int(text[:5])].startswith(text) for text in chosen)
+        assert 10_000 < sum(map(len, chosen)) < 24_000
+        places = {int(text[:5]) // 2500 for text in chosen}
+        assert len(places) == 8 if not suffix else len({text[:5] for text in chosen}) > 20
+        expected = estimate(found)
+        assert not expected.exact
+        assert abs(expected.text_bytes / sum(map(len, texts)) - 1) < 0.15
+        assert abs(expected.documents / len(texts) - 1) < 0.15
+    small = find_sources([str(write(tmp_path / "b.jsonl", *objects(["é", None, "b"])))])[0]
+    assert estimate(small) == (3, 2, True)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+BAD: dict[str, tuple[bytes, int, str]] = {
+    "no JSON": (b"hello", 0, "no JSON: Expecting value"),
+    "cut off": (b'{"text": "a', 9, "no JSON: Unterminated string"),
+    "after umlauts": ('{"text": "ääh", x}'.encode(), 18, "no JSON: Expecting property name"),
+    "a list": (b'["a"]', 0, '["a"], not an object'),
+    "a number": (b'{"text": 3}', 0, "field 'text' holds 3, not a string"),
+    "an object": (b'{"text": {"a": 1}}', 0, "field 'text' holds {\"a\": 1}, not a string"),
+    "a comma after": (b'{"text": "a"},', 13, "no JSON: Extra data"),
+    "a control character": (b'{"text": "a\x01"}', 11, "no JSON: Invalid control character"),
+    "too deep": (b'{"text": "a", "x": ' + b"[" * 100_000 + b"}", 0, "JSON that cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("line", "at", "reason"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_bad_line_is_named(tmp_path: Path, line: bytes, at: int, reason: str, suffix: str) -> None:
+    before = [json.dumps({"text": f"é{n}"}, ensure_ascii=False).encode() for n in range(200)]
+    path = write(tmp_path / f"a.jsonl{suffix}", *before, b"", line, {"text": "after"})
+    place = sum(len(other) + 1 for other in before) + 1 + at
+    error = refused("D037", path)
+    assert f"{path}, line 202 (byte {place:,}): {reason}" in error.message
+    with pytest.raises(DataError, match=f"D037.*line 202 .byte {place:,}"):
+        list(read(find_sources([str(path)])[0], start=100))
+
+
+def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    for line in (b'{"text": "a\xff"}', b'{"x": "\xff", "text": "a"}', b'{"text": "a\xed\xa0\x80"}'):
+        path = write(tmp_path / "a.jsonl", {"text": "one"}, line)
+        place = 16 + next(n for n, byte in enumerate(line) if byte > 127)
+        assert f"{path}, line 2 (byte {place}): not UTF-8" in refused("D022", path).message
+
+
+def test_packed_files_that_are_cut_off_or_damaged(tmp_path: Path) -> None:
+    texts = [random.Random(n).randbytes(2000).hex() for n in range(500)]
+    for suffix in (".gz", ".zst"):
+        path = write(tmp_path / f"a.jsonl{suffix}", *objects(list(texts)))
+        whole = path.read_bytes()
+        for broken in (whole[:-100], whole[:-1], whole + b"more", b"no such thing"):
+            path.write_bytes(broken)
+            error = refused("D038", path)
+            assert f"{path} is damaged or cut off near byte " in error.message
+            assert "fetch it again" in error.help
+        path.write_bytes(whole + whole)  # two members, one after another, are a file
+        assert len(texts_of(path)) == 1000
+
+
+def test_a_json_file_that_holds_no_lines(tmp_path: Path) -> None:
+    for text in ('[{"text": "a"}]', '[\n{"text": "a"}\n]', '{\n  "text": "a"\n}\n', '"a"'):
+        (tmp_path / "a.json").write_text(text)
+        error = refused("D023", tmp_path / "a.json")
+        assert "is one JSON value, not lines of objects" in error.message
+    for text in ("", '{"text": "a"}', '{"text": "a"}\n'):
+        (tmp_path / "a.json").write_text(text)
+        assert texts_of(tmp_path / "a.json") == (["a"] if text else [])
+
+
+CHANGES: list[Callable[[Path], object]] = [lambda path: os.truncate(path, 500), lambda path: os.utime(path, (1, 1))]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
+) -> None:
+    monkeypatch.setattr(source, "BATCH_BYTES", 200)
+    path = write(tmp_path / "a.jsonl", *objects())
+    reading = read(find_sources([str(path)])[0])
+    next(reading)
+    change(path)
+    with pytest.raises(DataError, match=r"D026.*a.jsonl changed while it was read"):
+        list(reading)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_bomb_does_not_fill_the_memory(tmp_path: Path, suffix: str) -> None:
+    for name, data in (("line", bytes(600_000_000)), ("lines", b'{"text": "' + b"x" * 989 + b'"}\n')):
+        data = data if name == "line" else data * 600_000
+        path = tmp_path / f"{name}.jsonl{suffix}"
+        path.write_bytes(packed(data, suffix))
+        assert path.stat().st_size < 2_000_000
+        said = refused_in_little_memory("D035", path)
+        assert f"{path}, byte " in said
+        assert "expand to 256." in said
+
+
+def test_a_line_above_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(jsonl, "LINE_LIMIT", 5000)
+    path = write(tmp_path / "a.jsonl", {"text": "short"}, {"text": "x" * 10_000})
+    assert f"{path}, line 2 (byte 18): a document of " in refused("D039", path).message

@@ -3,7 +3,7 @@
 //! From the bottom up: [`format`](mod@format) knows a shard's header, [`shard`] opens files and reads tokens from them,
 //! [`writer`] makes them, [`verify`](mod@verify) checks them. [`permute`] and [`order`] say which tokens belong to which
 //! sample, [`batch`] puts the samples of one step into a buffer, and [`prefetch`] has that done ahead of time in a
-//! bounded ring of [`pinned`] buffers. [`gpt2`] holds the GPT-2 vocabulary. Nothing here knows Python but the `python`
+//! bounded ring of [`pinned`] buffers. [`audit`](mod@audit) looks for duplicates. [`gpt2`] holds the GPT-2 vocabulary. Nothing here knows Python but the `python`
 //! module, which exists under the feature of that name.
 //!
 //! Three promises shape the code. A batch is a pure function of the seed, the step and the data, so that a resumed run
@@ -15,6 +15,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("token shards are little-endian and are read straight into memory");
 
+pub mod audit;
 pub mod batch;
 pub mod error;
 pub mod format;

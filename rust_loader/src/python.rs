@@ -1,5 +1,6 @@
 //! The Python module `jaxgpt._loader`: it checks arguments, releases the GIL and translates errors, nothing else.
 
+mod audit;
 mod data;
 mod errors;
 mod loader;
@@ -26,6 +27,10 @@ fn _loader(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<loader::Lease>()?;
     module.add_class::<writer::ShardWriter>()?;
     module.add_class::<writer::WrittenShard>()?;
+    module.add_class::<audit::Audit>()?;
+    module.add_class::<audit::ClusterMap>()?;
+    module.add_function(wrap_pyfunction!(audit::audit, module)?)?;
+    module.add_function(wrap_pyfunction!(audit::document_key, module)?)?;
     module.add_function(wrap_pyfunction!(sample_starts, module)?)?;
     module.add_function(wrap_pyfunction!(gpt2_vocabulary, module)?)?;
     module.add_function(wrap_pyfunction!(gpt2_merges, module)?)

@@ -80,7 +80,10 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A finished folder of shards. `eot_position` is "appended" (to each document) or "none"."""
+    """A finished folder of shards. `eot_position` is "appended" (to each document) or "none".
+
+    `derived` says how the tokens came from those of another folder, None where they came from the sources.
+    """
 
     format: int = FORMAT
     tool: str
@@ -90,6 +93,7 @@ class Manifest:
     splits: dict[str, Split]
     settings: Settings
     sources: tuple[SourceEntry, ...]
+    derived: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -153,6 +157,8 @@ def _decoded_dataclass(path: Path, place: str, kind: Any, value: dict[str, Any])
     hints, found = get_type_hints(kind), {}
     for field in fields(kind):
         inner = f"{place}.{field.name}".lstrip(".")
+        if field.name not in value and field.default is not dataclasses.MISSING:
+            continue  # an older version wrote it
         if field.name not in value:
             _refuse(path, f"{inner} is missing")
         found[field.name] = _decoded(path, inner, hints[field.name], value[field.name])

@@ -37,7 +37,9 @@ pub fn document_key_u32(tokens: &[u32]) -> Key {
 pub fn document_key(tokens: &[u8], dtype: Dtype) -> Key {
     match dtype {
         Dtype::U16 => of_ids(tokens.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]).into())),
-        Dtype::U32 => of_ids(tokens.chunks_exact(4).map(|quad| u32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]]))),
+        Dtype::U32 => {
+            of_ids(tokens.chunks_exact(4).map(|quad| u32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]])))
+        }
     }
 }
 
@@ -115,10 +117,10 @@ impl ClusterMap {
         }
         bytes.drain(..HEADER);
         let map = ClusterMap { records: bytes };
+        if let Some(index) = (1..map.len()).find(|&index| map.key(index - 1, 0) >= map.key(index, 0)) {
+            return Err(malformed(path, format!("record {index} is out of order")));
+        }
         for index in 0..map.len() {
-            if index > 0 && map.key(index - 1, 0) >= map.key(index, 0) {
-                return Err(malformed(path, format!("record {index} is out of order")));
-            }
             let representative = map.key(index, 16);
             if map.find(representative).map(|place| map.key(place, 16)) != Some(representative) {
                 return Err(malformed(path, format!("record {index} names a representative that is none")));

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::documents::{Corpus, Split};
 use super::overlap::Shared;
 use super::report::{
-    Amount, Cluster, Duplicates, Endings, Leak, Leakage, Method, OutOfVocabulary, Place, Report, RunOverlap, SplitReport,
+    Amount, Cluster, Duplicates, Endings, Leak, Leakage, Method, OutOfVocabulary, Place, Report, RunOverlap,
+    SplitReport,
 };
 use super::statistics::{Foreign, lengths};
 

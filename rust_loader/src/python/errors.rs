@@ -60,7 +60,9 @@ impl From<Error> for PyErr {
             Error::ShardIo { .. } => ShardIoError::new_err(what),
             Error::ShardChanged { .. } => ShardChangedError::new_err(what),
             Error::Write { .. } | Error::Exists { .. } | Error::ShardFull { .. } => WriterError::new_err(what),
-            Error::NotClusters { .. } | Error::TooManyDocuments { .. } | Error::Spill { .. } => AuditError::new_err(what),
+            Error::NotClusters { .. } | Error::TooManyDocuments { .. } | Error::Spill { .. } => {
+                AuditError::new_err(what)
+            }
             Error::SlotsExhausted { .. } | Error::Memory { .. } => SlotsExhaustedError::new_err(what),
             Error::Worker { .. } | Error::Forked { .. } => WorkerError::new_err(what),
             Error::Argument(text) => PyValueError::new_err(text),

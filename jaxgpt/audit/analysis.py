@@ -1,5 +1,6 @@
 """From a folder of shards to an audit's record: the Rust core does the work, this gives it its words and its order."""
 
+import functools
 import json
 import math
 import os
@@ -156,12 +157,9 @@ def _check_files(subject: Subject, meter: Meter, threads: int) -> None:
     """Compares every file with its checksum, where the manifest has them."""
     for name, split in subject.splits():
         if split.checksums:
-            stages = Stages(meter)
-            stage = f"checking {name}"
+            show = functools.partial(Stages(meter), f"checking {name}", 0, 0)
             with as_data_error():
-                split.tokens_on_disk.verify(
-                    None, split.checksums, threads, lambda done, total: stages(stage, 0, 0, done, total)
-                )
+                split.tokens_on_disk.verify(None, split.checksums, threads, show)
 
 
 def _notes(subject: Subject, found: Record) -> list[str]:
@@ -205,4 +203,3 @@ def _add_excerpts(subject: Subject, record: Record) -> None:
         ids = splits[place["split"]].ids(place["start"], min(place["tokens"], EXCERPT_TOKENS))
         text = subject.data.tokenizer.decode(ids[ids < subject.data.vocab_size].tolist())
         place["text"] = " ".join(text.split())[:EXCERPT]
-

@@ -118,7 +118,9 @@ def _manifest(subject: Subject, splits: dict[str, manifest.Split], dtype: "np.dt
     tool, derived = f"jaxgpt {jaxgpt.__version__}", derivation(subject)
     position = "none" if subject.eot is None else "appended"
     if data.manifest:
-        entry = dataclasses.replace(data.manifest.tokenizer, eot=data.manifest.tokenizer.eot if subject.eot is None else subject.eot)
+        entry = dataclasses.replace(
+            data.manifest.tokenizer, eot=data.manifest.tokenizer.eot if subject.eot is None else subject.eot
+        )
         return dataclasses.replace(
             data.manifest, tool=tool, tokenizer=entry, splits=splits, eot_position=position, derived=derived
         )
@@ -147,4 +149,3 @@ def described(out: Path, made: Manifest) -> str:
     for name, split in made.splits.items():
         lines.append(f"  {name:5}  {split.tokens:,} tokens, {split.documents:,} documents")
     return "\n".join(lines)
-

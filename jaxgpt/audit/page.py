@@ -1,9 +1,10 @@
 """`audit.html`: the record of an audit with its plots, for reading."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from jaxgpt.audit.analysis import Analysis
 from jaxgpt.audit.record import TITLE, Record
@@ -34,15 +35,20 @@ def html(name: str, analysis: Analysis) -> str:
 
 def _splits(record: Record) -> list[Block]:
     columns = {name: figures(split) for name, split in record["splits"].items()}
-    rows = [[label, *(column[label] for column in columns.values())] for label in columns["train"]]
+    rows = [
+        [label.replace("  ", "\N{NO-BREAK SPACE}" * 4), *(column[label] for column in columns.values())]
+        for label in columns["train"]
+    ]
     return [heading("The tokens"), table(["", *columns], rows)]
 
 
 def _lengths(record: Record) -> list[Block]:
     """Documents by their length, as shares of their split so that a small one is seen beside a large one."""
-    with figure("Documents by their length in tokens, as a share of their split. Each bar doubles the length.") as drawn:
+    with figure(
+        "Documents by their length in tokens, as a share of their split. Each bar doubles the length."
+    ) as drawn:
         axes = drawn.axes
-        starts = sorted({start for split in record["splits"].values() for start, _, _ in split["lengths"]["histogram"]})
+        starts = _powers(start for split in record["splits"].values() for start, _, _ in split["lengths"]["histogram"])
         width = 0.8 / len(record["splits"])
         for place, (name, split) in enumerate(record["splits"].items()):
             shares = {start: count / split["documents"] for start, count, _ in split["lengths"]["histogram"]}
@@ -60,15 +66,23 @@ def _lengths(record: Record) -> list[Block]:
     return [heading("Document lengths"), drawn.block, table(header, rows)]
 
 
+def _powers(found: Iterable[int]) -> list[int]:
+    """The powers of two (and 0) from the least to the greatest that was found, without gaps."""
+    present = sorted(found)
+    powers = [0, *(1 << power for power in range(64))]
+    return [power for power in powers if present and present[0] <= power <= present[-1]]
+
+
 def _short(number: int) -> str:
     return f"{number // 1024:,}k" if number >= 1024 else str(number)
 
 
 def _duplicates(record: Record) -> list[Block]:
     found, search = record["duplicates"], record["search"]
+    exact, near = found["exact"], found["near"]
     intro = (
-        f"{found['exact']['documents']:,} documents ({found['exact']['tokens']:,} tokens) equal another one; beside them "
-        f"{found['near']['documents']:,} ({found['near']['tokens']:,} tokens) are near-duplicates: they share "
+        f"{exact['documents']:,} documents ({exact['tokens']:,} tokens) equal another one; beside them "
+        f"{near['documents']:,} ({near['tokens']:,} tokens) are near-duplicates: they share "
         f"{100 * search['threshold']:.0f} % or more of the {search['shingle_tokens']}-token shingles that either has. "
         f"All stand in {found['clusters']:,} clusters, of which one document each is worth keeping."
     )
@@ -79,10 +93,15 @@ def _duplicates(record: Record) -> list[Block]:
             drawn.axes.bar(range(len(sizes)), counts, 0.7, color=COLOURS["train"])
             drawn.axes.set_xticks(range(len(sizes)), [f"{size:,}–{2 * size - 1:,}" for size in sizes])
             drawn.axes.set(xlabel="documents in the cluster", ylabel="clusters", xlim=(-0.8, max(len(sizes), 6) - 0.2))
-            drawn.axes.yaxis.get_major_locator().set_params(integer=True)
+            drawn.axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             drawn.axes.grid(axis="x", visible=False)
         rows = [
-            [f"{c['documents']:,}", f"{c['tokens']:,}", f"{c['kept']['split']} {c['kept']['document']:,}", c["kept"]["text"]]
+            [
+                f"{c['documents']:,}",
+                f"{c['tokens']:,}",
+                f"{c['kept']['split']}\N{NO-BREAK SPACE}{c['kept']['document']:,}",
+                c["kept"]["text"],
+            ]
             for c in found["largest"]
         ]
         title = paragraph("The clusters that repeat most tokens, with the document that is kept:")
@@ -102,12 +121,14 @@ def _leakage(record: Record) -> list[Block]:
         f"{share(runs['seen'], runs['runs'])} of the runs looked at"
     )
     intro += "." if runs["sampled"] == 1 else f" (one in {runs['sampled']})."
-    with figure(f"Documents of validation by the share of their {runs['run_tokens']}-token runs in train.", 2.6) as drawn:
+    with figure(
+        f"Documents of validation by the share of their {runs['run_tokens']}-token runs in train.", 2.6
+    ) as drawn:
         labels = ["none", *(f"{10 * n}–{10 * n + 10} %" for n in range(10))]
         drawn.axes.bar(range(11), runs["histogram"], 0.8, color=COLOURS["val"])
         drawn.axes.set_xticks(range(11), labels, fontsize=8)
         drawn.axes.set_ylabel("documents")
-        drawn.axes.yaxis.get_major_locator().set_params(integer=True)
+        drawn.axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         drawn.axes.grid(axis="x", visible=False)
     blocks = [heading("Validation in train"), paragraph(intro), drawn.block]
     if leakage["examples"]:
@@ -144,18 +165,19 @@ def _plain(value: float, _: Any) -> str:
 
 
 def _percent(value: float, _: Any) -> str:
-    return f"{100 * value:g} %"
+    return f"{100 * value:.8f}".rstrip("0").rstrip(".") + " %"
 
 
 def _method(record: Record) -> list[Block]:
     search = record["search"]
     how = (
-        f"Each document's set of {search['shingle_tokens']}-token shingles is sketched by {search['sketch_numbers']} numbers "
-        f"(fast similarity sketching; the estimate's standard deviation at the threshold is "
-        f"{search['estimate_deviation']:.3f}). Documents that agree in one of {search['bands']} bands of {search['rows']} "
-        f"numbers are compared: a pair at the threshold is found with probability {search['recall_at_threshold']:.5f}. The "
-        f"Jaccard index of each such pair is then counted exactly ({record['duplicates']['pairs_counted']:,} pairs), so no "
-        f"pair below {search['threshold']} is joined. Clusters are what chains of pairs join."
+        f"Each document's set of {search['shingle_tokens']}-token shingles is sketched by {search['sketch_numbers']} "
+        f"numbers (fast similarity sketching; the estimate's standard deviation at the threshold is "
+        f"{search['estimate_deviation']:.3f}). Documents that agree in one of {search['bands']} bands of "
+        f"{search['rows']} numbers are compared: a pair at the threshold is found with probability "
+        f"{search['recall_at_threshold']:.5f}. The Jaccard index of each such pair is then counted exactly "
+        f"({record['duplicates']['pairs_counted']:,} pairs), so no pair below {search['threshold']} is joined. "
+        f"Clusters are what chains of pairs join."
     )
     identity = [["tool", record["tool"]], ["data", record["fingerprint"]], ["seconds", f"{record['seconds']:,}"]]
     return [heading("How this was found"), paragraph(how), table(["", ""], identity)]

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use jaxgpt_loader::audit::clusters::{ClusterMap, document_key, document_key_u16, document_key_u32};
 use jaxgpt_loader::audit::report::Amount;
-use jaxgpt_loader::audit::tokens::{Memory, Tokens};
+use jaxgpt_loader::audit::tokens::{CHUNK, Memory, Text, Tokens};
 use jaxgpt_loader::audit::{Audit, Options, Placement, audit};
 use jaxgpt_loader::error::{Error, Result};
 use jaxgpt_loader::format::Dtype;
@@ -211,11 +211,36 @@ fn a_document_longer_than_the_buffers_is_one_document() {
     let leakage = found.report().leakage.as_ref().unwrap();
     assert_eq!((leakage.exact.documents, leakage.near.documents), (2, 1));
     assert!(leakage.runs.seen > 5_000_000);
+    let folder = tempfile::tempdir().unwrap();
+    found.write_clusters(&folder.path().join("x")).unwrap();
+    let map = ClusterMap::open(&folder.path().join("x")).unwrap();
+    assert!(map.representative(&document_key_u32(&long)).is_some());
+}
+
+#[test]
+fn the_pieces_of_a_long_document_hold_each_of_its_runs_once() {
+    for length in CHUNK - 1..CHUNK + 15 {
+        let ids: Vec<u32> = (0..length as u32).collect();
+        let source = Memory::new(ids.iter().flat_map(|id| id.to_le_bytes()).collect(), Dtype::U32);
+        for width in [1, 5, 13] {
+            let mut next = 0;
+            let mut visit = |piece: &[u32]| {
+                for run in piece.windows(width) {
+                    assert_eq!(run[0], next);
+                    next += 1;
+                }
+                Ok(())
+            };
+            Text::stored(&source, 0..length).pieces(width as u64, &mut visit).unwrap();
+            assert_eq!(u64::from(next), length + 1 - width as u64);
+        }
+    }
 }
 
 #[test]
 fn shards_without_a_manifest_are_cut_into_documents() {
-    let cases: [(&[u32], Placement, &[(u64, u64)], u64, u64, &str); 7] = [
+    type Case = (&'static [u32], Placement, &'static [(u64, u64)], u64, u64, &'static str);
+    let cases: [Case; 7] = [
         (&[5, 6, EOT, 7, EOT], Placement::Auto, &[(0, 2), (3, 4)], 0, 0, "appended"),
         (&[EOT, 5, 6, EOT, 7], Placement::Auto, &[(1, 3), (4, 5)], 0, 0, "prepended"),
         (&[5, 6, EOT, 7], Placement::Auto, &[(0, 2), (3, 4)], 1, 0, "appended"),

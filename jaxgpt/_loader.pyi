@@ -14,7 +14,10 @@ from typing_extensions import Buffer
 from jaxgpt.errors import JaxgptError
 
 __all__ = [
+    "Audit",
+    "AuditError",
     "ChecksumError",
+    "ClusterMap",
     "CorpusTooShortError",
     "Dataset",
     "Encoded",
@@ -37,6 +40,8 @@ __all__ = [
     "WrittenShard",
     "WrittenSplit",
     "__version__",
+    "audit",
+    "document_key",
     "gpt2_merges",
     "gpt2_vocabulary",
     "hash_bytes",
@@ -82,6 +87,11 @@ class ShardChangedError(LoaderError):
 
 class WriterError(LoaderError):
     """A shard cannot be written (S003), exists (S004) or is full (S014)."""
+
+class AuditError(LoaderError):
+    """The audit cannot be made: a file of clusters that is none (D028), too many documents (D030), no room for the
+    temporary file (S015).
+    """
 
 class SlotsExhaustedError(LoaderError):
     """Every slot is lent out (S006), or there is no memory for them (S007)."""
@@ -240,7 +250,8 @@ class Splitter:
 
     Validation takes the documents whose `text_keys` are lowest until it has `val_tokens` tokens; only those in the
     first share `limit` of all keys are considered (and held aside until the end). The document that reaches `budget`
-    tokens in all is the last one. `plain` writes nanoGPT's headerless `train.bin` and `val.bin`. `progress` is what
+    tokens in all is the last one. Near-duplicates in `clusters`, the file of an audit, fall on the same side. `plain`
+    writes nanoGPT's headerless `train.bin` and `val.bin`. `progress` is what
     `sync` of an earlier splitter returned; whatever that one wrote after it is forgotten.
     """
 
@@ -255,6 +266,7 @@ class Splitter:
         limit: float = 0.0,
         budget: int | None = None,
         plain: bool = False,
+        clusters: str | os.PathLike[str] | None = None,
         progress: str | None = None,
     ) -> Self: ...
     def add(self, batch: Encoded, first: int, last: int) -> int:
@@ -320,6 +332,56 @@ class WrittenSplit:
 
 def text_keys(texts: Buffer, text_ends: Buffer) -> bytes:
     """The keys of texts, 16 bytes each: xxh3-128, big-endian. They decide on which side of a split a document falls."""
+
+@final
+class Audit:
+    """What an audit found. Documents are numbered through train, then val; the splits are 0 and 1."""
+
+    @property
+    def report(self) -> str:
+        """The report as JSON (docs/audit.md)."""
+
+    def counts(self, split: int) -> bytes:
+        """How often each id of the vocabulary occurs in a split, as little-endian uint64."""
+
+    def documents(self, split: int) -> bytes:
+        """Where each document of a split begins and ends, without end-of-text, as pairs of little-endian uint64."""
+
+    def kept(self) -> bytes:
+        """For each document the one that is kept of its cluster, as little-endian uint32."""
+
+    def write_clusters(self, path: str | os.PathLike[str]) -> str:
+        """Writes the near-duplicate clusters in one piece, and returns the file's xxh3-128 in hexadecimal."""
+
+@final
+class ClusterMap:
+    """The near-duplicate clusters of an audit, from its file. `AuditError` D028 if it is none."""
+
+    def __new__(cls, path: str | os.PathLike[str]) -> Self: ...
+    def __len__(self) -> int: ...
+    def representative(self, key: bytes) -> bytes | None:
+        """The key of the document that stands for the cluster of the one with this key; None if it is in none."""
+
+def audit(
+    train: Dataset,
+    val: Dataset | None,
+    *,
+    vocab_size: int,
+    folder: str | os.PathLike[str],
+    eot: int | None = None,
+    placement: str = "auto",
+    threads: int = 2,
+    progress: Callable[[str, int, int, int, int], object] | None = None,
+) -> Audit:
+    """Audits token shards: duplicates, validation in train, documents and ids.
+
+    Documents lie between tokens `eot`, which stand behind ("appended") or in front of ("prepended") each; "auto" looks
+    at the first and the last token. A nameless temporary file in `folder` takes 328 bytes per document.
+    `progress(stage, documents, tokens, bytes, bytes in all)` is called several times a second.
+    """
+
+def document_key(tokens: bytes, dtype: str) -> bytes:
+    """xxh3-128 of a document's tokens, given as the little-endian bytes of a shard: its key in a `ClusterMap`."""
 
 def sample_starts(tokens: int, block: int, order: str, seed: int, first: int, count: int) -> list[int]:
     """The token at which each of `count` samples starts, from the sample numbered `first` on: the order contract."""

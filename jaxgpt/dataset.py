@@ -179,7 +179,10 @@ def _open_nanogpt(folder: Path) -> Data:
 
 
 def _open_shards(folder: Path) -> Data:
-    names = sorted(path.name for path in folder.glob("*.bin") if not path.name.startswith("."))
+    ours = ("audit-clusters.bin",)  # an audit's, beside the shards
+    names = sorted(
+        path.name for path in folder.glob("*.bin") if not path.name.startswith(".") and path.name not in ours
+    )
     train = [name for name in names if re.search(r"(^|_)train_", name)]
     val = [name for name in names if re.search(r"(^|_)val_", name)]
     train = train or [name for name in names if name not in val and name != "val.bin"]

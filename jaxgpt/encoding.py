@@ -37,6 +37,7 @@ class Job:
     sources: tuple[Source, ...]
     settings: Settings
     eot: bool
+    clusters: Path | None = None
 
     def plan(self, known: Tokenizer | None) -> dict[str, Any]:
         """What must be the same for an interrupted preparation to go on, as plain JSON values."""
@@ -148,6 +149,7 @@ class Encoding:
             limit=self._limit,
             budget=settings.tokens or None,
             plain=settings.layout == "nanogpt",
+            clusters=self.job.clusters,
             progress=self._progress,
         )
 

@@ -89,7 +89,7 @@ class Settings:
 class Manifest:
     """A finished folder of shards. `eot_position` is "appended" (to each document) or "none".
 
-    `derived` says from what other folder it was made, and how.
+    `derived` says how the tokens came from those of another folder, None where they came from the sources.
     """
 
     format: int = FORMAT
@@ -168,9 +168,9 @@ def _decoded_dataclass(path: Path, place: str, kind: Any, value: dict[str, Any])
     hints, found = get_type_hints(kind), {}
     for field in fields(kind):
         inner = f"{place}.{field.name}".lstrip(".")
+        if field.name not in value and field.default is not dataclasses.MISSING:
+            continue  # an older version wrote it
         if field.name not in value:
-            if field.default is not dataclasses.MISSING:
-                continue
             _refuse(path, f"{inner} is missing")
         found[field.name] = _decoded(path, inner, hints[field.name], value[field.name])
     return kind(**found)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jaxgpt
-from jaxgpt import corpus, dataset, errors, manifest
+from jaxgpt import _loader, corpus, dataset, errors, manifest
 from jaxgpt import tokenizer as bpe
 from jaxgpt._loader import WrittenSplit
 from jaxgpt.building import Site, building, check_target
@@ -35,6 +35,7 @@ from jaxgpt.tokenizer import Tokenizer
 
 SHARD_TOKENS = 100_000_000
 MOST_SHARD_TOKENS = 2**31 - 1  # a shard's header holds the count as an int32
+CLUSTERS = "audit-clusters.bin"
 CONTINUES = "the same command goes on where this one stopped"
 
 EXAMPLES = """examples:
@@ -59,6 +60,7 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     layout: str = "shards",
     eot: bool = True,
+    audit: str | Path | None = None,
     engine: Engine = "gigatoken",
     restart: bool = False,
 ) -> Manifest:
@@ -66,9 +68,10 @@ def prepare(
 
     `train_tokenizer` is the vocabulary of a new tokenizer, 0 for the one that `tokenizer` names. `val_tokens` is the
     size of the validation split, give or take a document; `tokens` that of the whole, 0 for all there is. `weights`
-    mix the sources by their share of the tokens. If `out` is that dataset already, it stays as it is. `restart` gives
-    up what an interrupted preparation of `out` has done. Raises `ConfigError`, `DataError` or `StorageError`; what can
-    be known before anything is written is raised before.
+    mix the sources by their share of the tokens. `audit` is a folder that was audited, of the same texts by the same
+    tokenizer: what it knows as near-duplicates falls on one side of the split. If `out` is that dataset already, it
+    stays as it is. `restart` gives up what an interrupted preparation of `out` has done. Raises `ConfigError`,
+    `DataError` or `StorageError`; what can be known before anything is written is raised before.
     """
     settings = Settings(
         train_tokenizer=train_tokenizer,
@@ -81,7 +84,10 @@ def prepare(
     )
     _check(settings, tokenizer, len(sources))
     known = None if train_tokenizer else bpe.load(tokenizer)
-    job = Job(tuple(find_sources(sources, text_column)), settings, eot)
+    clusters = clusters_of(Path(audit), known) if audit else None
+    if clusters:
+        settings = dataclasses.replace(settings, clusters=_loader.hash_file(clusters))
+    job = Job(tuple(find_sources(sources, text_column)), settings, eot, clusters)
     done = _finished(Path(out))
     with Meter() as meter:
         if done:
@@ -151,6 +157,19 @@ def _check(asked: Settings, tokenizer: str, sources: int) -> None:
         if tokenizer != "gpt2":
             what = f"both a new tokenizer of {asked.train_tokenizer} tokens and tokenizer '{tokenizer}' are asked for"
             raise ConfigError("C028", what, "leave one of them out")
+
+
+def clusters_of(audited: Path, known: Tokenizer | None) -> Path:
+    """The file of near-duplicates in an audited folder. `ConfigError` C033 if there is none, or it is of other ids."""
+    path = audited / CLUSTERS
+    if not path.is_file():
+        raise ConfigError("C033", f"'{audited}' holds no audit ({CLUSTERS})", f"python -m jaxgpt.audit {audited}")
+    used = dataset.open_folder(audited).tokenizer
+    if known is None or used.fingerprint != known.fingerprint:
+        wanted = known.name if known else "a new tokenizer"
+        what = f"the audit of '{audited}' is of tokens by {used.name}, not by {wanted}"
+        raise ConfigError("C033", what, "audit a preparation of these texts by the same tokenizer")
+    return path
 
 
 def _manifest(job: Job, tokenizer: Tokenizer, result: Result) -> Manifest:
@@ -282,6 +301,7 @@ def _add_options(parser: Parser) -> None:
         choices=LAYOUTS,
         help="shards, or nanogpt: headerless train.bin and val.bin",
     )
+    option("--audit", metavar="DIR", help="audited folder of these texts, whose near-duplicates share a side")
     option("--encoder", dest="engine", default="gigatoken", choices=ENGINES, help="library that encodes")
     option("--no-eot", dest="eot", action="store_false", help="put no end-of-text token after each document")
     option("--restart", action="store_true", help="give up what an interrupted preparation has done")

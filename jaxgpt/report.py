@@ -38,6 +38,7 @@ PLOT: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,  # bars in front of the grid
     "grid.color": "#e3e5e8",
     "grid.linewidth": 0.8,
 }

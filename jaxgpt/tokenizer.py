@@ -75,6 +75,19 @@ class Tokenizer:
         model: dict[str, Any] = json.loads(self.to_json())["model"]
         return model
 
+    @functools.cached_property
+    def byte_lengths(self) -> npt.NDArray[np.int64] | None:
+        """How many bytes of text each id stands for, None where that depends on its neighbours (no byte-level BPE)."""
+        described = json.loads(self.to_json())
+        if (described.get("decoder") or {}).get("type") != "ByteLevel":
+            return None
+        lengths = np.zeros(self.vocab_size, np.int64)
+        for token, number in self._vocabulary.items():
+            lengths[number] = len(token)  # a character of the vocabulary is a byte of the text
+        for token in described["added_tokens"]:
+            lengths[token["id"]] = len(token["content"].encode())
+        return lengths
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without any end-of-text token."""
         ids: list[int] = self.encode_batch([text])[0].tolist()

@@ -46,6 +46,12 @@ pub enum Error {
     /// D017: the file is no longer what was opened.
     #[error("{}: {detail}", path.display())]
     ShardChanged { path: PathBuf, detail: String },
+    /// D028: no file of near-duplicate clusters.
+    #[error("{} is not an audit's file of clusters: {reason}", path.display())]
+    NotClusters { path: PathBuf, reason: String },
+    /// D030: more documents than an audit can number.
+    #[error("{} documents; an audit takes at most {}", grouped(*count), grouped(u32::MAX.into()))]
+    TooManyDocuments { count: u64 },
     /// S003: a shard cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Write { path: PathBuf, source: Arc<io::Error> },
@@ -67,6 +73,9 @@ pub enum Error {
     /// S010: threads do not survive a fork.
     #[error("this loader belongs to process {parent} and has no threads in its forked child {child}")]
     Forked { parent: u32, child: u32 },
+    /// S015: the audit's temporary file cannot be written or read.
+    #[error("the audit's temporary file, {} bytes in {}: {source}", grouped(*bytes), path.display())]
+    Spill { path: PathBuf, bytes: u64, source: Arc<io::Error> },
     /// A bad argument: a mistake in the calling code, hence a `ValueError` in Python.
     #[error("{0}")]
     Argument(String),
@@ -89,6 +98,8 @@ impl Error {
             Error::NotAFile { .. } => "D015",
             Error::ShardIo { .. } => "D016",
             Error::ShardChanged { .. } => "D017",
+            Error::NotClusters { .. } => "D028",
+            Error::TooManyDocuments { .. } => "D030",
             Error::Write { .. } => "S003",
             Error::Exists { .. } => "S004",
             Error::ShardFull { .. } => "S014",
@@ -96,6 +107,7 @@ impl Error {
             Error::Memory { .. } => "S007",
             Error::Worker { .. } => "S008",
             Error::Forked { .. } => "S010",
+            Error::Spill { .. } => "S015",
             Error::Argument(_) | Error::Interrupted => "",
         }
     }
@@ -117,6 +129,8 @@ impl Error {
             Error::NotAFile { .. } => "name the token files themselves",
             Error::ShardIo { source, .. } => io_help(source),
             Error::ShardChanged { .. } => "restore the file, check it with its manifest, and resume the run",
+            Error::NotClusters { .. } => "make it anew: python -m jaxgpt.audit DIR --again",
+            Error::TooManyDocuments { .. } => "check the end-of-text token (--eot), or audit the data in parts",
             Error::Write { .. } => "free some space or choose another folder, and run again",
             Error::Exists { .. } => "remove it, or choose another name",
             Error::ShardFull { .. } => "begin another shard",
@@ -126,6 +140,7 @@ impl Error {
             Error::Memory { .. } => "use a smaller batch or fewer slots",
             Error::Worker { .. } => "this is a bug in jaxgpt: please report it with this message",
             Error::Forked { .. } => "make the loader in the process that uses it",
+            Error::Spill { .. } => "free some space, or choose another folder for it: --tmp DIR",
             Error::Argument(_) | Error::Interrupted => "",
         }
     }

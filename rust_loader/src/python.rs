@@ -1,5 +1,6 @@
 //! The Python module `jaxgpt._loader`: it checks arguments, releases the GIL and translates errors, nothing else.
 
+mod audit;
 mod data;
 mod errors;
 mod loader;
@@ -34,6 +35,10 @@ fn _loader(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<splitter::Splitter>()?;
     module.add_class::<splitter::WrittenSplit>()?;
     module.add_function(wrap_pyfunction!(splitter::text_keys, module)?)?;
+    module.add_class::<audit::Audit>()?;
+    module.add_class::<audit::ClusterMap>()?;
+    module.add_function(wrap_pyfunction!(audit::audit, module)?)?;
+    module.add_function(wrap_pyfunction!(audit::document_key, module)?)?;
     module.add_function(wrap_pyfunction!(sample_starts, module)?)?;
     module.add_function(wrap_pyfunction!(gpt2_vocabulary, module)?)?;
     module.add_function(wrap_pyfunction!(gpt2_merges, module)?)?;

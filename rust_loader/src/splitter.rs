@@ -11,13 +11,14 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::aside::{Aside, Key};
+use crate::audit::clusters::{ClusterMap, document_key_u32};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
 use crate::series::{Plan, Series, State};
 use crate::writer::Layout;
 
 /// What decides on what is written where.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Options {
     /// Where the shards go; the names in it are replaced by "train" and "val".
     pub plan: Plan,
@@ -27,6 +28,8 @@ pub struct Options {
     pub val_tokens: u64,
     /// Documents with keys from here on are for training. A limit of 2⁶⁴ or more holds back all.
     pub limit: u128,
+    /// Near-duplicates that an audit found: they share a key, and so fall on the same side.
+    pub clusters: Option<ClusterMap>,
     /// The document that reaches this many tokens in all is the last one.
     pub budget: u64,
 }
@@ -138,8 +141,9 @@ impl Splitter {
         }
     }
 
-    fn key(&self, text: &[u8], _ids: &[u32]) -> Key {
-        text_key(text)
+    fn key(&self, text: &[u8], ids: &[u32]) -> Key {
+        let shared = self.options.clusters.as_ref().and_then(|map| map.representative(&document_key_u32(ids)));
+        shared.unwrap_or_else(|| text_key(text))
     }
 
     /// The document's tokens in the type of the shards, and the end of text.

@@ -34,6 +34,8 @@ exceptions! {
     ShardIoError: "The file cannot be opened or read (D016).",
     ShardChangedError: "The file is no longer what was opened (D017).",
     WriterError: "A shard cannot be written (S003, S004, S014).",
+    AuditError: "The audit cannot be made: a file of clusters that is none (D028), too many documents (D030), no room for \
+        the temporary file (S015).",
     SlotsExhaustedError: "Every slot is lent out (S006), or there is no memory for them (S007).",
     WorkerError: "The loader's threads failed (S008) or did not survive a fork (S010).",
 }
@@ -58,6 +60,9 @@ impl From<Error> for PyErr {
             Error::ShardIo { .. } => ShardIoError::new_err(what),
             Error::ShardChanged { .. } => ShardChangedError::new_err(what),
             Error::Write { .. } | Error::Exists { .. } | Error::ShardFull { .. } => WriterError::new_err(what),
+            Error::NotClusters { .. } | Error::TooManyDocuments { .. } | Error::Spill { .. } => {
+                AuditError::new_err(what)
+            }
             Error::SlotsExhausted { .. } | Error::Memory { .. } => SlotsExhaustedError::new_err(what),
             Error::Worker { .. } | Error::Forked { .. } => WorkerError::new_err(what),
             Error::Argument(text) => PyValueError::new_err(text),

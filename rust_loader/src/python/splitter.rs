@@ -8,6 +8,7 @@ use pyo3::types::PyBytes;
 
 use super::errors::{Int, raised};
 use super::writer::{WrittenShard, elements};
+use crate::audit::clusters::ClusterMap;
 use crate::error::Error;
 use crate::format::Dtype;
 use crate::series::{Plan, State};
@@ -62,9 +63,9 @@ impl Splitter {
     #[new]
     #[pyo3(
         signature = (folder, dtype, *, shard_tokens, end_of_text=None, val_tokens=Int::from(0), limit=0.0, budget=None,
-            plain=false, progress=None),
+            plain=false, clusters=None, progress=None),
         text_signature = "(folder, dtype, *, shard_tokens, end_of_text=None, val_tokens=0, limit=0.0, budget=None, \
-            plain=False, progress=None)"
+            plain=False, clusters=None, progress=None)"
     )]
     #[allow(clippy::too_many_arguments)]
     fn new(
@@ -77,6 +78,7 @@ impl Splitter {
         limit: f64,
         budget: Option<Int>,
         plain: bool,
+        clusters: Option<PathBuf>,
         progress: Option<&str>,
     ) -> PyResult<Self> {
         let layout = if plain { Layout::Plain } else { Layout::Shard };
@@ -87,6 +89,7 @@ impl Splitter {
             end_of_text,
             val_tokens: val_tokens.size("val_tokens")?,
             limit: share(limit)?,
+            clusters: raised(py.detach(|| clusters.map(|path| ClusterMap::open(&path)).transpose()))?,
             budget: budget.map(|budget| budget.size("budget")).transpose()?.unwrap_or(u64::MAX),
         };
         let progress = progress.map_or_else(|| Ok(Progress::default()), parsed)?;

@@ -1,0 +1,185 @@
+//! The file of near-duplicate clusters, by which a preparation keeps near-duplicates on one side of its split.
+//!
+//! Sixteen bytes of magic, a little-endian u64 count, then that many records in ascending order: the key of a document
+//! and the key of its cluster's representative, 16 bytes each. A document has a record if its cluster holds documents
+//! with more than one key; the representative has one too. A key is the xxh3-128 of a document's tokens, without its
+//! end-of-text token, as little-endian uint32, in big-endian order.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+
+use super::tokens::Text;
+use crate::error::{Error, Result};
+use crate::format::Dtype;
+
+/// What the file begins with.
+pub const MAGIC: &[u8; 16] = b"jaxgpt-clusters1";
+const HEADER: usize = 24;
+const RECORD: usize = 32;
+
+/// A document's key.
+pub type Key = [u8; 16];
+
+/// The key of a document of uint16 tokens.
+pub fn document_key_u16(tokens: &[u16]) -> Key {
+    of_ids(tokens.iter().map(|&token| token.into()))
+}
+
+/// The key of a document of uint32 tokens.
+pub fn document_key_u32(tokens: &[u32]) -> Key {
+    of_ids(tokens.iter().copied())
+}
+
+/// The key of a document, given as the little-endian tokens of a shard.
+pub fn document_key(tokens: &[u8], dtype: Dtype) -> Key {
+    match dtype {
+        Dtype::U16 => of_ids(tokens.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]).into())),
+        Dtype::U32 => {
+            of_ids(tokens.chunks_exact(4).map(|quad| u32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]])))
+        }
+    }
+}
+
+fn of_ids(ids: impl Iterator<Item = u32>) -> Key {
+    let mut hasher = Hasher::default();
+    ids.for_each(|id| hasher.push(id));
+    hasher.finish().to_be_bytes()
+}
+
+/// The key of a stored document, as a number.
+pub(super) fn key_of(text: &Text) -> Result<u128> {
+    let mut hasher = Hasher::default();
+    text.pieces(1, &mut |ids| {
+        ids.iter().for_each(|&id| hasher.push(id));
+        Ok(())
+    })?;
+    Ok(hasher.finish())
+}
+
+/// xxh3-128 of tokens as little-endian uint32, a few kilobytes at a time.
+struct Hasher {
+    inner: Xxh3,
+    buffer: [u8; 4096],
+    used: usize,
+}
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Hasher { inner: Xxh3::new(), buffer: [0; 4096], used: 0 }
+    }
+}
+
+impl Hasher {
+    fn push(&mut self, id: u32) {
+        self.buffer[self.used..self.used + 4].copy_from_slice(&id.to_le_bytes());
+        self.used += 4;
+        if self.used == self.buffer.len() {
+            self.inner.update(&self.buffer);
+            self.used = 0;
+        }
+    }
+
+    fn finish(mut self) -> u128 {
+        self.inner.update(&self.buffer[..self.used]);
+        self.inner.digest128()
+    }
+}
+
+/// The clusters of a file.
+#[derive(Debug)]
+pub struct ClusterMap {
+    records: Vec<u8>,
+}
+
+impl ClusterMap {
+    /// Reads the file `path`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let kind = fs::metadata(path).map_err(|error| Error::io(path, "open", error))?;
+        if !kind.is_file() {
+            return Err(malformed(path, "it is not a file".into())); // opening a FIFO would wait for a writer
+        }
+        Self::parse(path, fs::read(path).map_err(|error| Error::io(path, "read", error))?)
+    }
+
+    /// The clusters in the bytes of the file `path`.
+    pub fn parse(path: &Path, mut bytes: Vec<u8>) -> Result<Self> {
+        if bytes.get(..16) != Some(MAGIC) || bytes.len() < HEADER {
+            return Err(malformed(path, "it does not begin as one".into()));
+        }
+        let count = bytes[16..HEADER].iter().rev().fold(0, |count, &byte| count << 8 | u64::from(byte));
+        let expected = count.checked_mul(RECORD as u64).and_then(|size| size.checked_add(HEADER as u64));
+        if expected != Some(bytes.len() as u64) {
+            let length = bytes.len();
+            return Err(malformed(path, format!("it counts {count} records and has {length} bytes")));
+        }
+        bytes.drain(..HEADER);
+        let map = ClusterMap { records: bytes };
+        if let Some(index) = (1..map.len()).find(|&index| map.key(index - 1, 0) >= map.key(index, 0)) {
+            return Err(malformed(path, format!("record {index} is out of order")));
+        }
+        for index in 0..map.len() {
+            let representative = map.key(index, 16);
+            if map.find(representative).map(|place| map.key(place, 16)) != Some(representative) {
+                return Err(malformed(path, format!("record {index} names a representative that is none")));
+            }
+        }
+        Ok(map)
+    }
+
+    /// How many documents are in it.
+    pub fn len(&self) -> usize {
+        self.records.len() / RECORD
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// The key of the document that stands for the cluster of the one with this key; none if that has no near-duplicate.
+    pub fn representative(&self, key: &Key) -> Option<Key> {
+        self.find(key).and_then(|index| self.key(index, 16).try_into().ok())
+    }
+
+    fn key(&self, index: usize, offset: usize) -> &[u8] {
+        &self.records[index * RECORD + offset..][..16]
+    }
+
+    fn find(&self, key: &[u8]) -> Option<usize> {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.key(middle, 0) < key { low = middle + 1 } else { high = middle }
+        }
+        (low < self.len() && self.key(low, 0) == key).then_some(low)
+    }
+}
+
+/// Writes the file in one piece and returns its xxh3-128 in hexadecimal. `records` are sorted here.
+pub(super) fn write(path: &Path, mut records: Vec<(u128, u128)>) -> Result<String> {
+    records.sort_unstable();
+    records.dedup();
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend((records.len() as u64).to_le_bytes());
+    records.iter().for_each(|(member, kept)| {
+        bytes.extend(member.to_be_bytes());
+        bytes.extend(kept.to_be_bytes());
+    });
+    let name = path.file_name().ok_or_else(|| Error::Argument(format!("{} names no file", path.display())))?;
+    let temporary = path.with_file_name(format!(".{}.tmp", name.to_string_lossy()));
+    let written = File::create(&temporary)
+        .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&temporary, path));
+    written.map_err(|error| {
+        let _ = fs::remove_file(&temporary);
+        Error::write(path, error)
+    })?;
+    Ok(format!("{:032x}", xxh3_128(&bytes)))
+}
+
+fn malformed(path: &Path, reason: String) -> Error {
+    Error::NotClusters { path: path.into(), reason }
+}

@@ -1,0 +1,453 @@
+"""What an audit says of a folder, against plain counting; and the dataset without duplicates, whole or not there."""
+
+import collections
+import contextlib
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from shards import llmc_bytes
+
+from jaxgpt import _loader, dataset, errors, manifest
+from jaxgpt.audit import audit, main
+from jaxgpt.audit import summary as screen
+from jaxgpt.audit.record import Files
+from jaxgpt.dataset import open_folder
+from jaxgpt.errors import JaxgptError
+from jaxgpt.manifest import Manifest
+from jaxgpt.prepare import prepare
+from jaxgpt.tokenizer import gpt2, train
+
+EOT = 50256
+WORDS = ["sea", "ship", "wind", "captain", "harbour", "night", "letter", "house", "garden", "king", "stone", "river"]
+
+
+def sentence(random_: random.Random, words: int) -> str:
+    return " ".join(random_.choice(WORDS) + str(random_.randrange(50)) for _ in range(words))
+
+
+def edited(random_: random.Random, text: str, share: float) -> str:
+    """`text` with that share of its words replaced."""
+    words = text.split(" ")
+    for place in random_.sample(range(len(words)), round(share * len(words))):
+        words[place] = random_.choice(WORDS) + str(50 + random_.randrange(50))
+    return " ".join(words)
+
+
+def texts(seed: int = 0, count: int = 120) -> list[str]:
+    """Documents, exact copies of some and edits of others."""
+    random_ = random.Random(seed)
+    own = [sentence(random_, random_.randrange(20, 200)) for _ in range(count)]
+    copies = [random_.choice(own) for _ in range(count // 6)]
+    edits = [edited(random_, random_.choice(own), 0.01) for _ in range(count // 6)]
+    other = [edited(random_, random_.choice(own), 0.2) for _ in range(count // 6)]
+    return [*own, *copies, *edits, *other, "short", "short", "a b"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A prepared folder with train and validation."""
+    source = tmp_path / "texts"
+    source.mkdir()
+    for number, text in enumerate(texts()):
+        (source / f"{number:04}.txt").write_text(text)
+    prepare([str(source)], tmp_path / "data", val_tokens=4_000)
+    return tmp_path / "data"
+
+
+def documents(split: dataset.Split | None) -> list[tuple[int, ...]]:
+    """The documents of a split that ends with an end-of-text token."""
+    if split is None:
+        return []
+    ids = split.ids(0, split.tokens)
+    return [tuple(part[part != EOT].tolist()) for part in np.split(ids, np.flatnonzero(ids == EOT) + 1)[:-1]]
+
+
+def shingles(document: tuple[int, ...]) -> set[tuple[int, ...]]:
+    return {document[n : n + 5] for n in range(len(document) - 4)} or {document}
+
+
+def roots(all_documents: list[tuple[int, ...]]) -> list[int]:
+    """The first document of each one's cluster, by comparing all pairs."""
+    sets, root = [shingles(document) for document in all_documents], list(range(len(all_documents)))
+    for a, b in itertools.combinations(range(len(sets)), 2):
+        if root[a] != root[b] and 5 * len(sets[a] & sets[b]) >= 4 * len(sets[a] | sets[b]):
+            low, high = sorted((root[a], root[b]))
+            root = [low if one == high else one for one in root]
+    return root
+
+
+def kept(train_documents: list[tuple[int, ...]], val_documents: list[tuple[int, ...]]) -> list[int]:
+    """The documents that remain: the first of validation in each cluster, or else the first."""
+    clusters = collections.defaultdict(list)
+    for document, root in enumerate(roots([*train_documents, *val_documents])):
+        clusters[root].append(document)
+    return sorted(next((d for d in one if d >= len(train_documents)), one[0]) for one in clusters.values())
+
+
+def refused(code: str, *arguments: Any) -> JaxgptError:
+    with pytest.raises(JaxgptError) as caught:
+        main([str(argument) for argument in arguments])
+    assert caught.value.code == code, caught.value
+    return caught.value
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+# --- what it finds ---------------------------------------------------------------------------------------------------
+
+
+def test_duplicates_are_those_of_comparing_every_pair(folder: Path) -> None:
+    record, data = audit(folder), open_folder(folder)
+    train_documents, val_documents = documents(data.train), documents(data.val)
+    everything = [*train_documents, *val_documents]
+    remaining = kept(train_documents, val_documents)
+    assert len(everything) - len(remaining) > 20
+    assert record["effective_unique_tokens"] == sum(len(everything[one]) + 1 for one in remaining)
+    assert record["tokens"] == sum(len(document) + 1 for document in everything)
+    assert record["duplicates"]["exact"]["documents"] == len(everything) - len(set(everything))
+    exact = sum(document in set(train_documents) for document in val_documents)
+    root = roots(everything)
+    near = sum(root[len(train_documents) + n] in root[: len(train_documents)] for n in range(len(val_documents)))
+    assert record["leakage"]["exact"]["documents"] == exact
+    assert record["leakage"]["exact"]["documents"] + record["leakage"]["near"]["documents"] == near
+    assert near > 0
+    saved = sum(split["effective_unique_tokens"] for split in record["splits"].values())
+    assert saved == record["effective_unique_tokens"]
+
+
+def test_the_record_is_what_the_documentation_says(folder: Path) -> None:
+    record = audit(folder)
+    assert record == json.loads((folder / "audit.json").read_text())
+    assert (record["format"], record["fingerprint"]) == (1, open_folder(folder).fingerprint)
+    page = (Path(__file__).parents[1] / "docs" / "audit.md").read_text()
+
+    def names(value: Any) -> set[str]:
+        if isinstance(value, dict):
+            return {*value, *(name for inner in value.values() for name in names(inner))}
+        return {name for inner in value for name in names(inner)} if isinstance(value, list) else set()
+
+    assert {name for name in names(record) if f"`{name}`" not in page} <= {"train", "val"}
+
+
+def test_figures_of_the_text(folder: Path) -> None:
+    record, data = audit(folder), open_folder(folder)
+    made = manifest.read(folder)
+    ids = data.train.ids(0, data.train.tokens)
+    split = record["splits"]["train"]
+    assert split["unigram_entropy"] == pytest.approx(dataset.unigram_entropy(data.train, data.vocab_size))
+    assert split["bytes_per_token"] == made.splits["train"].bytes / len(ids)
+    assert split["documents"] == made.splits["train"].documents == split["eot"]["count"] == np.sum(ids == EOT)
+    assert split["distinct_ids"] == len(np.unique(ids))
+
+
+def test_bytes_are_counted_by_tokens_where_there_is_no_manifest(folder: Path, tmp_path: Path) -> None:
+    data, made = open_folder(folder), manifest.read(folder)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for name, split in (("train", data.train), ("val", data.val)):
+        (plain / f"{name}.bin").write_bytes(split.ids(0, split.tokens).tobytes())
+    ours, theirs = audit(folder), audit(plain)
+    assert theirs["splits"]["train"]["bytes"] == made.splits["train"].bytes
+    for name in ("effective_unique_tokens", "duplicates", "leakage"):
+        assert theirs[name] == ours[name]
+    assert any("does not name its tokenizer" in note for note in theirs["notes"])
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_shards_of_others_with_the_end_of_text_in_front(tmp_path: Path, dtype: str) -> None:
+    tokenizer = gpt2()
+    ids = [np.array([EOT, *tokenizer.encode(text)], dtype) for text in ["one two", "", "one two", "three"]]
+    magic = {"uint16": (20240520, 1), "uint32": (20240801, 7)}[dtype]
+    (tmp_path / "fineweb_train_000000.bin").write_bytes(llmc_bytes(np.concatenate(ids[:2]), *magic))
+    (tmp_path / "fineweb_train_000001.bin").write_bytes(llmc_bytes(np.concatenate(ids[2:]), *magic))
+    tokenizer.save(tmp_path / "tokenizer.json")
+    record = audit(tmp_path)
+    split = record["splits"]["train"]
+    assert (split["documents"], split["eot"]["position"], split["eot"]["empty_documents"]) == (4, "prepended", 1)
+    assert record["duplicates"]["exact"] == {"documents": 1, "tokens": 3}
+    assert record["leakage"] is None
+    assert open_folder(tmp_path).train.tokens == record["tokens"]  # the files of the audit are no shards
+
+
+def test_a_folder_of_shards_without_names_stays_one_after_its_audit(tmp_path: Path) -> None:
+    (tmp_path / "000.bin").write_bytes(llmc_bytes(np.array([5, 6, EOT], np.uint16)))
+    before = open_folder(tmp_path)
+    audit(tmp_path)
+    assert [path.name for path in open_folder(tmp_path).train.paths] == ["000.bin"]
+    assert open_folder(tmp_path).notes == before.notes
+
+
+def test_ids_outside_the_vocabulary_are_counted_not_fatal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.array([1, 2, 60_000, EOT, 60_001, EOT], np.uint16).tofile(tmp_path / "train.bin")
+    record = audit(tmp_path)
+    foreign = record["splits"]["train"]["out_of_vocabulary"]
+    assert foreign == {"count": 2, "first": {"file": "train.bin", "position": 2, "token": 60_000}}
+    assert "! train: 2 ids outside the vocabulary, the first 60000 at 2 of train.bin" in capsys.readouterr().out
+
+
+def test_no_end_of_text_is_said(tmp_path: Path) -> None:
+    np.arange(100, dtype=np.uint16).tofile(tmp_path / "train.bin")
+    assert "the end-of-text token 50256 does not occur" in str(audit(tmp_path)["notes"])
+    assert audit(tmp_path, eot=50)["splits"]["train"]["documents"] == 2
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_audit_says_that_it_is_done(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audit(folder)
+    first, files = capsys.readouterr().out, files_of(folder)
+    audit(folder)
+    second = capsys.readouterr().out
+    assert second == f"'{folder}' is audited already (--again repeats it)\n{first}"
+    assert files_of(folder) == files
+    audit(folder, again=True)
+    assert "already" not in capsys.readouterr().out
+    shard = next(folder.glob("train_*.bin"))
+    os.utime(shard)  # written to since
+    audit(folder)
+    assert "already" not in capsys.readouterr().out
+    (folder / "audit.html").unlink()
+    audit(folder)
+    assert (folder / "audit.html").exists()
+
+
+def test_the_summary_fits_a_screen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = audit(folder)
+    capsys.readouterr()
+    name = Path("data/mine")
+    lines = screen.text(name, Files(name / "audit.json"), record).splitlines()
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
+    assert f"effective unique tokens: {record['effective_unique_tokens']:,}" in lines[1]
+    assert any("of validation are also in train" in line for line in lines)
+
+
+def test_the_page_shows_it_with_its_plots(folder: Path) -> None:
+    record, page = audit(folder), (folder / "audit.html").read_text()
+    assert page.count("<svg") == 4
+    assert f"{record['effective_unique_tokens']:,}" in page
+    assert record["duplicates"]["largest"][0]["kept"]["text"][:20] in page
+
+
+def test_threads_change_nothing(folder: Path) -> None:
+    def without_seconds(record: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in record.items() if name != "seconds"}
+
+    one = audit(folder, threads=1)
+    clusters = (folder / "audit-clusters.bin").read_bytes()
+    assert without_seconds(audit(folder, threads=5, again=True)) == without_seconds(one)
+    assert (folder / "audit-clusters.bin").read_bytes() == clusters
+
+
+def test_another_place_for_the_files(folder: Path, tmp_path: Path) -> None:
+    audit(folder, out=tmp_path / "found.json")
+    assert not list(folder.glob("audit*"))
+    assert {path.name for path in tmp_path.glob("found*")} == {"found.json", "found.html", "found-clusters.bin"}
+
+
+def test_the_clusters_lead_near_duplicates_to_one_key(folder: Path) -> None:
+    record, data = audit(folder), open_folder(folder)
+    path = folder / record["clusters"]["file"]
+    clusters = _loader.ClusterMap(path)
+    everything = [*documents(data.train), *documents(data.val)]
+    root = roots(everything)
+    keys = [_loader.document_key(np.array(document, np.uint16).tobytes(), "uint16") for document in everything]
+    for cluster in set(root):
+        members = {keys[n] for n, one in enumerate(root) if one == cluster}
+        found = {clusters.representative(key) for key in members}
+        assert found == {None} if len(members) == 1 else len(found) == 1 and found <= members
+    assert len(clusters) > 10
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_bad_options_and_places(folder: Path, tmp_path: Path) -> None:
+    assert "50256" in refused("C031", folder, "--eot", 60_000).help
+    refused("C032", folder, "--threads", -1)
+    refused("C032", folder, "--out", tmp_path / "x.txt")
+    refused("C032", folder, "--out", tmp_path / "none" / "x.json")
+    refused("C032", folder, "--tmp", tmp_path / "none")
+    refused("C032", folder, "--dedup", folder)
+    refused("C006", folder, "--eot", "x")
+    refused("D002", tmp_path / "none")
+    assert not list(folder.glob("audit*"))
+
+
+def test_a_folder_that_cannot_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    error = refused("S016", folder)
+    assert "Read-only" in error.message
+    assert "--out" in error.help
+
+
+@pytest.mark.parametrize("name", ["audit.json", "audit.html", "audit-clusters.bin"])
+def test_nobodys_file_is_overwritten(folder: Path, name: str) -> None:
+    (folder / name).write_text("my notes")
+    refused("S016", folder)
+    assert (folder / name).read_text() == "my notes"
+
+
+def test_an_unreadable_record_is_made_anew(folder: Path) -> None:
+    record = audit(folder)
+    (folder / "audit.json").write_text((folder / "audit.json").read_text()[:200])
+    assert audit(folder)["effective_unique_tokens"] == record["effective_unique_tokens"]
+
+
+def test_damaged_shards(folder: Path) -> None:
+    shard = next(folder.glob("train_*.bin"))
+    good = shard.read_bytes()
+    shard.write_bytes(good[:-2] + b"\1\0")
+    refused("D011", folder)
+    shard.write_bytes(good[:-2])
+    refused("D007", folder)
+    shard.unlink()
+    refused("D016", folder)
+    assert not list(folder.glob("audit*"))
+
+
+def test_a_full_disk_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "audit.json")
+
+    monkeypatch.setattr("jaxgpt.report.write", full)
+    assert errors.run(main, [str(folder)]) == 7
+    assert not (folder / "audit.json").exists()
+
+
+def test_ctrl_c_is_clean(tmp_path: Path) -> None:
+    """The core looks for signals while its threads work."""
+    np.random.default_rng(0).integers(0, 50_000, 150_000_000, np.uint16).tofile(tmp_path / "train.bin")
+    with subprocess.Popen(
+        [sys.executable, "-m", "jaxgpt.audit", str(tmp_path), "--threads", "1"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        time.sleep(1.2)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (130, "interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["train.bin"]
+
+
+# --- without duplicates ----------------------------------------------------------------------------------------------
+
+
+def test_the_new_dataset_holds_what_is_kept_in_its_order(folder: Path, tmp_path: Path) -> None:
+    before = files_of(folder)
+    out = tmp_path / "unique"
+    record = audit(folder, dedup=out)
+    old, new = open_folder(folder), open_folder(out)
+    train_documents, val_documents = documents(old.train), documents(old.val)
+    remaining = kept(train_documents, val_documents)
+    everything = [*train_documents, *val_documents]
+    assert documents(new.train) == [everything[one] for one in remaining if one < len(train_documents)]
+    assert documents(new.val) == [everything[one] for one in remaining if one >= len(train_documents)]
+    assert new.train.tokens + new.val.tokens == record["effective_unique_tokens"]
+    new.verify()
+    again = audit(out)
+    assert again["effective_unique_tokens"] == again["tokens"] == record["effective_unique_tokens"]
+    assert again["leakage"]["exact"]["documents"] == again["leakage"]["near"]["documents"] == 0
+    assert {name: files_of(folder)[name] for name in before} == before
+    for split in (new.train, new.val):
+        assert split.bytes == len(gpt2().decode(split.ids(0, split.tokens)).replace("<|endoftext|>", "").encode())
+
+
+def test_the_new_manifest_says_where_it_comes_from(folder: Path, tmp_path: Path) -> None:
+    old = manifest.read(folder)
+    audit(folder, dedup=tmp_path / "unique")
+    new = manifest.read(tmp_path / "unique")
+    assert old.derived is None
+    assert old.fingerprint in (new.derived or "")
+    assert "Jaccard >= 0.8 on 5-token shingles" in (new.derived or "")
+    assert (new.sources, new.settings, new.tokenizer) == (old.sources, old.settings, old.tokenizer)
+
+
+def test_manifests_from_before_that_field_are_read(folder: Path) -> None:
+    values = json.loads((folder / "manifest.json").read_text())
+    del values["derived"]
+    (folder / "manifest.json").write_text(json.dumps(values))
+    assert manifest.read(folder).derived is None
+
+
+def test_the_same_command_again_changes_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "unique"
+    audit(folder, dedup=out)
+    files = files_of(out)
+    audit(folder, dedup=out)
+    assert f"{out}: without duplicates" in capsys.readouterr().out
+    assert files_of(out) == files
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine").write_text("x")
+    refused("S012", folder, "--dedup", tmp_path / "other")
+    shutil.copytree(folder, tmp_path / "copy")
+    refused("S012", folder, "--dedup", tmp_path / "copy")
+
+
+def test_plain_files_become_a_dataset_with_a_manifest(tmp_path: Path) -> None:
+    tokenizer = train([" ".join(texts())], 400)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    tokenizer.save(plain / "tokenizer.json")
+    end = np.array([tokenizer.eot], np.uint16)
+    parts = [part for text in texts() for part in (end, np.array(tokenizer.encode(text), np.uint16))]
+    np.concatenate(parts).tofile(plain / "train.bin")
+    record = audit(plain, dedup=tmp_path / "unique")
+    new = open_folder(tmp_path / "unique")
+    assert isinstance(new.manifest, Manifest)
+    assert new.train.tokens == record["effective_unique_tokens"]
+    assert new.tokenizer.fingerprint == tokenizer.fingerprint
+    assert new.manifest.eot_position == "appended"
+    assert new.val is None
+
+
+def test_a_train_split_that_is_all_in_validation(tmp_path: Path) -> None:
+    np.array([1, 2, 3, EOT], np.uint16).tofile(tmp_path / "train.bin")
+    np.array([1, 2, 3, EOT], np.uint16).tofile(tmp_path / "val.bin")
+    refused("D031", tmp_path, "--dedup", tmp_path / "unique")
+    assert not (tmp_path / "unique").exists()
+
+
+def test_killed_anywhere_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Large enough that most kills meet it while it reads, compares or writes."""
+    data, rng = tmp_path / "data", np.random.default_rng(0)
+    data.mkdir()
+    parts = [np.append(rng.integers(0, EOT, rng.integers(200, 1_000)).astype(np.uint16), EOT) for _ in range(8_000)]
+    np.concatenate([*parts, *parts[::3]]).astype(np.uint16).tofile(data / "train.bin")
+    command = [sys.executable, "-m", "jaxgpt.audit", str(data), "--dedup"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run([*command, str(tmp_path / "first")], check=True, capture_output=True)
+    began = time.monotonic()
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    seconds = time.monotonic() - began
+    random_, unfinished = random.Random(0), 0
+    for _ in range(8):
+        with subprocess.Popen([*command, str(cut)], stdout=subprocess.DEVNULL) as process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(random_.uniform(0.1, 0.9) * seconds)
+            process.kill()
+        unfinished += not cut.exists()
+        if cut.exists():
+            assert files_of(cut) == files_of(whole)
+            shutil.rmtree(cut)
+    subprocess.run([*command, str(cut)], check=True, capture_output=True)
+    assert files_of(cut) == files_of(whole)
+    assert unfinished > 0
+    assert not list(tmp_path.glob(".*"))
+    assert {path.name for path in data.iterdir()} == {"train.bin", "audit.json", "audit.html", "audit-clusters.bin"}

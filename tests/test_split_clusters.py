@@ -1,0 +1,52 @@
+"""Near-duplicates that an audit knows fall on one side of the split."""
+
+from pathlib import Path
+
+import pytest
+from corpora import parquet, splits_of, stories
+
+from jaxgpt import audit
+from jaxgpt.errors import ConfigError
+from jaxgpt.prepare import prepare
+from jaxgpt.tokenizer import gpt2
+
+
+def pairs(count: int) -> list[tuple[str, str]]:
+    """Long texts, each with one that differs from it in a single word."""
+    return [(text, text.replace(":", " again:", 1)) for text in (" ".join(stories(8, n)) for n in range(count))]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    twins = pairs(60)
+    return parquet(tmp_path / "a.parquet", text=[one for one, _ in twins] + [other for _, other in twins])
+
+
+def torn(train: list[str], val: list[str]) -> int:
+    """How many pairs stand on both sides."""
+    return sum((one in val) != (other in val) for one, other in pairs(60))
+
+
+def test_near_duplicates_fall_on_one_side(tmp_path: Path, source: Path) -> None:
+    prepare([str(source)], tmp_path / "first", val_tokens=4000)
+    assert torn(*splits_of(tmp_path / "first")) > 3
+    audit.main([str(tmp_path / "first")])
+    made = prepare([str(source)], tmp_path / "second", val_tokens=4000, audit=tmp_path / "first")
+    train, val = splits_of(tmp_path / "second")
+    assert torn(train, val) == 0
+    assert len(train) + len(val) == 120
+    assert made.splits["val"].tokens >= 4000
+    assert made.settings.clusters is not None
+    again = prepare([str(source)], tmp_path / "second", val_tokens=4000, audit=tmp_path / "first")
+    assert again == made
+
+
+def test_an_audit_that_does_not_fit(tmp_path: Path, source: Path) -> None:
+    prepare([str(source)], tmp_path / "data")
+    with pytest.raises(ConfigError, match=r"C033.*holds no audit"):
+        prepare([str(source)], tmp_path / "x", audit=tmp_path / "data")
+    audit.main([str(tmp_path / "data")])
+    with pytest.raises(ConfigError, match=r"C033.*not by a new tokenizer"):
+        prepare([str(source)], tmp_path / "x", audit=tmp_path / "data", train_tokenizer=300)
+    gpt2().save(tmp_path / "own.json")
+    prepare([str(source)], tmp_path / "x", audit=tmp_path / "data", tokenizer=str(tmp_path / "own.json"))

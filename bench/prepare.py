@@ -99,7 +99,7 @@ def stages(paths: Sequence[str], folder: Path) -> dict[str, float]:
 
     stage("imports", imports)
     from jaxgpt import _loader, corpus, tokenizer
-    from jaxgpt.encoder import Encoder
+    from jaxgpt.preparation.encoder import Encoder
 
     gpt2 = stage("tokenizer", tokenizer.gpt2)
     encoder = stage("its copy for gigatoken", lambda: Encoder(gpt2))

@@ -22,15 +22,15 @@ from jaxgpt import tokenizer as bpe
 from jaxgpt._loader import WrittenSplit
 from jaxgpt.building import Site, building, check_target
 from jaxgpt.corpus import find_sources
-from jaxgpt.encoder import ENGINES, Encoder, Engine
-from jaxgpt.encoding import Encoding, Job, Result
 from jaxgpt.errors import ConfigError, JaxgptError, StorageError
-from jaxgpt.learning import learn
 from jaxgpt.manifest import LAYOUTS, Manifest, Settings, Split, TokenizerEntry
 from jaxgpt.overrides import Parser, from_text
+from jaxgpt.preparation.encoder import ENGINES, Encoder, Engine
+from jaxgpt.preparation.encoding import Encoding, Job, Result
+from jaxgpt.preparation.learning import learn
+from jaxgpt.preparation.summary import already, summary
+from jaxgpt.preparation.survey import survey
 from jaxgpt.progress import Meter
-from jaxgpt.summary import already, summary
-from jaxgpt.survey import survey
 from jaxgpt.tokenizer import Tokenizer
 
 SHARD_TOKENS = 100_000_000

@@ -14,13 +14,17 @@ from typing import Any
 import pytest
 from corpora import files_in, parquet, stories
 
-from jaxgpt import corpus, encoding, errors, source
+from jaxgpt import corpus, errors
+from jaxgpt.corpus import source
 from jaxgpt.errors import JaxgptError
+from jaxgpt.preparation import encoding
 from jaxgpt.prepare import prepare
 
 COMMAND = """
 import signal
-from jaxgpt import encoding, errors, prepare, source
+from jaxgpt import errors, prepare
+from jaxgpt.corpus import source
+from jaxgpt.preparation import encoding
 source.BATCH_BYTES, encoding.NOTE_SECONDS = 20_000, {seconds}
 signal.signal(signal.SIGINT, signal.default_int_handler)
 raise SystemExit(errors.run(prepare.main))

@@ -15,10 +15,9 @@ import pyarrow.parquet.encryption as pe
 import pytest
 from reading import batches_of, check_every_start, refused, refused_in_little_memory, skipped_in, texts_of
 
-from jaxgpt import parquet, source
-from jaxgpt.corpus import estimate, find_sources, read, sample
+from jaxgpt.corpus import estimate, find_sources, parquet, read, source
+from jaxgpt.corpus.pages import Compact, chunks, footer, pages
 from jaxgpt.errors import DataError
-from jaxgpt.pages import Compact, chunks, footer, pages
 
 RECORDS = [None if n % 7 == 3 else "" if n % 11 == 5 else f"{n} é " * (n % 13) for n in range(60)]
 
@@ -106,7 +105,7 @@ def test_no_rows_and_no_row_groups(tmp_path: Path) -> None:
             file.write_table(schema.empty_table())
     for name in ("none", "empty"):
         found = find_sources([str(tmp_path / f"{name}.parquet")])[0]
-        assert (list(read(found)), sample(found), estimate(found)[:2]) == ([], [], (0, 0))
+        assert (list(read(found)), estimate(found)[:2]) == ([], (0, 0))
 
 
 def test_the_text_column(tmp_path: Path) -> None:
@@ -159,16 +158,6 @@ def test_a_document_of_a_hundred_megabytes(tmp_path: Path) -> None:
     batches = batches_of(write(tmp_path / "a.parquet", ["before", huge, "after"], use_dictionary=False))
     texts = [text for batch in batches for text in batch.texts.to_pylist()]
     assert (len(texts), texts[1] == huge, texts[2]) == (3, True, "after")
-    assert sum(map(len, sample(find_sources([str(tmp_path / "a.parquet")])[0], size=1000))) <= 1000
-
-
-def test_a_sample_is_from_several_places_and_of_the_size_asked(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.parquet", [f"{n:04} " * 50 for n in range(1000)], row_group_size=100)
-    found = sample(find_sources([str(path)])[0], size=20_000)
-    assert found == sample(find_sources([str(path)])[0], size=20_000)
-    assert 10_000 < sum(map(len, found)) <= 20_000
-    assert {int(text[:4]) // 100 for text in found} == {0, 2, 4, 6, 8}
-    assert len({text[:4] for text in found}) == len(found)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

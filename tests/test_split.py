@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from corpora import documents_in, expected_val, ids_of, parquet, some_texts, splits_of, stories
 
-from jaxgpt import _loader, manifest, source
+from jaxgpt import _loader, manifest
+from jaxgpt.corpus import source
 from jaxgpt.dataset import open_folder
 from jaxgpt.errors import DataError
 from jaxgpt.prepare import prepare

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxgpt import _loader
-from jaxgpt.ahead import ahead
-from jaxgpt.encoder import Encoder
-from jaxgpt.source import Skipped, Texts
+from jaxgpt.corpus.source import Skipped, Texts
+from jaxgpt.preparation.ahead import ahead
+from jaxgpt.preparation.encoder import Encoder
 
 Read = Callable[[int, int], Iterator[Texts]]
 

@@ -18,10 +18,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxgpt import hub
-from jaxgpt import source as common
+from jaxgpt.corpus import source as common
+from jaxgpt.corpus.pages import DELTA_PREFIXES, PLAIN, Chunk, Page, chunks, footer, is_encrypted, longest_entry, pages
+from jaxgpt.corpus.source import (
+    Batcher,
+    Estimate,
+    Source,
+    Texts,
+    Unchanged,
+    check_expansion,
+    text_bytes,
+    too_long,
+)
 from jaxgpt.errors import DataError
-from jaxgpt.pages import DELTA_PREFIXES, PLAIN, Chunk, Page, chunks, footer, is_encrypted, longest_entry, pages
-from jaxgpt.source import Batcher, Estimate, Source, Texts, Unchanged, check_expansion, clipped, text_bytes, too_long
 
 MOST_ROWS = 4096  # decoded at a time, so that a few long documents among many short ones do not come all at once
 MOST_BYTES = 64_000_000  # that a batch may become if every row is the dictionary's longest
@@ -325,27 +334,3 @@ def estimate(source: Source, text_column: str | None) -> Estimate:
         if remote:
             return Estimate(max(0, sum(chunk.unpacked for chunk in column.chunks) - 4 * rows), rows)
         return Estimate(sum(_expected_bytes(_pages(column, group)) for group in range(len(column.chunks))), rows)
-
-
-def sample(source: Source, text_column: str | None, size: int = 200_000) -> list[str]:
-    """Texts of about `size` bytes in all from several row groups, long ones cut."""
-    with opened(source, text_column) as column:
-        groups = [group for group, chunk in enumerate(column.chunks) if chunk.rows]
-        chosen = groups[:: -(-len(groups) // PLACES)] if groups else []
-        return [text for group in chosen for text in _some(column, group, size // len(chosen))]
-
-
-def _some(column: Column, group: int, size: int) -> Iterator[str]:
-    """Rows from several places of the first batch of a row group."""
-    texts: Any = next(_row_group(column, group), common.empty())
-    texts, room = texts.filter(common.is_full(texts)), size
-    for index in _spread(len(texts), PLACES * 4):
-        text = clipped(texts[index].as_py(), max(room, 4))
-        room -= len(text.encode())
-        yield text
-        if room <= 0:
-            return
-
-
-def _spread(count: int, places: int) -> Iterator[int]:
-    yield from range(0, count, max(1, count // places))

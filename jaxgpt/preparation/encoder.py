@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from jaxgpt._loader import Encoded
+from jaxgpt.corpus.source import clipped
 from jaxgpt.errors import DataError
-from jaxgpt.source import clipped
 from jaxgpt.tokenizer import Tokenizer
 
 Engine = Literal["gigatoken", "tokenizers"]

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jaxgpt import _loader, hub, jsonl, parquet, plain
+from jaxgpt import _loader, hub
+from jaxgpt.corpus import jsonl, parquet, plain
+from jaxgpt.corpus.plain import STANDARD_LIBRARY
+from jaxgpt.corpus.source import Estimate, Skipped, Source, Texts, changed
+from jaxgpt.corpus.streams import bare_suffix, codec
 from jaxgpt.errors import DataError
-from jaxgpt.plain import STANDARD_LIBRARY
-from jaxgpt.source import Estimate, Skipped, Source, Texts, changed
-from jaxgpt.streams import bare_suffix, codec
 
-__all__ = ["Estimate", "Skipped", "Source", "Texts", "checksum", "estimate", "find_sources", "read", "sample"]
+__all__ = ["Estimate", "Skipped", "Source", "Texts", "checksum", "estimate", "find_sources", "read"]
 
 JSON_LINES = (".jsonl", ".ndjson")
 IN_FOLDERS = (".txt", ".md", ".py")
@@ -135,15 +136,6 @@ def estimate(source: Source, text_column: str | None = None) -> Estimate:
     if source.kind == "jsonl":
         return jsonl.estimate(source, text_column)
     return plain.estimate_python(source) if source.kind == "python" else plain.estimate_text(source)
-
-
-def sample(source: Source, text_column: str | None = None, size: int = 200_000) -> list[str]:
-    """Some texts from several places of the file, about `size` bytes in all, the same ones each time; long ones cut."""
-    if source.kind == "parquet":
-        return parquet.sample(source, text_column, size)
-    if source.kind == "jsonl":
-        return jsonl.sample(source, text_column, size)
-    return plain.sample_python(source, size) if source.kind == "python" else plain.sample_text(source, size)
 
 
 def checksum(source: Source) -> str:

@@ -7,8 +7,8 @@ from typing import Literal
 
 import pyarrow as pa
 
+from jaxgpt.corpus.source import check_expansion
 from jaxgpt.errors import DataError
-from jaxgpt.source import check_expansion
 
 CODECS: dict[str, Literal["gzip", "zstd"]] = {".gz": "gzip", ".zst": "zstd"}
 CHUNK = 1 << 20

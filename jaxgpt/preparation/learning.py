@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 
 from jaxgpt import _loader, corpus, tokenizer
-from jaxgpt.encoder import buffers
-from jaxgpt.encoding import Job
+from jaxgpt.preparation.encoder import buffers
+from jaxgpt.preparation.encoding import Job
+from jaxgpt.preparation.survey import MOST_BYTES_PER_TOKEN, Survey
 from jaxgpt.progress import Meter
-from jaxgpt.survey import MOST_BYTES_PER_TOKEN, Survey
 from jaxgpt.tokenizer import Tokenizer
 
 TRAINING_BYTES = 256_000_000  # text that a new tokenizer learns from, at most

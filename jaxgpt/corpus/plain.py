@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from jaxgpt import source as common
+from jaxgpt.corpus import source as common
+from jaxgpt.corpus.source import Batcher, Estimate, Source, Texts, Unchanged, too_long
+from jaxgpt.corpus.streams import codec, opened
 from jaxgpt.errors import DataError
-from jaxgpt.source import Batcher, Estimate, Source, Texts, Unchanged, clipped, too_long
-from jaxgpt.streams import codec, opened
 
 STANDARD_LIBRARY = "python-stdlib"
 NOT_ITS_OWN = ("site-packages", "dist-packages", "__pycache__")
@@ -58,24 +58,6 @@ def estimate_text(source: Source) -> Estimate:
         return Estimate(round(stream.given * source.size / max(1, stream.consumed)), int(stream.given > 0))
 
 
-def sample_text(source: Source, size: int) -> list[str]:
-    """Pieces of the file, or of the first part of a packed one, of `size` bytes in all."""
-    path = source.local()
-    if codec(path):
-        with opened(path, source.name) as stream:
-            pieces = [stream.read(size)]
-    elif source.size <= size:
-        pieces = [path.read_bytes()]
-    else:
-        with path.open("rb") as file:
-            pieces = [_piece(file.fileno(), place * source.size // PLACES, size // PLACES) for place in range(PLACES)]
-    return [text for text in (piece.decode("utf-8-sig", errors="ignore") for piece in pieces) if text]
-
-
-def _piece(file: int, offset: int, size: int) -> bytes:
-    return os.pread(file, size, offset)
-
-
 def standard_library() -> Source:
     folder = Path(sysconfig.get_path("stdlib"))
     size = sum(path.stat().st_size for path in library_files(folder))
@@ -116,10 +98,3 @@ def _module(path: Path) -> str | None:
 def estimate_python(source: Source) -> Estimate:
     sizes = [path.stat().st_size for path in library_files(source.path)]
     return Estimate(sum(sizes), sum(size > 0 for size in sizes))
-
-
-def sample_python(source: Source, size: int) -> list[str]:
-    paths = list(library_files(source.path))
-    chosen = paths[:: max(1, len(paths) // (4 * PLACES))]
-    texts = [_module(path) for path in chosen]
-    return [clipped(text, max(4, size // len(chosen))) for text in texts if text]

@@ -4,9 +4,9 @@ import shlex
 from pathlib import Path
 
 from jaxgpt import tokenizer as bpe
+from jaxgpt.corpus.source import Skipped
 from jaxgpt.manifest import Manifest
 from jaxgpt.progress import counted, sized
-from jaxgpt.source import Skipped
 
 
 def described(made: Manifest) -> str:

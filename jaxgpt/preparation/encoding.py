@@ -16,14 +16,15 @@ import numpy as np
 
 from jaxgpt import _loader, corpus
 from jaxgpt.building import Site, check_room
+from jaxgpt.corpus.source import Skipped, Source, Texts, Unchanged
 from jaxgpt.dataset import as_data_error
-from jaxgpt.encoder import Encoder
 from jaxgpt.errors import DataError
 from jaxgpt.manifest import Settings, SourceEntry
-from jaxgpt.mixture import Mixture, Part, Place, Run, closing_all
+from jaxgpt.preparation.encoder import Encoder
+from jaxgpt.preparation.mixture import Mixture, Part, Place, Run, closing_all
+from jaxgpt.preparation.patience import Patience
+from jaxgpt.preparation.survey import GENEROUS, Survey, check_split
 from jaxgpt.progress import Meter
-from jaxgpt.source import Skipped, Source, Texts, Unchanged
-from jaxgpt.survey import GENEROUS, Survey, check_split
 from jaxgpt.tokenizer import Tokenizer
 
 Journal = dict[str, Any]
@@ -107,7 +108,7 @@ class Encoding:
         """Writes the shards of `out` into the site's folder."""
         meter.begin("reading")
         began = time.monotonic()
-        with as_data_error(), closing_all(self._parts()) as parts:
+        with as_data_error(), Patience() as patience, closing_all(self._parts()) as parts:
             order = Mixture(parts)
             if self._progress is None:
                 self._measure(order, out, site)
@@ -115,8 +116,9 @@ class Encoding:
             before = splitter.taken
             meter.begin("encoding", int(self._expected), before)
             self._noted = time.monotonic()
-            self._take(order.runs(), splitter, site, meter)
+            self._take(order.runs(), splitter, site, meter, patience)
             self._check_taken(splitter)
+            patience.look()
             meter.begin("finishing")
             tokens = splitter.taken[2] - before[2]
             train, val = splitter.finish()
@@ -169,11 +171,14 @@ class Encoding:
                 self._opened[number] = Opened(source.size, corpus.checksum(source))
             yield from corpus.read(source, self.job.settings.text_column, record)
 
-    def _take(self, order: Iterator[Run], splitter: _loader.Splitter, site: Site, meter: Meter) -> None:
+    def _take(
+        self, order: Iterator[Run], splitter: _loader.Splitter, site: Site, meter: Meter, patience: Patience
+    ) -> None:
         """Has each run written while the next one is read and encoded, until there is none or the budget is used up."""
         with ThreadPoolExecutor(1, "write") as pool:
             pending: Future[int] | None = None
             for run in order:
+                patience.look()
                 if pending and pending.result() < 0:
                     return
                 if time.monotonic() - self._noted > NOTE_SECONDS:

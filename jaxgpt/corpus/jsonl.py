@@ -8,7 +8,7 @@ line, is read again by Python's own reader, which knows the line and has the las
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.json
 
-from jaxgpt import source as common
+from jaxgpt.corpus import source as common
+from jaxgpt.corpus.source import Batcher, Estimate, Source, Texts, Unchanged, too_long
+from jaxgpt.corpus.streams import Stream, opened
 from jaxgpt.errors import DataError
-from jaxgpt.source import Batcher, Estimate, Source, Texts, Unchanged, clipped, too_long
-from jaxgpt.streams import Stream, codec, opened
 from jaxgpt.tokenizer import well_formed
 
 BOM = b"\xef\xbb\xbf"
@@ -228,48 +228,3 @@ def _probe(stream: Stream, source: Source) -> Block:
     """The first lines of the file, at least one."""
     blocks = _blocks(stream, source, PROBE_BYTES)
     return next(blocks, Block(b"", 1, 0))
-
-
-def sample(source: Source, text_column: str | None, size: int = 200_000) -> list[str]:
-    """Texts of about `size` bytes in all from several places of the file, long ones cut, lines in error left out."""
-    field = field_of(source, text_column)
-    return [text for place in _places(source) for text in _some(source, place, field, size // PLACES)]
-
-
-def _some(source: Source, place: Block, field: str, room: int) -> Iterator[str]:
-    for line in place.lines():
-        try:
-            text = _object(source, *line).get(field)
-        except DataError:
-            continue
-        if isinstance(text, str) and text:
-            yield clipped(well_formed(text), max(room, 4))
-            room -= len(well_formed(text).encode())
-        if room <= 0:
-            return
-
-
-def _places(source: Source) -> Sequence[Block]:
-    """Lines from `PLACES` evenly spaced places: of the file, or of its first part if it is compressed."""
-    path = source.local()
-    with opened(path, source.name) as stream:
-        probe = _probe(stream, source)
-        if not stream.read(1) or codec(path):
-            return _parts(probe)
-    return [probe, *filter(None, (_lines_at(path, n * source.size // PLACES) for n in range(1, PLACES)))]
-
-
-def _parts(block: Block) -> list[Block]:
-    lines = list(block.lines())
-    step = max(1, -(-len(lines) // PLACES))
-    starts = range(0, len(lines), step)
-    return [Block(b"\n".join(line for *_, line in lines[n : n + step]), *lines[n][:2]) for n in starts]
-
-
-def _lines_at(path: Path, offset: int) -> Block | None:
-    """Some whole lines after `offset`, their numbers unknown; None if there is no whole one near it."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = file.read(PROBE_BYTES)
-    begin, end = data.find(b"\n") + 1, data.rfind(b"\n")
-    return Block(data[begin:end], 0, offset + begin) if 0 < begin < end else None

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxgpt.corpus import estimate
+from jaxgpt.corpus.source import Source
 from jaxgpt.errors import DataError
 from jaxgpt.progress import counted
-from jaxgpt.source import Source
 
 GENEROUS = 2  # times as much as validation needs is held aside, and a few documents
 SPARE_DOCUMENTS = 20

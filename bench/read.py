@@ -1,0 +1,63 @@
+"""How fast sources are read: `python bench/read.py FILE...`, in MB of text per second, beside what Arrow takes alone.
+
+Warm files, the best of three, one process and one thread. Of parquet files, JSON lines are made in a temporary folder.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxgpt.corpus import find_sources, read
+
+
+def ours(paths: Sequence[Path]) -> int:
+    sources = find_sources([str(path) for path in paths])
+    return sum(batch.texts.nbytes for source in sources for batch in read(source))
+
+
+def arrow(paths: Sequence[Path]) -> int:
+    return sum(pq.read_table(path, columns=["text"], use_threads=False).nbytes for path in paths)
+
+
+def python(paths: Sequence[Path]) -> int:
+    lines = (line for path in paths for line in path.open("rb"))
+    return sum(len(json.loads(line)["text"].encode()) for line in lines)
+
+
+def as_lines(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """The same rows as JSON lines, plain and packed."""
+    made = [folder / "lines.jsonl", folder / "lines.jsonl.gz", folder / "lines.jsonl.zst"]
+    rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
+    data = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode()
+    made[0].write_bytes(data)
+    for path, codec in ((made[1], "gzip"), (made[2], "zstd")):
+        path.write_bytes(pa.compress(data, codec=codec, asbytes=True))
+    return made
+
+
+def say(name: str, work: Callable[[Sequence[Path]], int], paths: Sequence[Path]) -> None:
+    best = 0.0
+    for _ in range(3):
+        began = time.perf_counter()
+        best = max(best, work(paths) / 1e6 / (time.perf_counter() - began))
+    print(f"{name:36} {best:7.0f} MB/s")
+
+
+def main(names: Sequence[str]) -> None:
+    paths = [Path(name) for name in names]
+    say("parquet", ours, paths)
+    say("parquet, Arrow alone, unchecked", arrow, paths)
+    with tempfile.TemporaryDirectory() as folder:
+        for path in as_lines(paths, Path(folder)):
+            say(path.name, ours, [path])
+        say("lines.jsonl, Python's json alone", python, [Path(folder, "lines.jsonl")])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""From documents to shards: the parts of `jaxgpt.prepare`."""

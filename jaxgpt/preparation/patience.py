@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps of the work: a library in the midst of one may turn an interrupt into an error of its own."""
+"""Ctrl-C between two steps of the work: in the midst of one, a library may make another error of the interrupt."""
 
 import signal
 import threading

@@ -228,7 +228,7 @@ def test_a_second_audit_says_that_it_is_done(folder: Path, capsys: pytest.Captur
 def test_the_summary_fits_a_screen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = audit(folder)
     capsys.readouterr()
-    name = Path("data/mine")
+    name = Path("data/fineweb40m")
     lines = screen.text(name, Files(name / "audit.json"), record).splitlines()
     assert max(map(len, lines)) <= 80, max(lines, key=len)
     assert f"effective unique tokens: {record['effective_unique_tokens']:,}" in lines[1]

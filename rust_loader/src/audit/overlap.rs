@@ -32,9 +32,9 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table for the runs of `tokens` tokens, without any yet.
-    pub fn new(tokens: u64) -> Self {
-        let sample = tokens.div_ceil(LIMIT).next_power_of_two();
+    /// A table for the runs of `tokens` tokens, without any yet, that takes about `limit` of them at most.
+    pub fn new(tokens: u64, limit: u64) -> Self {
+        let sample = tokens.div_ceil(limit).next_power_of_two();
         let slots = (2 * tokens.div_ceil(sample)).next_power_of_two().max(64) as usize;
         Table {
             slots: vec![0; slots],
@@ -183,4 +183,31 @@ fn each(ids: &[u32], visit: &mut impl FnMut(usize, u64)) {
 
 fn scattered(id: u32) -> u64 {
     fold(u64::from(id) ^ SALT[1], SALT[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::tokens::Memory;
+    use crate::format::Dtype;
+
+    #[test]
+    fn a_table_that_is_too_small_takes_a_sample() {
+        let ids: Vec<u32> = (0..20_000u32).map(|n| n.wrapping_mul(2_654_435_761) >> 8).collect();
+        let source = Memory::new(ids.iter().flat_map(|id| id.to_le_bytes()).collect(), Dtype::U32);
+        let text = Text::stored(&source, 0..20_000);
+        let (all, some) = (Table::new(20_000, 20_000), Table::new(20_000, 3_000));
+        assert_eq!((all.sample(), some.sample()), (1, 8));
+        let every = all.runs(&text).unwrap();
+        assert!(every.iter().map(|&(_, place)| place).eq(0..20_000 - 12));
+        let mut sampled = some;
+        let runs = sampled.runs(&text).unwrap();
+        assert!(runs.iter().all(|run| every.contains(run)) && (2_200..2_800).contains(&runs.len()), "{}", runs.len());
+        runs.iter().for_each(|&(hash, _)| sampled.insert(hash));
+        sampled.see(&Text::stored(&source, 0..10_000)).unwrap(); // half of it
+        let seen = runs.iter().filter(|&&(hash, _)| sampled.has_seen(hash)).count();
+        assert_eq!(seen, runs.iter().filter(|&&(_, place)| place < 10_000 - 12).count());
+        let shared = shared(&sampled, &text).unwrap();
+        assert_eq!((shared.runs, shared.seen), (runs.len() as u64, seen as u64));
+    }
 }

@@ -109,8 +109,12 @@ def page(title: str, blocks: Iterable[Block]) -> str:
 def write(path: Path, text: str) -> None:
     """Writes a report in one piece: a reader or a crash finds all of it or what was there before."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -79,3 +79,4 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="No space"):
         report.write(path, "second")
     assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]

@@ -57,7 +57,7 @@ def audit(
             if target and not made:
                 made = unique.write(analysis, target, meter)
         meter.begin("")
-        meter.say(summary.text(Path(folder), files, record))
+        meter.say(summary.text(Path(folder), files, record, hint=not target))
         if target and made:
             meter.say(unique.described(target, made))
     return record

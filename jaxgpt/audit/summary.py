@@ -9,8 +9,8 @@ from jaxgpt.progress import counted
 LABEL, COLUMN = 26, 15
 
 
-def text(folder: Path, files: Files, record: Record) -> str:
-    """The whole summary: a table of the splits, duplicates, validation in train, warnings, and what to do next."""
+def text(folder: Path, files: Files, record: Record, hint: bool = True) -> str:
+    """The whole summary: the splits, duplicates, validation in train, warnings, and with `hint` what to do next."""
     lines = [
         f"{folder}: {counted(record['documents'], 'document')}, {counted(record['tokens'], 'token')} "
         f"({record['tokenizer']})",
@@ -23,9 +23,11 @@ def text(folder: Path, files: Files, record: Record) -> str:
         *(f"! {warning}" for warning in warnings(record)),
         f"report: {files.page}",
     ]
-    if record["duplicates"]["clusters"]:
-        out = folder.with_name(f"{folder.resolve().name}-unique")
-        lines.append(f"without duplicates: python -m jaxgpt.audit {shlex.quote(str(folder))} --dedup {out}")
+    if hint and record["duplicates"]["clusters"]:
+        beside = folder.parent if folder.name else Path("..")
+        out = beside / f"{folder.resolve().name}-unique"
+        command = ["python", "-m", "jaxgpt.audit", str(folder), "--dedup", str(out)]
+        lines += ["without duplicates:", f"  {shlex.join(command)}"]
     return "\n".join(lines)
 
 

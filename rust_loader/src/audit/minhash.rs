@@ -32,7 +32,7 @@ impl Sketch {
     pub fn of(text: &Text) -> Result<Self> {
         let mut sketch = Sketch([EMPTY; BINS]);
         shingles::each(text, &mut |hash| sketch.put((hash >> 57) as usize, hash, 0))?;
-        if sketch.has_empty_bins() {
+        if sketch.0.contains(&EMPTY) {
             sketch.fill(&distinct(text)?);
         }
         Ok(sketch)
@@ -43,19 +43,17 @@ impl Sketch {
         self.0[bin] = self.0[bin].min(value);
     }
 
-    fn has_empty_bins(&self) -> bool {
-        self.0.contains(&EMPTY)
-    }
-
     /// The rounds after the first. `shingles` is not empty: every document has at least one.
     fn fill(&mut self, shingles: &[u64]) {
+        let mut empty = self.0.iter().filter(|&&value| value == EMPTY).count();
         for round in 1..2 * BINS {
             for &shingle in shingles {
                 let hash = fold(shingle ^ SALT[0], (round as u64).wrapping_mul(ROUND) ^ SALT[1]);
                 let bin = if round < BINS { (hash >> 57) as usize } else { round - BINS };
+                empty -= usize::from(self.0[bin] == EMPTY);
                 self.put(bin, hash, round as u64);
             }
-            if !self.has_empty_bins() {
+            if empty == 0 {
                 return;
             }
         }

@@ -117,7 +117,7 @@ fn contents(split: &documents::Split) -> Vec<(u64, u64)> {
 fn table(crew: &mut Crew, corpus: &Corpus) -> Result<Table> {
     let batches = batches_of(corpus, "val");
     let tokens = corpus.splits().iter().filter(|split| split.name == "val").map(|split| split.tokens.count()).sum();
-    let mut table = Table::new(tokens);
+    let mut table = Table::new(tokens, overlap::LIMIT);
     crew.begin("runs of validation", tokens * 4);
     let runs = crew.run(batches.len(), |batch, tally| {
         let mut hashes = Vec::new();

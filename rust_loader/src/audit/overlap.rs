@@ -16,7 +16,8 @@ pub const LIMIT: u64 = 1 << 25;
 
 const FACTOR: u64 = 0xD134_2543_DE82_EF95;
 const SALT: [u64; 2] = [0x2545_F491_4F6C_DD1D, 0x9FB2_1C65_1E98_DF25];
-const FILTER_BITS: usize = 16; // per run
+const FILTER_BITS: usize = 16; // per run: 1 in 60 of other runs pass
+const BLOCK: usize = 512;
 
 /// The runs of validation, and which of them were seen in train.
 pub struct Table {
@@ -31,9 +32,9 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table for the runs of `tokens` tokens, without any yet.
-    pub fn new(tokens: u64) -> Self {
-        let sample = tokens.div_ceil(LIMIT).next_power_of_two();
+    /// A table for the runs of `tokens` tokens, without any yet, that takes about `limit` of them at most.
+    pub fn new(tokens: u64, limit: u64) -> Self {
+        let sample = tokens.div_ceil(limit).next_power_of_two();
         let slots = (2 * tokens.div_ceil(sample)).next_power_of_two().max(64) as usize;
         Table {
             slots: vec![0; slots],
@@ -71,9 +72,8 @@ impl Table {
 
     /// Takes a run. No more than the table was made for may be given.
     pub fn insert(&mut self, hash: u64) {
-        let mask = self.filter.len() * 64 - 1;
-        let bit = hash as usize & mask;
-        self.filter[bit / 64] |= 1 << (bit % 64);
+        let (word, bits) = self.filter_of(hash);
+        self.filter[word] |= bits;
         let slot = self.slot(hash);
         self.slots[slot] = hash;
         self.empty = false;
@@ -81,16 +81,36 @@ impl Table {
 
     /// Notes every run of this document of train that validation has.
     pub fn see(&self, text: &Text) -> Result<()> {
-        let mask = self.filter.len() * 64 - 1;
+        let mut hashes = Vec::with_capacity(BLOCK);
         text.pieces(WIDTH as u64, &mut |ids| {
             each(ids, &mut |_, hash| {
-                let bit = hash as usize & mask;
-                if self.filter[bit / 64] >> (bit % 64) & 1 == 1 {
-                    self.note(hash);
+                hashes.push(hash);
+                if hashes.len() == BLOCK {
+                    self.see_block(&mut hashes);
                 }
             });
             Ok(())
-        })
+        })?;
+        self.see_block(&mut hashes);
+        Ok(())
+    }
+
+    /// The looks at the filter come first, one after another: they miss the cache, and so they wait side by side.
+    fn see_block(&self, hashes: &mut Vec<u64>) {
+        let mut kept = 0;
+        for place in 0..hashes.len() {
+            let hash = hashes[place];
+            let (word, bits) = self.filter_of(hash);
+            hashes[kept] = hash;
+            kept += usize::from(self.filter[word] & bits == bits);
+        }
+        hashes[..kept].iter().for_each(|&hash| self.note(hash));
+        hashes.clear();
+    }
+
+    /// The word of the filter that a hash has, and its two bits there.
+    fn filter_of(&self, hash: u64) -> (usize, u64) {
+        ((hash >> 12) as usize & (self.filter.len() - 1), 1 << (hash & 63) | 1 << (hash >> 6 & 63))
     }
 
     fn note(&self, hash: u64) {
@@ -163,4 +183,31 @@ fn each(ids: &[u32], visit: &mut impl FnMut(usize, u64)) {
 
 fn scattered(id: u32) -> u64 {
     fold(u64::from(id) ^ SALT[1], SALT[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::tokens::Memory;
+    use crate::format::Dtype;
+
+    #[test]
+    fn a_table_that_is_too_small_takes_a_sample() {
+        let ids: Vec<u32> = (0..20_000u32).map(|n| n.wrapping_mul(2_654_435_761) >> 8).collect();
+        let source = Memory::new(ids.iter().flat_map(|id| id.to_le_bytes()).collect(), Dtype::U32);
+        let text = Text::stored(&source, 0..20_000);
+        let (all, some) = (Table::new(20_000, 20_000), Table::new(20_000, 3_000));
+        assert_eq!((all.sample(), some.sample()), (1, 8));
+        let every = all.runs(&text).unwrap();
+        assert!(every.iter().map(|&(_, place)| place).eq(0..20_000 - 12));
+        let mut sampled = some;
+        let runs = sampled.runs(&text).unwrap();
+        assert!(runs.iter().all(|run| every.contains(run)) && (2_200..2_800).contains(&runs.len()), "{}", runs.len());
+        runs.iter().for_each(|&(hash, _)| sampled.insert(hash));
+        sampled.see(&Text::stored(&source, 0..10_000)).unwrap(); // half of it
+        let seen = runs.iter().filter(|&&(hash, _)| sampled.has_seen(hash)).count();
+        assert_eq!(seen, runs.iter().filter(|&&(_, place)| place < 10_000 - 12).count());
+        let shared = shared(&sampled, &text).unwrap();
+        assert_eq!((shared.runs, shared.seen), (runs.len() as u64, seen as u64));
+    }
 }

@@ -1,0 +1,140 @@
+"""The dataset without duplicates: what the audit keeps, in its order, whole or not there."""
+
+import contextlib
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_audit import EOT, documents, files_of, folder, kept, refused, texts, with_file_limit
+
+from jaxgpt import manifest
+from jaxgpt.audit import audit
+from jaxgpt.dataset import open_folder
+from jaxgpt.manifest import Manifest
+from jaxgpt.tokenizer import gpt2, train
+
+__all__ = ["folder"]  # a fixture
+
+
+def test_the_new_dataset_holds_what_is_kept_in_its_order(folder: Path, tmp_path: Path) -> None:
+    before = files_of(folder)
+    out = tmp_path / "unique"
+    record = audit(folder, dedup=out)
+    old, new = open_folder(folder), open_folder(out)
+    train_documents, val_documents = documents(old.train), documents(old.val)
+    remaining = kept(train_documents, val_documents)
+    everything = [*train_documents, *val_documents]
+    assert documents(new.train) == [everything[one] for one in remaining if one < len(train_documents)]
+    assert documents(new.val) == [everything[one] for one in remaining if one >= len(train_documents)]
+    assert new.train.tokens + new.val.tokens == record["effective_unique_tokens"]
+    new.verify()
+    again = audit(out)
+    assert again["effective_unique_tokens"] == again["tokens"] == record["effective_unique_tokens"]
+    assert again["leakage"]["exact"]["documents"] == again["leakage"]["near"]["documents"] == 0
+    assert {name: files_of(folder)[name] for name in before} == before
+    for split in (new.train, new.val):
+        assert split.bytes == len(gpt2().decode(split.ids(0, split.tokens)).replace("<|endoftext|>", "").encode())
+
+
+def test_the_new_manifest_says_where_it_comes_from(folder: Path, tmp_path: Path) -> None:
+    old = manifest.read(folder)
+    audit(folder, dedup=tmp_path / "unique")
+    new = manifest.read(tmp_path / "unique")
+    assert old.derived is None
+    assert old.fingerprint in (new.derived or "")
+    assert "Jaccard >= 0.8 on 5-token shingles" in (new.derived or "")
+    assert (new.sources, new.settings, new.tokenizer) == (old.sources, old.settings, old.tokenizer)
+
+
+def test_manifests_from_before_that_field_are_read(folder: Path) -> None:
+    values = json.loads((folder / "manifest.json").read_text())
+    del values["derived"]
+    (folder / "manifest.json").write_text(json.dumps(values))
+    assert manifest.read(folder).derived is None
+
+
+def test_the_same_command_again_changes_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "unique"
+    audit(folder, dedup=out)
+    files = files_of(out)
+    audit(folder, dedup=out)
+    assert f"{out}: without duplicates" in capsys.readouterr().out
+    assert files_of(out) == files
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine").write_text("x")
+    refused("S012", folder, "--dedup", tmp_path / "other")
+    shutil.copytree(folder, tmp_path / "copy")
+    refused("S012", folder, "--dedup", tmp_path / "copy")
+
+
+def test_plain_files_become_a_dataset_with_a_manifest(tmp_path: Path) -> None:
+    tokenizer = train([" ".join(texts())], 400)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    tokenizer.save(plain / "tokenizer.json")
+    end = np.array([tokenizer.eot], np.uint16)
+    parts = [part for text in texts() for part in (end, np.array(tokenizer.encode(text), np.uint16))]
+    np.concatenate(parts).tofile(plain / "train.bin")
+    record = audit(plain, dedup=tmp_path / "unique")
+    new = open_folder(tmp_path / "unique")
+    assert isinstance(new.manifest, Manifest)
+    assert new.train.tokens == record["effective_unique_tokens"]
+    assert new.tokenizer.fingerprint == tokenizer.fingerprint
+    assert new.manifest.eot_position == "appended"
+    assert new.val is None
+
+
+def test_a_train_split_that_is_all_in_validation(tmp_path: Path) -> None:
+    np.array([1, 2, 3, EOT], np.uint16).tofile(tmp_path / "train.bin")
+    np.array([1, 2, 3, EOT], np.uint16).tofile(tmp_path / "val.bin")
+    refused("D031", tmp_path, "--dedup", tmp_path / "unique")
+    assert not (tmp_path / "unique").exists()
+
+
+@pytest.mark.slow
+def test_killed_anywhere_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Large enough that most kills meet it while it reads, compares or writes."""
+    data, rng = tmp_path / "data", np.random.default_rng(0)
+    data.mkdir()
+    parts = [np.append(rng.integers(0, EOT, rng.integers(200, 1_000)).astype(np.uint16), EOT) for _ in range(8_000)]
+    np.concatenate([*parts, *parts[::3]]).astype(np.uint16).tofile(data / "train.bin")
+    command = [sys.executable, "-m", "jaxgpt.audit", str(data), "--dedup"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run([*command, str(tmp_path / "first")], check=True, capture_output=True)
+    began = time.monotonic()
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    seconds = time.monotonic() - began
+    random_, unfinished = random.Random(0), 0
+    for _ in range(25):
+        with subprocess.Popen([*command, str(cut)], stdout=subprocess.DEVNULL) as process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(random_.uniform(0.1, 0.9) * seconds)
+            process.kill()
+        unfinished += not cut.exists()
+        if cut.exists():
+            assert files_of(cut) == files_of(whole)
+            shutil.rmtree(cut)
+    subprocess.run([*command, str(cut)], check=True, capture_output=True)
+    assert files_of(cut) == files_of(whole)
+    assert unfinished > 0
+    assert not list(tmp_path.glob(".*"))
+    assert {path.name for path in data.iterdir()} == {"train.bin", "audit.json", "audit.html", "audit-clusters.bin"}
+
+
+def test_no_room_for_the_new_dataset(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    ids = np.arange(50_000, dtype=np.uint16)
+    np.append(ids, EOT).astype(np.uint16).tofile(data / "train.bin")
+    audit(data)
+    done = with_file_limit(90_000, data, "--dedup", tmp_path / "unique")
+    assert (done.returncode, done.stderr.startswith("error[S003]: cannot write ")) == (7, True), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -286,6 +286,12 @@ class Splitter:
     def finish(self) -> tuple[WrittenSplit, WrittenSplit | None]:
         """Finishes all shards; train, and val if there is one."""
 
+    def close(self) -> None:
+        """Lets go of the unfinished files, which stay: from here on another splitter may go on with them."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_exception: object) -> None: ...
+
 @final
 class WrittenShard:
     """What a finished shard holds, for the manifest."""

@@ -156,9 +156,9 @@ def _decoded(path: Path, place: str, kind: Any, value: Any) -> Any:
         return value
     if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
         return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**63:
         return float(value)
-    wanted = {int: "a whole number, 0 or more,", float: "a number", str: "a text"}.get(
+    wanted = {int: "a whole number, 0 or more,", float: "a number, 0 or more,", str: "a text"}.get(
         kind, "a list" if origin is tuple else "an object"
     )
     _refuse(path, f"{place or 'the file'} is {_short(value)}; {wanted} is needed")

@@ -112,17 +112,17 @@ class Encoding:
             order = Mixture(parts)
             if self._progress is None:
                 self._measure(order, out, site)
-            splitter = self._splitter(site)
-            before = splitter.taken
-            meter.begin("encoding", int(self._expected), before)
-            self._noted = time.monotonic()
-            self._take(order.runs(), splitter, site, meter, patience)
-            self._check_taken(splitter)
-            patience.look()
-            meter.begin("finishing")
-            tokens = splitter.taken[2] - before[2]
-            train, val = splitter.finish()
-            self.rate = tokens / (time.monotonic() - began)
+            with self._splitter(site) as splitter:
+                before = splitter.taken
+                meter.begin("encoding", int(self._expected), before)
+                self._noted = time.monotonic()
+                self._take(order.runs(), splitter, site, meter, patience)
+                self._check_taken(splitter)
+                patience.look()
+                meter.begin("finishing")
+                tokens = splitter.taken[2] - before[2]
+                train, val = splitter.finish()
+        self.rate = tokens / (time.monotonic() - began)
         splits = {"train": train} | ({"val": val} if val else {})
         return Result(self.encoder.dtype, splits, self._entries(), self._skipped())
 

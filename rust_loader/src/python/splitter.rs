@@ -122,6 +122,21 @@ impl Splitter {
         serde_json::to_string(&progress).map_err(|error| PyValueError::new_err(error.to_string()))
     }
 
+    /// Lets go of the unfinished files, which stay.
+    fn close(&mut self, py: Python<'_>) {
+        let inner = self.inner.take();
+        py.detach(|| drop(inner));
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&mut self, py: Python<'_>, _exception: &Bound<'_, PyAny>) {
+        self.close(py);
+    }
+
     /// Finishes all shards; train, and val if there is one.
     fn finish(&mut self, py: Python<'_>) -> PyResult<(WrittenSplit, Option<WrittenSplit>)> {
         let inner = open(self.inner.take())?;

@@ -114,7 +114,7 @@ class Tokenizer:
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
     def _parts(self, text: str) -> list[str]:
-        return pieces(text) if self._cuttable else [text]
+        return pieces(text) if len(text) > PIECE and self._cuttable else [text]
 
     @functools.cached_property
     def _cuttable(self) -> bool:

@@ -233,7 +233,15 @@ def _coded(column: Column, group: int) -> Iterator[Any]:
             ends = np.cumsum(pc.fill_null(common.lengths(array.dictionary).take(array.indices), 0).to_numpy())
             check_expansion(column.source.name, place(group), column.chunks[group].packed, int(ends[-1]))
             for begin, end in _cuts(ends):
-                yield array.dictionary.take(array.indices.slice(begin, end - begin)).cast(pa.large_string())
+                yield _looked_up(array.dictionary, array.indices.slice(begin, end - begin)).cast(pa.large_string())
+
+
+def _looked_up(dictionary: Any, indices: Any) -> Any:
+    """The entries that `indices` name; not copied where they follow each other, as they do if all texts differ."""
+    numbers = indices.to_numpy(zero_copy_only=False) if not indices.null_count else np.empty(0)
+    if len(numbers) and bool((np.diff(numbers) == 1).all()):
+        return dictionary.slice(int(numbers[0]), len(numbers))
+    return dictionary.take(indices)
 
 
 def _cuts(ends: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:

@@ -109,6 +109,7 @@ class Encoding:
         meter.begin("reading")
         began = time.monotonic()
         with as_data_error(), Patience() as patience, closing_all(self._parts()) as parts:
+            self.encoder.ready()  # while the parts have begun to read
             order = Mixture(parts)
             if self._progress is None:
                 self._measure(order, out, site)

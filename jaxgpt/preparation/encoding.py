@@ -107,9 +107,9 @@ class Encoding:
     def run(self, out: Path, site: Site, meter: Meter) -> Result:
         """Writes the shards of `out` into the site's folder."""
         meter.begin("reading")
-        began = time.monotonic()
         with as_data_error(), Patience() as patience, closing_all(self._parts()) as parts:
             self.encoder.ready()  # while the parts have begun to read
+            began = time.monotonic()
             order = Mixture(parts)
             if self._progress is None:
                 self._measure(order, out, site)

@@ -1,6 +1,7 @@
 """The plan as a whole, through the command line's own road, and what it recommends."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def test_a_folders_manifest_and_audit_say_how_many_tokens_differ(tmp_path: Path)
 def test_a_broken_audit_is_an_error_with_its_place(audit: str, tmp_path: Path) -> None:
     write_manifest(tmp_path / "d", 3_000_000)
     (tmp_path / "d" / "audit.json").write_text(audit)
-    with pytest.raises(errors.ConfigError, match="audit.json") as caught:
+    with pytest.raises(errors.ConfigError, match=r"audit\.json") as caught:
         planned("--data", "d")
     assert caught.value.code == "C047"
 
@@ -184,7 +185,7 @@ def test_a_question_far_outside_the_fit_gets_a_wide_interval_and_a_warning() -> 
 
 def test_more_steps_cost_more_and_reach_lower() -> None:
     rows = planned("--iters", "1000", "4000", "16000", "64000").rows
-    for above, below in zip(rows, rows[1:], strict=False):
+    for above, below in itertools.pairwise(rows):
         assert below.loss < above.loss
         assert (below.seconds or 0) > (above.seconds or 0)
         assert below.gain_per_hour is not None

@@ -146,4 +146,5 @@ def _shift(record: Record, ran: Config, corpus: Corpus, unique: float | None) ->
     expected = scaling.expect(asked)
     unannealed = scaling.LAW.unannealed * max(share - 0.1, 0.0)
     fallen = expected.loss - scaling.recipe_terms(asked)["unannealed"]
-    return loss - unannealed - fallen, FINISHED_SD if done else RUNNING_SD
+    distance = expected.sigmas["outside the fitted range"]  # a pilot is short: so far from the law it tells less
+    return loss - unannealed - fallen, math.hypot(FINISHED_SD if done else RUNNING_SD, distance)

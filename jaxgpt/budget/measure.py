@@ -17,6 +17,8 @@ from jaxgpt.errors import ConfigError
 MEASURED_STEPS = 24
 MEASURED_ACCUM = 2
 LEAST_PILOT = 20
+GPT2_SIZE = 50257
+STDERR = 2
 
 
 def measure(config: Config) -> Record:
@@ -55,7 +57,7 @@ def pilot(config: Config, seconds: float) -> Record:
     optim = {"warmup_steps": min(config.optim.warmup_steps, steps // 10), "decay_steps": None}
     run = {"name": f"{name}-{number}", "steps": steps, "eval_every": steps, "save_every": steps, "sample_prompt": ""}
     with tempfile.TemporaryDirectory(prefix="jaxgpt-pilot-") as place:
-        return calibrate.read(str(_train(config.replace({"optim": optim, "run": run}), Path(place))))
+        return calibrate.read(str(_train(config.replace({"optim": optim, "run": run}), Path(place), shown=True)))
 
 
 def _short(config: Config, folder: Path, steps: int, accum: int) -> Config:
@@ -73,21 +75,25 @@ def _short(config: Config, folder: Path, steps: int, accum: int) -> Config:
 def _random_tokens(folder: Path, config: Config) -> None:
     """Ids in nanoGPT's layout, drawn evenly: matrix units are faster on zeros."""
     size = max(1_000_000, 4 * config.tokens_per_step) + config.model.block_size + 1
-    most = min(50257, config.model.vocab_size)
+    most = min(GPT2_SIZE, config.model.vocab_size)
     ids = np.random.default_rng(0).integers(0, most, min(size, 20_000_000), dtype=np.uint16)
     for name in ("train.bin", "val.bin"):
         ids.tofile(folder / name)
+    if config.model.vocab_size < GPT2_SIZE:  # files without a manifest count as GPT-2's unless a tokenizer lies there
+        model = {"type": "WordLevel", "vocab": {f"w{n}": n for n in range(config.model.vocab_size)}, "unk_token": "w0"}
+        (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
 
 
-def _train(config: Config, folder: Path) -> Path:
-    """Runs `jaxgpt.train` in a process of its own and returns the run's folder."""
+def _train(config: Config, folder: Path, *, shown: bool = False) -> Path:
+    """Runs `jaxgpt.train` in a process of its own, its lines on our stderr if `shown`, and returns the run's folder."""
     file = folder / "measured.py"
     values = json.dumps(config.to_dict())
     file.write_text(
         f"import json\nfrom jaxgpt.config import Config\nconfig = Config.from_dict(json.loads({values!r}))\n"
     )
     command = [sys.executable, "-m", "jaxgpt.train", "--config", str(file)]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    output = STDERR if shown else subprocess.DEVNULL
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip() or "it said nothing").splitlines()[-3:]
         raise ConfigError(

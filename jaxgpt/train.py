@@ -46,7 +46,7 @@ def train(config: Config, fork: RunFolder | None = None) -> RunFolder:
         stop = enter(StopRequest())
         folder.check_place()
         folder.check_config(stated)
-        promise.check_memory(config, (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit"), mesh.size)
+        promise.check_memory(config, runtime.device_bytes(mesh), mesh.size)
         tokens = open_tokens(config)
         optimizer = optim.make(config.optim, config.run.steps)
         template = step.abstract_state(config, optimizer, mesh)

@@ -37,6 +37,7 @@ def test_piped_text_is_plain_and_at_most_80_columns_wide() -> None:
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 80
     assert not [line for line in text.splitlines() if line != line.rstrip()]
+    assert "[eliebak/modded-nanogpt, README]" in text.replace("\n", " ")  # no source is taken for markup
     for part in ("123.59M parameters", "By length", "Memory", "irreducible", "nearest published runs", "What to do"):
         assert part in text
 

@@ -17,6 +17,7 @@ FLOAT32 = 4
 LIBRARIES = 256 * 2**20  # cuBLASLt's and cuDNN's workspaces and the compiled program
 FRAGMENTS = 0.03  # of the whole: alignment and holes between buffers
 SMALL_STEPS = 3 * 4  # the update's number, and Adam's and the schedule's counts, int32
+JAX_SHARE = 0.75  # of a device that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says another
 LIMIT = 4096  # the largest micro-batch that is looked for
 
 

@@ -11,7 +11,7 @@ from jaxgpt.budget.memory import GIB, Memory
 from jaxgpt.budget.names import size_warnings
 from jaxgpt.budget.question import Tokens
 from jaxgpt.budget.references import Reference, nearest
-from jaxgpt.budget.scaling import CORPORA, Corpus, Expectation
+from jaxgpt.budget.scaling import CORPORA, Corpus, Expectation, Question
 from jaxgpt.budget.time import Pace
 from jaxgpt.config import Config
 
@@ -224,16 +224,22 @@ def duration(config: Config, iters: int, seconds_per_step: float) -> float:
 def gains(inputs: Inputs, iters: int) -> dict[str, Gain]:
     """What twice the model, twice the steps and twice the different tokens would each bring to the run of `iters`."""
     asked = question.ask(inputs.config, iters, inputs.corpus, inputs.tokens.unique)
-    now = scaling.expect(asked).loss
+    now = _without_recipe(asked)
     flops = asked.tokens * flops_per_token(inputs.config.model)
     more = {
         "double_model": (replace(asked, parameters=2 * asked.parameters), 2 * flops),
         "double_steps": (replace(asked, tokens=2 * asked.tokens), 2 * flops),
     }
-    found = {name: Gain(nats=now - scaling.expect(other).loss, flops=cost) for name, (other, cost) in more.items()}
+    found = {name: Gain(nats=now - _without_recipe(other), flops=cost) for name, (other, cost) in more.items()}
     unique = asked.unique
-    varied = now if unique is None else scaling.expect(replace(asked, unique=2 * unique)).loss
+    varied = now if unique is None else _without_recipe(replace(asked, unique=2 * unique))
     return found | {"double_unique_data": Gain(nats=now - varied, flops=flops)}
+
+
+def _without_recipe(asked: Question) -> float:
+    """The expected loss as if the recipe were tuned to each size: a gain is not to be one of the learning rate."""
+    expected = scaling.expect(asked)
+    return expected.loss - expected.terms["recipe"]
 
 
 def fit(config: Config, device: Device | None) -> Fit:
@@ -257,6 +263,8 @@ def warnings(inputs: Inputs, last: Row) -> list[str]:
         found.append(f"the pace of a {CPU} is not in any table: --measure runs some steps here and uses those")
     if inputs.device and inputs.device.note:
         found.append(f"{inputs.device.name}: {inputs.device.note}")
+    if (inputs.config.mesh.data_parallel or 1) > 1:
+        found.append("pace, energy and memory are those of one device; the config asks for several")
     if inputs.corpus.name == "unknown":
         why = inputs.corpus_why or "no corpus is given"
         found.append(f"corpus unknown ({why}): it alone moves the loss by ±0.3; --corpus NAME, or --calibrate RUN")
@@ -270,4 +278,8 @@ def warnings(inputs: Inputs, last: Row) -> list[str]:
     if room.fits is False:
         what = f"does not fit: {room.need.total / GIB:.1f} GiB of {room.usable_gib:.1f} GiB usable"
         found.append(f"{what}; the largest micro-batch that fits is {room.largest}")
+    if inputs.device and room.fits and room.need.total > memory.JAX_SHARE * inputs.device.memory * GIB:
+        found.append(
+            "JAX takes three quarters of a GPU by default: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 for this run"
+        )
     return found

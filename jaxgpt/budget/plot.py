@@ -13,12 +13,13 @@ HEIGHT = 12
 
 
 def curve(found: Plan, points: int = POINTS) -> list[Row]:
-    """Runs of a tenth of the longest length and up, evenly apart; empty where no pace is known."""
+    """Runs from a tenth of the longest length, or three warmups, up; empty where no pace is known."""
     pace = found.paces.get("jaxgpt")
     if pace is None:
         return []
     longest = found.last.max_iters
-    lengths = sorted({max(1, round(longest * (0.1 + 0.9 * n / (points - 1)))) for n in range(points)})
+    first = min(max(0.1, 3 * found.inputs.config.optim.warmup_steps / longest), 0.5)
+    lengths = sorted({max(1, round(longest * (first + (1 - first) * n / (points - 1)))) for n in range(points)})
     return [plans.row(found.inputs, pace, iters) for iters in lengths]
 
 

@@ -43,7 +43,7 @@ def recipe(config: Config, steps: int) -> Recipe:
         different.append(f"{config.tokens_per_step:,} tokens per step (the law's runs: 131,072 to 2,097,152)")
     if optim.weight_decay > 0.3 or model.dropout > 0.1:
         different.append("more regularisation than the law's runs")
-    if optim.warmup_steps > 0.2 * steps:
+    if optim.warmup_steps > 0.35 * steps:
         different.append(f"a warmup of {optim.warmup_steps / steps:.0%} of the run")
     return Recipe(learning_rate=optim.learning_rate, end_share=share, differences=tuple(different))
 

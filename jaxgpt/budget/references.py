@@ -116,4 +116,7 @@ def nearest(parameters: float, tokens: float, corpus: str, count: int = 3) -> li
         sizes = math.hypot(math.log(run.parameters / parameters), math.log(run.tokens / tokens))
         return sizes + (0.0 if corpus in (run.corpus, "unknown") else 2.0)
 
-    return sorted(REFERENCES, key=far)[:count]
+    found: dict[tuple[str, float, str], Reference] = {}
+    for run in sorted(REFERENCES, key=far):
+        found.setdefault((run.corpus, run.parameters, run.what.split(" (")[0]), run)  # one recipe, told once
+    return list(found.values())[:count]

@@ -38,6 +38,7 @@ class Printer:
         self.run(found)
         self.rows(found)
         self.memory(found)
+        self.pace(found)
         self.loss(found)
         self.plot(found)
         self.sentences("What to do", advice.sentences)
@@ -61,9 +62,6 @@ class Printer:
         ]
         for line in lines:
             self.line(line)
-        for name, pace in found.paces.items():
-            what = "jaxgpt" if name == "jaxgpt" else "nanoGPT-class"
-            self.line(f"pace of {what}: {pace.seconds:.3g} s per step ({pace.low:.3g} to {pace.high:.3g}); {pace.why}")
 
     def device(self, found: Plan) -> str:
         held = found.inputs.device
@@ -126,6 +124,13 @@ class Printer:
         said += f", not {', '.join(large)}" if large else ""
         return f"{said}; the largest is {found.fit.largest} ({found.fit.largest_remat} with remat)"
 
+    def pace(self, found: Plan) -> None:
+        if found.paces:
+            self.head("Pace")
+        for name, pace in found.paces.items():
+            what = "jaxgpt" if name == "jaxgpt" else "nanoGPT-class software"
+            self.line(f"{what}: {pace.seconds:.3g} s per step ({pace.low:.3g} to {pace.high:.3g}); {pace.why}")
+
     def loss(self, found: Plan) -> None:
         expected, last = found.last.expectation, found.last
         self.head(f"Loss at {last.max_iters:,} steps: {last.loss:.3f} ({last.loss_low:.2f} to {last.loss_high:.2f})")
@@ -140,7 +145,9 @@ class Printer:
         table = self.table("nearest published runs", "corpus", "params", "tokens", "loss", left=2)
         for run in found.nearest:
             what = f"{run.what} [{run.source}]"
-            table.add_row(what, run.corpus, shown.count(run.parameters), shown.count(run.tokens), f"{run.loss:.3f}")
+            table.add_row(
+                Text(what), run.corpus, shown.count(run.parameters), shown.count(run.tokens), f"{run.loss:.3f}"
+            )
         self._show(table)
 
     def plot(self, found: Plan) -> None:
@@ -178,7 +185,7 @@ class Printer:
         self.head("Earlier claims")
         table = self.table("claimed", "here", "so", left=3)
         for claim in claims:
-            table.add_row(claim.claim, claim.here, claim.verdict)
+            table.add_row(*map(Text, (claim.claim, claim.here, claim.verdict)))
         self._show(table)
 
     def sentences(self, title: str, sentences: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from jaxgpt.errors import ConfigError, JaxgptError
 from jaxgpt.runfolder import RunFolder, write_whole
 
 NAME = "plan.json"
+MOST_SHARE = 0.9  # of a device that JAX can be given
 SURE = 0.9  # of an estimate that is up to a tenth off: what is refused even so
 
 
@@ -82,9 +83,10 @@ def check_memory(config: Config, limit: int | None, devices: int = 1) -> None:
         raise ConfigError("C022", what, "no micro-batch of this model fits: choose a smaller one")
     sequences = config.data.micro_batch * config.data.accum
     size = max(n for n in range(1, fits + 1) if sequences % n == 0)
-    raise ConfigError(
-        "C022", what, f"--data.micro-batch {size} --data.accum {sequences // size} keeps the step and fits"
-    )
+    help = f"--data.micro-batch {size} --data.accum {sequences // size} keeps the step and fits"
+    if needed <= MOST_SHARE / memory.JAX_SHARE * limit:
+        help += "; or XLA_PYTHON_CLIENT_MEM_FRACTION=0.9, as JAX takes three quarters of a GPU by default"
+    raise ConfigError("C022", what, help)
 
 
 def against(folder: RunFolder) -> list[Line]:

@@ -63,6 +63,7 @@ def test_piped_text_is_plain_and_at_most_80_columns_wide() -> None:
         (["--write-config", "x.py"], "C039", ["--write-config"]),
         (["--html", "nowhere/x.html"], "C041", ["nowhere"]),
         (["--html", "."], "C041", ["folder"]),
+        (["--html", __file__], "C041", ["no page"]),
         (["--calibrate", "nothing"], "C043", ["nothing"]),
         (["--hours", "0.01"], "C044", ["0.01", "RTX 4070"]),
         (["--hours", "0"], "C038", ["--hours", "0"]),

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,17 @@ def test_every_field_of_the_document_is_described(capsys: pytest.CaptureFixture[
 
 def test_the_best_model_for_the_same_flops_lies_on_the_bound_of_the_fitted_range() -> None:
     best = recommend.best_model(planned())
+    assert best
     assert best.bound
     assert best.parameters == pytest.approx(168e6, rel=0.02)
     assert best.tokens == pytest.approx(2.5e9, rel=0.02)
     assert best.expectation.loss == pytest.approx(3.27, abs=0.02)
     assert best.parameters * best.tokens == pytest.approx(40.56e6 * 10_485_760_000, rel=1e-6)
+
+
+def test_flops_too_few_for_the_fitted_range_have_no_best_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert recommend.best_model(planned("--config", "quickstart")) is None
+    assert document(capsys, "--config", "quickstart")["recommendation"]["best_model"] is None
 
 
 def test_worth_is_where_a_tenth_more_steps_brings_less_than_one_run_can_show() -> None:
@@ -191,6 +198,18 @@ def test_more_steps_cost_more_and_reach_lower() -> None:
         assert below.gain_per_hour is not None
         hours = ((below.seconds or 0) - (above.seconds or 0)) / 3600
         assert below.gain_per_hour == pytest.approx((above.loss - below.loss) / hours)
+
+
+def test_no_run_is_expected_to_end_worse_than_guessing() -> None:
+    row = planned("--config", "quickstart", "--iters", "1").rows[0]
+    assert row.loss == pytest.approx(math.log(4096))
+    assert row.loss_high == pytest.approx(row.loss)
+    assert sum(row.expectation.terms.values()) == pytest.approx(row.loss)
+
+
+def test_numbers_are_read_as_people_write_them() -> None:
+    for text in ("3.68e9", "3.68B", "3,680,000,000", "3680m"):
+        assert planned("--unique-tokens", text).inputs.tokens.unique == pytest.approx(3.68e9)
 
 
 def test_evaluation_is_part_of_the_time() -> None:

@@ -29,11 +29,12 @@ def page(found: Plan, advice: Recommendation, claims: Sequence[Claim], choice: C
 def _opening(found: Plan) -> Iterable[Block]:
     facts, inputs, last = found.facts, found.inputs, found.last
     device = inputs.device.name if inputs.device else "a CPU"
+    between = shown.span(last.seconds_low, last.seconds_high, last.seconds)
     yield report.paragraph(
         f"{facts.parameters / 1e6:.2f}M parameters ({facts.non_embedding_parameters / 1e6:.2f}M outside embedding and "
         f"head) on {device}: {last.max_iters:,} steps read {tokens_shown(last.tokens)} tokens, take "
-        f"{shown.hours(last.seconds)} ({shown.span(last.seconds_low, last.seconds_high)}) and end at a validation loss "
-        f"of {last.loss:.2f} ({last.loss_low:.2f} to {last.loss_high:.2f}) on {inputs.corpus.name} "
+        f"{shown.hours(last.seconds)} ({between}) and end at a validation loss of {last.loss:.2f} "
+        f" ({last.loss_low:.2f} to {last.loss_high:.2f}) on {inputs.corpus.name} "
         f"({inputs.corpus_why}). Intervals hold 80 %."
     )
 
@@ -48,12 +49,12 @@ def _rows(found: Plan) -> Iterable[Block]:
             shown.amount(row.epochs),
             f"{row.flops / 1e18:.3g}",
             shown.hours(row.seconds),
-            shown.span(row.seconds_low, row.seconds_high),
+            shown.span(row.seconds_low, row.seconds_high, row.seconds),
             shown.amount(row.energy_kwh, 1),
             shown.amount(row.cost),
             f"{row.loss:.3f}",
-            f"{row.loss_low:.2f}–{row.loss_high:.2f}",
-            "" if row.gain_per_hour is None else f"{row.gain_per_hour:.4f}",
+            shown.loss_span(row.loss_low, row.loss_high),
+            shown.per_hour(row.gain_per_hour),
         )
         for row in found.rows
     ]

@@ -105,7 +105,7 @@ def read(argv: Sequence[str]) -> Request:
         actual=options.actual,
         claims=options.compare_claims,
         json=options.json,
-        html=_writable("--html", options.html),
+        html=_page("--html", options.html),
         write_config=_new_file("--write-config", options.write_config),
     )
 
@@ -117,9 +117,10 @@ DESCRIPTION = (
 
 
 def number(option: str, text: str, *, least: float | None = None, above: float | None = None) -> float:
-    """The finite number that an option's text spells, within its range; `ConfigError` C038 otherwise."""
+    """The finite number that an option's text spells (`3.68e9`, `3.68B`), in its range; else `ConfigError` C038."""
+    scale = question.SUFFIX.get(text.strip()[-1:].lower(), 1.0)
     try:
-        value = float(text.replace(",", ""))
+        value = float(text.replace(",", "") if scale == 1.0 else text.strip()[:-1].replace(",", "")) * scale
     except ValueError:
         raise ConfigError("C038", f"{option} {text!r} is not a number") from None
     if not math.isfinite(value):
@@ -201,6 +202,16 @@ def _writable(option: str, text: str | None) -> Path | None:
         raise ConfigError("C041", f"{option} '{path}' cannot be written: {why}", "choose another place")
     if not inverse.can_write(path):
         raise ConfigError("C041", f"{option} '{path}' cannot be written: no permission", "choose another place")
+    return path
+
+
+def _page(option: str, text: str | None) -> Path | None:
+    """A file for a page: a new one, or a page that stands there already."""
+    path = _writable(option, text)
+    if path is not None and path.is_file():
+        with path.open("rb") as file:
+            if file.read(15).lower() not in (b"", b"<!doctype html>"):
+                raise ConfigError("C041", f"'{path}' exists and is no page", "nothing of yours is overwritten")
     return path
 
 

@@ -56,6 +56,7 @@ def ask(config: Config, steps: int, corpus: Corpus, unique: float | None) -> Que
         recipe=recipe(config, steps),
         corpus=corpus,
         unique=unique,
+        ceiling=math.log(config.model.vocab_size),
     )
 
 

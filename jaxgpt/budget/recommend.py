@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from jaxgpt.budget import plan as plans
 from jaxgpt.budget import question, scaling, schedule
 from jaxgpt.budget.plan import Plan
-from jaxgpt.budget.scaling import FITTED_PARAMETERS, FITTED_RATIO, Expectation, Question
+from jaxgpt.budget.scaling import FITTED_PARAMETERS, FITTED_RATIO, FITTED_TOKENS, Expectation, Question
 
 SEED_SD = 0.0013  # nats between runs that differ in their seed alone (modded-nanogpt's repeated records)
 WORTH = 3 * SEED_SD  # a gain that one run can show
@@ -28,7 +28,7 @@ class Recommendation:
     """Numbers, and the sentences that say them."""
 
     worth_iters: int
-    best: Best
+    best: Best | None
     early: tuple[int, float, float]
     unique: tuple[tuple[float, float], ...]
     sentences: tuple[str, ...]
@@ -63,12 +63,14 @@ def worth_iters(found: Plan) -> int:
     return below // digits * digits
 
 
-def best_model(found: Plan) -> Best:
-    """The size that ends lowest for the same 6 N D, among sizes and ratios that the law was fitted to."""
+def best_model(found: Plan) -> Best | None:
+    """The size that ends lowest for the same 6 N D, among sizes and ratios that the law was fitted to; None if none."""
     asked = question.ask(found.inputs.config, found.last.max_iters, found.inputs.corpus, found.inputs.tokens.unique)
     product = asked.parameters * asked.tokens
     most = min(math.sqrt(product / FITTED_RATIO), FITTED_PARAMETERS[1])
-    least = min(FITTED_PARAMETERS[0], most)
+    least = FITTED_PARAMETERS[0]
+    if most < least:
+        return None
     sizes = [least * (most / least) ** (n / 400) for n in range(401)]
     tuned = replace(asked.recipe, differences=())
 
@@ -106,29 +108,22 @@ def sensitivity(found: Plan) -> tuple[tuple[float, float], ...]:
 
 
 def _sentences(
-    found: Plan, worth: int, best: Best, early: tuple[int, float, float], unique: tuple[tuple[float, float], ...]
+    found: Plan, worth: int, best: Best | None, early: tuple[int, float, float], unique: tuple[tuple[float, float], ...]
 ) -> list[str]:
     last = found.last
     iters, annealed, cut = early
     per_hour = _hour(found)
     hour = "" if per_hour is None else f" The last hour of {last.max_iters:,} steps brings {per_hour:.4f} nats."
+    tokens = worth * found.facts.tokens_per_step
+    far = (
+        f" (which lies beyond the {FITTED_TOKENS[1] / 1e9:.0f}B tokens of the fit)" if tokens > FITTED_TOKENS[1] else ""
+    )
     said = [
         f"Beyond about {worth:,} steps a tenth more of them brings less than {WORTH:.3f} nats, which one run cannot "
         f"tell from its seed; {last.max_iters:,} steps are {'past' if last.max_iters > worth else 'before'} "
-        f"that point.{hour}"
+        f"that point{far}.{hour}"
     ]
-    better = last.loss - best.expectation.loss
-    model = f"{best.parameters / 1e6:,.0f}M parameters on {tokens_shown(best.tokens)} tokens"
-    if better > WORTH:
-        bound = ", on the bound of 15 tokens per parameter within which the law was fitted" if best.bound else ""
-        said.append(
-            f"For the same 6ND FLOPs the best model in the fitted range has {model}: {best.expectation.loss:.2f} "
-            f"instead of {last.loss:.2f}{bound}."
-        )
-    else:
-        said.append(
-            f"The size fits the FLOPs: the law's best in its fitted range is {model}, {abs(better):.3f} nats away."
-        )
+    said.append(_best_sentence(last.loss, best))
     if unique:
         parts = ", ".join(f"{loss:.3f} with {tokens_shown(count)}" for count, loss in unique)
         said.append(f"How many tokens really differ: expected {parts} different tokens.")
@@ -142,6 +137,22 @@ def _sentences(
         f"twice the different tokens at the same steps {gains['double_unique_data'].nats:.3f} nats."
     )
     return said
+
+
+def _best_sentence(loss: float, best: Best | None) -> str:
+    if best is None:
+        return (
+            f"No model of {FITTED_PARAMETERS[0] / 1e6:.0f}M parameters and 15 tokens for each can be trained with so few "
+            "FLOPs: the law's fitted range is not reached, and all losses here are rough."
+        )
+    model = f"{best.parameters / 1e6:,.0f}M parameters on {tokens_shown(best.tokens)} tokens"
+    if loss - best.expectation.loss <= WORTH:
+        return f"The size fits the FLOPs: the best model that the law knows for as many 6ND has {model}."
+    bound = ", on the bound of 15 tokens per parameter within which the law was fitted" if best.bound else ""
+    return (
+        f"For the same 6ND FLOPs the best model in the fitted range has {model}: {best.expectation.loss:.2f} instead of "
+        f"{loss:.2f}{bound}."
+    )
 
 
 def _hour(found: Plan) -> float | None:

@@ -111,13 +111,14 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked of the law. `unique` tokens are those that differ from each other; None counts none as repeated."""
+    """What is asked of the law. `unique` tokens are those that differ; None counts none as repeated."""
 
     parameters: float
     tokens: float
     recipe: Recipe
     corpus: Corpus
     unique: float | None = None
+    ceiling: float = math.inf  # the loss of guessing: the logarithm of the vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,7 @@ def expect(question: Question, law: Law = LAW) -> Expectation:
         "repetition": repeated,
         "recipe": sum(recipe_terms(question, law).values()),
     }
+    terms["data"] -= max(sum(terms.values()) - question.ceiling, 0.0)  # few tokens teach little, but nothing false
     outside, stretch = distance(question.parameters, question.tokens)
     recipe = OTHER_RECIPE if question.recipe.differences else SAME_RECIPE
     sigmas = {
@@ -156,7 +158,12 @@ def expect(question: Question, law: Law = LAW) -> Expectation:
     }
     loss, sigma = sum(terms.values()), math.hypot(*sigmas.values())
     return Expectation(
-        loss=loss, low=loss - Z80 * sigma, high=loss + Z80 * sigma, terms=terms, sigmas=sigmas, outside=outside
+        loss=loss,
+        low=max(loss - Z80 * sigma, 0.0),
+        high=min(loss + Z80 * sigma, max(question.ceiling, loss)),
+        terms=terms,
+        sigmas=sigmas,
+        outside=outside,
     )
 
 

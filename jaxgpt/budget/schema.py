@@ -108,7 +108,8 @@ def recommendation(advice: Recommendation) -> dict[str, Any]:
     iters, annealed, cut = advice.early
     return {
         "worth_iters": advice.worth_iters,
-        "best_model": {
+        "best_model": advice.best
+        and {
             "parameters": advice.best.parameters,
             "tokens": advice.best.tokens,
             "loss": advice.best.expectation.loss,

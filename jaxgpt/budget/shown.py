@@ -14,14 +14,24 @@ def hours(seconds: float | None) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 96 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-def span(low: float | None, high: float | None) -> str:
-    """Two durations in the unit of the second: `23–43 h`."""
-    if low is None or high is None:
+def span(low: float | None, high: float | None, middle: float | None) -> str:
+    """Two durations in the unit in which `hours` says `middle`, without it: `23–43`."""
+    if low is None or high is None or middle is None:
         return "–"
-    number, unit = hours(high).split()
-    per = {"s": 1, "min": 60, "h": 3600, "days": 86400}[unit]
-    digits = 1 if float(number) < 10 else 0
-    return f"{low / per:.{digits}f}–{high / per:.{digits}f} {unit}"
+    per = {"s": 1, "min": 60, "h": 3600, "days": 86400}[hours(middle).split()[1]]
+    digits = 1 if high / per < 10 else 0
+    return f"{low / per:.{digits}f}–{high / per:.{digits}f}"
+
+
+def loss_span(low: float, high: float) -> str:
+    """`3.48–3.58`, one digit less where the interval says little."""
+    digits = 2 if high - low < 1 else 1
+    return f"{low:.{digits}f}–{high:.{digits}f}"
+
+
+def per_hour(gain: float | None) -> str:
+    """Nats per hour; a run of minutes gains so much that only its size is of use."""
+    return "" if gain is None else f"{gain:.4f}" if gain < 1 else f"{gain:,.0f}"
 
 
 def amount(value: float | None, digits: int = 2) -> str:

@@ -87,19 +87,18 @@ class Printer:
         )
 
     def cells(self, row: Row) -> list[str]:
-        gain = "" if row.gain_per_hour is None else f"{row.gain_per_hour:.4f}"
         return [
             f"{row.max_iters:,}",
             shown.count(row.tokens),
             shown.amount(row.epochs),
             f"{row.flops / 1e18:.3g}",
             shown.hours(row.seconds),
-            shown.span(row.seconds_low, row.seconds_high).removesuffix(" h"),
+            shown.span(row.seconds_low, row.seconds_high, row.seconds),
             shown.amount(row.energy_kwh, 1),
             shown.amount(row.cost),
             f"{row.loss:.2f}",
-            f"{row.loss_low:.2f}–{row.loss_high:.2f}",
-            gain.replace("0.", ".", 1),
+            shown.loss_span(row.loss_low, row.loss_high),
+            shown.per_hour(row.gain_per_hour).replace("0.", ".", 1),
         ]
 
     def memory(self, found: Plan) -> None:

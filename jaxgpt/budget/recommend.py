@@ -142,16 +142,16 @@ def _sentences(
 def _best_sentence(loss: float, best: Best | None) -> str:
     if best is None:
         return (
-            f"No model of {FITTED_PARAMETERS[0] / 1e6:.0f}M parameters and 15 tokens for each can be trained with so few "
-            "FLOPs: the law's fitted range is not reached, and all losses here are rough."
+            f"No model of {FITTED_PARAMETERS[0] / 1e6:.0f}M parameters and 15 tokens for each can be trained with so "
+            "few FLOPs: the law's fitted range is not reached, and all losses here are rough."
         )
     model = f"{best.parameters / 1e6:,.0f}M parameters on {tokens_shown(best.tokens)} tokens"
     if loss - best.expectation.loss <= WORTH:
         return f"The size fits the FLOPs: the best model that the law knows for as many 6ND has {model}."
     bound = ", on the bound of 15 tokens per parameter within which the law was fitted" if best.bound else ""
     return (
-        f"For the same 6ND FLOPs the best model in the fitted range has {model}: {best.expectation.loss:.2f} instead of "
-        f"{loss:.2f}{bound}."
+        f"For the same 6ND FLOPs the best model in the fitted range has {model}: {best.expectation.loss:.2f} "
+        f"instead of {loss:.2f}{bound}."
     )
 
 

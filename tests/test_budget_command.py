@@ -65,7 +65,7 @@ def test_piped_text_is_plain_and_at_most_80_columns_wide() -> None:
         (["--html", "."], "C041", ["folder"]),
         (["--html", __file__], "C041", ["no page"]),
         (["--calibrate", "nothing"], "C043", ["nothing"]),
-        (["--hours", "0.01"], "C044", ["0.01", "RTX 4070"]),
+        (["--hours", "0.001"], "C044", ["0.001", "RTX 4070"]),
         (["--hours", "0"], "C038", ["--hours", "0"]),
         (["--target-loss", "1.2"], "C044", ["1.2"]),
         (["--target-loss", "inf"], "C038", ["inf"]),

@@ -33,6 +33,16 @@ def test_some_steps_are_timed_and_scaled_to_the_whole_step(tmp_path: Path) -> No
     assert [path for path in sorted(tmp_path.iterdir()) if path.name != "xla"] == before
 
 
+def test_two_micro_batches_of_eight_stand_for_a_quarter_of_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps({"kind": "step", "step": n, "seconds": 1.0}) + "\n" for n in range(20)))
+    monkeypatch.setattr(measure, "_train", lambda *_, **__: log)
+    record = measure.measure(load("quickstart").replace({"data": {"accum": 8}}))
+    assert set(record.seconds) == {4.0}
+
+
 def test_a_training_that_fails_is_told_with_its_own_words() -> None:
     config = load("quickstart").replace({"model": TINY, "data": {"micro_batch": 3, "accum": 1}})
     with pytest.raises(ConfigError, match="C013") as caught:

@@ -104,6 +104,17 @@ def test_fewer_different_tokens_never_help() -> None:
     assert losses == sorted(losses, reverse=True)
 
 
+def test_a_claim_is_told_what_it_would_need(capsys: pytest.CaptureFixture[str]) -> None:
+    said = document(capsys, "--claim", "2.5")["recommendation"]["sentences"][-1]
+    assert "out of reach of this model at any length (floor 3.26)" in said
+    tokens = recommend.needed(planned(), 3.5)
+    assert "different tokens" in tokens
+    billions = float(tokens.split("B")[0])
+    longer = planned("--iters", str(round(billions * 1e9 / 524_288)), "--unique-tokens", "1e12")
+    assert longer.last.loss == pytest.approx(3.5, abs=0.005)
+    assert "is expected of this run" in document(capsys, "--claim", "3.9")["recommendation"]["sentences"][-1]
+
+
 def test_the_earlier_claims_are_found_wanting() -> None:
     found = {claim.claim: claim for claim in claims.compare(planned())}
     assert len(found) == 10

@@ -32,7 +32,7 @@ def answer(request: Request) -> None:
     if choice:
         inputs = choice.inputs
     found = plan(inputs)
-    advice = recommend(found)
+    advice = recommend(found, request.claim)
     claims = []
     if request.claims:
         from jaxgpt.budget.claims import compare

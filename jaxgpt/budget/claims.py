@@ -7,7 +7,8 @@ from jaxgpt.budget import question
 from jaxgpt.budget.flops import flops_per_token, parameters
 from jaxgpt.budget.memory import GIB
 from jaxgpt.budget.plan import Plan
-from jaxgpt.budget.scaling import LAW, expect
+from jaxgpt.budget.recommend import needed
+from jaxgpt.budget.scaling import expect
 from jaxgpt.budget.time import Range
 
 LOSSES = {6_000: Range(2.9, 3.1), 10_000: Range(2.65, 2.80), 15_000: Range(2.50, 2.65), 20_000: Range(2.42, 2.55)}
@@ -29,27 +30,6 @@ class Claim:
 def compare(found: Plan) -> list[Claim]:
     """The claims, judged for the plan's own model, device and corpus."""
     return [*_losses(found), _gpt2(found), _flops(found), *_times(found), _memory(found), _more_data(found)]
-
-
-def needed(found: Plan, loss: float) -> str:
-    """What a claimed loss would need of the law: a longer run, a larger model, or more than both."""
-    config, corpus = found.inputs.config, found.inputs.corpus
-    floor = corpus.offset + LAW.capacity_term(parameters(config.model))
-    if loss > floor:
-        tokens = 1e10 * (LAW.data / (loss - floor)) ** (1 / LAW.beta)
-        return f"{tokens / 1e9:,.0f}B different tokens through this model"
-    size = _size_for(corpus.offset, loss)
-    unreachable = f"out of reach of this model at any length (floor {floor:.2f})"
-    return unreachable if size is None else f"{unreachable}; about {size / 1e9:,.1f}B parameters on 20 tokens each"
-
-
-def _size_for(offset: float, loss: float) -> float | None:
-    size = 1e7
-    while size < 1e12:
-        if offset + LAW.capacity_term(size) + LAW.data_term(20 * size) <= loss:
-            return size
-        size *= 1.02
-    return None
 
 
 def _losses(found: Plan) -> list[Claim]:

@@ -26,7 +26,7 @@ SHAPES = (
     (12, 576), (12, 640), (12, 704), (12, 768), (14, 832), (16, 896), (18, 960), (20, 1024), (24, 1024), (24, 1152),
     (24, 1280), (28, 1344), (32, 1408), (36, 1536), (40, 1600), (48, 1600),
 )  # fmt: skip
-LEAST_STEPS = 500
+LEAST_STEPS = 20
 WARMUP_SHARE, MOST_WARMUP = 0.1, 2000
 GPT2_MOST_RATE = 1e-3  # the highest rate that a run with learned positions was seen to train well at
 
@@ -68,11 +68,12 @@ def choose(inputs: Inputs, goal: Goal) -> Choice:
     """The best run for the goal on the inputs' device and data. Raises `ConfigError` C044 if there is none.
 
     For hours and energy the lowest loss wins, for a target the shortest run. Runs stay where the law was fitted: 15
-    tokens per parameter or more, 20M to 1.5B parameters; smaller ones are taken only if no larger can be trained.
+    tokens per parameter or more, 20M to 1.5B parameters; others are taken only if none of those can be trained.
     """
     if inputs.device is None:
         raise ConfigError("C044", "without a GPU's pace nothing can be chosen", "--gpu NAME")
-    found = [c for shape in SHAPES if (c := candidate(inputs, inputs.device, shaped(inputs.config, *shape), goal))]
+    tried = [c for shape in SHAPES if (c := candidate(inputs, inputs.device, shaped(inputs.config, *shape), goal))]
+    found = [c for c in tried if c.ratio >= scaling.FITTED_RATIO] or tried
     inside = [c for c in found if not c.row.expectation.outside] or found
     if not inside:
         raise ConfigError("C044", f"no run on {inputs.device.name} keeps to {goal}", _hint(inputs, goal))
@@ -127,8 +128,6 @@ def candidate(inputs: Inputs, device: Device, config: Config, goal: Goal) -> Can
     inputs = replace(inputs, config=done)
     count = parameters(done.model)
     ratio = steps * done.tokens_per_step / count
-    if ratio < scaling.FITTED_RATIO:
-        return None
     return Candidate(config=done, row=plans.row(inputs, time.pace(done, device), steps), ratio=ratio)
 
 

@@ -30,6 +30,7 @@ class Request:
     pilot: float | None
     actual: str | None
     claims: bool
+    claim: float | None
     json: bool
     html: Path | None
     write_config: Path | None
@@ -52,6 +53,7 @@ def add_options(parser: Parser) -> None:
     add("--unique-tokens", metavar="N", help="different tokens at hand, such as 3.68e9")
     add("--data", metavar="DIR", help="a folder of token shards whose manifest (and audit) says how many there are")
     add("--corpus", metavar="NAME", help="fineweb, fineweb-edu, openwebtext, openwebtext2, refinedweb, c4 or unknown")
+    add("--claim", metavar="LOSS", help="a loss that somebody promises: what it would need")
     add("--price", metavar="X", help="of a kWh (default: 0.30)")
     learn = parser.add_argument_group("learning", "What the plan is to learn from first.").add_argument
     learn("--calibrate", metavar="RUN_OR_LOG", help="a run of ours or a nanoGPT log: its pace and its loss")
@@ -104,6 +106,7 @@ def read(argv: Sequence[str]) -> Request:
         pilot=options.pilot and duration(options.pilot),
         actual=options.actual,
         claims=options.compare_claims,
+        claim=options.claim and number("--claim", options.claim, above=0),
         json=options.json,
         html=_page("--html", options.html),
         write_config=_new_file("--write-config", options.write_config),

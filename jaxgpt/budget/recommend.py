@@ -34,8 +34,8 @@ class Recommendation:
     sentences: tuple[str, ...]
 
 
-def recommend(found: Plan) -> Recommendation:
-    """Recommendation for the longest run of the plan."""
+def recommend(found: Plan, claim: float | None = None) -> Recommendation:
+    """Recommendation for the longest run of the plan, and what a claimed loss would need."""
     worth, best = worth_iters(found), best_model(found)
     early, unique = stop_early(found), sensitivity(found)
     return Recommendation(
@@ -43,7 +43,7 @@ def recommend(found: Plan) -> Recommendation:
         best=best,
         early=early,
         unique=unique,
-        sentences=tuple(_sentences(found, worth, best, early, unique)),
+        sentences=(*_sentences(found, worth, best, early, unique), _claim_sentence(found, claim)),
     )
 
 
@@ -137,6 +137,40 @@ def _sentences(
         f"twice the different tokens at the same steps {gains['double_unique_data'].nats:.3f} nats."
     )
     return said
+
+
+def _claim_sentence(found: Plan, claim: float | None) -> str:
+    if claim is None:
+        return f"With endless different tokens this model would end at {floor(found):.2f}: no length brings it lower."
+    if found.last.loss <= claim:
+        return f"A loss of {claim:g} is expected of this run: {found.last.loss:.2f}."
+    return f"A loss of {claim:g} would need {needed(found, claim)}."
+
+
+def floor(found: Plan) -> float:
+    """Where this model would end with endless different tokens, in nats."""
+    return found.inputs.corpus.offset + scaling.LAW.capacity_term(found.facts.parameters)
+
+
+def needed(found: Plan, loss: float) -> str:
+    """What a claimed loss would need of the law: more tokens, or a larger model and how many for it."""
+    law, least = scaling.LAW, floor(found)
+    if loss > least:
+        tokens = 1e10 * (law.data / (loss - least)) ** (1 / law.beta)
+        return f"{tokens / 1e9:,.0f}B different tokens through this model"
+    unreachable = f"out of reach of this model at any length (floor {least:.2f})"
+    size = _size_for(found.inputs.corpus.offset, loss)
+    return unreachable if size is None else f"{unreachable}; about {size / 1e9:,.1f}B parameters on 20 tokens each"
+
+
+def _size_for(offset: float, loss: float) -> float | None:
+    """The least size whose loss on 20 tokens per parameter is `loss`; None above a trillion."""
+    size = 1e7
+    while size < 1e12:
+        if offset + scaling.LAW.capacity_term(size) + scaling.LAW.data_term(20 * size) <= loss:
+            return size
+        size *= 1.02
+    return None
 
 
 def _best_sentence(loss: float, best: Best | None) -> str:

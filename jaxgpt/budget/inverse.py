@@ -141,7 +141,9 @@ def with_batch(config: Config, device: Device) -> Config | None:
 
 def with_steps(config: Config, steps: int) -> Config:
     warmup = min(MOST_WARMUP, max(1, int(WARMUP_SHARE * steps)))
-    return config.replace({"optim": {"warmup_steps": warmup, "decay_steps": None}, "run": {"steps": steps}})
+    return config.replace(
+        {"optim": {"warmup_steps": warmup, "decay_steps": None}, "run": {"steps": steps, "name": "planned"}}
+    )
 
 
 def _steps(inputs: Inputs, pace: float, device: Device, goal: Goal) -> int | None:
@@ -179,7 +181,8 @@ def expected(inputs: Inputs, steps: int) -> float:
 
 def with_config(inputs: Inputs, best: Candidate) -> Inputs:
     """The inputs that plan the chosen run."""
-    return replace(inputs, config=best.config, iters=(best.row.max_iters,))
+    name = f"a run of {best.row.max_iters:,} steps"  # the config's own name and text speak of another model
+    return replace(inputs, config=best.config, name=name, text="", iters=(best.row.max_iters,))
 
 
 def write_config(choice: Choice, path: Path) -> None:

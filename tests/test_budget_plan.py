@@ -218,6 +218,11 @@ def test_no_run_is_expected_to_end_worse_than_guessing() -> None:
     assert sum(row.expectation.terms.values()) == pytest.approx(row.loss)
 
 
+def test_a_step_that_holds_more_than_a_claim_is_planned_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, "--data.micro-batch", "1e9", "--iters", "5", "--compare-claims")
+    assert found["memory"]["fits"] is False
+
+
 def test_numbers_are_read_as_people_write_them() -> None:
     for text in ("3.68e9", "3.68B", "3,680,000,000", "3680m"):
         assert planned("--unique-tokens", text).inputs.tokens.unique == pytest.approx(3.68e9)

@@ -111,7 +111,7 @@ def _memory(found: Plan) -> Claim:
 
 def _more_data(found: Plan) -> Claim:
     inputs = found.inputs
-    iters = round(CLAIMED_TOKENS / inputs.config.tokens_per_step)
+    iters = max(1, round(CLAIMED_TOKENS / inputs.config.tokens_per_step))
     asked = question.ask(inputs.config, iters, inputs.corpus, CLAIMED_TOKENS)
     expected = expect(asked)
     off = expected.loss - CLAIMED_AT_TOKENS.best

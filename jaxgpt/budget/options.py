@@ -80,7 +80,7 @@ def read(argv: Sequence[str]) -> Request:
     goal = _goal(options)
     name = options.config or options.config_file or "fineweb40m"
     text = find(name).read_text(encoding="utf-8")
-    unique = options.unique_tokens and number("--unique-tokens", options.unique_tokens, above=0)
+    unique = _given("--unique-tokens", options.unique_tokens)
     folder = Path(options.data) if options.data else None
     gpu, why = (options.gpu, "--gpu") if options.gpu else _local_device()
     corpus, corpus_why = question.assumed_corpus(config, text)
@@ -96,17 +96,17 @@ def read(argv: Sequence[str]) -> Request:
         tokens=question.tokens_at_hand(config, unique, folder, text),
         corpus=corpus,
         corpus_why=corpus_why,
-        price=number("--price", options.price or "0.30", least=0),
+        price=number("--price", "0.30" if options.price is None else options.price, least=0),
     )
     return Request(
         inputs=inputs,
         goal=goal,
         calibrate=options.calibrate,
         measure=options.measure,
-        pilot=options.pilot and duration(options.pilot),
+        pilot=None if options.pilot is None else duration(options.pilot),
         actual=options.actual,
         claims=options.compare_claims,
-        claim=options.claim and number("--claim", options.claim, above=0),
+        claim=_given("--claim", options.claim),
         json=options.json,
         html=_page("--html", options.html),
         write_config=_new_file("--write-config", options.write_config),
@@ -135,6 +135,11 @@ def number(option: str, text: str, *, least: float | None = None, above: float |
     return value
 
 
+def _given(option: str, text: str | None) -> float | None:
+    """A number above 0, or None where the option is not given."""
+    return None if text is None else number(option, text, above=0)
+
+
 def duration(text: str) -> float:
     """`10m`, `90s`, `1.5h` in seconds; a bare number is minutes."""
     found = re.fullmatch(r"([\d.]+)\s*(s|m|min|h)?", text.strip())
@@ -144,11 +149,11 @@ def duration(text: str) -> float:
 
 
 def _iters(texts: list[str] | None, config: Config) -> tuple[int, ...]:
-    if not texts:
+    if texts is None:
         steps = config.run.steps
         return tuple(sorted({max(1, round(steps * share)) for share in (0.3, 0.5, 0.75, 1.0)}))
     found = []
-    for text in (part for word in texts for part in word.split()):
+    for text in (part for word in texts for part in word.split() or [""]):
         value = number("--iters", text, least=1)
         if value != int(value) or value > MOST_ITERS:
             raise ConfigError("C038", f"--iters {text}; a whole number up to {MOST_ITERS:,} is needed")
@@ -168,9 +173,9 @@ def _local_device() -> tuple[str, str]:
 
 
 def _goal(options: argparse.Namespace) -> Goal | None:
-    given = {name: getattr(options, name) for name in ("hours", "kwh", "target_loss") if getattr(options, name)}
-    values = {name: number("--" + name.replace("_", "-"), text, above=0) for name, text in given.items()}
-    return Goal(**values) if values else None
+    given = {name: getattr(options, name) for name in ("hours", "kwh", "target_loss")}
+    values = {name: _given("--" + name.replace("_", "-"), text) for name, text in given.items()}
+    return Goal(**values) if any(values.values()) else None
 
 
 def _contradictions(options: argparse.Namespace) -> None:

@@ -31,7 +31,7 @@ class Tokens:
 
 def recipe(config: Config, steps: int) -> Recipe:
     """What of the config's recipe moves the loss of a run of `steps`."""
-    optim, model = config.optim, config.model
+    optim, model, steps = config.optim, config.model, max(steps, 1)
     share = schedule.end_share(optim, steps)
     tuned = scaling.tuned_learning_rate(parameters(model))
     different = []

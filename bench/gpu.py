@@ -151,6 +151,7 @@ def main() -> None:
         folder = Path(place)
         random_tokens(folder, 200_000 if options.tiny else 100_000_000)
         config = reference(folder, options.steps, TINY if options.tiny else {})
+        found["config"] = config.to_dict()
         found["step"] = compiled_step(config)
         found["batches_identical_with_dma_map"] = batches_agree(config)
         found["cold"] = timed_run(config)

@@ -8,7 +8,8 @@ Loss: below the reference run's 3.52 on FineWeb by a few hundredths, as publishe
 scale suggest; not measured by us yet.
 
 40.56M parameters (within 1 % of fineweb40m), head dimension 64 (6 heads), no dropout: under three epochs over billions
-of tokens a model of this size has nothing to memorise with. Everything else is fineweb40m's.
+of tokens a model of this size has nothing to memorise with. Everything else is fineweb40m's, such as its about
+3.68B unique tokens.
 """
 
 from jaxgpt.config import Config, Data, Model, Optim, Run

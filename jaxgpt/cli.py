@@ -12,6 +12,7 @@ from jaxgpt.errors import ConfigError
 VERBS = {
     "prepare": "text or parquet files into token shards",
     "audit": "what a folder of token shards holds: duplicates, validation in train",
+    "budget": "what a run will cost and reach, before it starts",
     "train": "a config's model, resuming where it stopped",
     "evaluate": "the loss of a run's model on train and validation text",
     "sample": "text from a run's model",

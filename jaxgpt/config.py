@@ -69,7 +69,7 @@ class Model(Section):
 
     def check(self) -> None:
         if self.head_dim is None and self.n_embd % self.n_head:
-            near = [n for n in range(1, self.n_embd + 1) if self.n_embd % n == 0]
+            near = [n for n in range(1, min(self.n_embd, 10_000) + 1) if self.n_embd % n == 0]
             near = sorted(sorted(near, key=lambda n: abs(n - self.n_head))[:2])
             raise ConfigError(
                 "C010",

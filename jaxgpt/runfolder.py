@@ -2,6 +2,7 @@
 
     config.json   the resolved config; what resume, sample and evaluate read
     tokenizer.json, data.json   the tokenizer, and what identifies the tokens that were read
+    plan.json     what `budget` promised when the run was started
     log.jsonl  checkpoints/  tensorboard/
 
 One process at a time holds a folder, by an advisory lock that the system drops with the process.

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 import jaxgpt
 from jaxgpt import _loader
@@ -31,3 +32,8 @@ def set_up() -> None:
     for name in ("absl", "orbax", "jax", "jaxlib", "asyncio"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="orbax")
+
+
+def device_bytes(mesh: Mesh) -> int | None:
+    """What JAX may use of a device's memory, in bytes; None where it does not say, as on a CPU."""
+    return (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")

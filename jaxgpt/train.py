@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 import jaxgpt
 from jaxgpt import announce, data, dataset, display, errors, optim, runfolder, runtime, sample, step
+from jaxgpt.budget import promise
 from jaxgpt.checkpoint import Checkpoints, Loaded, resolved
 from jaxgpt.config import Config, Run
 from jaxgpt.dataset import Data
@@ -45,6 +46,7 @@ def train(config: Config, fork: RunFolder | None = None) -> RunFolder:
         stop = enter(StopRequest())
         folder.check_place()
         folder.check_config(stated)
+        promise.check_memory(config, runtime.device_bytes(mesh), mesh.size)
         tokens = open_tokens(config)
         optimizer = optim.make(config.optim, config.run.steps)
         template = step.abstract_state(config, optimizer, mesh)
@@ -60,6 +62,7 @@ def train(config: Config, fork: RunFolder | None = None) -> RunFolder:
             print(announce.already_done(folder, first))
             return folder
         folder.record(stated, tokens.identity, tokens.tokenizer)
+        promise.keep(folder, config, tokens.train.tokens, mesh.devices.flat[0].device_kind)
 
         graphdef = step.graph(config.model)
         train_step = step.compile_train_step(config, graphdef, optimizer, mesh)
@@ -189,6 +192,7 @@ def finish(trained: Loaded, tokens: Data, folder: RunFolder, scores: Scores | No
         screen.say(f"\nsample:\n{run.sample_prompt}{text}\n")
     if scores:
         screen.say(announce.closing(scores, tokens, folder, trained.step))
+        screen.say(promise.closing(folder))
 
 
 def main(argv: Sequence[str]) -> None:

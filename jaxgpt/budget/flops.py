@@ -16,17 +16,27 @@ def non_embedding_parameters(model: Model) -> int:
     return model.n_layer * block + norm
 
 
-def flops_per_token(model: Model) -> int:
+def positions(model: Model) -> int:
+    """Parameters of GPT-2's learned positions, which no count but that of memory includes."""
+    return model.block_size * model.n_embd if model.architecture == "gpt2" else 0
+
+
+def attention_flops_per_token(model: Model, *, causal: bool = False) -> int:
+    """Operations of scores and values for one token, forward and backward; `causal` leaves out the masked half."""
+    whole = 12 * model.n_layer * model.n_head * model.head_size * model.block_size
+    return whole // 2 if causal else whole
+
+
+def flops_per_token(model: Model, *, causal: bool = False) -> int:
     """Operations to train on one token: 6 N + 12 L H T, nanoGPT's convention (PaLM, appendix B).
 
     Forward costs 2 operations per parameter and backward twice that, hence 6 N with N `parameters`: the tied matrix
     is counted once, for the head, because looking an embedding up costs nothing. Attention adds scores and values,
-    2 x 2 x T x width per layer forward and twice that backward, without subtracting the causal half. Norms,
-    softmax, activation and the optimizer are left out.
+    2 x 2 x T x width per layer forward and twice that backward, without subtracting the causal half unless `causal`.
+    Norms, softmax, activation and the optimizer are left out.
     """
     untied = 0 if model.tie_embeddings else model.vocab_size * model.n_embd
-    attention = 12 * model.n_layer * model.n_head * model.head_size * model.block_size
-    return 6 * (parameters(model) - untied) + attention
+    return 6 * (parameters(model) - untied) + attention_flops_per_token(model, causal=causal)
 
 
 def _gpt2_block(model: Model) -> int:

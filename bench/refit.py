@@ -1,0 +1,329 @@
+"""Fits the loss law of `jaxgpt.budget.scaling` again and writes docs/budget-accuracy.md: constants, errors, coverage.
+
+    python bench/refit.py FORECAST_DATA [--out docs/budget-accuracy.md]
+
+FORECAST_DATA holds `porian_refinedweb.csv` and `porian_openwebtext2.csv` (columns C,N,D,L: Porian et al. 2024) and
+`reference_runs.csv` (published runs). The FineWeb runs come from `jaxgpt/budget/references.py`. Fitted are one offset
+per corpus, A, alpha, B, beta and what a cautious learning rate costs: least squares for what is linear, a grid that
+narrows for the two exponents. Nothing but numpy is needed.
+"""
+
+import argparse
+import csv
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from jaxgpt.budget import scaling
+from jaxgpt.budget.references import REFERENCES, Reference
+from jaxgpt.budget.scaling import CORPORA, FITTED_RATIO, LAW, Law, Question, Recipe, expect
+
+LEAST_PARAMETERS = 15e6
+POSITIONS = 786_432  # GPT-2's learned positions, which some sources count
+NAMES = {"FineWeb 10B": "fineweb", "FineWeb": "fineweb", "FineWeb-Edu": "fineweb-edu", "OpenWebText": "openwebtext"}
+NAMES |= {"OpenWebText2": "openwebtext2", "RefinedWeb": "refinedweb", "C4": "c4"}
+# Of the earlier fit (six FineWeb runs, no term for the recipe), one run of 355M is not among these data.
+EARLIER = Law(capacity=1.101, alpha=0.223, data=0.286, beta=0.249, cautious=0.0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run: corpus, question without its corpus's offset, loss, and whether it is trained as the law's runs are."""
+
+    corpus: str
+    parameters: float
+    tokens: float
+    loss: float
+    learning_rate: float
+    unique: float | None = None
+    what: str = ""
+    same_recipe: bool = True
+
+    def ask(self, offset: float | None = None, sd: float | None = None) -> Question:
+        corpus = CORPORA[self.corpus]
+        if offset is not None:
+            corpus = replace(corpus, offset=offset, sd=corpus.sd if sd is None else sd)
+        differences = () if self.same_recipe else ("another recipe",)
+        recipe = Recipe(learning_rate=self.learning_rate, differences=differences)
+        return Question(
+            parameters=self.parameters, tokens=self.tokens, recipe=recipe, corpus=corpus, unique=self.unique
+        )
+
+    @property
+    def cautious(self) -> float:
+        """How much of the cost of a cautious learning rate it bears, 0 to 1."""
+        return scaling.recipe_terms(self.ask())["cautious"] / LAW.cautious
+
+
+def fineweb_runs() -> list[Point]:
+    """Annealed Adam and AdamW runs on FineWeb."""
+    return [_of_reference(run) for run in REFERENCES if run.corpus == "fineweb" and re.search(r"\bAdamW?\b", run.what)]
+
+
+def _of_reference(run: Reference) -> Point:
+    stated = re.search(r"at ([\d.e-]+)", run.what)
+    rate = float(stated[1]) if stated else scaling.tuned_learning_rate(run.parameters)
+    return Point(run.corpus, run.parameters, run.tokens, run.loss, rate, run.unique, run.what)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def porian(folder: Path, name: str, corpus: str) -> list[Point]:
+    """Tuned points at constant learning rate, in the range that the law is for."""
+    found = []
+    for line in rows_of(folder / name):
+        size, tokens, loss = (float(line[key]) for key in "NDL")
+        if size >= LEAST_PARAMETERS and tokens / size >= FITTED_RATIO:
+            found.append(Point(corpus, size, tokens, loss, scaling.tuned_learning_rate(size)))
+    return found
+
+
+def fit(groups: Sequence[Sequence[Point]], *, recipe: bool = True) -> tuple[Law, list[float]]:
+    """The law and one offset per group, by least squares over all points."""
+    points = [point for group in groups for point in group]
+    member = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    size, tokens, loss = (np.array([getattr(p, name) for p in points]) for name in ("parameters", "tokens", "loss"))
+    cautious = np.array([point.cautious for point in points])
+    recipe = recipe and bool(cautious.any())
+
+    def solve(alpha: float, beta: float) -> tuple[float, np.ndarray]:
+        columns = [np.eye(len(groups))[member], (size / 1e8) ** -alpha, (tokens / 1e10) ** -beta]
+        matrix = np.column_stack([*columns, cautious] if recipe else columns)
+        found, *_ = np.linalg.lstsq(matrix, loss, rcond=None)
+        return float(np.sum((matrix @ found - loss) ** 2)), found
+
+    alpha, beta, width = 0.25, 0.30, 0.2
+    while width > 2e-4:
+        grid = np.linspace(-width, width, 9)
+        trials = [(solve(alpha + a, beta + b)[0], alpha + a, beta + b) for a in grid for b in grid]
+        _, alpha, beta = min(trials)
+        width /= 2.5
+    _, found = solve(alpha, beta)
+    count = len(groups)
+    law = Law(
+        capacity=float(found[count]),
+        alpha=float(alpha),
+        data=float(found[count + 1]),
+        beta=float(beta),
+        cautious=float(found[count + 2]) if recipe else 0.0,
+    )
+    return law, [float(value) for value in found[:count]]
+
+
+def left_out(runs: list[Point], others: list[list[Point]], out: Sequence[int], *, recipe: bool = True) -> list[float]:
+    """Errors (observed minus expected) of the runs `out` when the law is fitted without them."""
+    law, offsets = fit([[run for n, run in enumerate(runs) if n not in out], *others], recipe=recipe)
+    return [runs[n].loss - expect(runs[n].ask(offsets[0]), law).loss for n in out]
+
+
+def published(folder: Path) -> list[Point]:
+    """Finished runs of `reference_runs.csv` with their size and tokens."""
+    found = []
+    for line in rows_of(folder / "reference_runs.csv"):
+        corpus, name = NAMES.get(line["dataset"]), line["id"]
+        if corpus is None or not line["n_params_total"] or not line["tokens_seen"] or "NOT final" in line["notes"]:
+            continue
+        size = float(line["n_params_total"])
+        if size in (124_475_904.0, 124_400_000.0):
+            size -= POSITIONS
+        tuned = scaling.tuned_learning_rate(size)
+        stock = "llm.c" in line["arch"] or "nanoGPT" in line["arch"]
+        adam = "Muon" not in line["arch"] and not re.search("Shampoo|SOAP|spectral|AdamH", line["arch"])
+        same = corpus == "fineweb" and adam
+        unique = float(line["unique_tokens"]) if line["unique_tokens"] else None
+        rate = 6e-4 if stock else tuned
+        found.append(
+            Point(corpus, size, float(line["tokens_seen"]), float(line["final_val_loss"]), rate, unique, name, same)
+        )
+    return found
+
+
+def study(point: Point) -> str:
+    """The study a run belongs to: runs of one study share its recipe and their errors."""
+    head = point.what.split("_")[0]
+    known = {
+        "db": "datablations, GPT-2 tokens",
+        "gadre": "Gadre et al., untuned",
+        "porian": "Porian et al., constant LR",
+    }
+    if head in known:
+        return known[head]
+    return "AdamW" if point.same_recipe else "other optimizers" if point.corpus == "fineweb" else "single runs"
+
+
+def binomial(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    z, share = 1.96, hits / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def fineweb_errors(runs: list[Point], others: list[list[Point]]) -> list[float]:
+    return [left_out(runs, others, [n])[0] for n in range(len(runs))]
+
+
+def by_corpus(points: list[Point]) -> list[str]:
+    """The table of all published runs: bias, MAE and coverage with the shipped constants."""
+    groups = defaultdict(list)
+    for point in points:
+        expected = expect(point.ask())
+        inside = expected.low <= point.loss <= expected.high
+        groups[(point.corpus, study(point))].append((point.loss - expected.loss, inside, bool(expected.outside)))
+    lines = [
+        "| corpus | runs | n | outside the fitted range | bias | MAE | inside 80 % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    whole = [entry for entries in groups.values() for entry in entries]
+    for (corpus, runs), entries in [*sorted(groups.items()), (("all", ""), whole)]:
+        errors = np.array([error for error, _, _ in entries])
+        hits = sum(inside for _, inside, _ in entries)
+        low, high = binomial(hits, len(entries))
+        lines.append(
+            f"| {corpus} | {runs} | {len(entries)} | {sum(out for *_, out in entries)} | {errors.mean():+.3f} | "
+            f"{np.abs(errors).mean():.3f} | {hits / len(entries):.0%} ({low:.0%} to {high:.0%}) |"
+        )
+    return lines
+
+
+def leave_one_out(points: list[Point]) -> list[str]:
+    """Each run with its corpus's offset taken from the corpus's other runs alone, the law's shape as shipped."""
+    lines = ["| corpus | n | bias | MAE | inside 80 % |", "|---|---|---|---|---|"]
+    groups = defaultdict(list)
+    for point in points:
+        if not expect(point.ask()).outside:
+            groups[point.corpus].append(point)
+    whole = []
+    for corpus, members in sorted(groups.items()):
+        if len(members) < 3:
+            continue
+        rest = [p.loss - expect(p.ask(0.0)).loss for p in members]
+        entries = []
+        for number, point in enumerate(members):
+            others = np.array(rest[:number] + rest[number + 1 :])
+            expected = expect(point.ask(float(np.median(others)), float(np.std(others, ddof=1))))
+            entries.append((point.loss - expected.loss, expected.low <= point.loss <= expected.high))
+        whole += entries
+        lines.append(_coverage_line(corpus, entries))
+    return [*lines, _coverage_line("all", whole)]
+
+
+def _coverage_line(name: str, entries: list[tuple[float, bool]]) -> str:
+    errors = np.array([error for error, _ in entries])
+    hits = sum(inside for _, inside in entries)
+    low, high = binomial(hits, len(entries))
+    share = f"{hits / len(entries):.0%} ({low:.0%} to {high:.0%})"
+    return f"| {name} | {len(entries)} | {errors.mean():+.3f} | {np.abs(errors).mean():.3f} | {share} |"
+
+
+def constants(runs: list[Point], others: list[list[Point]]) -> list[str]:
+    """The fit with and without the recipe's term, beside the earlier one and what is shipped."""
+    lines = ["| fit | offsets FineWeb, OpenWebText2, RefinedWeb | A | alpha | B | beta | cautious | 20,000 steps |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    later = re.compile("untied|another evaluation|about 3.29")
+    plain = [run for run in runs if not later.search(run.what)]
+    fits = [
+        ("here, as shipped: 7 runs, recipe term", *fit([runs, *others])),
+        ("here, without the recipe term: 7 runs", *fit([runs, *others], recipe=False)),
+        ("here, as the earlier fit: 4 of its 6 runs", *fit([plain, *others], recipe=False)),
+        ("earlier: 6 runs, one of them not at hand", EARLIER, [1.889, 1.708, 2.018]),
+        ("shipped constants", LAW, [CORPORA[name].offset for name in ("fineweb", "openwebtext2", "refinedweb")]),
+    ]
+    for name, law, offsets in fits:
+        owner = Point("fineweb", 40.56e6, 20_000 * 524_288, 0.0, 1e-3, 3.68e9)
+        loss = expect(owner.ask(offsets[0]), law).loss
+        shown = ", ".join(f"{offset:.3f}" for offset in offsets)
+        lines.append(
+            f"| {name} | {shown} | {law.capacity:.3f} | {law.alpha:.3f} | {law.data:.3f} | {law.beta:.3f} | "
+            f"{law.cautious:.3f} | {loss:.3f} |"
+        )
+    return lines
+
+
+def fineweb_table(runs: list[Point], others: list[list[Point]]) -> list[str]:
+    """Leave-one-out errors of the FineWeb runs, with and without the term for a cautious rate."""
+    plain = [left_out(runs, others, [n], recipe=False)[0] for n in range(len(runs))]
+    termed = fineweb_errors(runs, others)
+    stock = [n for n, run in enumerate(runs) if run.cautious > 0.5]
+    together = left_out(runs, others, stock)
+    lines = ["| run left out | parameters | tokens | observed | error | error without the recipe term |"]
+    lines.append("|---|---|---|---|---|---|")
+    for run, with_term, without in zip(runs, termed, plain, strict=True):
+        lines.append(
+            f"| {run.what} | {run.parameters / 1e6:.1f}M | {run.tokens / 1e9:.2f}B | {run.loss:.4f} | "
+            f"{with_term:+.3f} | {without:+.3f} |"
+        )
+    hits = sum(abs(error) <= scaling.Z80 * math.hypot(scaling.SAME_RECIPE, CORPORA["fineweb"].sd) for error in termed)
+    low, high = binomial(hits, len(runs))
+    grouped = [error for n, error in enumerate(termed) if n not in stock] + [float(np.mean(together))]
+    return [
+        *lines,
+        "",
+        f"MAE leave-one-out: **{np.abs(termed).mean():.3f}** with the recipe term, {np.abs(plain).mean():.3f} "
+        f"without it; {hits} of {len(runs)} inside the 80 % interval ({low:.0%} to {high:.0%}).",
+        "",
+        f"The {len(stock)} rows of llm.c's GPT-2 are one recipe, and partly one run, so that leaving out one of them "
+        "leaves its twins in. Left out together, nothing is known of a cautious rate and the term is 0: their errors "
+        f"are {', '.join(f'{error:+.3f}' for error in together)}, and the MAE over the {len(grouped)} recipes that are "
+        f"really independent is **{np.abs(grouped).mean():.3f}**.",
+        "",
+        "Two choices were made while looking at these errors: that an untied head counts twice in N, and that a "
+        "cautious rate has a term of its own. It fades with the distance from 124M because the reference run, a third "
+        "of that size and at 0.41 of its tuned rate, was 0.01 below the law at step 13,500. Runs that nobody has "
+        "looked at yet are the real test.",
+    ]
+
+
+def write(folder: Path) -> str:
+    """The whole document."""
+    runs, points = fineweb_runs(), published(folder)
+    others = [
+        porian(folder, "porian_openwebtext2.csv", "openwebtext2"),
+        porian(folder, "porian_refinedweb.csv", "refinedweb"),
+    ]
+    count = sum(map(len, others))
+    parts = [
+        "# How true the planner's loss law is",
+        "Written by `python bench/refit.py FORECAST_DATA --out docs/budget-accuracy.md`; all figures in nats per "
+        "token. An error is observed minus expected.",
+        "## Constants",
+        f"Joint fit of {count} tuned points (Porian et al., constant learning rate) and {len(runs)} FineWeb runs.",
+        "\n".join(constants(runs, others)),
+        "## FineWeb, leave-one-out",
+        "Everything is fitted again without the run.",
+        "\n".join(fineweb_table(runs, others)),
+        "## All published runs, by corpus",
+        "With the shipped constants, which were fitted to some of these runs (FineWeb's AdamW, Porian's); offsets of "
+        "the other corpora were taken from the runs themselves, so their bias is no test. The interval includes the "
+        "recipe's, the corpus's and the distance's uncertainty; how much a distance adds was judged by these runs too.",
+        "\n".join(by_corpus(points)),
+        "## Inside the fitted range, the corpus's offset from its other runs alone",
+        "\n".join(leave_one_out(points)),
+        "Brackets hold 95 % for the share (Wilson). Runs of one study are not independent of each other, so the "
+        "brackets are too narrow.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, help="the document to write (default: print it)")
+    options = parser.parse_args()
+    text = write(options.folder)
+    if options.out:
+        options.out.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

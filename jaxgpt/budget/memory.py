@@ -1,0 +1,124 @@
+"""What a training step holds on the device, in closed form, and the largest micro-batch that fits.
+
+The state is exact (a test compares it with XLA's own count). Activations are those that the backward pass reads, as
+`model.py` makes them: of each block its two residual inputs and their norms, queries, keys and values, the attention's
+output, and the MLP's inner arrays. Flash attention keeps one number per query; the written-out one keeps its
+probabilities. Recomputing blocks on the way back (remat) would keep only their inputs; `train` does not do that yet.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+from jaxgpt.budget.flops import parameters, positions
+from jaxgpt.config import Config, Model
+
+GIB = 2**30
+FLOAT32 = 4
+LIBRARIES = 256 * 2**20  # cuBLASLt's and cuDNN's workspaces and the compiled program
+FRAGMENTS = 0.03  # of the whole: alignment and holes between buffers
+SMALL_STEPS = 3 * 4  # the update's number, and Adam's and the schedule's counts, int32
+JAX_SHARE = 0.75  # of a device that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says another
+LIMIT = 4096  # the largest micro-batch that is looked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes by what they are for."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+def state_bytes(model: Model) -> int:
+    """Bytes of parameters and of AdamW's two moments in float32, with the counters: the whole of a `TrainState`."""
+    return 3 * FLOAT32 * (parameters(model) + positions(model)) + SMALL_STEPS
+
+
+def need(config: Config, micro_batch: int | None = None, *, remat: bool = False, flash: bool | None = None) -> Memory:
+    """What a step of `config` needs on each of its devices with `micro_batch` sequences (default: the config's).
+
+    `flash` says that attention keeps no probabilities; by default it does not wherever the config lets cuDNN run.
+    """
+    model = config.model
+    size = number_size(model)
+    tokens = (micro_batch or config.data.micro_batch) * model.block_size
+    count = parameters(model) + positions(model)
+    flash = flash_attention(model) if flash is None else flash
+    kept = model.n_layer * (model.n_embd * size if remat else block_bytes(model, flash=flash))
+    passing = block_bytes(model, flash=flash) if remat else 0
+    ends = (4 * model.n_embd + 2 * model.n_embd) * size  # embedding, last norm, and their gradients
+    backward = 2 * max(model.inner, 3 * model.n_embd) * size  # gradients of the block that is being gone through
+    wide = (micro_batch or config.data.micro_batch) * (config.data.accum * (model.block_size + 1)) * 2
+    chunk = loss_chunk(model, tokens)
+    state = FLOAT32 * count
+    logits = chunk * model.vocab_size * (2 * FLOAT32 + size) + FLOAT32 * model.vocab_size * model.n_embd
+    working = (count * size if size < FLOAT32 else 0) + wide + tokens * backward + LIBRARIES
+    part = Memory(
+        parameters=state,
+        gradients=state + count * size,  # the float32 sum, and those of the micro-batch in the compute type
+        optimizer=2 * state + SMALL_STEPS,
+        activations=tokens * (kept + passing + ends),
+        logits=logits,
+        workspace=working,
+    )
+    return Memory(**(asdict(part) | {"workspace": working + int(FRAGMENTS * part.total)}))
+
+
+def number_size(model: Model) -> int:
+    """Bytes of a number of the compute type; `auto` is bfloat16 on the GPUs that are planned for."""
+    return 4 if model.dtype == "float32" else 2
+
+
+def flash_attention(model: Model) -> bool:
+    """Whether cuDNN's kernel can run: bfloat16, no dropout inside, a head size that it takes (see `model.resolve`)."""
+    fits = model.head_size % 8 == 0 and model.head_size <= 128
+    return model.attention != "xla" and number_size(model) == 2 and fits and not model.attention_dropout
+
+
+def loss_chunk(model: Model, tokens: int) -> int:
+    """Tokens whose logits exist at a time: `cross_entropy.py` makes as few equal chunks as the limit allows."""
+    return math.ceil(tokens / math.ceil(tokens / model.loss_chunk))
+
+
+def block_bytes(model: Model, *, flash: bool) -> int:
+    """Bytes per token that a block keeps for its backward pass."""
+    size, width, inner = number_size(model), model.n_embd, model.inner
+    queries, keys = model.n_head * model.head_size, model.kv_heads * model.head_size
+    wide = 2 * inner if model.architecture == "gpt2" else 3 * inner
+    arrays = 4 * width + (queries + 2 * keys) + queries + wide
+    if model.architecture == "modern":
+        arrays += queries + keys  # normed and turned ones beside the projected ones
+    statistics = FLOAT32 * model.n_head if flash else _probabilities(model)
+    masks = 2 * width if model.dropout else 0
+    return arrays * size + statistics + masks
+
+
+def _probabilities(model: Model) -> int:
+    """Of the written-out attention: softmax in float32 and in the compute type, of four parts of growing length."""
+    share = 1.0 if model.attention_dropout else 0.625
+    return int(share * model.n_head * model.block_size * (FLOAT32 + number_size(model)))
+
+
+def largest(config: Config, usable_gib: float, *, remat: bool = False) -> int:
+    """The largest micro-batch whose step fits into `usable_gib`; 0 if none does."""
+    below, above = 0, LIMIT + 1
+    while above - below > 1:
+        middle = (below + above) // 2
+        fits = need(config, middle, remat=remat).total <= usable_gib * GIB
+        below, above = (middle, above) if fits else (below, middle)
+    return below
+
+
+def choices(config: Config) -> list[int]:
+    """Micro-batches worth naming: powers of two that divide the sequences of a step, and the config's own."""
+    sequences = config.data.micro_batch * config.data.accum
+    powers = [2**n for n in range(9) if sequences % 2**n == 0]
+    return sorted({*powers, config.data.micro_batch})

@@ -1,0 +1,142 @@
+"""From a goal to a run: it keeps to the goal, is the best that does, and its config gives the promise back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from jaxgpt import errors
+from jaxgpt.budget import __main__ as budget
+from jaxgpt.budget import inverse, memory, options, plan
+from jaxgpt.budget.inverse import Choice, Goal
+from jaxgpt.errors import ConfigError
+from jaxgpt.overrides import load
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("jaxgpt.budget.devices.local", lambda: None)
+    monkeypatch.setattr("jaxgpt.budget.time.measured", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+
+
+def chosen(*argv: str) -> Choice:
+    request = options.read(argv)
+    assert request.goal
+    return inverse.choose(request.inputs, request.goal)
+
+
+@pytest.mark.parametrize("gpu", ["RTX 4070", "H100"])
+@pytest.mark.parametrize("hours", [5.0, 20.0, 100.0])
+def test_a_run_of_some_hours_fills_them_and_no_other_candidate_ends_lower(gpu: str, hours: float) -> None:
+    found = chosen("--gpu", gpu, "--hours", str(hours))
+    row = found.best.row
+    assert row.seconds == pytest.approx(hours * 3600, rel=0.01)
+    assert (row.seconds or 0) <= hours * 3600
+    assert all(one.ratio >= 15 for one in found.frontier)
+    inside = [one for one in found.frontier if not one.row.expectation.outside]
+    assert row.loss == min(one.row.loss for one in inside)
+    needed = memory.need(found.best.config).total
+    device = found.inputs.device
+    assert device
+    assert needed <= device.usable * memory.GIB
+
+
+def test_a_short_goal_still_gets_a_run_and_hears_that_it_is_outside_the_law(capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan_of(capsys, "--config", "quickstart", "--hours", "0.05")
+    assert found["rows"][-1]["seconds"] <= 0.05 * 3600
+    assert any("outside the law" in text for text in found["warnings"])
+
+
+def test_a_run_of_some_energy_keeps_to_it() -> None:
+    row = chosen("--kwh", "5").best.row
+    assert row.energy_kwh is not None
+    assert 4.9 < row.energy_kwh <= 5
+
+
+def test_a_target_is_reached_by_the_shortest_run_and_one_step_less_misses_it() -> None:
+    found = chosen("--target-loss", "3.4")
+    best = found.best
+    assert best.row.loss <= 3.4
+    assert best.row.seconds == min(one.row.seconds or 0 for one in found.frontier if not one.row.expectation.outside)
+    exact = [one for one in found.frontier if one.ratio > 16]
+    assert exact
+    for one in exact:
+        shorter = inverse.with_steps(one.config, one.row.max_iters - 1)
+        inputs = plan.replace(found.inputs, config=shorter)
+        assert one.row.loss <= 3.4 < plan.expect(inputs, one.row.max_iters - 1).loss + 1e-9
+
+
+def test_repeated_tokens_can_put_a_target_out_of_reach() -> None:
+    assert chosen("--target-loss", "3.4", "--unique-tokens", "3e9")
+    with pytest.raises(ConfigError) as caught:
+        chosen("--target-loss", "2.9", "--unique-tokens", "1e7")
+    assert caught.value.code == "C044"
+
+
+def plan_of(capsys: pytest.CaptureFixture[str], *argv: str) -> Json:
+    assert errors.run(budget.main, [*argv, "--json"]) == 0
+    found: Json = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize("base", ["fineweb40m", "fineweb40m_modern", "gpt2_124m"])
+@pytest.mark.parametrize("goal", [["--hours", "20"], ["--target-loss", "3.3"], ["--kwh", "2"]])
+def test_the_written_config_gives_the_promise_back(
+    base: str, goal: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "tonight.py"
+    common = ["--gpu", "RTX 4090", "--config", base]
+    promised = plan_of(capsys, *common, *goal, "--corpus", "fineweb-edu", "--write-config", str(file))
+    kept = plan_of(capsys, "--gpu", "RTX 4090", "--config", str(file))
+    assert not [text for text in promised["warnings"] if "says" in text]
+    assert kept["rows"][-1] | {"gain_per_hour": None} == promised["rows"][-1]  # the promise has no row above
+    assert kept["memory"]["total"] == promised["memory"]["total"]
+    assert kept["data"]["unique"] == promised["data"]["unique"]
+    assert not [text for text in kept["warnings"] if "says" in text]
+
+
+def test_nothing_of_the_users_is_overwritten(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("mine")
+    assert errors.run(budget.main, ["--hours", "20", "--write-config", str(file)]) == 2
+    assert "error[C041]" in capsys.readouterr().err
+    assert file.read_text() == "mine"
+
+
+def test_the_written_config_trains_as_it_is(tmp_path: Path) -> None:
+    """Two steps of it on a CPU, through the command; only its length and its tokens are this test's."""
+    small = ["--model.block-size", "32", "--data.micro-batch", "2", "--data.accum", "1", "--gpu", "h100"]
+    small += ["--model.n-layer", "1", "--data.path", "tokens", "--model.loss-chunk", "64", "--run.eval-tokens", "64"]
+    goal = ["--hours", "2", "--unique-tokens", "1e9", "--write-config", "tiny.py"]
+    assert errors.run(budget.main, [*small, *goal]) == 0
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    for name in ("train.bin", "val.bin"):
+        np.random.default_rng(0).integers(0, 50257, 4000, dtype=np.uint16).tofile(tokens / name)
+    short = ["--run.steps", "2", "--optim.warmup-steps", "1", "--mesh.device", "cpu"]
+    command = [sys.executable, "-m", "jaxgpt.train", "--config", "tiny.py", *short]
+    path = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=250, check=False, cwd=tmp_path, env=inverse.os.environ | path
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "tiny" / "plan.json").is_file()
+    assert "plan against actual" in done.stdout
+
+
+def test_a_written_configs_text_can_hold_nothing_but_what_was_planned(tmp_path: Path) -> None:
+    """Every field comes back; the docstring's words are numbers and names of tables."""
+    found = chosen("--hours", "20")
+    inverse.write_config(found, tmp_path / "a b.py")
+    again = load(str(tmp_path / "a b.py"))
+    assert again.run.name == "a-b"
+    assert again.replace({"run": {"name": found.best.config.run.name}}) == found.best.config
+    assert str(Goal(hours=20)) in (tmp_path / "a b.py").read_text()

@@ -1,0 +1,131 @@
+"""The loss law: its figures, its terms, its intervals, and the fit that it came from."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import ROOT
+
+from jaxgpt.budget import question, scaling
+from jaxgpt.budget.scaling import CORPORA, LAW, Question, Recipe, expect
+from jaxgpt.overrides import load
+
+OWNER = Question(
+    parameters=40.56e6,
+    tokens=20_000 * 524_288,
+    recipe=Recipe(learning_rate=1e-3),
+    corpus=CORPORA["fineweb"],
+    unique=3.68e9,
+)
+
+
+@pytest.fixture(scope="module")
+def refit() -> ModuleType:
+    """`bench/refit.py` as a module."""
+    spec = importlib.util.spec_from_file_location("refit", ROOT / "bench" / "refit.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["refit"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_run_is_expected_at_3_52_from_the_law_alone() -> None:
+    expected = expect(OWNER)
+    assert expected.loss == pytest.approx(3.52, abs=0.05)
+    assert expected.low < 3.53 < expected.high
+    assert expected.loss == pytest.approx(sum(expected.terms.values()))
+    assert expected.high - expected.low == pytest.approx(2 * scaling.Z80 * expected.sigma)
+
+
+def test_repetition_is_the_fitted_formula_and_starts_with_the_second_epoch() -> None:
+    assert scaling.repetition(1e8, 1e9, 1e9) == scaling.repetition(1e8, 1e9, None) == 0.0
+    epochs, ratio = 14.0, 0.7
+    by_hand = 0.0224 * (epochs - 1) ** 0.683 * ratio**0.578
+    assert scaling.repetition(0.7e9, 14e9, 1e9) == pytest.approx(by_hand)
+    assert expect(OWNER).terms["repetition"] == pytest.approx(0.0025, abs=0.0005)
+
+
+def test_a_cautious_rate_costs_what_llm_c_pays_and_nothing_at_the_reference_runs() -> None:
+    stock = Question(parameters=123.6e6, tokens=1e10, recipe=Recipe(learning_rate=6e-4), corpus=CORPORA["fineweb"])
+    assert scaling.recipe_terms(stock)["cautious"] == pytest.approx(LAW.cautious, rel=0.02)
+    assert scaling.recipe_terms(OWNER)["cautious"] == 0.0
+
+
+def test_a_rate_that_stays_up_costs_a_tenth() -> None:
+    config = load("fineweb40m")
+    constant = config.replace({"optim": {"schedule": "constant"}})
+    losses = [expect(question.ask(c, 20_000, CORPORA["fineweb"], None)).loss for c in (config, constant)]
+    assert losses[1] - losses[0] == pytest.approx(0.11 * 0.9, abs=1e-3)
+
+
+def test_the_interval_widens_with_the_recipe_the_corpus_and_the_distance() -> None:
+    def width(parameters: float = 1e8, corpus: str = "fineweb", differences: tuple[str, ...] = ()) -> float:
+        recipe = Recipe(learning_rate=1e-3, differences=differences)
+        asked = Question(parameters=parameters, tokens=1e10, recipe=recipe, corpus=CORPORA[corpus])
+        return expect(asked).sigma
+
+    assert width() == pytest.approx(0.04, abs=0.005)
+    assert width(differences=("other",)) == pytest.approx(0.07, abs=0.005)
+    assert width(corpus="unknown") == pytest.approx(0.155, abs=0.01)
+    assert width(parameters=1e6) > 0.5
+    assert expect(OWNER).outside == ()
+
+
+def test_the_tables_constants_are_those_that_the_script_fits(refit: ModuleType, shared: Path) -> None:
+    folder = shared / "forecast"
+    others = [
+        refit.porian(folder, "porian_openwebtext2.csv", "openwebtext2"),
+        refit.porian(folder, "porian_refinedweb.csv", "refinedweb"),
+    ]
+    assert sum(map(len, others)) == 78
+    law, offsets = refit.fit([refit.fineweb_runs(), *others])
+    for name in ("capacity", "alpha", "data", "beta", "cautious"):
+        assert getattr(law, name) == pytest.approx(getattr(LAW, name), abs=0.003), name
+    assert offsets[0] == pytest.approx(CORPORA["fineweb"].offset, abs=0.003)
+
+
+def test_leave_one_out_on_fineweb_is_within_its_goal(refit: ModuleType, shared: Path) -> None:
+    folder = shared / "forecast"
+    runs = refit.fineweb_runs()
+    others = [
+        refit.porian(folder, "porian_openwebtext2.csv", "openwebtext2"),
+        refit.porian(folder, "porian_refinedweb.csv", "refinedweb"),
+    ]
+    errors = refit.fineweb_errors(runs, others)
+    assert sum(map(abs, errors)) / len(errors) <= 0.015
+    stock = [n for n, run in enumerate(runs) if run.cautious > 0.5]
+    together = refit.left_out(runs, others, stock)
+    grouped = [abs(error) for n, error in enumerate(errors) if n not in stock] + [abs(sum(together) / len(together))]
+    assert sum(grouped) / len(grouped) <= 0.026
+
+
+def test_eighty_percent_intervals_hold_about_eighty_percent_of_the_published_runs(
+    refit: ModuleType, shared: Path
+) -> None:
+    points = refit.published(shared / "forecast")
+    hits = sum((e := expect(point.ask())).low <= point.loss <= e.high for point in points)
+    low, high = refit.binomial(hits, len(points))
+    assert low <= 0.80 <= high
+
+
+def test_the_fit_finds_the_constants_of_runs_that_a_law_has_made(refit: ModuleType) -> None:
+    """The slow oracle of the fit: points computed from known constants."""
+    points = [
+        refit.Point("fineweb", n, d, 1.5 + 1.2 * (n / 1e8) ** -0.3 + 0.3 * (d / 1e10) ** -0.2, 1e-2)
+        for n in (2e7, 1e8, 1e9)
+        for d in (1e9, 1e10, 3e10)
+    ]
+    law, offsets = refit.fit([points], recipe=False)
+    assert (law.alpha, law.beta) == pytest.approx((0.3, 0.2), abs=2e-3)
+    assert (law.capacity, law.data, offsets[0]) == pytest.approx((1.2, 0.3, 1.5), abs=0.02)
+
+
+def test_wilsons_interval(refit: ModuleType) -> None:
+    low, high = refit.binomial(8, 10)
+    assert (low, high) == pytest.approx((0.490, 0.943), abs=0.002)
+    assert not math.isnan(refit.binomial(0, 5)[0])

@@ -1,0 +1,102 @@
+"""The pace: a roofline that is never above the card's peak and that measurements replace."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxgpt import optim
+from jaxgpt.budget import flops, schedule, time
+from jaxgpt.budget.devices import DEVICES
+from jaxgpt.budget.time import pace
+from jaxgpt.config import Optim
+from jaxgpt.overrides import load
+
+REFERENCE = load("fineweb40m")
+CARD = DEVICES["RTX 4070"]
+
+
+@pytest.fixture
+def unmeasured(tmp_path: Path) -> Path:
+    """An empty folder of results."""
+    return tmp_path
+
+
+def test_the_owners_pace_is_inside_nanogpts_interval_and_above_the_roofline(unmeasured: Path) -> None:
+    found = pace(REFERENCE, CARD, "nanogpt", unmeasured)
+    assert found.low < 3.995 < found.high
+    assert found.low > REFERENCE.tokens_per_step * flops.flops_per_token(REFERENCE.model, causal=True) / 64.2e12
+
+
+@pytest.mark.parametrize(
+    ("config", "device", "tokens_per_second"),
+    [("gpt2_124m", "RTX 4090", 106e3), ("gpt2_124m", "A100 80GB", 218e3), ("gpt2_124m", "H100", 468e3)],
+)
+def test_published_paces_of_the_124m_model_are_inside_the_interval(
+    config: str, device: str, tokens_per_second: float, unmeasured: Path
+) -> None:
+    """nanoGPT on a 4090 (issue 182), llm.c on A100 and H100: none of them was used to choose a share."""
+    cfg = load(config)
+    found = pace(cfg, DEVICES[device], "nanogpt", unmeasured)
+    assert found.low < cfg.tokens_per_step / tokens_per_second < found.high
+
+
+@pytest.mark.parametrize("device", sorted(DEVICES))
+@pytest.mark.parametrize("software", ["jaxgpt", "nanogpt"])
+def test_no_device_is_planned_beyond_its_peak(device: str, software: str, unmeasured: Path) -> None:
+    for name in ("fineweb40m", "fineweb40m_modern", "gpt2_124m"):
+        cfg = load(name)
+        found = pace(cfg, DEVICES[device], software, unmeasured)
+        work = cfg.tokens_per_step * flops.flops_per_token(cfg.model, causal=True)
+        assert found.low < found.seconds < found.high
+        assert work / found.low < 1.1 * DEVICES[device].tflops * 1e12
+        assert 0.02 < time.mfu(cfg, found.seconds, DEVICES[device]) < 0.75
+
+
+def test_kernels_do_the_models_operations_and_no_fewer() -> None:
+    """Blocks and head are 6 N; attention counts the causal half, backward as two and a half forwards."""
+    done = {kernel.name: kernel.flops for kernel in time.kernels(REFERENCE, CARD, "jaxgpt", best=True)}
+    tokens = REFERENCE.tokens_per_step
+    assert done["blocks"] + done["head"] == pytest.approx(6 * flops.parameters(REFERENCE.model) * tokens, rel=1e-6)
+    assert done["attention"] == pytest.approx(
+        flops.attention_flops_per_token(REFERENCE.model, causal=True) * tokens * 3.5 / 3
+    )
+
+
+def result(device: str, ms: float) -> dict[str, Any]:
+    return {"about": {"device": device}, "warm": {"ms_per_step": ms}}
+
+
+def test_a_measured_result_replaces_the_roofline_for_its_device_alone(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps(result("NVIDIA GeForce RTX 4070", 4100.0)))
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "other.json").write_text(json.dumps(result("NVIDIA H100 80GB HBM3", 300.0)))
+    found = pace(REFERENCE, CARD, "jaxgpt", tmp_path)
+    assert found.seconds == pytest.approx(4.1)
+    assert found.low > 3.9
+    assert "one.json" in found.why
+    assert pace(REFERENCE, CARD, "nanogpt", tmp_path) == pace(REFERENCE, CARD, "nanogpt", tmp_path / "none")
+    other = pace(load("gpt2_124m"), CARD, "jaxgpt", tmp_path)
+    assert other.seconds / pace(load("gpt2_124m"), CARD, "jaxgpt", tmp_path / "none").seconds == pytest.approx(
+        4.1 / pace(REFERENCE, CARD, "jaxgpt", tmp_path / "none").seconds
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Optim(warmup_steps=10),
+        Optim(warmup_steps=0, schedule="linear", decay_steps=60),
+        Optim(warmup_steps=5, schedule="wsd", decay_steps=30),
+        Optim(warmup_steps=5, schedule="wsd"),
+        Optim(schedule="constant", warmup_steps=7),
+    ],
+)
+def test_the_schedule_without_jax_is_optaxs(settings: Optim) -> None:
+    steps = 100
+    theirs = optim.schedule(settings, steps)
+    for update in range(steps):
+        ours = schedule.learning_rate(settings, steps, update)
+        np.testing.assert_allclose(ours, float(theirs(update)), rtol=2e-5, atol=1e-9)

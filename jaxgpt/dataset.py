@@ -92,11 +92,21 @@ class Data:
         }
 
     def verify(self, progress: Progress | None = None, threads: int = 2) -> None:
-        """Reads every token: `DataError` D010 for an id outside the vocabulary, D011 for a changed file."""
+        """Reads every token: `DataError` D010 for an id outside the vocabulary, D011 for a changed file.
+
+        D012 if a file of validation is also one of train: a loss on it would say nothing.
+        """
+        found: dict[str, Path] = {}
         for split in (self.train, self.val):
-            if split is not None:
-                with as_data_error():
-                    split.tokens_on_disk.verify(self.vocab_size, split.checksums, threads, progress)
+            if split is None:
+                continue
+            with as_data_error():
+                checksums = split.tokens_on_disk.verify(self.vocab_size, split.checksums, threads, progress)
+            for (name, tokens), checksum in zip(split.tokens_on_disk.shards, checksums, strict=True):
+                if split is self.val and tokens and checksum in found:
+                    what = f"{name} of validation holds the same as {found[checksum]} of train"
+                    raise DataError("D012", what, "split the documents: python -m jaxgpt.prepare … --val-tokens N")
+                found.setdefault(checksum, Path(name))
 
 
 AGAIN = "fetch or prepare the folder again"

@@ -320,3 +320,17 @@ def test_none_of_it_loads_jax() -> None:
     names = "tokenizer, manifest, dataset, corpus, prepare"
     code = f"import sys; from jaxgpt import {names}; sys.exit('jax' in sys.modules or 'jaxlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_validation_that_is_training_again(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        shard(tmp_path / "one" / f"{name}_000000.bin")
+        (tmp_path / f"{name}.bin").write_bytes(TOKENS.tobytes())
+    shard(tmp_path / "one" / "train_000001.bin", TOKENS[::-1])
+    for folder in (tmp_path / "one", tmp_path):
+        with pytest.raises(
+            DataError, match=r"D012.*val.*\.bin of validation holds the same as .*train.*\.bin of train"
+        ):
+            open_folder(folder).verify()
+    shard(tmp_path / "one" / "val_000000.bin", TOKENS[:-1])
+    open_folder(tmp_path / "one").verify()

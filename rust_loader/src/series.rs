@@ -162,11 +162,12 @@ impl Series {
     /// What was finished or begun after the state that this series goes on from.
     fn remove_later_shards(&self) -> Result<()> {
         let first = self.state.finished.len() + usize::from(self.writer.is_some());
-        for index in first.. {
+        let most = if self.plan.layout == Layout::Plain { 1 } else { usize::MAX };
+        for index in first..most {
             let path = self.plan.path(index);
             let found = remove(&path)? | remove(&crate::writer::temporary_name(&path)?)?;
-            if !found || self.plan.layout == Layout::Plain {
-                return Ok(());
+            if !found {
+                break;
             }
         }
         Ok(())

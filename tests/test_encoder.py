@@ -1,0 +1,133 @@
+"""The fast encoder against the `tokenizers` library, whose ids are the right ones."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tokenizers
+from corpora import ids_of, parquet, stories
+from tokenizers import models, pre_tokenizers, trainers
+
+from jaxgpt import tokenizer as bpe
+from jaxgpt.dataset import open_folder
+from jaxgpt.errors import DataError
+from jaxgpt.preparation import encoder as module
+from jaxgpt.preparation.encoder import Encoder
+from jaxgpt.prepare import prepare
+from jaxgpt.tokenizer import Tokenizer, gpt2
+
+RANGES = [(32, 127), (0, 0x250), (0x300, 0x370), (0x400, 0x500), (0x660, 0x66A), (0x4E00, 0x4E80), (0x1F300, 0x1F600)]
+BLANKS = "\t\n\r\v\f \x1c\x85\xa0\u2028\u3000\u200b\x00\ufeff"
+
+
+def strange_texts(count: int) -> list[str]:
+    """Characters from everywhere: most often of one kind, blanks among them, planes beyond the first too."""
+    chance = random.Random(5)
+
+    def character() -> str:
+        kind = chance.randrange(len(RANGES) + 2)
+        if kind < len(RANGES):
+            return chr(chance.randrange(*RANGES[kind]))
+        return chance.choice(BLANKS) if kind == len(RANGES) else chr(chance.randrange(0xE000, 0x110000))
+
+    return ["".join(character() for _ in range(chance.randint(0, 60))) for _ in range(count)]
+
+
+def ids(encoder: Encoder, texts: list[str]) -> list[list[int]]:
+    ends, data = module.buffers(pa.array(texts, pa.large_string()))
+    found, id_ends = encoder._fast_ids(ends, data)
+    return [found[a:b].tolist() for a, b in itertools.pairwise(id_ends)]
+
+
+def test_gigatoken_gives_gpt2s_ids(shared: Path) -> None:
+    vectors = json.loads((shared / "gpt2/vectors.json").read_text(encoding="utf-8"))["vectors"]
+    assert ids(Encoder(gpt2()), [v["text"] for v in vectors]) == [v["ids"] for v in vectors]
+
+
+def test_gigatoken_gives_the_ids_of_tokenizers() -> None:
+    texts = [*strange_texts(3000), "<|endoftext|>", "a<|endoftext|>b", " " * 5000, "ab" * 9000, "\n" * 999 + "x", ""]
+    assert ids(Encoder(gpt2()), texts) == [found.tolist() for found in gpt2().encode_batch(texts)]
+
+
+def test_a_tokenizer_that_was_trained_here() -> None:
+    trained = bpe.train(stories(300, 1), 500)
+    texts = strange_texts(500) + stories(20, 2)
+    assert ids(Encoder(trained), texts) == [found.tolist() for found in trained.encode_batch(texts)]
+
+
+def test_a_slice_of_an_array_is_encoded_as_itself() -> None:
+    texts = pa.array(["never", "one", "two words", "never"], pa.large_string()).slice(1, 2)
+    lot = Encoder(gpt2()).encode(texts)
+    assert lot.sizes.tolist() == [3, 9]
+    assert lot.tokens.tolist() == [len(gpt2().encode(text)) for text in ("one", "two words")]
+
+
+def wrong(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, text: str, place: int) -> None:
+    """Lets the fast library read `text` otherwise, at that token."""
+    right = Encoder._fast_ids
+
+    def altered(self: Encoder, ends: Any, data: Any) -> Any:
+        found, id_ends = right(self, ends, data)
+        for first, last, a in zip(ends, ends[1:], id_ends, strict=False):
+            if data[first:last].tobytes() == text.encode():
+                found = np.array(found)
+                found[a + place] += 1
+        return found, id_ends
+
+    monkeypatch.setattr(Encoder, "_fast_ids", altered)
+
+
+@pytest.mark.parametrize("at", [0, 16 * 3])
+def test_a_difference_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    texts = stories(60, 1)
+    path = parquet(tmp_path / "a.parquet", text=texts)
+    monkeypatch.setattr("jaxgpt.corpus.source.BATCH_BYTES", 1)  # a document, or what a row group cuts, is a batch
+    monkeypatch.setattr(module, "CHECK_EVERY", 1)
+    wrong(Encoder(gpt2()), monkeypatch, texts[at], 3)
+    with pytest.raises(DataError, match=r"D040.*gigatoken and tokenizers differ on") as caught:
+        prepare([str(path)], tmp_path / "data")
+    assert str(path) in caught.value.message
+    assert texts[at][:30] in caught.value.message
+    assert "token 3: " in caught.value.message
+    assert "--encoder tokenizers" in caught.value.help
+    prepare([str(path)], tmp_path / "data", engine="tokenizers")
+
+
+def test_both_engines_write_the_same(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", text=stories(200, 1))
+    for engine in ("gigatoken", "tokenizers"):
+        prepare([str(path)], tmp_path / engine, engine=engine, val_tokens=500)
+    names = {file.name for file in (tmp_path / "gigatoken").iterdir()}
+    assert len(names) == 4
+    for name in names:
+        assert (tmp_path / "gigatoken" / name).read_bytes() == (tmp_path / "tokenizers" / name).read_bytes()
+
+
+def unigram() -> Tokenizer:
+    inner = tokenizers.Tokenizer(models.Unigram())
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    inner.train_from_iterator(stories(300, 1), trainer)
+    return Tokenizer("unigram", inner)
+
+
+def test_a_tokenizer_that_gigatoken_does_not_know(tmp_path: Path) -> None:
+    encoder, texts = Encoder(unigram()), stories(20, 1)
+    encoder.ready()
+    unigram_file = tmp_path / "tokenizer.json"
+    encoder.tokenizer.save(unigram_file)
+    prepare([str(parquet(tmp_path / "a.parquet", text=texts))], tmp_path / "data", tokenizer=str(unigram_file))
+    expected = [number for text in texts for number in [*encoder.tokenizer.encode(text), encoder.tokenizer.eot]]
+    assert ids_of(open_folder(tmp_path / "data").train).tolist() == expected
+
+
+def test_the_known_fingerprint_is_the_computed_one() -> None:
+    again = Tokenizer("again", tokenizers.Tokenizer.from_str(gpt2().to_json()))
+    assert again.fingerprint == gpt2().fingerprint

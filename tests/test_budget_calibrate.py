@@ -162,3 +162,11 @@ def test_a_run_that_does_not_fit_is_refused_with_the_micro_batch_that_does() -> 
     assert memory.need(smaller).total <= needed // 2
     with pytest.raises(ConfigError, match="needs about"):
         promise.check_memory(CONFIG, 1000)
+
+
+def test_a_run_far_outside_the_law_is_promised_no_loss() -> None:
+    row = {"loss": 8.318, "loss_low": 5.32, "loss_high": 8.318}
+    line = promise._loss_line(5.164, row, done=True)
+    assert (line.inside, line.actual) == (None, "5.164")
+    assert "nothing, so far outside" in line.promised
+    assert promise._loss_line(3.6, {"loss": 3.5, "loss_low": 3.4, "loss_high": 3.65}, done=True).inside

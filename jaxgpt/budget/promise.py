@@ -20,6 +20,7 @@ from jaxgpt.errors import ConfigError, JaxgptError
 from jaxgpt.runfolder import RunFolder, write_whole
 
 NAME = "plan.json"
+NO_PROMISE = 1.0  # nats of interval beyond which an expected loss says nothing
 MOST_SHARE = 0.9  # of a device that JAX can be given
 SURE = 0.9  # of an estimate that is up to a tenth off: what is refused even so
 
@@ -120,6 +121,9 @@ def _pace_line(seconds: list[float], pace: dict[str, Any] | None) -> Line:
 
 
 def _loss_line(loss: float, row: dict[str, Any], *, done: bool) -> Line:
+    if row["loss_high"] - row["loss_low"] > NO_PROMISE:
+        what = "nothing, so far outside the runs that the law knows"
+        return Line(what="loss at the end", promised=what, actual=f"{loss:.3f}", inside=None)
     promised = f"{row['loss']:.3f} ({row['loss_low']:.2f} to {row['loss_high']:.2f})"
     inside = row["loss_low"] <= loss <= row["loss_high"] if done else None
     return Line(

@@ -5,8 +5,7 @@
 Each round runs the two one after the other, from parquet on disk (in the page cache) to token files on disk. Two times
 are taken: of the whole process, and of the work alone, after imports and after the tokenizer is loaded. The other side
 is what one writes by hand: the text column in batches of 1,000 rows, `encode_ordinary_batch` on as many threads,
-numpy's uint16, one `train.bin`; it computes no checksums, keeps no journal and does not sync. Ours reads its first
-batches, 16 MB of text at most, while gigatoken loads and before the clock of the work starts. The tokens of both must
+numpy's uint16, one `train.bin`; it computes no checksums, keeps no journal and does not sync. The tokens of both must
 be the same. Then: memory, threads, and where the processor time goes, stage by stage. Needs `pip install tiktoken`.
 """
 

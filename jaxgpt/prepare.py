@@ -34,6 +34,7 @@ from jaxgpt.progress import Meter
 from jaxgpt.tokenizer import Tokenizer
 
 SHARD_TOKENS = 100_000_000
+SHARD_HELP = f"--shard-tokens {SHARD_TOKENS:.0e}, or leave it out"
 MOST_SHARD_TOKENS = 2**31 - 1  # a shard's header holds the count as an int32
 CLUSTERS = "audit-clusters.bin"
 CONTINUES = "the same command goes on where this one stopped"
@@ -82,6 +83,8 @@ def prepare(
         weights=tuple(float(weight) for weight in weights),
         layout=layout,
     )
+    if "" in (str(out), *sources):
+        raise ConfigError("C028", "an empty name for a source or for --out", "name files and a folder")
     _check(settings, tokenizer, len(sources))
     known = None if train_tokenizer else bpe.load(tokenizer)
     clusters = clusters_of(Path(audit), known) if audit else None
@@ -142,16 +145,18 @@ def _with_hope(error: BaseException, site: Site) -> BaseException:
 
 def _check(asked: Settings, tokenizer: str, sources: int) -> None:
     if not 1 <= asked.shard_tokens <= MOST_SHARD_TOKENS:
-        raise ConfigError("C028", f"shard_tokens = {asked.shard_tokens}; 1 to {MOST_SHARD_TOKENS:,} are possible")
+        raise ConfigError(
+            "C028", f"shard_tokens = {asked.shard_tokens}; 1 to {MOST_SHARD_TOKENS:,} are possible", SHARD_HELP
+        )
     for name in ("val_tokens", "tokens"):
         if getattr(asked, name) < 0:
-            raise ConfigError("C028", f"{name} = {getattr(asked, name)}; must be 0 or more")
+            raise ConfigError("C028", f"{name} = {getattr(asked, name)}; must be 0 or more", "leave it out for none")
     if asked.layout not in LAYOUTS:
         raise ConfigError("C028", f"format {asked.layout!r} is not known", f"one of: {', '.join(LAYOUTS)}")
     if asked.weights and len(asked.weights) != sources:
         raise ConfigError("C028", f"{len(asked.weights)} weights for {sources} sources", "give one for each SOURCE")
     if not all(0 < weight < float("inf") for weight in asked.weights):
-        raise ConfigError("C028", f"weights = {asked.weights}; each must be a number above 0")
+        raise ConfigError("C028", f"weights = {asked.weights}; each must be a number above 0", "--weights 0.7,0.3")
     if asked.train_tokenizer:
         bpe.check_size(asked.train_tokenizer)
         if tokenizer != "gpt2":

@@ -170,3 +170,20 @@ def test_a_run_far_outside_the_law_is_promised_no_loss() -> None:
     assert (line.inside, line.actual) == (None, "5.164")
     assert "nothing, so far outside" in line.promised
     assert promise._loss_line(3.6, {"loss": 3.5, "loss_low": 3.4, "loss_high": 3.65}, done=True).inside
+
+
+def test_an_evaluation_that_cannot_be_believed_widens_the_interval(tmp_path: Path) -> None:
+    def learnt(loss: float) -> float:
+        (tmp_path / "log").write_text(f"step 20000: train loss 3.6, val loss {loss}\n")
+        record = calibrate.read(str(tmp_path / "log"))
+        return calibrate.calibration(record, CONFIG, DEVICES["RTX 4070"], scaling.CORPORA["fineweb"], 3.68e9).sd
+
+    assert learnt(3.5) < 0.05
+    assert learnt(2.0) > 1.0
+
+
+@pytest.mark.parametrize("time", ["-5.00", "0.00", "1e308"])
+def test_times_that_no_step_takes(time: str, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(f"iter 10: loss 3.5, time {time}ms\n" * 9)
+    with pytest.raises(ConfigError, match="holds no step"):
+        calibrate.read(str(tmp_path / "log"))

@@ -239,3 +239,9 @@ def test_the_plan_is_made_of_plain_values() -> None:
     assert dataclasses.is_dataclass(found)
     assert question.stated_tokens("about 3.68B unique tokens") == 3.68e9
     json.dumps(schema.document(found, recommend.recommend(found)), allow_nan=False)
+
+
+def test_unique_tokens_are_those_of_train(tmp_path: Path) -> None:
+    text = {"effective_unique_tokens": 90, "splits": {"train": {"effective_unique_tokens": 70}}}
+    (tmp_path / "audit.json").write_text(json.dumps(text))
+    assert question._audited(tmp_path / "audit.json") == 70

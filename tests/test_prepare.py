@@ -175,11 +175,18 @@ def test_a_tokenizer_without_an_end_of_text(tmp_path: Path, plain: Path) -> None
 IMPOSSIBLE = """C028 --val-tokens -1 | C006 --val-tokens many | C028 --shard-tokens 0 | C028 --shard-tokens 3e9
     C026 --tokenizer gpt3 | C027 --train-tokenizer 100 | C028 --train-tokenizer 300 --tokenizer own.json
     C028 --tokens -1 | C006 --format zip | C006 --encoder tiktoken | C028 --weights 1,2 | C028 --weights 0
-    C006 --weights a,b | C028 --weights nan | C006 --bogus"""
+    C028 --out= | C006 --weights a,b | C028 --weights nan | C006 --bogus"""
 
 
 @pytest.mark.parametrize("options", IMPOSSIBLE.replace("\n", "|").split("|"))
 def test_options_that_cannot_be(tmp_path: Path, plain: Path, options: str) -> None:
     code, *arguments = options.split()
     assert refused(code, plain, "--out", tmp_path / "data", *arguments).exit_status == 2
+    assert list(tmp_path.iterdir()) == [plain]
+
+
+def test_too_many_files(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxgpt.preparation.encoding.MOST_SHARDS", 100)
+    error = refused("C028", plain, "--out", tmp_path / "data", "--shard-tokens", "10")
+    assert "would make about" in error.message
     assert list(tmp_path.iterdir()) == [plain]

@@ -140,3 +140,13 @@ def test_nanogpts_files(tmp_path: Path, plain: Path) -> None:
     plainly.verify()
     names = sorted(path.name for path in (tmp_path / "data").iterdir())
     assert names == ["manifest.json", "tokenizer.json", "train.bin", "val.bin"]
+
+
+def test_a_part_of_a_mixture_without_text(tmp_path: Path, plain: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    names = [str(plain), str(tmp_path / "empty.txt")]
+    with pytest.raises(DataError, match=r"D024.*no text in .*empty\.txt: there is nothing to mix") as caught:
+        prepare(names, tmp_path / "data", weights=[0.5, 0.5])
+    assert "plain.parquet" not in caught.value.message
+    prepare(names, tmp_path / "data")
+    assert splits_of(tmp_path / "data") == (some_texts(), [])

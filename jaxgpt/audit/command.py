@@ -19,6 +19,7 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.overrides import Parser, from_text
 from jaxgpt.progress import Meter
 
+MOST_THREADS = 1024
 EXAMPLES = """examples:
   python -m jaxgpt.audit data/fineweb40m
   python -m jaxgpt.audit data/fineweb40m --dedup data/fineweb40m-unique
@@ -40,8 +41,8 @@ def audit(
     `dedup` is a folder to make without the duplicates, `tmp` one for the temporary file. With `threads` 0 all cores
     work. Raises `ConfigError`, `DataError` or `StorageError`; what can be known before the work is raised before.
     """
-    if threads < 0:
-        raise ConfigError("C032", f"threads = {threads}; must be 0 (all cores) or more")
+    if not 0 <= threads <= MOST_THREADS:
+        raise ConfigError("C032", f"threads = {threads}; must be 0 (all cores) to {MOST_THREADS}", "leave it out")
     subject = Subject.of(dataset.open_folder(folder), eot)
     files = Files(Path(out) if out else Path(folder) / NAME)
     _check(files, tmp)

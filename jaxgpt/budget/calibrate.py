@@ -30,6 +30,8 @@ FINISHED_SD, RUNNING_SD = (
 )  # nats; the second is what the fall of the rate is unsure by (see LAW.unannealed)
 EARLY = 0.25  # before this share of a run its loss says little about its end
 SETTLED = 5  # records before which compiling and warming up stand
+A_DAY = 86_400.0  # seconds: no step takes longer
+BELIEVABLE = 0.3  # nats: a shift beyond it is another corpus, tokenizer or an error, and widens the interval
 SPREAD = 0.02  # of the pace: what a short look cannot see
 NANOGPT_STEP = re.compile(r"iter (\d+): loss (\S+), time ([\d.]+)ms")
 NANOGPT_EVAL = re.compile(r"step (\d+): train loss (\S+), val loss (\S+)")
@@ -98,7 +100,7 @@ def _number(value: Any) -> float:
 
 
 def _ordinary(seconds: Sequence[float]) -> tuple[float, ...]:
-    return tuple(value for value in seconds if math.isfinite(value) and value > 0)
+    return tuple(value for value in seconds if 0 < value < A_DAY)
 
 
 def calibration(
@@ -147,4 +149,6 @@ def _shift(record: Record, ran: Config, corpus: Corpus, unique: float | None) ->
     unannealed = scaling.LAW.unannealed * max(share - 0.1, 0.0)
     fallen = expected.loss - scaling.recipe_terms(asked)["unannealed"]
     distance = expected.sigmas["outside the fitted range"]  # a pilot is short: so far from the law it tells less
-    return loss - unannealed - fallen, math.hypot(FINISHED_SD if done else RUNNING_SD, distance)
+    shift = loss - unannealed - fallen
+    strange = max(abs(shift) - BELIEVABLE, 0.0)
+    return shift, math.hypot(FINISHED_SD if done else RUNNING_SD, distance, strange)

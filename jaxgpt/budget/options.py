@@ -82,7 +82,7 @@ def read(argv: Sequence[str]) -> Request:
     text = find(name).read_text(encoding="utf-8")
     unique = _given("--unique-tokens", options.unique_tokens)
     folder = Path(options.data) if options.data else None
-    gpu, why = (options.gpu, "--gpu") if options.gpu else _local_device()
+    gpu, why = (options.gpu, "--gpu") if options.gpu is not None else _local_device()
     corpus, corpus_why = question.assumed_corpus(config, text)
     if options.corpus:
         corpus, corpus_why = question.corpus_named(options.corpus), "--corpus"

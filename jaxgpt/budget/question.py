@@ -133,10 +133,11 @@ def _foreign_tokens(folder: Path) -> float:
 def _audited(path: Path) -> float:
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
-        effective = values["effective_unique_tokens"]
+        split = values.get("splits", {}).get("train", values)  # the figure of the whole counts validation too
+        effective = split["effective_unique_tokens"]
         if isinstance(effective, bool) or not isinstance(effective, int | float) or not 0 < effective < math.inf:
             raise ValueError(f"effective_unique_tokens is {effective!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{path} is no audit: {error if not isinstance(error, KeyError) else f'it has no {error}'}"
         raise ConfigError("C047", what, "audit the folder again, or give --unique-tokens") from error
     return float(effective)

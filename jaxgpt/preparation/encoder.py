@@ -38,7 +38,7 @@ class Lot(NamedTuple):
 class Encoder:
     """Encodes batches of texts with `tokenizer`, through the library `engine` if that can.
 
-    That library is loaded at the first use, or by `ready`: a third of a second in which something else can begin.
+    That library is loaded at the first use, or by `ready`, which takes a third of a second.
     """
 
     def __init__(self, tokenizer: Tokenizer, engine: Engine = "gigatoken") -> None:

@@ -18,7 +18,7 @@ from jaxgpt import _loader, corpus
 from jaxgpt.building import Site, check_room
 from jaxgpt.corpus.source import Skipped, Source, Texts, Unchanged
 from jaxgpt.dataset import as_data_error
-from jaxgpt.errors import DataError
+from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.manifest import Settings, SourceEntry
 from jaxgpt.preparation.encoder import Encoder
 from jaxgpt.preparation.mixture import Mixture, Part, Place, Run, closing_all
@@ -27,6 +27,7 @@ from jaxgpt.preparation.survey import GENEROUS, Survey, check_split
 from jaxgpt.progress import Meter
 from jaxgpt.tokenizer import Tokenizer
 
+MOST_SHARDS = 100_000
 Journal = dict[str, Any]
 NOTE_SECONDS = 10.0  # of work that a kill can cost
 
@@ -107,10 +108,11 @@ class Encoding:
     def run(self, out: Path, site: Site, meter: Meter) -> Result:
         """Writes the shards of `out` into the site's folder."""
         meter.begin("reading")
+        self.encoder.ready()
         with as_data_error(), Patience() as patience, closing_all(self._parts()) as parts:
-            self.encoder.ready()  # while the parts have begun to read
             began = time.monotonic()
             order = Mixture(parts)
+            self._check_parts(order)
             if self._progress is None:
                 self._measure(order, out, site)
             with self._splitter(site) as splitter:
@@ -127,6 +129,13 @@ class Encoding:
         splits = {"train": train} | ({"val": val} if val else {})
         return Result(self.encoder.dtype, splits, self._entries(), self._skipped())
 
+    def _check_parts(self, order: Mixture) -> None:
+        """A mixture needs a document of each part to begin with: `DataError` D024 names the part that has none."""
+        if self.job.settings.weights and self._progress is None:
+            for index in order.empty:
+                names = ", ".join(self.job.sources[number].name for number in self.job.groups()[index][:3])
+                raise DataError("D024", f"no text in {names}: there is nothing to mix", "leave it and its weight out")
+
     def _measure(self, order: Mixture, out: Path, site: Site) -> None:
         """From the first batches: how dense the text is, and hence what validation needs, and the disk.
 
@@ -137,6 +146,11 @@ class Encoding:
         if settings.tokens:
             tokens = min(tokens, settings.tokens)
         check_split(tokens, self._found.documents, settings.val_tokens)
+        if settings.layout == "shards" and tokens / settings.shard_tokens > MOST_SHARDS:
+            what = (
+                f"shard_tokens = {settings.shard_tokens} would make about {tokens / settings.shard_tokens:,.0f} files"
+            )
+            raise ConfigError("C028", what, f"--shard-tokens {max(int(tokens / 100), 1000)}")
         check_room(site.folder, out, int(tokens) * self.encoder.dtype.itemsize)
         self._limit = self._found.share(GENEROUS * settings.val_tokens * density)
         self._expected = tokens * density

@@ -144,6 +144,11 @@ class Mixture:
         self._complete = all(ready)
 
     @property
+    def empty(self) -> list[int]:
+        """The parts that have no document left."""
+        return [index for index, part in enumerate(self._parts) if part.batch is None]
+
+    @property
     def density(self) -> float:
         """Bytes of text per token in the first batches, end-of-text tokens counted, in the shares of the mixture."""
         first = [(part.batch, part.weight) for part in self._parts if part.batch]

@@ -331,10 +331,13 @@ def test_a_full_disk_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatc
 def test_ctrl_c_is_clean(tmp_path: Path) -> None:
     """The core looks for signals while its threads work."""
     np.random.default_rng(0).integers(0, 50_000, 150_000_000, np.uint16).tofile(tmp_path / "train.bin")
-    with subprocess.Popen(
-        [sys.executable, "-m", "jaxgpt.audit", str(tmp_path), "--threads", "1"], stderr=subprocess.PIPE, text=True
-    ) as process:
-        time.sleep(1.2)
+    code = "import signal; from jaxgpt import audit, errors; print('ready', flush=True); "
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler); raise SystemExit(errors.run(audit.main))"
+    command = [sys.executable, "-c", code, str(tmp_path), "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
     assert (process.returncode, said) == (130, "interrupted\n")

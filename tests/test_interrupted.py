@@ -1,7 +1,6 @@
 """Interrupted anywhere, a preparation goes on, and its bytes are those of one that was not."""
 
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -21,12 +20,13 @@ from jaxgpt.preparation import encoding
 from jaxgpt.prepare import prepare
 
 COMMAND = """
-import signal
+import resource, signal
 from jaxgpt import errors, prepare
 from jaxgpt.corpus import source
 from jaxgpt.preparation import encoding
 source.BATCH_BYTES, encoding.NOTE_SECONDS = 20_000, {seconds}
 signal.signal(signal.SIGINT, signal.default_int_handler)
+{first}
 raise SystemExit(errors.run(prepare.main))
 """
 
@@ -46,12 +46,12 @@ def options(parts: list[str], out: Path) -> dict[str, Any]:
     return {"sources": parts, "out": out, "weights": [0.6, 0.4], "val_tokens": 20_000, "shard_tokens": 60_000}
 
 
-def start(parts: list[str], out: Path, seconds: float = 0.01, **limits: Any) -> "subprocess.Popen[str]":
+def start(parts: list[str], out: Path, seconds: float = 0.01, first: str = "") -> "subprocess.Popen[str]":
     """The command in a process of its own, with small batches, that notes how far it is after each."""
     asked = ["--weights", "0.6,0.4", "--val-tokens", "20000", "--shard-tokens", "60000"]
-    code = COMMAND.format(seconds=seconds)
+    code = COMMAND.format(seconds=seconds, first=first)
     command = [sys.executable, "-c", code, *parts, "--out", str(out), *asked]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **limits)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def hidden(out: Path) -> Path:
@@ -128,11 +128,8 @@ def test_going_on_at_every_batch(
 
 
 def test_a_full_disk(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes]) -> None:
-    def small() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-    process = start(parts, tmp_path / "data", preexec_fn=small)
+    small = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
+    process = start(parts, tmp_path / "data", first=small)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 7
     assert "error[S003]: cannot write" in output

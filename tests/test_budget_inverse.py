@@ -119,8 +119,8 @@ def test_the_written_config_trains_as_it_is(tmp_path: Path) -> None:
     assert errors.run(budget.main, [*small, *goal]) == 0
     tokens = tmp_path / "tokens"
     tokens.mkdir()
-    for name in ("train.bin", "val.bin"):
-        np.random.default_rng(0).integers(0, 50257, 4000, dtype=np.uint16).tofile(tokens / name)
+    for seed, name in enumerate(("train.bin", "val.bin")):
+        np.random.default_rng(seed).integers(0, 50257, 4000, dtype=np.uint16).tofile(tokens / name)
     short = ["--run.steps", "2", "--optim.warmup-steps", "1", "--mesh.device", "cpu"]
     command = [sys.executable, "-m", "jaxgpt.train", "--config", "tiny.py", *short]
     path = {"PYTHONPATH": str(ROOT)}

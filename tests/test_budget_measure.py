@@ -55,8 +55,8 @@ def test_a_pilot_trains_on_the_users_data_and_calibrates_the_plan(
 ) -> None:
     tokens = tmp_path / "tokens"
     tokens.mkdir()
-    for name in ("train.bin", "val.bin"):
-        np.random.default_rng(0).integers(0, 50257, 20_000, dtype=np.uint16).tofile(tokens / name)
+    for seed, name in enumerate(("train.bin", "val.bin")):
+        np.random.default_rng(seed).integers(0, 50257, 20_000, dtype=np.uint16).tofile(tokens / name)
     options = ["--model.n-layer", "1", "--model.n-head", "1", "--model.n-embd", "16", "--model.block-size", "16"]
     options += ["--data.path", "tokens", "--data.micro-batch", "2", "--data.accum", "1", "--model.loss-chunk", "64"]
     options += ["--run.steps", "4000", "--run.eval-tokens", "64", "--mesh.device", "cpu", "--gpu", "cpu"]

@@ -77,8 +77,8 @@ def _random_tokens(folder: Path, config: Config) -> None:
     size = max(1_000_000, 4 * config.tokens_per_step) + config.model.block_size + 1
     most = min(GPT2_SIZE, config.model.vocab_size)
     ids = np.random.default_rng(0).integers(0, most, min(size, 20_000_000), dtype=np.uint16)
-    for name in ("train.bin", "val.bin"):
-        ids.tofile(folder / name)
+    ids.tofile(folder / "train.bin")
+    ids[::-1].tofile(folder / "val.bin")  # other text: training on its own validation is refused
     if config.model.vocab_size < GPT2_SIZE:  # files without a manifest count as GPT-2's unless a tokenizer lies there
         model = {"type": "WordLevel", "vocab": {f"w{n}": n for n in range(config.model.vocab_size)}, "unk_token": "w0"}
         (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))

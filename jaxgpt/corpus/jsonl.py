@@ -25,7 +25,6 @@ from jaxgpt.tokenizer import well_formed
 BOM = b"\xef\xbb\xbf"
 FIRST_LINES = 100  # that say which fields there are
 PROBE_BYTES = 8_000_000  # of a file that are read to judge the rest
-PLACES = 8  # of a file from which a sample is taken
 LINE_LIMIT = common.DOCUMENT_LIMIT + (1 << 20)
 
 

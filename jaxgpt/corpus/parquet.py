@@ -35,7 +35,6 @@ from jaxgpt.errors import DataError
 MOST_ROWS = 4096  # decoded at a time, so that a few long documents among many short ones do not come all at once
 MOST_BYTES = 64_000_000  # that a batch may become if every row is the dictionary's longest
 READ_BYTES = 1 << 20
-PLACES = 8  # of a file from which a sample is taken
 CODECS: dict[int, Literal["", "snappy", "gzip", "brotli", "zstd"]]
 CODECS = {0: "", 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd"}  # by the format's number
 ENCRYPTED = b"PARE"

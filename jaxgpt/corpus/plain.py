@@ -17,7 +17,6 @@ STANDARD_LIBRARY = "python-stdlib"
 NOT_ITS_OWN = ("site-packages", "dist-packages", "__pycache__")
 BROKEN_ON_PURPOSE = ("lib2to3", "tests", "data")
 PROBE_BYTES = 1_000_000
-PLACES = 8  # from which a sample is taken
 
 
 def read_text(source: Source, start: int = 0) -> Iterator[Texts]:

@@ -1,0 +1,1 @@
+"""What a run's log says, whoever wrote it. Loads no JAX."""

@@ -1,6 +1,6 @@
 """`jaxgpt.prepare` beside pyarrow + tiktoken + numpy: same machine, same files, same run, fresh processes.
 
-    python bench/prepare.py [SOURCE.parquet ...] [--rounds 5] [--threads 1 2] [--json FILE]
+    python bench/prepare.py [SOURCE.parquet | FOLDER ...] [--rounds 5] [--threads 1 2] [--json FILE]
 
 Each round runs the two one after the other, from parquet on disk (in the page cache) to token files on disk. Two times
 are taken: of the whole process, and of the work alone, after imports and after the tokenizer is loaded. The other side
@@ -99,13 +99,16 @@ def stages(paths: Sequence[str], folder: Path) -> dict[str, float]:
 
     stage("imports", imports)
     from jaxgpt import _loader, corpus, tokenizer
+    from jaxgpt.preparation import memory
     from jaxgpt.preparation.encoder import Encoder
 
-    gpt2 = stage("tokenizer", tokenizer.gpt2)
-    encoder = stage("its copy for gigatoken", lambda: Encoder(gpt2))
+    memory.reuse()
+    encoder = Encoder(tokenizer.gpt2())
+    stage("tokenizer, and its copy for gigatoken", encoder.ready)
     sources = corpus.find_sources(list(paths))
     stage("checksums of the sources", lambda: [corpus.checksum(source) for source in sources])
-    batches = stage("reading parquet", lambda: [texts for source in sources for texts in corpus.read(source)])
+    stage("reading parquet", lambda: sum(len(batch.texts) for source in sources for batch in corpus.read(source)))
+    batches = [batch for source in sources for batch in corpus.read(source)]
     lots = stage("encoding", lambda: [encoder.encode(batch.texts) for batch in batches])
     splitter = _loader.Splitter(folder, "uint16", shard_tokens=10**8, end_of_text=50256)
     stage("splitting and writing", lambda: [splitter.add(lot.encoded, 0, len(lot.encoded)) for lot in lots])
@@ -148,15 +151,20 @@ def show(row: dict[str, Any]) -> None:
     print(f"  peak memory    jaxgpt {median(0, 'MB'):6.0f} MB   by hand {median(1, 'MB'):6.0f} MB")
 
 
+def parquet_files(path: Path) -> list[str]:
+    """Those of a folder in the command's order, or the file itself."""
+    return sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() else [str(path)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="*", metavar="SOURCE.parquet")
+    parser.add_argument("sources", nargs="*", metavar="SOURCE.parquet | FOLDER", default=[str(CORPUS)])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, min(2, os.cpu_count() or 1)])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--by-hand", metavar="OUT", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    paths = options.sources or sorted(map(str, CORPUS.glob("*.parquet")))
+    paths = [path for name in options.sources for path in parquet_files(Path(name))]
     if not paths:
         parser.error("name parquet files with a text column")
     if options.by_hand:

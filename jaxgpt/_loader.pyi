@@ -43,6 +43,7 @@ __all__ = [
     "audit",
     "document_key",
     "gpt2_merges",
+    "gpt2_model_json",
     "gpt2_vocabulary",
     "hash_bytes",
     "hash_file",
@@ -397,6 +398,9 @@ def gpt2_vocabulary() -> list[bytes]:
 
 def gpt2_merges() -> list[tuple[bytes, bytes]]:
     """GPT-2's 50,000 merges, the first to apply in front."""
+
+def gpt2_model_json() -> str:
+    """The "vocab" and "merges" of GPT-2's `tokenizer.json`, with a comma between them."""
 
 def hash_file(path: str | os.PathLike[str]) -> str:
     """The xxh3-128 of the file at `path`, in hexadecimal.

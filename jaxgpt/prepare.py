@@ -25,6 +25,7 @@ from jaxgpt.corpus import find_sources
 from jaxgpt.errors import ConfigError, JaxgptError, StorageError
 from jaxgpt.manifest import LAYOUTS, Manifest, Settings, Split, TokenizerEntry
 from jaxgpt.overrides import Parser, from_text
+from jaxgpt.preparation import memory
 from jaxgpt.preparation.encoder import ENGINES, Encoder, Engine
 from jaxgpt.preparation.encoding import Encoding, Job, Result
 from jaxgpt.preparation.learning import learn
@@ -279,6 +280,7 @@ def main(argv: Sequence[str]) -> None:
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
     _add_options(parser)
     options = vars(parser.parse_args(argv))
+    memory.reuse()
     prepare(options.pop("sources"), options.pop("out"), **options)
 
 

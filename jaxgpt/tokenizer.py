@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, final
@@ -42,17 +42,41 @@ CUT = re.compile(r"(?<=[!-~])(?=[ \n])")
 class Tokenizer:
     """Text to ids and ids to text. `name` is what messages call it.
 
-    `vocab_size` counts ids, the end-of-text token included; `eot` is that token's id, None where there is none.
+    `source` is the library's tokenizer, or what gives the text of a `tokenizer.json`; it is asked at the first use.
     """
 
-    def __init__(self, name: str, inner: tokenizers.Tokenizer) -> None:
+    def __init__(self, name: str, source: tokenizers.Tokenizer | Callable[[], str]) -> None:
+        self.name, self._source = name, source
+        if isinstance(source, tokenizers.Tokenizer):
+            self.ready()
+
+    def ready(self) -> None:
+        """Builds what encoding needs; of GPT-2's, a tenth of a second, without Python's lock."""
+        _ = self._inner
+
+    @functools.cached_property
+    def _inner(self) -> tokenizers.Tokenizer:
+        source = self._source
+        inner = source if isinstance(source, tokenizers.Tokenizer) else tokenizers.Tokenizer.from_str(self.to_json())
         inner.no_padding()
         inner.no_truncation()
         inner.encode_special_tokens = True  # the library's name for: read them as ordinary text
-        self.name, self._inner = name, inner
-        self._vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
-        self.eot = next((self._vocabulary[name] for name in EOT_NAMES if name in self._vocabulary), None)
+        return inner
+
+    @functools.cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        found: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
+        return found
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """How many ids there are, the end-of-text token included."""
+        return max(self._vocabulary.values(), default=-1) + 1
+
+    @functools.cached_property
+    def eot(self) -> int | None:
+        """The id of the end-of-text token, None where there is none."""
+        return next((self._vocabulary[name] for name in EOT_NAMES if name in self._vocabulary), None)
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name!r}, vocab_size={self.vocab_size})"
@@ -67,6 +91,12 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The tokenizer as the text of a `tokenizer.json`."""
+        return self._text
+
+    @functools.cached_property
+    def _text(self) -> str:
+        if not isinstance(self._source, tokenizers.Tokenizer):
+            return self._source()
         text: str = self._inner.to_str(pretty=False)
         return text
 
@@ -206,19 +236,20 @@ def _malformed(path: Path, reason: str) -> DataError:
 @functools.cache
 def gpt2() -> Tokenizer:
     """GPT-2's tokenizer: 50,000 merges over 256 bytes, and the end of text as the last of 50,257 ids."""
-    table = _printable_bytes()
-
-    def printable(token: bytes) -> str:
-        return token.decode("latin-1").translate(table)
-
-    vocabulary = {printable(token): number for number, token in enumerate(_loader.gpt2_vocabulary())}
-    vocabulary[EOT] = len(vocabulary)
-    merges = [(printable(left), printable(right)) for left, right in _loader.gpt2_merges()]
-    inner = _byte_level(models.BPE(vocab=vocabulary, merges=merges))
-    _add_eot(inner)
-    made = Tokenizer("gpt2", inner)
-    made.fingerprint = GPT2_FINGERPRINT
+    made = Tokenizer("gpt2", _gpt2_text)
+    made.fingerprint, made.vocab_size, made.eot = GPT2_FINGERPRINT, GPT2_SIZE, GPT2_SIZE - 1
     return made
+
+
+def _gpt2_text() -> str:
+    """The text of GPT-2's `tokenizer.json`: that of an empty tokenizer, with the vocabulary and the merges put in."""
+    empty = _byte_level(models.BPE())
+    _add_eot(empty)
+    described = json.loads(empty.to_str())
+    described["added_tokens"][0]["id"] = GPT2_SIZE - 1
+    del described["model"]["vocab"], described["model"]["merges"]  # the last entries of the last one
+    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False)
+    return f"{text.removesuffix('}}')},{_loader.gpt2_model_json()}}}}}"
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

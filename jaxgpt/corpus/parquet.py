@@ -244,12 +244,12 @@ def _looked_up(dictionary: Any, indices: Any) -> Any:
 
 
 def _cuts(ends: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
-    """Cuts rows, which end at the bytes `ends`, into parts of `BATCH_BYTES` or of one row."""
+    """Cuts rows, which end at the bytes `ends`, into parts of `BATCH_BYTES` and the rest of a row: each is a batch."""
     begin = 0
     while begin < len(ends):
         limit = (ends[begin - 1] if begin else 0) + common.BATCH_BYTES
-        end = max(begin + 1, int(np.searchsorted(ends, limit, "right")))
-        yield begin, end
+        end = int(np.searchsorted(ends, limit)) + 1
+        yield begin, min(end, len(ends))
         begin = end
 
 

@@ -9,6 +9,7 @@ import functools
 import itertools
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ class Lot(NamedTuple):
 class Encoder:
     """Encodes batches of texts with `tokenizer`, through the library `engine` if that can.
 
-    That library is loaded at the first use, or by `ready`, which takes a third of a second.
+    That library is loaded at the first use, or by `ready`, which takes a quarter of a second.
     """
 
     def __init__(self, tokenizer: Tokenizer, engine: Engine = "gigatoken") -> None:
@@ -50,8 +51,15 @@ class Encoder:
         return _gigatoken(self.tokenizer) if self._engine == "gigatoken" else None
 
     def ready(self) -> None:
-        """Loads the library."""
-        _ = self._fast
+        """Loads the library; what takes no Python, a helper does meanwhile."""
+        with ThreadPoolExecutor(1) as helper:
+            if self._engine == "gigatoken":
+                text = helper.submit(self.tokenizer.to_json)
+                _import_gigatoken()
+                text.result()
+            built = helper.submit(self.tokenizer.ready)
+            _ = self._fast
+            built.result()
 
     @property
     def dtype(self) -> "np.dtype[Any]":
@@ -100,10 +108,7 @@ def _gigatoken(tokenizer: Tokenizer) -> Any:
 
     Special tokens are left out of it: in a text they are ordinary characters.
     """
-    import awkward  # noqa: F401  # a quarter of a second, which only who encodes pays, and here rather than in the midst
-    from gigatoken.gigatoken_rs import load_hf_json
-
-    text = tokenizer.to_json()
+    load_hf_json, text = _import_gigatoken(), tokenizer.to_json()
     start = text.index(ADDED) + len(ADDED)
     tokens, end = json.JSONDecoder().raw_decode(text, start)  # it comes first: the vocabulary need not be parsed
     ordinary = json.dumps([token for token in tokens if not token["special"]])
@@ -111,6 +116,13 @@ def _gigatoken(tokenizer: Tokenizer) -> Any:
         return load_hf_json(text[:start] + ordinary + text[end:])
     except Exception:  # it raises whatever its parts raise
         return None
+
+
+def _import_gigatoken() -> Any:
+    import awkward  # noqa: F401  # a tenth of a second, which only who encodes pays, and here rather than in the midst
+    from gigatoken.gigatoken_rs import load_hf_json
+
+    return load_hf_json
 
 
 def buffers(texts: pa.LargeStringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:

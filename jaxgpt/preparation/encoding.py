@@ -109,8 +109,8 @@ class Encoding:
         """Writes the shards of `out` into the site's folder."""
         meter.begin("reading")
         self.encoder.ready()
+        began = time.monotonic()
         with as_data_error(), Patience() as patience, closing_all(self._parts()) as parts:
-            began = time.monotonic()
             order = Mixture(parts)
             self._check_parts(order)
             if self._progress is None:

@@ -21,6 +21,30 @@ pub fn merges(vocabulary: &[Vec<u8>]) -> Vec<(Vec<u8>, Vec<u8>)> {
     merged.map(|(rank, token)| halves(token, rank, &ranks)).collect()
 }
 
+/// `"vocab"` and `"merges"` of GPT-2's `tokenizer.json`, which writes each byte of a token as one character.
+pub fn model_json() -> String {
+    let (vocabulary, characters) = (vocabulary(), characters());
+    let quoted = |token: &[u8]| {
+        let written: String = token.iter().map(|&byte| characters[usize::from(byte)]).collect();
+        format!("\"{}\"", written.replace('\\', "\\\\").replace('"', "\\\""))
+    };
+    let entries: Vec<_> = vocabulary.iter().zip(0..).map(|(token, id)| format!("{}:{id}", quoted(token))).collect();
+    let merges: Vec<_> =
+        merges(&vocabulary).iter().map(|(left, right)| format!("[{},{}]", quoted(left), quoted(right))).collect();
+    let last = format!("\"<|endoftext|>\":{END_OF_TEXT}");
+    format!("\"vocab\":{{{},{last}}},\"merges\":[{}]", entries.join(","), merges.join(","))
+}
+
+/// The character for each byte: itself where it is printable, or one from 256 on.
+fn characters() -> Vec<char> {
+    let mut others = '\u{100}'..;
+    let character = |byte: u8| match byte {
+        b'!'..=b'~' | 0xA1..=0xAC | 0xAE.. => char::from(byte),
+        _ => others.next().expect("there are more characters than bytes"),
+    };
+    (0..=u8::MAX).map(character).collect()
+}
+
 /// Byte-pair encoding of `token` with the merges below `rank`, which leaves two parts.
 fn halves(token: &[u8], rank: usize, ranks: &HashMap<&[u8], usize>) -> (Vec<u8>, Vec<u8>) {
     let mut cuts: Vec<usize> = (0..=token.len()).collect();

@@ -42,6 +42,7 @@ fn _loader(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(sample_starts, module)?)?;
     module.add_function(wrap_pyfunction!(gpt2_vocabulary, module)?)?;
     module.add_function(wrap_pyfunction!(gpt2_merges, module)?)?;
+    module.add_function(wrap_pyfunction!(gpt2_model_json, module)?)?;
     module.add_function(wrap_pyfunction!(hash_file, module)?)?;
     module.add_function(wrap_pyfunction!(hash_bytes, module)?)
 }
@@ -78,6 +79,12 @@ fn gpt2_vocabulary(py: Python<'_>) -> Vec<Bound<'_, PyBytes>> {
 fn gpt2_merges(py: Python<'_>) -> Vec<(Bound<'_, PyBytes>, Bound<'_, PyBytes>)> {
     let merges = py.detach(|| gpt2::merges(&gpt2::vocabulary()));
     merges.iter().map(|(left, right)| (PyBytes::new(py, left), PyBytes::new(py, right))).collect()
+}
+
+/// "vocab" and "merges" of GPT-2's `tokenizer.json`, with a comma between them.
+#[pyfunction]
+fn gpt2_model_json(py: Python<'_>) -> String {
+    py.detach(gpt2::model_json)
 }
 
 /// The xxh3-128 of the file at `path`, in hexadecimal.

@@ -71,6 +71,22 @@ def test_reading_from_every_row_on(
     check_every_start(find_sources([str(write(tmp_path / "a.parquet", **options))])[0], RECORDS)
 
 
+def test_a_dictionary_is_cut_into_batches_that_need_no_joining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "BATCH_BYTES", 100)
+    texts = [f"{number:07}" for number in range(90)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=60)
+    found = list(read(find_sources([str(tmp_path / "a.parquet")])[0]))
+    assert [text for batch in found for text in batch.texts.to_pylist()] == texts
+    assert [len(batch.texts) for batch in found] == [
+        15,
+        15,
+        15,
+        15,
+        15,
+        15,
+    ]  # 105 bytes: the first row from 100 on ends
+
+
 TYPES = {
     "large": pa.large_string(),
     "view": pa.string_view(),

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import models
 
-from jaxgpt import tokenizer
+from jaxgpt import _loader, tokenizer
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.tokenizer import PIECE, Tokenizer, gpt2, load, pieces, train
 
@@ -53,6 +54,22 @@ def test_gpt2_gives_the_reference_ids(shared: Path) -> None:
     assert [gpt2().decode(found) for found in ids] == texts
     assert gpt2().eot == vectors["eot"]
     assert gpt2().vocab_size == tokenizer.GPT2_SIZE == 50257
+
+
+def test_gpt2_s_text_is_what_the_library_writes() -> None:
+    """The slow way as the oracle: the library is given the vocabulary and the merges one by one, and writes its own."""
+    table = tokenizer._printable_bytes()
+
+    def printable(token: bytes) -> str:
+        return token.decode("latin-1").translate(table)
+
+    vocabulary = [printable(token) for token in _loader.gpt2_vocabulary()] + [tokenizer.EOT]
+    merges = [(printable(left), printable(right)) for left, right in _loader.gpt2_merges()]
+    numbered = {token: number for number, token in enumerate(vocabulary)}
+    slow = tokenizer._byte_level(models.BPE(vocab=numbered, merges=merges))
+    tokenizer._add_eot(slow)
+    assert gpt2().to_json() == slow.to_str()
+    assert Tokenizer("again", slow).fingerprint == gpt2().fingerprint
 
 
 @pytest.mark.parametrize("make", [gpt2, lambda: train([ENGLISH, CODE], 400)])

@@ -1,0 +1,43 @@
+"""Memory that is used again: what it changes, and that it asks for nothing where the C library cannot do it."""
+
+import ctypes
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+
+from jaxgpt.preparation import memory
+
+HAS_MALLOPT = hasattr(ctypes.CDLL(None), "mallopt")
+SCRIPT = """
+import resource
+import pyarrow as pa
+from jaxgpt.preparation import memory
+
+memory.reuse()
+print(pa.default_memory_pool().backend_name)
+
+def faults():
+    bytes(bytearray(20_000_000))  # two blocks, written to
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+faults()
+before = faults()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(not HAS_MALLOPT, reason="the C library has no mallopt")
+def test_the_same_memory_serves_again() -> None:
+    command = [sys.executable, "-c", SCRIPT]
+    backend, faults = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert backend == "system"
+    assert int(faults) < 100  # anew, it would be two times 4,883 pages of 4 KiB
+
+
+def test_without_mallopt_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = pa.default_memory_pool().backend_name
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    memory.reuse()
+    assert pa.default_memory_pool().backend_name == before

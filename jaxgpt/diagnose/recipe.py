@@ -186,9 +186,11 @@ class _Reading:
         if options.schedule == "trapezoid" or name == "constant":
             return 0.0
         recognised = None if seen is None or seen.schedule != name else seen.least / seen.peak * peak
+        share = positive(self._words.get("end_share"))
         for value in (
             _of(own, "min_lr"),
             positive(self._words.get("min_lr")),
+            None if share is None else min(share, 1.0) * peak,
             recognised,
             _of(config, "min_lr"),
         ):

@@ -1,6 +1,7 @@
 """Our own run folders and their `log.jsonl` (see `runlog`)."""
 
 import json
+import re
 from typing import Any
 
 from jaxgpt.config import Config
@@ -9,7 +10,8 @@ from jaxgpt.logs.collector import Collector, duration, finite, number, whole
 from jaxgpt.logs.history import Evaluation, Step
 
 NAME = "jaxgpt"
-KNOWN = r'\{"kind": "(?:step|eval|start)"'
+MARKS = ('"kind"',)
+KNOWN = re.compile(r'\{"kind": "(?:step|eval|start)"')
 
 
 class Reader:

@@ -121,6 +121,9 @@ class _Reading:
             return "constant", False
         if "lr_decay_iters" in self._words or "min_lr" in self._words:
             return "cosine", True
+        if self._history.format == "modded":
+            self._assume("the schedule is assumed to be a trapezoid, as modded-nanogpt's are", "--schedule")
+            return "wsd", False
         self._assume("the schedule is assumed to be a cosine", "--schedule")
         return "cosine", False
 

@@ -15,13 +15,13 @@ NAME = "modded"
 MARKS = ("step:",)
 KNOWN = re.compile(r"\bstep:\d+/\d+ (?:val_loss|train_loss|train_time):")
 LINE = re.compile(
-    r"\bstep:(\d{1,10})/(\d{1,10})\s+(?:(val|train)_loss:([^\s]{1,40})\s*)?(?:.{0,200}?train_time:([\d.]{1,40})ms)?"
+    r"\bstep:(\d{1,10})/(\d{1,10})\s+(?:(val|train)_loss:([^\s]{1,40})\s*)?(?:.{0,200}?train_time:([\d.]{1,40})(ms|s)\b)?"
 )
 WORDS = (
-    "num_iterations|learning_rate|warmup_iters|warmdown_iters|cooldown_frac|batch_size|sequence_length|val_tokens|"
+    "num_iterations|learning_rate|warmup_iters|warmdown_iters|cooldown_iters|cooldown_frac|batch_size|sequence_length|val_tokens|"
     "weight_decay"
 )
-ASSIGNED = re.compile(rf"^\s+({WORDS})\s*(?::\s*\w+)?\s*=(?!=)\s*([^#,)]{{1,100}})")
+ASSIGNED = re.compile(rf"^\s*({WORDS})\s*(?::\s*\w+)?\s*=(?!=)\s*([^#,)]{{1,100}})")
 END_SHARE = re.compile(r"\(1 - w\) \* (0\.\d{1,6})")
 DATA = re.compile(r"\b((?:edu_?)?fineweb\w{0,10})")
 
@@ -41,14 +41,16 @@ class Reader:
         elif self._trained == 0:
             self._source(text)
 
-    def _record(self, at: int, n: str, of: str, kind: str | None, loss: str | None, time: str | None) -> None:
+    def _record(
+        self, at: int, n: str, of: str, kind: str | None, loss: str | None, time: str | None, unit: str | None
+    ) -> None:
         count, spent = whole(n), finite(time)
         if count is None:
             return
         if count < self._trained:
             self._clock = None
         self._found.facts["total_steps"] = whole(of) or None
-        seconds = self._pace(count, None if spent is None else spent / 1e3)
+        seconds = self._pace(count, None if spent is None else spent / (1e3 if unit == "ms" else 1.0))
         if kind == "val":
             if count > self._trained and seconds is not None:
                 self._found.step(Step(count - 1, None, seconds, line=at))
@@ -88,7 +90,7 @@ class Reader:
             whole_batch = product(batch, length) if length and batch < 100_000 else batch
             self._found.facts["tokens_per_step"] = whole_batch if whole_batch and whole_batch >= 10_000 else None
         self._found.facts["eval_tokens"] = tokens or None
-        fall = finite(words.get("warmdown_iters"))
+        fall = finite(words.get("warmdown_iters", words.get("cooldown_iters")))
         share, total = finite(words.get("cooldown_frac")), self._found.facts.get("total_steps")
         if fall is None and share is not None and total and 0 < share <= 1:
             fall = float(round(share * total))

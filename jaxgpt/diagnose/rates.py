@@ -11,6 +11,7 @@ from jaxgpt.logs.history import Step
 FLAT = 0.002  # of the peak: as near to it is at it, printed digits considered
 FALLEN = 0.03  # of the peak: a smaller fall says nothing of its shape
 FITS = 0.01  # of the peak: the largest root mean square error of a schedule that is recognised
+HIGHEST = 10.0  # no optimizer's rate is above it
 LEAST, MOST = 4, 300  # points that are needed, and that are looked at
 SHAPES: tuple[Literal["cosine", "linear"], ...] = ("cosine", "linear")
 
@@ -39,10 +40,10 @@ class Seen(NamedTuple):
 
 
 def logged(steps: Sequence[Step]) -> Logged:
-    """The finite rates of `steps`, at their updates."""
+    """The rates of `steps` that can be some, at their updates."""
     held = [(step.step, step.learning_rate) for step in steps if step.learning_rate is not None]
     updates, rates = np.array(held, dtype=np.float64).reshape(-1, 2).T
-    good = np.isfinite(rates) & (rates >= 0)
+    good = (rates >= 0) & (rates <= HIGHEST)
     return Logged(updates[good], rates[good])
 
 

@@ -28,7 +28,8 @@ class Logged(NamedTuple):
 class Seen(NamedTuple):
     """The schedule that the rates follow. Of a rate that has not fallen yet, `schedule` is "constant".
 
-    `warmup` is None where the log begins behind it; `end` is the update of the last rate, `fall` the length of a wsd's.
+    `warmup` is None where the log begins behind it, `begin` is then where the fall fits best; `end` is the update of
+    the last rate, `fall` the length of a wsd's. Of a line that is still falling, `end` is where it comes to 0.
     """
 
     schedule: Literal["cosine", "linear", "wsd", "constant"]
@@ -37,6 +38,7 @@ class Seen(NamedTuple):
     warmup: int | None
     end: float | None = None
     fall: float | None = None
+    begin: float | None = None
 
 
 def logged(steps: Sequence[Step]) -> Logged:
@@ -84,12 +86,13 @@ def _warmup(updates: Array, share: Array, top: float) -> int | None:
 
 def _fall(log: Logged, peak: float, warmup: int | None, total: int | None) -> Seen | None:
     """The best of cosine, linear and a hold with a linear fall."""
-    begins = [float(warmup)] if warmup is not None else [share * log.updates[0] for share in np.linspace(0, 1, 11)]
+    first = float(log.updates[0])
+    begins = [float(warmup)] if warmup is not None else [first * tenth / 10 for tenth in range(11)]
     found: list[tuple[float, Seen]] = []
     for begin in begins:
         for shape in SHAPES:
             fit = _best(shape, log, begin, total)
-            found.append((fit.error, Seen(shape, fit.peak * peak, fit.least * peak, warmup, fit.end)))
+            found.append((fit.error, Seen(shape, fit.peak * peak, fit.least * peak, warmup, fit.end, begin=begin)))
     held = _held(log, total)
     if held is not None:
         error, hold, end, least = held
@@ -114,12 +117,14 @@ def _best(shape: Literal["cosine", "linear"], log: Logged, begin: float, total: 
     for _ in range(3):
         fits = _fits(shape, log, begin, ends)
         at = int(np.argmin(fits[0]))
-        low, high, best = ends[max(at - 1, 0)], ends[min(at + 1, len(ends) - 1)], _Fit(*fits[:, at])
+        low, high, best = ends[max(at - 1, 0)], ends[min(at + 1, len(ends) - 1)], _Fit(*fits[:, at].tolist())
         ends = np.linspace(low, high, 40)
     if total is not None:
-        known = _Fit(*_fits(shape, log, begin, np.array([float(total)]))[:, 0])
+        known = _Fit(*_fits(shape, log, begin, np.array([float(total)]))[:, 0].tolist())
         if known.error < max(1.5 * best.error, 0.001):
             return known
+    if shape == "linear" and best.end > last and best.least < best.peak:
+        return best._replace(end=begin + (best.end - begin) * best.peak / (best.peak - best.least), least=0.0)
     return best
 
 

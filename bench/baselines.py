@@ -50,7 +50,7 @@ def tissue(steps: Floats, losses: Floats, course: Course) -> float:
 def _momentum(course: Course) -> Floats:
     """S2 at the edges: the sum of past falls, each forgotten at the rate `MEMORY`."""
     width, falls = np.diff(course.edges), -np.diff(course.rates, prepend=0.0)
-    falls[course.edges[:-1] <= course.warmup] = 0.0
+    falls[course.edges[:-1] <= course.warmup + width] = 0.0  # a block that the warmup ends in is no fall
     held = np.zeros(len(width) + 1)
     area = 0.0
     for block, fall in enumerate(falls):

@@ -27,8 +27,8 @@ MISFIT = 0.003  # nats that a real curve's losses on fixed text stray from the l
 EFFECTIVE = 25  # evaluations whose misfits count as independent: neighbours stray together
 FLOOR = 0.003  # nats, the least spread of a single loss
 FIRST = 500  # updates in which the loss falls from guessing, as no power law does
-MOST_POINTS = 256
-LEAST_POINTS = 3
+MOST_POINTS = 128
+LEAST_POINTS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,8 @@ class Curve:
     def used(self) -> NDArray[np.bool_]:
         """The evaluations that the law is for: finite ones after the first tenth and well after the warmup.
 
-        Of a run that is less than a quarter done: after 3 %, but without the fall of the first 500 updates (or of the first
-        half, if that is less), which is no power law yet.
+        Of a run that is less than a quarter done: after 3 %, but without the fall of the first 500 updates (or of the
+        first half, if that is less), which is no power law yet.
         """
         total, finite = len(self.rates), np.isfinite(self.losses)
         seen = float(self.steps[finite].max(initial=0))
@@ -108,16 +108,15 @@ class Posterior:
     """What the law knows of a run. Everything else (`at`, `final`, `drop`, …) is an average over its components."""
 
     curve: Curve
+    course: Course
     components: tuple[Component, ...]
     prior: Forecast | None = None
-    course: Course = field(init=False)
     weights: Floats = field(init=False)
 
     def __post_init__(self) -> None:
         evidence = np.concatenate([component.evidence for component in self.components])
         weights = np.exp(evidence - evidence.max())
         object.__setattr__(self, "weights", weights / weights.sum())
-        object.__setattr__(self, "course", Course.of(self.curve.rates, self.curve.warmup))
 
     def at(
         self, steps: Sequence[int] | NDArray[np.int64], rates: Floats | None = None, repetition: Floats | None = None
@@ -164,8 +163,8 @@ class Posterior:
         means, sds = [], []
         for component in self.components:
             rows = design(component.shape, course, self.course, steps, cost)
-            means.append(np.einsum("gnk,gk->gn", rows, component.means))
-            variance = np.einsum("gnk,gkl,gnl->gn", rows, component.covariances, rows)
+            means.append((rows @ component.means[:, :, None])[:, :, 0])
+            variance = np.sum((rows @ component.covariances) * rows, axis=2)
             sds.append(np.sqrt(np.maximum(variance, 0) + FLOOR**2))
         return np.concatenate(means), np.concatenate(sds)
 
@@ -187,7 +186,7 @@ def fit(curve: Curve, prior: Forecast | None = None, shapes: Sequence[Shape] = S
         noise = np.append(noise, prior.sd)
     cost = costs(curve.repetition, steps)
     found = tuple(_component(shape, design(shape, course, course, steps, cost), losses, noise) for shape in shapes)
-    return Posterior(curve, found, prior)
+    return Posterior(curve, course, found, prior)
 
 
 def thinned(steps: Floats, losses: Floats) -> tuple[Floats, Floats]:
@@ -241,13 +240,19 @@ def _component(shape: Shape, rows: Floats, losses: Floats, noise: Floats) -> Com
     """Conjugate normal regression for every alpha at once."""
     prior, spread = _prior(shape)
     scaled = rows * spread / noise[:, None]  # coefficients in units of their prior spread
-    rest = (losses - np.einsum("gnk,gk->gn", rows, prior)) / noise
-    precision = np.eye(4) + np.einsum("gnk,gnl->gkl", scaled, scaled)
+    rest = (losses - (rows @ prior[:, :, None])[:, :, 0]) / noise
+    across = scaled.transpose(0, 2, 1)
+    precision = np.eye(len(spread)) + across @ scaled
     covariance = np.linalg.inv(precision)
-    pull = np.einsum("gnk,gn->gk", scaled, rest)
-    shift = np.einsum("gkl,gl->gk", covariance, pull)
-    explained = np.einsum("gk,gk->g", pull, shift)
-    evidence = -0.5 * (np.einsum("gn,gn->g", rest, rest) - explained + np.linalg.slogdet(precision)[1])
-    evidence -= 0.5 * ((ALPHAS - shape.alpha[0]) / shape.alpha[1]) ** 2
-    evidence -= np.log(np.exp(-0.5 * ((ALPHAS - shape.alpha[0]) / shape.alpha[1]) ** 2).sum())
+    pull = (across @ rest[:, :, None])[:, :, 0]
+    shift = (covariance @ pull[:, :, None])[:, :, 0]
+    misfit = np.sum(rest**2, axis=1) - np.sum(pull * shift, axis=1)
+    evidence = _log_prior(shape) - 0.5 * (misfit + np.linalg.slogdet(precision)[1])
     return Component(shape, evidence, prior + shift * spread, covariance * spread[:, None] * spread)
+
+
+def _log_prior(shape: Shape) -> Floats:
+    """Of each alpha, summing to one over the grid."""
+    log = -0.5 * ((ALPHAS - shape.alpha[0]) / shape.alpha[1]) ** 2
+    whole: Floats = log - np.log(np.exp(log).sum())
+    return whole

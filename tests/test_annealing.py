@@ -3,7 +3,7 @@
 import importlib.util
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -73,13 +73,13 @@ def slow_anneal(shape: Shape, rates: Floats, warmup: int, updates: int) -> float
     return done
 
 
-def slow_rows(shape: Shape, alpha: float, curve: Curve, updates: list[int]) -> Floats:
-    rows = []
-    for t in updates:
-        share = (curve.rates[:t] ** shape.p).sum() / (curve.rates**shape.p).sum()
-        cost = 0.0 if curve.repetition is None else curve.repetition[t]
-        rows.append([1.0, share**-alpha, -slow_anneal(shape, curve.rates, curve.warmup, t), cost])
-    return np.array(rows)
+def slow_rows(shape: Shape, curve: Curve, updates: list[int]) -> Callable[[float], Floats]:
+    """alpha -> what (L0, a, B, m) are multiplied with after each of `updates`."""
+    whole = (curve.rates**shape.p).sum()
+    share = np.array([(curve.rates[:t] ** shape.p).sum() / whole for t in updates])
+    done = np.array([slow_anneal(shape, curve.rates, curve.warmup, t) for t in updates])
+    cost = np.array([0.0 if curve.repetition is None else curve.repetition[t] for t in updates])
+    return lambda alpha: np.stack((np.ones(len(updates)), share**-alpha, -done, cost), axis=1)
 
 
 def slow_final(curve: Curve) -> tuple[float, float, float, float]:
@@ -91,8 +91,9 @@ def slow_final(curve: Curve) -> tuple[float, float, float, float]:
     for shape in SHAPES:
         (a, a_sd), (b, b_sd) = shape.alpha, shape.drop
         weight = np.exp(-0.5 * ((ALPHAS - a) / a_sd) ** 2)
+        rows_at = slow_rows(shape, curve, [*steps, len(curve.rates)])
         for alpha, own in zip(ALPHAS, weight / weight.sum()):
-            rows = slow_rows(shape, float(alpha), curve, [*steps, len(curve.rates)])
+            rows = rows_at(float(alpha))
             mean = rows @ [2.5, 0.25, b + shape.rho * b_sd * (alpha - a) / a_sd, 1.0]
             spread = np.diag([25.0, 1.0, b_sd**2 * (1 - shape.rho**2), 0.53**2])
             joint = rows @ spread @ rows.T

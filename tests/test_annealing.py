@@ -261,10 +261,13 @@ def test_many_evaluations_are_forecast_like_means_of_neighbours(run: Curve) -> N
 
 
 def test_many_noisy_evaluations_say_more_than_few(run: Curve) -> None:
-    steps = np.arange(20, 10_000, 20)
-    dense = replace(run, steps=steps, losses=np.interp(steps, run.steps, run.losses), sigma=0.02)
-    few = replace(dense, steps=steps[19::20], losses=dense.losses[19::20])
-    assert fit(dense).final().sd < 0.8 * fit(few).final().sd
+    spreads = []
+    for every in (200, 20, 2):
+        steps = np.arange(every, 10_000, every)
+        dense = replace(run, steps=steps, losses=np.interp(steps, run.steps, run.losses), sigma=0.2)
+        spreads.append(fit(dense).final().sd)
+    assert spreads[1] < 0.8 * spreads[0]
+    assert spreads[2] < 0.8 * spreads[1]
 
 
 def test_without_a_curve_the_prior_stands() -> None:
@@ -333,9 +336,16 @@ def test_end_of_the_fan_is_the_forecast(run: Curve) -> None:
 def test_longer_runs_end_lower_and_lower_rates_too(run: Curve) -> None:
     found = fit(upto(run, 0.5))
     lengths = [found.final(cosine(total, 500)).mean for total in (12_000, 20_000, 30_000, 60_000)]
-    assert lengths == sorted(lengths, reverse=True)
+    assert np.all(np.diff(lengths) < 0)
     ends = [found.final(cosine(20_000, 500, end)).mean for end in (0.5, 0.3, 0.1, 0.03)]
-    assert ends == sorted(ends, reverse=True)
+    assert np.all(np.diff(ends) < 0)
+
+
+def test_what_is_done_does_not_depend_on_what_comes(run: Curve) -> None:
+    found = fit(upto(run, 0.5))
+    longer = np.concatenate((run.rates[:10_000], np.linspace(run.rates[9_999], 0, 25_000)))
+    for planned, other in zip(found.at([4_000, 9_000]), found.at([4_000, 9_000], longer)):
+        assert planned == pytest.approx(other, abs=2e-4)
 
 
 def test_stopping_now_and_annealing_is_between_now_and_the_end(run: Curve) -> None:

@@ -108,9 +108,10 @@ def _descend(solve: Callable[[Floats], tuple[Floats, float]], theta: Floats) -> 
         move = np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-9), -slopes.T @ residual)
         tried = theta + np.clip(move, -1.0, 1.0)
         found = solve(tried)[0]
-        better = float(found @ found) < float(residual @ residual)
-        if better and residual @ residual - found @ found < 1e-7 * float(residual @ residual):
-            return tried
+        before, after = float(residual @ residual), float(found @ found)
+        better = after < before
+        if better and before - after < 1e-7 * before:
+            return np.asarray(tried, np.float64)
         theta, residual = (tried, found) if better else (theta, residual)
         damping *= 0.3 if better else 5.0
         if damping > 1e6:

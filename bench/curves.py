@@ -162,25 +162,25 @@ def _typed(words: str, total: int, warmup: int, end: float) -> Floats:
     updates = np.arange(total)
     if words.startswith("cosine"):
         through = np.clip((updates - warmup) / max(total - warmup, 1), 0, 1)
-        return end + (1 - end) * (1 + np.cos(np.pi * through)) / 2
+        wave: Floats = end + (1 - end) * (1 + np.cos(np.pi * through)) / 2
+        return wave
     if words.startswith("constant"):
         return np.ones(total)
     fallen = np.clip((updates - _fall(words, total)) / max(total - _fall(words, total), 1), 0, 1)
     if words.startswith("step drop"):
         return np.where(fallen > 0, end, 1.0)
-    if "exp" in words and end > 0:
-        return end**fallen
-    return 1 - (1 - end) * fallen
+    falling: Floats = end**fallen if "exp" in words and end > 0 else 1 - (1 - end) * fallen
+    return falling
 
 
 def _fall(words: str, total: int) -> float:
     """The update at which the fall begins: `warmdown 1800`, `stable 30%`, `decay from 20000`, `at 8000`."""
-    for pattern, place in (
-        (r"warmdown (\d+)", lambda x: total - x),
-        (r"stable (\d+)\s*%", lambda x: x / 100 * total),
-        (r"(?:from|at) (\d+)", lambda x: x),
+    for pattern, start, scale in (
+        (r"warmdown (\d+)", total, -1.0),
+        (r"stable (\d+)\s*%", 0, total / 100),
+        (r"(?:from|at) (\d+)", 0, 1.0),
     ):
         found = re.search(pattern, words)
         if found:
-            return float(place(float(found[1])))
+            return start + scale * float(found[1])
     return 0.8 * total

@@ -3,9 +3,9 @@
     python bench/forecast.py FORECAST_DATA [MORE …] [--out docs/forecast-accuracy.md]
 
 Each folder holds, at any depth, an `index.csv` and a CSV for each curve (`bench/curves.py`). Every curve is cut at 20
-to 90 % of its run and its last loss forecast from that part. What the law knows beforehand (the mean and spread of alpha
-and B, and how they go together) is learned from the whole curves of the other families only: leave-family-out. Nothing
-but numpy is needed.
+to 90 % of its run and its last loss forecast from that part. What the law knows beforehand (the mean and spread of
+alpha and B, and how they go together) is learned from the whole curves of the other families only: leave-family-out.
+Nothing but numpy is needed.
 """
 
 import argparse
@@ -28,6 +28,10 @@ LAW = "annealing law"
 KINDS = {"cosine": "cosine", "wsd": "WSD, trapezoid, linear"}
 
 
+INTRODUCTION = """\
+Written by `python bench/forecast.py FORECAST_DATA --out docs/forecast-accuracy.md`. All figures in nats per token; an
+error is forecast minus observed. {curves} recorded curves, {core} of them with a cosine or a WSD, trapezoid or linear
+schedule, fewer than 13 epochs and no spikes: those make the first three tables."""
 METHOD_NOTES = """\
 The seen part is every evaluation up to that share of the updates. *Last* is the mean of the last three; *log-linear* a
 line in the logarithm of the step through the last half; *power* L0 + A step^-a; *Tissue* L0 + A S1^-a - C S2 with
@@ -110,6 +114,11 @@ def _priors(curves: Sequence[Recorded]) -> Callable[[str], tuple[Shape, ...]]:
     return of
 
 
+def shown(results: Sequence[Result]) -> str:
+    """The mean absolute error for a table."""
+    return f"{mae(results):.4f}" if results else "–"
+
+
 def mae(results: Sequence[Result]) -> float:
     return float(np.mean([abs(result.error) for result in results])) if results else float("nan")
 
@@ -138,9 +147,7 @@ def write(folders: Sequence[Path]) -> str:
         "\n\n".join(
             [
                 "# How true the forecasts are",
-                "Written by `python bench/forecast.py FORECAST_DATA --out docs/forecast-accuracy.md`. All figures in nats per "
-                f"token; an error is forecast minus observed. {len(curves)} recorded curves, {core} of them with a cosine or a "
-                "WSD, trapezoid or linear schedule, at most 13 epochs and no spikes: those make the first three tables.",
+                INTRODUCTION.format(curves=len(curves), core=core),
                 "## The final loss, forecast from a part of the run",
                 _methods(results),
                 METHOD_NOTES,
@@ -178,7 +185,7 @@ def _methods(results: Sequence[Result]) -> str:
             found = [pick(results, share, method, kind) for share in SHARES]
             mark = "**" if method == LAW else ""
             rows.append(
-                [f"{words} ({len(found[1])})", f"{mark}{method}{mark}", *(f"{mark}{mae(f):.4f}{mark}" for f in found)]
+                [f"{words} ({len(found[1])})", f"{mark}{method}{mark}", *(f"{mark}{shown(f)}{mark}" for f in found)]
             )
     return _table(["schedule (curves)", "MAE of", *_percent()], rows)
 
@@ -198,7 +205,7 @@ def _families(results: Sequence[Result]) -> str:
     for family in dict.fromkeys(result.curve.family for result in results if result.curve.core):
         found = [[r for r in pick(results, share) if r.curve.family == family] for share in SHARES]
         bias = [float(np.mean([r.error for r in f])) if f else float("nan") for f in found]
-        rows.append([f"{family} ({max(map(len, found))})", *(f"{mae(f):.4f} ({b:+.4f})" for f, b in zip(found, bias))])
+        rows.append([f"{family} ({max(map(len, found))})", *(f"{shown(f)} ({b:+.4f})" for f, b in zip(found, bias))])
     return _table(["family (curves): MAE (bias) of the law", *_percent()], rows)
 
 
@@ -209,7 +216,7 @@ def _others(results: Sequence[Result]) -> str:
             found = [pick(results, share, method, kind) for share in SHARES]
             inside = [f" ({coverage(f, 80):.2f})" if method == LAW and f else "" for f in found]
             rows.append(
-                [f"{kind} ({max(map(len, found))})", method, *(f"{mae(f):.4f}{i}" for f, i in zip(found, inside))]
+                [f"{kind} ({max(map(len, found))})", method, *(f"{shown(f)}{i}" for f, i in zip(found, inside))]
             )
     return _table(["curves", "MAE of (inside 80 %)", *_percent()], rows)
 

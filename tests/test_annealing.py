@@ -509,6 +509,36 @@ def test_free_fits_find_a_run_of_their_own_form(bench: ModuleType, method: str) 
     assert found == pytest.approx(losses[-1], abs=0.002)
 
 
+def test_free_fits_see_the_schedule_as_their_forms_say(bench: ModuleType) -> None:
+    rates = cosine(3000, 100)
+    course, at = Course.of(rates, 100), np.array([500.0, 1500.0, 3000.0])
+    done = sys.modules["baselines"]._Kernel(at, course).columns(0.5, 0.11, 0.58, 0.64)[1]
+    np.testing.assert_allclose(-done, course.anneal(1.0, True, at), atol=0.01)
+    held, total = 0.0, [0.0]
+    for k in range(3000):
+        held = 0.999 * held + (rates[k - 1] - rates[k] if k > 101 else 0.0)
+        total.append(total[-1] + held)
+    momentum = sys.modules["baselines"]._momentum(course)
+    np.testing.assert_allclose(momentum[[500, 1500, 3000]], [total[500], total[1500], total[3000]], rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("trapezoid (linear warmdown 300)", trapezoid(1000, 300)),
+        ("stable 30% then linear to 0 (70%)", trapezoid(1000, 700)),
+        ("WSD linear decay from 800", trapezoid(1000, 200)),
+        ("WSD exp decay from 800", 0.1 ** (np.maximum(np.arange(1000) - 800, 0) / 200)),
+        ("step drop to 3e-5 at 600", step_drop(1000, 601, 0.1)),
+        ("cosine to 10%", cosine(1000)),
+        ("constant", np.ones(1000)),
+    ],
+)
+def test_schedule_is_rebuilt_from_its_description(bench: ModuleType, words: str, expected: Floats) -> None:
+    end = 0.1 if "exp" in words or "step" in words or "10%" in words else 0.0
+    np.testing.assert_allclose(sys.modules["curves"]._typed(words, 1000, 0, end), expected, atol=1e-9)
+
+
 def test_recorded_curves_are_forecast_within_the_limits(bench: ModuleType, shared: Path) -> None:
     curves = [curve for curve in bench.read(shared / "forecast") if curve.core]
     assert len(curves) == 27

@@ -42,9 +42,9 @@ The law's priors come from the other families alone. A family is a source: the t
 runs are one, and so are the 124M and 1.5B runs of modded-nanogpt. Where the other families have fewer than eight
 core curves, the shipped priors stand in."""
 LOOKED_AT = """\
-The shipped priors are the mean and spread over the 27 core curves of the reference material. Two things were chosen
-while looking at those curves, so no left-out family was blind to them: the six shapes, and that the first 500 updates
-of a young run are left out. docs/experiments.md has the choices that were tried and what they gave, and how the table
+The shipped priors are the mean and spread over the 27 core curves of the reference material. Three things were chosen
+while looking at those curves, so no left-out family was blind to them: the six shapes, that the delay goes by the sum
+of rates, and that the first 500 updates of a young run are left out. docs/experiments.md has the choices that were tried and what they gave, and how the table
 looks if the shapes too are chosen by the other families."""
 
 

@@ -44,8 +44,8 @@ core curves, the shipped priors stand in."""
 LOOKED_AT = """\
 The shipped priors are the mean and spread over the 27 core curves of the reference material. Three things were chosen
 while looking at those curves, so no left-out family was blind to them: the six shapes, that the delay goes by the sum
-of rates, and that the first 500 updates of a young run are left out. docs/experiments.md has the choices that were tried and what they gave, and how the table
-looks if the shapes too are chosen by the other families."""
+of rates, and that the first 500 updates of a young run are left out. docs/experiments.md has the choices that were
+tried and what they gave, and how the table looks if the shapes too are chosen by the other families."""
 
 
 @dataclass(frozen=True)

@@ -1,54 +1,18 @@
-"""The annealing law against slow oracles, simulated runs, its limits, and recorded curves."""
+"""The annealing law against slow oracles, simulated runs and its limits."""
 
-import importlib.util
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from numpy.typing import NDArray
+from runs import Floats, cosine, drawn, step_drop, trapezoid, upto
 
-from jaxgpt.budget import scaling, schedule
-from jaxgpt.budget.scaling import CORPORA
-from jaxgpt.config import Optim
-from jaxgpt.diagnose import annealing, prior
+from jaxgpt.diagnose import annealing
 from jaxgpt.diagnose.annealing import ALPHAS, SHAPES, Curve, Shape, fit
 from jaxgpt.diagnose.course import LEAST_RATE, Course
 from jaxgpt.diagnose.mixture import gaussian, mixture
-from jaxgpt.diagnose.setting import Setting
-from jaxgpt.logs.history import Evaluation, History
-
-Floats = NDArray[np.float64]
-
-OWNERS_LOG = (
-    (0, 10.87),
-    (2000, 4.03),
-    (5000, 3.76),
-    (8000, 3.65),
-    (11000, 3.61),
-    (13500, 3.57),
-    (14500, 3.569),
-)
-
-
-def cosine(total: int, warmup: int = 0, end: float = 0.1) -> Floats:
-    through = np.clip((np.arange(total) - warmup) / (total - warmup), 0, 1)
-    fall = end + (1 - end) * (1 + np.cos(np.pi * through)) / 2
-    return np.where(np.arange(total) < warmup, (np.arange(total) + 1) / (warmup + 1), fall)
-
-
-def trapezoid(total: int, fall: int, end: float = 0.0) -> Floats:
-    return end + (1 - end) * np.minimum((total - np.arange(total)) / fall, 1.0)
-
-
-def step_drop(total: int, at: int, end: float) -> Floats:
-    return np.where(np.arange(total) < at, 1.0, end)
-
 
 SCHEDULES = {
     "cosine": (cosine(3000, 100), 100),
@@ -117,27 +81,6 @@ def slow_point(weights: Floats, means: Floats, sds: Floats, level: float) -> flo
         below = sum(w * (1 + math.erf((middle - m) / s / math.sqrt(2))) / 2 for w, m, s in zip(weights, means, sds))
         low, high = (middle, high) if below < level else (low, middle)
     return float(low)
-
-
-def drawn(random: np.random.Generator, rates: Floats, warmup: int, shape: Shape, misfit: float = 0.0) -> Curve:
-    """A whole run from the law's own prior, evaluated forty times."""
-    alpha = min(max(random.normal(*shape.alpha), 0.12), 1.18)
-    away = (alpha - shape.alpha[0]) / shape.alpha[1]
-    drop = random.normal(shape.drop[0] + shape.rho * shape.drop[1] * away, shape.drop[1] * math.sqrt(1 - shape.rho**2))
-    level, scale = random.uniform(2, 3.5), random.uniform(0.15, 0.5)
-    course = Course.of(rates, warmup)
-    steps = np.linspace(0, len(rates), 41).astype(np.int64)[1:]
-    at = steps.astype(np.float64)
-    share = course.travel(shape.p, at) / course.travel(shape.p, at[-1:])
-    losses = level + scale * share**-alpha - drop * course.anneal(shape.q, shape.kernel, at)
-    return Curve(
-        steps=steps, losses=losses + random.normal(0, misfit, len(steps)), rates=rates, warmup=warmup, sigma=misfit
-    )
-
-
-def upto(curve: Curve, share: float) -> Curve:
-    kept = curve.steps <= share * len(curve.rates)
-    return replace(curve, steps=curve.steps[kept], losses=curve.losses[kept])
 
 
 @pytest.fixture
@@ -389,200 +332,3 @@ def test_repetition_goes_on_beyond_the_planned_end(run: Curve) -> None:
     found = fit(replace(run, repetition=cost), gaussian(3.0, 1.0))
     longer = cosine(30_000, 500)
     assert found.final(longer).mean == pytest.approx(found.final(longer, 1e-5 * np.arange(30_001)).mean, abs=1e-6)
-
-
-def setting(warmup: int = 2000, **changed: object) -> Setting:
-    """The owner's run: 20,000 steps of half a million tokens of FineWeb."""
-    optim = Optim(learning_rate=1e-3, min_lr=1e-4, warmup_steps=warmup)
-    values: dict[str, object] = {
-        "total_steps": 20_000,
-        "optim": optim,
-        "rates": np.array([schedule.learning_rate(optim, 20_000, i) for i in range(20_000)]) / 1e-3,
-        "corpus": CORPORA["fineweb"],
-        "tokens_per_step": 524_288.0,
-        "eval_tokens": 200.0 * 16 * 1024,
-        "unique_tokens": 3.68e9,
-        "parameters": 40.56e6,
-        "vocab_size": 50_304,
-    }
-    return Setting(**(values | changed))  # type: ignore[arg-type]
-
-
-def history(points: tuple[tuple[int, float], ...] = OWNERS_LOG) -> History:
-    return History(
-        source="log", format="nanogpt", evaluations=tuple(Evaluation(step=step, val=val) for step, val in points)
-    )
-
-
-@pytest.mark.parametrize("warmup", [200, 1000, 2000])
-@pytest.mark.parametrize("digits", [2, 3])
-def test_owners_run_ends_where_the_law_and_its_log_say(warmup: int, digits: int) -> None:
-    points = tuple((step, round(val, digits)) for step, val in OWNERS_LOG)
-    known = setting(warmup)
-    curve = prior.curve(history(points), known)
-    for found in (fit(curve).final(), fit(curve, prior.pre_run(known)).final()):
-        assert 3.50 <= found.mean <= 3.56
-        assert 0.008 <= found.sd <= 0.02
-
-
-@pytest.mark.parametrize("last", [8_000, 11_000])
-def test_owners_run_was_forecast_early(last: int) -> None:
-    found = prior.posterior(history(tuple(p for p in OWNERS_LOG if p[0] <= last)), setting())
-    assert found is not None
-    assert 3.50 <= found.final().mean <= 3.56
-    assert found.final().low80 <= 3.53 <= found.final().high80
-
-
-def test_prior_is_the_planners_law() -> None:
-    found = prior.pre_run(setting())
-    assert found is not None
-    assert found.mean == pytest.approx(3.530, abs=0.002)
-    assert found.sd == pytest.approx(math.hypot(scaling.SAME_RECIPE, 0.01, 0.7 * 0.0025), abs=1e-4)
-    shorter = prior.pre_run(setting(), 10_000)
-    assert shorter is not None
-    assert shorter.mean > found.mean
-    assert prior.pre_run(setting(parameters=None)) is None
-    assert prior.pre_run(setting(tokens_per_step=None)) is None
-
-
-def test_repetition_of_a_setting_is_the_planners() -> None:
-    cost = prior.repetition(setting())
-    assert cost is not None
-    assert len(cost) == 20_001
-    assert cost[7_000] == 0
-    for step in (7_100, 13_500, 20_000):
-        assert cost[step] == pytest.approx(scaling.repetition(40.56e6, step * 524_288.0, 3.68e9))
-    assert prior.repetition(setting(unique_tokens=None)) is None
-    assert prior.repetition(setting(unique_tokens=1e12)) is None
-
-
-def test_noise_of_an_evaluation_goes_with_its_tokens() -> None:
-    assert prior.sigma(setting()) == pytest.approx(0.0176, abs=1e-4)
-    assert prior.sigma(setting(eval_tokens=4 * 200 * 16 * 1024.0)) == pytest.approx(0.0088, abs=1e-4)
-    assert prior.sigma(setting(fixed_eval=True)) == annealing.MISFIT
-
-
-def test_log_without_a_loss_leaves_the_prior_and_without_both_nothing() -> None:
-    alone = prior.posterior(history(((0, 10.9),)), setting())
-    assert alone is not None
-    assert alone.final().mean == pytest.approx(3.530, abs=0.003)
-    assert prior.posterior(history(((0, 10.9),)), setting(parameters=None)) is None
-
-
-def test_evaluation_that_stands_twice_counts_once() -> None:
-    curve = prior.curve(history(((0, 10.9), (500, 5.0), (500, 4.9), (1000, math.nan))), setting())
-    assert curve.steps.tolist() == [0, 500]
-    assert curve.losses.tolist() == [10.9, 4.9]
-
-
-@pytest.fixture(scope="session")
-def bench() -> Iterator[ModuleType]:
-    """`bench/forecast.py` as a module."""
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        spec = importlib.util.spec_from_file_location("bench_forecast", ROOT / "bench" / "forecast.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["bench_forecast"] = module
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
-
-
-@pytest.mark.parametrize("method", ["power", "Tissue", "multi-power"])
-def test_free_fits_find_a_run_of_their_own_form(bench: ModuleType, method: str) -> None:
-    """So that what the law is compared with is no straw man."""
-    course = Course.of(cosine(20_000, 500), 500)
-    at = np.append(np.arange(2_000.0, 14_001.0, 250.0), 20_000.0)
-    travel = course.travel(1.0, at)
-    if method == "power":
-        losses = 3 + 40 * at**-0.6
-    elif method == "Tissue":
-        momentum = sys.modules["baselines"]._momentum(course)
-        losses = 3 + 40 * travel**-0.6 - 2e-4 * np.interp(at, course.edges, momentum)
-    else:
-        fall, gain = sys.modules["baselines"]._Kernel(at, course).columns(0.6, 0.2, 0.5, 0.5)
-        losses = 3 + 40 * fall + 0.13 * gain
-    found = bench.METHODS[method](at[:-1], losses[:-1], course)
-    assert found == pytest.approx(losses[-1], abs=0.002)
-
-
-def test_free_fits_see_the_schedule_as_their_forms_say(bench: ModuleType) -> None:
-    rates = cosine(3000, 100)
-    course, at = Course.of(rates, 100), np.array([500.0, 1500.0, 3000.0])
-    done = sys.modules["baselines"]._Kernel(at, course).columns(0.5, 0.11, 0.58, 0.64)[1]
-    np.testing.assert_allclose(-done, course.anneal(1.0, True, at), atol=0.01)
-    held, total = 0.0, [0.0]
-    for k in range(3000):
-        held = 0.999 * held + (rates[k - 1] - rates[k] if k > 101 else 0.0)
-        total.append(total[-1] + held)
-    momentum = sys.modules["baselines"]._momentum(course)
-    np.testing.assert_allclose(momentum[[500, 1500, 3000]], [total[500], total[1500], total[3000]], rtol=0.01)
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("trapezoid (linear warmdown 300)", trapezoid(1000, 300)),
-        ("stable 30% then linear to 0 (70%)", trapezoid(1000, 700)),
-        ("WSD linear decay from 800", trapezoid(1000, 200)),
-        ("WSD exp decay from 800", 0.1 ** (np.maximum(np.arange(1000) - 800, 0) / 200)),
-        ("step drop to 3e-5 at 600", step_drop(1000, 601, 0.1)),
-        ("cosine to 10%", cosine(1000)),
-        ("constant", np.ones(1000)),
-    ],
-)
-def test_schedule_is_rebuilt_from_its_description(bench: ModuleType, words: str, expected: Floats) -> None:
-    end = 0.1 if "exp" in words or "step" in words or "10%" in words else 0.0
-    np.testing.assert_allclose(sys.modules["curves"]._typed(words, 1000, 0, end), expected, atol=1e-9)
-
-
-def test_recorded_curves_are_forecast_within_the_limits(bench: ModuleType, shared: Path) -> None:
-    curves = [curve for curve in bench.read(shared / "forecast") if curve.core]
-    assert len(curves) == 27
-    results = bench.judge(curves, (0.3, 0.5, 0.7), baselines=False)
-    limits = {"cosine": (0.0125, 0.007, 0.005), "wsd": (0.021, 0.014, 0.014)}
-    for kind, bounds in limits.items():
-        for share, bound in zip((0.3, 0.5, 0.7), bounds):
-            assert bench.mae(bench.pick(results, share, kind=kind)) <= bound
-    for share in (0.3, 0.5, 0.7):
-        assert 0.75 <= bench.coverage(bench.pick(results, share), 80) <= 0.90
-
-
-def test_prior_of_a_family_knows_nothing_of_it(bench: ModuleType) -> None:
-    random, curves = np.random.default_rng(6), []
-    for i in range(18):
-        usual = replace(SHAPES[2], drop=(0.04 if i < 9 else 0.20, 0.01), rho=0.0)
-        whole, family = drawn(random, cosine(3000, 100), 100, usual), "low" if i < 9 else "high"
-        given = {"steps": whole.steps, "losses": whole.losses, "rates": whole.rates, "warmup": 100}
-        curves.append(bench.Recorded(name=f"{i}", family=family, kind="cosine", repetition=None, **given))
-    prior_of = bench._priors(curves)
-    assert prior_of("high")[2].drop[0] == pytest.approx(0.04, abs=0.02)
-    assert prior_of("low")[2].drop[0] == pytest.approx(0.20, abs=0.02)
-    assert bench._priors(curves[:12])("low") == SHAPES  # three curves are too few to learn from
-
-
-def test_shipped_priors_are_those_of_the_curves(bench: ModuleType, shared: Path) -> None:
-    for shipped, learned in zip(SHAPES, bench.learn([c for c in bench.read(shared / "forecast") if c.core])):
-        assert (*shipped.alpha, *shipped.drop) == pytest.approx((*learned.alpha, *learned.drop), abs=0.002)
-        assert shipped.rho == pytest.approx(learned.rho, abs=0.02)
-
-
-def test_table_is_written_from_any_folder(bench: ModuleType, tmp_path: Path) -> None:
-    head = "id,family,type,warmup,peak_lr,end_lr,total_steps,total_tokens,batch_tokens,epochs,n_total,quality\n"
-    rows, random = [], np.random.default_rng(0)
-    for i, (kind, rates) in enumerate((("cosine to 10%", cosine(3000, 100)), ("WSD linear decay from 2000", None))):
-        rates = trapezoid(3000, 1000, 0.1) if rates is None else rates
-        whole = drawn(random, rates, 100 if i == 0 else 0, SHAPES[2])
-        points = "".join(f"{step},,,,{loss}\n" for step, loss in zip(whole.steps, whole.losses))
-        (tmp_path / f"run{i}.csv").write_text("step,tokens,lr_or_blank,train_loss_or_blank,val_loss\n" + points)
-        rows.append(f"run{i},fam{i},{kind},{100 if i == 0 else 0},3e-4,3e-5,3000,,524288,<1,1e8,\n")
-    (tmp_path / "index.csv").write_text(head + "".join(rows))
-    read = bench.read(tmp_path)
-    np.testing.assert_allclose(read[0].rates, cosine(3000, 100), atol=1e-6)
-    np.testing.assert_allclose(read[1].rates, trapezoid(3000, 1000, 0.1), atol=2e-3)
-    text = bench.write([tmp_path])
-    assert "| cosine (1) | **annealing law** |" in text
-    assert "| WSD, trapezoid, linear (1) | **annealing law** |" in text

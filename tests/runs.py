@@ -1,0 +1,47 @@
+"""Schedules, and whole runs drawn from the annealing law."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxgpt.diagnose.annealing import Curve, Shape
+from jaxgpt.diagnose.course import Course
+
+Floats = NDArray[np.float64]
+
+
+def cosine(total: int, warmup: int = 0, end: float = 0.1) -> Floats:
+    through = np.clip((np.arange(total) - warmup) / (total - warmup), 0, 1)
+    fall = end + (1 - end) * (1 + np.cos(np.pi * through)) / 2
+    return np.where(np.arange(total) < warmup, (np.arange(total) + 1) / (warmup + 1), fall)
+
+
+def trapezoid(total: int, fall: int, end: float = 0.0) -> Floats:
+    return end + (1 - end) * np.minimum((total - np.arange(total)) / fall, 1.0)
+
+
+def step_drop(total: int, at: int, end: float) -> Floats:
+    return np.where(np.arange(total) < at, 1.0, end)
+
+
+def drawn(random: np.random.Generator, rates: Floats, warmup: int, shape: Shape, misfit: float = 0.0) -> Curve:
+    """A whole run from the law's own prior, evaluated forty times."""
+    alpha = min(max(random.normal(*shape.alpha), 0.12), 1.18)
+    away = (alpha - shape.alpha[0]) / shape.alpha[1]
+    drop = random.normal(shape.drop[0] + shape.rho * shape.drop[1] * away, shape.drop[1] * math.sqrt(1 - shape.rho**2))
+    level, scale = random.uniform(2, 3.5), random.uniform(0.15, 0.5)
+    course = Course.of(rates, warmup)
+    steps = np.linspace(0, len(rates), 41).astype(np.int64)[1:]
+    at = steps.astype(np.float64)
+    share = course.travel(shape.p, at) / course.travel(shape.p, at[-1:])
+    losses = level + scale * share**-alpha - drop * course.anneal(shape.q, shape.kernel, at)
+    return Curve(
+        steps=steps, losses=losses + random.normal(0, misfit, len(steps)), rates=rates, warmup=warmup, sigma=misfit
+    )
+
+
+def upto(curve: Curve, share: float) -> Curve:
+    kept = curve.steps <= share * len(curve.rates)
+    return replace(curve, steps=curve.steps[kept], losses=curve.losses[kept])

@@ -1,6 +1,7 @@
 """The run that a log belongs to: what the log, a config and the options say of it, and what had to be assumed."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,14 @@ from numpy.typing import NDArray
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.scaling import Corpus
 from jaxgpt.config import Config, Optim
+from jaxgpt.logs.history import History
+
+
+class Twin(NamedTuple):
+    """A clean run to hold this one against, where the law says nothing of runs like it."""
+
+    history: History
+    setting: "Setting"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,8 @@ class Setting:
     config: Config | None = None
     config_name: str | None = None  # what `--config` would be given, for advice
     known_schedule: bool = True  # False where the schedule is assumed
+    twin: Twin | None = None
+    hoped_seconds: float | None = None  # per step, as somebody hopes
     assumed: tuple[str, ...] = ()  # sentences: "the schedule is assumed to be a cosine to a tenth (--schedule …)"
 
     @property

@@ -1,6 +1,8 @@
 """What is judged: a run's log, setting and forecast, and the figures that several verdicts ask for."""
 
+import bisect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -9,8 +11,8 @@ import numpy as np
 
 from jaxgpt.budget import question, scaling
 from jaxgpt.budget.scaling import Expectation, Question, Recipe
-from jaxgpt.diagnose.annealing import Forecast, Posterior
-from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose import annealing, endings
+from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.verdicts import measure
 from jaxgpt.diagnose.verdicts.measure import Level, Series
@@ -22,6 +24,8 @@ FIXED_TEXT_ERROR = 0.003  # repeats on a fixed validation set: 0.0004 to 0.003 (
 CALM = 2 * math.sqrt(2)  # standard errors of one evaluation that a difference of two must exceed to be seen
 WINDOW = 0.05  # of the steps done: how far back "now" reaches when a plateau is looked for
 TRAIN_WINDOW = 200  # losses behind an evaluation that stand for its train loss
+NEAR_END = 1.3  # epochs within which the first gap stands for that of the end of epoch 1
+DROP, DROP_POWER = (0.128, 0.025), 0.85  # B of the annealing law and its q: what stands in for a fit that is not there
 KNOWN_CORPUS = 0.10  # nats: an offset known worse than that says nothing of the level
 
 
@@ -31,6 +35,16 @@ class Gap(NamedTuple):
     step: int
     value: float
     error: float
+    lines: tuple[int, ...]
+
+
+class Growth(NamedTuple):
+    """How far the gap has grown since each token had been read once; not `exact` is at least as much."""
+
+    value: float
+    error: float
+    said: str
+    exact: bool
     lines: tuple[int, ...]
 
 
@@ -50,8 +64,6 @@ class Case:
     history: History
     setting: Setting
     posterior: Posterior | None = None
-    forecast: Forecast | None = None
-    arrival: Arrival | None = None
     twin: "Case | None" = field(default=None)
 
     @property
@@ -149,8 +161,9 @@ class Case:
         train = evaluation.train
         if train is not None and math.isfinite(train):
             return Level(train, self.error or 0.0)
-        if not len(self.losses) or self.setting.dropout:
-            return None  # a loss with dropout stands above the same weights' loss without
+        if not len(self.losses):
+            return None
+        # dropout lifts these losses, by much the same all along: what is asked of them is a difference of two
         return measure.trailing(self.losses, evaluation.step, TRAIN_WINDOW)
 
     def repetition(self, step: float, unique: float | None = None) -> float | None:
@@ -162,39 +175,132 @@ class Case:
         return scaling.repetition(setting.parameters, step * setting.tokens_per_step, held)
 
     @cached_property
+    def growth(self) -> Growth | None:
+        """The gap now (mean of the last three) less the gap at the end of epoch 1; beside the twin's, if it has one."""
+        end = self.first_epoch
+        if end is None or not self.gaps or self.gaps[-1].step <= end:
+            return None
+        if self.twin is not None and self.twin.gaps:
+            return self._growth_over_twin(self.twin.gaps)
+        steps = [gap.step for gap in self.gaps]
+        now, error = _mean(self.gaps[-3:])
+        start = self.gaps[max(bisect.bisect_right(steps, end) - 1, 0)]
+        if start is self.gaps[-1]:
+            return None
+        then = float(np.interp(end, steps, [gap.value for gap in self.gaps]))
+        said = f"{then:+.3f} at step {max(end, steps[0]):,.0f}, {now:+.3f} at step {steps[-1]:,}"
+        exact = steps[0] <= NEAR_END * end
+        return Growth(now - then, math.hypot(error, start.error), said, exact, (*start.lines, *self.gaps[-1].lines))
+
+    def _growth_over_twin(self, others: tuple[Gap, ...]) -> Growth:
+        """How much wider than the twin's the gap is, which a run that repeats nothing keeps at nothing."""
+        now, error = _mean(self.gaps[-3:])
+        steps = [gap.step for gap in self.gaps[-3:]]
+        usual = float(np.interp(steps, [gap.step for gap in others], [gap.value for gap in others]).mean())
+        said = f"gap {now:+.3f} at step {steps[-1]:,}, the twin's {usual:+.3f}"
+        return Growth(now - usual, error, said, True, self.gaps[-1].lines)
+
+    @cached_property
+    def unaided(self) -> Posterior | None:
+        """The annealing law fitted to the validation losses alone: no law beforehand, no cost of repetition."""
+        return self._fit(math.inf)
+
+    @cached_property
+    def over_first_epoch(self) -> Level | None:
+        """How far the last evaluations stand above what those of the first epoch foretell; None where they cannot."""
+        end = self.first_epoch
+        known = None if end is None or self.done <= end else self._fit(end)
+        if known is None or self.vals.steps[-1] <= (end or 0.0):
+            return None
+        last = self.vals.between(max(end or 0.0, self.vals.steps[-3]), math.inf)
+        means, sds = known.at(last.steps.astype(np.int64))
+        apart = float((last.values - means).mean())
+        return Level(apart, math.hypot(float(sds[-1]), self.error or 0.0), tuple(int(n) for n in last.lines))
+
+    def _fit(self, until: float) -> Posterior | None:
+        if self.posterior is None:
+            return None
+        curve = self.posterior.curve
+        kept = curve.steps <= until
+        part = replace(curve, steps=curve.steps[kept], losses=curve.losses[kept], repetition=None)
+        try:
+            return annealing.fit(part)
+        except ValueError:
+            return None
+
+    @cached_property
+    def anneal(self) -> Level | None:
+        """What annealing from here to a rate of zero, over a tenth of the steps done, would take off the loss."""
+        share = self.share(self.done - 1)
+        if share is None or not self.done:
+            return None
+        if self.posterior is None:
+            return Level(DROP[0] * share**DROP_POWER, DROP[1] * share**DROP_POWER)
+        return Level(*self.posterior.remaining_drop(self.done, endings.annealed(self.setting.rates, self.done)))
+
+    @cached_property
+    def expected_fall(self) -> float | None:
+        """What the forecast expects the loss to fall by over the window of `flat`, in nats."""
+        if self.flat is None or self.posterior is None:
+            return None
+        means, _ = self.posterior.at([self.flat.first.step, self.flat.last.step])
+        return float(means[0] - means[1])
+
+    @cached_property
     def asked(self) -> Question | None:
         """The question that the run is to the law of the loss; None where its size or tokens are unknown."""
+        return self._question(self.setting.total_steps)
+
+    def _question(self, steps: int) -> Question | None:
         setting = self.setting
-        if not setting.parameters or not setting.tokens:
+        if not setting.parameters or not setting.tokens_per_step or steps < 1:
             return None
-        rate = setting.optim.learning_rate
-        if setting.config is not None:
-            recipe = question.recipe(setting.config.replace({"optim": _plain(setting)}), setting.total_steps)
-        else:
-            recipe = Recipe(learning_rate=rate, end_share=self.share(setting.total_steps) or 0.0)
-        ceiling = math.log(setting.vocab_size) if setting.vocab_size and setting.vocab_size > 1 else math.inf
+        size = setting.vocab_size
         return Question(
             parameters=setting.parameters,
-            tokens=setting.tokens,
-            recipe=recipe,
+            tokens=setting.tokens_per_step * steps,
+            recipe=self._recipe(),
             corpus=setting.corpus,
             unique=setting.unique_tokens,
-            ceiling=ceiling,
+            ceiling=math.log(size) if size and size > 1 else math.inf,
         )
+
+    def _recipe(self) -> Recipe:
+        setting = self.setting
+        own = Recipe(learning_rate=setting.optim.learning_rate, end_share=self.share(setting.total_steps) or 0.0)
+        if setting.config is None:
+            return own
+        return replace(own, differences=question.recipe(setting.config, setting.total_steps).differences)
 
     @cached_property
     def law(self) -> Expectation | None:
         return None if self.asked is None else scaling.expect(self.asked)
 
     @cached_property
+    def law_now(self) -> Expectation | None:
+        """What the law expects of a run that ends, annealed, where this one stands."""
+        asked = self._question(self.done)
+        return None if asked is None else scaling.expect(replace(asked, recipe=replace(asked.recipe, end_share=0.0)))
+
+    @cached_property
+    def level(self) -> Level | None:
+        """How far the loss, once annealed, stands above the law; None where the law says nothing of this run."""
+        if self.unlicensed or self.anneal is None or self.now is None or self.law_now is None:
+            return None
+        if self.done <= self.setting.optim.warmup_steps:
+            return None
+        error = math.hypot(self.law_now.sigma, self.anneal.error, self.now.error)
+        return Level(self.now.value - self.anneal.value - self.law_now.loss, error, self.now.lines)
+
+    @cached_property
     def unlicensed(self) -> str:
         """Why the law says nothing of this run's level; empty where it does."""
-        if self.law is None:
-            return "the run's size or tokens are not known"
-        if self.law.outside:
-            return "outside the law's fitted range: " + "; ".join(self.law.outside)
+        if self.law_now is None:
+            return "the run's size or tokens are not known (--params, --batch-tokens)"
+        if self.law_now.outside:
+            return "outside the law's fitted range: " + "; ".join(self.law_now.outside)
         if self.setting.corpus.sd > KNOWN_CORPUS:
-            return f"the corpus ({self.setting.corpus.name}) has no offset known to {KNOWN_CORPUS:g} nats"
+            return f"the level of the corpus ({self.setting.corpus.name}) is not known to {KNOWN_CORPUS:g} nats (--corpus)"
         return ""
 
     def gain(self, **changes: float) -> float | None:
@@ -208,24 +314,24 @@ class Case:
     @cached_property
     def excess(self) -> Level | None:
         """How far the last evaluations stand above the twin's at the same steps, and the error of that."""
-        return None if self.twin is None else above(self, self.twin, 3)
+        return self.excess_while(lambda step: True, 3)
+
+    def excess_while(self, test: Callable[[int], bool], most: int = 1_000_000) -> Level | None:
+        """The same over the last `most` evaluations at whose step `test` holds; None if there is none."""
+        if self.twin is None or not len(self.twin.vals):
+            return None
+        others = self.twin.vals
+        shared = self.vals.between(max(float(others.steps[0]), 1.0), float(others.steps[-1]) + 1)
+        kept = np.array([test(int(step)) for step in shared.steps], bool)
+        apart = (shared.values - np.interp(shared.steps, others.steps, others.values))[kept][-most:]
+        if not len(apart):
+            return None
+        error = math.hypot(self.error or FIXED_TEXT_ERROR, self.twin.error or FIXED_TEXT_ERROR)
+        lines = tuple(int(line) for line in shared.lines[kept][-min(most, 3) :])
+        return Level(float(apart.mean()), error / math.sqrt(len(apart)), lines)
 
 
-def _plain(setting: Setting) -> dict[str, float]:
-    return {"learning_rate": setting.optim.learning_rate, "min_lr": setting.optim.min_lr}
-
-
-def above(case: Case, twin: Case, count: int) -> Level | None:
-    """The mean difference of the last `count` evaluations to the twin's curve at their steps; None if none is shared.
-
-    Evaluations beyond the twin's last one are left out.
-    """
-    if not len(twin.vals) or not len(case.vals):
-        return None
-    shared = case.vals.between(float(twin.vals.steps[0]), float(twin.vals.steps[-1]) + 1)
-    if not len(shared):
-        return None
-    apart = shared.values - np.interp(shared.steps, twin.vals.steps, twin.vals.values)
-    error = math.hypot(case.error or FIXED_TEXT_ERROR, twin.error or FIXED_TEXT_ERROR)
-    last = apart[-count:]
-    return Level(float(last.mean()), error / math.sqrt(len(last)), tuple(int(n) for n in shared.lines[-count:]))
+def _mean(gaps: tuple[Gap, ...]) -> tuple[float, float]:
+    """Mean and standard error."""
+    errors = [gap.error for gap in gaps]
+    return sum(gap.value for gap in gaps) / len(gaps), math.hypot(*errors) / len(gaps)

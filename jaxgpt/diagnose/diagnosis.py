@@ -4,18 +4,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxgpt.diagnose import annealing, arrival, prior, verdicts
 from jaxgpt.diagnose.annealing import Curve, Posterior
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.setting import Setting
-from jaxgpt.diagnose.verdict import IDS, Advice, Verdict
+from jaxgpt.diagnose.verdict import Advice, Verdict
 from jaxgpt.diagnose.verdicts.case import Case
 from jaxgpt.diagnose.whatif import WhatIf, what_ifs
 from jaxgpt.logs.history import History
 
-ORDER = {"supported": 0, "cannot tell": 1, "not supported": 2}
+KNOTS = 513  # steps at which the cost of repetition is computed; lines between them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +36,15 @@ class Diagnosis:
     missing: tuple[str, ...]  # what to log or to give for a better answer
 
 
-def diagnose(
-    history: History, setting: Setting, twin: tuple[History, Setting] | None = None, now: float | None = None
-) -> Diagnosis:
+def diagnose(history: History, setting: Setting, now: float | None = None) -> Diagnosis:
     """The diagnosis of the run behind `history`, seen at `now` (seconds since 1970; None: the clock's).
 
-    `twin` is a run that differs in nothing but what is suspected. Whatever the log lacks is said in the answer; nothing
-    that a log may hold raises.
+    Whatever the log lacks is said in the answer; nothing that a log may hold raises.
     """
     arrived = arrival.arrive(history, setting, now)
     no_arrival = arrival.unknown(history, setting)
     posterior, forecast, no_forecast = heading(history, setting)
-    judged = verdicts.judge(history, setting, posterior, forecast, arrived, twin=twin)
-    ordered = tuple(sorted(judged, key=lambda v: (ORDER[v.status], -v.weight, IDS.index(v.id))))
+    judged = verdicts.judge(history, setting, posterior, forecast, arrived)
     return Diagnosis(
         history=history,
         setting=setting,
@@ -57,15 +54,15 @@ def diagnose(
         forecast=forecast,
         no_forecast=no_forecast,
         what_ifs=what_ifs(history, setting, posterior) if posterior else (),
-        verdicts=ordered,
-        advice=_advice(ordered),
-        missing=_missing(ordered, no_arrival, no_forecast),
+        verdicts=judged,
+        advice=_advice(judged),
+        missing=_missing(judged, no_arrival, no_forecast),
     )
 
 
 def heading(history: History, setting: Setting) -> tuple[Posterior | None, Forecast | None, str]:
     """The law fitted to the run and its final loss, or why there are none."""
-    if setting.total_steps <= 0:
+    if not setting.total_steps:
         return None, None, "it is not known how long the run is to be (--total-steps)"
     try:
         posterior = annealing.fit(curve(history, setting), prior.pre_run(setting))
@@ -77,15 +74,23 @@ def heading(history: History, setting: Setting) -> tuple[Posterior | None, Forec
 def curve(history: History, setting: Setting) -> Curve:
     """The validation losses as the law reads them."""
     case = Case(history, setting)
-    held = [evaluation for evaluation in case.evaluations if evaluation.step <= setting.total_steps]
+    held = [evaluation for evaluation in case.evaluations if evaluation.step <= len(setting.rates)]
     return Curve(
         steps=np.array([evaluation.step for evaluation in held], np.int64),
         losses=np.array([evaluation.val for evaluation in held], np.float64),
         rates=setting.rates,
         warmup=setting.optim.warmup_steps,
         sigma=case.error or annealing.FIXED_SIGMA,
-        repetition=prior.repetition(setting),
+        repetition=repetition(case),
     )
+
+
+def repetition(case: Case) -> NDArray[np.float64] | None:
+    """The expected cost of repeated text after 0, 1, … updates of the run; None where none is known or none repeats."""
+    total = len(case.setting.rates)
+    knots = np.unique(np.linspace(0, total, KNOTS).round())
+    costs = np.array([case.repetition(float(step)) or 0.0 for step in knots])
+    return np.interp(np.arange(total + 1), knots, costs) if costs.any() else None
 
 
 def _advice(judged: Iterable[Verdict]) -> tuple[Advice, ...]:

@@ -26,21 +26,21 @@ class WhatIf(NamedTuple):
 def what_ifs(history: History, setting: Setting, posterior: Posterior) -> tuple[WhatIf, ...]:
     """Stopping now with the rate brought down, ending with a lower rate, and going on for longer.
 
-    Of a run that is over, what it would have become: planned longer, or with a lower last rate.
+    Of a run that is over: what it would have become if it had been planned so.
     """
     rates, done = setting.rates, min(history.done, len(setting.rates))
-    kept = done if done < len(rates) else 0
+    over, warm = done >= len(rates), min(setting.optim.warmup_steps, len(rates) - 1)
+    kept = warm if over else max(done, warm)
     found = []
-    if kept and rates[done - 1] > LOW:
+    if not over and done and rates[done - 1] > LOW:
         ended = endings.annealed(rates, done)
-        what = f"stop here and bring the rate down to 0 in {len(ended) - done:,} steps"
+        what = f"end now, the rate falling to 0 in {len(ended) - done:,} steps"
         found.append(WhatIf(what, len(ended), posterior.final(ended)))
-    if rates[-1] > LOW and np.ptp(rates[max(kept, 1) - 1 :]) > LOW:
-        found.append(WhatIf("the same end, but with a rate that falls to 0", len(rates), posterior.final(lowered(rates, kept))))
+    if rates[-1] > LOW and np.ptp(rates[kept:]) > LOW:
+        found.append(WhatIf("the same end, the rate falling to 0", len(rates), posterior.final(lowered(rates, kept))))
     for share in LONGER:
         longer = stretched(rates, kept, round(share * len(rates)))
-        verb = "go on for" if kept else "planned for"
-        what = f"{verb} {len(longer) - len(rates):,} steps more, the rate falling as much more slowly"
+        what = f"{len(longer) - len(rates):,} steps more, the rate falling slower"
         found.append(WhatIf(what, len(longer), posterior.final(longer)))
     return tuple(found)
 

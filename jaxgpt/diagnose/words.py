@@ -10,6 +10,7 @@ from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.trend import Trend
 from jaxgpt.diagnose.verdict import Advice, Verdict
+from jaxgpt.diagnose.whatif import WhatIf
 from jaxgpt.logs.history import History
 
 MOST_LINES, WIDEST_LINE = 3, 160  # of the log, quoted for one condition; characters of one
@@ -63,7 +64,7 @@ def arrives(found: Diagnosis) -> str:
 
 def ends(found: Diagnosis) -> str:
     """Where it ends."""
-    steps, forecast = found.setting.total_steps, found.forecast
+    steps, forecast = len(found.setting.rates), found.forecast
     if forecast is None:
         return f"Where it ends cannot be told: {found.no_forecast}."
     verb = "ended" if found.arrival and found.arrival.done else "will end"
@@ -77,12 +78,13 @@ def matter(found: Diagnosis) -> str:
     """What is wrong, and the first thing to do."""
     held = [verdict for verdict in found.verdicts if verdict.status == "supported"]
     wrong = [verdict for verdict in held if MEANING[verdict.id][1]]
-    if wrong:
-        said = f"What is wrong: {phrases(wrong)}."
-    elif held:
-        said = f"Nothing is wrong that the log shows; {phrases(held)}."
-    else:
+    if not held:
         said = "Nothing is wrong that the log shows."
+    elif held[0] in wrong:
+        said = f"What is wrong: {phrases(wrong)}."
+    else:
+        also = f"; beside that, {phrases(wrong)}" if wrong else ""
+        said = f"Nothing is broken: {phrases(held[:1])}{also}."
     return f"{said} First: {found.advice[0].what.rstrip('.')}." if found.advice else said
 
 
@@ -130,6 +132,19 @@ def cells(forecast: Forecast) -> tuple[str, str, str]:
     return middle, interval(forecast.low80, forecast.high80), interval(forecast.low95, forecast.high95)
 
 
+def endings(found: Diagnosis) -> list[WhatIf]:
+    """The end that the run is heading for, and the others."""
+    if found.forecast is None:
+        return []
+    return [WhatIf("as it runs", len(found.setting.rates), found.forecast), *found.what_ifs]
+
+
+def until(found: Diagnosis, steps: int) -> str:
+    """How long it takes from now until `steps` are done, at the run's pace; empty where that is not known."""
+    held, ahead = found.arrival, steps - found.history.done
+    return duration(ahead * held.pace.seconds) if held and held.pace and ahead > 0 else "–"
+
+
 def gain(advice: Advice) -> str:
     """`about 0.045 nats (80 %: 0.030 to 0.060)`; empty where no law says."""
     if advice.gain is None:
@@ -140,8 +155,13 @@ def gain(advice: Advice) -> str:
     return f"{said} (80 %: {advice.low:.3f} to {advice.high:.3f})"
 
 
+def behind(verdict: Verdict) -> list[int]:
+    """The numbers of the log's lines behind a verdict, each once."""
+    return sorted({line for condition in verdict.conditions for line in condition.lines})
+
+
 def quotes(history: History, numbers: Iterable[int]) -> list[Quote]:
-    """The lines of the log behind a condition: the first two and the last of them."""
+    """These lines of the log; of many the first two and the last."""
     held = [number for number in dict.fromkeys(numbers) if 0 < number <= len(history.lines)]
     if len(held) > MOST_LINES:
         held = [*held[: MOST_LINES - 1], held[-1]]
@@ -154,8 +174,9 @@ def _short(line: str) -> str:
 
 
 def refuted(verdict: Verdict) -> str:
-    """The condition that a verdict fails on."""
-    return next((condition.found for condition in verdict.conditions if condition.holds is False), "")
+    """The first condition that a verdict fails on, as a question with its answer."""
+    failed = next((condition for condition in verdict.conditions if condition.holds is False), None)
+    return "" if failed is None else f"{failed.asks}? {failed.found}"
 
 
 def unmeasured(verdict: Verdict) -> list[str]:

@@ -7,8 +7,9 @@ not measured. Given a clean twin (`Setting.twin`), losses are held against its c
 from collections.abc import Callable
 from dataclasses import replace
 
-from jaxgpt.diagnose.annealing import Forecast, Posterior
+from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.verdict import IDS, Verdict
 from jaxgpt.diagnose.verdicts import failures, rate, recipe, repetition, size, speed
@@ -53,7 +54,7 @@ def judge(
 ) -> tuple[Verdict, ...]:
     """All sixteen verdicts: supported ones first, by weight; then what cannot be told, then the rest, as in `IDS`."""
     twin = None if setting.twin is None else Case(setting.twin.history, setting.twin.setting)
-    return verdicts(Case(history, setting, posterior, twin))
+    return verdicts(Case(history, setting, posterior, forecast, arrival, twin))
 
 
 def verdicts(case: Case) -> tuple[Verdict, ...]:

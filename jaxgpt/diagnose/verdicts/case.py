@@ -3,7 +3,7 @@
 import bisect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -13,6 +13,8 @@ from jaxgpt.budget import question, scaling
 from jaxgpt.budget.scaling import Expectation, Question, Recipe
 from jaxgpt.diagnose import annealing, endings
 from jaxgpt.diagnose.annealing import Posterior
+from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.verdicts import measure
 from jaxgpt.diagnose.verdicts.measure import Level, Series
@@ -64,7 +66,9 @@ class Case:
     history: History
     setting: Setting
     posterior: Posterior | None = None
-    twin: "Case | None" = field(default=None)
+    forecast: Forecast | None = None
+    arrival: Arrival | None = None
+    twin: "Case | None" = None
 
     @property
     def done(self) -> int:
@@ -167,7 +171,7 @@ class Case:
         return measure.trailing(self.losses, evaluation.step, TRAIN_WINDOW)
 
     def repetition(self, step: float, unique: float | None = None) -> float | None:
-        """What repeated tokens cost after `step` updates by the law, in nats; None where N or the tokens are unknown."""
+        """What repeated tokens cost after `step` updates by the law, in nats; None where sizes are unknown."""
         setting = self.setting
         held = setting.unique_tokens if unique is None else unique
         if not setting.parameters or not setting.tokens_per_step or not held:
@@ -300,7 +304,9 @@ class Case:
         if self.law_now.outside:
             return "outside the law's fitted range: " + "; ".join(self.law_now.outside)
         if self.setting.corpus.sd > KNOWN_CORPUS:
-            return f"the level of the corpus ({self.setting.corpus.name}) is not known to {KNOWN_CORPUS:g} nats (--corpus)"
+            return (
+                f"the level of the corpus ({self.setting.corpus.name}) is not known to {KNOWN_CORPUS:g} nats (--corpus)"
+            )
         return ""
 
     def gain(self, **changes: float) -> float | None:

@@ -176,12 +176,12 @@ def _spikes(case: Case) -> list[int] | None:
     values, found, quiet = losses.values, list[int](), 0
     smooth = measure.running_median(values, WIDTH)
     height = values[1:] - smooth[:-1]
-    for place in np.flatnonzero(height >= LEAST_SPIKE) + 1:
+    for place in (np.flatnonzero(height >= LEAST_SPIKE) + 1).tolist():
         near = values[max(place - AROUND, 0) : place]
         if place < quiet or len(near) < AROUND // 2:
             continue
         if values[place] - np.median(near) >= SPIKE * max(_noise(near), 1e-3):
-            found.append(int(place))
+            found.append(place)
             quiet = place + WIDTH
     return found
 

@@ -34,7 +34,7 @@ class Series(NamedTuple):
         kept = (self.steps >= first) & (self.steps < last)
         return Series(self.steps[kept], self.values[kept], self.lines[kept])
 
-    def __len__(self) -> int:  # type: ignore[override]
+    def __len__(self) -> int:
         return len(self.steps)
 
 
@@ -99,4 +99,5 @@ def running_median(values: Floats, width: int) -> Floats:
         return values
     padded = np.concatenate((np.full(width - 1, np.nan), values))
     windows = np.lib.stride_tricks.sliding_window_view(padded, width)
-    return np.nanmedian(windows, axis=1)
+    smooth: Floats = np.nanmedian(windows, axis=1)
+    return smooth

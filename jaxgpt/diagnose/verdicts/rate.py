@@ -33,7 +33,7 @@ def not_annealed(case: Case) -> Verdict:
 
 def noise(case: Case) -> Verdict:
     """Whether what looks like a plateau is what the noise of an evaluation makes of a slow fall."""
-    return Verdict(id="noise-not-plateau", conditions=(_looks_flat(case), _hidden(case)), weight=1e-3)
+    return Verdict(id="noise-not-plateau", conditions=(_goes_on(case), _looks_flat(case), _hidden(case)), weight=1e-3)
 
 
 def _excess(case: Case) -> float:
@@ -102,6 +102,11 @@ def _arose(case: Case) -> Condition:
         return unknown(asks, "evaluations while the twin's rate was high")
     found = f"{before.value:+.3f} while its rate was above 70 % of its peak, {excess.value:+.3f} now"
     return Condition(asks, found, before.value <= (1 - AROSE) * excess.value, before.lines)
+
+
+def _goes_on(case: Case) -> Condition:
+    total = case.setting.total_steps
+    return Condition("the run is not over", f"{case.done:,} of {total:,} steps", case.done < total)
 
 
 def _looks_flat(case: Case) -> Condition:

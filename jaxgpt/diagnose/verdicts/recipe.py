@@ -1,6 +1,5 @@
 """A loss that neither size nor text explains: faults of the recipe, of the data or of the code."""
 
-
 from jaxgpt.budget.question import SIMILAR_BATCH
 from jaxgpt.budget.scaling import TOKENIZER_ROWS, tuned_learning_rate
 from jaxgpt.diagnose.verdict import Condition, Verdict
@@ -120,13 +119,15 @@ def _remarks(case: Case) -> list[str]:
     """Oddities of the recipe, which are no fault by themselves."""
     setting, remarks = case.setting, list[str]()
     if setting.tokens_per_step and setting.tokens_per_step < SIMILAR_BATCH[0]:
-        remarks.append(f"{setting.tokens_per_step:,.0f} tokens per step are few for a rate of "
-                       f"{setting.optim.learning_rate:g}; the law's runs have 131,072 to 2,097,152")
+        remarks.append(
+            f"{setting.tokens_per_step:,.0f} tokens per step are few for a rate of "
+            f"{setting.optim.learning_rate:g}; the law's runs have 131,072 to 2,097,152"
+        )
     if setting.parameters and setting.optim.learning_rate > 3 * tuned_learning_rate(setting.parameters):
         remarks.append(f"tuned runs of this size peak at {tuned_learning_rate(setting.parameters):.1e}")
     twin = case.twin
     if twin is not None and setting.optim.warmup_steps < twin.setting.optim.warmup_steps / 2:
-        remarks.append(f"a warmup of {setting.optim.warmup_steps:,} steps, the twin's {twin.setting.optim.warmup_steps:,}")
+        remarks.append(
+            f"a warmup of {setting.optim.warmup_steps:,} steps, the twin's {twin.setting.optim.warmup_steps:,}"
+        )
     return remarks
-
-

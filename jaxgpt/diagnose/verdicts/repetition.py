@@ -18,7 +18,7 @@ EARLY_MINIMUM = 0.95  # of the steps done (same place: minimum at .94 and .79 af
 SURELY = math.exp(2 * 0.53)  # two of the repetition law's log standard deviations
 LAW_FROM = 7e6  # parameters of the smallest model in the repetition law's 131 pairs
 NO_GROWTH, FEW_EPOCHS = 0.02, 4.0  # forecast.md, section 4: needless regularisation
-LIGHT_DECAY = 0.1  # weight decay up to which more of it is worth trying (same place; slowrun: 0.8 to 1.6 on 100M tokens)
+LIGHT_DECAY = 0.1  # weight decay up to which more is worth trying (same place; slowrun has 0.8 to 1.6 on 100M tokens)
 
 TOKENS = "how many tokens differ and how many a step reads: --unique-tokens N --batch-tokens N"
 
@@ -244,5 +244,3 @@ def _no_growth(case: Case, epochs: float | None) -> Condition:
         return unknown(asks, f"the train loss at the end of epoch 1{end} and now")
     found = f"{grown.value:+.3f} ± {grown.error:.3f} ({grown.said})"
     return Condition(asks, found, grown.value < NO_GROWTH, grown.lines)
-
-

@@ -38,6 +38,8 @@ def _level(case: Case) -> Condition:
         why = case.unlicensed or "no validation loss after the warmup"
         return unknown(asks, f"{why}: a clean twin to compare with (--twin RUN)")
     found = f"{level.value:+.3f} ± {level.error:.3f} from the law"
+    if case.forecast is not None and case.law is not None:
+        found += f"; forecast of the end {case.forecast.mean:.3f}, the law's {case.law.loss:.3f}"
     return Condition(asks, found, abs(level.value) <= LEVEL * level.error, level.lines)
 
 

@@ -1,8 +1,10 @@
 """How fast the run goes: whether it has slowed down, and what holds it back."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxgpt.budget import time
+from jaxgpt.budget.flops import flops_per_token
 from jaxgpt.diagnose.trend import Trend, trend
 from jaxgpt.diagnose.verdict import Condition, Verdict
 from jaxgpt.diagnose.verdicts.case import Case
@@ -19,7 +21,7 @@ def throughput(case: Case) -> Verdict:
     steps, seconds = _times(case)
     if len(seconds) < LEAST_TIMES:
         return Verdict(id="throughput", conditions=(unknown(asks, f"times of {LEAST_TIMES} steps or more"),))
-    change = trend(steps, seconds)
+    change = case.arrival.trend if case.arrival else trend(steps, seconds)
     if change is None:
         middle = float(np.median(seconds))
         return Verdict(id="throughput", conditions=(Condition(asks, f"{middle:.3g} s per step throughout", False),))
@@ -33,7 +35,9 @@ def _changed(change: Trend) -> str:
     return f"{change.before:.3g} s before, {change.after:.3g} s now ({change.change:+.0%}), {way} step {change.since:,}"
 
 
-def _times(case: Case) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.float64]]]:
+def _times(
+    case: Case,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Steps with a duration that is theirs alone, and those durations."""
     rows = [(s.step, s.seconds) for s in case.history.steps if s.pure and s.seconds is not None and s.seconds > 0]
     finite = [(step, seconds) for step, seconds in rows if np.isfinite(seconds)]
@@ -99,6 +103,6 @@ def _hoped(case: Case) -> Condition:
     if config is None or device is None:
         return unknown(asks, "the card and the model: --gpu NAME --config NAME", f"{hoped:g} s per step are hoped for")
     least = time.modelled(config, device, _software(case)).low
-    needs = config.tokens_per_step * time.flops_per_token(config.model) / hoped / 1e12
+    needs = config.tokens_per_step * flops_per_token(config.model) / hoped / 1e12
     found = f"{hoped:g} s per step would need {needs:,.0f} TFLOP/s; {device.name} has {device.tflops:g}"
     return Condition(asks, found, hoped < least)

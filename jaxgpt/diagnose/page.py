@@ -35,8 +35,8 @@ def _ends(found: Diagnosis) -> Iterable[Block]:
         for one in words.endings(found)
     ]
     if rows:
-        yield report.heading("Where it ends")
-        yield report.table(("", "steps", "from now", "validation loss", "80 %", "95 %"), rows)
+        yield report.heading("Where it ends: validation loss in nats per token")
+        yield report.table(("", "steps", "from now", "loss", "80 %", "95 %"), rows)
 
 
 def _advice(found: Diagnosis) -> Iterable[Block]:

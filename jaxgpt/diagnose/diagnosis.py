@@ -12,6 +12,7 @@ from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.verdict import Advice, Verdict
+from jaxgpt.diagnose.verdicts import advice
 from jaxgpt.diagnose.verdicts.case import Case
 from jaxgpt.diagnose.whatif import WhatIf, what_ifs
 from jaxgpt.logs.history import History
@@ -55,7 +56,7 @@ def diagnose(history: History, setting: Setting, now: float | None = None) -> Di
         no_forecast=no_forecast,
         what_ifs=what_ifs(history, setting, posterior) if posterior else (),
         verdicts=judged,
-        advice=_advice(judged),
+        advice=advice.ordered(judged),
         missing=_missing(judged, no_arrival, no_forecast),
     )
 
@@ -91,12 +92,6 @@ def repetition(case: Case) -> NDArray[np.float64] | None:
     knots = np.unique(np.linspace(0, total, KNOTS).round())
     costs = np.array([case.repetition(float(step)) or 0.0 for step in knots])
     return np.interp(np.arange(total + 1), knots, costs) if costs.any() else None
-
-
-def _advice(judged: Iterable[Verdict]) -> tuple[Advice, ...]:
-    """What the supported verdicts advise, each thing once, by what it is expected to gain."""
-    held = {one.what: one for verdict in judged if verdict.status == "supported" for one in verdict.advice}
-    return tuple(sorted(held.values(), key=lambda one: -(one.gain or 0.0)))
 
 
 def _missing(judged: Iterable[Verdict], no_arrival: str, no_forecast: str) -> tuple[str, ...]:

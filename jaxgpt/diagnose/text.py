@@ -59,7 +59,7 @@ class Printer(Sheet):
             self.line(f"no forecast: {found.no_forecast}")
             return
         drawn = table("", "steps", "from now", "loss", "80 %", "95 %", left=1)
-        for what, steps, forecast in words.endings(found):
+        for what, steps, forecast, _ in words.endings(found):
             drawn.add_row(what, f"{steps:,}", words.until(found, steps), *words.cells(forecast))
         self.show(drawn)
 

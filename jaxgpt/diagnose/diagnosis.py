@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from jaxgpt.diagnose import annealing, arrival, prior, verdicts
 from jaxgpt.diagnose.annealing import Curve, Posterior
 from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose.claims import Claim, claims
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.verdict import Advice, Verdict
@@ -38,6 +39,7 @@ class Diagnosis:
     what_ifs: tuple[WhatIf, ...]
     verdicts: tuple[Verdict, ...]  # all ids; supported ones first, by weight
     advice: tuple[Advice, ...]  # by expected gain
+    claims: tuple[Claim, ...]  # what is claimed of the run, and whether it can be
     missing: tuple[str, ...]  # what to log or to give for a better answer
 
 
@@ -61,6 +63,7 @@ def diagnose(history: History, setting: Setting, now: float | None = None) -> Di
         what_ifs=what_ifs(history, setting, posterior) if posterior else (),
         verdicts=judged,
         advice=advice.ordered(judged),
+        claims=claims(Case(history, setting, posterior, forecast)),
         missing=_missing(judged, no_arrival, no_forecast),
     )
 

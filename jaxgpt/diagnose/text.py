@@ -24,6 +24,7 @@ class Printer(Sheet):
         self.forecast(found)
         self.verdicts(found)
         self.advice(found)
+        self.sentences("Claims", words.claims(found))
         self.sentences("Assumed", found.setting.assumed)
         self.sentences("How the log was read", found.history.notes)
 

@@ -65,9 +65,15 @@ def what_ifs(history: History, setting: Setting, posterior: Posterior) -> tuple[
 
 def tried(history: History, setting: Setting, posterior: Posterior, ending: Ending) -> WhatIf:
     """An ending with its forecast and its command."""
-    runs = ending.anew or history.format == commands.OWN
-    command = commands.train(history, setting, ending.changes(setting), fork=ending.name) if runs else ""
-    return WhatIf(ending.what, ending.steps, posterior.final(ending.rates(setting)), command)
+    forecast = posterior.final(ending.rates(setting))
+    return WhatIf(ending.what, ending.steps, forecast, command(history, setting, ending))
+
+
+def command(history: History, setting: Setting, ending: Ending) -> str:
+    """How to train an ending; empty where only a run of ours could go on like that."""
+    if not ending.anew and history.format != commands.OWN:
+        return ""
+    return commands.train(history, setting, ending.changes(setting), fork=ending.name)
 
 
 def endings(history: History, setting: Setting) -> list[Ending]:

@@ -172,11 +172,12 @@ def _ending(case: Case, ending: whatif.Ending | None, words: str) -> list[Advice
     heading = _heading(case)
     if ending is None or case.posterior is None or heading is None:
         return []
-    tried = whatif.tried(case.history, case.setting, case.posterior, ending)
-    gain = case.posterior.final().mean - tried.forecast.mean
+    rates = ending.rates(case.setting)
+    gain = float(case.posterior.at([case.total])[0][0] - case.posterior.at([ending.steps], rates)[0][0])
     drop, sd = case.posterior.drop
     spread = math.hypot(gain * sd / max(abs(drop), 1e-3), 0.5 * WORTH)
-    return [_gaining(f"{words} {tried.what}", tried.command, gain, spread)] if gain > 0 else []
+    command = whatif.command(case.history, case.setting, ending)
+    return [_gaining(f"{words} {ending.what}", command, gain, spread)] if gain > 0 else []
 
 
 def gentler(case: Case) -> list[Advice]:

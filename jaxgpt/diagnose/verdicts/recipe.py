@@ -5,7 +5,7 @@ from jaxgpt.budget.scaling import TOKENIZER_ROWS, tuned_learning_rate
 from jaxgpt.diagnose.verdict import Condition, Verdict
 from jaxgpt.diagnose.verdicts import failures, twins
 from jaxgpt.diagnose.verdicts.case import Case
-from jaxgpt.diagnose.verdicts.repetition import worse
+from jaxgpt.diagnose.verdicts.repetition import overfitting, worse
 from jaxgpt.diagnose.verdicts.said import any_of, unknown
 
 ABOVE_LAW = 0.10  # nats: 2.5 sigma of the law (forecast.md, section 4; the largest error of its own runs is .056)
@@ -40,6 +40,8 @@ def _unexplained(case: Case) -> Condition:
         told = twins.otherwise_equal(case)
         if told.holds is False:
             return told._replace(asks=asks)
+    elif all(condition.holds for condition in overfitting(case).conditions):
+        return Condition(asks, "repeated text does", False)
     if all(condition.holds for condition in failures.divergence(case).conditions):
         return Condition(asks, "the run diverged", False)
     return Condition(asks, "nothing found", True)

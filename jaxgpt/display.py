@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from jaxgpt.budget.shown import duration
 from jaxgpt.config import Config
 from jaxgpt.diagnose.eta import Eta
 from jaxgpt.metrics import Display, Scores, StepRecord
@@ -175,14 +176,6 @@ def sparkline(values: Iterable[float], width: int = 60) -> str:
     means = [sum(part) / len(part) for part in (numbers[i : i + size] for i in range(0, len(numbers), size))]
     low, high = min(means), max(means)
     return "".join(BARS[int(7 * (mean - low) / (high - low or 1))] for mean in means)
-
-
-def duration(seconds: float) -> str:
-    """`6 h 32 min`, `4 min 10 s`, `12 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
 
 
 def _span(left: Eta | None) -> str:

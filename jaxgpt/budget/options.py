@@ -119,19 +119,21 @@ DESCRIPTION = (
 )
 
 
-def number(option: str, text: str, *, least: float | None = None, above: float | None = None) -> float:
-    """The finite number that an option's text spells (`3.68e9`, `3.68B`), in its range; else `ConfigError` C038."""
+def number(
+    option: str, text: str, *, least: float | None = None, above: float | None = None, code: str = "C038"
+) -> float:
+    """The finite number that an option's text spells (`3.68e9`, `3.68B`), in its range; else `ConfigError` `code`."""
     scale = question.SUFFIX.get(text.strip()[-1:].lower(), 1.0)
     try:
         value = float(text.replace(",", "") if scale == 1.0 else text.strip()[:-1].replace(",", "")) * scale
     except ValueError:
-        raise ConfigError("C038", f"{option} {text!r} is not a number") from None
+        raise ConfigError(code, f"{option} {text!r} is not a number") from None
     if not math.isfinite(value):
-        raise ConfigError("C038", f"{option} {text} is not finite")
+        raise ConfigError(code, f"{option} {text} is not finite")
     if least is not None and value < least:
-        raise ConfigError("C038", f"{option} {text}; must be {least:g} or more")
+        raise ConfigError(code, f"{option} {text}; must be {least:g} or more")
     if above is not None and value <= above:
-        raise ConfigError("C038", f"{option} {text}; must be above {above:g}")
+        raise ConfigError(code, f"{option} {text}; must be above {above:g}")
     return value
 
 

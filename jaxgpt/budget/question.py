@@ -87,11 +87,19 @@ def assumed_corpus(config: Config, text: str) -> tuple[Corpus, str]:
     if marked and marked[1] in CORPORA:
         return CORPORA[marked[1]], "the config's own text says so"
     for place, words in (("data.path", config.data.path), ("the config's own text", text)):
-        flat = words.lower().replace("_", "-")
-        for name in ("fineweb-edu", "fineweb", "openwebtext2", "openwebtext", "refinedweb", "c4"):
-            if re.search(rf"(?<![a-z]){name}(?![a-z])", flat.replace("than fineweb-edu", "")):
-                return CORPORA[name], f"assumed, because {place} says so"
+        found = corpus_in(words)
+        if found.name != "unknown":
+            return found, f"assumed, because {place} says so"
     return CORPORA["unknown"], "neither the config nor --corpus names one"
+
+
+def corpus_in(text: str) -> Corpus:
+    """The corpus that `text` names; unknown where it names none."""
+    flat = text.lower().replace("_", "-").replace("than fineweb-edu", "")
+    for name in ("fineweb-edu", "fineweb", "openwebtext2", "openwebtext", "refinedweb", "c4"):
+        if re.search(rf"(?<![a-z]){name}(?![a-z])", flat):
+            return CORPORA[name]
+    return CORPORA["unknown"]
 
 
 def stated_tokens(text: str) -> float | None:

@@ -2,6 +2,9 @@
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
+
 from jaxgpt.config import Optim
 
 
@@ -22,6 +25,23 @@ def learning_rate(settings: Optim, steps: int, update: int) -> float:
         return _line(peak, settings.min_lr, done, length)
     through = min(done / length, 1.0)
     return settings.min_lr + (peak - settings.min_lr) * (1 + math.cos(math.pi * through)) / 2
+
+
+def learning_rates(settings: Optim, steps: int) -> NDArray[np.float64]:
+    """`learning_rate` of each update of a run of `steps`, at once."""
+    updates = np.arange(steps, dtype=np.float64)
+    peak, warmup, low = settings.learning_rate, settings.warmup_steps, settings.min_lr
+    done = updates - warmup
+    if settings.schedule == "constant":
+        rates = np.full(steps, peak)
+    elif settings.schedule == "wsd":
+        hold = max(steps - (settings.decay_steps or max(steps // 5, 1)) - warmup, 0)
+        rates = peak + (low - peak) * np.clip((done - hold) / max(steps - warmup - hold, 1), 0.0, 1.0)
+    else:
+        through = np.clip(done / max((settings.decay_steps or steps) - warmup, 1), 0.0, 1.0)
+        linear = settings.schedule == "linear"
+        rates = peak + (low - peak) * (through if linear else (1 - np.cos(np.pi * through)) / 2)
+    return np.where(updates < warmup, peak * (updates + 1) / (warmup + 1), rates)
 
 
 def end_share(settings: Optim, steps: int) -> float:

@@ -5,6 +5,7 @@ hundred-and-first update, its `step 100` is measured before it. Losses are in na
 is the place in the file (1 is the first line), so that every verdict can show what it rests on.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,6 +58,9 @@ class Stated:
     pauses: float = 0.0  # seconds of evaluation and saving, where the log tells them apart
     single_batch_loss: bool = False  # a step's loss is that of one micro-batch, not of the whole batch
     smoothed_loss: bool = False  # a step's loss is a running mean
+    relative_rate: bool = False  # a step's learning rate is its share of a peak that the log does not name
+    counted_from_tokens: bool = False  # steps are tokens over an assumed `tokens_per_step`
+    settings: Mapping[str, float | bool | str] = field(default_factory=dict)  # in nanoGPT's words, as the log has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,7 @@ class History:
     replays: tuple[Replay, ...] = ()
     config: Config | None = None
     stated: Stated = field(default_factory=Stated)
-    lines: tuple[str, ...] = ()  # the file's text, for evidence
+    lines: Sequence[str] = ()  # the file's text, for evidence; of a large file read when asked for
     notes: tuple[str, ...] = ()  # how what is odd in the file was understood, one sentence each
 
     @property

@@ -1,0 +1,230 @@
+"""Where the validation loss is heading: the prior-anchored annealing law, fitted exactly to what a run has shown.
+
+    L(t) = L0 + a (S(t) / S(T))^-alpha - B D(t) + m R(t)                 nats per token
+
+S is the sum of (learning rate over peak)^p until update t, D in [0, 1] how much of the fall of the rate has taken
+effect (`course`), R the expected cost of repeated text. Given alpha the law is linear in (L0, a, B, m), so its
+posterior under a Gaussian prior is exact: it is computed for each alpha of a grid and each of six shapes of S and D,
+and averaged by what each explains. Before the rate falls the curve says nothing of B: there the prior speaks.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxgpt.diagnose.course import Course
+from jaxgpt.diagnose.mixture import Forecast, mixture, moments
+
+Floats = NDArray[np.float64]
+
+ALPHAS = np.linspace(0.1, 1.2, 56)
+LEVEL, SCALE = (2.5, 5.0), (0.25, 1.0)  # prior mean and sd of L0 and of a, in nats
+REPETITION = (1.0, 0.53)  # of m: the repetition law's own spread
+EFFECTIVE = 25  # evaluations that count as independent: a real curve's residuals go together
+FLOOR = 0.003  # nats, the least spread of a single loss
+FIXED_SIGMA = 0.003  # nats, of an evaluation on fixed text around the law
+MOST_POINTS = 256
+LEAST_POINTS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """One form of the law: S of order `p`, D = 1 - rate^q with or without the kernel; (mean, sd) of alpha and of B."""
+
+    p: float
+    q: float
+    kernel: bool
+    alpha: tuple[float, float]
+    drop: tuple[float, float]
+    rho: float  # correlation of alpha and B
+
+
+SHAPES = (
+    Shape(p=0.0, q=1.0, kernel=False, alpha=(0.573, 0.170), drop=(0.104, 0.026), rho=0.41),
+    Shape(p=0.25, q=0.85, kernel=True, alpha=(0.470, 0.125), drop=(0.111, 0.024), rho=0.18),
+    Shape(p=0.5, q=0.85, kernel=True, alpha=(0.462, 0.102), drop=(0.128, 0.025), rho=0.14),
+    Shape(p=0.5, q=1.0, kernel=False, alpha=(0.536, 0.126), drop=(0.129, 0.031), rho=0.57),
+    Shape(p=1.0, q=1.0, kernel=False, alpha=(0.523, 0.124), drop=(0.147, 0.037), rho=0.69),
+    Shape(p=1.0, q=1.0, kernel=True, alpha=(0.517, 0.122), drop=(0.158, 0.039), rho=0.59),
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Curve:
+    """Validation losses seen so far and the schedule that they were reached under.
+
+    `steps` are the updates before each evaluation and ascend, `rates` the learning rate of every update of the whole
+    run over its peak. `sigma` is one evaluation's standard error in nats. `repetition` is the expected cost of repeated
+    text after 0, 1, … updates (one longer than `rates`); None is none.
+    """
+
+    steps: NDArray[np.int64]
+    losses: Floats
+    rates: Floats
+    warmup: int = 0
+    sigma: float = FIXED_SIGMA
+    repetition: Floats | None = None
+
+    def used(self) -> NDArray[np.bool_]:
+        """The evaluations that the law is for: finite ones after the first tenth and well after the warmup.
+
+        Of a run that is less than 30 % done, after the first 3 %.
+        """
+        total, finite = len(self.rates), np.isfinite(self.losses)
+        seen = self.steps[finite].max(initial=0)
+        start = max((0.10 if seen >= 0.3 * total else 0.03) * total, 1.5 * self.warmup, 1)
+        used: NDArray[np.bool_] = finite & (self.steps >= start) & (self.steps <= total)
+        return used
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """The posterior under one shape: for each alpha its log evidence, and mean and covariance of (L0, a, B, m)."""
+
+    shape: Shape
+    evidence: Floats
+    means: Floats
+    covariances: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """What the law knows of a run. Everything else (`at`, `final`, `drop`, …) is an average over its components."""
+
+    curve: Curve
+    components: tuple[Component, ...]
+    prior: Forecast | None = None
+    course: Course = field(init=False)
+    weights: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        evidence = np.concatenate([component.evidence for component in self.components])
+        weights = np.exp(evidence - evidence.max())
+        object.__setattr__(self, "weights", weights / weights.sum())
+        object.__setattr__(self, "course", Course.of(self.curve.rates, self.curve.warmup))
+
+    def at(
+        self, steps: Sequence[int] | NDArray[np.int64], rates: Floats | None = None, repetition: Floats | None = None
+    ) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of the validation loss after each of `steps` updates.
+
+        Under other `rates` if given: of every update from the first on, those done included.
+        """
+        means, sds = self._spread(np.asarray(steps, np.float64), rates, repetition)
+        mean = self.weights @ means
+        return mean, np.sqrt(self.weights @ (sds**2 + (means - mean) ** 2))
+
+    def final(self, rates: Floats | None = None, repetition: Floats | None = None) -> Forecast:
+        """The validation loss at the end of the run, or of a run with other `rates`."""
+        end = len(self.curve.rates if rates is None else rates)
+        means, sds = self._spread(np.array([float(end)]), rates, repetition)
+        return mixture(self.weights, means[:, 0], sds[:, 0])
+
+    @property
+    def drop(self) -> tuple[float, float]:
+        """Mean and standard deviation of B: the nats between training at the peak rate and at none."""
+        means = np.concatenate([component.means[:, 2] for component in self.components])
+        variances = np.concatenate([component.covariances[:, 2, 2] for component in self.components])
+        return moments(self.weights, means, np.sqrt(variances))
+
+    def remaining_drop(self, step: int, rates: Floats | None = None) -> tuple[float, float]:
+        """Mean and standard deviation in nats of what annealing alone still takes off between `step` and the end."""
+        course = self._course(rates)
+        means, sds = [], []
+        for component in self.components:
+            shape = component.shape
+            done, end = course.anneal(shape.p, shape.q, shape.kernel, np.array([float(step), course.length]))
+            means.append(component.means[:, 2] * (end - done))
+            sds.append(np.sqrt(component.covariances[:, 2, 2]) * abs(end - done))
+        return moments(self.weights, np.concatenate(means), np.concatenate(sds))
+
+    def _course(self, rates: Floats | None) -> Course:
+        return self.course if rates is None else Course.of(np.asarray(rates, np.float64), self.curve.warmup)
+
+    def _spread(self, steps: Floats, rates: Floats | None, repetition: Floats | None) -> tuple[Floats, Floats]:
+        """[component and alpha, step] mean and standard deviation."""
+        course = self._course(rates)
+        cost = costs(self.curve.repetition if repetition is None else repetition, steps)
+        means, sds = [], []
+        for component in self.components:
+            rows = design(component.shape, course, self.course, steps, cost)
+            means.append(np.einsum("gnk,gk->gn", rows, component.means))
+            variance = np.einsum("gnk,gkl,gnl->gn", rows, component.covariances, rows)
+            sds.append(np.sqrt(np.maximum(variance, 0) + FLOOR**2))
+        return np.concatenate(means), np.concatenate(sds)
+
+
+def fit(curve: Curve, prior: Forecast | None = None, shapes: Sequence[Shape] = SHAPES) -> Posterior:
+    """The posterior of the law given the curve and, if there is one, a forecast of its final loss made beforehand.
+
+    Raises ValueError where fewer than three evaluations can be used and there is no `prior`; with one, any number will
+    do, none included.
+    """
+    used = curve.used()
+    if prior is None and np.count_nonzero(used) < LEAST_POINTS:
+        raise ValueError(f"{np.count_nonzero(used)} usable evaluations; the law needs {LEAST_POINTS}, or a prior")
+    course = Course.of(curve.rates, curve.warmup)
+    steps, losses = thinned(curve.steps[used].astype(np.float64), curve.losses[used])
+    noise = np.full(len(steps), curve.sigma * math.sqrt(max(len(steps) / EFFECTIVE, 1.0)))
+    if prior is not None:
+        steps, losses = np.append(steps, course.length), np.append(losses, prior.mean)
+        noise = np.append(noise, prior.sd)
+    cost = costs(curve.repetition, steps)
+    found = tuple(_component(shape, design(shape, course, course, steps, cost), losses, noise) for shape in shapes)
+    return Posterior(curve, found, prior)
+
+
+def thinned(steps: Floats, losses: Floats) -> tuple[Floats, Floats]:
+    """At most `MOST_POINTS` points: means of neighbours."""
+    if len(steps) <= MOST_POINTS:
+        return steps, losses
+    starts = np.linspace(0, len(steps), MOST_POINTS + 1).astype(np.int64)
+    counts = np.diff(starts)
+    return np.add.reduceat(steps, starts[:-1]) / counts, np.add.reduceat(losses, starts[:-1]) / counts
+
+
+def costs(repetition: Floats | None, steps: Floats) -> Floats:
+    """The cost of repetition after each of `steps`; beyond the last that is known it grows as it did at the end."""
+    if repetition is None:
+        return np.zeros(len(steps))
+    known = len(repetition) - 1
+    slope = (repetition[-1] - repetition[-1 - max(known // 10, 1)]) / max(known // 10, 1)
+    return np.interp(steps, np.arange(known + 1), repetition) + slope * np.maximum(steps - known, 0)
+
+
+def design(shape: Shape, course: Course, reference: Course, steps: Floats, cost: Floats) -> Floats:
+    """[alpha, step, (L0, a, B, m)] what each coefficient is multiplied with; `reference` ends at S(T)."""
+    whole = reference.travel(shape.p, np.array([reference.length]))
+    share = np.maximum(course.travel(shape.p, steps) / whole, 1e-9)
+    rows = np.ones((len(ALPHAS), len(steps), 4))
+    rows[:, :, 1] = np.exp(-ALPHAS[:, None] * np.log(share))
+    rows[:, :, 2] = -course.anneal(shape.p, shape.q, shape.kernel, steps)
+    rows[:, :, 3] = cost
+    return rows
+
+
+def _prior(shape: Shape) -> tuple[Floats, Floats]:
+    """[alpha, coefficient] mean and standard deviation of the coefficients given alpha."""
+    means = np.tile([LEVEL[0], SCALE[0], 0.0, REPETITION[0]], (len(ALPHAS), 1))
+    away = (ALPHAS - shape.alpha[0]) / shape.alpha[1]
+    means[:, 2] = shape.drop[0] + shape.rho * shape.drop[1] * away
+    return means, np.array([LEVEL[1], SCALE[1], shape.drop[1] * math.sqrt(1 - shape.rho**2), REPETITION[1]])
+
+
+def _component(shape: Shape, rows: Floats, losses: Floats, noise: Floats) -> Component:
+    """Conjugate normal regression for every alpha at once."""
+    prior, spread = _prior(shape)
+    scaled = rows * spread / noise[:, None]  # coefficients in units of their prior spread
+    rest = (losses - np.einsum("gnk,gk->gn", rows, prior)) / noise
+    precision = np.eye(4) + np.einsum("gnk,gnl->gkl", scaled, scaled)
+    covariance = np.linalg.inv(precision)
+    pull = np.einsum("gnk,gn->gk", scaled, rest)
+    shift = np.einsum("gkl,gl->gk", covariance, pull)
+    explained = np.einsum("gk,gk->g", pull, shift)
+    evidence = -0.5 * (np.einsum("gn,gn->g", rest, rest) - explained + np.linalg.slogdet(precision)[1])
+    evidence -= 0.5 * ((ALPHAS - shape.alpha[0]) / shape.alpha[1]) ** 2
+    evidence -= np.log(np.exp(-0.5 * ((ALPHAS - shape.alpha[0]) / shape.alpha[1]) ** 2).sum())
+    return Component(shape, evidence, prior + shift * spread, covariance * spread[:, None] * spread)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NewType
 
+from jaxgpt.errors import ConfigError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -104,6 +106,29 @@ def page(title: str, blocks: Iterable[Block]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{STYLE}</style></head>\n<body><h1>{name}</h1>\n{body}\n</body></html>\n"
     )
+
+
+def writable(option: str, text: str | None) -> Path | None:
+    """The path of a file to write; `ConfigError` C041 before any work if it cannot be."""
+    if text is None:
+        return None
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        why = "it is a folder" if path.is_dir() else f"there is no folder '{path.parent}'"
+        raise ConfigError("C041", f"{option} '{path}' cannot be written: {why}", "choose another place")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError("C041", f"{option} '{path}' cannot be written: no permission", "choose another place")
+    return path
+
+
+def place(option: str, text: str | None) -> Path | None:
+    """A file for a report: a new one, or a page that stands there already; else `ConfigError` C041."""
+    path = writable(option, text)
+    if path is not None and path.is_file():
+        with path.open("rb") as file:
+            if file.read(15).lower() not in (b"", b"<!doctype html>"):
+                raise ConfigError("C041", f"'{path}' exists and is no page", "nothing of yours is overwritten")
+    return path
 
 
 def write(path: Path, text: str) -> None:

@@ -33,6 +33,7 @@ COMPILING, PAUSES, TRAINING, STANDING, TWICE = (
 INCLUSIVE = ("nanogpt",)  # formats whose last update is numbered like the length: 0 to max_iters
 FEW_PAUSES, SOME_PAUSES = 0.3, 0.1  # relative error of what one pause costs, from one or two of them, and from more
 FEWEST_FOR_TENTHS = 20  # lines
+OTHER = 0.005  # of the pace: a scenario that differs by less is none
 LATE = 600.0  # seconds of silence after which a run no longer seems to go on, if its steps are short
 
 
@@ -124,14 +125,13 @@ def arrive(history: History, setting: Setting, now: float | None = None) -> Arri
 
 def steps_left(history: History, setting: Setting) -> int:
     """Updates that the run still has to do."""
-    if history.done >= setting.total_steps:
-        return 0
-    return setting.total_steps + (history.format in INCLUSIVE) - history.done
+    total = setting.total_steps or 0
+    return 0 if history.done >= total else total + (history.format in INCLUSIVE) - history.done
 
 
 def unknown(history: History, setting: Setting) -> str:
     """Why there is no time of arrival, and what would give one; empty where there is one."""
-    if setting.total_steps <= 0:
+    if not setting.total_steps:
         return "how long the run is to be: give --total-steps"
     if steps_left(history, setting) and not len(Paces.of(history).steps):
         return "the time of a step: the log has none (nanoGPT's 'iter' lines, or a column 'seconds'), so no end in time"
@@ -304,10 +304,9 @@ def _scenarios(way: Way) -> tuple[Scenario, ...]:
     if way.pace and len(lines.seconds) >= FEWEST_FOR_TENTHS:
         tenth = float(np.median(lines.seconds[-(len(lines.seconds) // 10) :]))
         best, worst = np.quantile(trends.blocks(lines.steps, lines.seconds).paces, (0.1, 0.9))
-        for what, seconds in (("last tenth of the log", tenth), ("best tenth", best), ("slowest tenth", worst)):
-            found.append(
-                Scenario(f"at the pace of its {what}".replace("its last", "the last"), way.left * seconds + rest)
-            )
+        for what, seconds in (("the last tenth", tenth), ("its best tenth", best), ("its slowest tenth", worst)):
+            if abs(seconds / way.pace.seconds - 1) > OTHER:
+                found.append(Scenario(f"at the pace of {what}", way.left * float(seconds) + rest))
     if way.pace and way.trend and way.trend.kind == "drift":
         steady = max(way.pace.seconds + way.trend.slope * way.left / 2, way.pace.seconds / 2)
         found.append(Scenario("if the pace goes on changing as it does", way.left * steady + rest))

@@ -1,0 +1,106 @@
+"""Everything that is said of a run, before it is put into text, JSON or a page."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxgpt.diagnose import annealing, arrival, prior, verdicts
+from jaxgpt.diagnose.annealing import Curve, Posterior
+from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose.mixture import Forecast
+from jaxgpt.diagnose.setting import Setting
+from jaxgpt.diagnose.verdict import Advice, Verdict
+from jaxgpt.diagnose.verdicts.case import Case
+from jaxgpt.diagnose.whatif import WhatIf, what_ifs
+from jaxgpt.logs.history import History
+
+KNOTS = 513  # steps at which the cost of repetition is computed; lines between them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The answers. `arrival` is None where `no_arrival` says what it lacks, `forecast` where `no_forecast` says why."""
+
+    history: History
+    setting: Setting
+    arrival: Arrival | None
+    no_arrival: str
+    posterior: Posterior | None
+    forecast: Forecast | None
+    no_forecast: str
+    what_ifs: tuple[WhatIf, ...]
+    verdicts: tuple[Verdict, ...]  # all ids; supported ones first, by weight
+    advice: tuple[Advice, ...]  # by expected gain
+    missing: tuple[str, ...]  # what to log or to give for a better answer
+
+
+def diagnose(history: History, setting: Setting, now: float | None = None) -> Diagnosis:
+    """The diagnosis of the run behind `history`, seen at `now` (seconds since 1970; None: the clock's).
+
+    Whatever the log lacks is said in the answer; nothing that a log may hold raises.
+    """
+    arrived = arrival.arrive(history, setting, now)
+    no_arrival = arrival.unknown(history, setting)
+    posterior, forecast, no_forecast = heading(history, setting)
+    judged = verdicts.judge(history, setting, posterior, forecast, arrived)
+    return Diagnosis(
+        history=history,
+        setting=setting,
+        arrival=arrived,
+        no_arrival=no_arrival,
+        posterior=posterior,
+        forecast=forecast,
+        no_forecast=no_forecast,
+        what_ifs=what_ifs(history, setting, posterior) if posterior else (),
+        verdicts=judged,
+        advice=_advice(judged),
+        missing=_missing(judged, no_arrival, no_forecast),
+    )
+
+
+def heading(history: History, setting: Setting) -> tuple[Posterior | None, Forecast | None, str]:
+    """The law fitted to the run and its final loss, or why there are none."""
+    if not setting.total_steps:
+        return None, None, "it is not known how long the run is to be (--total-steps)"
+    try:
+        posterior = annealing.fit(curve(history, setting), prior.pre_run(setting))
+    except ValueError as error:
+        return None, None, str(error)
+    return posterior, posterior.final(), ""
+
+
+def curve(history: History, setting: Setting) -> Curve:
+    """The validation losses as the law reads them."""
+    case = Case(history, setting)
+    held = [evaluation for evaluation in case.evaluations if evaluation.step <= len(setting.rates)]
+    return Curve(
+        steps=np.array([evaluation.step for evaluation in held], np.int64),
+        losses=np.array([evaluation.val for evaluation in held], np.float64),
+        rates=setting.rates,
+        warmup=setting.optim.warmup_steps,
+        sigma=case.error or annealing.FIXED_SIGMA,
+        repetition=repetition(case),
+    )
+
+
+def repetition(case: Case) -> NDArray[np.float64] | None:
+    """The expected cost of repeated text after 0, 1, … updates of the run; None where none is known or none repeats."""
+    total = len(case.setting.rates)
+    knots = np.unique(np.linspace(0, total, KNOTS).round())
+    costs = np.array([case.repetition(float(step)) or 0.0 for step in knots])
+    return np.interp(np.arange(total + 1), knots, costs) if costs.any() else None
+
+
+def _advice(judged: Iterable[Verdict]) -> tuple[Advice, ...]:
+    """What the supported verdicts advise, each thing once, by what it is expected to gain."""
+    held = {one.what: one for verdict in judged if verdict.status == "supported" for one in verdict.advice}
+    return tuple(sorted(held.values(), key=lambda one: -(one.gain or 0.0)))
+
+
+def _missing(judged: Iterable[Verdict], no_arrival: str, no_forecast: str) -> tuple[str, ...]:
+    """What would have to be measured or given, each thing once."""
+    open_ones = [verdict for verdict in judged if verdict.status == "cannot tell"]
+    asked = [c.missing for verdict in open_ones for c in verdict.conditions if c.holds is None]
+    return tuple(dict.fromkeys(text for text in (no_arrival, no_forecast, *asked) if text))

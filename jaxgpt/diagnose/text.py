@@ -1,0 +1,108 @@
+"""The diagnosis for a terminal: three sentences, then what they rest on."""
+
+from rich.text import Text
+
+from jaxgpt.budget.shown import duration
+from jaxgpt.diagnose import words
+from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose.diagnosis import Diagnosis
+from jaxgpt.diagnose.verdict import Verdict
+from jaxgpt.errors import printable
+from jaxgpt.logs.history import History
+from jaxgpt.terminal import Sheet, table
+
+HELD = {True: "✓", False: "✗", None: "?"}
+
+
+class Printer(Sheet):
+    """Prints the parts of a diagnosis in order."""
+
+    def whole(self, found: Diagnosis) -> None:
+        self.opening(found)
+        if found.arrival:
+            self.arrival(found.arrival)
+        self.forecast(found)
+        self.verdicts(found)
+        self.advice(found)
+        self.sentences("Assumed", found.setting.assumed)
+        self.sentences("What would make the answer better", found.missing)
+        self.sentences("How the log was read", found.history.notes)
+
+    def opening(self, found: Diagnosis) -> None:
+        history, total = found.history, found.setting.total_steps
+        of = f" of {total:,}" if total else ""
+        self.head(f"{history.source}: {history.format}, {history.done:,} steps{of} done")
+        for sentence in words.opening(found):
+            self.line(sentence)
+
+    def arrival(self, held: Arrival) -> None:
+        self.head("When")
+        drawn = table("", "so far", "ahead", left=1)
+        for part in held.parts:
+            spent = "not known" if part.spent is None else duration(part.spent)
+            drawn.add_row(part.name, spent, duration(part.left) if part.left else "–")
+        self.show(drawn)
+        self.line(f"pace: {words.pace(held)}", hang=2)
+        self.line(f"trend: {words.trend(held.trend)}", hang=2)
+        for note in held.notes:
+            self.line(f"{note}", hang=2)
+        if held.scenarios:
+            self._out.print()
+            drawn = table("or it ends", "in", left=1)
+            for scenario in held.scenarios:
+                drawn.add_row(scenario.what, words.left(scenario.seconds))
+            self.show(drawn)
+
+    def forecast(self, found: Diagnosis) -> None:
+        self.head("Where: validation loss in nats per token")
+        if found.forecast is None:
+            self.line(f"no forecast: {found.no_forecast}")
+            return
+        drawn = table("", "steps", "from now", "loss", "80 %", "95 %", left=1)
+        for what, steps, forecast in words.endings(found):
+            drawn.add_row(what, f"{steps:,}", words.until(found, steps), *words.cells(forecast))
+        self.show(drawn)
+
+    def verdicts(self, found: Diagnosis) -> None:
+        by = {status: [v for v in found.verdicts if v.status == status] for status in ("supported", "cannot tell")}
+        refuted = [verdict for verdict in found.verdicts if verdict.status == "not supported"]
+        self.head("Why: supported" if by["supported"] else "Why: no cause is supported")
+        for verdict in by["supported"]:
+            self.verdict(verdict, found.history)
+        if by["cannot tell"]:
+            self.head("Cannot tell")
+        for verdict in by["cannot tell"]:
+            needed = "; ".join(words.unmeasured(verdict))
+            self.line(f"{verdict.id}: needs {needed}" if needed else verdict.id, hang=2)
+        if refuted:
+            self.head("Not supported")
+        for verdict in refuted:
+            self.line(f"{verdict.id}: {words.refuted(verdict)}", hang=2)
+
+    def verdict(self, held: Verdict, history: History) -> None:
+        self.line(f"{held.id}: {words.MEANING[held.id][0]}", style="bold")
+        for condition in held.conditions:
+            self.line(f"{HELD[condition.holds]} {condition.asks}: {condition.found}", indent=4, hang=2)
+        for number, line in words.quotes(history, words.behind(held)):
+            self.quote(f"line {number:,}: {line}")
+
+    def quote(self, line: str) -> None:
+        """A line of the log, cut where the screen ends."""
+        room = self._out.width - 6
+        line = printable(line)
+        self._out.print(Text("      " + (line if len(line) <= room else line[: room - 1] + "…"), style="dim"))
+
+    def advice(self, found: Diagnosis) -> None:
+        if found.advice:
+            self.head("What to do, by what it is expected to gain")
+        for number, one in enumerate(found.advice, start=1):
+            gain = words.gain(one)
+            self.line(f"{number}. {one.what.rstrip('.')}" + (f": {gain}" if gain else ""), hang=3)
+            if one.command:
+                self.command(one.command, indent=5)
+
+    def sentences(self, title: str, sentences: tuple[str, ...]) -> None:
+        if sentences:
+            self.head(title)
+        for sentence in sentences:
+            self.line(sentence, hang=2)

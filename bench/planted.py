@@ -15,8 +15,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +42,7 @@ CLEAN = Config(
 class Planted(NamedTuple):
     """A cause: what differs from the clean run, and the folder of tokens it reads ("base" unless made for it)."""
 
-    changes: dict[str, dict[str, Any]] = {}
+    changes: Mapping[str, dict[str, Any]] = MappingProxyType({})
     tokens: str = "base"
 
 
@@ -76,7 +77,7 @@ def train(name: str, planted: Planted, work: Path) -> Path:
     folder = work / "runs" / name
     shutil.rmtree(folder, ignore_errors=True)
     place = {"data": {"path": str(tokens(planted.tokens, work))}, "run": {"name": name, "dir": str(work / "runs")}}
-    config = CLEAN.replace(planted.changes).replace(place)
+    config = CLEAN.replace(dict(planted.changes)).replace(place)
     file = work / f"{name}.py"
     values = json.dumps(config.to_dict())
     file.write_text(

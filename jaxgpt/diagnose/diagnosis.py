@@ -16,6 +16,10 @@ from jaxgpt.diagnose.verdicts.case import Case
 from jaxgpt.diagnose.whatif import WhatIf, what_ifs
 from jaxgpt.logs.history import History
 
+TOO_FEW = (
+    "{count} validation losses past the warmup; {least} are needed, or the run's size, batch and corpus (--config, or "
+    "--params, --batch-tokens and --corpus) for a forecast without any"
+)
 KNOTS = 513  # steps at which the cost of repetition is computed; lines between them
 
 
@@ -64,10 +68,11 @@ def heading(history: History, setting: Setting) -> tuple[Posterior | None, Forec
     """The law fitted to the run and its final loss, or why there are none."""
     if not setting.total_steps:
         return None, None, "it is not known how long the run is to be (--total-steps)"
+    held = curve(history, setting)
     try:
-        posterior = annealing.fit(curve(history, setting), prior.pre_run(setting))
-    except ValueError as error:
-        return None, None, str(error)
+        posterior = annealing.fit(held, prior.pre_run(setting))
+    except ValueError:
+        return None, None, TOO_FEW.format(count=int(held.used().sum()), least=annealing.LEAST_POINTS)
     return posterior, posterior.final(), ""
 
 
@@ -103,4 +108,5 @@ def _missing(judged: Iterable[Verdict], no_arrival: str, no_forecast: str) -> tu
     """What would have to be measured or given, each thing once."""
     open_ones = [verdict for verdict in judged if verdict.status == "cannot tell"]
     asked = [c.missing for verdict in open_ones for c in verdict.conditions if c.holds is None]
-    return tuple(dict.fromkeys(text for text in (no_arrival, no_forecast, *asked) if text))
+    parts = [part for text in asked for part in text.split("; ")]
+    return tuple(dict.fromkeys(text for text in (no_arrival, no_forecast, *parts) if text))

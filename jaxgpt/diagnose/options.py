@@ -59,10 +59,7 @@ HELP: dict[str, tuple[str, str]] = {
     "corpus": ("NAME", "fineweb, fineweb-edu, openwebtext, openwebtext2, refinedweb, c4 or unknown"),
     "config": ("FILE", "a config file of jaxgpt, or the name of one that comes with it, for what neither says"),
     "gpu": ("NAME", "the device that the run is on, in any usual spelling"),
-    "twin": (
-        "RUN|LOG",
-        "a clean run that differs in what is suspected: losses are held against its curve, not the law's",
-    ),
+    "twin": ("RUN|LOG", "a clean run to hold the losses against, where the law says nothing of runs like these"),
     "hoped_seconds": ("S", "seconds per step that are hoped for, to be held against the device's roofline"),
     "now": ("SECONDS", "the time at which the log ends, in seconds since 1970 (default: the file's, or the clock's)"),
 }

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxgpt import logs
 from jaxgpt.budget import devices, question
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.flops import parameters
 from jaxgpt.budget.question import Tokens
 from jaxgpt.budget.scaling import CORPORA, Corpus
 from jaxgpt.config import Config, Optim
-from jaxgpt import logs
 from jaxgpt.diagnose import recipe
 from jaxgpt.diagnose.options import Options
 from jaxgpt.errors import JaxgptError

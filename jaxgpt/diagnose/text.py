@@ -25,7 +25,6 @@ class Printer(Sheet):
         self.verdicts(found)
         self.advice(found)
         self.sentences("Assumed", found.setting.assumed)
-        self.sentences("What would make the answer better", found.missing)
         self.sentences("How the log was read", found.history.notes)
 
     def opening(self, found: Diagnosis) -> None:
@@ -38,12 +37,12 @@ class Printer(Sheet):
     def arrival(self, held: Arrival) -> None:
         self.head("When")
         drawn = table("", "so far", "ahead", left=1)
-        for part in held.parts:
+        for part in (part for part in held.parts if part.spent is not None or part.left):
             spent = "not known" if part.spent is None else duration(part.spent)
             drawn.add_row(part.name, spent, duration(part.left) if part.left else "–")
         self.show(drawn)
         self.line(f"pace: {words.pace(held)}", hang=2)
-        self.line(f"trend: {words.trend(held.trend)}", hang=2)
+        self.line(f"trend: {words.trend(held)}", hang=2)
         for note in held.notes:
             self.line(f"{note}", hang=2)
         if held.scenarios:
@@ -70,10 +69,9 @@ class Printer(Sheet):
         for verdict in by["supported"]:
             self.verdict(verdict, found.history)
         if by["cannot tell"]:
-            self.head("Cannot tell")
-        for verdict in by["cannot tell"]:
-            needed = "; ".join(words.unmeasured(verdict))
-            self.line(f"{verdict.id}: needs {needed}" if needed else verdict.id, hang=2)
+            self.head("Cannot tell, and what would tell")
+        for need, waiting in words.needs(found):
+            self.line(f"{need}: {', '.join(waiting)}", hang=2)
         if refuted:
             self.head("Not supported")
         for verdict in refuted:

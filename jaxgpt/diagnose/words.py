@@ -8,7 +8,7 @@ from jaxgpt.budget.shown import duration
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.mixture import Forecast
-from jaxgpt.diagnose.trend import Trend
+from jaxgpt.diagnose.trend import FEWEST, Trend
 from jaxgpt.diagnose.verdict import Advice, Verdict
 from jaxgpt.diagnose.whatif import WhatIf
 from jaxgpt.logs.history import History
@@ -78,6 +78,9 @@ def matter(found: Diagnosis) -> str:
     """What is wrong, and the first thing to do."""
     held = [verdict for verdict in found.verdicts if verdict.status == "supported"]
     wrong = [verdict for verdict in held if MEANING[verdict.id][1]]
+    unclear = sum(verdict.status == "cannot tell" for verdict in found.verdicts)
+    if not held and unclear > len(found.verdicts) / 2:
+        return f"What is wrong cannot be told yet: {unclear} of {len(found.verdicts)} causes need more than is known."
     if not held:
         said = "Nothing is wrong that the log shows."
     elif held[0] in wrong:
@@ -110,10 +113,16 @@ def pace(held: Arrival) -> str:
     return f"{held.pace.seconds:.4g} s per step (80 %: {held.pace.low:.4g} to {held.pace.high:.4g}), from {lines}"
 
 
-def trend(held: Trend | None) -> str:
+def trend(held: Arrival) -> str:
     """Faster or slower, by how much, since when."""
-    if held is None:
+    if held.pace is None or held.pace.rests_on < FEWEST:
+        return "too few lines have a time to see one"
+    if held.trend is None:
         return "neither faster nor slower, as far as the log shows"
+    return changed(held.trend)
+
+
+def changed(held: Trend) -> str:
     way = "slower" if held.change > 0 else "faster"
     becomes = f"{abs(held.change):.1%} {way}: {held.before:.4g} s per step became {held.after:.4g} s"
     sure = "p < 0.0001" if held.chance < 1e-4 else f"p = {held.chance:.4f}"
@@ -180,5 +189,15 @@ def refuted(verdict: Verdict) -> str:
 
 
 def unmeasured(verdict: Verdict) -> list[str]:
-    """What would have to be measured or given for an answer."""
-    return list(dict.fromkeys(c.missing for c in verdict.conditions if c.holds is None and c.missing))
+    """What would have to be measured or given for an answer, one thing each."""
+    held = [condition.missing for condition in verdict.conditions if condition.holds is None]
+    return list(dict.fromkeys(part for text in held for part in text.split("; ") if part))
+
+
+def needs(found: Diagnosis) -> list[tuple[str, list[str]]]:
+    """What is not known, and the verdicts that wait for it; what most of them wait for first."""
+    waiting: dict[str, list[str]] = {}
+    for verdict in found.verdicts:
+        for need in unmeasured(verdict) if verdict.status == "cannot tell" else ():
+            waiting.setdefault(need, []).append(verdict.id)
+    return sorted(waiting.items(), key=lambda item: -len(item[1]))

@@ -74,6 +74,11 @@ class Case:
     def done(self) -> int:
         return self.history.done
 
+    @property
+    def total(self) -> int:
+        """The run's length; where nothing says it, what is done."""
+        return self.setting.total_steps or max(self.done, 1)
+
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
         return measure.validations(self.history)
@@ -253,7 +258,7 @@ class Case:
     @cached_property
     def asked(self) -> Question | None:
         """The question that the run is to the law of the loss; None where its size or tokens are unknown."""
-        return self._question(self.setting.total_steps)
+        return self._question(self.total)
 
     def _question(self, steps: int) -> Question | None:
         setting = self.setting
@@ -271,10 +276,10 @@ class Case:
 
     def _recipe(self) -> Recipe:
         setting = self.setting
-        own = Recipe(learning_rate=setting.optim.learning_rate, end_share=self.share(setting.total_steps) or 0.0)
+        own = Recipe(learning_rate=setting.optim.learning_rate, end_share=self.share(self.total) or 0.0)
         if setting.config is None:
             return own
-        return replace(own, differences=question.recipe(setting.config, setting.total_steps).differences)
+        return replace(own, differences=question.recipe(setting.config, self.total).differences)
 
     @cached_property
     def law(self) -> Expectation | None:

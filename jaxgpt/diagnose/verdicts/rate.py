@@ -106,6 +106,8 @@ def _arose(case: Case) -> Condition:
 
 def _goes_on(case: Case) -> Condition:
     total = case.setting.total_steps
+    if total is None:
+        return unknown("the run is not over", "how long the run is: --total-steps N")
     return Condition("the run is not over", f"{case.done:,} of {total:,} steps", case.done < total)
 
 

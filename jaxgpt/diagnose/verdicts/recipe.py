@@ -88,7 +88,7 @@ def _jumped(case: Case) -> Condition:
 
 def _schedule(case: Case) -> Condition:
     """Whether the learning rate ends elsewhere than the run does."""
-    optim, total = case.setting.optim, case.setting.total_steps
+    optim, total = case.setting.optim, case.total
     asks = "the schedule ends elsewhere than the run"
     end = optim.decay_steps if optim.schedule in ("cosine", "linear") else None
     if not case.setting.known_schedule:
@@ -100,7 +100,7 @@ def _schedule(case: Case) -> Condition:
 
 def _warmup(case: Case) -> Condition:
     asks = f"the warmup takes more than {LONG_WARMUP:.0%} of the run"
-    steps, total = case.setting.optim.warmup_steps, case.setting.total_steps
+    steps, total = case.setting.optim.warmup_steps, case.total
     long = case.setting.known_schedule and steps > LONG_WARMUP * total
     return Condition(asks, f"warmup {steps:,} of {total:,} steps", long)
 

@@ -15,6 +15,7 @@ DAMAGE_OF_GROWTH = 0.5
 LEAST_DROP, NO_DROP = 0.06, 0.02
 DROP_KNOWN = 0.02  # sd of B at which the curve, and no longer the prior's .025, says what it is
 EARLY_MINIMUM = 0.95  # of the steps done (same place: minimum at .94 and .79 after 14 epochs, .23 after 44)
+SURE = 1.2816  # standard deviations of nine in ten
 SURELY = math.exp(2 * 0.53)  # two of the repetition law's log standard deviations
 LAW_FROM = 7e6  # parameters of the smallest model in the repetition law's 131 pairs
 NO_GROWTH, FEW_EPOCHS = 0.02, 4.0  # forecast.md, section 4: needless regularisation
@@ -36,7 +37,7 @@ def severe(case: Case) -> Verdict:
 
 
 def risk(case: Case) -> Verdict:
-    total = case.setting.total_steps
+    total = case.total
     epochs, expected = case.setting.epochs(total), case.repetition(total)
     asks = "text will be read more than once by the end"
     first = (
@@ -67,7 +68,7 @@ def missing_regularisation(case: Case) -> Verdict:
 
 def needless_regularisation(case: Case) -> Verdict:
     setting = case.setting
-    epochs = setting.epochs(setting.total_steps)
+    epochs = setting.epochs(case.total)
     asks = "dropout is on"
     on = (
         unknown(asks, "the dropout: --config NAME")
@@ -188,7 +189,7 @@ def forecast_excess(case: Case) -> Condition:
     if over is None:
         return unknown(asks, "more evaluations within the first epoch", "")
     found = f"validation stands {over.value:+.3f} ± {over.error:.3f} from what epoch 1 foretold"
-    return Condition(asks, found, over.value >= max(DAMAGE, 1.2816 * over.error), over.lines)
+    return Condition(asks, found, over.value >= max(DAMAGE, SURE * over.error), over.lines)
 
 
 def drop(case: Case, least: float) -> Condition:
@@ -197,9 +198,10 @@ def drop(case: Case, least: float) -> Condition:
     if case.unaided is None:
         return unknown(asks, "evaluations after the warmup, three or more", "")
     mean, sd = case.unaided.drop
-    if sd > DROP_KNOWN and mean >= least:
-        return unknown(asks, "evaluations while the learning rate falls", "")
-    return Condition(asks, f"B {mean:.3f} ± {sd:.3f}", mean < least)
+    found, surely = f"B {mean:.3f} ± {sd:.3f}", mean + SURE * sd < least
+    if not surely and (mean < least or sd > DROP_KNOWN):
+        return unknown(asks, "evaluations while the learning rate falls", found)
+    return Condition(asks, found, surely)
 
 
 def rise(case: Case) -> Condition:

@@ -27,6 +27,7 @@ from jaxgpt import _loader, dataset
 from jaxgpt.config import Config, Data, Mesh, Model, Optim, Run
 
 STEPS, EPOCHS, DIGITS = 350, 50, 5
+DERIVED = ("mfu", "tokens_per_second")  # fields of a step that follow from others
 OUT = Path(__file__).parents[1] / "tests" / "planted"
 Tokens = npt.NDArray[np.uint16]
 
@@ -132,7 +133,7 @@ def write(path: Path, ids: Tokens) -> None:
 
 
 def keep(run: Path, out: Path) -> None:
-    """Copies what a diagnosis reads: every record of the log, its figures to five digits, places left out."""
+    """Copies what a diagnosis reads: every record of the log, its figures to five digits."""
     out.mkdir(parents=True, exist_ok=True)
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     (out / "log.jsonl").write_text("".join(json.dumps(compact(r)) + "\n" for r in records))
@@ -142,9 +143,9 @@ def keep(run: Path, out: Path) -> None:
 
 
 def compact(value: Any, place: str = "") -> Any:
-    """`value` with short floats and without the machine's folders."""
+    """`value` with short floats, without the machine's folders and without `DERIVED`."""
     if isinstance(value, dict):
-        return {name: compact(item, name) for name, item in value.items()}
+        return {name: compact(item, name) for name, item in value.items() if name not in DERIVED}
     if isinstance(value, list):
         return [compact(item) for item in value]
     if isinstance(value, float):

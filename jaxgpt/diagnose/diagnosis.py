@@ -10,6 +10,7 @@ from jaxgpt.diagnose import annealing, arrival, prior, verdicts
 from jaxgpt.diagnose.annealing import Curve, Posterior
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.mixture import Forecast
+from jaxgpt.diagnose.proofs import Proof
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.verdict import Advice, Verdict
 from jaxgpt.diagnose.verdicts.case import Case
@@ -38,6 +39,7 @@ class Diagnosis:
     verdicts: tuple[Verdict, ...]  # all ids; supported ones first, by weight
     advice: tuple[Advice, ...]  # by expected gain
     missing: tuple[str, ...]  # what to log or to give for a better answer
+    proofs: tuple[Proof, ...] = ()  # of a run of ours: forecasts that were put to the test
 
 
 def diagnose(history: History, setting: Setting, now: float | None = None) -> Diagnosis:

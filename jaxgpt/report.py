@@ -28,7 +28,8 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.15rem; margin-top:
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; display: block;
         overflow-x: auto; }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #e3e5e8; vertical-align: top; }
-th { font-weight: 600; color: #555; } td.number, th.number { text-align: right; } td.number, td.tight { white-space: nowrap; }
+th { font-weight: 600; color: #555; } td.number, th.number { text-align: right; }
+td.number, td.tight { white-space: nowrap; }
 figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
 code, pre { background: #f3f4f6; padding: .1rem .3rem; border-radius: 3px; font-size: .9em; }
 pre { padding: .6rem .8rem; overflow-x: auto; line-height: 1.35; }

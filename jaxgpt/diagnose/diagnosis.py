@@ -11,6 +11,7 @@ from jaxgpt.diagnose.annealing import Curve, Posterior
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.claims import Claim, claims
 from jaxgpt.diagnose.mixture import Forecast
+from jaxgpt.diagnose.proofs import Proof
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.verdict import Advice, Verdict
 from jaxgpt.diagnose.verdicts import advice
@@ -41,6 +42,7 @@ class Diagnosis:
     advice: tuple[Advice, ...]  # by expected gain
     claims: tuple[Claim, ...]  # what is claimed of the run, and whether it can be
     missing: tuple[str, ...]  # what to log or to give for a better answer
+    proofs: tuple[Proof, ...] = ()  # of a run of ours: forecasts that were put to the test
 
 
 def diagnose(history: History, setting: Setting, now: float | None = None) -> Diagnosis:

@@ -76,7 +76,7 @@ def _fan(axes: "Axes", found: Diagnosis, posterior: Posterior) -> None:
 def _limits(found: Diagnosis, case: Case) -> tuple[float, float]:
     """From just below everything that counts to where the loss stood after the first tenth: the fall from noise to
     text would flatten all that is of interest."""
-    held = case.vals if len(case.vals) > 1 else case.losses
+    held = max(case.vals, case.losses, key=lambda series: (min(len(series), 2), series is case.vals))
     late = held.between(0.1 * float(held.steps[-1]), float("inf")).values
     ends = [found.forecast.low95, found.forecast.high95] if found.forecast else []
     low, high = min(*late, *ends, float(late[0])), max(*np.quantile(late, [0.5, 1.0]), *ends)

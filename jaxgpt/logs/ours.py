@@ -1,12 +1,15 @@
 """Our own run folders and their `log.jsonl` (see `runlog`)."""
 
+import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import Config
 from jaxgpt.errors import ConfigError
 from jaxgpt.logs.collector import Collector, duration, finite, number, whole
-from jaxgpt.logs.history import Evaluation, Step
+from jaxgpt.logs.history import Evaluation, History, Step
+from jaxgpt.runfolder import RunFolder
 
 NAME = "jaxgpt"
 KNOWN = r'\{"kind": "(?:step|eval|start)"'
@@ -84,3 +87,15 @@ class Reader:
                 "total_steps": config.run.steps,
                 "eval_tokens": float(config.run.eval_tokens),
             }
+
+
+def beside(history: History, folder: Path) -> History:
+    """`history` with the size of the run's training text, if its folder's `data.json` tells."""
+    try:
+        tokens = json.loads(RunFolder(folder).data_file.read_text(encoding="utf-8"))["train_tokens"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return history
+    unique = finite(tokens)
+    if history.stated.unique_tokens is not None or not unique or unique < 0:
+        return history
+    return dataclasses.replace(history, stated=dataclasses.replace(history.stated, unique_tokens=unique))

@@ -4,6 +4,7 @@
     tokenizer.json, data.json   the tokenizer, and what identifies the tokens that were read
     plan.json     what `budget` promised when the run was started
     log.jsonl  checkpoints/  tensorboard/
+    report.html   the diagnosis at the end; proofs.jsonl   forecasts that were put to the test
 
 One process at a time holds a folder, by an advisory lock that the system drops with the process.
 """
@@ -42,6 +43,7 @@ FREE = {
     "run.keep_best": "",
     "run.keep_every": "",
     "run.tensorboard": "",
+    "run.early_stop": "what was trained until then is the same",
     "run.sample_prompt": "",
     "run.sample_tokens": "",
 }
@@ -58,6 +60,8 @@ class RunFolder:
         self.log_file = path / "log.jsonl"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
+        self.report_file = path / "report.html"
+        self.proofs_file = path / "proofs.jsonl"
 
     @classmethod
     def of(cls, config: Config) -> "RunFolder":

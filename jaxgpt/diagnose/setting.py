@@ -52,6 +52,7 @@ class Setting:
     known_schedule: bool = True  # False where the schedule is assumed
     twin: Twin | None = None
     hoped_seconds: float | None = None  # per step, as somebody hopes
+    claim: float | None = None  # a final loss that somebody claims
     assumed: tuple[str, ...] = ()  # sentences: "the schedule is assumed to be a cosine to a tenth (--schedule …)"
 
     @property
@@ -99,6 +100,7 @@ def of(history: History, options: Options) -> Setting:
         known_schedule=found.known_schedule,
         twin=_twin(options),
         hoped_seconds=options.hoped_seconds,
+        claim=options.claim,
         assumed=tuple(facts.assumed),
     )
 

@@ -24,6 +24,7 @@ class Printer(Sheet):
         self.forecast(found)
         self.verdicts(found)
         self.advice(found)
+        self.sentences("Claims", words.claims(found))
         self.sentences("Assumed", found.setting.assumed)
         self.sentences("How the log was read", found.history.notes)
 
@@ -58,7 +59,7 @@ class Printer(Sheet):
             self.line(f"no forecast: {found.no_forecast}")
             return
         drawn = table("", "steps", "from now", "loss", "80 %", "95 %", left=1)
-        for what, steps, forecast in words.endings(found):
+        for what, steps, forecast, _ in words.endings(found):
             drawn.add_row(what, f"{steps:,}", words.until(found, steps), *words.cells(forecast))
         self.show(drawn)
 

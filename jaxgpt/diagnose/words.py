@@ -157,6 +157,11 @@ def until(found: Diagnosis, steps: int) -> str:
     return duration(ahead * each)
 
 
+def claims(found: Diagnosis) -> tuple[str, ...]:
+    """Each claim, whether it is possible, and the reason."""
+    return tuple(f"{one.claim}: {'possible' if one.possible else 'impossible'}; {one.reason}" for one in found.claims)
+
+
 def gain(advice: Advice) -> str:
     """`about 0.045 nats (80 %: 0.030 to 0.060)`; empty where no law says."""
     if advice.gain is None:

@@ -32,7 +32,9 @@ def overfitting(case: Case) -> Verdict:
 def severe(case: Case) -> Verdict:
     signs = any_of("the loss turns up again, or does not fall with the rate", (minimum(case), drop(case, NO_DROP)))
     return Verdict(
-        id="severe-overfitting", conditions=(repeated(case), growth(case), signs), weight=1.01 * cost(case) + 1e-3
+        id="severe-overfitting",
+        conditions=(repeated(case), growth(case), damage(case), signs),
+        weight=1.01 * cost(case) + 1e-3,
     )
 
 

@@ -23,6 +23,8 @@ def page(found: Diagnosis) -> str:
         *_advice(found),
         *_verdicts(found),
         *(_when(found.arrival) if found.arrival else ()),
+        *_sentences("Claims", words.claims(found)),
+        *_sentences("Forecasts put to the test", words.tested(found)),
         *_sentences("Assumed", found.setting.assumed),
         *_sentences("How the log was read", (f"{history.format}, {history.done:,} steps{of} done", *history.notes)),
     ]

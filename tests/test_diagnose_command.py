@@ -250,7 +250,7 @@ def test_every_field_of_the_json_is_in_the_documentation() -> None:
 
 def test_a_claim_is_judged(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(answered(capsys, str(log), "--config", "fineweb40m", "--claim", "2.5").split())
-    assert re.search(r"20,000 steps end at 2\.5: impossible; .* it would need", text)
+    assert re.search(r"20,000 steps end at 2\.5: impossible; .* that is out of reach", text)
     found = json.loads(answered(capsys, str(log), "--config", "fineweb40m", "--claim", "2.5", "--json"))
     assert [one["possible"] for one in found["claims"] if one["high"] == one["low"] == 2.5] == [False]
 

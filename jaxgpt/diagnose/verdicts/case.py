@@ -272,7 +272,7 @@ class Case:
             tokens=setting.tokens_per_step * steps,
             recipe=self._recipe(),
             corpus=setting.corpus,
-            unique=setting.unique_tokens,
+            unique=setting.unique_tokens or None,
             ceiling=math.log(size) if size and size > 1 else math.inf,
         )
 

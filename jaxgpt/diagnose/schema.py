@@ -14,6 +14,7 @@ from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.claims import Claim
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.mixture import Forecast
+from jaxgpt.diagnose.proofs import Proof
 from jaxgpt.diagnose.verdict import Advice, Condition, Verdict
 from jaxgpt.diagnose.whatif import WhatIf
 from jaxgpt.logs.history import History
@@ -37,6 +38,7 @@ def document(found: Diagnosis) -> dict[str, Any]:
         "verdicts": [verdict(one, history) for one in found.verdicts],
         "advice": [advice(one) for one in found.advice],
         "claims": [claim(one) for one in found.claims],
+        "proofs": [proof(one) for one in found.proofs],
         "assumed": list(setting.assumed),
         "missing": list(found.missing),
         "notes": list(history.notes),
@@ -98,6 +100,13 @@ def condition(held: Condition, history: History) -> dict[str, Any]:
 
 def claim(held: Claim) -> dict[str, Any]:
     return held._asdict() | {"expected": forecast(held.expected)}
+
+
+def proof(held: Proof) -> dict[str, Any]:
+    plain = {
+        name: getattr(held, name) for name in ("run", "step", "steps", "observed", "error", "inside80", "inside95")
+    }
+    return plain | {"forecast": forecast(held.forecast), "time": instant(held.time)}
 
 
 def advice(held: Advice) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Printer(Sheet):
         self.verdicts(found)
         self.advice(found)
         self.sentences("Claims", words.claims(found))
+        self.sentences("Forecasts put to the test", words.tested(found))
         self.sentences("Assumed", found.setting.assumed)
         self.sentences("How the log was read", found.history.notes)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from jaxgpt.budget.shown import duration
+from jaxgpt.diagnose import proofs
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.mixture import Forecast
@@ -149,14 +150,22 @@ def endings(found: Diagnosis) -> list[WhatIf]:
 
 
 def until(found: Diagnosis, steps: int) -> str:
-    """How long it takes from now until `steps` are done, at the run's pace; empty where that is not known."""
+    """How long it takes until `steps` are done, evaluations included; a dash where that is not known."""
     held, ahead = found.arrival, steps - found.history.done
-    return duration(ahead * held.pace.seconds) if held and held.pace and ahead > 0 else "–"
+    if held is None or held.pace is None or ahead <= 0:
+        return "–"
+    each = held.seconds / held.steps_left if held.steps_left else held.pace.seconds
+    return duration(ahead * each)
 
 
 def claims(found: Diagnosis) -> tuple[str, ...]:
     """Each claim, whether it is possible, and the reason."""
     return tuple(f"{one.claim}: {'possible' if one.possible else 'impossible'}; {one.reason}" for one in found.claims)
+
+
+def tested(found: Diagnosis) -> tuple[str, ...]:
+    """How forecasts of this run did that were put to the test."""
+    return tuple(filter(None, (proofs.score(found.proofs), *map(str, found.proofs))))
 
 
 def gain(advice: Advice) -> str:

@@ -309,7 +309,7 @@ class Case:
         if self.law_now is None:
             return "the run's size or tokens are not known (--params, --batch-tokens)"
         if self.law_now.outside:
-            return "outside the law's fitted range: " + "; ".join(self.law_now.outside)
+            return "outside the law's fitted range: " + ", ".join(self.law_now.outside)
         if self.setting.corpus.sd > KNOWN_CORPUS:
             return (
                 f"the level of the corpus ({self.setting.corpus.name}) is not known to {KNOWN_CORPUS:g} nats (--corpus)"

@@ -74,6 +74,8 @@ def heading(history: History, setting: Setting) -> tuple[Posterior | None, Forec
     """The law fitted to the run and its final loss, or why there are none."""
     if not setting.total_steps:
         return None, None, "it is not known how long the run is to be (--total-steps)"
+    if not setting.rates.any():
+        return None, None, "its learning rate is 0 throughout, or not known"
     held = curve(history, setting)
     try:
         posterior = annealing.fit(held, prior.pre_run(setting))

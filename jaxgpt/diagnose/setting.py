@@ -64,7 +64,7 @@ class Setting:
 
     def epochs(self, step: int) -> float | None:
         """Epochs after `step` updates."""
-        if self.tokens_per_step is None or self.unique_tokens is None:
+        if not self.tokens_per_step or not self.unique_tokens:
             return None
         return self.tokens_per_step * step / self.unique_tokens
 

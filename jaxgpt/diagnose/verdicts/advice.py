@@ -63,7 +63,7 @@ def _heading(case: Case) -> Forecast | None:
 
 def more_text(case: Case) -> list[Advice]:
     unique = case.setting.unique_tokens
-    if unique is None:
+    if not unique:
         return []
     gain = case.gain(unique=2 * unique)
     what = f"train on twice the different tokens ({tokens_shown(2 * unique)} instead of {tokens_shown(unique)})"

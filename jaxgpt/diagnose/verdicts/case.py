@@ -98,7 +98,7 @@ class Case:
         setting, tail = self.setting, self.vals.values[-40:]
         if setting.fixed_eval:
             return max(FIXED_TEXT_ERROR, measure.scatter(tail) or 0.0)
-        stated = [e.standard_error for e in self.evaluations if e.standard_error and math.isfinite(e.standard_error)]
+        stated = [e.standard_error for e in self.evaluations if e.standard_error and measure.number(e.standard_error)]
         if stated:
             return float(np.median(stated))
         if setting.eval_tokens:
@@ -169,7 +169,7 @@ class Case:
 
     def _train_level(self, evaluation: Evaluation) -> Level | None:
         train = evaluation.train
-        if train is not None and math.isfinite(train):
+        if train is not None and measure.number(train):
             return Level(train, self.error or 0.0)
         if not len(self.losses):
             return None
@@ -272,7 +272,7 @@ class Case:
             tokens=setting.tokens_per_step * steps,
             recipe=self._recipe(),
             corpus=setting.corpus,
-            unique=setting.unique_tokens,
+            unique=setting.unique_tokens or None,
             ceiling=math.log(size) if size and size > 1 else math.inf,
         )
 

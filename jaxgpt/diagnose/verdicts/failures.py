@@ -96,7 +96,7 @@ def _broken_line(case: Case) -> int | None:
     norms = [(step.grad_norm, step.line) for step in case.history.steps]
     for rows in (updates, norms, [(e.val, e.line) for e in case.history.evaluations]):
         told = [(value, line) for value, line in rows if value is not None]
-        finite = [place for place, (value, _) in enumerate(told) if math.isfinite(value)]
+        finite = [place for place, (value, _) in enumerate(told) if measure.number(value)]
         first = finite[-1] + 1 if finite else 0
         if first < len(told):
             return told[first][1]

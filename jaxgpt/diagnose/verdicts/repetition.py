@@ -88,7 +88,7 @@ def data_limited(case: Case) -> Verdict:
     if case.twin is not None:
         return _fewer_than_twin(case)
     asks = "twice the different tokens at the same steps gain more than twice the model"
-    if unique is None or size is None or case.asked is None:
+    if not unique or not size or case.asked is None:
         return Verdict(id="data-limited", conditions=(unknown(asks, f"the model's size (--params) and {TOKENS}"),))
     data, model = case.gain(unique=2 * unique) or 0.0, case.gain(parameters=2 * size) or 0.0
     found = f"{data:.3f} nats against {model:.3f}"

@@ -6,6 +6,7 @@ not say (its schedule, its batch, its text) can be given; what is assumed is nam
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgpt import logs, report, terminal
-from jaxgpt.diagnose import options, setting
+from jaxgpt.diagnose import options, proofs, prove, setting
 from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.options import Options
 from jaxgpt.errors import ConfigError
@@ -23,6 +24,7 @@ from jaxgpt.overrides import Parser
 EXAMPLES = """examples:
   python -m jaxgpt.diagnose runs/fineweb40m
   python -m jaxgpt.diagnose out.log --config fineweb40m --html diagnosis.html
+  python -m jaxgpt.diagnose runs/fineweb40m --prove
   python -m jaxgpt.diagnose - --total-steps 6000 < nanogpt.txt
 """
 STDIN = "-"
@@ -36,6 +38,7 @@ class Request:
     options: Options
     json: bool
     html: Path | None
+    prove: prove.Request | None
 
 
 def read(argv: Sequence[str]) -> Request:
@@ -47,18 +50,24 @@ def read(argv: Sequence[str]) -> Request:
     answer = parser.add_argument_group("answer", "How to say it.").add_argument
     answer("--json", action="store_true", help="as JSON (docs/diagnose.md)")
     answer("--html", metavar="FILE", help="as a page")
+    prove.add_options(parser)
     given = parser.parse_args(argv)
     if given.json and given.html:
         raise ConfigError("C053", "--json and --html exclude each other", "leave one of them out")
     page = report.place("--html", given.html)
-    return Request(source=given.source, options=options.of(given), json=given.json, html=page)
+    proving = prove.request(given)
+    return Request(source=given.source, options=options.of(given), json=given.json, html=page, prove=proving)
 
 
 def run(argv: Sequence[str]) -> None:
     """Answers the request on the command line."""
     request = read(argv)
+    if request.prove:
+        print(prove.prove(request.source, request.prove))
+        return
     history = opened(request.source, request.options)
     found = diagnose(history, setting.of(history, request.options), request.options.now)
+    found = dataclasses.replace(found, proofs=proofs.beside(request.source))
     if request.json:
         from jaxgpt.diagnose.schema import document
 

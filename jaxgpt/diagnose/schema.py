@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jaxgpt.budget.schema import finite
-from jaxgpt.diagnose import words
+from jaxgpt.diagnose import proofs, words
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.mixture import Forecast
@@ -35,6 +35,7 @@ def document(found: Diagnosis) -> dict[str, Any]:
         "what_ifs": [what_if(one) for one in found.what_ifs],
         "verdicts": [verdict(one, history) for one in found.verdicts],
         "advice": [advice(one) for one in found.advice],
+        "proofs": [proofs.document(one) for one in found.proofs],
         "assumed": list(setting.assumed),
         "missing": list(found.missing),
         "notes": list(history.notes),

@@ -3,7 +3,7 @@
 from rich.text import Text
 
 from jaxgpt.budget.shown import duration
-from jaxgpt.diagnose import words
+from jaxgpt.diagnose import proofs, words
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.verdict import Verdict
@@ -24,6 +24,7 @@ class Printer(Sheet):
         self.forecast(found)
         self.verdicts(found)
         self.advice(found)
+        self.sentences("Put to the test", proofs.sentences(found.proofs))
         self.sentences("Assumed", found.setting.assumed)
         self.sentences("How the log was read", found.history.notes)
 

@@ -3,7 +3,7 @@
 from rich.text import Text
 
 from jaxgpt.budget.shown import duration
-from jaxgpt.diagnose import words
+from jaxgpt.diagnose import proofs, words
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.verdict import Verdict
 from jaxgpt.errors import printable
@@ -23,7 +23,7 @@ class Printer(Sheet):
         self.verdicts(found)
         self.advice(found)
         self.sentences("Claims", words.claims(found))
-        self.sentences("Forecasts put to the test", words.tested(found))
+        self.sentences("Put to the test", proofs.sentences(found.proofs))
         self.sentences("Assumed", found.setting.assumed)
         self.sentences("How the log was read", found.history.notes)
 

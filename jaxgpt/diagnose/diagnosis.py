@@ -87,13 +87,13 @@ def heading(history: History, setting: Setting) -> tuple[Posterior | None, Forec
 def curve(history: History, setting: Setting) -> Curve:
     """The validation losses as the law reads them."""
     case = Case(history, setting)
-    held = [evaluation for evaluation in case.evaluations if evaluation.step <= len(setting.rates)]
+    held = {e.step: e.val for e in case.evaluations if e.step <= len(setting.rates)}
     return Curve(
-        steps=np.array([evaluation.step for evaluation in held], np.int64),
-        losses=np.array([evaluation.val for evaluation in held], np.float64),
+        steps=np.array(sorted(held), np.int64),
+        losses=np.array([held[step] for step in sorted(held)], np.float64),
         rates=setting.rates,
         warmup=setting.optim.warmup_steps,
-        sigma=case.error or annealing.FIXED_SIGMA,
+        sigma=case.error or annealing.MISFIT,
         repetition=repetition(case),
     )
 

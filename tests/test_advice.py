@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from test_verdicts import (
+    BATCH,
     CARD,
     COSINE,
     REPEATED,
+    SIZE,
     SUPPORTED,
     TOTAL,
     clean,

@@ -21,9 +21,8 @@ CAUSES = {
     "no-warmup": {"recipe-or-bug"},
 }
 TWINS = {"no-warmup": "no-warmup-twin"}
-# True of these runs whatever their cause: of the machine, which had other work, and of single windows of the text
-# (tables of numbers), whose losses and gradient norms stand out in the log.
-CIRCUMSTANCES = {"pace", "throughput", "loss-spikes"}
+# True of these runs whatever their cause: of the machine, which had other work, and of evaluations as long as training.
+CIRCUMSTANCES = {"pace", "throughput"}
 CONSEQUENCES = {"tiny-corpus": {"data-limited", "repetition-risk", "missing-regularisation"}}
 
 

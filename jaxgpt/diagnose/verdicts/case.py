@@ -144,6 +144,12 @@ class Case:
         return float(rates[min(max(step, 0), len(rates) - 1)]) if len(rates) else None
 
     @property
+    def share_now(self) -> float | None:
+        """The learning rate of the last update over the peak; None where it is only assumed."""
+        logged = any(step.learning_rate is not None for step in self.history.steps)
+        return self.share(self.done - 1) if self.setting.known_schedule or logged else None
+
+    @property
     def epochs(self) -> float | None:
         return self.setting.epochs(self.done)
 
@@ -241,7 +247,7 @@ class Case:
     @cached_property
     def anneal(self) -> Level | None:
         """What annealing from here to a rate of zero, over a tenth of the steps done, would take off the loss."""
-        share = self.share(self.done - 1)
+        share = self.share_now
         if share is None or not self.done:
             return None
         if self.posterior is None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxgpt.budget import question as questions
 from jaxgpt.budget import scaling
-from jaxgpt.budget.scaling import Expectation, Question, Recipe
+from jaxgpt.budget.scaling import Expectation, Question
 from jaxgpt.diagnose import annealing, endings
 from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.arrival import Arrival
@@ -272,22 +272,15 @@ class Case:
         setting = self.setting
         if not setting.parameters or not setting.tokens_per_step or steps < 1:
             return None
-        size = setting.vocab_size
+        size, batch = setting.vocab_size, setting.tokens_per_step
         return Question(
             parameters=setting.parameters,
-            tokens=setting.tokens_per_step * steps,
-            recipe=self._recipe(),
+            tokens=batch * steps,
+            recipe=questions.recipe_of(setting.optim, self.total, setting.parameters, batch, setting.dropout or 0.0),
             corpus=setting.corpus,
             unique=setting.unique_tokens or None,
             ceiling=math.log(size) if size and size > 1 else math.inf,
         )
-
-    def _recipe(self) -> Recipe:
-        setting = self.setting
-        own = Recipe(learning_rate=setting.optim.learning_rate, end_share=self.share(self.total) or 0.0)
-        if setting.config is None:
-            return own
-        return replace(own, differences=questions.recipe(setting.config, self.total).differences)
 
     @cached_property
     def law(self) -> Expectation | None:

@@ -32,6 +32,12 @@ th { font-weight: 600; color: #555; } td.number, th.number { text-align: right; 
 td.number, td.tight { white-space: nowrap; }
 figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
 code, pre { background: #f3f4f6; padding: .1rem .3rem; border-radius: 3px; font-size: .9em; }
+@media (max-width: 40rem) {
+  td:not(.number):not(.tight) { min-width: 9rem; }
+  tr:has(td.tight), tr:has(td.tight) td { display: block; border: 0; padding: 0; }
+  tr:has(td.tight) { border-bottom: 1px solid #e3e5e8; padding: .5rem 0; }
+  td.tight:first-child { font-weight: 600; } thead:has(+ tbody td.tight) { display: none; }
+}
 pre { padding: .6rem .8rem; overflow-x: auto; line-height: 1.35; }
 """
 PLOT: dict[Any, Any] = {

@@ -10,8 +10,8 @@ import numpy as np
 from jaxgpt.budget import schedule
 from jaxgpt.budget.scaling import CORPORA
 from jaxgpt.config import Optim
-from jaxgpt.diagnose import annealing
-from jaxgpt.diagnose.annealing import Curve, Posterior
+from jaxgpt.diagnose import diagnosis
+from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.logs.history import Evaluation, History
 
@@ -38,19 +38,8 @@ class Known:
 
 
 def posterior(history: History, setting: Setting) -> Posterior | None:
-    """The annealing law fitted to what the history has shown; None before there are three evaluations."""
-    vals = [e for e in history.evaluations if e.val is not None]
-    steps = np.array([e.step for e in vals], np.int64)
-    curve = Curve(
-        steps=steps,
-        losses=np.array([e.val for e in vals], np.float64),
-        rates=setting.rates,
-        warmup=setting.optim.warmup_steps,
-    )
-    try:
-        return annealing.fit(curve)
-    except ValueError:
-        return None
+    """The annealing law fitted to what the history has shown; None where it cannot be."""
+    return diagnosis.heading(history, setting)[0]
 
 
 def read(folder: Path) -> list[Known]:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,11 @@ import pytest
 from conftest import ROOT
 
 from jaxgpt import cli, diagnose, errors
-from jaxgpt.diagnose import words
+from jaxgpt.diagnose import proofs, words
+from jaxgpt.diagnose.mixture import gaussian
+from jaxgpt.diagnose.proofs import Proof
 from jaxgpt.diagnose.verdict import IDS
+from jaxgpt.runfolder import RunFolder
 
 ONE_LINE = "iter 100: loss 3.9012, time 3995.11ms, mfu 20.11%\n"
 STATUS = {"supported", "cannot tell", "not supported"}
@@ -34,6 +38,11 @@ def nanogpt(done: int = 14_000, name: str = "") -> str:
         extra = 60_000 * (step % 500 == 0) + 45_000 * (step == 0)
         lines.append(f"iter {step}: loss {loss + 0.02 * math.sin(step):.4f}, time {3995 + step % 7 + extra}.11ms")
     return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(autouse=True)
+def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxgpt.budget.devices.local", lambda: None)
 
 
 @pytest.fixture
@@ -122,6 +131,15 @@ FORECAST = dict.fromkeys(("final_loss", "low80", "high80", "low95", "high95", "s
 ADVICE = {"what": TEXT, "command": TEXT, "gain": (NUMBER, None), "low": (NUMBER, None), "high": (NUMBER, None)}
 LINE = {"number": WHOLE, "text": TEXT}
 EVIDENCE = {"asks": TEXT, "found": TEXT, "holds": (TRUTH, None), "missing": TEXT, "lines": [LINE]}
+CLAIM = {"claim": TEXT, "steps": WHOLE, "low": NUMBER, "high": NUMBER, "expected": FORECAST} | {
+    "possible": TRUTH,
+    "reason": TEXT,
+}
+PROOF = {"run": TEXT, "step": WHOLE, "steps": WHOLE, "forecast": FORECAST, "observed": NUMBER, "error": NUMBER} | {
+    "inside80": TRUTH,
+    "inside95": TRUTH,
+    "time": NUMBER,
+}
 SCHEMA = {
     "version": WHOLE,
     "source": TEXT,
@@ -158,9 +176,11 @@ SCHEMA = {
         None,
     ),
     "forecast": (FORECAST, None),
-    "what_ifs": [{"what": TEXT, "steps": WHOLE} | FORECAST],
+    "what_ifs": [{"what": TEXT, "steps": WHOLE, "command": TEXT} | FORECAST],
     "verdicts": [{"id": TEXT, "status": TEXT, "evidence": [EVIDENCE], "advice": [ADVICE]}],
     "advice": [ADVICE],
+    "claims": [CLAIM],
+    "proofs": [PROOF],
     "assumed": [TEXT],
     "missing": [TEXT],
     "notes": [TEXT],
@@ -228,6 +248,30 @@ def test_every_field_of_the_json_is_in_the_documentation() -> None:
     assert not {name for name in names(SCHEMA) if f"`{name}`" not in text}
 
 
+def test_a_claim_is_judged(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(answered(capsys, str(log), "--config", "fineweb40m", "--claim", "2.5").split())
+    assert re.search(r"20,000 steps end at 2\.5: impossible; .* that is out of reach", text)
+    found = json.loads(answered(capsys, str(log), "--config", "fineweb40m", "--claim", "2.5", "--json"))
+    assert [one["possible"] for one in found["claims"] if one["high"] == one["low"] == 2.5] == [False]
+
+
+@pytest.fixture
+def run_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A recorded run, by its name under runs/."""
+    shutil.copytree(ROOT / "tests" / "planted" / "clean", tmp_path / "runs" / "clean")
+    monkeypatch.chdir(tmp_path)
+    return "clean"
+
+
+def test_proofs_that_are_kept_with_a_run_are_told(run_of_ours: str, capsys: pytest.CaptureFixture[str]) -> None:
+    made = Proof(run="p", step=200, steps=20, forecast=gaussian(3.0, 0.01), observed=3.005, time=1.75e9)
+    proofs.add(RunFolder(Path("runs") / run_of_ours), made)
+    found = json.loads(answered(capsys, run_of_ours, "--json"), parse_constant=refuse)
+    check(found, SCHEMA)
+    assert [one["inside80"] for one in found["proofs"]] == [True]
+    assert "observed 3.0050" in " ".join(answered(capsys, run_of_ours).split())
+
+
 # --- what it loads and refuses ---------------------------------------------------------------------------------------
 
 
@@ -258,6 +302,7 @@ def test_it_is_a_verb_of_jaxgpt(log: Path, capsys: pytest.CaptureFixture[str]) -
         (["--schedule", "cosin"], "C048", ["cosin", "cosine"]),
         (["--config", "nothing"], "C001", ["nothing"]),
         (["--itres", "5"], "C006", ["--itres"]),
+        (["--prove"], "C056", ["out.log"]),
     ],
 )
 def test_nonsense_is_refused_with_a_sentence(

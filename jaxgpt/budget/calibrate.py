@@ -1,19 +1,14 @@
 """What a run has to teach the plan: its pace, and where its loss stands against the law.
 
-Reads a run folder of ours, its `log.jsonl`, or what nanoGPT prints. The median of the steps' seconds replaces the
-kernel model, or scales it where the planned config is another than the run's. The last evaluation moves the corpus's
-offset: a run that is not over has its rate still up, so that what the fall will bring is taken off first, and what is
-unsure about it goes into the interval.
+Reads whatever `logs` does. The median of the steps' seconds replaces the kernel model, or scales it where the planned
+config is another than the run's. The last evaluation moves the corpus's offset: a run that is not over has its rate
+still up, so that what the fall will bring is taken off first, and what is unsure about it goes into the interval.
 """
 
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from jaxgpt import runlog
+from jaxgpt import logs
 from jaxgpt.budget import question, scaling, schedule, time
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.flops import flops_per_token
@@ -21,8 +16,7 @@ from jaxgpt.budget.plan import Calibration
 from jaxgpt.budget.scaling import Corpus
 from jaxgpt.budget.time import Pace
 from jaxgpt.config import Config
-from jaxgpt.errors import ConfigError, JaxgptError
-from jaxgpt.runfolder import RunFolder
+from jaxgpt.errors import ConfigError, DataError
 
 FINISHED_SD, RUNNING_SD = (
     0.010,
@@ -30,11 +24,8 @@ FINISHED_SD, RUNNING_SD = (
 )  # nats; the second is what the fall of the rate is unsure by (see LAW.unannealed)
 EARLY = 0.25  # before this share of a run its loss says little about its end
 SETTLED = 5  # records before which compiling and warming up stand
-A_DAY = 86_400.0  # seconds: no step takes longer
 BELIEVABLE = 0.3  # nats: a shift beyond it is another corpus, tokenizer or an error, and widens the interval
 SPREAD = 0.02  # of the pace: what a short look cannot see
-NANOGPT_STEP = re.compile(r"iter (\d+): loss (\S+), time ([\d.]+)ms")
-NANOGPT_EVAL = re.compile(r"step (\d+): train loss (\S+), val loss (\S+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,59 +39,19 @@ class Record:
 
 
 def read(path: str) -> Record:
-    """The record of a run folder, a `log.jsonl` or a nanoGPT log. Raises `ConfigError` C043 if it is none of them."""
-    place = Path(path)
-    if not place.exists() and (Path("runs") / place).exists():
-        place = Path("runs") / place
-    if place.is_dir():
-        place = place / "log.jsonl"
-    if not place.is_file():
-        raise ConfigError(
-            "C043", f"there is no run or log at {path!r}", "a run's folder, its log.jsonl or a nanoGPT log"
-        )
-    text = place.read_text(encoding="utf-8", errors="replace")
-    found = _ours(place) if text.lstrip()[:1] == "{" else _nanogpt(place, text)
-    if not found.seconds and not found.evaluations:
-        raise ConfigError("C043", f"'{place}' holds no step of a run", "known are our log.jsonl and nanoGPT's output")
-    return found
-
-
-def _ours(place: Path) -> Record:
-    records = runlog.read(place)
+    """The record of the run or log at `path`. Raises `ConfigError` C043 if it is none, or holds no step."""
     try:
-        config: Config | None = RunFolder(place.parent).config()
-    except JaxgptError:
-        config = None
-    steps = [record for record in records if record.get("kind") == "step"]
-    evaluations = [(r, _number(r.get("val_loss", r.get("train_loss")))) for r in records if r.get("kind") == "eval"]
-    return Record(
-        source=str(place),
-        seconds=_ordinary([_number(step.get("seconds")) for step in steps][SETTLED:] or []),
-        evaluations=tuple((int(r["step"]), loss) for r, loss in evaluations if math.isfinite(loss) and "step" in r),
-        config=config,
-    )
-
-
-def _nanogpt(place: Path, text: str) -> Record:
-    """Iteration 0 compiles and one at an evaluation contains it; the median does not mind the rest."""
-    evaluations = tuple(
-        (int(n), loss) for n, _, val in NANOGPT_EVAL.findall(text) if math.isfinite(loss := _number(val))
-    )
-    at = {step for step, _ in evaluations}
-    lines = [(int(n), _number(ms) / 1e3) for n, _, ms in NANOGPT_STEP.findall(text)]
-    seconds = [duration for step, duration in lines if step > 0 and step not in at]
-    return Record(source=str(place), seconds=_ordinary(seconds), evaluations=evaluations, config=None)
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def _ordinary(seconds: Sequence[float]) -> tuple[float, ...]:
-    return tuple(value for value in seconds if 0 < value < A_DAY)
+        found = logs.read(path)
+    except DataError as error:
+        what = f"there is no run or log at {path!r}" if error.code == "D043" else f"'{path}' holds no step of a run"
+        raise ConfigError("C043", what, error.help) from error
+    settled = found.steps[SETTLED:] if found.format == logs.ours.NAME else found.steps
+    seconds = tuple(step.seconds for step in settled if step.pure and step.seconds is not None)
+    losses = [(e.step, e.train if e.val is None else e.val) for e in found.evaluations]
+    evaluations = tuple((step, loss) for step, loss in losses if loss is not None and math.isfinite(loss))
+    if not seconds and not evaluations:
+        raise ConfigError("C043", f"'{path}' holds no step of a run that can be measured", logs.KNOWN_ARE)
+    return Record(source=str(path), seconds=seconds, evaluations=evaluations, config=found.config)
 
 
 def calibration(

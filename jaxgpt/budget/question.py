@@ -95,7 +95,7 @@ def assumed_corpus(config: Config, text: str) -> tuple[Corpus, str]:
 
 def corpus_in(text: str) -> Corpus:
     """The corpus that `text` names; unknown where it names none."""
-    flat = text.lower().replace("_", "-").replace("than fineweb-edu", "")
+    flat = re.sub(r"edu-?fineweb", "fineweb-edu", text.lower().replace("_", "-")).replace("than fineweb-edu", "")
     for name in ("fineweb-edu", "fineweb", "openwebtext2", "openwebtext", "refinedweb", "c4"):
         if re.search(rf"(?<![a-z]){name}(?![a-z])", flat):
             return CORPORA[name]

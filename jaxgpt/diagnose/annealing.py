@@ -23,9 +23,10 @@ Floats = NDArray[np.float64]
 ALPHAS = np.linspace(0.1, 1.2, 56)
 LEVEL, SCALE = (2.5, 5.0), (0.25, 1.0)  # prior mean and sd of L0 and of a, in nats
 REPETITION = (1.0, 0.53)  # of m: the repetition law's own spread
-EFFECTIVE = 25  # evaluations that count as independent: a real curve's residuals go together
+MISFIT = 0.003  # nats that a real curve's losses on fixed text stray from the law
+EFFECTIVE = 25  # evaluations whose misfits count as independent: neighbours stray together
 FLOOR = 0.003  # nats, the least spread of a single loss
-FIXED_SIGMA = 0.003  # nats, of an evaluation on fixed text around the law
+FIRST = 500  # updates in which the loss falls from guessing, as no power law does
 MOST_POINTS = 256
 LEAST_POINTS = 3
 
@@ -43,12 +44,12 @@ class Shape:
 
 
 SHAPES = (
-    Shape(p=0.0, q=1.0, kernel=False, alpha=(0.573, 0.170), drop=(0.104, 0.026), rho=0.41),
-    Shape(p=0.25, q=0.85, kernel=True, alpha=(0.470, 0.125), drop=(0.111, 0.024), rho=0.18),
-    Shape(p=0.5, q=0.85, kernel=True, alpha=(0.462, 0.102), drop=(0.128, 0.025), rho=0.14),
-    Shape(p=0.5, q=1.0, kernel=False, alpha=(0.536, 0.126), drop=(0.129, 0.031), rho=0.57),
-    Shape(p=1.0, q=1.0, kernel=False, alpha=(0.523, 0.124), drop=(0.147, 0.037), rho=0.69),
-    Shape(p=1.0, q=1.0, kernel=True, alpha=(0.517, 0.122), drop=(0.158, 0.039), rho=0.59),
+    Shape(p=0.0, q=1.2, kernel=True, alpha=(0.5, 0.15), drop=(0.12, 0.03), rho=0.0),
+    Shape(p=0.0, q=1.2, kernel=False, alpha=(0.5, 0.15), drop=(0.12, 0.03), rho=0.0),
+    Shape(p=0.25, q=1.0, kernel=True, alpha=(0.5, 0.15), drop=(0.12, 0.03), rho=0.0),
+    Shape(p=0.25, q=1.0, kernel=False, alpha=(0.5, 0.15), drop=(0.12, 0.03), rho=0.0),
+    Shape(p=0.5, q=0.85, kernel=True, alpha=(0.5, 0.15), drop=(0.12, 0.03), rho=0.0),
+    Shape(p=0.5, q=0.85, kernel=False, alpha=(0.5, 0.15), drop=(0.12, 0.03), rho=0.0),
 )
 
 
@@ -57,25 +58,35 @@ class Curve:
     """Validation losses seen so far and the schedule that they were reached under.
 
     `steps` are the updates before each evaluation and ascend, `rates` the learning rate of every update of the whole
-    run over its peak. `sigma` is one evaluation's standard error in nats. `repetition` is the expected cost of repeated
-    text after 0, 1, … updates (one longer than `rates`); None is none.
+    run over its peak. `sigma` is one evaluation's standard error in nats; what goes beyond `MISFIT` counts as
+    independent from one evaluation to the next. `repetition` is the expected cost of repeated text after 0, 1, …
+    updates (one longer than `rates`); None is none. Raises ValueError for lengths that do not go together.
     """
 
     steps: NDArray[np.int64]
     losses: Floats
     rates: Floats
     warmup: int = 0
-    sigma: float = FIXED_SIGMA
+    sigma: float = MISFIT
     repetition: Floats | None = None
+
+    def __post_init__(self) -> None:
+        lengths = len(self.steps) == len(self.losses) and len(self.rates) > 0
+        if not lengths or (self.repetition is not None and len(self.repetition) != len(self.rates) + 1):
+            raise ValueError("a curve has a loss for each step, a rate for each update, and one cost more than rates")
+        if np.any(np.diff(self.steps) <= 0):
+            raise ValueError("the steps of a curve ascend")
 
     def used(self) -> NDArray[np.bool_]:
         """The evaluations that the law is for: finite ones after the first tenth and well after the warmup.
 
-        Of a run that is less than 30 % done, after the first 3 %.
+        Of a run that is less than 30 % done: after 3 %, but without the fall of the first 500 updates (or of the first
+        half, if that is less), which is no power law yet.
         """
         total, finite = len(self.rates), np.isfinite(self.losses)
-        seen = self.steps[finite].max(initial=0)
-        start = max((0.10 if seen >= 0.3 * total else 0.03) * total, 1.5 * self.warmup, 1)
+        seen = float(self.steps[finite].max(initial=0))
+        start = 0.10 * total if seen >= 0.3 * total else max(0.03 * total, min(FIRST, seen / 2))
+        start = max(start, 1.5 * self.warmup, 1)
         used: NDArray[np.bool_] = finite & (self.steps >= start) & (self.steps <= total)
         return used
 
@@ -136,7 +147,7 @@ class Posterior:
         means, sds = [], []
         for component in self.components:
             shape = component.shape
-            done, end = course.anneal(shape.p, shape.q, shape.kernel, np.array([float(step), course.length]))
+            done, end = course.anneal(shape.q, shape.kernel, np.array([float(step), course.length]))
             means.append(component.means[:, 2] * (end - done))
             sds.append(np.sqrt(component.covariances[:, 2, 2]) * abs(end - done))
         return moments(self.weights, np.concatenate(means), np.concatenate(sds))
@@ -168,7 +179,7 @@ def fit(curve: Curve, prior: Forecast | None = None, shapes: Sequence[Shape] = S
         raise ValueError(f"{np.count_nonzero(used)} usable evaluations; the law needs {LEAST_POINTS}, or a prior")
     course = Course.of(curve.rates, curve.warmup)
     steps, losses = thinned(curve.steps[used].astype(np.float64), curve.losses[used])
-    noise = np.full(len(steps), curve.sigma * math.sqrt(max(len(steps) / EFFECTIVE, 1.0)))
+    noise = np.full(len(steps), _noise(curve.sigma, np.count_nonzero(used), len(steps)))
     if prior is not None:
         steps, losses = np.append(steps, course.length), np.append(losses, prior.mean)
         noise = np.append(noise, prior.sd)
@@ -186,13 +197,22 @@ def thinned(steps: Floats, losses: Floats) -> tuple[Floats, Floats]:
     return np.add.reduceat(steps, starts[:-1]) / counts, np.add.reduceat(losses, starts[:-1]) / counts
 
 
+def _noise(sigma: float, measured: int, points: int) -> float:
+    """Standard deviation of one of `points` losses that stand for `measured` evaluations."""
+    shared = MISFIT**2 * max(points / EFFECTIVE, 1.0)
+    alone = max(sigma**2 - MISFIT**2, 0.0) * points / max(measured, 1)
+    return math.sqrt(shared + alone)
+
+
 def costs(repetition: Floats | None, steps: Floats) -> Floats:
     """The cost of repetition after each of `steps`; beyond the last that is known it grows as it did at the end."""
     if repetition is None:
         return np.zeros(len(steps))
     known = len(repetition) - 1
-    slope = (repetition[-1] - repetition[-1 - max(known // 10, 1)]) / max(known // 10, 1)
-    return np.interp(steps, np.arange(known + 1), repetition) + slope * np.maximum(steps - known, 0)
+    tail = max(known // 10, 1)
+    slope = (repetition[-1] - repetition[-1 - tail]) / tail
+    inside: Floats = np.interp(steps, np.arange(known + 1), repetition)
+    return inside + slope * np.maximum(steps - known, 0)
 
 
 def design(shape: Shape, course: Course, reference: Course, steps: Floats, cost: Floats) -> Floats:
@@ -201,7 +221,7 @@ def design(shape: Shape, course: Course, reference: Course, steps: Floats, cost:
     share = np.maximum(course.travel(shape.p, steps) / whole, 1e-9)
     rows = np.ones((len(ALPHAS), len(steps), 4))
     rows[:, :, 1] = np.exp(-ALPHAS[:, None] * np.log(share))
-    rows[:, :, 2] = -course.anneal(shape.p, shape.q, shape.kernel, steps)
+    rows[:, :, 2] = -course.anneal(shape.q, shape.kernel, steps)
     rows[:, :, 3] = cost
     return rows
 

@@ -132,9 +132,9 @@ def steps_left(history: History, setting: Setting) -> int:
 def unknown(history: History, setting: Setting) -> str:
     """Why there is no time of arrival, and what would give one; empty where there is one."""
     if not setting.total_steps:
-        return "how long the run is to be: give --total-steps"
+        return "the length of the run (--total-steps N)"
     if steps_left(history, setting) and not len(Paces.of(history).steps):
-        return "the time of a step: the log has none (nanoGPT's 'iter' lines, or a column 'seconds'), so no end in time"
+        return "the time of a step, which this log does not have (nanoGPT's 'iter' lines do)"
     return ""
 
 

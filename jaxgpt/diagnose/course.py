@@ -44,17 +44,17 @@ class Course:
         """The sum of rate^p over the updates before each of `updates`."""
         return np.interp(updates, self.edges, self._travelled(p))
 
-    def anneal(self, p: float, q: float, kernel: bool, updates: Floats) -> Floats:
+    def anneal(self, q: float, kernel: bool, updates: Floats) -> Floats:
         """How much of the drop from the peak to a rate of zero has come about before each of `updates`.
 
-        Without the kernel that is 1 - rate^q at once; with it every fall of the rate takes effect as the run travels on.
+        Without the kernel that is 1 - rate^q at once; with it each fall of the rate takes effect as the run goes on.
         """
         if not kernel:
             return np.interp(updates, self._middles(), self._fallen(q))
         if len(updates) <= TARGETS:
-            return self._kernel(p, q, updates)
+            return self._kernel(q, updates)
         knots = np.linspace(0, self.length, TARGETS)
-        return np.interp(updates, knots, self._kernel(p, q, knots))
+        return np.interp(updates, knots, self._kernel(q, knots))
 
     def _travelled(self, p: float) -> Floats:
         return np.concatenate(([0.0], np.cumsum(self.rates**p * np.diff(self.edges))))
@@ -68,25 +68,25 @@ class Course:
         """1 - rate^q of each block, 0 in the warmup."""
         return np.where(self.edges[:-1] < self.warmup, 0.0, 1 - self.rates**q)
 
-    def _kernel(self, p: float, q: float, updates: Floats) -> Floats:
-        places, falls, rates = self._falls(p, q)
+    def _kernel(self, q: float, updates: Floats) -> Floats:
+        places, falls, rates = self._falls(q)
         speed = KERNEL_SPEED * np.maximum(rates, LEAST_RATE) ** -KERNEL_RATE
-        distance = np.maximum(self.travel(p, updates)[:, None] - places, 0.0)
+        distance = np.maximum(self.travel(1.0, updates)[:, None] - places, 0.0)
         done: Floats = (1 - (1 + speed * distance) ** -KERNEL_POWER) @ falls
         return done
 
-    def _falls(self, p: float, q: float) -> tuple[Floats, Floats, Floats]:
+    def _falls(self, q: float) -> tuple[Floats, Floats, Floats]:
         """Falls of the rate, near ones together: the travel until each, its size, and the rate after it."""
         fallen = self._fallen(q)
         falls = np.diff(fallen, prepend=0.0)
         kept = np.flatnonzero(falls)
         if not len(kept):
             return np.zeros(1), np.zeros(1), np.ones(1)
-        travel = self._travelled(p)[:-1][kept]
+        travel = self._travelled(1.0)[:-1][kept]
         group = self._groups(kept, falls[kept])
         size = np.bincount(group, np.abs(falls[kept]))
-        mean = [np.bincount(group, np.abs(falls[kept]) * value) / size for value in (travel, self.rates[kept])]
-        return mean[0], np.bincount(group, falls[kept]), mean[1]
+        where, rate = (np.bincount(group, np.abs(falls[kept]) * value) / size for value in (travel, self.rates[kept]))
+        return where, np.bincount(group, falls[kept]).astype(np.float64), rate
 
     def _groups(self, kept: NDArray[np.int64], falls: Floats) -> NDArray[np.int64]:
         """A number from 0 for each fall: as many groups as `SOURCES` at most, even in time and in size."""

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from jaxgpt.diagnose import annealing, arrival, prior, verdicts
 from jaxgpt.diagnose.annealing import Curve, Posterior
 from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose.claims import Claim, claims
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.proofs import Proof
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.verdict import Advice, Verdict
+from jaxgpt.diagnose.verdicts import advice
 from jaxgpt.diagnose.verdicts.case import Case
 from jaxgpt.diagnose.whatif import WhatIf, what_ifs
 from jaxgpt.logs.history import History
@@ -38,6 +40,7 @@ class Diagnosis:
     what_ifs: tuple[WhatIf, ...]
     verdicts: tuple[Verdict, ...]  # all ids; supported ones first, by weight
     advice: tuple[Advice, ...]  # by expected gain
+    claims: tuple[Claim, ...]  # what is claimed of the run, and whether it can be
     missing: tuple[str, ...]  # what to log or to give for a better answer
     proofs: tuple[Proof, ...] = ()  # of a run of ours: forecasts that were put to the test
 
@@ -61,7 +64,8 @@ def diagnose(history: History, setting: Setting, now: float | None = None) -> Di
         no_forecast=no_forecast,
         what_ifs=what_ifs(history, setting, posterior) if posterior else (),
         verdicts=judged,
-        advice=_advice(judged),
+        advice=advice.ordered(judged),
+        claims=claims(Case(history, setting, posterior, forecast)),
         missing=_missing(judged, no_arrival, no_forecast),
     )
 
@@ -70,6 +74,8 @@ def heading(history: History, setting: Setting) -> tuple[Posterior | None, Forec
     """The law fitted to the run and its final loss, or why there are none."""
     if not setting.total_steps:
         return None, None, "it is not known how long the run is to be (--total-steps)"
+    if not setting.rates.any():
+        return None, None, "its learning rate is 0 throughout, or not known"
     held = curve(history, setting)
     try:
         posterior = annealing.fit(held, prior.pre_run(setting))
@@ -98,12 +104,6 @@ def repetition(case: Case) -> NDArray[np.float64] | None:
     knots = np.unique(np.linspace(0, total, KNOTS).round())
     costs = np.array([case.repetition(float(step)) or 0.0 for step in knots])
     return np.interp(np.arange(total + 1), knots, costs) if costs.any() else None
-
-
-def _advice(judged: Iterable[Verdict]) -> tuple[Advice, ...]:
-    """What the supported verdicts advise, each thing once, by what it is expected to gain."""
-    held = {one.what: one for verdict in judged if verdict.status == "supported" for one in verdict.advice}
-    return tuple(sorted(held.values(), key=lambda one: -(one.gain or 0.0)))
 
 
 def _missing(judged: Iterable[Verdict], no_arrival: str, no_forecast: str) -> tuple[str, ...]:

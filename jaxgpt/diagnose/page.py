@@ -23,6 +23,7 @@ def page(found: Diagnosis) -> str:
         *_advice(found),
         *_verdicts(found),
         *(_when(found.arrival) if found.arrival else ()),
+        *_sentences("Claims", words.claims(found)),
         *_sentences("Put to the test", proofs.sentences(found.proofs)),
         *_sentences("Assumed", found.setting.assumed),
         *_sentences("How the log was read", (f"{history.format}, {history.done:,} steps{of} done", *history.notes)),
@@ -36,8 +37,8 @@ def _ends(found: Diagnosis) -> Iterable[Block]:
         for one in words.endings(found)
     ]
     if rows:
-        yield report.heading("Where it ends")
-        yield report.table(("", "steps", "from now", "validation loss", "80 %", "95 %"), rows)
+        yield report.heading("Where it ends: validation loss in nats per token")
+        yield report.table(("", "steps", "from now", "loss", "80 %", "95 %"), rows)
 
 
 def _advice(found: Diagnosis) -> Iterable[Block]:

@@ -23,6 +23,7 @@ Floats = NDArray[np.float64]
 
 VAL, TRAIN, LAW, QUIET = "#c2571a", "#8a96a3", "#2b6cb0", "#555555"
 NORMAL_95 = 1.96
+SETTLED = 0.2  # of the steps done: the loss before it is not drawn
 FEW = 60  # evaluations that are drawn as points
 POINTS = 400  # of a curve: more cannot be seen
 
@@ -74,12 +75,14 @@ def _fan(axes: "Axes", found: Diagnosis, posterior: Posterior) -> None:
 
 
 def _limits(found: Diagnosis, case: Case) -> tuple[float, float]:
-    """From just below everything that counts to where the loss stood after the first tenth: the fall from noise to
-    text would flatten all that is of interest."""
+    """Where the loss stood after the first fifth, and all that came after: the fall from noise to text is of no use."""
     held = max(case.vals, case.losses, key=lambda series: (min(len(series), 2), series is case.vals))
-    late = held.between(0.1 * float(held.steps[-1]), float("inf")).values
+    begin = SETTLED * float(held.steps[-1])
+    late = held.between(begin, float("inf")).values
     ends = [found.forecast.low95, found.forecast.high95] if found.forecast else []
-    low, high = min(*late, *ends, float(late[0])), max(*np.quantile(late, [0.5, 1.0]), *ends)
+    low, high = min(*late, *ends, float(late[0])), max(*late, *ends, float(late[0]))
+    trained = thinned(case.losses).between(begin, float("inf")).values
+    low = max(min([low, *trained]), low - (high - low))  # training may fall far below: as far as validation rises
     room = 0.08 * max(high - low, 0.02)
     return low - room, high + room
 
@@ -87,12 +90,13 @@ def _limits(found: Diagnosis, case: Case) -> tuple[float, float]:
 def _rate(found: Diagnosis) -> Block:
     setting = found.setting
     told = "as the log and the config say" if setting.known_schedule else "as it is assumed to go"
-    with figure(f"Learning rate, {told}; the dots are those of the log.", height=2.2) as drawn:
+    logged = [(s.step, s.learning_rate) for s in found.history.steps if s.learning_rate is not None]
+    dots = "; the dots are those of the log" if logged and not found.history.stated.relative_rate else ""
+    with figure(f"Learning rate, {told}{dots}.", height=2.2) as drawn:
         peak, total = setting.optim.learning_rate, len(setting.rates)
         places = np.unique(np.linspace(0, total - 1, POINTS).round().astype(np.int64))
         drawn.axes.plot(places, peak * setting.rates[places], color=LAW)
-        logged = [(s.step, s.learning_rate) for s in found.history.steps if s.learning_rate is not None]
-        if logged and not found.history.stated.relative_rate:
+        if dots:
             shown = logged[:: -(-len(logged) // 40)]
             drawn.axes.plot(*zip(*shown), "o", ms=2.5, color=VAL)
         drawn.axes.axvline(found.history.done, color=QUIET, lw=0.8, ls=":")
@@ -128,8 +132,8 @@ def _gap(case: Case) -> Block:
         drawn.axes.errorbar(steps, values, yerr=errors, fmt="o", ms=3.5, lw=1, color=VAL)
         if case.first_epoch and case.first_epoch < steps[-1]:
             drawn.axes.axvline(case.first_epoch, color=QUIET, lw=0.8, ls=":")
-            drawn.axes.annotate("epoch 1 ends", (case.first_epoch, max(values)), (4, 0), color=QUIET,
-                                textcoords="offset points", fontsize=8)  # fmt: skip
+            above = drawn.axes.get_xaxis_transform()
+            drawn.axes.text(case.first_epoch, 0.98, " epoch 1 ends", color=QUIET, fontsize=8, va="top", transform=above)
         drawn.axes.set(ylabel="nats per token")
         _updates(drawn.axes, case.setting)
     return drawn.block

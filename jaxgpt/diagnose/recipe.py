@@ -121,6 +121,9 @@ class _Reading:
             return "constant", False
         if "lr_decay_iters" in self._words or "min_lr" in self._words:
             return "cosine", True
+        if self._history.format == "modded":
+            self._assume("the schedule is assumed to be a trapezoid, as modded-nanogpt's are", "--schedule")
+            return "wsd", False
         self._assume("the schedule is assumed to be a cosine", "--schedule")
         return "cosine", False
 
@@ -186,9 +189,11 @@ class _Reading:
         if options.schedule == "trapezoid" or name == "constant":
             return 0.0
         recognised = None if seen is None or seen.schedule != name else seen.least / seen.peak * peak
+        share = positive(self._words.get("end_share"))
         for value in (
             _of(own, "min_lr"),
             positive(self._words.get("min_lr")),
+            None if share is None else min(share, 1.0) * peak,
             recognised,
             _of(config, "min_lr"),
         ):

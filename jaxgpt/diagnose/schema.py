@@ -11,6 +11,7 @@ from typing import Any
 from jaxgpt.budget.schema import finite
 from jaxgpt.diagnose import proofs, words
 from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose.claims import Claim
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.verdict import Advice, Condition, Verdict
@@ -35,7 +36,8 @@ def document(found: Diagnosis) -> dict[str, Any]:
         "what_ifs": [what_if(one) for one in found.what_ifs],
         "verdicts": [verdict(one, history) for one in found.verdicts],
         "advice": [advice(one) for one in found.advice],
-        "proofs": [proofs.document(one) for one in found.proofs],
+        "claims": [claim(one) for one in found.claims],
+        "proofs": [proofs.document(one) | {"forecast": forecast(one.forecast)} for one in found.proofs],
         "assumed": list(setting.assumed),
         "missing": list(found.missing),
         "notes": list(history.notes),
@@ -78,7 +80,7 @@ def forecast(held: Forecast) -> dict[str, float]:
 
 
 def what_if(held: WhatIf) -> dict[str, Any]:
-    return {"what": held.what, "steps": held.steps} | forecast(held.forecast)
+    return {"what": held.what, "steps": held.steps, "command": held.command} | forecast(held.forecast)
 
 
 def verdict(held: Verdict, history: History) -> dict[str, Any]:
@@ -93,6 +95,10 @@ def verdict(held: Verdict, history: History) -> dict[str, Any]:
 def condition(held: Condition, history: History) -> dict[str, Any]:
     quotes = [quote._asdict() for quote in words.quotes(history, held.lines)]
     return {"asks": held.asks, "found": held.found, "holds": held.holds, "missing": held.missing, "lines": quotes}
+
+
+def claim(held: Claim) -> dict[str, Any]:
+    return held._asdict() | {"expected": forecast(held.expected)}
 
 
 def advice(held: Advice) -> dict[str, Any]:

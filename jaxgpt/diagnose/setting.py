@@ -52,6 +52,7 @@ class Setting:
     known_schedule: bool = True  # False where the schedule is assumed
     twin: Twin | None = None
     hoped_seconds: float | None = None  # per step, as somebody hopes
+    claim: float | None = None  # a final loss that somebody claims
     assumed: tuple[str, ...] = ()  # sentences: "the schedule is assumed to be a cosine to a tenth (--schedule …)"
 
     @property
@@ -63,7 +64,7 @@ class Setting:
 
     def epochs(self, step: int) -> float | None:
         """Epochs after `step` updates."""
-        if self.tokens_per_step is None or self.unique_tokens is None:
+        if not self.tokens_per_step or not self.unique_tokens:
             return None
         return self.tokens_per_step * step / self.unique_tokens
 
@@ -99,6 +100,7 @@ def of(history: History, options: Options) -> Setting:
         known_schedule=found.known_schedule,
         twin=_twin(options),
         hoped_seconds=options.hoped_seconds,
+        claim=options.claim,
         assumed=tuple(facts.assumed),
     )
 

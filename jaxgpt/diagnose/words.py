@@ -149,9 +149,17 @@ def endings(found: Diagnosis) -> list[WhatIf]:
 
 
 def until(found: Diagnosis, steps: int) -> str:
-    """How long it takes from now until `steps` are done, at the run's pace; empty where that is not known."""
+    """How long it takes until `steps` are done, evaluations included; a dash where that is not known."""
     held, ahead = found.arrival, steps - found.history.done
-    return duration(ahead * held.pace.seconds) if held and held.pace and ahead > 0 else "–"
+    if held is None or held.pace is None or ahead <= 0:
+        return "–"
+    each = held.seconds / held.steps_left if held.steps_left else held.pace.seconds
+    return duration(ahead * each)
+
+
+def claims(found: Diagnosis) -> tuple[str, ...]:
+    """Each claim, whether it is possible, and the reason."""
+    return tuple(f"{one.claim}: {'possible' if one.possible else 'impossible'}; {one.reason}" for one in found.claims)
 
 
 def gain(advice: Advice) -> str:

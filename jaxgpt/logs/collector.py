@@ -86,7 +86,7 @@ class Collector:
     def start(self, done: int, line: int) -> None:
         """A process begins after `done` updates, as the log says."""
         self.header(line)
-        self._settle()
+        self.settle()
         self._begin(done, line)
 
     def step(self, step: Step) -> None:
@@ -119,14 +119,14 @@ class Collector:
         first = self._waiting
         assert first is not None
         if self._header or after.step > self._last:
-            self._settle()
+            self.settle()
             return
         self._waiting = None
         self._begin(first.step, first.line)
         self._put(first)
 
-    def _settle(self) -> None:
-        """Sorts in a single line that was out of order."""
+    def settle(self) -> None:
+        """Sorts in a single line that was out of order; what was found is complete then."""
         record, self._waiting = self._waiting, None
         if record is not None:
             self.note(f"line {record.line} is out of order; it was sorted in by its step")
@@ -171,7 +171,7 @@ class Collector:
 
     def history(self, lines: Sequence[str]) -> History:
         """What was found."""
-        self._settle()
+        self.settle()
         if self._runs > 1:
             self.note(f"the file holds {self._runs} runs; the last one is taken")
         for first, last, line in self.replays:

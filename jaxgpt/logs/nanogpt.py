@@ -12,7 +12,8 @@ from jaxgpt.logs.collector import Collector, duration, number, whole
 from jaxgpt.logs.history import Evaluation, Step
 
 NAME = "nanogpt"
-KNOWN = r"iter \d+: loss |step \d+: train loss "
+MARKS = (": loss ", ": train loss ")
+KNOWN = re.compile(r"iter \d+: loss |step \d+: train loss ")
 STEP = re.compile(r"\biter (\d{1,10}): loss ([^\s,]{1,40})(?:, time (-?[\d.]{1,40})ms)?")
 EVALUATION = re.compile(r"\bstep (\d{1,10}): train loss ([^\s,]{1,40})(?:, val loss ([^\s,]{1,40}))?")
 OVERRIDING = re.compile(r"Overriding: (\w{1,40}) = (.{1,200})")

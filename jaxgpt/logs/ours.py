@@ -1,18 +1,19 @@
 """Our own run folders and their `log.jsonl` (see `runlog`)."""
 
-import dataclasses
 import json
-from pathlib import Path
+import re
+from dataclasses import replace
 from typing import Any
 
 from jaxgpt.config import Config
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, JaxgptError
 from jaxgpt.logs.collector import Collector, duration, finite, number, whole
 from jaxgpt.logs.history import Evaluation, History, Step
 from jaxgpt.runfolder import RunFolder
 
 NAME = "jaxgpt"
-KNOWN = r'\{"kind": "(?:step|eval|start)"'
+MARKS = ('"kind"',)
+KNOWN = re.compile(r'\{"kind": "(?:step|eval|start)"')
 
 
 class Reader:
@@ -61,7 +62,7 @@ class Reader:
         self._compiling = True
         try:
             self._found.config = Config.from_dict(record["config"])
-        except (KeyError, TypeError, AttributeError, ConfigError):
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, ConfigError):
             self._found.note(f"the config in line {at} cannot be read by this version")
         device = record.get("device")
         if isinstance(device, dict) and isinstance(device.get("kind"), str):
@@ -80,22 +81,42 @@ class Reader:
 
     def end(self) -> None:
         self._found.facts["pauses"] = self._pauses
-        config = self._found.config
-        if config is not None:
-            self._found.facts |= {
-                "tokens_per_step": float(config.tokens_per_step),
-                "total_steps": config.run.steps,
-                "eval_tokens": float(config.run.eval_tokens),
-            }
+        if self._found.config is not None:
+            self._found.facts |= stated(self._found.config)
 
 
-def beside(history: History, folder: Path) -> History:
+def stated(config: Config) -> dict[str, Any]:
+    """What a config says of its run."""
+    return {
+        "tokens_per_step": number(config.tokens_per_step),
+        "total_steps": config.run.steps,
+        "eval_tokens": number(config.run.eval_tokens),
+    }
+
+
+def with_config(history: History, folder: RunFolder) -> History:
+    """`history` with the config of its folder where its log has none, as of a run whose first lines are lost."""
+    if history.config is not None:
+        return history
+    try:
+        config = folder.config()
+    except JaxgptError:
+        return history
+    return replace(history, config=config, stated=replace(history.stated, **stated(config)))
+
+
+def completed(history: History, folder: RunFolder) -> History:
+    """`history` with what its folder says beside the log: its config, and how much text the run had."""
+    return with_tokens(with_config(history, folder), folder)
+
+
+def with_tokens(history: History, folder: RunFolder) -> History:
     """`history` with the size of the run's training text, if its folder's `data.json` tells."""
     try:
-        tokens = json.loads(RunFolder(folder).data_file.read_text(encoding="utf-8"))["train_tokens"]
+        tokens = json.loads(folder.data_file.read_text(encoding="utf-8"))["train_tokens"]
     except (OSError, ValueError, KeyError, TypeError):
         return history
     unique = finite(tokens)
     if history.stated.unique_tokens is not None or not unique or unique < 0:
         return history
-    return dataclasses.replace(history, stated=dataclasses.replace(history.stated, unique_tokens=unique))
+    return replace(history, stated=replace(history.stated, unique_tokens=unique))

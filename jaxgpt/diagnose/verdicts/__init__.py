@@ -12,7 +12,7 @@ from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.verdict import IDS, Verdict
-from jaxgpt.diagnose.verdicts import failures, rate, recipe, repetition, size, speed
+from jaxgpt.diagnose.verdicts import advice, failures, rate, recipe, repetition, size, speed
 from jaxgpt.diagnose.verdicts.case import Case
 from jaxgpt.logs.history import History
 
@@ -63,4 +63,5 @@ def verdicts(case: Case) -> tuple[Verdict, ...]:
         if found[cause].status == "supported":
             most = BEHIND * found[cause].weight
             found[name] = replace(found[name], weight=min(found[name].weight, most))
-    return tuple(sorted(found.values(), key=lambda v: (ORDER[v.status], -v.weight if v.status == "supported" else 0)))
+    told = [replace(verdict, advice=advice.advise(case, verdict)) for verdict in found.values()]
+    return tuple(sorted(told, key=lambda v: (ORDER[v.status], -v.weight if v.status == "supported" else 0)))

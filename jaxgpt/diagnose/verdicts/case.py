@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.budget import question, scaling
+from jaxgpt.budget import question as questions
+from jaxgpt.budget import scaling
 from jaxgpt.budget.scaling import Expectation, Question, Recipe
 from jaxgpt.diagnose import annealing, endings
 from jaxgpt.diagnose.annealing import Posterior
@@ -97,7 +98,7 @@ class Case:
         setting, tail = self.setting, self.vals.values[-40:]
         if setting.fixed_eval:
             return max(FIXED_TEXT_ERROR, measure.scatter(tail) or 0.0)
-        stated = [e.standard_error for e in self.evaluations if e.standard_error and math.isfinite(e.standard_error)]
+        stated = [e.standard_error for e in self.evaluations if e.standard_error and measure.number(e.standard_error)]
         if stated:
             return float(np.median(stated))
         if setting.eval_tokens:
@@ -168,7 +169,7 @@ class Case:
 
     def _train_level(self, evaluation: Evaluation) -> Level | None:
         train = evaluation.train
-        if train is not None and math.isfinite(train):
+        if train is not None and measure.number(train):
             return Level(train, self.error or 0.0)
         if not len(self.losses):
             return None
@@ -258,9 +259,10 @@ class Case:
     @cached_property
     def asked(self) -> Question | None:
         """The question that the run is to the law of the loss; None where its size or tokens are unknown."""
-        return self._question(self.total)
+        return self.question(self.total)
 
-    def _question(self, steps: int) -> Question | None:
+    def question(self, steps: int) -> Question | None:
+        """The question of a run like this of `steps`; None where its size or batch is unknown."""
         setting = self.setting
         if not setting.parameters or not setting.tokens_per_step or steps < 1:
             return None
@@ -270,7 +272,7 @@ class Case:
             tokens=setting.tokens_per_step * steps,
             recipe=self._recipe(),
             corpus=setting.corpus,
-            unique=setting.unique_tokens,
+            unique=setting.unique_tokens or None,
             ceiling=math.log(size) if size and size > 1 else math.inf,
         )
 
@@ -279,7 +281,7 @@ class Case:
         own = Recipe(learning_rate=setting.optim.learning_rate, end_share=self.share(self.total) or 0.0)
         if setting.config is None:
             return own
-        return replace(own, differences=question.recipe(setting.config, self.total).differences)
+        return replace(own, differences=questions.recipe(setting.config, self.total).differences)
 
     @cached_property
     def law(self) -> Expectation | None:
@@ -288,7 +290,7 @@ class Case:
     @cached_property
     def law_now(self) -> Expectation | None:
         """What the law expects of a run that ends, annealed, where this one stands."""
-        asked = self._question(self.done)
+        asked = self.question(self.done)
         return None if asked is None else scaling.expect(replace(asked, recipe=replace(asked.recipe, end_share=0.0)))
 
     @cached_property
@@ -307,7 +309,7 @@ class Case:
         if self.law_now is None:
             return "the run's size or tokens are not known (--params, --batch-tokens)"
         if self.law_now.outside:
-            return "outside the law's fitted range: " + "; ".join(self.law_now.outside)
+            return "outside the law's fitted range: " + ", ".join(self.law_now.outside)
         if self.setting.corpus.sd > KNOWN_CORPUS:
             return (
                 f"the level of the corpus ({self.setting.corpus.name}) is not known to {KNOWN_CORPUS:g} nats (--corpus)"

@@ -92,16 +92,15 @@ def _rise_of_validation(case: Case) -> Rise | None:
 
 def _broken_line(case: Case) -> int | None:
     """The line of the first loss that is not finite, if none after it is."""
-    rows = [(step.step, step.loss, step.line) for step in case.history.steps]
-    rows += [(e.step, e.val, e.line) for e in case.history.evaluations]
-    told = sorted((row for row in rows if row[1] is not None), key=lambda row: row[0])
-    broken = None
-    for _, value, line in told:
-        if value is not None and math.isfinite(value):
-            broken = None
-        elif broken is None:
-            broken = line
-    return broken
+    updates = [(step.loss, step.line) for step in case.history.steps]
+    norms = [(step.grad_norm, step.line) for step in case.history.steps]
+    for rows in (updates, norms, [(e.val, e.line) for e in case.history.evaluations]):
+        told = [(value, line) for value, line in rows if value is not None]
+        finite = [place for place, (value, _) in enumerate(told) if measure.number(value)]
+        first = finite[-1] + 1 if finite else 0
+        if first < len(told):
+            return told[first][1]
+    return None
 
 
 def _lost(case: Case) -> Condition:
@@ -124,6 +123,8 @@ def _grew(case: Case) -> Condition:
     if _broken_line(case) is not None:
         return Condition(asks, _precursors(case, None) or "no gradient norms in the log", True)
     found = rise(case)
+    if not len(case.losses) and not len(case.vals):
+        return unknown(asks, "a log with losses")
     if found is None:
         return Condition(asks, "nothing rose", False)
     if not len(case.losses):

@@ -11,6 +11,7 @@ from jaxgpt.logs.history import Evaluation, History
 
 Floats = NDArray[np.float64]
 MAD = 1.4826  # of a normal distribution's standard deviation over its median absolute deviation
+MOST = 1e6  # no loss, gradient norm or other value of a run that is not broken is larger
 SECOND_DIFFERENCE = math.sqrt(6)  # standard deviation of a - 2 b + c over that of each
 
 
@@ -38,9 +39,14 @@ class Series(NamedTuple):
         return len(self.steps)
 
 
+def number(value: float) -> bool:
+    """Whether a logged value can be calculated with: neither NaN nor infinite nor as good as that."""
+    return abs(value) < MOST
+
+
 def series(rows: Sequence[tuple[int, float | None, int]]) -> Series:
-    """(step, value, line) as a series; what has no finite value is left out."""
-    kept = [(step, value, line) for step, value, line in rows if value is not None and math.isfinite(value)]
+    """(step, value, line) as a series; what is no `number` is left out."""
+    kept = [(step, value, line) for step, value, line in rows if value is not None and number(value)]
     steps, values, lines = zip(*kept) if kept else ((), (), ())
     return Series(np.array(steps, np.float64), np.array(values, np.float64), np.array(lines, np.int64))
 
@@ -56,7 +62,7 @@ def grad_norms(history: History) -> Series:
 
 def validations(history: History) -> tuple[Evaluation, ...]:
     """Evaluations whose validation loss is finite."""
-    return tuple(e for e in history.evaluations if e.val is not None and math.isfinite(e.val))
+    return tuple(e for e in history.evaluations if e.val is not None and number(e.val))
 
 
 def deviation(values: Floats) -> float:

@@ -5,7 +5,7 @@ from jaxgpt.budget.scaling import TOKENIZER_ROWS, tuned_learning_rate
 from jaxgpt.diagnose.verdict import Condition, Verdict
 from jaxgpt.diagnose.verdicts import failures, twins
 from jaxgpt.diagnose.verdicts.case import Case
-from jaxgpt.diagnose.verdicts.repetition import worse
+from jaxgpt.diagnose.verdicts.repetition import overfitting, worse
 from jaxgpt.diagnose.verdicts.said import any_of, unknown
 
 ABOVE_LAW = 0.10  # nats: 2.5 sigma of the law (forecast.md, section 4; the largest error of its own runs is .056)
@@ -18,7 +18,7 @@ OTHER_LENGTH = 0.05  # of the run by which the schedule's end may differ from th
 
 def recipe_or_bug(case: Case) -> Verdict:
     level = worse(case) if case.twin is not None else _above_law(case)
-    signs = (_stuck(case), _jumped(case), _schedule(case), _warmup(case), level)
+    signs = (_stuck(case), jumped(case), schedule(case), warmup(case), level)
     fault = any_of("the loss or the recipe is not what this model and text allow", signs)
     if fault.holds and (remarks := _remarks(case)):
         fault = fault._replace(found=f"{fault.found} ({'; '.join(remarks)})")
@@ -40,6 +40,8 @@ def _unexplained(case: Case) -> Condition:
         told = twins.otherwise_equal(case)
         if told.holds is False:
             return told._replace(asks=asks)
+    elif all(condition.holds for condition in overfitting(case).conditions):
+        return Condition(asks, "repeated text does", False)
     if all(condition.holds for condition in failures.divergence(case).conditions):
         return Condition(asks, "the run diverged", False)
     return Condition(asks, "nothing found", True)
@@ -71,7 +73,7 @@ def _stuck(case: Case) -> Condition:
     return Condition(asks, found, now.value > entropy - NEAR_UNIGRAM, now.lines)
 
 
-def _jumped(case: Case) -> Condition:
+def jumped(case: Case) -> Condition:
     """Whether the loss rose from one step to the next and stayed, without gradients that had grown: other data."""
     asks = "the loss jumped from one step to the next and stayed"
     if len(case.losses) < 3 * failures.WIDTH:
@@ -86,7 +88,7 @@ def _jumped(case: Case) -> Condition:
     return Condition(asks, said, True, (found.line,))
 
 
-def _schedule(case: Case) -> Condition:
+def schedule(case: Case) -> Condition:
     """Whether the learning rate ends elsewhere than the run does."""
     optim, total = case.setting.optim, case.total
     asks = "the schedule ends elsewhere than the run"
@@ -98,7 +100,7 @@ def _schedule(case: Case) -> Condition:
     return Condition(asks, f"the rate reaches its end at step {end:,}, the run ends at {total:,}", True)
 
 
-def _warmup(case: Case) -> Condition:
+def warmup(case: Case) -> Condition:
     asks = f"the warmup takes more than {LONG_WARMUP:.0%} of the run"
     steps, total = case.setting.optim.warmup_steps, case.total
     long = case.setting.known_schedule and steps > LONG_WARMUP * total

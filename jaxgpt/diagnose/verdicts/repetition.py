@@ -32,7 +32,9 @@ def overfitting(case: Case) -> Verdict:
 def severe(case: Case) -> Verdict:
     signs = any_of("the loss turns up again, or does not fall with the rate", (minimum(case), drop(case, NO_DROP)))
     return Verdict(
-        id="severe-overfitting", conditions=(repeated(case), growth(case), signs), weight=1.01 * cost(case) + 1e-3
+        id="severe-overfitting",
+        conditions=(repeated(case), growth(case), damage(case), signs),
+        weight=1.01 * cost(case) + 1e-3,
     )
 
 
@@ -86,7 +88,7 @@ def data_limited(case: Case) -> Verdict:
     if case.twin is not None:
         return _fewer_than_twin(case)
     asks = "twice the different tokens at the same steps gain more than twice the model"
-    if unique is None or size is None or case.asked is None:
+    if not unique or not size or case.asked is None:
         return Verdict(id="data-limited", conditions=(unknown(asks, f"the model's size (--params) and {TOKENS}"),))
     data, model = case.gain(unique=2 * unique) or 0.0, case.gain(parameters=2 * size) or 0.0
     found = f"{data:.3f} nats against {model:.3f}"

@@ -3,11 +3,12 @@
     python bench/diagnose.py [--runs 9] [--steps 20000 1000000]
 
 The logs are made up: a `log.jsonl`-like record of every update as nanoGPT prints it, an evaluation every 500 updates.
-Prints medians of wall time in milliseconds. "forecast" and "diagnosis" are measured after import, "read" is the log.
+Prints medians by the clock and of the processor (which other work on the machine moves less). "forecast" and "diagnosis" are measured after import, "read" is the log.
 """
 
 import argparse
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxgpt import logs
 from jaxgpt.diagnose import diagnosis, setting
@@ -33,17 +34,25 @@ def log(steps: int, ahead: float = 0.7) -> str:
     return "\n".join(lines) + "\n"
 
 
-def median(work: Callable[[], Any], runs: int) -> float:
-    """The median of `work`'s wall time in milliseconds, after one run that fills the caches."""
+class Took(NamedTuple):
+    """Milliseconds by the clock, and of the processor in this process and its children."""
+
+    wall: float
+    cpu: float
+
+
+def median(work: Callable[[], Any], runs: int) -> Took:
+    """Medians of what `work` takes, after one run that fills the caches."""
     took = []
     for _ in range(runs + 1):
-        started = time.perf_counter()
+        started, before = time.perf_counter(), sum(os.times()[:4])
         work()
-        took.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(took[1:])
+        took.append((1e3 * (time.perf_counter() - started), 1e3 * (sum(os.times()[:4]) - before)))
+    walls, cpus = zip(*took[1:])
+    return Took(statistics.median(walls), statistics.median(cpus))
 
 
-def measured(path: Path, steps: int, runs: int) -> dict[str, float]:
+def measured(path: Path, steps: int, runs: int) -> dict[str, Took]:
     options = Options(config="fineweb40m", total_steps=steps)
     history = logs.read(path)
     held = setting.of(history, options)
@@ -81,7 +90,10 @@ def main() -> None:
             path = Path(place) / f"{steps}.log"
             path.write_text(log(steps))
             for name, took in measured(path, steps, options.runs).items():
-                print(f"{steps:>12,} steps  {name:<16}{took:10,.0f} ms", flush=True)
+                print(
+                    f"{steps:>12,} steps  {name:<16}{took.wall:10,.0f} ms{took.cpu:10,.0f} ms of the processor",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

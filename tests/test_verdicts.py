@@ -188,7 +188,11 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
     "capacity-limited": [made(val=lambda steps: clean(setting())(steps) + 0.3), made({"parameters": 6e8})],
     "data-limited": [made()],
     "missing-regularisation": [made(REPEATED | {"weight_decay": 0.8}, val=rising, gap=widening), made()],
-    "needless-regularisation": [made(), made(REPEATED | {"dropout": 0.1}, gap=widening)],
+    "needless-regularisation": [
+        made(),
+        made(REPEATED | {"dropout": 0.1}, gap=lambda steps: 0 * steps),
+        made({"dropout": 0.1, "unique_tokens": 4e9}, gap=widening),
+    ],
     "noise-not-plateau": [made(), made(NOISY, done=300), made(NOISY, done=TOTAL - 10, seconds=steady)],
     "not-annealed": [made(), made(done=50)],
     "recipe-or-bug": [made(), made(losses=training(jump(1000, 60)))],

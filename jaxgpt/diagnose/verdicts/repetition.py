@@ -13,7 +13,7 @@ DAMAGE = 0.02
 DAMAGE_OF_GROWTH = 0.5
 # B, the drop from the peak rate to none, is .128 +- .025 in clean runs, .015 and -.08 after 14 epochs (same place).
 LEAST_DROP, NO_DROP = 0.06, 0.02
-DROP_KNOWN = 0.02  # sd of B at which the curve, and no longer the prior's .025, says what it is
+FALLEN = 0.5  # of the peak: a rate below it has shown what its fall brings; before, the prior alone speaks of B
 EARLY_MINIMUM = 0.95  # of the steps done (same place: minimum at .94 and .79 after 14 epochs, .23 after 44)
 SURE = 1.2816  # standard deviations of nine in ten
 SURELY = math.exp(2 * 0.53)  # two of the repetition law's log standard deviations
@@ -200,10 +200,10 @@ def drop(case: Case, least: float) -> Condition:
     if case.unaided is None:
         return unknown(asks, "evaluations after the warmup, three or more", "")
     mean, sd = case.unaided.drop
-    found, surely = f"B {mean:.3f} ± {sd:.3f}", mean + SURE * sd < least
-    if not surely and (mean < least or sd > DROP_KNOWN):
-        return unknown(asks, "evaluations while the learning rate falls", found)
-    return Condition(asks, found, surely)
+    found, below, above = f"B {mean:.3f} ± {sd:.3f}", mean + SURE * sd < least, mean - SURE * sd > least
+    if below or (above and (case.share_now or 1.0) <= FALLEN):
+        return Condition(asks, found, below)
+    return unknown(asks, "evaluations while the learning rate falls", found)
 
 
 def rise(case: Case) -> Condition:

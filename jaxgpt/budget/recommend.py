@@ -149,7 +149,7 @@ def _claim_sentence(found: Plan, claim: float | None) -> str:
         return f"With endless different tokens this model would end at {floor(found):.2f}: no length brings it lower."
     if found.last.loss <= claim:
         return f"A loss of {claim:g} is expected of this run: {found.last.loss:.2f}."
-    return f"A loss of {claim:g} would need {needed(found, claim)}."
+    return f"A loss of {claim:g} {needed(found, claim)}."
 
 
 def floor(found: Plan) -> float:
@@ -163,7 +163,7 @@ def least_loss(parameters: float, corpus: Corpus) -> float:
 
 
 def needed(found: Plan, loss: float) -> str:
-    """What a claimed loss would need of the law: more tokens, or a larger model and how many for it."""
+    """What a claimed loss takes by the law, as the end of a sentence: more tokens, or a larger model on how many."""
     return needed_by(found.facts.parameters, found.inputs.corpus, loss)
 
 
@@ -172,10 +172,10 @@ def needed_by(parameters: float, corpus: Corpus, loss: float) -> str:
     law, least = scaling.LAW, least_loss(parameters, corpus)
     if loss > least:
         tokens = 1e10 * (law.data / (loss - least)) ** (1 / law.beta)
-        return f"{tokens / 1e9:,.0f}B different tokens through this model"
-    unreachable = f"out of reach of this model at any length (floor {least:.2f})"
+        return f"takes {tokens / 1e9:,.0f}B different tokens through this model"
+    unreachable = f"is out of reach of this model at any length (floor {least:.2f})"
     size = _size_for(corpus.offset, loss)
-    return unreachable if size is None else f"{unreachable}; about {size / 1e9:,.1f}B parameters on 20 tokens each"
+    return unreachable if size is None else f"{unreachable}: about {size / 1e9:,.1f}B parameters on 20 tokens each"
 
 
 def _size_for(offset: float, loss: float) -> float | None:

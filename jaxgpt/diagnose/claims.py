@@ -55,13 +55,13 @@ def _judged(case: Case, steps: int, low: float, high: float) -> Claim | None:
     possible = expected.low95 <= high
     said = f"a run of {steps:,} steps ends at {expected.mean:.3f} (95 %: {expected.low95:.2f} to {expected.high95:.2f})"
     if not possible:
-        said += f", {expected.mean - high:.2f} above; it would need {_needs(case, high)}"
+        said += f", {expected.mean - high:.2f} above; that {_needs(case, high)}"
     return Claim(f"{steps:,} steps end at {told}", steps, low, high, expected, possible, said)
 
 
 def _needs(case: Case, loss: float) -> str:
     size = case.setting.parameters
-    return "a larger model, or another corpus" if size is None else needed_by(size, case.setting.corpus, loss)
+    return "takes a larger model, or another corpus" if size is None else needed_by(size, case.setting.corpus, loss)
 
 
 def ending_at(case: Case, steps: int) -> Forecast | None:

@@ -6,38 +6,28 @@ not say (its schedule, its batch, its text) can be given; what is assumed is nam
 """
 
 import argparse
-import contextlib
+import dataclasses
 import json
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from jaxgpt import logs, report, terminal
-from jaxgpt.budget.options import number
-from jaxgpt.diagnose import options, proofs, setting
-from jaxgpt.diagnose.diagnosis import Diagnosis, diagnose
+from jaxgpt.diagnose import options, proofs, prove, setting
+from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.options import Options
 from jaxgpt.errors import ConfigError
 from jaxgpt.logs.history import History
 from jaxgpt.overrides import Parser
-from jaxgpt.runfolder import RunFolder
 
 EXAMPLES = """examples:
   python -m jaxgpt.diagnose runs/fineweb40m
   python -m jaxgpt.diagnose out.log --config fineweb40m --html diagnosis.html
+  python -m jaxgpt.diagnose runs/fineweb40m --prove
   python -m jaxgpt.diagnose - --total-steps 6000 < nanogpt.txt
 """
 STDIN = "-"
-
-
-class Anneal(NamedTuple):
-    """What `--prove` is to do: from which checkpoint ("latest" or its step), over how many updates (None: a tenth)."""
-
-    checkpoint: str
-    steps: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +38,7 @@ class Request:
     options: Options
     json: bool
     html: Path | None
-    prove: Anneal | None
+    prove: prove.Request | None
 
 
 def read(argv: Sequence[str]) -> Request:
@@ -60,52 +50,24 @@ def read(argv: Sequence[str]) -> Request:
     answer = parser.add_argument_group("answer", "How to say it.").add_argument
     answer("--json", action="store_true", help="as JSON (docs/diagnose.md)")
     answer("--html", metavar="FILE", help="as a page")
-    prove = parser.add_argument_group("proof", "Put a forecast of a run of ours to the test.").add_argument
-    prove("--prove", action="store_true", help="anneal from a checkpoint in a run of its own, and keep the score")
-    prove("--prove-step", metavar="STEP", help="the checkpoint to start from (default: the latest)")
-    prove("--prove-steps", metavar="N", help="updates of the anneal (default: a tenth of those done)")
+    prove.add_options(parser)
     given = parser.parse_args(argv)
     if given.json and given.html:
         raise ConfigError("C053", "--json and --html exclude each other", "leave one of them out")
-    return Request(
-        source=given.source,
-        options=options.of(given),
-        json=given.json,
-        html=report.place("--html", given.html),
-        prove=_anneal(given),
-    )
-
-
-def _anneal(given: argparse.Namespace) -> Anneal | None:
-    steps, place = given.prove_steps, given.prove_step
-    if not given.prove and (steps is not None or place is not None):
-        raise ConfigError("C054", "--prove-step and --prove-steps say how to prove", "add --prove")
-    if not given.prove:
-        return None
-    if given.source == STDIN:
-        raise ConfigError("C054", "--prove needs a run's folder, and this is standard input", "name the run")
-    count = None if steps is None else number("--prove-steps", steps, least=1.0, code="C054")
-    return Anneal(place or "latest", None if count is None else math.ceil(count))
+    page = report.place("--html", given.html)
+    proving = prove.request(given)
+    return Request(source=given.source, options=options.of(given), json=given.json, html=page, prove=proving)
 
 
 def run(argv: Sequence[str]) -> None:
     """Answers the request on the command line."""
     request = read(argv)
-    folder = folder_of(request.source)
     if request.prove:
-        from jaxgpt.diagnose.prove import prove
-
-        with contextlib.redirect_stdout(sys.stderr):  # what is printed here is the answer alone
-            print(prove(folder or RunFolder(Path(request.source)), *request.prove))
+        print(prove.prove(request.source, request.prove))
+        return
     history = opened(request.source, request.options)
     found = diagnose(history, setting.of(history, request.options), request.options.now)
-    if folder:
-        found = replace(found, proofs=proofs.of(folder))
-    answer(request, found)
-
-
-def answer(request: Request, found: Diagnosis) -> None:
-    """Says it as the request asks."""
+    found = dataclasses.replace(found, proofs=proofs.beside(request.source))
     if request.json:
         from jaxgpt.diagnose.schema import document
 
@@ -119,12 +81,6 @@ def answer(request: Request, found: Diagnosis) -> None:
         from jaxgpt.diagnose.text import Printer
 
         Printer(terminal.console()).whole(found)
-
-
-def folder_of(source: str) -> RunFolder | None:
-    """The folder of the run that is named, if it is one of ours."""
-    held = (RunFolder(place) for place in (Path(source), Path("runs") / source))
-    return next((folder for folder in held if folder.log_file.is_file()), None)
 
 
 def opened(source: str, given: Options) -> History:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from jaxgpt import report
 from jaxgpt.budget.shown import duration
-from jaxgpt.diagnose import plots, words
+from jaxgpt.diagnose import plots, proofs, words
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.verdict import Verdict
@@ -24,7 +24,7 @@ def page(found: Diagnosis) -> str:
         *_verdicts(found),
         *(_when(found.arrival) if found.arrival else ()),
         *_sentences("Claims", words.claims(found)),
-        *_sentences("Forecasts put to the test", words.tested(found)),
+        *_sentences("Put to the test", proofs.sentences(found.proofs)),
         *_sentences("Assumed", found.setting.assumed),
         *_sentences("How the log was read", (f"{history.format}, {history.done:,} steps{of} done", *history.notes)),
     ]

@@ -7,11 +7,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.runfolder import RunFolder
 from jaxgpt.runlog import read
+
+SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +46,21 @@ class Proof:
         inside = f"inside its {where} interval" if self.inside95 else "outside its 95 % interval"
         return (
             f"annealed from step {self.step:,} in {self.steps:,} steps: forecast {held.mean:.4f} "
-            f"(80 %: {held.low80:.4f} to {held.high80:.4f}), observed {self.observed:.4f}; error {self.error:+.4f} nats, {inside}"
+            f"(80 %: {held.low80:.4f} to {held.high80:.4f}), "
+            f"observed {self.observed:.4f}; error {self.error:+.4f} nats, {inside}"
         )
 
 
 def add(folder: RunFolder, proof: Proof) -> None:
     """Appends the proof to the run's record."""
-    values = asdict(proof) | {"forecast": proof.forecast._asdict(), "error": proof.error}
-    line = json.dumps(values | {"inside80": proof.inside80, "inside95": proof.inside95})
     with folder.proofs_file.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+        file.write(json.dumps(document(proof)) + "\n")
+
+
+def document(proof: Proof) -> dict[str, Any]:
+    """The proof as plain JSON values."""
+    judged = {"error": proof.error, "inside80": proof.inside80, "inside95": proof.inside95}
+    return asdict(proof) | {"forecast": proof.forecast._asdict()} | judged
 
 
 def of(folder: RunFolder) -> tuple[Proof, ...]:
@@ -86,3 +94,17 @@ def score(proofs: Sequence[Proof]) -> str:
         f"forecasts of this run put to the test: {count}; inside the 80 % interval {inside80}, "
         f"inside the 95 % interval {inside95}, mean error {error:.4f} nats"
     )
+
+
+def sentences(proofs: Sequence[Proof]) -> tuple[str, ...]:
+    """The score and the last proofs, as a diagnosis shows them."""
+    return (score(proofs), *map(str, proofs[-SHOWN:])) if proofs else ()
+
+
+def beside(source: str) -> tuple[Proof, ...]:
+    """The proofs of the run whose folder, name or log is at `source`; none where it is no run of ours."""
+    for place in (Path(source), Path("runs") / source):
+        folder = place if place.is_dir() else place.parent
+        if RunFolder(folder).log_file.is_file() and (place.is_dir() or place == RunFolder(folder).log_file):
+            return of(RunFolder(folder))
+    return ()

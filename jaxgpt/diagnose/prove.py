@@ -5,6 +5,7 @@ line from where it stood to the last one. Its final loss is forecast from what t
 it begins. The run itself, its checkpoints and its log are only read.
 """
 
+import argparse
 import dataclasses
 import math
 import tempfile
@@ -24,7 +25,7 @@ from jaxgpt.config import Config
 from jaxgpt.diagnose import diagnosis, proofs, setting
 from jaxgpt.diagnose.endings import ANNEAL_SHARE
 from jaxgpt.diagnose.mixture import Forecast
-from jaxgpt.diagnose.options import Options
+from jaxgpt.diagnose.options import MOST_STEPS, Options
 from jaxgpt.diagnose.proofs import Proof
 from jaxgpt.errors import INTERRUPTED, PREEMPTED, CheckpointError, ConfigError, Stopped, StorageError
 from jaxgpt.logs.history import History
@@ -57,7 +58,7 @@ def plan(folder: RunFolder, which: str = "latest", steps: int | None = None) -> 
     rate, peak = learning_rate(config.optim, config.run.steps, step), config.optim.learning_rate
     if rate - config.optim.min_lr <= LEAST_FALL * peak:
         what = f"the learning rate of step {step:,} is {rate:.3g}; optim.min_lr is {config.optim.min_lr:.3g}"
-        raise ConfigError("C057", f"{what}: no anneal is left to prove", "name an earlier checkpoint with --prove-step")
+        raise ConfigError("C057", f"{what}: no anneal is left to prove", "name an earlier checkpoint with --prove-at")
     optim = {"schedule": "wsd", "learning_rate": rate, "warmup_steps": 0, "decay_steps": length}
     run = {"steps": step + length, "eval_every": length, "save_every": length, "keep_every": None, "sample_prompt": ""}
     run |= {"dir": str(folder.path.parent), "early_stop": False, "log_every": max(1, length // 20)}
@@ -115,29 +116,66 @@ def rates(planned: Plan, before: NDArray[np.float64], peak: float) -> NDArray[np
     return np.concatenate((before[: planned.step], np.array(ahead) / peak))
 
 
-def prove(folder: RunFolder, which: str = "latest", steps: int | None = None) -> Proof:
-    """Forecasts, anneals, compares, and keeps the result with the run. Lines of the training go to stderr.
+class Request(NamedTuple):
+    """Where the anneal begins (a step or "latest"), and how many updates it takes (None: a tenth of those done)."""
+
+    at: str = "latest"
+    steps: int | None = None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """`--prove` and its two measures, as a group of their own."""
+    add = parser.add_argument_group(
+        "proof",
+        "Puts a forecast of a run of ours to the test by a short anneal from a checkpoint, beside the run.",
+    ).add_argument
+    add("--prove", action="store_true", help="forecast the anneal's loss, train it, compare; the run must stand still")
+    add("--prove-at", metavar="STEP", help="the checkpoint that it begins from (default: the newest)")
+    add("--prove-steps", metavar="N", help="updates that it takes (default: a tenth of those done)")
+
+
+def request(given: argparse.Namespace) -> Request | None:
+    """What is to be proved, if anything. Raises `ConfigError` C056 for what makes no proof."""
+    if not given.prove:
+        if given.prove_at is not None or given.prove_steps is not None:
+            raise ConfigError("C056", "--prove-at and --prove-steps are measures of a proof", "add --prove")
+        return None
+    if given.json or given.html:
+        raise ConfigError("C056", "--prove prints its result, and keeps it with the run", "leave --json and --html out")
+    at, steps = given.prove_at or "latest", given.prove_steps
+    if at != "latest" and not at.isdigit():
+        raise ConfigError("C056", f"--prove-at {at!r} is no step", "--prove-at 500, the step of a checkpoint")
+    if steps is not None and not (steps.isdigit() and 0 < int(steps) <= MOST_STEPS):
+        raise ConfigError("C056", f"--prove-steps {steps!r} is no number of updates", "--prove-steps 200")
+    return Request(at, None if steps is None else int(steps))
+
+
+def prove(source: str, asked: Request) -> str:
+    """Forecasts, anneals, compares, keeps the result with the run, and says it. The training's lines go to stderr.
 
     The run must stand still meanwhile: its checkpoint is read, and both would want the same device. Raises
-    `StorageError` S001 while it is trained, `ConfigError` C057 if nothing can be forecast, C058 if the anneal fails.
+    `StorageError` S001 while it is trained, `ConfigError` C056 if `source` is no run, C057 if nothing can be forecast,
+    C058 if the anneal fails.
     """
-    if not folder.path.is_dir():
-        raise ConfigError("C056", f"'{folder.path}' is no run of jaxgpt", "--prove needs a run's folder")
+    if Path(source).is_file() or source == "-":
+        raise ConfigError("C056", f"'{source}' is a log; a proof trains on", "name the folder of a run of jaxgpt")
+    folder = runfolder.find(source)[0]
     with _standing_still(folder):
-        planned = plan(folder, which, steps)
+        planned = plan(folder, asked.at, asked.steps)
         forecast = predict(planned)
         print(said(planned, forecast), flush=True)
+        observed, name = anneal(planned), planned.folder.path.name
         proof = Proof(
-            run=planned.folder.path.name,
+            run=name,
             step=planned.step,
             steps=planned.steps,
             forecast=forecast,
-            observed=anneal(planned),
+            observed=observed,
             time=round(time.time(), 3),
         )
-        if all((one.run, one.observed) != (proof.run, proof.observed) for one in proofs.of(folder)):
+        if all(one.run != name for one in proofs.of(folder)):  # it may have been done before
             proofs.add(folder, proof)
-    return proof
+    return f"{proof}\n{proofs.score(proofs.of(folder))}"
 
 
 @contextmanager

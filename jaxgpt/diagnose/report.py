@@ -21,12 +21,12 @@ def kept(folder: RunFolder) -> Iterator[None]:
 
 
 def keep(folder: RunFolder) -> None:
-    """Writes the run's report once there is a step to report; one that fails costs a warning, never the run."""
+    """Writes the run's report if there is a step to report; one that fails costs a warning, never the run."""
     try:
+        if not any(record.get("kind") == "step" for record in runlog.read(folder.log_file)):
+            return
         from jaxgpt.diagnose.page import page  # draws: only who needs it pays for it
 
-        found = own.of(folder)
-        if found.history.steps:
-            report.write(folder.report_file, page(found))
+        report.write(folder.report_file, page(own.of(folder)))
     except Exception as error:  # whatever it is, the run is worth more than its report
         runlog.warn(f"no {folder.report_file.name}: {error}")

@@ -9,12 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jaxgpt.budget.schema import finite
-from jaxgpt.diagnose import words
+from jaxgpt.diagnose import proofs, words
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.claims import Claim
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.mixture import Forecast
-from jaxgpt.diagnose.proofs import Proof
 from jaxgpt.diagnose.verdict import Advice, Condition, Verdict
 from jaxgpt.diagnose.whatif import WhatIf
 from jaxgpt.logs.history import History
@@ -38,7 +37,7 @@ def document(found: Diagnosis) -> dict[str, Any]:
         "verdicts": [verdict(one, history) for one in found.verdicts],
         "advice": [advice(one) for one in found.advice],
         "claims": [claim(one) for one in found.claims],
-        "proofs": [proof(one) for one in found.proofs],
+        "proofs": [proofs.document(one) | {"forecast": forecast(one.forecast)} for one in found.proofs],
         "assumed": list(setting.assumed),
         "missing": list(found.missing),
         "notes": list(history.notes),
@@ -100,13 +99,6 @@ def condition(held: Condition, history: History) -> dict[str, Any]:
 
 def claim(held: Claim) -> dict[str, Any]:
     return held._asdict() | {"expected": forecast(held.expected)}
-
-
-def proof(held: Proof) -> dict[str, Any]:
-    plain = {
-        name: getattr(held, name) for name in ("run", "step", "steps", "observed", "error", "inside80", "inside95")
-    }
-    return plain | {"forecast": forecast(held.forecast), "time": instant(held.time)}
 
 
 def advice(held: Advice) -> dict[str, Any]:

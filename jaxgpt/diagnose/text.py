@@ -3,8 +3,7 @@
 from rich.text import Text
 
 from jaxgpt.budget.shown import duration
-from jaxgpt.diagnose import words
-from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose import proofs, words
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.verdict import Verdict
 from jaxgpt.errors import printable
@@ -19,13 +18,12 @@ class Printer(Sheet):
 
     def whole(self, found: Diagnosis) -> None:
         self.opening(found)
-        if found.arrival:
-            self.arrival(found.arrival)
+        self.when(found)
         self.forecast(found)
         self.verdicts(found)
         self.advice(found)
         self.sentences("Claims", words.claims(found))
-        self.sentences("Forecasts put to the test", words.tested(found))
+        self.sentences("Put to the test", proofs.sentences(found.proofs))
         self.sentences("Assumed", found.setting.assumed)
         self.sentences("How the log was read", found.history.notes)
 
@@ -36,7 +34,10 @@ class Printer(Sheet):
         for sentence in words.opening(found):
             self.line(sentence)
 
-    def arrival(self, held: Arrival) -> None:
+    def when(self, found: Diagnosis) -> None:
+        held = found.arrival
+        if held is None:
+            return
         self.head("When")
         drawn = table("", "so far", "ahead", left=1)
         for part in (part for part in held.parts if part.spent is not None or part.left):
@@ -65,19 +66,20 @@ class Printer(Sheet):
         self.show(drawn)
 
     def verdicts(self, found: Diagnosis) -> None:
-        by = {status: [v for v in found.verdicts if v.status == status] for status in ("supported", "cannot tell")}
+        self.supported(found)
+        self.open_ones(found)
         refuted = [verdict for verdict in found.verdicts if verdict.status == "not supported"]
-        self.head("Why: supported" if by["supported"] else "Why: no cause is supported")
-        for verdict in by["supported"]:
+        self.sentences("Not supported", tuple(f"{verdict.id}: {words.refuted(verdict)}" for verdict in refuted))
+
+    def supported(self, found: Diagnosis) -> None:
+        held = [verdict for verdict in found.verdicts if verdict.status == "supported"]
+        self.head("Why: supported" if held else "Why: no cause is supported")
+        for verdict in held:
             self.verdict(verdict, found.history)
-        if by["cannot tell"]:
-            self.head("Cannot tell, and what would tell")
-        for need, waiting in words.needs(found):
-            self.line(f"{need}: {', '.join(waiting)}", hang=2)
-        if refuted:
-            self.head("Not supported")
-        for verdict in refuted:
-            self.line(f"{verdict.id}: {words.refuted(verdict)}", hang=2)
+
+    def open_ones(self, found: Diagnosis) -> None:
+        needs = tuple(f"{need}: {', '.join(waiting)}" for need, waiting in words.needs(found))
+        self.sentences("Cannot tell, and what would tell", needs)
 
     def verdict(self, held: Verdict, history: History) -> None:
         self.line(f"{held.id}: {words.MEANING[held.id][0]}", style="bold")

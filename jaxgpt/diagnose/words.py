@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from jaxgpt.budget.shown import duration
-from jaxgpt.diagnose import proofs
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.mixture import Forecast
@@ -161,11 +160,6 @@ def until(found: Diagnosis, steps: int) -> str:
 def claims(found: Diagnosis) -> tuple[str, ...]:
     """Each claim, whether it is possible, and the reason."""
     return tuple(f"{one.claim}: {'possible' if one.possible else 'impossible'}; {one.reason}" for one in found.claims)
-
-
-def tested(found: Diagnosis) -> tuple[str, ...]:
-    """How forecasts of this run did that were put to the test."""
-    return tuple(filter(None, (proofs.score(found.proofs), *map(str, found.proofs))))
 
 
 def gain(advice: Advice) -> str:

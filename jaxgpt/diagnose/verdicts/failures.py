@@ -90,16 +90,27 @@ def _rise_of_validation(case: Case) -> Rise | None:
     return Rise(int(vals.steps[lowest + 1]), float(vals.values[lowest]), now, False, int(vals.lines[lowest + 1]))
 
 
+def broken_at(case: Case) -> int | None:
+    """The step since when the loss is not finite, or stands above where it was; None if neither is so."""
+    broken, found = _broken(case), rise(case)
+    return broken[0] if broken else found.step if found else None
+
+
 def _broken_line(case: Case) -> int | None:
-    """The line of the first loss that is not finite, if none after it is."""
-    updates = [(step.loss, step.line) for step in case.history.steps]
-    norms = [(step.grad_norm, step.line) for step in case.history.steps]
-    for rows in (updates, norms, [(e.val, e.line) for e in case.history.evaluations]):
-        told = [(value, line) for value, line in rows if value is not None]
-        finite = [place for place, (value, _) in enumerate(told) if measure.number(value)]
+    broken = _broken(case)
+    return broken[1] if broken else None
+
+
+def _broken(case: Case) -> tuple[int, int] | None:
+    """Step and line of the first loss or norm that is not finite, if none after it is."""
+    updates = [(step.loss, step.step, step.line) for step in case.history.steps]
+    norms = [(step.grad_norm, step.step, step.line) for step in case.history.steps]
+    for rows in (updates, norms, [(e.val, e.step, e.line) for e in case.history.evaluations]):
+        told = [row for row in rows if row[0] is not None]
+        finite = [place for place, row in enumerate(told) if row[0] is not None and measure.number(row[0])]
         first = finite[-1] + 1 if finite else 0
         if first < len(told):
-            return told[first][1]
+            return told[first][1:]
     return None
 
 

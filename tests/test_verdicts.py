@@ -207,7 +207,11 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
 }
 EMPTY = History(source="made", format="table")
 CANNOT_TELL: dict[str, list[tuple[Setting, History]]] = {
-    "overfitting": [made({"unique_tokens": None}), made(REPEATED, val=rising)],
+    "overfitting": [
+        made({"unique_tokens": None}),
+        made(REPEATED, val=rising),
+        made(REPEATED | {"fixed_eval": False, "eval_tokens": 1e5}, gap=lambda steps: widening(steps) / 4),
+    ],
     "severe-overfitting": [made(REPEATED, val=rising)],
     "repetition-risk": [made(REPEATED | {"parameters": None}), made({"unique_tokens": None})],
     "lr-too-high": [
@@ -253,6 +257,13 @@ def test_status(name: str, status: str, own: Setting, seen: History) -> None:
         assert any(condition.missing for condition in found.conditions if condition.holds is None)
     if status != "supported":
         assert found.advice == ()
+
+
+def test_gradients_that_grow_are_told_before_the_loss_rises() -> None:
+    own, seen = made(losses=training(flat), norms=lambda steps: 1 + 9.0 * (steps >= TOTAL - 8))
+    found = judged(own, seen)["divergence"]
+    assert found.status == "not supported"
+    assert "the gradient norm grew from 1 to 10" in found.conditions[1].found
 
 
 def test_all_verdicts_are_told_once_supported_first_by_weight() -> None:

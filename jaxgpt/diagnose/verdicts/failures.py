@@ -137,7 +137,7 @@ def _grew(case: Case) -> Condition:
     if not len(case.losses) and not len(case.vals):
         return unknown(asks, "a log with losses")
     if found is None:
-        return Condition(asks, "nothing rose", False)
+        return Condition(asks, _precursors(case, None) or "nothing rose", False)
     if not len(case.losses):
         if (case.epochs or 0.0) > 1:
             return unknown(asks, "training losses: a validation loss alone also rises from repetition")
@@ -159,7 +159,7 @@ def _precursors(case: Case, step: int | None) -> str:
     middle, top = float(np.median(usual.values)), float(np.median(before.values))
     if top < NORM_GROWTH * middle:
         return ""
-    return f"the gradient norm had grown from {middle:.3g} to {top:.3g} before"
+    return f"the gradient norm grew from {middle:.3g} to {top:.3g}"
 
 
 def spikes(case: Case) -> Verdict:

@@ -194,7 +194,7 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
         made({"dropout": 0.1, "unique_tokens": 4e9}, gap=widening),
     ],
     "noise-not-plateau": [made(), made(NOISY, done=300), made(NOISY, done=TOTAL - 10, seconds=steady)],
-    "not-annealed": [made(), made(done=50)],
+    "not-annealed": [made(), made(done=50), made({"parameters": None}, done=50)],
     "recipe-or-bug": [made(), made(losses=training(jump(1000, 60)))],
     "divergence": [made(losses=training(flat)), made(losses=training(jump(1000, 1e-9))), made(losses=training(spiked))],
     "loss-spikes": [made(losses=training(flat)), made(losses=training(odd)), made(losses=training(jump(1000, 1e-9)))],

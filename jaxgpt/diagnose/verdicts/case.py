@@ -21,9 +21,9 @@ from jaxgpt.diagnose.verdicts import measure
 from jaxgpt.diagnose.verdicts.measure import Level, Series
 from jaxgpt.logs.history import Evaluation, History
 
-# Random batches of 1,024 tokens: measured on FineWeb (forecast.md, section 4: "Eval noise first").
+# Windows of 1,024 random tokens: from the scatter of window losses of a GPT-2 on FineWeb.
 RANDOM_TEXT_ERROR, RANDOM_TEXT_TOKENS = 0.044, 524_288
-FIXED_TEXT_ERROR = 0.003  # repeats on a fixed validation set: 0.0004 to 0.003 (same place)
+FIXED_TEXT_ERROR = 0.003  # repeats on a fixed validation set: 0.0004 to 0.003 (modded-nanogpt's logs)
 CALM = 2 * math.sqrt(2)  # standard errors of one evaluation that a difference of two must exceed to be seen
 WINDOW = 0.05  # of the steps done: how far back "now" reaches when a plateau is looked for
 TRAIN_WINDOW = 200  # losses behind an evaluation that stand for its train loss

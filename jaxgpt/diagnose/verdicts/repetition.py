@@ -6,8 +6,8 @@ from jaxgpt.diagnose.verdict import Condition, Verdict
 from jaxgpt.diagnose.verdicts.case import Case
 from jaxgpt.diagnose.verdicts.said import any_of, unknown
 
-# datablations (Muennighoff et al., 2023), 2.8B runs of 2/3/4/5/7/14/44 epochs end with an excess gap of .011/.023/.042/.060/.075/.237/
-# 1.45 and a damage of .005/.008/.015/.025/.037/.123/.85 nats: the damage is about half of the gap's growth.
+# datablations (Muennighoff et al., 2023): 2.8B runs of 2/3/4/5/7/14/44 epochs end with an excess gap of .011/.023/.042/
+# .060/.075/.237/1.45 and a damage of .005/.008/.015/.025/.037/.123/.85 nats, which is about half of the gap.
 GAP_GROWTH = 0.05
 DAMAGE = 0.02
 DAMAGE_OF_GROWTH = 0.5
@@ -18,7 +18,7 @@ EARLY_MINIMUM = 0.95  # of the steps done (datablations: minimum at .94 and .79 
 SURE = 1.2816  # standard deviations of nine in ten
 SURELY = math.exp(2 * 0.53)  # two of the repetition law's log standard deviations
 LAW_FROM = 7e6  # parameters of the smallest model in the repetition law's 131 pairs
-NO_GROWTH, FEW_EPOCHS = 0.02, 4.0  # a choice: what such runs show no more of is noise; the cost of dropout is not measured
+NO_GROWTH, FEW_EPOCHS = 0.02, 4.0  # chosen: what dropout costs such a run was not measured
 LIGHT_DECAY = 0.1  # weight decay up to which more is worth trying (slowrun has 0.8 to 1.6 on 100M tokens)
 
 TOKENS = "how many tokens differ and how many a step reads: --unique-tokens N --batch-tokens N"

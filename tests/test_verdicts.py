@@ -193,7 +193,12 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
         made(REPEATED | {"dropout": 0.1}, gap=lambda steps: 0 * steps),
         made({"dropout": 0.1, "unique_tokens": 4e9}, gap=widening),
     ],
-    "noise-not-plateau": [made(), made(NOISY, done=300), made(NOISY, done=TOTAL - 10, seconds=steady)],
+    "noise-not-plateau": [
+        made(),
+        made(NOISY, done=300),
+        made(NOISY, done=TOTAL - 10, seconds=steady),
+        made(NOISY, done=1600, val=lambda steps: clean(setting())(steps) - 0.3 * (steps >= 1580)),
+    ],
     "not-annealed": [made(), made(done=50), made({"parameters": None}, done=50)],
     "recipe-or-bug": [made(), made(losses=training(jump(1000, 60)))],
     "divergence": [made(losses=training(flat)), made(losses=training(jump(1000, 1e-9))), made(losses=training(spiked))],
@@ -257,6 +262,11 @@ def test_status(name: str, status: str, own: Setting, seen: History) -> None:
         assert any(condition.missing for condition in found.conditions if condition.holds is None)
     if status != "supported":
         assert found.advice == ()
+
+
+def test_nothing_is_repeated_in_the_first_epoch() -> None:
+    first = judged(*made(done=400))["overfitting"].conditions[0]
+    assert (first.holds, first.found) == (False, "0.10 epochs at step 400")
 
 
 def test_gradients_that_grow_are_told_before_the_loss_rises() -> None:

@@ -142,6 +142,7 @@ def steady(steps: np.ndarray) -> np.ndarray:
 
 REFERENCE = load("fineweb40m")
 CARD: dict[str, Any] = {"config": REFERENCE, "config_name": "fineweb40m", "device": devices.find("rtx 4070")}
+LARGER = scaling.LAW.capacity_term(SIZE) - scaling.LAW.capacity_term(6e8)  # what the larger model gains by the law
 NOISY: dict[str, Any] = {"fixed_eval": False, "eval_tokens": 3.3e6}
 RESUMED: dict[str, Any] = {"starts": (0, 1000)}
 
@@ -185,7 +186,10 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
     "severe-overfitting": [made(REPEATED, gap=widening), made()],
     "repetition-risk": [made(), made({"unique_tokens": 8e9})],
     "lr-too-high": [made(), made(done=500)],
-    "capacity-limited": [made(val=lambda steps: clean(setting())(steps) + 0.3), made({"parameters": 6e8})],
+    "capacity-limited": [
+        made(val=lambda steps: clean(setting())(steps) + 0.3),
+        made({"parameters": 6e8}, val=lambda steps: clean(setting())(steps) - LARGER),
+    ],
     "data-limited": [made()],
     "missing-regularisation": [made(REPEATED | {"weight_decay": 0.8}, val=rising, gap=widening), made()],
     "needless-regularisation": [
@@ -262,6 +266,11 @@ def test_status(name: str, status: str, own: Setting, seen: History) -> None:
         assert any(condition.missing for condition in found.conditions if condition.holds is None)
     if status != "supported":
         assert found.advice == ()
+
+
+def test_a_model_with_few_tokens_is_at_its_level_and_not_limited_by_size() -> None:
+    level, ratio = judged(*NOT_SUPPORTED["capacity-limited"][1])["capacity-limited"].conditions
+    assert (level.holds, ratio.holds) == (True, False)
 
 
 def test_nothing_is_repeated_in_the_first_epoch() -> None:

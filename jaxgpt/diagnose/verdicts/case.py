@@ -335,12 +335,15 @@ class Case:
         others = self.twin.vals
         shared = self.vals.between(max(float(others.steps[0]), 1.0), float(others.steps[-1]) + 1)
         kept = np.array([test(int(step)) for step in shared.steps], bool)
-        apart = (shared.values - np.interp(shared.steps, others.steps, others.values))[kept][-most:]
-        if not len(apart):
+        apart = shared.values - np.interp(shared.steps, others.steps, others.values)
+        chosen = apart[kept][-most:]
+        if not len(chosen):
             return None
-        error = math.hypot(self.error or FIXED_TEXT_ERROR, self.twin.error or FIXED_TEXT_ERROR)
+        noise = measure.scatter(apart[-20:])  # of the difference: what both curves share is no noise of it
+        if noise is None:
+            noise = math.hypot(self.error or FIXED_TEXT_ERROR, self.twin.error or FIXED_TEXT_ERROR)
         lines = tuple(int(line) for line in shared.lines[kept][-min(most, 3) :])
-        return Level(float(apart.mean()), error / math.sqrt(len(apart)), lines)
+        return Level(float(chosen.mean()), max(noise, FIXED_TEXT_ERROR) / math.sqrt(len(chosen)), lines)
 
 
 def _mean(gaps: tuple[Gap, ...]) -> tuple[float, float]:

@@ -19,9 +19,11 @@ from test_verdicts import (
     clean,
     history,
     judged,
+    jump,
     made,
     rising,
     setting,
+    training,
     widening,
 )
 
@@ -105,6 +107,16 @@ def test_a_run_that_is_over_is_not_gone_on_with() -> None:
     assert "--fork" not in commands.train(seen, own, {"optim": {"grad_clip": 0.5}}, name="clipped", fork=True)
     more = commands.train(seen, own, {"run": {"steps": 2 * TOTAL}}, name="longer", fork=True)
     assert more.endswith("--fork runs/mine")
+
+
+def test_a_run_that_broke_goes_on_from_before_it_did() -> None:
+    own, seen = of_ours(*made(losses=training(jump(1000, 60)), saves=(500, 900, 1400), done=1500))
+    found = judged(own, seen)["divergence"]
+    config, options = parsed(found.advice[0].command)
+    assert options.fork == "runs/mine/checkpoints/900"
+    assert config.optim.learning_rate == pytest.approx(own.optim.learning_rate / advice.GENTLER, rel=0.02)
+    early = judged(own, replace(seen, saves=(1400,)))["divergence"]
+    assert "--fork" not in early.advice[0].command
 
 
 def test_a_contradiction_gives_no_command() -> None:

@@ -51,7 +51,9 @@ def test_colours_and_bars_that_redraw_their_line() -> None:
 def test_encodings(encoding: str, tmp_path: Path) -> None:
     data = PLAIN.encode(encoding)
     (tmp_path / "log").write_bytes(b"\xfe\xff" + data if encoding == "utf-16-be" else data)
-    assert logs.read(tmp_path / "log").steps == logs.read_text(PLAIN, "log").steps
+    found = logs.read(tmp_path / "log")
+    assert found.steps == logs.read_text(PLAIN, "log").steps
+    assert list(found.lines) == PLAIN.splitlines()
 
 
 def test_garbage_between_and_a_torn_last_line(tmp_path: Path) -> None:
@@ -205,6 +207,7 @@ def test_a_large_file_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.Mo
     path.write_bytes(text.encode())
     whole = logs.read(path)
     monkeypatch.setattr(lines, "IN_MEMORY", 1000)
+    monkeypatch.setattr(lines, "MARK_EVERY", 7)
     for chunk in (1, 7, 64, 100_000):
         monkeypatch.setattr(lines, "CHUNK", chunk)
         found = logs.read(path)

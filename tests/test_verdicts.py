@@ -142,6 +142,7 @@ def steady(steps: np.ndarray) -> np.ndarray:
 
 REFERENCE = load("fineweb40m")
 CARD: dict[str, Any] = {"config": REFERENCE, "config_name": "fineweb40m", "device": devices.find("rtx 4070")}
+LARGER = scaling.LAW.capacity_term(SIZE) - scaling.LAW.capacity_term(6e8)  # what the larger model gains by the law
 NOISY: dict[str, Any] = {"fixed_eval": False, "eval_tokens": 3.3e6}
 RESUMED: dict[str, Any] = {"starts": (0, 1000)}
 
@@ -185,12 +186,24 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
     "severe-overfitting": [made(REPEATED, gap=widening), made()],
     "repetition-risk": [made(), made({"unique_tokens": 8e9})],
     "lr-too-high": [made(), made(done=500)],
-    "capacity-limited": [made(val=lambda steps: clean(setting())(steps) + 0.3), made({"parameters": 6e8})],
+    "capacity-limited": [
+        made(val=lambda steps: clean(setting())(steps) + 0.3),
+        made({"parameters": 6e8}, val=lambda steps: clean(setting())(steps) - LARGER),
+    ],
     "data-limited": [made()],
     "missing-regularisation": [made(REPEATED | {"weight_decay": 0.8}, val=rising, gap=widening), made()],
-    "needless-regularisation": [made(), made(REPEATED | {"dropout": 0.1}, gap=widening)],
-    "noise-not-plateau": [made(), made(NOISY, done=300), made(NOISY, done=TOTAL - 10, seconds=steady)],
-    "not-annealed": [made(), made(done=50)],
+    "needless-regularisation": [
+        made(),
+        made(REPEATED | {"dropout": 0.1}, gap=lambda steps: 0 * steps),
+        made({"dropout": 0.1, "unique_tokens": 4e9}, gap=widening),
+    ],
+    "noise-not-plateau": [
+        made(),
+        made(NOISY, done=300),
+        made(NOISY, done=TOTAL - 10, seconds=steady),
+        made(NOISY, done=1600, val=lambda steps: clean(setting())(steps) - 0.3 * (steps >= 1580)),
+    ],
+    "not-annealed": [made(), made(done=50), made({"parameters": None}, done=50)],
     "recipe-or-bug": [made(), made(losses=training(jump(1000, 60)))],
     "divergence": [made(losses=training(flat)), made(losses=training(jump(1000, 1e-9))), made(losses=training(spiked))],
     "loss-spikes": [made(losses=training(flat)), made(losses=training(odd)), made(losses=training(jump(1000, 1e-9)))],
@@ -203,7 +216,11 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
 }
 EMPTY = History(source="made", format="table")
 CANNOT_TELL: dict[str, list[tuple[Setting, History]]] = {
-    "overfitting": [made({"unique_tokens": None}), made(REPEATED, val=rising)],
+    "overfitting": [
+        made({"unique_tokens": None}),
+        made(REPEATED, val=rising),
+        made(REPEATED | {"fixed_eval": False, "eval_tokens": 1e5}, gap=lambda steps: widening(steps) / 4),
+    ],
     "severe-overfitting": [made(REPEATED, val=rising)],
     "repetition-risk": [made(REPEATED | {"parameters": None}), made({"unique_tokens": None})],
     "lr-too-high": [
@@ -249,6 +266,23 @@ def test_status(name: str, status: str, own: Setting, seen: History) -> None:
         assert any(condition.missing for condition in found.conditions if condition.holds is None)
     if status != "supported":
         assert found.advice == ()
+
+
+def test_a_model_with_few_tokens_is_at_its_level_and_not_limited_by_size() -> None:
+    level, ratio = judged(*NOT_SUPPORTED["capacity-limited"][1])["capacity-limited"].conditions
+    assert (level.holds, ratio.holds) == (True, False)
+
+
+def test_nothing_is_repeated_in_the_first_epoch() -> None:
+    first = judged(*made(done=400))["overfitting"].conditions[0]
+    assert (first.holds, first.found) == (False, "0.10 epochs at step 400")
+
+
+def test_gradients_that_grow_are_told_before_the_loss_rises() -> None:
+    own, seen = made(losses=training(flat), norms=lambda steps: 1 + 9.0 * (steps >= TOTAL - 8))
+    found = judged(own, seen)["divergence"]
+    assert found.status == "not supported"
+    assert "the gradient norm grew from 1 to 10" in found.conditions[1].found
 
 
 def test_all_verdicts_are_told_once_supported_first_by_weight() -> None:

@@ -57,7 +57,11 @@ def add_options(parser: Parser) -> None:
     add("--claim", metavar="LOSS", help="a loss that somebody promises: what it would need")
     add("--price", metavar="X", help="of a kWh (default: 0.30)")
     learn = parser.add_argument_group("learning", "What the plan is to learn from first.").add_argument
-    learn("--calibrate", metavar="RUN_OR_LOG", help="a run of ours or a nanoGPT log: its pace and its loss")
+    learn(
+        "--calibrate",
+        metavar="RUN_OR_LOG",
+        help="a run of ours or another program's log (docs/logs.md): its pace and loss",
+    )
     learn("--measure", action="store_true", help="run some steps here and take their pace")
     learn("--pilot", metavar="10m", help="train that long on the config's own data and take pace and loss")
     turn = parser.add_argument_group("the other way round", "Choose a run for a goal.").add_argument

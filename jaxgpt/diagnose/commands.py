@@ -17,12 +17,12 @@ Changes = Mapping[str, Mapping[str, Any]]
 OWN = "jaxgpt"  # the format of our logs: only such a run has checkpoints to go on from
 
 
-def train(history: History, setting: Setting, changes: Changes, *, name: str = "", fork: bool = False) -> str:
+def train(history: History, setting: Setting, changes: Changes, *, name: str = "", fork: bool | int = False) -> str:
     """`python -m jaxgpt.train …` with the run's config and `changes` to it; empty where the config is not known.
 
     `name` is added to the run's, as changed runs need; none goes on with the run itself. With `fork` it starts from
-    the newest checkpoint of a run of ours that has steps left; of others it starts anew. Empty as well where the
-    changes contradict the config.
+    the newest checkpoint of a run of ours that has steps left, or from that of the step `fork`; of others it starts
+    anew. Empty as well where the changes contradict the config.
     """
     if setting.config is None:
         return ""
@@ -34,8 +34,10 @@ def train(history: History, setting: Setting, changes: Changes, *, name: str = "
         base, words = _nearest(config, setting.config_name)
     except JaxgptError:
         return ""
-    goes_on = fork and history.format == OWN and history.done < config.run.steps
-    words += ["--fork", f"{own.dir}/{own.name}"] if goes_on else []
+    place = f"{own.dir}/{own.name}" + ("" if isinstance(fork, bool) else f"/checkpoints/{fork}")
+    done = history.done if isinstance(fork, bool) else fork
+    if fork is not False and history.format == OWN and done < config.run.steps:
+        words += ["--fork", place]
     return shlex.join(["python", "-m", "jaxgpt.train", "--config", base, *words])
 
 

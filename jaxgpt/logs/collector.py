@@ -16,7 +16,7 @@ A_DAY = 86_400.0  # seconds: no step takes longer
 def number(text: Any) -> float | None:
     """The number that a text spells, NaN and infinities too; None if it spells none."""
     try:
-        return None if isinstance(text, bool) else float(text)
+        return None if text is None or text is True or text is False else float(text)
     except (TypeError, ValueError, OverflowError):
         return None
 

@@ -8,7 +8,7 @@ not read.
 
 import re
 
-from jaxgpt.logs.collector import Collector, duration, number, whole
+from jaxgpt.logs.collector import MOST_STEP, Collector, duration, number, whole
 from jaxgpt.logs.history import Evaluation, Step
 
 NAME = "nanogpt"
@@ -51,8 +51,8 @@ class Reader:
             self._header(at, text)
 
     def _step(self, at: int, n: str, loss: str, milliseconds: str | None) -> None:
-        step, spent = whole(n), number(milliseconds)
-        if step is None:
+        step, spent = int(n), number(milliseconds)
+        if step > MOST_STEP:
             return
         pure = self._ours or self._evaluated != step
         self._found.step(Step(step, number(loss), duration(spent and spent / 1e3), line=at, pure=pure))

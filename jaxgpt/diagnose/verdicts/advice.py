@@ -16,7 +16,7 @@ from jaxgpt.config import Config
 from jaxgpt.diagnose import commands, whatif
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.verdict import Advice, Verdict
-from jaxgpt.diagnose.verdicts import recipe, repetition
+from jaxgpt.diagnose.verdicts import failures, recipe, repetition
 from jaxgpt.diagnose.verdicts.case import CALM, RANDOM_TEXT_ERROR, RANDOM_TEXT_TOKENS, Case
 from jaxgpt.errors import ConfigError
 
@@ -54,7 +54,7 @@ def _gaining(what: str, command: str, gain: float, sd: float) -> Advice:
     return Advice(what=what, command=command, gain=gain, low=gain - Z80 * sd, high=gain + Z80 * sd)
 
 
-def _train(case: Case, changes: commands.Changes, name: str = "", *, fork: bool = False) -> str:
+def _train(case: Case, changes: commands.Changes, name: str = "", *, fork: bool | int = False) -> str:
     return commands.train(case.history, case.setting, changes, name=name, fork=fork)
 
 
@@ -211,10 +211,19 @@ def gentler(case: Case) -> list[Advice]:
     if case.twin is not None and case.twin.setting.optim.learning_rate < optim.learning_rate:
         rate = case.twin.setting.optim.learning_rate
     changed = {"optim": {"learning_rate": rate, "min_lr": min(optim.min_lr, rate / 10)}}
-    command = _train(case, changed, "gentler", fork=True)
+    command = _train(case, changed, "gentler", fork=_last_good(case))
     what = f"a peak learning rate of {rate:g} instead of {optim.learning_rate:g}"
     what += ", from the last good checkpoint on" if case.done < case.total else ""
     return [Advice(what=what, command=command)]
+
+
+def _last_good(case: Case) -> bool | int:
+    """The last checkpoint saved before the loss rose; the newest where nothing rose, none where each came later."""
+    broken = failures.broken_at(case)
+    if broken is None:
+        return True
+    before = [saved for saved in case.history.saves if saved <= broken]
+    return before[-1] if before else False
 
 
 def lower_rate(case: Case) -> list[Advice]:

@@ -21,9 +21,9 @@ from jaxgpt.diagnose.verdicts import measure
 from jaxgpt.diagnose.verdicts.measure import Level, Series
 from jaxgpt.logs.history import Evaluation, History
 
-# Random batches of 1,024 tokens: measured on FineWeb (forecast.md, section 4: "Eval noise first").
+# The measured standard error of an evaluation on random windows of 1,024 tokens.
 RANDOM_TEXT_ERROR, RANDOM_TEXT_TOKENS = 0.044, 524_288
-FIXED_TEXT_ERROR = 0.003  # repeats on a fixed validation set: 0.0004 to 0.003 (same place)
+FIXED_TEXT_ERROR = 0.003  # repeats on a fixed validation set: 0.0004 to 0.003 (modded-nanogpt's logs)
 CALM = 2 * math.sqrt(2)  # standard errors of one evaluation that a difference of two must exceed to be seen
 WINDOW = 0.05  # of the steps done: how far back "now" reaches when a plateau is looked for
 TRAIN_WINDOW = 200  # losses behind an evaluation that stand for its train loss
@@ -335,12 +335,15 @@ class Case:
         others = self.twin.vals
         shared = self.vals.between(max(float(others.steps[0]), 1.0), float(others.steps[-1]) + 1)
         kept = np.array([test(int(step)) for step in shared.steps], bool)
-        apart = (shared.values - np.interp(shared.steps, others.steps, others.values))[kept][-most:]
-        if not len(apart):
+        apart = shared.values - np.interp(shared.steps, others.steps, others.values)
+        chosen = apart[kept][-most:]
+        if not len(chosen):
             return None
-        error = math.hypot(self.error or FIXED_TEXT_ERROR, self.twin.error or FIXED_TEXT_ERROR)
+        noise = measure.scatter(apart[-20:])  # of the difference: what both curves share is no noise of it
+        if noise is None:
+            noise = math.hypot(self.error or FIXED_TEXT_ERROR, self.twin.error or FIXED_TEXT_ERROR)
         lines = tuple(int(line) for line in shared.lines[kept][-min(most, 3) :])
-        return Level(float(apart.mean()), error / math.sqrt(len(apart)), lines)
+        return Level(float(chosen.mean()), max(noise, FIXED_TEXT_ERROR) / math.sqrt(len(chosen)), lines)
 
 
 def _mean(gaps: tuple[Gap, ...]) -> tuple[float, float]:

@@ -90,16 +90,27 @@ def _rise_of_validation(case: Case) -> Rise | None:
     return Rise(int(vals.steps[lowest + 1]), float(vals.values[lowest]), now, False, int(vals.lines[lowest + 1]))
 
 
+def broken_at(case: Case) -> int | None:
+    """The step since when the loss is not finite, or stands above where it was; None if neither is so."""
+    broken, found = _broken(case), rise(case)
+    return broken[0] if broken else found.step if found else None
+
+
 def _broken_line(case: Case) -> int | None:
-    """The line of the first loss that is not finite, if none after it is."""
-    updates = [(step.loss, step.line) for step in case.history.steps]
-    norms = [(step.grad_norm, step.line) for step in case.history.steps]
-    for rows in (updates, norms, [(e.val, e.line) for e in case.history.evaluations]):
-        told = [(value, line) for value, line in rows if value is not None]
-        finite = [place for place, (value, _) in enumerate(told) if measure.number(value)]
+    broken = _broken(case)
+    return broken[1] if broken else None
+
+
+def _broken(case: Case) -> tuple[int, int] | None:
+    """Step and line of the first loss or norm that is not finite, if none after it is."""
+    updates = [(step.loss, step.step, step.line) for step in case.history.steps]
+    norms = [(step.grad_norm, step.step, step.line) for step in case.history.steps]
+    for rows in (updates, norms, [(e.val, e.step, e.line) for e in case.history.evaluations]):
+        told = [row for row in rows if row[0] is not None]
+        finite = [place for place, row in enumerate(told) if row[0] is not None and measure.number(row[0])]
         first = finite[-1] + 1 if finite else 0
         if first < len(told):
-            return told[first][1]
+            return told[first][1:]
     return None
 
 
@@ -126,7 +137,7 @@ def _grew(case: Case) -> Condition:
     if not len(case.losses) and not len(case.vals):
         return unknown(asks, "a log with losses")
     if found is None:
-        return Condition(asks, "nothing rose", False)
+        return Condition(asks, _precursors(case, None) or "nothing rose", False)
     if not len(case.losses):
         if (case.epochs or 0.0) > 1:
             return unknown(asks, "training losses: a validation loss alone also rises from repetition")
@@ -148,7 +159,7 @@ def _precursors(case: Case, step: int | None) -> str:
     middle, top = float(np.median(usual.values)), float(np.median(before.values))
     if top < NORM_GROWTH * middle:
         return ""
-    return f"the gradient norm had grown from {middle:.3g} to {top:.3g} before"
+    return f"the gradient norm grew from {middle:.3g} to {top:.3g}"
 
 
 def spikes(case: Case) -> Verdict:

@@ -7,7 +7,7 @@ from jaxgpt.diagnose.verdicts.repetition import worse
 from jaxgpt.diagnose.verdicts.said import unknown
 
 RATIO = 3.0  # gain of twice the model over that of twice the tokens: 4.3 for the reference run, 2.3 at 20 tokens
-# per parameter (forecast.md, section 4)
+# per parameter, by the law (`scaling`)
 LEVEL = 2.0  # standard deviations of the law within which a level is normal for its size
 
 

@@ -16,11 +16,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxgpt.config import Config
 from jaxgpt.errors import CheckpointError, ConfigError, StorageError
-from jaxgpt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from jaxgpt.tokenizer import Tokenizer  # the library behind it takes a third of a second to load
 
 # Fields that may differ when a run is resumed: they change what is seen of the run, or where it runs, not its result.
 FREE = {
@@ -146,7 +148,7 @@ class RunFolder:
                 "prepare the data with the run's tokenizer.json",
             )
 
-    def record(self, config: Config, tokens: dict[str, Any], tokenizer: Tokenizer) -> None:
+    def record(self, config: Config, tokens: dict[str, Any], tokenizer: "Tokenizer") -> None:
         """Writes the config, what identifies the tokens, and the tokenizer, each in one piece; the config last."""
         if not self.tokenizer_file.exists():
             temporary = self.tokenizer_file.with_name(".tokenizer.json.tmp")

@@ -1,5 +1,6 @@
 """Small runs of ours with one planted cause each (`bench/planted.py`), judged beside their clean twin."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -20,9 +21,8 @@ CAUSES = {
     "no-warmup": {"recipe-or-bug"},
 }
 TWINS = {"no-warmup": "no-warmup-twin"}
-# True of these runs whatever their cause: of the machine, which had other work, and of single windows of the text
-# (tables of numbers), whose losses and gradient norms stand out in the log.
-CIRCUMSTANCES = {"pace", "throughput", "loss-spikes"}
+# True of these runs whatever their cause: of the machine, which had other work, and of evaluations as long as training.
+CIRCUMSTANCES = {"pace", "throughput"}
 CONSEQUENCES = {"tiny-corpus": {"data-limited", "repetition-risk", "missing-regularisation"}}
 
 
@@ -53,7 +53,9 @@ def test_the_clean_run_has_no_cause() -> None:
 
 def test_the_jump_of_shuffled_labels_is_placed() -> None:
     fault = next(v for v in judged("shuffled-labels", "clean").verdicts if v.id == "recipe-or-bug")
-    assert "the loss jumped from 5.22 at step 175" in fault.conditions[0].found
+    placed = re.search(r"the loss jumped from [\d.]+ at step (\d+) and stayed", fault.conditions[0].found)
+    assert placed
+    assert abs(int(placed[1]) - judged("shuffled-labels", "clean").setting.total_steps / 2) <= 2
 
 
 def test_the_missing_warmup_is_named_with_a_command() -> None:

@@ -128,6 +128,10 @@ def spiked(steps: np.ndarray) -> np.ndarray:
     return 4.0 + np.where(steps == 700, 3.0, 0.0) + np.where(steps == 701, 1.5, 0.0)
 
 
+def odd(steps: np.ndarray) -> np.ndarray:
+    return 4.0 + np.where(steps == 700, 3.0, 0.0)
+
+
 def slower(steps: np.ndarray) -> np.ndarray:
     return (1.0 + 0.2 * (steps >= 1200)) * (1 + 0.01 * np.random.default_rng(2).standard_normal(len(steps)))
 
@@ -185,11 +189,11 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
     "data-limited": [made()],
     "missing-regularisation": [made(REPEATED | {"weight_decay": 0.8}, val=rising, gap=widening), made()],
     "needless-regularisation": [made(), made(REPEATED | {"dropout": 0.1}, gap=widening)],
-    "noise-not-plateau": [made(), made(NOISY, done=300)],
+    "noise-not-plateau": [made(), made(NOISY, done=300), made(NOISY, done=TOTAL - 10, seconds=steady)],
     "not-annealed": [made(), made(done=50)],
     "recipe-or-bug": [made(), made(losses=training(jump(1000, 60)))],
     "divergence": [made(losses=training(flat)), made(losses=training(jump(1000, 1e-9))), made(losses=training(spiked))],
-    "loss-spikes": [made(losses=training(flat)), made(losses=training(jump(1000, 1e-9)))],
+    "loss-spikes": [made(losses=training(flat)), made(losses=training(odd)), made(losses=training(jump(1000, 1e-9)))],
     "resume-seam": [made(), made(losses=training(flat), **RESUMED)],
     "throughput": [
         made(losses=training(flat), seconds=steady),
@@ -202,13 +206,19 @@ CANNOT_TELL: dict[str, list[tuple[Setting, History]]] = {
     "overfitting": [made({"unique_tokens": None}), made(REPEATED, val=rising)],
     "severe-overfitting": [made(REPEATED, val=rising)],
     "repetition-risk": [made(REPEATED | {"parameters": None}), made({"unique_tokens": None})],
-    "lr-too-high": [(setting(optim=CONSTANT), replace(EMPTY, saves=(1000,), steps=(Step(1800, 4.0),)))],
+    "lr-too-high": [
+        made({"optim": CONSTANT, "known_schedule": False}, val=flat),
+        (setting(optim=CONSTANT), replace(EMPTY, saves=(1000,), steps=(Step(1800, 4.0),))),
+    ],
     "capacity-limited": [made({"corpus": CORPORA["unknown"]}), made({"parameters": 1e6}), made({"parameters": None})],
     "data-limited": [made({"unique_tokens": None}), made({"unique_tokens": 1e8, "parameters": 4e6})],
     "missing-regularisation": [made(REPEATED | {"weight_decay": None}, val=rising, gap=widening)],
     "needless-regularisation": [made({"dropout": None}), made(REPEATED | {"dropout": 0.1, "unique_tokens": 4e9})],
     "noise-not-plateau": [made(NOISY | {"total_steps": None}, done=1600), made(done=50)],
-    "not-annealed": [(replace(setting(), rates=np.zeros(0), total_steps=None), made()[1])],
+    "not-annealed": [
+        made({"optim": CONSTANT, "known_schedule": False}),
+        (replace(setting(), rates=np.zeros(0), total_steps=None), made()[1]),
+    ],
     "recipe-or-bug": [made({"parameters": 1e6}), made({"corpus": CORPORA["unknown"]})],
     "divergence": [
         (setting(), EMPTY),

@@ -12,7 +12,7 @@ from jaxgpt import manifest
 from jaxgpt.budget import scaling, schedule
 from jaxgpt.budget.flops import parameters
 from jaxgpt.budget.scaling import CORPORA, Corpus, Question, Recipe
-from jaxgpt.config import Config
+from jaxgpt.config import Config, Optim
 from jaxgpt.errors import ConfigError, DataError, JaxgptError
 
 AUDIT = "audit.json"
@@ -31,17 +31,22 @@ class Tokens:
 
 def recipe(config: Config, steps: int) -> Recipe:
     """What of the config's recipe moves the loss of a run of `steps`."""
-    optim, model, steps = config.optim, config.model, max(steps, 1)
+    return recipe_of(config.optim, steps, parameters(config.model), config.tokens_per_step, config.model.dropout)
+
+
+def recipe_of(optim: Optim, steps: int, size: float, tokens_per_step: float, dropout: float) -> Recipe:
+    """The same of a run that is known by its numbers: `size` is all parameters."""
+    steps = max(steps, 1)
     share = schedule.end_share(optim, steps)
-    tuned = scaling.tuned_learning_rate(parameters(model))
+    tuned = scaling.tuned_learning_rate(size)
     different = []
     if not 0.3 < optim.learning_rate / tuned < 3:
         different.append(f"a peak learning rate of {optim.learning_rate:g} (tuned runs of this size: {tuned:.1e})")
     if share > 0.3:
         different.append(f"a last learning rate of {share:.0%} of the peak (the law's runs end at 0 to 10 %)")
-    if not SIMILAR_BATCH[0] <= config.tokens_per_step <= SIMILAR_BATCH[1]:
-        different.append(f"{config.tokens_per_step:,} tokens per step (the law's runs: 131,072 to 2,097,152)")
-    if optim.weight_decay > 0.3 or model.dropout > 0.1:
+    if not SIMILAR_BATCH[0] <= tokens_per_step <= SIMILAR_BATCH[1]:
+        different.append(f"{tokens_per_step:,} tokens per step (the law's runs: 131,072 to 2,097,152)")
+    if optim.weight_decay > 0.3 or dropout > 0.1:
         different.append("more regularisation than the law's runs")
     if optim.warmup_steps > 0.35 * steps:
         different.append(f"a warmup of {optim.warmup_steps / steps:.0%} of the run")

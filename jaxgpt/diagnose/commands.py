@@ -2,6 +2,9 @@
 
 import shlex
 from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import Config, sections
@@ -11,28 +14,44 @@ from jaxgpt.logs.history import History
 from jaxgpt.overrides import load
 
 Changes = Mapping[str, Mapping[str, Any]]
-BASE = "fineweb40m"  # the config that a run without one by name is written as changes to
 OWN = "jaxgpt"  # the format of our logs: only such a run has checkpoints to go on from
 
 
-def train(history: History, setting: Setting, changes: Changes, *, fork: str = "") -> str:
+def train(history: History, setting: Setting, changes: Changes, *, name: str = "", fork: bool = False) -> str:
     """`python -m jaxgpt.train …` with the run's config and `changes` to it; empty where the config is not known.
 
-    With `fork`, a word for the new run's name, it goes on from the newest checkpoint of a run of ours; of a log of
-    other software it starts anew. Empty as well where the changes contradict the config.
+    `name` is added to the run's, as changed runs need; none goes on with the run itself. With `fork` it starts from
+    the newest checkpoint of a run of ours that has steps left; of others it starts anew. Empty as well where the
+    changes contradict the config.
     """
     if setting.config is None:
         return ""
-    own, name = setting.config.run, setting.config_name or BASE
+    own = setting.config.run
     try:
         config = setting.config.replace({section: dict(fields) for section, fields in changes.items()})
-        if fork:
-            config = config.replace({"run": {"name": f"{own.name[:80]}-{fork}"}})
-        words = ["python", "-m", "jaxgpt.train", "--config", name, *overrides(config, load(name))]
+        if name:
+            config = config.replace({"run": {"name": f"{own.name[:80]}-{name}"}})
+        base, words = _nearest(config, setting.config_name)
     except JaxgptError:
         return ""
-    goes_on = ["--fork", f"{own.dir}/{own.name}"] if fork and history.format == OWN else []
-    return shlex.join([*words, *goes_on])
+    goes_on = fork and history.format == OWN and history.done < config.run.steps
+    words += ["--fork", f"{own.dir}/{own.name}"] if goes_on else []
+    return shlex.join(["python", "-m", "jaxgpt.train", "--config", base, *words])
+
+
+def _nearest(config: Config, name: str | None) -> tuple[str, list[str]]:
+    """The config of that name, else the one of those that come with jaxgpt with the fewest changes; and the changes."""
+    if name is not None:
+        return name, overrides(config, load(name))
+    found = [(known, overrides(config, base)) for known, base in bundled().items()]
+    return min(found, key=lambda pair: len(pair[1]))
+
+
+@cache
+def bundled() -> dict[str, Config]:
+    """The configs that come with jaxgpt."""
+    folder = Path(str(resources.files("jaxgpt"))) / "configs"
+    return {path.stem: load(path) for path in sorted(folder.glob("*.py"))}
 
 
 def overrides(config: Config, base: Config) -> list[str]:

@@ -5,7 +5,7 @@ a rate of zero. A long schedule is kept in `BLOCKS` mean rates, so that everythi
 for a million.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,14 @@ KERNEL_SPEED, KERNEL_RATE, KERNEL_POWER = 0.11, 0.64, 0.58
 LEAST_RATE = 1e-4  # of the peak: below it the kernel is as good as done
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Course:
     """A schedule in blocks: `edges` in updates (the first 0, the last the length), and the mean rate between them."""
 
     edges: Floats
     rates: Floats
     warmup: int
+    _known: dict[float, Floats] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, rates: Floats, warmup: int) -> "Course":
@@ -57,7 +58,10 @@ class Course:
         return np.interp(updates, knots, self._kernel(q, knots))
 
     def _travelled(self, p: float) -> Floats:
-        return np.concatenate(([0.0], np.cumsum(self.rates**p * np.diff(self.edges))))
+        """The travel until each edge; kept, because all shapes ask for the same few orders."""
+        if p not in self._known:
+            self._known[p] = np.concatenate(([0.0], np.cumsum(self.rates**p * np.diff(self.edges))))
+        return self._known[p]
 
     def _middles(self) -> Floats:
         """The place of each block's mean: a block of one update counts once that update is done."""
@@ -94,4 +98,4 @@ class Course:
             return np.arange(len(kept))
         weight = np.abs(falls) / np.abs(falls).sum() + 1 / len(falls)
         group = np.minimum((np.cumsum(weight) / 2 * SOURCES).astype(np.int64), SOURCES - 1)
-        return np.unique(group, return_inverse=True)[1].astype(np.int64)
+        return np.cumsum(np.diff(group, prepend=group[0]) > 0)

@@ -3,11 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from jaxgpt.diagnose import annealing, arrival, prior, verdicts
-from jaxgpt.diagnose.annealing import Curve, Posterior
+from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.claims import Claim, claims
 from jaxgpt.diagnose.mixture import Forecast
@@ -23,7 +20,6 @@ TOO_FEW = (
     "{count} validation losses past the warmup; {least} are needed, or the run's size, batch and corpus (--config, or "
     "--params, --batch-tokens and --corpus) for a forecast without any"
 )
-KNOTS = 513  # steps at which the cost of repetition is computed; lines between them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,34 +72,12 @@ def heading(history: History, setting: Setting) -> tuple[Posterior | None, Forec
         return None, None, "it is not known how long the run is to be (--total-steps)"
     if not setting.rates.any():
         return None, None, "its learning rate is 0 throughout, or not known"
-    held = curve(history, setting)
+    held = prior.curve(history, setting)
     try:
         posterior = annealing.fit(held, prior.pre_run(setting))
     except ValueError:
         return None, None, TOO_FEW.format(count=int(held.used().sum()), least=annealing.LEAST_POINTS)
     return posterior, posterior.final(), ""
-
-
-def curve(history: History, setting: Setting) -> Curve:
-    """The validation losses as the law reads them."""
-    case = Case(history, setting)
-    held = [evaluation for evaluation in case.evaluations if evaluation.step <= len(setting.rates)]
-    return Curve(
-        steps=np.array([evaluation.step for evaluation in held], np.int64),
-        losses=np.array([evaluation.val for evaluation in held], np.float64),
-        rates=setting.rates,
-        warmup=setting.optim.warmup_steps,
-        sigma=case.error or annealing.FIXED_SIGMA,
-        repetition=repetition(case),
-    )
-
-
-def repetition(case: Case) -> NDArray[np.float64] | None:
-    """The expected cost of repeated text after 0, 1, … updates of the run; None where none is known or none repeats."""
-    total = len(case.setting.rates)
-    knots = np.unique(np.linspace(0, total, KNOTS).round())
-    costs = np.array([case.repetition(float(step)) or 0.0 for step in knots])
-    return np.interp(np.arange(total + 1), knots, costs) if costs.any() else None
 
 
 def _missing(judged: Iterable[Verdict], no_arrival: str, no_forecast: str) -> tuple[str, ...]:

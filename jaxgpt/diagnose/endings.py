@@ -15,4 +15,4 @@ def annealed(rates: Floats, done: int, over: int | None = None, end: float = 0.0
     length = over or max(1, math.ceil(ANNEAL_SHARE * done))
     start = float(rates[done - 1]) if done else 1.0
     fall = start + (end - start) * np.arange(1, length + 1) / length
-    return np.concatenate((rates[:done], fall))
+    return np.concatenate((rates[:done], np.maximum(fall, 0.0)))

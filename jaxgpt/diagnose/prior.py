@@ -1,15 +1,83 @@
-"""What the law of the planner expects a run to end at, whatever its log shows: the forecast before the run."""
+"""What is known of a run's final loss before it is run: the pre-run law, and what repeated text is expected to cost."""
 
-from dataclasses import replace
+import math
 
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxgpt.budget import scaling
+from jaxgpt.budget.question import recipe_of
+from jaxgpt.budget.scaling import Question
+from jaxgpt.diagnose.annealing import MISFIT, Curve, Posterior, fit
 from jaxgpt.diagnose.mixture import Forecast, gaussian
 from jaxgpt.diagnose.setting import Setting
-from jaxgpt.diagnose.verdicts.case import Case
 from jaxgpt.logs.history import History
+
+NOISE, NOISE_TOKENS = 0.044, 524_288  # nats: standard error of an evaluation on that many random tokens
+MOST = 1e6  # nats: a larger loss is none
+USUAL_EVAL = 200 * 8 * 1024  # tokens of an evaluation where the log does not say
 
 
 def pre_run(setting: Setting, steps: int | None = None) -> Forecast | None:
-    """The law's final loss, of a run of `steps` if given; None where size, batch or length are not known."""
-    asked = setting if steps is None else replace(setting, total_steps=steps)
-    law = Case(History(source="", format=""), asked).law if asked.total_steps else None
-    return None if law is None else gaussian(law.loss, law.sigma)
+    """The law's forecast of the loss after `steps` (none: the run's own), annealed there; None where N or D is unknown.
+
+    It counts what repeated text, the peak and last learning rate cost. Its spread is that of recipe, corpus, distance
+    from the fitted range and repetition.
+    """
+    steps = setting.total_steps if steps is None else steps
+    if not setting.parameters or not setting.tokens_per_step or not steps or steps < 1:
+        return None
+    found = scaling.expect(
+        Question(
+            parameters=setting.parameters,
+            tokens=setting.tokens_per_step * steps,
+            recipe=recipe_of(setting.optim, steps, setting.parameters, setting.tokens_per_step, setting.dropout or 0.0),
+            corpus=setting.corpus,
+            unique=setting.unique_tokens or None,
+            ceiling=math.log(setting.vocab_size) if setting.vocab_size and setting.vocab_size > 1 else math.inf,
+        )
+    )
+    return gaussian(found.loss, found.sigma)
+
+
+def repetition(setting: Setting, steps: int | None = None) -> NDArray[np.float64] | None:
+    """The expected cost of repeated text after 0, 1, … `steps` updates in nats; None where it is nothing or unknown."""
+    parameters, unique, per_step = setting.parameters, setting.unique_tokens, setting.tokens_per_step
+    if not parameters or not unique or not per_step:
+        return None
+    steps = len(setting.rates) if steps is None else steps
+    again = np.maximum(np.arange(steps + 1) * (per_step / unique) - 1, 0.0)
+    if not again[-1]:
+        return None
+    cost: NDArray[np.float64] = scaling.repetition(parameters, 2 * unique, unique) * again**scaling.REPETITION_EPOCHS
+    return cost
+
+
+def sigma(setting: Setting) -> float:
+    """One evaluation's standard error in nats; on fixed text it is what real curves stray from the law."""
+    if setting.fixed_eval:
+        return MISFIT
+    return NOISE * math.sqrt(NOISE_TOKENS / (setting.eval_tokens or USUAL_EVAL))
+
+
+def curve(history: History, setting: Setting) -> Curve:
+    """The validation losses of a log with the schedule of its run; evaluations without a loss are left out."""
+    found = [(e.step, e.val) for e in history.evaluations if e.val is not None and abs(e.val) < MOST]
+    last = dict(found)  # of a step that stands twice, the later
+    steps = sorted(last)
+    return Curve(
+        steps=np.array(steps, np.int64),
+        losses=np.array([last[step] for step in steps], np.float64),
+        rates=setting.rates,
+        warmup=setting.optim.warmup_steps,
+        sigma=sigma(setting),
+        repetition=repetition(setting),
+    )
+
+
+def posterior(history: History, setting: Setting) -> Posterior | None:
+    """The annealing law given the log and, where it is known, the pre-run law; None if neither says enough."""
+    try:
+        return fit(curve(history, setting), pre_run(setting))
+    except ValueError:
+        return None

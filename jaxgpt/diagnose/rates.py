@@ -11,6 +11,7 @@ from jaxgpt.logs.history import Step
 FLAT = 0.002  # of the peak: as near to it is at it, printed digits considered
 FALLEN = 0.03  # of the peak: a smaller fall says nothing of its shape
 FITS = 0.01  # of the peak: the largest root mean square error of a schedule that is recognised
+HIGHEST = 10.0  # no optimizer's rate is above it
 LEAST, MOST = 4, 300  # points that are needed, and that are looked at
 SHAPES: tuple[Literal["cosine", "linear"], ...] = ("cosine", "linear")
 
@@ -27,7 +28,8 @@ class Logged(NamedTuple):
 class Seen(NamedTuple):
     """The schedule that the rates follow. Of a rate that has not fallen yet, `schedule` is "constant".
 
-    `warmup` is None where the log begins behind it; `end` is the update of the last rate, `fall` the length of a wsd's.
+    `warmup` is None where the log begins behind it, `begin` is then where the fall fits best; `end` is the update of
+    the last rate, `fall` the length of a wsd's. Of a line that is still falling, `end` is where it comes to 0.
     """
 
     schedule: Literal["cosine", "linear", "wsd", "constant"]
@@ -36,13 +38,14 @@ class Seen(NamedTuple):
     warmup: int | None
     end: float | None = None
     fall: float | None = None
+    begin: float | None = None
 
 
 def logged(steps: Sequence[Step]) -> Logged:
-    """The finite rates of `steps`, at their updates."""
+    """The rates of `steps` that can be some, at their updates."""
     held = [(step.step, step.learning_rate) for step in steps if step.learning_rate is not None]
     updates, rates = np.array(held, dtype=np.float64).reshape(-1, 2).T
-    good = np.isfinite(rates) & (rates >= 0)
+    good = (rates >= 0) & (rates <= HIGHEST)
     return Logged(updates[good], rates[good])
 
 
@@ -83,12 +86,13 @@ def _warmup(updates: Array, share: Array, top: float) -> int | None:
 
 def _fall(log: Logged, peak: float, warmup: int | None, total: int | None) -> Seen | None:
     """The best of cosine, linear and a hold with a linear fall."""
-    begins = [float(warmup)] if warmup is not None else [share * log.updates[0] for share in np.linspace(0, 1, 11)]
+    first = float(log.updates[0])
+    begins = [float(warmup)] if warmup is not None else [first * tenth / 10 for tenth in range(11)]
     found: list[tuple[float, Seen]] = []
     for begin in begins:
         for shape in SHAPES:
             fit = _best(shape, log, begin, total)
-            found.append((fit.error, Seen(shape, fit.peak * peak, fit.least * peak, warmup, fit.end)))
+            found.append((fit.error, Seen(shape, fit.peak * peak, fit.least * peak, warmup, fit.end, begin=begin)))
     held = _held(log, total)
     if held is not None:
         error, hold, end, least = held
@@ -113,12 +117,14 @@ def _best(shape: Literal["cosine", "linear"], log: Logged, begin: float, total: 
     for _ in range(3):
         fits = _fits(shape, log, begin, ends)
         at = int(np.argmin(fits[0]))
-        low, high, best = ends[max(at - 1, 0)], ends[min(at + 1, len(ends) - 1)], _Fit(*fits[:, at])
+        low, high, best = ends[max(at - 1, 0)], ends[min(at + 1, len(ends) - 1)], _Fit(*fits[:, at].tolist())
         ends = np.linspace(low, high, 40)
     if total is not None:
-        known = _Fit(*_fits(shape, log, begin, np.array([float(total)]))[:, 0])
+        known = _Fit(*_fits(shape, log, begin, np.array([float(total)]))[:, 0].tolist())
         if known.error < max(1.5 * best.error, 0.001):
             return known
+    if shape == "linear" and best.end > last and best.least < best.peak:
+        return best._replace(end=begin + (best.end - begin) * best.peak / (best.peak - best.least), least=0.0)
     return best
 
 

@@ -93,7 +93,8 @@ class _Reading:
         for step in (end, decay):
             if step is not None and 0.98 * done <= step <= MOST_STEPS:
                 total = max(round(step), done)
-                self._assume(f"the run is assumed to end at step {total:,}, where its rate has fallen", "--total-steps")
+                where = "would come to 0" if self._seen and step > done and name != "cosine" else "has fallen"
+                self._assume(f"the run is assumed to end at step {total:,}, where its rate {where}", "--total-steps")
                 return total
         return None
 
@@ -176,6 +177,8 @@ class _Reading:
                     raise ConfigError("C050", what, "shorten it, or give --total-steps")
                 return min(value, longest)
         usual = USUAL_WARMUP if self._total is None else min(USUAL_WARMUP, self._total // 10)
+        if seen and seen.begin is not None:
+            usual = min(round(seen.begin), longest)
         self._assume(f"a warmup of {usual:,} steps is assumed", "--warmup")
         return usual
 
@@ -232,8 +235,10 @@ class _Reading:
         steps = self._total if self._total is not None else max(self._updates(), 1)
         shape = optim if self._total is not None else replace(optim, schedule="constant")  # a fall needs an end
         curve = schedule.learning_rates(shape, steps) / (optim.learning_rate or 1.0)
-        odd = not self._own and self._seen is None and len(self._log.rates) >= rates.LEAST
-        return _overlaid(curve, self._log, odd and self._options.schedule is None) if odd else curve
+        if self._own or len(self._log.rates) < rates.LEAST or (self._seen and self._seen.warmup is not None):
+            return curve
+        peak = self._seen.peak if self._seen else float(self._log.rates.max())
+        return _overlaid(curve, self._log, peak, self._seen is None and self._options.schedule is None)
 
     def _assume(self, sentence: str, option: str) -> None:
         self._assumed.append(f"{sentence} ({option})")
@@ -252,9 +257,9 @@ def _recognised_decay(seen: Seen | None, total: int | None) -> int | None:
     return None if total is None or abs(seen.end - total) < 0.005 * total else max(round(seen.end), 1)
 
 
-def _overlaid(curve: NDArray[np.float64], log: Logged, stays: bool) -> NDArray[np.float64]:
+def _overlaid(curve: NDArray[np.float64], log: Logged, peak: float, stays: bool) -> NDArray[np.float64]:
     """`curve` with the logged rates over the part seen; behind it the last one where it `stays`."""
-    peak, seen = float(log.rates.max()), min(int(log.updates[-1]) + 1, len(curve))
+    seen = min(int(log.updates[-1]) + 1, len(curve))
     if not peak > 0:
         return curve
     curve = curve.copy()

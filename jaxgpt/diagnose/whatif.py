@@ -73,7 +73,7 @@ def command(history: History, setting: Setting, ending: Ending) -> str:
     """How to train an ending; empty where only a run of ours could go on like that."""
     if not ending.anew and history.format != commands.OWN:
         return ""
-    return commands.train(history, setting, ending.changes(setting), fork=ending.name)
+    return commands.train(history, setting, ending.changes(setting), name=ending.name, fork=True)
 
 
 def endings(history: History, setting: Setting) -> list[Ending]:

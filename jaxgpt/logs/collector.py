@@ -83,12 +83,6 @@ class Collector:
             self._header, self._header_line = True, line
             self._earlier, self.settings = self._earlier | self.settings, {}
 
-    def start(self, done: int, line: int) -> None:
-        """A process begins after `done` updates, as the log says."""
-        self.header(line)
-        self.settle()
-        self._begin(done, line)
-
     def step(self, step: Step) -> None:
         """Takes one update."""
         self._take(step)
@@ -135,6 +129,7 @@ class Collector:
     def _begin(self, done: int, line: int) -> None:
         """A process goes on from `done`: what the log has beyond it happened in a state that was given up."""
         told, self._header = self._header, False
+        line = self._header_line if told else line
         if done == 0 and self._last > 0:
             self._runs += 1
             self._earlier = {}

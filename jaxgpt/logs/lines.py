@@ -54,7 +54,7 @@ def parts(line: str) -> Sequence[str]:
     """What a line shows, without colours and control characters; each state of a redrawn line is a part of its own."""
     if line.isprintable():
         return (line,)
-    return [part for piece in line.split("\r") if (part := CONTROL.sub("", piece).replace("\t", " ").strip())]
+    return [part for piece in line.split("\r") if (part := CONTROL.sub("", piece)).strip()]
 
 
 class FileLines(Sequence[str]):

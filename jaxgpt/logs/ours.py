@@ -56,7 +56,7 @@ class Reader:
         return spent
 
     def _start(self, at: int, record: dict[str, Any], done: int) -> None:
-        self._found.start(done, at)
+        self._found.header(at)
         self._found.facts.pop("end", None)
         self._pauses = 0.0 if done == 0 else self._pauses
         self._compiling = True

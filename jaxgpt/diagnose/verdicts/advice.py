@@ -4,6 +4,7 @@ Gains are against the end that the run is heading for. Intervals are of 80 %; a 
 """
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxgpt.config import Config
 from jaxgpt.diagnose import commands, whatif
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.verdict import Advice, Verdict
-from jaxgpt.diagnose.verdicts import recipe
+from jaxgpt.diagnose.verdicts import recipe, repetition
 from jaxgpt.diagnose.verdicts.case import CALM, RANDOM_TEXT_ERROR, RANDOM_TEXT_TOKENS, Case
 from jaxgpt.errors import ConfigError
 
@@ -53,8 +54,8 @@ def _gaining(what: str, command: str, gain: float, sd: float) -> Advice:
     return Advice(what=what, command=command, gain=gain, low=gain - Z80 * sd, high=gain + Z80 * sd)
 
 
-def _train(case: Case, changes: commands.Changes, fork: str = "") -> str:
-    return commands.train(case.history, case.setting, changes, fork=fork)
+def _train(case: Case, changes: commands.Changes, name: str = "", *, fork: bool = False) -> str:
+    return commands.train(case.history, case.setting, changes, name=name, fork=fork)
 
 
 def _heading(case: Case) -> Forecast | None:
@@ -62,25 +63,37 @@ def _heading(case: Case) -> Forecast | None:
 
 
 def more_text(case: Case) -> list[Advice]:
+    """Twice the different tokens; by the repetition law alone, which needs no level of the loss."""
     unique = case.setting.unique_tokens
-    if not unique:
+    if not unique or not case.setting.tokens_per_step:
         return []
-    gain = case.gain(unique=2 * unique)
     what = f"train on twice the different tokens ({tokens_shown(2 * unique)} instead of {tokens_shown(unique)})"
-    return [Advice(what=what) if gain is None else _gaining(what, "", gain, REPEATED * gain)]
+    if (case.setting.parameters or 0.0) < repetition.LAW_FROM:
+        return [Advice(what=what)]
+    gain = (case.repetition(case.total) or 0.0) - (case.repetition(case.total, 2 * unique) or 0.0)
+    return [_gaining(what, "", gain, REPEATED * gain)]
 
 
 def best_checkpoint(case: Case) -> list[Advice]:
     lowest = int(case.vals.values.argmin())
     gain = float(case.vals.values[-1] - case.vals.values[lowest])
     what = f"take the checkpoint of step {case.vals.steps[lowest]:,.0f}, where validation was lowest"
-    return [_gaining(what, "", gain, math.sqrt(2) * (case.error or 0.0))]
+    own = case.setting.config.run if case.setting.config and case.history.format == commands.OWN else None
+    command = shlex.join(["python", "-m", "jaxgpt.evaluate", f"{own.dir}/{own.name}", "--step", "best"]) if own else ""
+    return [_gaining(what, command, gain, math.sqrt(2) * (case.error or 0.0))]
 
 
 def regularise(case: Case) -> list[Advice]:
-    cost = case.repetition(case.total) or 0.0
-    command = _train(case, {"optim": {"weight_decay": STRONG_DECAY}, "model": {"dropout": 0.1}}, "")
-    return [_gaining("more weight decay, and dropout", command, MENDED * cost, MENDED_SD * cost)]
+    """Stronger weight decay and dropout; what it gains was seen at sizes that the repetition law knows."""
+    what, changes = (
+        "more weight decay, and dropout",
+        {"optim": {"weight_decay": STRONG_DECAY}, "model": {"dropout": 0.1}},
+    )
+    command = _train(case, changes, "regularised")
+    cost = case.repetition(case.total)
+    if cost is None or (case.setting.parameters or 0.0) < repetition.LAW_FROM:
+        return [Advice(what=what, command=command)]
+    return [_gaining(what, command, MENDED * cost, MENDED_SD * cost)]
 
 
 def no_dropout(case: Case) -> list[Advice]:
@@ -90,6 +103,8 @@ def no_dropout(case: Case) -> list[Advice]:
 def larger_model(case: Case) -> list[Advice]:
     """The best shape for as many FLOPs, where the law was fitted."""
     config, heading = case.setting.config, _heading(case)
+    if case.twin is not None:
+        return _as_large_as_twin(case)
     if case.asked is None or case.unlicensed or config is None:
         return []
     now = heading.mean if heading else case.law.loss if case.law else math.nan
@@ -110,9 +125,18 @@ def larger_model(case: Case) -> list[Advice]:
         "model": fields,
         "optim": optim,
         "data": {"micro_batch": chosen.data.micro_batch, "accum": chosen.data.accum},
-        "run": {"steps": chosen.run.steps, "name": f"{config.run.name[:80]}-larger"},
+        "run": {"steps": chosen.run.steps},
     }
-    return [_gaining(what, _train(case, changes), now - loss, PAIR)]
+    return [_gaining(what, _train(case, changes, "larger"), now - loss, PAIR)]
+
+
+def _as_large_as_twin(case: Case) -> list[Advice]:
+    config, excess = case.twin.setting.config if case.twin else None, case.excess
+    if config is None or excess is None:
+        return []
+    what = f"a model of the twin's size, {parameters(config.model):,} parameters"
+    command = _train(case, {"model": {name: getattr(config.model, name) for name in SHAPE}}, "larger")
+    return [_gaining(what, command, excess.value, excess.error)]
 
 
 def _shape(case: Case, config: Config) -> Config | None:
@@ -187,8 +211,9 @@ def gentler(case: Case) -> list[Advice]:
     if case.twin is not None and case.twin.setting.optim.learning_rate < optim.learning_rate:
         rate = case.twin.setting.optim.learning_rate
     changed = {"optim": {"learning_rate": rate, "min_lr": min(optim.min_lr, rate / 10)}}
-    command = _train(case, changed, "gentler")
-    what = f"a peak learning rate of {rate:g} instead of {optim.learning_rate:g}, from the last good checkpoint on"
+    command = _train(case, changed, "gentler", fork=True)
+    what = f"a peak learning rate of {rate:g} instead of {optim.learning_rate:g}"
+    what += ", from the last good checkpoint on" if case.done < case.total else ""
     return [Advice(what=what, command=command)]
 
 
@@ -207,24 +232,27 @@ def larger_evaluation(case: Case) -> list[Advice]:
     if tokens > 10_000_000:
         tokens = 10_000_000
     what = f"evaluate on {tokens:,} tokens, the same ones every time, so that a fall of {fall:.3f} shows"
-    return [Advice(what=what, command=_train(case, {"run": {"eval_tokens": tokens}}, "larger-eval"))]
+    return [Advice(what=what, command=_train(case, {"run": {"eval_tokens": tokens}}, "larger-eval", fork=True))]
 
 
 def mend_recipe(case: Case) -> list[Advice]:
     optim, found = case.setting.optim, list[Advice]()
     if recipe.schedule(case).holds:
         found.append(
-            Advice(what="let the schedule end with the run", command=_train(case, {"optim": {"decay_steps": None}}))
+            Advice(
+                what="let the schedule end with the run",
+                command=_train(case, {"optim": {"decay_steps": None}}, "to-the-end"),
+            )
         )
     steps = case.total // 10
     if recipe.warmup(case).holds:
         what = f"a warmup of {steps:,} steps"
-        found.append(Advice(what=what, command=_train(case, {"optim": {"warmup_steps": steps}})))
+        found.append(Advice(what=what, command=_train(case, {"optim": {"warmup_steps": steps}}, "warmed-up")))
     twin = case.twin
     if twin is not None and optim.warmup_steps < twin.setting.optim.warmup_steps / 2:
         steps = twin.setting.optim.warmup_steps
         gain = case.excess
-        command = _train(case, {"optim": {"warmup_steps": steps}})
+        command = _train(case, {"optim": {"warmup_steps": steps}}, "warmed-up")
         what = f"warm up for {steps:,} steps, as the twin does"
         found.append(_gaining(what, command, gain.value, gain.error) if gain else Advice(what=what, command=command))
     if recipe.jumped(case).holds:
@@ -237,7 +265,7 @@ def calmer(case: Case) -> list[Advice]:
     if 0 < clip <= 0.5:
         return []
     what = "clip gradients at a norm of 0.5, which takes the height off such spikes"
-    return [Advice(what=what, command=_train(case, {"optim": {"grad_clip": 0.5}}, "clipped"))]
+    return [Advice(what=what, command=_train(case, {"optim": {"grad_clip": 0.5}}, "clipped", fork=True))]
 
 
 def other_batches(case: Case) -> list[Advice]:
@@ -248,12 +276,11 @@ def other_batches(case: Case) -> list[Advice]:
 
 def fewer_pauses(case: Case) -> list[Advice]:
     config = case.setting.config
-    if config is None:
+    if config is None or case.done >= case.total:
         return []
     changes = {"run": {"eval_every": 2 * config.run.eval_every, "save_every": 2 * config.run.save_every}}
-    return [
-        Advice(what="evaluate and save half as often, if that is what takes the time", command=_train(case, changes))
-    ]
+    what = "evaluate and save half as often, if that is what takes the time"
+    return [Advice(what=what, command=_train(case, changes))]
 
 
 def look_at_the_machine(case: Case) -> list[Advice]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxgpt.budget import question as questions
 from jaxgpt.budget import scaling
-from jaxgpt.budget.scaling import Expectation, Question, Recipe
+from jaxgpt.budget.scaling import Expectation, Question
 from jaxgpt.diagnose import annealing, endings
 from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.arrival import Arrival
@@ -144,6 +144,12 @@ class Case:
         return float(rates[min(max(step, 0), len(rates) - 1)]) if len(rates) else None
 
     @property
+    def share_now(self) -> float | None:
+        """The learning rate of the last update over the peak; None where it is only assumed."""
+        logged = any(step.learning_rate is not None for step in self.history.steps)
+        return self.share(self.done - 1) if self.setting.known_schedule or logged else None
+
+    @property
     def epochs(self) -> float | None:
         return self.setting.epochs(self.done)
 
@@ -241,7 +247,7 @@ class Case:
     @cached_property
     def anneal(self) -> Level | None:
         """What annealing from here to a rate of zero, over a tenth of the steps done, would take off the loss."""
-        share = self.share(self.done - 1)
+        share = self.share_now
         if share is None or not self.done:
             return None
         if self.posterior is None:
@@ -266,22 +272,15 @@ class Case:
         setting = self.setting
         if not setting.parameters or not setting.tokens_per_step or steps < 1:
             return None
-        size = setting.vocab_size
+        size, batch = setting.vocab_size, setting.tokens_per_step
         return Question(
             parameters=setting.parameters,
-            tokens=setting.tokens_per_step * steps,
-            recipe=self._recipe(),
+            tokens=batch * steps,
+            recipe=questions.recipe_of(setting.optim, self.total, setting.parameters, batch, setting.dropout or 0.0),
             corpus=setting.corpus,
             unique=setting.unique_tokens or None,
             ceiling=math.log(size) if size and size > 1 else math.inf,
         )
-
-    def _recipe(self) -> Recipe:
-        setting = self.setting
-        own = Recipe(learning_rate=setting.optim.learning_rate, end_share=self.share(self.total) or 0.0)
-        if setting.config is None:
-            return own
-        return replace(own, differences=questions.recipe(setting.config, self.total).differences)
 
     @cached_property
     def law(self) -> Expectation | None:

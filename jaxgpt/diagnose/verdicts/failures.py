@@ -152,37 +152,40 @@ def _precursors(case: Case, step: int | None) -> str:
 
 
 def spikes(case: Case) -> Verdict:
-    found = _spikes(case)
-    asks = f"losses stand {SPIKE:g} robust deviations and {LEAST_SPIKE:g} nats above those before them"
+    """Whether training itself stumbled. One odd batch has a high loss too, but leaves the next one as it was."""
+    found = _outliers(case)
+    asks = (
+        f"losses stand {SPIKE:g} robust deviations and {LEAST_SPIKE:g} nats above those before, for more than one step"
+    )
     if found is None:
         return Verdict(id="loss-spikes", conditions=(unknown(asks, f"{AROUND} training losses or more"),))
-    places = found[:5]
-    said = ", ".join(f"{case.losses.values[p]:.2f} at step {case.losses.steps[p]:,.0f}" for p in places)
-    lines = tuple(int(case.losses.lines[p]) for p in places)
-    seen = Condition(asks, f"{len(found)}: {said}" if found else "none", bool(found), lines)
+    lasting, odd = [place for place, lasts in found if lasts], sum(not lasts for _, lasts in found)
+    told = [f"{case.losses.values[p]:.2f} at step {case.losses.steps[p]:,.0f}" for p in lasting[:5]]
+    said = f"{len(lasting)}: {', '.join(told)}" if lasting else "none"
+    said += f"; besides {odd} single high losses, as odd text has" if odd else ""
+    seen = Condition(asks, said, bool(lasting), tuple(int(case.losses.lines[p]) for p in lasting[:5]))
     asks = "the loss came back after each"
     back = rise(case) is None and _broken_line(case) is None
-    return Verdict(
-        id="loss-spikes",
-        conditions=(seen, Condition(asks, "it did" if back else "it has not", back)),
-        weight=2e-3 * len(found),
-    )
+    came = Condition(asks, "it did" if back else "it has not", back)
+    return Verdict(id="loss-spikes", conditions=(seen, came), weight=2e-3 * len(lasting))
 
 
-def _spikes(case: Case) -> list[int] | None:
-    """Places of the first loss of each spike; None where there are too few losses."""
+def _outliers(case: Case) -> list[tuple[int, bool]] | None:
+    """Places where losses leave those before them, and whether the next one is high as well; None for too few."""
     losses = case.losses
     if len(losses) < AROUND:
         return None
-    values, found, quiet = losses.values, list[int](), 0
+    values, found, quiet = losses.values, list[tuple[int, bool]](), 0
     smooth = measure.running_median(values, WIDTH)
     height = values[1:] - smooth[:-1]
     for place in (np.flatnonzero(height >= LEAST_SPIKE) + 1).tolist():
         near = values[max(place - AROUND, 0) : place]
         if place < quiet or len(near) < AROUND // 2:
             continue
-        if values[place] - np.median(near) >= SPIKE * max(_noise(near), 1e-3):
-            found.append(place)
+        usual, noise = float(np.median(near)), max(_noise(near), 1e-3)
+        if values[place] - usual >= SPIKE * noise:
+            after = float(values[min(place + 1, len(values) - 1)]) - usual
+            found.append((place, after >= max(SPIKE / 2 * noise, LEAST_SPIKE / 2)))
             quiet = place + WIDTH
     return found
 

@@ -101,9 +101,8 @@ def trailing(losses: Series, step: float, most: int) -> Level | None:
 
 def running_median(values: Floats, width: int) -> Floats:
     """The median of each value and the `width` - 1 before it; the first ones of as many as there are."""
-    if not len(values):
-        return values
-    padded = np.concatenate((np.full(width - 1, np.nan), values))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, width)
-    smooth: Floats = np.nanmedian(windows, axis=1)
-    return smooth
+    head = [np.median(values[: place + 1]) for place in range(min(width - 1, len(values)))]
+    if len(values) < width:
+        return np.array(head, np.float64)
+    windows = np.lib.stride_tricks.sliding_window_view(values, width)
+    return np.concatenate((head, np.median(windows, axis=1)))

@@ -9,6 +9,7 @@ from jaxgpt.diagnose.verdicts.said import unknown
 MUCH_LEFT = 0.05  # nats that annealing would take off: "too high for too long" (forecast.md, section 4)
 WORTH = 0.01  # nats: what is left to anneal is worth a sentence
 ANNEALED = 0.15  # of the peak; the law's runs end at 0 to 10 %
+OVER = 0.99  # of the steps: a run that has come so far is over
 AROSE = 0.5  # of the distance to the twin must have come about while its rate fell
 
 SCHEDULE = "the schedule: --schedule … --warmup N --total-steps N"
@@ -73,13 +74,11 @@ def _fell(case: Case) -> str:
 
 def _still_high(case: Case) -> Condition:
     asks = f"the learning rate is past its warmup and above {ANNEALED:.0%} of its peak"
-    share = case.share(case.done - 1)
+    share = case.share_now
     if share is None:
         return unknown(asks, SCHEDULE)
     past = case.done > case.setting.optim.warmup_steps
     found = f"{share:.0%} of the peak at step {case.done:,}" + ("" if past else ", in the warmup")
-    if not case.setting.known_schedule:
-        found += " (the schedule is assumed)"
     return Condition(asks, found, past and share > ANNEALED)
 
 
@@ -108,7 +107,7 @@ def _goes_on(case: Case) -> Condition:
     total = case.setting.total_steps
     if total is None:
         return unknown("the run is not over", "how long the run is: --total-steps N")
-    return Condition("the run is not over", f"{case.done:,} of {total:,} steps", case.done < total)
+    return Condition("the run is not over", f"{case.done:,} of {total:,} steps", case.done < OVER * total)
 
 
 def _looks_flat(case: Case) -> Condition:

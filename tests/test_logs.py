@@ -1,0 +1,239 @@
+"""Each format of log, as its program writes it, read into the same history."""
+
+import json
+import math
+from pathlib import Path
+
+import logsamples
+import pytest
+from logsamples import CONFIG, loss
+
+from jaxgpt import logs
+from jaxgpt.logs.history import Evaluation, Replay, Step
+
+
+@pytest.mark.parametrize(("name", "text"), [*logsamples.ALL.items(), *logsamples.SCREENS.items()])
+def test_the_format_is_found_from_the_content(name: str, text: str) -> None:
+    found = logs.read_text(text, "log")
+    assert found.format == name
+    assert found.evaluations
+    assert found.steps
+
+
+def test_nanogpts_lines_one_by_one() -> None:
+    found = logs.read_text(logsamples.NANOGPT_HEAD + logsamples.nanogpt(), "log")
+    assert [step.step for step in found.steps] == list(range(0, 1001, 10))
+    assert all(step.loss == pytest.approx(loss(step.step), abs=1e-4) for step in found.steps)
+    assert {step.step for step in found.steps if not step.pure} == {0, 500, 1000}  # compiling, evaluating and saving
+    assert {step.seconds for step in found.steps if step.pure} == {3.99511}
+    assert [e.step for e in found.evaluations] == [0, 500, 1000]
+    assert found.evaluations[1].val == pytest.approx(loss(500), abs=1e-4)
+    assert found.evaluations[1].train == pytest.approx(loss(500) - 0.01, abs=1e-4)
+    assert (found.saves, found.starts, found.replays, found.notes) == ((500, 1000), (0,), (), ())
+    assert found.done == 1001
+    for record in (*found.steps, *found.evaluations):
+        assert str(record.step) in found.lines[record.line - 1]
+
+
+def test_nanogpts_header_tells_the_settings() -> None:
+    stated = logs.read_text(logsamples.NANOGPT_HEAD + logsamples.nanogpt(), "log").stated
+    assert (stated.parameters, stated.tokens_per_step, stated.total_steps) == (40.56e6, 524_288, 20_000)
+    assert stated.single_batch_loss
+    expected = {"learning_rate": 1e-3, "min_lr": 1e-4, "n_embd": 384.0, "dropout": 0.1, "dataset": "openwebtext"}
+    assert expected.items() <= dict(stated.settings).items()
+    assert stated.settings["gradient_accumulation_steps"] == 32
+    without = logsamples.NANOGPT_HEAD.replace("tokens per iteration will be: 524,288\n", "")
+    assert logs.read_text(without + logsamples.nanogpt(), "log").stated.tokens_per_step == 32 * 16 * 1024
+
+
+def test_a_resumed_nanogpt_run_keeps_the_later_lines() -> None:
+    text = logsamples.NANOGPT_HEAD + logsamples.nanogpt(0, 540, 100) + "Overriding: init_from = resume\n"
+    text += "tokens per iteration will be: 524,288\nResuming training from out\n"
+    text += logsamples.nanogpt(500, 700, 100).replace("loss 3.", "loss 4.")
+    found = logs.read_text(text, "log")
+    assert [step.step for step in found.steps] == list(range(0, 701, 10))
+    assert found.starts == (0, 500)
+    seam = found.replays[0]
+    assert (seam.first, seam.last) == (500, 540)
+    assert found.lines[seam.line - 1].startswith("Overriding: init_from")
+    assert all((step.loss or 0) > 4 for step in found.steps if step.step >= 500)
+    assert not next(step for step in found.steps if step.step == 500).pure  # it compiles again
+    assert [e.step for e in found.evaluations] == [0, 100, 200, 300, 400, 500, 600, 700]
+    assert (found.evaluations[5].val or 0) > 4
+    assert found.stated.parameters == 40.56e6
+    assert "steps 500 to 540" in found.notes[0]
+
+
+def test_nan_and_infinite_losses_are_kept() -> None:
+    text = (
+        "iter 1: loss 3.1, time 5.00ms, mfu 1%\niter 2: loss nan, time 5.00ms\nstep 3: train loss inf, val loss nan\n"
+    )
+    found = logs.read_text(text + "iter 3: loss -inf, time nanms, mfu nan%\n", "log")
+    assert [math.isnan(step.loss or 0) for step in found.steps] == [False, True, False]
+    assert found.steps[2] == Step(3, -math.inf, line=4, pure=False)
+    assert math.isnan(found.evaluations[0].val or 0)
+
+
+def test_old_nanogpt_has_no_mfu_and_some_have_no_validation() -> None:
+    found = logs.read_text("step 5: train loss 4.2\niter 5: loss 4.1, time 12.50ms\n", "log")
+    assert found.evaluations == (Evaluation(5, None, 4.2, line=1),)
+    assert found.steps == (Step(5, 4.1, 0.0125, line=2, pure=False),)
+
+
+def test_our_own_log() -> None:
+    found = logs.read_text(logsamples.ALL["jaxgpt"], "log")
+    assert (found.format, found.config, found.done) == ("jaxgpt", CONFIG, 80)
+    assert (found.starts, found.saves, found.replays) == ((0, 60), (20, 40, 60, 80), ())
+    assert {step.step for step in found.steps if not step.pure} == {0, 60}
+    assert {step.seconds for step in found.steps if step.pure} == {2.0}
+    assert [(e.step, e.seconds, e.standard_error) for e in found.evaluations] == [
+        (step, 5.0, 0.01) for step in (20, 40, 60, 80)
+    ]
+    assert found.stated.pauses == 4 * 6.0
+    assert (found.stated.device, found.stated.end) == ("RTX 4070", None)
+    assert (found.stated.total_steps, found.stated.tokens_per_step, found.stated.eval_tokens) == (100, 64, 640)
+    assert found.steps[7].learning_rate == pytest.approx(1e-3 * 8 / 11)
+    assert found.steps[7].time == 1044.0
+
+
+def test_our_own_run_that_was_killed_goes_on_from_its_checkpoint() -> None:
+    records = [*logsamples.ours(50), *logsamples.ours(30, 40), {"kind": "stop", "time": 9.0, "reason": "N001"}]
+    found = logs.read_text(logsamples.jsonl(records), "log")
+    assert [step.step for step in found.steps] == list(range(70))
+    assert found.replays == (Replay(40, 49, 56),)
+    assert found.starts == (0, 40)
+    assert found.stated.end == "N001"
+    assert found.saves == (20, 40, 60)
+
+
+def test_a_run_folder_and_a_name_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text(logsamples.jsonl(logsamples.ours(config=None)))
+    (folder / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    monkeypatch.chdir(tmp_path)
+    for path in (folder, str(folder / "log.jsonl"), "small"):
+        found = logs.read(path)
+        assert found.config == CONFIG
+        assert found.stated.total_steps == 100
+    (folder / "config.json").unlink()
+    assert logs.read("small").config is None
+
+
+def test_what_our_train_prints_where_it_is_piped() -> None:
+    """See `announce.opening` and `display.Lines`: `time` holds neither evaluation nor saving."""
+    text = """tokens per iteration will be: 1,024
+number of parameters: 0.10M
+  of them outside embeddings and head: 0.02M
+data: 20,000 tokens in data/small, 1,000 held out; 5.12 epochs
+device: 1 x NVIDIA GeForce RTX 4070 (bfloat16, attention by cudnn)
+run: runs/small, new, 2,000 steps
+step 0: train loss 10.8, val loss 10.81
+iter 0: loss 10.8123, time 21000.00ms, mfu 0.10%
+step 500: train loss 5.1, val loss 5.12
+saving checkpoint of step 500
+iter 500: loss 5.1, time 30.00ms, mfu 12.10%
+"""
+    found = logs.read_text(text, "log")
+    assert [(step.step, step.pure) for step in found.steps] == [(0, False), (500, True)]
+    assert (found.saves, found.stated.total_steps, found.stated.unique_tokens) == ((500,), 2000, 20_000)
+    assert (found.stated.device, found.stated.single_batch_loss) == ("NVIDIA GeForce RTX 4070", False)
+
+
+def test_llmcs_main_log() -> None:
+    found = logs.read_text(logsamples.llmc(), "log")
+    assert [step.step for step in found.steps] == list(range(1000))
+    assert [e.step for e in found.evaluations] == [0, 250, 500, 750, 1000]
+    assert found.steps[0] == Step(0, 10.0, None, 0.000009, 0.9, 3, pure=False)
+    assert found.evaluations[1].val == pytest.approx(loss(250), abs=1e-4)
+    assert found.notes == ()
+
+
+def test_what_llmc_prints() -> None:
+    found = logs.read_text(logsamples.LLMC_SCREEN, "log")
+    assert [(step.step, step.seconds) for step in found.steps] == [(0, 2.73472), (1, 2.39152), (2, 2.39711)]
+    assert [(e.step, e.val) for e in found.evaluations] == [(0, 11.006021), (3, 10.4021)]
+    stated = found.stated
+    assert (stated.total_steps, stated.tokens_per_step, stated.device) == (21_479, 458_752, "NVIDIA GeForce RTX 4090")
+    assert stated.parameters == 124_475_904 - 1024 * 768  # without positions
+    assert stated.eval_tokens == 20 * 56 * 1024
+    assert {"schedule": "cosine", "end_share": 0.0, "warmup_iters": 700.0}.items() <= dict(stated.settings).items()
+
+
+@pytest.mark.parametrize("train_loss", [True, False])
+def test_moddeds_log(train_loss: bool) -> None:
+    found = logs.read_text(logsamples.modded(train_loss), "log")
+    assert [step.step for step in found.steps] == list(range(200))
+    assert [step.loss is None for step in found.steps] == [not train_loss] * 200
+    assert [e.step for e in found.evaluations] == [0, 50, 100, 150, 200]
+    assert found.evaluations[1].val == pytest.approx(loss(50), abs=1e-4)
+    assert found.steps[0].seconds == pytest.approx(74.416)
+    assert not found.steps[0].pure
+    assert found.steps[10].seconds is None  # the clock was set back
+    assert {round(step.seconds or 0, 6) for step in found.steps[11:]} == {0.214}
+    stated = found.stated
+    assert (stated.total_steps, stated.tokens_per_step, stated.eval_tokens) == (200, 524_288, 10_485_760)
+    assert {"schedule": "wsd", "warmdown_iters": 60.0, "learning_rate": 0.0036}.items() <= dict(stated.settings).items()
+
+
+def test_modded_with_evaluations_alone_and_seconds() -> None:
+    text = "step:0/3200 val_loss:10.82585 train_time:0.000s step_avg:nanms\n"
+    text += "step:125/3200 val_loss:4.82555 train_time:100.000s step_avg:795.22ms\n"
+    text += "step:250/3200 val_loss:4.24469 train_time:190.000s step_avg:780.23ms\n"
+    found = logs.read_text(text, "log")
+    assert [(step.step, step.seconds) for step in found.steps] == [(124, 0.8), (249, 0.72)]
+    assert [e.step for e in found.evaluations] == [0, 125, 250]
+    assert found.done == 250
+
+
+def test_nanochats_log_in_nats_per_token() -> None:
+    found = logs.read_text(logsamples.nanochat(), "log")
+    assert [step.step for step in found.steps] == list(range(400))
+    assert (found.steps[5].seconds, found.steps[300].learning_rate) == (pytest.approx(1.23456), 0.5)
+    assert [e.step for e in found.evaluations] == list(range(0, 401, 50))
+    for evaluation in found.evaluations:
+        assert evaluation.val == pytest.approx(loss(evaluation.step), rel=1e-3)
+    assert "4.500 bytes per token" in found.notes[0]
+    stated = found.stated
+    assert (stated.smoothed_loss, stated.single_batch_loss, stated.relative_rate) == (True, True, True)
+    assert (stated.total_steps, stated.tokens_per_step, stated.parameters) == (400, 524_288, 561_971_200)
+
+
+def test_bits_per_byte_with_nothing_beside_them_are_no_nats() -> None:
+    text = "step 00000/00100 (0.00%) | loss: 9.0 | dt: 5.00ms\nStep 00050 | Validation bpb: 1.01\n"
+    found = logs.read_text(text, "log")
+    assert found.evaluations == ()
+    assert "bits per byte" in found.notes[0]
+
+
+def test_buildnanogpts_log() -> None:
+    found = logs.read_text(logsamples.buildnanogpt(), "log")
+    assert [step.step for step in found.steps] == list(range(501))
+    assert [(e.step, e.val) for e in found.evaluations] == [(n, round(loss(n), 4)) for n in (0, 250, 500)]
+
+
+def test_what_buildnanogpt_prints() -> None:
+    found = logs.read_text(logsamples.BUILD_SCREEN, "log")
+    expected = [(0, 30.24011, False), (1, 2.81252, True)]
+    assert [(step.step, step.seconds, step.pure) for step in found.steps[:2]] == expected
+    assert [(e.step, e.val) for e in found.evaluations] == [(0, 10.9541), (3, 10.6122)]
+    assert (found.stated.tokens_per_step, found.steps[1].learning_rate) == (524_288, 1.6783e-06)
+
+
+def test_real_logs_of_the_shared_curves(shared: Path) -> None:
+    for path in sorted((shared / "forecast" / "curves").glob("*.csv")):
+        if path.stem == "index":
+            continue
+        rows = dict(row(line) for line in path.read_text().splitlines()[1:])  # of two in one step, the later
+        found = logs.read(path)
+        assert {e.step: (e.train, e.val) for e in found.evaluations} == {n: one[1:] for n, one in rows.items()}
+        assert {step.step: step.learning_rate for step in found.steps} == {n: one[0] for n, one in rows.items()}
+
+
+def row(line: str) -> tuple[int, tuple[float, float | None, float]]:
+    step, tokens, rate, train, val = line.split(",")
+    return int(step) if step else round(float(tokens) / 524_288), (
+        float(rate),
+        float(train) if train else None,
+        float(val),
+    )

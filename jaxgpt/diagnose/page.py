@@ -45,9 +45,9 @@ def _advice(found: Diagnosis) -> Iterable[Block]:
     if not found.advice:
         return
     yield report.heading("What to do, by what it is expected to gain")
-    rows = [(one.what, words.gain(one) or "not known") for one in found.advice]
-    yield report.table(("", "gain"), rows)
-    for one in found.advice:
+    for number, one in enumerate(found.advice, start=1):
+        gain = words.gain(one)
+        yield report.paragraph(f"{number}. {one.what}" + (f": {gain}" if gain else ""))
         if one.command:
             yield report.code(one.command)
 

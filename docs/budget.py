@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from jaxgpt import terminal
 from jaxgpt.budget import options, text
 from jaxgpt.budget.plan import plan
 from jaxgpt.budget.recommend import recommend
@@ -20,9 +21,9 @@ def main() -> None:
     out, *arguments = sys.argv[1:]
     shown = io.StringIO()
     found = plan(options.read(arguments).inputs)
-    terminal = Console(file=shown, width=text.WIDTH, force_terminal=True, highlight=False, color_system="standard")
-    text.Printer(terminal).whole(found, recommend(found), [], None)
-    picture = Console(record=True, width=text.WIDTH, file=io.StringIO(), force_terminal=True)
+    screen = Console(file=shown, width=terminal.WIDTH, force_terminal=True, highlight=False, color_system="standard")
+    text.Printer(screen).whole(found, recommend(found), [], None)
+    picture = Console(record=True, width=terminal.WIDTH, file=io.StringIO(), force_terminal=True)
     picture.print(Text.from_ansi(shown.getvalue().strip()))
     drawn = picture.export_svg(title=" ".join(["python -m jaxgpt.budget", *arguments]))
     # The reader's own monospace font: a picture in a README should load nothing.

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import jax
 
-from jaxgpt import dataset
+from jaxgpt import dataset, runlog
 from jaxgpt.budget.flops import non_embedding_parameters, parameters
-from jaxgpt.config import Config
+from jaxgpt.config import Config, Run
 from jaxgpt.dataset import Data
+from jaxgpt.diagnose.stopper import MARK
 from jaxgpt.metrics import Scores
 from jaxgpt.runfolder import RunFolder
 
@@ -57,6 +58,22 @@ def closing(scores: Scores, tokens: Data, folder: RunFolder, step: int) -> str:
             f"  python -m jaxgpt.evaluate {path} --step best",
             f"  python -m jaxgpt.train --config NAME --run.name longer --run.steps {2 * step} --fork {path}",
         ]
+    )
+
+
+def over(folder: RunFolder, run: Run, step: int) -> str:
+    """What a second call of a run hears that has ended after `step` updates, well or early; "" if it goes on."""
+    if step >= run.steps:
+        return already_done(folder, step)
+    ended = runlog.ending(folder.log_file) if run.early_stop and step else ""
+    return stopped_early(step, run.steps, ended.removeprefix(MARK)) if ended.startswith(MARK) else ""
+
+
+def stopped_early(step: int, steps: int, why: str) -> str:
+    """Why a run ended before its last step, and how it goes on."""
+    return (
+        f"stopped early, saved after step {step:,} of {steps:,}: {why}\n"
+        "  to go on all the same: the same command with --run.early-stop false"
     )
 
 

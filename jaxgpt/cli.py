@@ -14,6 +14,7 @@ VERBS = {
     "audit": "what a folder of token shards holds: duplicates, validation in train",
     "budget": "what a run will cost and reach, before it starts",
     "train": "a config's model, resuming where it stopped",
+    "diagnose": "where a run is heading, when it ends, and why it stalls",
     "evaluate": "the loss of a run's model on train and validation text",
     "sample": "text from a run's model",
 }

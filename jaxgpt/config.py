@@ -176,6 +176,9 @@ class Run(Section):
     keep_latest: int = setting(2, "newest checkpoints that are kept", least=1)
     keep_best: int = setting(1, "checkpoints of lowest validation loss that are kept", least=0)
     keep_every: int | None = setting(None, "also keep each checkpoint at a multiple of this step", least=1)
+    early_stop: bool = setting(
+        False, "end at an evaluation where the run's own diagnosis says that going on is in vain"
+    )
     tensorboard: bool = setting(True, "write TensorBoard files where the extra `tensorboard` is installed")
     sample_prompt: str = setting("", "text that a sample continues at the end of the run (empty: no sample)")
     sample_tokens: int = setting(200, "tokens of that sample", least=1)

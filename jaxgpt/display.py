@@ -16,8 +16,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from jaxgpt.budget.shown import duration
 from jaxgpt.config import Config
 from jaxgpt.diagnose.eta import Eta
+from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.metrics import Display, Scores, StepRecord
 from jaxgpt.runlog import warn
 
@@ -25,7 +27,9 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 class Screen(Display, Protocol):
-    """What shows the run, and what is said below it."""
+    """What shows the run, and what is said below it; `live` if it shows the forecast."""
+
+    live: bool
 
     def say(self, text: str) -> None: ...
     def close(self) -> None: ...
@@ -35,6 +39,8 @@ class Screen(Display, Protocol):
 
 class Lines:
     """nanoGPT's line shapes, so that scripts which read them keep working; `time` excludes evaluation and saving."""
+
+    live = False
 
     def __init__(self, config: Config, out: TextIO) -> None:
         self._config, self._out = config, out
@@ -56,6 +62,9 @@ class Lines:
     def scores(self, step: int, scores: Scores) -> None:
         val = f", val loss {scores.val.loss:.4f}" if scores.val else ""
         self.say(f"step {step}: train loss {scores.train.loss:.4f}{val}")
+
+    def forecast(self, forecast: Forecast | None) -> None:
+        """nanoGPT has no line for it."""
 
     def saved(self, step: int) -> None:
         self.say(f"saving checkpoint of step {step}")
@@ -89,6 +98,8 @@ def open_display(config: Config, out: TextIO | None = None) -> Screen:
 class LivePanel:
     """One panel that is redrawn in place: progress, losses, speed, and when the run ends."""
 
+    live = True
+
     def __init__(self, config: Config, console: Console) -> None:
         self._config = config
         self._losses: deque[float] = deque(maxlen=600)
@@ -96,6 +107,7 @@ class LivePanel:
         self._left: Eta | None = None
         self._scores: tuple[int, Scores] | None = None
         self._best: tuple[int, float] | None = None
+        self._forecast: Forecast | None = None
         self._saved: int | None = None
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
@@ -119,6 +131,9 @@ class LivePanel:
         loss = scores.main.loss
         if self._best is None or loss < self._best[1]:
             self._best = (step, loss)
+
+    def forecast(self, forecast: Forecast | None) -> None:
+        self._forecast = forecast
 
     def saved(self, step: int) -> None:
         self._saved = step
@@ -151,6 +166,10 @@ class LivePanel:
             ("data", f"epoch {record.epoch:.2f}   {(record.step + 1) * self._config.tokens_per_step:,} tokens"),
             ("ends in", _span(self._left)),
         ]
+        if self._forecast is not None:
+            low, high = self._forecast.low80, self._forecast.high80
+            expected = f"{self._forecast.mean:.4f} at the end   (80 %: {low:.4f} to {high:.4f})"
+            rows.insert(1 + len(self._score_rows()), ("forecast", expected))
         if self._saved is not None:
             rows.append(("saved", f"step {self._saved:,}"))
         return rows
@@ -175,14 +194,6 @@ def sparkline(values: Iterable[float], width: int = 60) -> str:
     means = [sum(part) / len(part) for part in (numbers[i : i + size] for i in range(0, len(numbers), size))]
     low, high = min(means), max(means)
     return "".join(BARS[int(7 * (mean - low) / (high - low or 1))] for mean in means)
-
-
-def duration(seconds: float) -> str:
-    """`6 h 32 min`, `4 min 10 s`, `12 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
 
 
 def _span(left: Eta | None) -> str:

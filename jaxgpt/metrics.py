@@ -20,6 +20,7 @@ from jaxgpt.budget.flops import flops_per_token
 from jaxgpt.config import Config
 from jaxgpt.dataset import Split
 from jaxgpt.diagnose.eta import Eta, eta
+from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.errors import GENTLER, NonFiniteError
 from jaxgpt.optim import schedule
 from jaxgpt.runlog import RunLog, warn
@@ -86,6 +87,7 @@ class Display(Protocol):
 
     def step(self, record: StepRecord, left: Eta | None) -> None: ...
     def scores(self, step: int, scores: Scores) -> None: ...
+    def forecast(self, forecast: Forecast | None) -> None: ...
     def saved(self, step: int) -> None: ...
 
 
@@ -133,6 +135,10 @@ class Recorder:
         self._log.write("eval", step=step, **scores.flat())
         self._write_board(step, {f"eval/{name}": value for name, value in scores.flat().items()})
         self._display.scores(step, scores)
+
+    def forecast(self, forecast: Forecast | None) -> None:
+        """Shows the loss that is expected at the end."""
+        self._display.forecast(forecast)
 
     def saved(self, step: int) -> None:
         self._log.write("save", step=step)

@@ -1,7 +1,7 @@
 """Reports that a browser opens: one HTML file with its plots inside, no script, nothing loaded from anywhere.
 
-A report is made of blocks: `paragraph`, `heading`, `table`, `figure`. Whatever they are given is text, and is escaped:
-a run's name, a file's name or a document may hold anything.
+A report is made of blocks: `paragraph`, `heading`, `table`, `items`, `code`, `figure`. Whatever they are given is text,
+and is escaped: a run's name, a file's name or a document may hold anything.
 """
 
 import html
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NewType
+
+from jaxgpt.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,9 +28,17 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.15rem; margin-top:
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; display: block;
         overflow-x: auto; }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #e3e5e8; vertical-align: top; }
-th { font-weight: 600; color: #555; } td.number, th.number { text-align: right; } td.number { white-space: nowrap; }
+th { font-weight: 600; color: #555; } td.number, th.number { text-align: right; }
+td.number, td.tight { white-space: nowrap; }
 figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
-code { background: #f3f4f6; padding: .1rem .3rem; border-radius: 3px; font-size: .9em; }
+code, pre { background: #f3f4f6; padding: .1rem .3rem; border-radius: 3px; font-size: .9em; }
+@media (max-width: 40rem) {
+  td:not(.number):not(.tight) { min-width: 9rem; }
+  tr:has(td.tight), tr:has(td.tight) td { display: block; border: 0; padding: 0; }
+  tr:has(td.tight) { border-bottom: 1px solid #e3e5e8; padding: .5rem 0; }
+  td.tight:first-child { font-weight: 600; } thead:has(+ tbody td.tight) { display: none; }
+}
+pre { padding: .6rem .8rem; overflow-x: auto; line-height: 1.35; }
 """
 PLOT: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
@@ -52,13 +62,27 @@ def paragraph(text: str) -> Block:
     return Block(f"<p>{html.escape(text)}</p>")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Block:
-    """A table; columns whose cells are all numbers, or begin with a digit or a sign, are set flush right."""
+def code(text: str) -> Block:
+    """Text as it stands, to be copied: commands, lines of a log."""
+    return Block(f"<pre>{html.escape(printable(text))}</pre>")
+
+
+def items(texts: Iterable[str]) -> Block:
+    """A list of short texts."""
+    return Block("<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in texts) + "</ul>")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], tight: int = 0) -> Block:
+    """A table; columns whose cells are all numbers, or begin with a digit or a sign, are set flush right.
+
+    The cells of the first `tight` columns keep to one line.
+    """
     cells = [[str(cell) for cell in row] for row in rows]
     numeric = [all(_is_number(row[column]) for row in cells) for column in range(len(header))]
 
     def line(tag: str, row: Sequence[str]) -> str:
-        kinds = (' class="number"' if number else "" for number in numeric)
+        classes = ("number" if number else "tight" if place < tight else "" for place, number in enumerate(numeric))
+        kinds = (f' class="{name}"' if name else "" for name in classes)
         parts = (f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for kind, cell in zip(kinds, row, strict=True))
         return f"<tr>{''.join(parts)}</tr>"
 
@@ -104,6 +128,29 @@ def page(title: str, blocks: Iterable[Block]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{STYLE}</style></head>\n<body><h1>{name}</h1>\n{body}\n</body></html>\n"
     )
+
+
+def writable(option: str, text: str | None) -> Path | None:
+    """The path of a file to write; `ConfigError` C041 before any work if it cannot be."""
+    if text is None:
+        return None
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        why = "it is a folder" if path.is_dir() else f"there is no folder '{path.parent}'"
+        raise ConfigError("C041", f"{option} '{path}' cannot be written: {why}", "choose another place")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError("C041", f"{option} '{path}' cannot be written: no permission", "choose another place")
+    return path
+
+
+def place(option: str, text: str | None) -> Path | None:
+    """A file for a report: a new one, or a page that stands there already; else `ConfigError` C041."""
+    path = writable(option, text)
+    if path is not None and path.is_file():
+        with path.open("rb") as file:
+            if file.read(15).lower() not in (b"", b"<!doctype html>"):
+                raise ConfigError("C041", f"'{path}' exists and is no page", "nothing of yours is overwritten")
+    return path
 
 
 def write(path: Path, text: str) -> None:

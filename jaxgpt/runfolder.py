@@ -4,6 +4,7 @@
     tokenizer.json, data.json   the tokenizer, and what identifies the tokens that were read
     plan.json     what `budget` promised when the run was started
     log.jsonl  checkpoints/  tensorboard/
+    report.html   the diagnosis at the end; proofs.jsonl   forecasts that were put to the test
 
 One process at a time holds a folder, by an advisory lock that the system drops with the process.
 """
@@ -15,11 +16,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxgpt.config import Config
 from jaxgpt.errors import CheckpointError, ConfigError, StorageError
-from jaxgpt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from jaxgpt.tokenizer import Tokenizer  # the library behind it takes a third of a second to load
 
 # Fields that may differ when a run is resumed: they change what is seen of the run, or where it runs, not its result.
 FREE = {
@@ -42,6 +45,7 @@ FREE = {
     "run.keep_best": "",
     "run.keep_every": "",
     "run.tensorboard": "",
+    "run.early_stop": "what was trained until then is the same",
     "run.sample_prompt": "",
     "run.sample_tokens": "",
 }
@@ -58,6 +62,8 @@ class RunFolder:
         self.log_file = path / "log.jsonl"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
+        self.report_file = path / "report.html"
+        self.proofs_file = path / "proofs.jsonl"
 
     @classmethod
     def of(cls, config: Config) -> "RunFolder":
@@ -142,7 +148,7 @@ class RunFolder:
                 "prepare the data with the run's tokenizer.json",
             )
 
-    def record(self, config: Config, tokens: dict[str, Any], tokenizer: Tokenizer) -> None:
+    def record(self, config: Config, tokens: dict[str, Any], tokenizer: "Tokenizer") -> None:
         """Writes the config, what identifies the tokens, and the tokenizer, each in one piece; the config last."""
         if not self.tokenizer_file.exists():
             temporary = self.tokenizer_file.with_name(".tokenizer.json.tmp")

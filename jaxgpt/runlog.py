@@ -1,25 +1,28 @@
 """The run's record: one JSON object per line of `log.jsonl`.
 
 Every record has `kind` and `time` (seconds since 1970). Kinds: `start` (what was run, where, on what), `step` (one
-optimizer update), `eval`, `save`, `stop` (why the run ended: "done", an error's code, or how it was interrupted; a
-run that was killed has none). Losses are in nats per token, as exact as they were measured. Lines are whole or absent:
-a line that a crash tore is skipped by `read` and ended by the next `RunLog`.
+optimizer update), `eval`, `save`, `stop` (why the run ended: "done", "early-stop: …", an error's code, or how it was
+interrupted; a run that was killed has none). Losses are in nats per token, as exact as they were measured. Lines are
+whole or absent: a line that a crash tore is skipped by `read` and ended by the next `RunLog`.
 """
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+LONGEST = 65_536  # bytes that hold a log's last record
+
 
 class RunLog:
     """Appends records. A disk that refuses them costs records and one warning, never the run: `failure` says why."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.failure = path, ""
+        self.path, self.failure, self.reason = path, "", "done"  # `reason`: of an end without an error
         self._file = path.open("ab", buffering=0)
         self._torn = _is_torn(path)
 
@@ -42,7 +45,7 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.write("stop", reason="done" if kind is None else getattr(error, "code", kind.__name__))
+        self.write("stop", reason=self.reason if kind is None else getattr(error, "code", kind.__name__))
         self.close()
 
 
@@ -62,6 +65,18 @@ def read(path: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict):
             records.append(record)
     return records
+
+
+def ending(path: Path) -> str:
+    """The reason of the `stop` record that ends the log at `path`; "" where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST))
+            last = json.loads(file.read().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return ""
+    stopped = isinstance(last, dict) and last.get("kind") == "stop"
+    return str(last.get("reason")) if stopped else ""
 
 
 def _is_torn(path: Path) -> bool:

@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -19,6 +19,9 @@ from jaxgpt.budget import promise
 from jaxgpt.checkpoint import Checkpoints, Loaded, resolved
 from jaxgpt.config import Config, Run
 from jaxgpt.dataset import Data
+from jaxgpt.diagnose import report
+from jaxgpt.diagnose.stopper import MARK
+from jaxgpt.diagnose.watch import Watch
 from jaxgpt.display import Screen
 from jaxgpt.errors import ConfigError, DataError, Stopped
 from jaxgpt.evaluate import Evaluator
@@ -32,10 +35,17 @@ from jaxgpt.step import TrainState
 from jaxgpt.stopping import StopRequest
 
 
-def train(config: Config, fork: RunFolder | None = None) -> RunFolder:
+class Fork(NamedTuple):
+    """A checkpoint to start from: of which run, and its step or "latest"."""
+
+    run: RunFolder
+    step: str = "latest"
+
+
+def train(config: Config, fork: Fork | None = None) -> RunFolder:
     """Trains until `config.run.steps`, resuming from the run's folder if that holds a checkpoint.
 
-    `fork` is a run whose newest checkpoint a new run starts from. Raises `JaxgptError` for what its reader can mend,
+    `fork` is a checkpoint of another run that a new run starts from. Raises `JaxgptError` for what its reader can mend,
     and `Stopped` after a signal, when everything is saved.
     """
     stated, mesh = config, make_mesh(config.mesh, config.data.micro_batch)
@@ -58,30 +68,34 @@ def train(config: Config, fork: RunFolder | None = None) -> RunFolder:
         checkpoints = enter(Checkpoints(folder.checkpoints, config.run))
         state = restored(template, checkpoints, fork) or step.compile_init(config, optimizer, mesh)()
         first, run = int(state.step), config.run
-        if first >= run.steps:
-            print(announce.already_done(folder, first))
+        if over := announce.over(folder, run, first):
+            print(over)
             return folder
         folder.record(stated, tokens.identity, tokens.tokenizer)
         promise.keep(folder, config, tokens.train.tokens, mesh.devices.flat[0].device_kind)
 
         graphdef = step.graph(config.model)
         train_step = step.compile_train_step(config, graphdef, optimizer, mesh)
+        enter(report.kept(folder))
         log = enter(RunLog(folder.log_file))
-        log.write("start", **about(stated, mesh, first), fork=fork and str(fork.path))
+        log.write("start", **about(stated, mesh, first), fork=fork and str(fork.run.path))
         print(announce.opening(config, tokens, list(mesh.devices.flat), folder, first), flush=True)
         screen = enter(display.open_display(config))
         stop.at_once = screen.close
         record = enter(Recorder(config, log, screen, tokens.train, mesh, folder.tensorboard))
-        between = Between(run, Evaluator(config, tokens, mesh, graphdef), checkpoints, record, stop)
+        watch = Watch(folder, shown=screen.live, stopping=run.early_stop)
+        between = Between(run, Evaluator(config, tokens, mesh, graphdef), checkpoints, record, stop, watch)
         if first == 0:
             between.evaluate(0, state)
         batches = enter(data.train_batches(config, tokens.train, mesh, first, tokens.vocab_size))
         for done, block in enumerate(batches, start=first + 1):
             state, metrics = train_step(state, block)
             record.step(done - 1, metrics)
-            between.steps(done, state)
-        trained = Loaded(config, graphdef, state.params, tokens.tokenizer, mesh, run.steps)
-        finish(trained, tokens, folder, between.last, screen)
+            if between.steps(done, state):
+                log.reason = MARK + between.advice
+                break
+        trained = Loaded(config, graphdef, state.params, tokens.tokenizer, mesh, done)
+        finish(trained, tokens, folder, between, screen)
     return folder
 
 
@@ -89,20 +103,25 @@ class Between:
     """What happens between two steps when it is due: evaluating, saving, stopping."""
 
     def __init__(
-        self, run: Run, evaluator: Evaluator, checkpoints: Checkpoints, record: Recorder, stop: StopRequest
+        self,
+        run: Run,
+        evaluator: Evaluator,
+        checkpoints: Checkpoints,
+        record: Recorder,
+        stop: StopRequest,
+        watch: Watch,
     ) -> None:
-        self._run, self._evaluator, self._checkpoints, self._record, self._stop = (
-            run,
-            evaluator,
-            checkpoints,
-            record,
-            stop,
-        )
+        self._run, self._evaluator, self._checkpoints = run, evaluator, checkpoints
+        self._record, self._stop, self._watch = record, stop, watch
         self._best = checkpoints.best_loss()
         self.last: Scores | None = None
+        self.advice = ""  # why the run should end here, by its own diagnosis
 
-    def steps(self, done: int, state: TrainState) -> None:
-        """After `done` updates: evaluates and saves if due, then raises `Stopped` if that was asked for."""
+    def steps(self, done: int, state: TrainState) -> bool:
+        """After `done` updates: evaluates and saves if due; whether the run ends here by its own advice.
+
+        Raises `Stopped` if a signal asked for that.
+        """
         self._stop.from_now_on_save()
         self._checkpoints.check()
         last, stopping = done == self._run.steps, self._stop.status is not None
@@ -110,16 +129,23 @@ class Between:
         improved = scores is not None and scores.main.loss < self._best
         if scores is not None:
             self._best = min(self._best, scores.main.loss)
-        if last or stopping or improved or done % self._run.save_every == 0:
+        early = bool(self.advice) and not last
+        if last or stopping or improved or early or done % self._run.save_every == 0:
             self._save(done, state, scores)
         if self._stop.status is not None and stopping and not last:
             self._checkpoints.wait()
             raise Stopped(f"stopped after step {done:,}, saved; the same command goes on from there", self._stop.status)
+        if early:
+            self._checkpoints.wait()
+        return early
 
     def evaluate(self, done: int, state: TrainState) -> Scores:
         with self._record.pause():
             self.last = self._evaluator(state.params)
             self._record.scores(done, self.last)
+            if done:
+                forecast, self.advice = self._watch.look()
+                self._record.forecast(forecast)
         return self.last
 
     def _save(self, done: int, state: TrainState, scores: Scores | None) -> None:
@@ -153,25 +179,25 @@ def open_tokens(config: Config) -> Data:
     return tokens
 
 
-def check_fork(config: Config, fork: RunFolder, tokens: Data, template: TrainState) -> None:
+def check_fork(config: Config, fork: Fork, tokens: Data, template: TrainState) -> None:
     """Raises a `JaxgptError` if a new run with `config` on `tokens` cannot start where `fork` is."""
-    fork.check_tokenizer(tokens.identity)
-    with Checkpoints(fork.checkpoints) as source:
-        done = source.find("latest")
+    fork.run.check_tokenizer(tokens.identity)
+    with Checkpoints(fork.run.checkpoints) as source:
+        done = source.find(fork.step)
         source.check_fit(template, done)
     if done >= config.run.steps:
         what = f"run.steps = {config.run.steps}; the run to fork has {done} steps already"
         raise ConfigError("C030", what, f"--run.steps {2 * done}")
 
 
-def restored(template: TrainState, checkpoints: Checkpoints, fork: RunFolder | None) -> TrainState | None:
-    """The newest checkpoint's state, else that of the run to fork from, if there is one."""
+def restored(template: TrainState, checkpoints: Checkpoints, fork: Fork | None) -> TrainState | None:
+    """The newest checkpoint's state, else that of the checkpoint to fork from, if there is one."""
     latest = checkpoints.latest()
     if latest is not None:
         return checkpoints.restore(template, latest)
     if fork is not None:
-        with Checkpoints(fork.checkpoints) as source:
-            return source.restore(template, source.find("latest"))
+        with Checkpoints(fork.run.checkpoints) as source:
+            return source.restore(template, source.find(fork.step))
     return None
 
 
@@ -183,25 +209,31 @@ def about(config: Config, mesh: Mesh, first: int) -> dict[str, Any]:
     return {"step": first, "config": config.to_dict(), "versions": versions, "device": device}
 
 
-def finish(trained: Loaded, tokens: Data, folder: RunFolder, scores: Scores | None, screen: Screen) -> None:
+def finish(trained: Loaded, tokens: Data, folder: RunFolder, between: Between, screen: Screen) -> None:
     """Shows a sample, if the config asks for one, the result, and what to do next."""
     screen.close()  # what follows stands below the panel
     run = trained.config.run
+    if trained.step < run.steps:
+        screen.say(announce.stopped_early(trained.step, run.steps, between.advice))
     if run.sample_prompt:
         text = sample.texts(trained, run.sample_prompt, count=run.sample_tokens, seed=run.seed)[0]
         screen.say(f"\nsample:\n{run.sample_prompt}{text}\n")
-    if scores:
-        screen.say(announce.closing(scores, tokens, folder, trained.step))
+    if between.last:
+        screen.say(announce.closing(between.last, tokens, folder, trained.step))
         screen.say(promise.closing(folder))
 
 
 def main(argv: Sequence[str]) -> None:
     """Trains the config that the command line describes."""
     parser = Parser("train", (__doc__ or "").split("\n\n")[1], "[--config FILE] [--SECTION.FIELD VALUE ...]")
-    parser.add_argument("--fork", metavar="RUN", help="a new run starts from the newest checkpoint of this one")
+    parser.add_argument(
+        "--fork",
+        metavar="RUN",
+        help="a new run starts from the newest checkpoint of this one, or at RUN/checkpoints/STEP",
+    )
     config, options = parse_config(parser, argv)
     runtime.set_up()
-    train(config, runfolder.find(options.fork)[0] if options.fork else None)
+    train(config, Fork(*runfolder.find(options.fork)) if options.fork else None)
 
 
 if __name__ == "__main__":

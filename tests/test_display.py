@@ -11,10 +11,25 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_train import STEPS, Crash, after_step, arguments, crash, folder_of, losses, place, tiny, xla_cache
+from test_train import (
+    NONE,
+    STEPS,
+    Changes,
+    Crash,
+    after_step,
+    arguments,
+    crash,
+    folder_of,
+    losses,
+    place,
+    tiny,
+    xla_cache,
+)
 
 from jaxgpt import display, errors, logs, metrics, train
+from jaxgpt.diagnose import own
 from jaxgpt.diagnose.eta import Eta
+from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.display import Lines, LivePanel, duration, sparkline
 from jaxgpt.metrics import Score, Scores, StepRecord
 from jaxgpt.overrides import load
@@ -150,6 +165,27 @@ def test_the_panel_shows_what_it_can_before_the_first_step_and_without_a_known_d
     assert "ends in  …" in shown(panel)
 
 
+def test_the_panel_shows_the_forecast_of_the_final_loss() -> None:
+    panel, _ = on_a_terminal()
+    panel.scores(12_000, SCORES)
+    panel.step(RECORD, LEFT)
+    assert "forecast" not in shown(panel)
+    panel.forecast(Forecast(3.19876, 0.01, 3.18594, 3.21158, 3.18, 3.22))
+    text = shown(panel)
+    assert "forecast  3.1988 at the end   (80 %: 3.1859 to 3.2116)" in text
+    assert text.index("val ") < text.index("forecast") < text.index("speed")
+    assert all(len(line) == 80 for line in text.splitlines())
+    panel.forecast(None)
+    assert "forecast" not in shown(panel)
+
+
+def test_the_panel_of_a_run_shows_what_diagnose_says(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = run_on_a_terminal(place, monkeypatch, changes={"run.eval_every": 4})
+    found = own.of(folder_of(place)).forecast
+    assert found is not None
+    assert f"forecast  {found.mean:.4f} at the end   (80 %: {found.low80:.4f} to {found.high80:.4f})" in text
+
+
 def test_the_panel_says_when_the_last_evaluation_was_not_the_best() -> None:
     panel, _ = on_a_terminal()
     for step, loss in ((500, 3.1), (1000, 3.3)):
@@ -161,7 +197,9 @@ def test_a_run_on_a_terminal_shows_the_panel_and_the_result_below(place: Path, m
     text = run_on_a_terminal(place, monkeypatch)
     assert f"step {STEPS} of {STEPS}" in text
     assert "val" in text
-    assert text.index(f"saved    step {STEPS}") < text.rindex("done: 20 steps; loss on held-out text")
+    saved = re.search(rf"saved +step {STEPS}\b", text)  # as wide as the longest name of a row
+    assert saved
+    assert saved.start() < text.rindex("done: 20 steps; loss on held-out text")
     assert_terminal_is_left_in_order(text)
 
 
@@ -172,12 +210,14 @@ def test_the_panel_ends_cleanly_when_the_run_fails(place: Path, monkeypatch: pyt
     assert_terminal_is_left_in_order(text)
 
 
-def run_on_a_terminal(place: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception] | None = None) -> str:
+def run_on_a_terminal(
+    place: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception] | None = None, changes: Changes = NONE
+) -> str:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, color_system=None)
     monkeypatch.setattr(display, "open_display", lambda config: LivePanel(config, console))
     with pytest.raises(error) if error else nullcontext():
-        train.train(tiny(place))
+        train.train(tiny(place, changes))
     return screen.getvalue()
 
 

@@ -52,9 +52,10 @@ def answer(request: Request) -> None:
             raise ConfigError("C041", f"--html '{request.html}' cannot be written: {error.strerror}") from error
         print(f"the plan is in {request.html}")
     else:
+        from jaxgpt import terminal
         from jaxgpt.budget import text
 
-        text.Printer(text.console()).whole(found, advice, claims, choice)
+        text.Printer(terminal.console()).whole(found, advice, claims, choice)
     if choice and request.write_config:
         inverse.write_config(choice, request.write_config)
         if not request.json:

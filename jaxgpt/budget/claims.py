@@ -43,7 +43,7 @@ def _losses(found: Plan) -> list[Claim]:
             Claim(
                 claim=f"{iters:,} iterations end at {claimed.worst:.2f}–{claimed.best:.2f}",
                 here=f"{expected.loss:.2f} ({expected.low:.2f}–{expected.high:.2f})",
-                verdict=f"{verdict}: {needed(found, claimed.best)}" if expected.low > claimed.best else verdict,
+                verdict=f"{verdict}: it {needed(found, claimed.best)}" if expected.low > claimed.best else verdict,
             )
         )
     return claims
@@ -118,5 +118,5 @@ def _more_data(found: Plan) -> Claim:
     return Claim(
         claim="15B tokens bring 3.0–3.2",
         here=f"{expected.loss:.2f} ({expected.low:.2f}–{expected.high:.2f}) after 15B different tokens",
-        verdict=f"{off:.2f} too low: {needed(found, CLAIMED_AT_TOKENS.best)}" if off > 0 else "possible",
+        verdict=f"{off:.2f} too low: it {needed(found, CLAIMED_AT_TOKENS.best)}" if off > 0 else "possible",
     )

@@ -42,23 +42,7 @@ def _opening(found: Plan) -> Iterable[Block]:
 def _rows(found: Plan) -> Iterable[Block]:
     yield report.heading("By length")
     header = ("steps", "tokens", "epochs", "EFLOP", "time", "80 %", "kWh", "cost", "loss", "80 %", "gain per hour")
-    cells = [
-        (
-            f"{row.max_iters:,}",
-            shown.count(row.tokens),
-            shown.amount(row.epochs),
-            f"{row.flops / 1e18:.3g}",
-            shown.hours(row.seconds),
-            shown.span(row.seconds_low, row.seconds_high, row.seconds),
-            shown.amount(row.energy_kwh, 1),
-            shown.amount(row.cost),
-            f"{row.loss:.3f}",
-            shown.loss_span(row.loss_low, row.loss_high),
-            shown.per_hour(row.gain_per_hour),
-        )
-        for row in found.rows
-    ]
-    yield report.table(header, cells)
+    yield report.table(header, [shown.row(row, digits=3) for row in found.rows])
     yield report.paragraph(f"Different tokens: {found.inputs.tokens.source}. {found.inputs.price:g} per kWh.")
 
 

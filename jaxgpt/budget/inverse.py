@@ -6,7 +6,6 @@ trained to the law's ratio of tokens to parameters stands on the frontier that t
 
 import dataclasses
 import math
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -238,8 +237,3 @@ def _sections(config: Config) -> list[str]:
         inside = ", ".join(f"{name}={value!r}" for name, value in changed.items())
         lines.append(f"    {field.name}={type(section).__name__}({inside}),")
     return lines
-
-
-def can_write(path: Path) -> bool:
-    """Whether a file may be made or replaced there."""
-    return os.access(path if path.exists() else path.parent, os.W_OK)

@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from jaxgpt.budget import calibrate
+from jaxgpt.budget import apart, calibrate
 from jaxgpt.budget.calibrate import Record
 from jaxgpt.config import Config
 from jaxgpt.errors import ConfigError
@@ -18,7 +16,6 @@ MEASURED_STEPS = 24
 MEASURED_ACCUM = 2
 LEAST_PILOT = 20
 GPT2_SIZE = 50257
-STDERR = 2
 
 
 def measure(config: Config) -> Record:
@@ -86,17 +83,8 @@ def _random_tokens(folder: Path, config: Config) -> None:
 
 def _train(config: Config, folder: Path, *, shown: bool = False) -> Path:
     """Runs `jaxgpt.train` in a process of its own, its lines on our stderr if `shown`, and returns the run's folder."""
-    file = folder / "measured.py"
-    values = json.dumps(config.to_dict())
-    file.write_text(
-        f"import json\nfrom jaxgpt.config import Config\nconfig = Config.from_dict(json.loads({values!r}))\n"
-    )
-    command = [sys.executable, "-m", "jaxgpt.train", "--config", str(file)]
-    output = STDERR if shown else subprocess.DEVNULL
-    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or "it said nothing").splitlines()[-3:]
-        raise ConfigError(
-            "C045", "training for the measurement failed: " + " ".join(last), "mend that, or leave it out"
-        )
+    ended = apart.train(config, folder, shown=shown)
+    if ended.status:
+        what = f"training for the measurement failed: {ended.words}"
+        raise ConfigError("C045", what, "mend that, or leave it out")
     return Path(config.run.dir) / config.run.name

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxgpt.budget import devices, inverse, question
+from jaxgpt import report
+from jaxgpt.budget import devices, question
 from jaxgpt.budget.inverse import Goal
 from jaxgpt.budget.plan import Inputs
 from jaxgpt.config import Config
@@ -112,7 +113,7 @@ def read(argv: Sequence[str]) -> Request:
         claims=options.compare_claims,
         claim=_given("--claim", options.claim),
         json=options.json,
-        html=_page("--html", options.html),
+        html=report.place("--html", options.html),
         write_config=_new_file("--write-config", options.write_config),
     )
 
@@ -206,31 +207,8 @@ def _contradictions(options: argparse.Namespace) -> None:
         raise ConfigError("C039", "--write-config has nothing to write", "give a goal: --hours, --kwh or --target-loss")
 
 
-def _writable(option: str, text: str | None) -> Path | None:
-    """The path of a file to write; `ConfigError` C041 before any work if it cannot be."""
-    if text is None:
-        return None
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        why = "it is a folder" if path.is_dir() else f"there is no folder '{path.parent}'"
-        raise ConfigError("C041", f"{option} '{path}' cannot be written: {why}", "choose another place")
-    if not inverse.can_write(path):
-        raise ConfigError("C041", f"{option} '{path}' cannot be written: no permission", "choose another place")
-    return path
-
-
-def _page(option: str, text: str | None) -> Path | None:
-    """A file for a page: a new one, or a page that stands there already."""
-    path = _writable(option, text)
-    if path is not None and path.is_file():
-        with path.open("rb") as file:
-            if file.read(15).lower() not in (b"", b"<!doctype html>"):
-                raise ConfigError("C041", f"'{path}' exists and is no page", "nothing of yours is overwritten")
-    return path
-
-
 def _new_file(option: str, text: str | None) -> Path | None:
-    path = _writable(option, text)
+    path = report.writable(option, text)
     if path is not None and path.exists():
         raise ConfigError("C041", f"'{path}' exists already", "choose another name: nothing of yours is overwritten")
     if path is not None and path.suffix != ".py":

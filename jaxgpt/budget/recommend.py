@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from jaxgpt.budget import plan as plans
 from jaxgpt.budget import question, scaling, schedule
 from jaxgpt.budget.plan import Plan
-from jaxgpt.budget.scaling import FITTED_PARAMETERS, FITTED_RATIO, FITTED_TOKENS, Expectation, Question
+from jaxgpt.budget.scaling import FITTED_PARAMETERS, FITTED_RATIO, FITTED_TOKENS, Corpus, Expectation, Question
 
 SEED_SD = 0.0013  # nats between runs that differ in their seed alone (modded-nanogpt's repeated records)
 WORTH = 3 * SEED_SD  # a gain that one run can show
@@ -64,8 +64,13 @@ def worth_iters(found: Plan) -> int:
 
 
 def best_model(found: Plan) -> Best | None:
+    """`best_for` the longest run of the plan."""
+    unique = found.inputs.tokens.unique
+    return best_for(question.ask(found.inputs.config, found.last.max_iters, found.inputs.corpus, unique))
+
+
+def best_for(asked: Question) -> Best | None:
     """The size that ends lowest for the same 6 N D, among sizes and ratios that the law was fitted to; None if none."""
-    asked = question.ask(found.inputs.config, found.last.max_iters, found.inputs.corpus, found.inputs.tokens.unique)
     product = asked.parameters * asked.tokens
     most = min(math.sqrt(product / FITTED_RATIO), FITTED_PARAMETERS[1])
     least = FITTED_PARAMETERS[0]
@@ -144,23 +149,33 @@ def _claim_sentence(found: Plan, claim: float | None) -> str:
         return f"With endless different tokens this model would end at {floor(found):.2f}: no length brings it lower."
     if found.last.loss <= claim:
         return f"A loss of {claim:g} is expected of this run: {found.last.loss:.2f}."
-    return f"A loss of {claim:g} would need {needed(found, claim)}."
+    return f"A loss of {claim:g} {needed(found, claim)}."
 
 
 def floor(found: Plan) -> float:
     """Where this model would end with endless different tokens, in nats."""
-    return found.inputs.corpus.offset + scaling.LAW.capacity_term(found.facts.parameters)
+    return least_loss(found.facts.parameters, found.inputs.corpus)
+
+
+def least_loss(parameters: float, corpus: Corpus) -> float:
+    """Where a model of that size would end with endless different tokens, in nats."""
+    return corpus.offset + scaling.LAW.capacity_term(parameters)
 
 
 def needed(found: Plan, loss: float) -> str:
-    """What a claimed loss would need of the law: more tokens, or a larger model and how many for it."""
-    law, least = scaling.LAW, floor(found)
+    """What a claimed loss takes by the law, as the end of a sentence: more tokens, or a larger model on how many."""
+    return needed_by(found.facts.parameters, found.inputs.corpus, loss)
+
+
+def needed_by(parameters: float, corpus: Corpus, loss: float) -> str:
+    """The same for any model and corpus."""
+    law, least = scaling.LAW, least_loss(parameters, corpus)
     if loss > least:
         tokens = 1e10 * (law.data / (loss - least)) ** (1 / law.beta)
-        return f"{tokens / 1e9:,.0f}B different tokens through this model"
-    unreachable = f"out of reach of this model at any length (floor {least:.2f})"
-    size = _size_for(found.inputs.corpus.offset, loss)
-    return unreachable if size is None else f"{unreachable}; about {size / 1e9:,.1f}B parameters on 20 tokens each"
+        return f"takes {tokens / 1e9:,.0f}B different tokens through this model"
+    unreachable = f"is out of reach of this model at any length (floor {least:.2f})"
+    size = _size_for(corpus.offset, loss)
+    return unreachable if size is None else f"{unreachable}: about {size / 1e9:,.1f}B parameters on 20 tokens each"
 
 
 def _size_for(offset: float, loss: float) -> float | None:

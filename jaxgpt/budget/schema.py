@@ -48,7 +48,7 @@ def document(
         "calibration": inputs.calibration and dataclasses.asdict(inputs.calibration),
         "warnings": list(found.warnings),
     }
-    plain: dict[str, Any] = _finite(whole)
+    plain: dict[str, Any] = finite(whole)
     return plain
 
 
@@ -131,9 +131,10 @@ def inverse(choice: Choice | None) -> dict[str, Any] | None:
     return {"goal": dataclasses.asdict(choice.goal), "config": choice.best.config.to_dict(), "frontier": frontier}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` as JSON can hold it: numbers that are not finite are None, tuples are lists."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

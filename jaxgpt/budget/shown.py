@@ -1,6 +1,10 @@
 """Numbers as a person reads them."""
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxgpt.budget.plan import Row
 
 
 def hours(seconds: float | None) -> str:
@@ -52,3 +56,30 @@ def flops(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.3g} FLOP"
+
+
+def row(held: "Row", digits: int) -> tuple[str, ...]:
+    """A length of the plan as cells: steps, tokens, epochs, EFLOP, time, its 80 %, kWh, cost, loss, its 80 %, gain."""
+    return (
+        f"{held.max_iters:,}",
+        count(held.tokens),
+        amount(held.epochs),
+        f"{held.flops / 1e18:.3g}",
+        hours(held.seconds),
+        span(held.seconds_low, held.seconds_high, held.seconds),
+        amount(held.energy_kwh, 1),
+        amount(held.cost),
+        f"{held.loss:.{digits}f}",
+        loss_span(held.loss_low, held.loss_high),
+        per_hour(held.gain_per_hour),
+    )
+
+
+def duration(seconds: float, parts: int = 2) -> str:
+    """`6 h 32 min`, `4 min 10 s`, `12 s`, `2 days 3 h`; with `parts` 3 `6 h 32 min 51 s`."""
+    whole, found = round(seconds), list[str]()
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s")):
+        if found or whole >= size or size == 1:
+            found.append(f"{whole // size} {unit if unit != 'days' or whole // size > 1 else 'day'}")
+            whole %= size
+    return " ".join(found[:parts])

@@ -1,11 +1,7 @@
 """The plan for a terminal: tables of at most 80 columns, plain where the output is piped."""
 
-import sys
-import textwrap
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from jaxgpt.budget import plot, shown, time
@@ -13,24 +9,13 @@ from jaxgpt.budget.claims import Claim
 from jaxgpt.budget.flops import parameters
 from jaxgpt.budget.inverse import Choice
 from jaxgpt.budget.memory import GIB
-from jaxgpt.budget.plan import Plan, Row
+from jaxgpt.budget.plan import Plan
 from jaxgpt.budget.recommend import Recommendation
-from jaxgpt.errors import printable
-
-WIDTH = 80
+from jaxgpt.terminal import WIDTH, Sheet, table
 
 
-def console() -> Console:
-    """Where the plan goes: a terminal's own width up to 100 columns, 80 elsewhere."""
-    wide = Console(file=sys.stdout, highlight=False)
-    return Console(file=sys.stdout, highlight=False, width=min(wide.width, 100) if wide.is_terminal else WIDTH)
-
-
-class Printer:
+class Printer(Sheet):
     """Prints the parts of a plan in order."""
-
-    def __init__(self, out: Console) -> None:
-        self._out = out
 
     def whole(self, found: Plan, advice: Recommendation, claims: Sequence[Claim], choice: Choice | None) -> None:
         if choice:
@@ -76,39 +61,25 @@ class Printer:
 
     def rows(self, found: Plan) -> None:
         self.head("By length (each run's learning rate falls until its own end)")
-        table = self.table("steps", "tokens", "epochs", "EFLOP", "time", "80 %", "kWh", "cost", "loss", "80 %", "per h")
+        drawn = table("steps", "tokens", "epochs", "EFLOP", "time", "80 %", "kWh", "cost", "loss", "80 %", "per h")
         for row in found.rows:
-            table.add_row(*self.cells(row))
-        self._show(table)
+            *cells, gain = shown.row(row, digits=2)
+            drawn.add_row(*cells, gain.replace("0.", ".", 1))
+        self.show(drawn)
         self.line(
             f"time, energy and cost are jaxgpt's, with evaluations and start; board at {time.BOARD_SHARE:.0%} and "
             f"{time.HOST_WATTS:g} W for the rest; {found.inputs.price:g} per kWh; "
             "'per h': nats gained per extra hour against the row above"
         )
 
-    def cells(self, row: Row) -> list[str]:
-        return [
-            f"{row.max_iters:,}",
-            shown.count(row.tokens),
-            shown.amount(row.epochs),
-            f"{row.flops / 1e18:.3g}",
-            shown.hours(row.seconds),
-            shown.span(row.seconds_low, row.seconds_high, row.seconds),
-            shown.amount(row.energy_kwh, 1),
-            shown.amount(row.cost),
-            f"{row.loss:.2f}",
-            shown.loss_span(row.loss_low, row.loss_high),
-            shown.per_hour(row.gain_per_hour).replace("0.", ".", 1),
-        ]
-
     def memory(self, found: Plan) -> None:
         fit, batch = found.fit, found.inputs.config.data.micro_batch
         self.head(f"Memory at micro-batch {batch}, GiB")
         names = ("parameters", "gradients", "optimizer", "activations", "logits", "workspace")
-        table = self.table(*names, "total", "with remat")
+        drawn = table(*names, "total", "with remat")
         held = [getattr(fit.need, name) / GIB for name in names]
-        table.add_row(*(f"{gib:.2f}" for gib in held), f"{fit.need.total / GIB:.2f}", f"{fit.remat.total / GIB:.2f}")
-        self._show(table)
+        drawn.add_row(*(f"{gib:.2f}" for gib in held), f"{fit.need.total / GIB:.2f}", f"{fit.remat.total / GIB:.2f}")
+        self.show(drawn)
         if fit.usable_gib is None or found.inputs.device is None:
             return
         screen = " and a desktop" if found.inputs.device.drives_screen else ""
@@ -141,26 +112,26 @@ class Printer:
             self.line(f"{name.replace('_', ' ')}: −{gain.nats:.3f} nats, {shown.flops(gain.flops)} in all")
         for name, loss in found.elsewhere.items():
             self.line(f"on {name} the same run would end at about {loss:.2f}, in nats of that text")
-        table = self.table("nearest published runs", "corpus", "params", "tokens", "loss", left=2)
+        drawn = table("nearest published runs", "corpus", "params", "tokens", "loss", left=2)
         for run in found.nearest:
             what = f"{run.what} [{run.source}]"
-            table.add_row(
+            drawn.add_row(
                 Text(what), run.corpus, shown.count(run.parameters), shown.count(run.tokens), f"{run.loss:.3f}"
             )
-        self._show(table)
+        self.show(drawn)
 
     def plot(self, found: Plan) -> None:
-        drawn = plot.terminal(found, WIDTH - 2)
-        if drawn:
+        lines = plot.terminal(found, WIDTH - 2)
+        if lines:
             self.head("Expected loss against hours, each length annealed")
-            self._out.print(Text(drawn))
+            self._out.print(Text(lines))
 
     def choice(self, choice: Choice) -> None:
         self.head(f"For {choice.goal}: the frontier")
-        table = self.table("", "params", "layers", "width", "steps", "tokens", "D/N", "time", "kWh", "loss", left=1)
+        drawn = table("", "params", "layers", "width", "steps", "tokens", "D/N", "time", "kWh", "loss", left=1)
         for one in choice.frontier:
             model, row = one.config.model, one.row
-            table.add_row(
+            drawn.add_row(
                 "→" if one is choice.best else "",
                 shown.count(parameters(model)),
                 str(model.n_layer),
@@ -172,7 +143,7 @@ class Printer:
                 shown.amount(row.energy_kwh, 1),
                 f"{row.loss:.3f}" + ("*" if row.expectation.outside else ""),
             )
-        self._show(table)
+        self.show(drawn)
         config = choice.best.config
         self.line(
             f"chosen: micro-batch {config.data.micro_batch} × {config.data.accum}, {config.optim.schedule} from "
@@ -182,35 +153,13 @@ class Printer:
 
     def claims(self, claims: Sequence[Claim]) -> None:
         self.head("Earlier claims")
-        table = self.table("claimed", "here", "so", left=3)
+        drawn = table("claimed", "here", "so", left=3)
         for claim in claims:
-            table.add_row(*map(Text, (claim.claim, claim.here, claim.verdict)))
-        self._show(table)
+            drawn.add_row(*map(Text, (claim.claim, claim.here, claim.verdict)))
+        self.show(drawn)
 
     def sentences(self, title: str, sentences: Sequence[str]) -> None:
         if sentences:
             self.head(title)
         for sentence in sentences:
             self.line(sentence)
-
-    def head(self, title: str) -> None:
-        self._out.print()
-        self._out.print(Text(printable(title), style="bold"))
-
-    def line(self, text: str) -> None:
-        """A paragraph that hangs by two columns."""
-        self._out.print(
-            Text(textwrap.fill(printable(text), self._out.width, initial_indent="  ", subsequent_indent="  "))
-        )
-
-    def _show(self, table: Table) -> None:
-        """The table without the blanks that fill its lines up, which would wrap where a terminal is narrower."""
-        with self._out.capture() as drawn:
-            self._out.print(table)
-        print("\n".join(line.rstrip() for line in drawn.get().splitlines()), file=self._out.file)
-
-    def table(self, *names: str, left: int = 0) -> Table:
-        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", show_edge=False)
-        for number, name in enumerate(names):
-            table.add_column(name, justify="left" if number < left else "right", overflow="fold")
-        return table

@@ -30,6 +30,9 @@ class Options:
     corpus: str | None = None
     config: str | None = None
     gpu: str | None = None
+    twin: str | None = None
+    hoped_seconds: float | None = None  # per step
+    claim: float | None = None  # nats per token
     now: float | None = None  # seconds since 1970
 
     def __post_init__(self) -> None:
@@ -38,7 +41,7 @@ class Options:
 
 
 COUNTS = {"warmup": 0.0, "total_steps": 1.0, "decay_steps": 1.0}  # whole numbers, and the least of each
-POSITIVE = ("peak_lr", "batch_tokens", "eval_tokens", "unique_tokens", "params")
+POSITIVE = ("peak_lr", "batch_tokens", "eval_tokens", "unique_tokens", "params", "hoped_seconds", "claim")
 SHARES = ("min_lr", "weight_decay", "dropout", "now")  # 0 or more
 
 HELP: dict[str, tuple[str, str]] = {
@@ -57,6 +60,9 @@ HELP: dict[str, tuple[str, str]] = {
     "corpus": ("NAME", "fineweb, fineweb-edu, openwebtext, openwebtext2, refinedweb, c4 or unknown"),
     "config": ("FILE", "a config file of jaxgpt, or the name of one that comes with it, for what neither says"),
     "gpu": ("NAME", "the device that the run is on, in any usual spelling"),
+    "twin": ("RUN|LOG", "a clean run to hold the losses against, where the law says nothing of runs like these"),
+    "hoped_seconds": ("S", "seconds per step that are hoped for, to be held against the device's roofline"),
+    "claim": ("LOSS", "a final loss that is claimed or hoped for, to be held against the forecast"),
     "now": ("SECONDS", "the time at which the log ends, in seconds since 1970 (default: the file's, or the clock's)"),
 }
 

@@ -14,6 +14,7 @@ from jaxgpt.diagnose.setting import Setting
 from jaxgpt.logs.history import History
 
 NOISE, NOISE_TOKENS = 0.044, 524_288  # nats: standard error of an evaluation on that many random tokens
+MOST = 1e6  # nats: a larger loss is none
 USUAL_EVAL = 200 * 8 * 1024  # tokens of an evaluation where the log does not say
 
 
@@ -24,7 +25,7 @@ def pre_run(setting: Setting, steps: int | None = None) -> Forecast | None:
     from the fitted range and repetition.
     """
     steps = setting.total_steps if steps is None else steps
-    if setting.parameters is None or setting.tokens_per_step is None or steps < 1:
+    if not setting.parameters or not setting.tokens_per_step or not steps or steps < 1:
         return None
     found = scaling.expect(
         Question(
@@ -32,8 +33,8 @@ def pre_run(setting: Setting, steps: int | None = None) -> Forecast | None:
             tokens=setting.tokens_per_step * steps,
             recipe=recipe_of(setting.optim, steps, setting.parameters, setting.tokens_per_step, setting.dropout or 0.0),
             corpus=setting.corpus,
-            unique=setting.unique_tokens,
-            ceiling=math.log(setting.vocab_size) if setting.vocab_size else math.inf,
+            unique=setting.unique_tokens or None,
+            ceiling=math.log(setting.vocab_size) if setting.vocab_size and setting.vocab_size > 1 else math.inf,
         )
     )
     return gaussian(found.loss, found.sigma)
@@ -42,9 +43,9 @@ def pre_run(setting: Setting, steps: int | None = None) -> Forecast | None:
 def repetition(setting: Setting, steps: int | None = None) -> NDArray[np.float64] | None:
     """The expected cost of repeated text after 0, 1, … `steps` updates in nats; None where it is nothing or unknown."""
     parameters, unique, per_step = setting.parameters, setting.unique_tokens, setting.tokens_per_step
-    if parameters is None or unique is None or per_step is None:
+    if not parameters or not unique or not per_step:
         return None
-    steps = setting.total_steps if steps is None else steps
+    steps = len(setting.rates) if steps is None else steps
     again = np.maximum(np.arange(steps + 1) * (per_step / unique) - 1, 0.0)
     if not again[-1]:
         return None
@@ -60,8 +61,8 @@ def sigma(setting: Setting) -> float:
 
 
 def curve(history: History, setting: Setting) -> Curve:
-    """The validation losses of a log with the schedule of its run; evaluations without a finite loss are left out."""
-    found = [(e.step, e.val) for e in history.evaluations if e.val is not None and math.isfinite(e.val)]
+    """The validation losses of a log with the schedule of its run; evaluations without a loss are left out."""
+    found = [(e.step, e.val) for e in history.evaluations if e.val is not None and abs(e.val) < MOST]
     last = dict(found)  # of a step that stands twice, the later
     steps = sorted(last)
     return Curve(

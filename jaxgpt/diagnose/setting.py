@@ -1,12 +1,14 @@
 """The run that a log belongs to: what the log, a config and the options say of it, and what had to be assumed."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxgpt import logs
 from jaxgpt.budget import devices, question
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.flops import parameters
@@ -18,6 +20,13 @@ from jaxgpt.diagnose.options import Options
 from jaxgpt.errors import JaxgptError
 from jaxgpt.logs.history import History
 from jaxgpt.overrides import find, load
+
+
+class Twin(NamedTuple):
+    """A clean run to hold this one against, where the law says nothing of runs like it."""
+
+    history: History
+    setting: "Setting"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +50,9 @@ class Setting:
     config: Config | None = None
     config_name: str | None = None  # what `--config` would be given, for advice
     known_schedule: bool = True  # False where the schedule is assumed
+    twin: Twin | None = None
+    hoped_seconds: float | None = None  # per step, as somebody hopes
+    claim: float | None = None  # a final loss that somebody claims
     assumed: tuple[str, ...] = ()  # sentences: "the schedule is assumed to be a cosine to a tenth (--schedule …)"
 
     @property
@@ -52,7 +64,7 @@ class Setting:
 
     def epochs(self, step: int) -> float | None:
         """Epochs after `step` updates."""
-        if self.tokens_per_step is None or self.unique_tokens is None:
+        if not self.tokens_per_step or not self.unique_tokens:
             return None
         return self.tokens_per_step * step / self.unique_tokens
 
@@ -86,8 +98,19 @@ def of(history: History, options: Options) -> Setting:
         config=config,
         config_name=options.config or facts.bundled_name(),
         known_schedule=found.known_schedule,
+        twin=_twin(options),
+        hoped_seconds=options.hoped_seconds,
+        claim=options.claim,
         assumed=tuple(facts.assumed),
     )
+
+
+def _twin(options: Options) -> Twin | None:
+    """The run that `--twin` names; what it does not say of itself is as in the options."""
+    if options.twin is None:
+        return None
+    history = logs.read(options.twin, options.batch_tokens)
+    return Twin(history, of(history, replace(options, twin=None, total_steps=None)))
 
 
 FIXED = ("jaxgpt", "llmc", "modded", "nanochat", "buildnanogpt")  # formats whose evaluation reads the same text always

@@ -48,7 +48,7 @@ def read(path: str | Path, batch_tokens: float | None = None) -> History:
         raise DataError(
             "D045", f"'{place}' cannot be read: {error.strerror or error}", "choose another file"
         ) from error
-    return ours.with_config(found, RunFolder(place.parent)) if found.format == ours.NAME else found
+    return ours.completed(found, RunFolder(place.parent)) if found.format == ours.NAME else found
 
 
 def read_text(text: str, source: str) -> History:

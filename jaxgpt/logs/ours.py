@@ -103,3 +103,20 @@ def with_config(history: History, folder: RunFolder) -> History:
     except JaxgptError:
         return history
     return replace(history, config=config, stated=replace(history.stated, **stated(config)))
+
+
+def completed(history: History, folder: RunFolder) -> History:
+    """`history` with what its folder says beside the log: its config, and how much text the run had."""
+    return with_tokens(with_config(history, folder), folder)
+
+
+def with_tokens(history: History, folder: RunFolder) -> History:
+    """`history` with the size of the run's training text, if its folder's `data.json` tells."""
+    try:
+        tokens = json.loads(folder.data_file.read_text(encoding="utf-8"))["train_tokens"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return history
+    unique = finite(tokens)
+    if history.stated.unique_tokens is not None or not unique or unique < 0:
+        return history
+    return replace(history, stated=replace(history.stated, unique_tokens=unique))

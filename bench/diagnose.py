@@ -1,0 +1,101 @@
+"""How long a diagnosis takes: one forecast, all of it, and the whole command, for logs of two lengths.
+
+    python bench/diagnose.py [--runs 9] [--steps 20000 1000000]
+
+The logs are made up: a line for every update as nanoGPT prints it, an evaluation every 500 updates.
+Prints medians by the clock and of the processor (which other work on the machine moves less). "forecast" and
+"diagnosis" are measured after import, "read" is the log.
+"""
+
+import argparse
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxgpt import logs
+from jaxgpt.diagnose import diagnosis, setting
+from jaxgpt.diagnose.options import Options
+
+
+def log(steps: int, ahead: float = 0.7) -> str:
+    """What nanoGPT would print of the first 70 % of such a run, with a line for every update."""
+    lines = ["tokens per iteration will be: 524,288", "number of parameters: 40.56M", f"max_iters = {steps}"]
+    for step in range(round(ahead * steps)):
+        loss = 3.2 + 7.7 * (1 + step * 20_000 / steps / 40) ** -0.48
+        if step % 500 == 0:
+            lines.append(f"step {step}: train loss {loss + 0.03:.4f}, val loss {loss + 0.004 * math.sin(step):.4f}")
+        lines.append(f"iter {step}: loss {loss + 0.05 * math.sin(7 * step):.4f}, time {3995 + step % 40}.11ms")
+    return "\n".join(lines) + "\n"
+
+
+class Took(NamedTuple):
+    """Milliseconds by the clock, and of the processor in this process and its children."""
+
+    wall: float
+    cpu: float
+
+
+def median(work: Callable[[], Any], runs: int) -> Took:
+    """Medians of what `work` takes, after one run that fills the caches."""
+    took = []
+    for _ in range(runs + 1):
+        started, before = time.perf_counter(), sum(os.times()[:4])
+        work()
+        took.append((1e3 * (time.perf_counter() - started), 1e3 * (sum(os.times()[:4]) - before)))
+    walls, cpus = zip(*took[1:])
+    return Took(statistics.median(walls), statistics.median(cpus))
+
+
+def measured(path: Path, steps: int, runs: int) -> dict[str, Took]:
+    options = Options(config="fineweb40m", total_steps=steps)
+    history = logs.read(path)
+    held = setting.of(history, options)
+    command = [
+        sys.executable,
+        "-m",
+        "jaxgpt.diagnose",
+        str(path),
+        "--config",
+        "fineweb40m",
+        "--total-steps",
+        str(steps),
+    ]
+    page = [*command, "--html", str(path.with_suffix(".html"))]
+
+    def whole(arguments: list[str]) -> None:
+        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+
+    return {
+        "forecast": median(lambda: diagnosis.heading(history, held), runs),
+        "diagnosis": median(lambda: diagnosis.diagnose(history, held, now=0.0), runs),
+        "read": median(lambda: logs.read(path), min(runs, 3)),
+        "command": median(lambda: whole(command), min(runs, 3)),
+        "command --html": median(lambda: whole(page), min(runs, 3)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--steps", type=int, nargs="+", default=[20_000, 1_000_000])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        for steps in options.steps:
+            path = Path(place) / f"{steps}.log"
+            path.write_text(log(steps))
+            for name, took in measured(path, steps, options.runs).items():
+                print(
+                    f"{steps:>12,} steps  {name:<16}{took.wall:10,.0f} ms{took.cpu:10,.0f} ms of the processor",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Small runs of ours, each with one planted cause, beside a clean twin: what a diagnosis is tried on.
+
+    python bench/planted.py [--only NAME ...] [--work DIR] [--out DIR]
+
+Each run is `python -m jaxgpt.train` in a process of its own on the CPU, a minute or less on 2 cores, on the source code
+of Python's standard library (prepared under DIR, temporary by default, with a vocabulary of 1,024). From each, its
+`log.jsonl` with figures cut to 5 digits, `config.json` and `data.json` go to `--out` (`tests/planted`), nothing else.
+The validation text is the same for all; only the cause and what it needs differ from `clean`:
+
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from jaxgpt import _loader, dataset
+from jaxgpt.config import Config, Data, Mesh, Model, Optim, Run
+
+STEPS, EPOCHS, DIGITS = 350, 50, 5
+DERIVED = ("mfu", "tokens_per_second")  # fields of a step that follow from others
+OUT = Path(__file__).parents[1] / "tests" / "planted"
+Tokens = npt.NDArray[np.uint16]
+
+CLEAN = Config(
+    model=Model(n_layer=3, n_head=4, n_embd=64, block_size=64, vocab_size=1024, loss_chunk=1024),
+    data=Data(micro_batch=16, accum=1),
+    optim=Optim(learning_rate=6e-3, min_lr=0.0, warmup_steps=35, beta2=0.99),
+    mesh=Mesh(device="cpu"),
+    run=Run(steps=STEPS, eval_every=14, eval_tokens=16_384, save_every=STEPS, log_every=50, tensorboard=False),
+)
+
+
+class Planted(NamedTuple):
+    """A cause: what differs from the clean run, and the folder of tokens it reads ("base" unless made for it)."""
+
+    changes: Mapping[str, dict[str, Any]] = MappingProxyType({})
+    tokens: str = "base"
+
+
+RUNS = {
+    "clean": Planted(),
+    "lr-10x": Planted({"optim": {"learning_rate": 6e-2}}),
+    "no-decay": Planted({"optim": {"learning_rate": 1.2e-2, "schedule": "constant"}}),
+    "no-decay-twin": Planted({"optim": {"learning_rate": 1.2e-2, "schedule": "wsd", "decay_steps": 35}}),
+    "tiny-corpus": Planted(tokens="tiny"),
+    "two-layers": Planted({"model": {"n_layer": 2, "n_head": 2, "n_embd": 16}}),
+    "shuffled-labels": Planted({"data": {"order": "sequential"}}, tokens="shuffled"),
+    "no-warmup": Planted({"optim": {"learning_rate": 6e-2, "warmup_steps": 0}}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Small runs with a planted cause each, and a clean twin.")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME", help="these runs only")
+    parser.add_argument("--work", type=Path, help="where tokens and runs are kept (default: nowhere)")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"folder of the records (default: {OUT})")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="jaxgpt-planted-") as temporary:
+        work = options.work or Path(temporary)
+        for name in options.only:
+            run = train(name, RUNS[name], work)
+            keep(run, options.out / name)
+            print(f"{name}: {summary(run)}", flush=True)
+
+
+def train(name: str, planted: Planted, work: Path) -> Path:
+    """Trains it from the beginning and returns the run's folder."""
+    folder = work / "runs" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    place = {"data": {"path": str(tokens(planted.tokens, work))}, "run": {"name": name, "dir": str(work / "runs")}}
+    config = CLEAN.replace(dict(planted.changes)).replace(place)
+    file = work / f"{name}.py"
+    values = json.dumps(config.to_dict())
+    file.write_text(
+        f"import json\nfrom jaxgpt.config import Config\nconfig = Config.from_dict(json.loads({values!r}))\n"
+    )
+    subprocess.run([sys.executable, "-m", "jaxgpt.train", "--config", str(file)], check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def tokens(name: str, work: Path) -> Path:
+    """The folder of tokens of that name, made if it is not there."""
+    base, folder = work / "base", work / name
+    if not base.exists():
+        what = ["python-stdlib", "--train-tokenizer", str(CLEAN.model.vocab_size), "--val-tokens", "1_000_000"]
+        subprocess.run([sys.executable, "-m", "jaxgpt.prepare", *what, "--out", str(base)], check=True)
+    if not folder.exists():
+        makers: dict[str, Callable[[Tokens], Tokens]] = {"tiny": tiny, "shuffled": shuffled}
+        data = dataset.open_folder(base)
+        folder.mkdir()
+        write(folder / "train_000000.bin", makers[name](data.train.ids(0, data.train.tokens).astype("<u2")))
+        shutil.copy(base / "val_000000.bin", folder)
+        shutil.copy(base / "tokenizer.json", folder)
+    return folder
+
+
+def tiny(train: Tokens) -> Tokens:
+    """A fiftieth of what the run reads, in windows from all over the corpus."""
+    block = CLEAN.model.block_size
+    return windows(train, CLEAN.tokens_per_step * STEPS // EPOCHS // block)
+
+
+def shuffled(train: Tokens) -> Tokens:
+    """What the run reads in order: text, and from the middle on the same kind of text with its tokens shuffled."""
+    text = windows(train, CLEAN.tokens_per_step * STEPS // CLEAN.model.block_size + 1)
+    half = CLEAN.tokens_per_step * STEPS // 2
+    text[half:] = np.random.default_rng(1).permutation(text[half:])
+    return text
+
+
+def windows(train: Tokens, count: int) -> Tokens:
+    """`count` blocks drawn from the whole of `train` without repetition, one after the other."""
+    block = CLEAN.model.block_size
+    whole = train[: len(train) // block * block].reshape(-1, block)
+    chosen = np.random.default_rng(0).permutation(len(whole))[:count]
+    return whole[chosen].ravel()
+
+
+def write(path: Path, ids: Tokens) -> None:
+    with _loader.ShardWriter(path) as writer:
+        writer.append(ids)
+        writer.finish()
+
+
+def keep(run: Path, out: Path) -> None:
+    """Copies what a diagnosis reads: every record of the log, its figures to five digits."""
+    out.mkdir(parents=True, exist_ok=True)
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    (out / "log.jsonl").write_text("".join(json.dumps(compact(r)) + "\n" for r in records))
+    config = compact(json.loads((run / "config.json").read_text()))
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shutil.copy(run / "data.json", out)
+
+
+def compact(value: Any, place: str = "") -> Any:
+    """`value` with short floats, without the machine's folders and without `DERIVED`."""
+    if isinstance(value, dict):
+        return {name: compact(item, name) for name, item in value.items() if name not in DERIVED}
+    if isinstance(value, list):
+        return [compact(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 2) if place == "time" else float(f"{value:.{DIGITS}g}")
+    if isinstance(value, str) and place in ("path", "dir"):
+        return Path(value).name
+    return value
+
+
+def summary(run: Path) -> str:
+    """The run's last evaluation and its best one."""
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    scores = [record for record in records if record["kind"] == "eval"]
+    last, best = scores[-1], min(scores, key=lambda record: float(record["val_loss"]))
+    seconds = records[-1]["time"] - records[0]["time"]
+    val, train = float(last["val_loss"]), float(last["train_loss"])
+    return f"val {val:.4f}, train {train:.4f}; best val {best['val_loss']:.4f} at {best['step']}; {seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Losses that somebody claims or hopes for, held against the forecast: those that cannot be are marked, and why."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgpt.budget import scaling, schedule
+from jaxgpt.budget.claims import LOSSES
+from jaxgpt.budget.flops import parameters
+from jaxgpt.budget.recommend import needed_by
+from jaxgpt.diagnose.mixture import Forecast, gaussian
+from jaxgpt.diagnose.verdicts.case import Case
+from jaxgpt.overrides import load
+
+REFERENCE = "fineweb40m"  # the run that the known claims were made of
+SAME = 0.02  # relative difference of two sizes that are the same model's
+
+
+class Claim(NamedTuple):
+    """A claimed loss after `steps`, what is expected there, whether it is possible, and why not or what it needs."""
+
+    claim: str
+    steps: int
+    low: float
+    high: float
+    expected: Forecast
+    possible: bool
+    reason: str
+
+
+def claims(case: Case) -> tuple[Claim, ...]:
+    """The reader's own claim for the run's end (`--claim`), and for the reference run those made before it ran."""
+    asked = [] if case.setting.claim is None else [(case.total, case.setting.claim, case.setting.claim)]
+    if of_reference(case):
+        asked += [(steps, min(claimed), max(claimed)) for steps, claimed in LOSSES.items()]
+    found = [_judged(case, steps, low, high) for steps, low, high in asked]
+    return tuple(claim for claim in found if claim is not None)
+
+
+def of_reference(case: Case) -> bool:
+    """Whether this is the run that the known claims speak of: its size, its batch, its corpus."""
+    config, setting = load(REFERENCE), case.setting
+    if not setting.parameters or setting.tokens_per_step != config.tokens_per_step:
+        return False
+    same = abs(setting.parameters / parameters(config.model) - 1) <= SAME
+    return same and setting.corpus.name == "fineweb"
+
+
+def _judged(case: Case, steps: int, low: float, high: float) -> Claim | None:
+    expected = ending_at(case, steps)
+    if expected is None:
+        return None
+    told = f"{high:g}" if low == high else f"{low:g} to {high:g}"
+    possible = expected.low95 <= high
+    said = f"a run of {steps:,} steps ends at {expected.mean:.3f} (95 %: {expected.low95:.2f} to {expected.high95:.2f})"
+    if not possible:
+        said += f", {expected.mean - high:.2f} above; that {_needs(case, high)}"
+    return Claim(f"{steps:,} steps end at {told}", steps, low, high, expected, possible, said)
+
+
+def _needs(case: Case, loss: float) -> str:
+    size = case.setting.parameters
+    return "takes a larger model, or another corpus" if size is None else needed_by(size, case.setting.corpus, loss)
+
+
+def ending_at(case: Case, steps: int) -> Forecast | None:
+    """The loss of this run if it had been planned for `steps`; the law's where the curve gives no forecast."""
+    if steps == case.setting.total_steps and case.forecast is not None:
+        return case.forecast
+    optim = case.setting.optim
+    if case.posterior is not None and optim.learning_rate and steps > optim.warmup_steps:
+        planned = optim if optim.schedule == "wsd" else replace(optim, decay_steps=None)
+        return case.posterior.final(np.asarray(schedule.learning_rates(planned, steps) / optim.learning_rate))
+    asked = case.question(steps)
+    if asked is None:
+        return None
+    law = scaling.expect(asked)
+    return gaussian(law.loss, law.sigma)

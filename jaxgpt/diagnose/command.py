@@ -1,0 +1,92 @@
+"""`python -m jaxgpt.diagnose RUN | LOG | -`: where a run is heading, when it ends, and why it stalls.
+
+Reads runs of jaxgpt and the logs of nanoGPT, llm.c, modded-nanogpt, nanochat and build-nanogpt, or a table with columns
+such as step, lr, train_loss, val_loss; the format is found from the content, and `-` is standard input. What a log does
+not say (its schedule, its batch, its text) can be given; what is assumed is named in the answer.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxgpt import logs, report, terminal
+from jaxgpt.diagnose import options, proofs, prove, setting
+from jaxgpt.diagnose.diagnosis import diagnose
+from jaxgpt.diagnose.options import Options
+from jaxgpt.errors import ConfigError
+from jaxgpt.logs.history import History
+from jaxgpt.overrides import Parser
+
+EXAMPLES = """examples:
+  python -m jaxgpt.diagnose runs/fineweb40m
+  python -m jaxgpt.diagnose out.log --config fineweb40m --html diagnosis.html
+  python -m jaxgpt.diagnose runs/fineweb40m --prove
+  python -m jaxgpt.diagnose - --total-steps 6000 < nanogpt.txt
+"""
+STDIN = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to look at, what is told of it, and how to answer."""
+
+    source: str
+    options: Options
+    json: bool
+    html: Path | None
+    prove: prove.Request | None
+
+
+def read(argv: Sequence[str]) -> Request:
+    """The request that `argv` spells. Raises `ConfigError` for what is nonsense, before any log is read."""
+    parser = Parser("diagnose", __doc__ or "", "RUN|LOG|- [options]")
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
+    parser.add_argument("source", metavar="RUN|LOG|-", help="a run's folder or name, a log, or - for standard input")
+    options.add_options(parser)
+    answer = parser.add_argument_group("answer", "How to say it.").add_argument
+    answer("--json", action="store_true", help="as JSON (docs/diagnose.md)")
+    answer("--html", metavar="FILE", help="as a page")
+    prove.add_options(parser)
+    given = parser.parse_args(argv)
+    if given.json and given.html:
+        raise ConfigError("C053", "--json and --html exclude each other", "leave one of them out")
+    page = report.place("--html", given.html)
+    proving = prove.request(given)
+    return Request(source=given.source, options=options.of(given), json=given.json, html=page, prove=proving)
+
+
+def run(argv: Sequence[str]) -> None:
+    """Answers the request on the command line."""
+    request = read(argv)
+    if request.prove:
+        print(prove.prove(request.source, request.prove))
+        return
+    history = opened(request.source, request.options)
+    found = diagnose(history, setting.of(history, request.options), request.options.now)
+    found = dataclasses.replace(found, proofs=proofs.beside(request.source))
+    if request.json:
+        from jaxgpt.diagnose.schema import document
+
+        print(json.dumps(document(found), indent=2, allow_nan=False))
+    elif request.html:
+        from jaxgpt.diagnose.page import page
+
+        report.write(request.html, page(found))
+        print(f"the diagnosis is in {request.html}")
+    else:
+        from jaxgpt.diagnose.text import Printer
+
+        Printer(terminal.console()).whole(found)
+
+
+def opened(source: str, given: Options) -> History:
+    """The log at `source`, or on standard input."""
+    if source != STDIN:
+        return logs.read(source, given.batch_tokens)
+    if sys.stdin.isatty():
+        print("reading the log from the terminal; Ctrl-D ends it", file=sys.stderr)
+    return logs.read_text(sys.stdin.buffer.read().decode("utf-8", errors="replace"), "<stdin>")

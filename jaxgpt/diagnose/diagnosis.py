@@ -1,0 +1,88 @@
+"""Everything that is said of a run, before it is put into text, JSON or a page."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jaxgpt.diagnose import annealing, arrival, prior, verdicts
+from jaxgpt.diagnose.annealing import Posterior
+from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose.claims import Claim, claims
+from jaxgpt.diagnose.mixture import Forecast
+from jaxgpt.diagnose.proofs import Proof
+from jaxgpt.diagnose.setting import Setting
+from jaxgpt.diagnose.verdict import Advice, Verdict
+from jaxgpt.diagnose.verdicts import advice
+from jaxgpt.diagnose.verdicts.case import Case
+from jaxgpt.diagnose.whatif import WhatIf, what_ifs
+from jaxgpt.logs.history import History
+
+TOO_FEW = (
+    "{count} validation losses past the warmup; {least} are needed, or the run's size, batch and corpus (--config, or "
+    "--params, --batch-tokens and --corpus) for a forecast without any"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The answers. `arrival` is None where `no_arrival` says what it lacks, `forecast` where `no_forecast` says why."""
+
+    history: History
+    setting: Setting
+    arrival: Arrival | None
+    no_arrival: str
+    posterior: Posterior | None
+    forecast: Forecast | None
+    no_forecast: str
+    what_ifs: tuple[WhatIf, ...]
+    verdicts: tuple[Verdict, ...]  # all ids; supported ones first, by weight
+    advice: tuple[Advice, ...]  # by expected gain
+    claims: tuple[Claim, ...]  # what is claimed of the run, and whether it can be
+    missing: tuple[str, ...]  # what to log or to give for a better answer
+    proofs: tuple[Proof, ...] = ()  # of a run of ours: forecasts that were put to the test
+
+
+def diagnose(history: History, setting: Setting, now: float | None = None) -> Diagnosis:
+    """The diagnosis of the run behind `history`, seen at `now` (seconds since 1970; None: the clock's).
+
+    Whatever the log lacks is said in the answer; nothing that a log may hold raises.
+    """
+    arrived = arrival.arrive(history, setting, now)
+    no_arrival = arrival.unknown(history, setting)
+    posterior, forecast, no_forecast = heading(history, setting)
+    judged = verdicts.judge(history, setting, posterior, forecast, arrived)
+    return Diagnosis(
+        history=history,
+        setting=setting,
+        arrival=arrived,
+        no_arrival=no_arrival,
+        posterior=posterior,
+        forecast=forecast,
+        no_forecast=no_forecast,
+        what_ifs=what_ifs(history, setting, posterior) if posterior else (),
+        verdicts=judged,
+        advice=advice.ordered(judged),
+        claims=claims(Case(history, setting, posterior, forecast)),
+        missing=_missing(judged, no_arrival, no_forecast),
+    )
+
+
+def heading(history: History, setting: Setting) -> tuple[Posterior | None, Forecast | None, str]:
+    """The law fitted to the run and its final loss, or why there are none."""
+    if not setting.total_steps:
+        return None, None, "it is not known how long the run is to be (--total-steps)"
+    if not setting.rates.any():
+        return None, None, "its learning rate is 0 throughout, or not known"
+    held = prior.curve(history, setting)
+    try:
+        posterior = annealing.fit(held, prior.pre_run(setting))
+    except ValueError:
+        return None, None, TOO_FEW.format(count=int(held.used().sum()), least=annealing.LEAST_POINTS)
+    return posterior, posterior.final(), ""
+
+
+def _missing(judged: Iterable[Verdict], no_arrival: str, no_forecast: str) -> tuple[str, ...]:
+    """What would have to be measured or given, each thing once."""
+    open_ones = [verdict for verdict in judged if verdict.status == "cannot tell"]
+    asked = [c.missing for verdict in open_ones for c in verdict.conditions if c.holds is None]
+    parts = [part for text in asked for part in text.split("; ")]
+    return tuple(dict.fromkeys(text for text in (no_arrival, no_forecast, *parts) if text))

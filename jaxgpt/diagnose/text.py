@@ -1,0 +1,110 @@
+"""The diagnosis for a terminal: three sentences, then what they rest on."""
+
+from rich.text import Text
+
+from jaxgpt.budget.shown import duration
+from jaxgpt.diagnose import proofs, words
+from jaxgpt.diagnose.diagnosis import Diagnosis
+from jaxgpt.diagnose.verdict import Verdict
+from jaxgpt.errors import printable
+from jaxgpt.logs.history import History
+from jaxgpt.terminal import Sheet, table
+
+HELD = {True: "✓", False: "✗", None: "?"}
+
+
+class Printer(Sheet):
+    """Prints the parts of a diagnosis in order."""
+
+    def whole(self, found: Diagnosis) -> None:
+        self.opening(found)
+        self.when(found)
+        self.forecast(found)
+        self.verdicts(found)
+        self.advice(found)
+        self.sentences("Claims", words.claims(found))
+        self.sentences("Put to the test", proofs.sentences(found.proofs))
+        self.sentences("Assumed", found.setting.assumed)
+        self.sentences("How the log was read", found.history.notes)
+
+    def opening(self, found: Diagnosis) -> None:
+        history, total = found.history, found.setting.total_steps
+        of = f" of {total:,}" if total else ""
+        self.head(f"{history.source}: {history.format}, {history.done:,} steps{of} done")
+        for sentence in words.opening(found):
+            self.line(sentence)
+
+    def when(self, found: Diagnosis) -> None:
+        held = found.arrival
+        if held is None:
+            return
+        self.head("When")
+        drawn = table("", "so far", "ahead", left=1)
+        for part in (part for part in held.parts if part.spent is not None or part.left):
+            spent = "not known" if part.spent is None else duration(part.spent)
+            drawn.add_row(part.name, spent, duration(part.left) if part.left else "–")
+        self.show(drawn)
+        self.line(f"pace: {words.pace(held)}", hang=2)
+        self.line(f"trend: {words.trend(held)}", hang=2)
+        for note in held.notes:
+            self.line(f"{note}", hang=2)
+        if held.scenarios:
+            self._out.print()
+            drawn = table("or it ends", "in", left=1)
+            for scenario in held.scenarios:
+                drawn.add_row(scenario.what, words.left(scenario.seconds))
+            self.show(drawn)
+
+    def forecast(self, found: Diagnosis) -> None:
+        self.head("Where: validation loss in nats per token")
+        if found.forecast is None:
+            self.line(f"no forecast: {found.no_forecast}")
+            return
+        drawn = table("", "steps", "from now", "loss", "80 %", "95 %", left=1)
+        for what, steps, forecast, _ in words.endings(found):
+            drawn.add_row(what, f"{steps:,}", words.until(found, steps), *words.cells(forecast))
+        self.show(drawn)
+
+    def verdicts(self, found: Diagnosis) -> None:
+        self.supported(found)
+        self.open_ones(found)
+        refuted = [verdict for verdict in found.verdicts if verdict.status == "not supported"]
+        self.sentences("Not supported", tuple(f"{verdict.id}: {words.refuted(verdict)}" for verdict in refuted))
+
+    def supported(self, found: Diagnosis) -> None:
+        held = [verdict for verdict in found.verdicts if verdict.status == "supported"]
+        self.head("Why: supported" if held else "Why: no cause is supported")
+        for verdict in held:
+            self.verdict(verdict, found.history)
+
+    def open_ones(self, found: Diagnosis) -> None:
+        needs = tuple(f"{need}: {', '.join(waiting)}" for need, waiting in words.needs(found))
+        self.sentences("Cannot tell, and what would tell", needs)
+
+    def verdict(self, held: Verdict, history: History) -> None:
+        self.line(f"{held.id}: {words.MEANING[held.id][0]}", style="bold")
+        for condition in held.conditions:
+            self.line(f"{HELD[condition.holds]} {condition.asks}: {condition.found}", indent=4, hang=2)
+        for number, line in words.quotes(history, words.behind(held)):
+            self.quote(f"line {number:,}: {line}")
+
+    def quote(self, line: str) -> None:
+        """A line of the log, cut where the screen ends."""
+        room = self._out.width - 6
+        line = printable(line)
+        self._out.print(Text("      " + (line if len(line) <= room else line[: room - 1] + "…"), style="dim"))
+
+    def advice(self, found: Diagnosis) -> None:
+        if found.advice:
+            self.head("What to do, by what it is expected to gain")
+        for number, one in enumerate(found.advice, start=1):
+            gain = words.gain(one)
+            self.line(f"{number}. {one.what.rstrip('.')}" + (f": {gain}" if gain else ""), hang=3)
+            if one.command:
+                self.command(one.command, indent=5)
+
+    def sentences(self, title: str, sentences: tuple[str, ...]) -> None:
+        if sentences:
+            self.head(title)
+        for sentence in sentences:
+            self.line(sentence, hang=2)

@@ -1,0 +1,352 @@
+"""What is judged: a run's log, setting and forecast, and the figures that several verdicts ask for."""
+
+import bisect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgpt.budget import question as questions
+from jaxgpt.budget import scaling
+from jaxgpt.budget.scaling import Expectation, Question
+from jaxgpt.diagnose import annealing, endings
+from jaxgpt.diagnose.annealing import Posterior
+from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose.mixture import Forecast
+from jaxgpt.diagnose.setting import Setting
+from jaxgpt.diagnose.verdicts import measure
+from jaxgpt.diagnose.verdicts.measure import Level, Series
+from jaxgpt.logs.history import Evaluation, History
+
+# The measured standard error of an evaluation on random windows of 1,024 tokens.
+RANDOM_TEXT_ERROR, RANDOM_TEXT_TOKENS = 0.044, 524_288
+FIXED_TEXT_ERROR = 0.003  # repeats on a fixed validation set: 0.0004 to 0.003 (modded-nanogpt's logs)
+CALM = 2 * math.sqrt(2)  # standard errors of one evaluation that a difference of two must exceed to be seen
+WINDOW = 0.05  # of the steps done: how far back "now" reaches when a plateau is looked for
+TRAIN_WINDOW = 200  # losses behind an evaluation that stand for its train loss
+NEAR_END = 1.3  # epochs within which the first gap stands for that of the end of epoch 1
+DROP, DROP_POWER = (0.128, 0.025), 0.85  # B of the annealing law and its q: what stands in for a fit that is not there
+KNOWN_CORPUS = 0.10  # nats: an offset known worse than that says nothing of the level
+
+
+class Gap(NamedTuple):
+    """Validation minus train loss after `step` updates, and its standard error."""
+
+    step: int
+    value: float
+    error: float
+    lines: tuple[int, ...]
+
+
+class Growth(NamedTuple):
+    """How far the gap has grown since each token had been read once; not `exact` is at least as much."""
+
+    value: float
+    error: float
+    said: str
+    exact: bool
+    lines: tuple[int, ...]
+
+
+class Flat(NamedTuple):
+    """The last window of evaluations: from one to the other, how far the loss fell, the error of that."""
+
+    first: Evaluation
+    last: Evaluation
+    fall: float
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run before its judges. Nothing here raises: what is not known is None or empty."""
+
+    history: History
+    setting: Setting
+    posterior: Posterior | None = None
+    forecast: Forecast | None = None
+    arrival: Arrival | None = None
+    twin: "Case | None" = None
+
+    @property
+    def done(self) -> int:
+        return self.history.done
+
+    @property
+    def total(self) -> int:
+        """The run's length; where nothing says it, what is done."""
+        return self.setting.total_steps or max(self.done, 1)
+
+    @cached_property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        return measure.validations(self.history)
+
+    @cached_property
+    def losses(self) -> Series:
+        return measure.step_losses(self.history)
+
+    @cached_property
+    def vals(self) -> Series:
+        return measure.series([(e.step, e.val, e.line) for e in self.evaluations])
+
+    @cached_property
+    def error(self) -> float | None:
+        """Standard error of one evaluation against the next, in nats: text for random batches, else its scatter."""
+        setting, tail = self.setting, self.vals.values[-40:]
+        if setting.fixed_eval:
+            return max(FIXED_TEXT_ERROR, measure.scatter(tail) or 0.0)
+        stated = [e.standard_error for e in self.evaluations if e.standard_error and measure.number(e.standard_error)]
+        if stated:
+            return float(np.median(stated))
+        if setting.eval_tokens:
+            return RANDOM_TEXT_ERROR * math.sqrt(RANDOM_TEXT_TOKENS / setting.eval_tokens)
+        found = measure.scatter(tail)
+        return None if found is None else max(found, FIXED_TEXT_ERROR)
+
+    @cached_property
+    def now(self) -> Level | None:
+        """The validation loss where the run stands."""
+        if not self.evaluations:
+            return None
+        last = self.evaluations[-1]
+        return Level(float(last.val or 0.0), self.error or 0.0, (last.line,))
+
+    @cached_property
+    def flat(self) -> Flat | None:
+        """The last two evaluations, or as many as lie in the last `WINDOW` of the steps done."""
+        if len(self.evaluations) < 2:
+            return None
+        last = self.evaluations[-1]
+        reach = last.step - max(WINDOW * last.step, 1)
+        inside = [e for e in self.evaluations[:-1] if e.step >= reach]
+        first = inside[0] if inside else self.evaluations[-2]
+        if first.step == 0 or first.step >= last.step:
+            return None
+        count = max(len(inside), 1)
+        # more evaluations between the ends make the slope surer: of n + 1 even ones, about as 6 / n beside 2
+        error = None if self.error is None else self.error * math.sqrt(2) * min(1.0, math.sqrt(6 / (count + 2)))
+        fall = self._slope(first.step) * (last.step - first.step)
+        return Flat(first, last, -fall, error)
+
+    def _slope(self, first: int) -> float:
+        """Nats per step of a line through the evaluations from `first` on."""
+        part = self.vals.between(first, math.inf)
+        x = part.steps - part.steps.mean()
+        spread = float((x**2).sum())
+        return float((x * part.values).sum()) / spread if spread else 0.0
+
+    def share(self, step: int) -> float | None:
+        """The learning rate of update `step` over the peak; None without a schedule."""
+        rates = self.setting.rates
+        return float(rates[min(max(step, 0), len(rates) - 1)]) if len(rates) else None
+
+    @property
+    def share_now(self) -> float | None:
+        """The learning rate of the last update over the peak; None where it is only assumed."""
+        logged = any(step.learning_rate is not None for step in self.history.steps)
+        return self.share(self.done - 1) if self.setting.known_schedule or logged else None
+
+    @property
+    def epochs(self) -> float | None:
+        return self.setting.epochs(self.done)
+
+    @cached_property
+    def first_epoch(self) -> float | None:
+        """Updates until each token has been read once."""
+        setting = self.setting
+        if not setting.unique_tokens or not setting.tokens_per_step:
+            return None
+        return setting.unique_tokens / setting.tokens_per_step
+
+    @cached_property
+    def gaps(self) -> tuple[Gap, ...]:
+        """Validation minus train loss at each evaluation that has both, or training losses enough behind it."""
+        found = []
+        for evaluation in self.evaluations:
+            level = self._train_level(evaluation)
+            if level is not None:
+                value = float(evaluation.val or 0.0) - level.value
+                error = math.hypot(self.error or 0.0, level.error)
+                found.append(Gap(evaluation.step, value, error, (evaluation.line, *level.lines)))
+        return tuple(found)
+
+    def _train_level(self, evaluation: Evaluation) -> Level | None:
+        train = evaluation.train
+        if train is not None and measure.number(train):
+            return Level(train, self.error or 0.0)
+        if not len(self.losses):
+            return None
+        # dropout lifts these losses, by much the same all along: what is asked of them is a difference of two
+        return measure.trailing(self.losses, evaluation.step, TRAIN_WINDOW)
+
+    def repetition(self, step: float, unique: float | None = None) -> float | None:
+        """What repeated tokens cost after `step` updates by the law, in nats; None where sizes are unknown."""
+        setting = self.setting
+        held = setting.unique_tokens if unique is None else unique
+        if not setting.parameters or not setting.tokens_per_step or not held:
+            return None
+        return scaling.repetition(setting.parameters, step * setting.tokens_per_step, held)
+
+    @cached_property
+    def growth(self) -> Growth | None:
+        """The gap now (mean of the last three) less the gap at the end of epoch 1; beside the twin's, if it has one."""
+        end = self.first_epoch
+        if end is None or not self.gaps or self.gaps[-1].step <= end:
+            return None
+        if self.twin is not None and self.twin.gaps:
+            return self._growth_over_twin(self.twin.gaps)
+        steps = [gap.step for gap in self.gaps]
+        now, error = _mean(self.gaps[-3:])
+        start = self.gaps[max(bisect.bisect_right(steps, end) - 1, 0)]
+        if start is self.gaps[-1]:
+            return None
+        then = float(np.interp(end, steps, [gap.value for gap in self.gaps]))
+        said = f"{then:+.3f} at step {max(end, steps[0]):,.0f}, {now:+.3f} at step {steps[-1]:,}"
+        exact = steps[0] <= NEAR_END * end
+        return Growth(now - then, math.hypot(error, start.error), said, exact, (*start.lines, *self.gaps[-1].lines))
+
+    def _growth_over_twin(self, others: tuple[Gap, ...]) -> Growth:
+        """How much wider than the twin's the gap is, which a run that repeats nothing keeps at nothing."""
+        now, error = _mean(self.gaps[-3:])
+        steps = [gap.step for gap in self.gaps[-3:]]
+        usual = float(np.interp(steps, [gap.step for gap in others], [gap.value for gap in others]).mean())
+        said = f"gap {now:+.3f} at step {steps[-1]:,}, the twin's {usual:+.3f}"
+        return Growth(now - usual, error, said, True, self.gaps[-1].lines)
+
+    @cached_property
+    def unaided(self) -> Posterior | None:
+        """The annealing law fitted to the validation losses alone: no law beforehand, no cost of repetition."""
+        return self._fit(math.inf)
+
+    @cached_property
+    def over_first_epoch(self) -> Level | None:
+        """How far the last evaluations stand above what those of the first epoch foretell; None where they cannot."""
+        end = self.first_epoch
+        known = None if end is None or self.done <= end else self._fit(end)
+        if known is None or self.vals.steps[-1] <= (end or 0.0):
+            return None
+        last = self.vals.between(max(end or 0.0, self.vals.steps[-3]), math.inf)
+        means, sds = known.at(last.steps.astype(np.int64))
+        apart = float((last.values - means).mean())
+        return Level(apart, math.hypot(float(sds[-1]), self.error or 0.0), tuple(int(n) for n in last.lines))
+
+    def _fit(self, until: float) -> Posterior | None:
+        if self.posterior is None:
+            return None
+        curve = self.posterior.curve
+        kept = curve.steps <= until
+        part = replace(curve, steps=curve.steps[kept], losses=curve.losses[kept], repetition=None)
+        try:
+            return annealing.fit(part)
+        except ValueError:
+            return None
+
+    @cached_property
+    def anneal(self) -> Level | None:
+        """What annealing from here to a rate of zero, over a tenth of the steps done, would take off the loss."""
+        share = self.share_now
+        if share is None or not self.done:
+            return None
+        if self.posterior is None:
+            return Level(DROP[0] * share**DROP_POWER, DROP[1] * share**DROP_POWER)
+        return Level(*self.posterior.remaining_drop(self.done, endings.annealed(self.setting.rates, self.done)))
+
+    @cached_property
+    def expected_fall(self) -> float | None:
+        """What the forecast expects the loss to fall by over the window of `flat`, in nats."""
+        if self.flat is None or self.posterior is None:
+            return None
+        means, _ = self.posterior.at([self.flat.first.step, self.flat.last.step])
+        return float(means[0] - means[1])
+
+    @cached_property
+    def asked(self) -> Question | None:
+        """The question that the run is to the law of the loss; None where its size or tokens are unknown."""
+        return self.question(self.total)
+
+    def question(self, steps: int) -> Question | None:
+        """The question of a run like this of `steps`; None where its size or batch is unknown."""
+        setting = self.setting
+        if not setting.parameters or not setting.tokens_per_step or steps < 1:
+            return None
+        size, batch = setting.vocab_size, setting.tokens_per_step
+        return Question(
+            parameters=setting.parameters,
+            tokens=batch * steps,
+            recipe=questions.recipe_of(setting.optim, self.total, setting.parameters, batch, setting.dropout or 0.0),
+            corpus=setting.corpus,
+            unique=setting.unique_tokens or None,
+            ceiling=math.log(size) if size and size > 1 else math.inf,
+        )
+
+    @cached_property
+    def law(self) -> Expectation | None:
+        return None if self.asked is None else scaling.expect(self.asked)
+
+    @cached_property
+    def law_now(self) -> Expectation | None:
+        """What the law expects of a run that ends, annealed, where this one stands."""
+        asked = self.question(self.done)
+        return None if asked is None else scaling.expect(replace(asked, recipe=replace(asked.recipe, end_share=0.0)))
+
+    @cached_property
+    def level(self) -> Level | None:
+        """How far the loss, once annealed, stands above the law; None where the law says nothing of this run."""
+        if self.unlicensed or self.anneal is None or self.now is None or self.law_now is None:
+            return None
+        if self.done <= self.setting.optim.warmup_steps:
+            return None
+        error = math.hypot(self.law_now.sigma, self.anneal.error, self.now.error)
+        return Level(self.now.value - self.anneal.value - self.law_now.loss, error, self.now.lines)
+
+    @cached_property
+    def unlicensed(self) -> str:
+        """Why the law says nothing of this run's level; empty where it does."""
+        if self.law_now is None:
+            return "the run's size or tokens are not known (--params, --batch-tokens)"
+        if self.law_now.outside:
+            return "outside the law's fitted range: " + ", ".join(self.law_now.outside)
+        if self.setting.corpus.sd > KNOWN_CORPUS:
+            return (
+                f"the level of the corpus ({self.setting.corpus.name}) is not known to {KNOWN_CORPUS:g} nats (--corpus)"
+            )
+        return ""
+
+    def gain(self, **changes: float) -> float | None:
+        """What the run with `changes` to its question would end lower, its recipe tuned to either, in nats."""
+        if self.asked is None:
+            return None
+        other = scaling.expect(replace(self.asked, **changes))  # type: ignore[arg-type]
+        mine = scaling.expect(self.asked)
+        return (mine.loss - mine.terms["recipe"]) - (other.loss - other.terms["recipe"])
+
+    @cached_property
+    def excess(self) -> Level | None:
+        """How far the last evaluations stand above the twin's at the same steps, and the error of that."""
+        return self.excess_while(lambda step: True, 3)
+
+    def excess_while(self, test: Callable[[int], bool], most: int = 1_000_000) -> Level | None:
+        """The same over the last `most` evaluations at whose step `test` holds; None if there is none."""
+        if self.twin is None or not len(self.twin.vals):
+            return None
+        others = self.twin.vals
+        shared = self.vals.between(max(float(others.steps[0]), 1.0), float(others.steps[-1]) + 1)
+        kept = np.array([test(int(step)) for step in shared.steps], bool)
+        apart = shared.values - np.interp(shared.steps, others.steps, others.values)
+        chosen = apart[kept][-most:]
+        if not len(chosen):
+            return None
+        noise = measure.scatter(apart[-20:])  # of the difference: what both curves share is no noise of it
+        if noise is None:
+            noise = math.hypot(self.error or FIXED_TEXT_ERROR, self.twin.error or FIXED_TEXT_ERROR)
+        lines = tuple(int(line) for line in shared.lines[kept][-min(most, 3) :])
+        return Level(float(chosen.mean()), max(noise, FIXED_TEXT_ERROR) / math.sqrt(len(chosen)), lines)
+
+
+def _mean(gaps: tuple[Gap, ...]) -> tuple[float, float]:
+    """Mean and standard error."""
+    errors = [gap.error for gap in gaps]
+    return sum(gap.value for gap in gaps) / len(gaps), math.hypot(*errors) / len(gaps)

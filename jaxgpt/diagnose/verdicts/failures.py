@@ -1,0 +1,242 @@
+"""What breaks a run: divergence, spikes, and seams where it was resumed."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgpt.diagnose.verdict import Condition, Verdict
+from jaxgpt.diagnose.verdicts import measure
+from jaxgpt.diagnose.verdicts.case import Case
+from jaxgpt.diagnose.verdicts.measure import Floats, Series
+from jaxgpt.diagnose.verdicts.said import unknown
+
+WIDTH = 25  # losses in a running median: what one step does leaves no trace in it
+RISEN = 0.3  # nats above the lowest running median; repetition or a hard stretch of text lifts a train loss by less
+NORM_GROWTH = 3.0  # times the usual gradient norm: a precursor
+BEFORE = 100  # updates before a rise in which precursors are looked for
+SPIKE = 8.0  # robust standard deviations above the losses around it
+LEAST_SPIKE = 0.15  # nats
+AROUND = 50  # losses before a spike that it is measured against
+SEAM = 50  # losses on either side of a resume
+VISIBLE = 3.0  # standard errors of a jump at a resume
+LEAST_SEAM = 0.02  # nats
+REPEATS = ("nanogpt",)  # formats of software whose resume draws the batches of its start again
+
+
+class Rise(NamedTuple):
+    """A rise of the loss that stayed: when, from where to where, and whether it came at once."""
+
+    step: int
+    low: float
+    now: float
+    at_once: bool
+    line: int
+
+    @property
+    def height(self) -> float:
+        return self.now - self.low
+
+
+def divergence(case: Case) -> Verdict:
+    conditions = (_lost(case), _grew(case))
+    broken = _broken_line(case)
+    found = rise(case)
+    weight = 10.0 if broken else found.height if found else 0.0
+    return Verdict(id="divergence", conditions=conditions, weight=weight)
+
+
+def rise(case: Case) -> Rise | None:
+    """The rise of the training loss (validation where there is none) that has stayed until now."""
+    losses = case.losses if len(case.losses) >= 3 * WIDTH else None
+    if losses is None:
+        return _rise_of_validation(case)
+    smooth = measure.running_median(losses.values, WIDTH)
+    lowest = int(np.argmin(smooth))
+    now = float(smooth[-1])
+    if now - smooth[lowest] < RISEN or lowest > len(smooth) - WIDTH:
+        return None
+    level = smooth[lowest] + 0.5 * (now - smooth[lowest])
+    below = np.flatnonzero(smooth <= level)
+    start = int(below[-1])  # since then it has stayed in the upper half
+    jump = _jump(losses, max(start - WIDTH, 1), min(start + WIDTH, len(losses)), level)
+    step, line = int(losses.steps[jump]), int(losses.lines[jump])
+    return Rise(step, float(smooth[lowest]), now, _at_once(losses, jump, float(smooth[lowest]), now), line)
+
+
+def _jump(losses: Series, first: int, last: int, level: float) -> int:
+    """The first loss in `first` to `last` above `level` of which most that follow are too."""
+    for place in range(first, last):
+        ahead = losses.values[place : place + WIDTH]
+        if losses.values[place] > level and float(np.mean(ahead > level)) > 0.8:
+            return place
+    return min(last, len(losses)) - 1
+
+
+def _at_once(losses: Series, place: int, low: float, now: float) -> bool:
+    """Whether the loss went most of the way from one step to the next."""
+    before = float(np.median(losses.values[max(place - 5, 0) : place])) if place else low
+    return float(losses.values[place]) - before >= 0.7 * (now - low)
+
+
+def _rise_of_validation(case: Case) -> Rise | None:
+    vals = case.vals
+    if len(vals) < 3:
+        return None
+    lowest = int(np.argmin(vals.values))
+    now = float(vals.values[-2:].min())
+    if lowest > len(vals) - 3 or now - vals.values[lowest] < RISEN:
+        return None
+    return Rise(int(vals.steps[lowest + 1]), float(vals.values[lowest]), now, False, int(vals.lines[lowest + 1]))
+
+
+def broken_at(case: Case) -> int | None:
+    """The step since when the loss is not finite, or stands above where it was; None if neither is so."""
+    broken, found = _broken(case), rise(case)
+    return broken[0] if broken else found.step if found else None
+
+
+def _broken_line(case: Case) -> int | None:
+    broken = _broken(case)
+    return broken[1] if broken else None
+
+
+def _broken(case: Case) -> tuple[int, int] | None:
+    """Step and line of the first loss or norm that is not finite, if none after it is."""
+    updates = [(step.loss, step.step, step.line) for step in case.history.steps]
+    norms = [(step.grad_norm, step.step, step.line) for step in case.history.steps]
+    for rows in (updates, norms, [(e.val, e.step, e.line) for e in case.history.evaluations]):
+        told = [row for row in rows if row[0] is not None]
+        finite = [place for place, row in enumerate(told) if row[0] is not None and measure.number(row[0])]
+        first = finite[-1] + 1 if finite else 0
+        if first < len(told):
+            return told[first][1:]
+    return None
+
+
+def _lost(case: Case) -> Condition:
+    asks = f"the loss is not finite, or {RISEN:g} nats above its lowest and has stayed there"
+    broken = _broken_line(case)
+    if broken is not None:
+        return Condition(asks, f"NaN or infinite since line {broken}", True, (broken,))
+    if not len(case.losses) and not len(case.vals):
+        return unknown(asks, "a log with losses")
+    found = rise(case)
+    if found is None:
+        return Condition(asks, "all finite, near their lowest", False)
+    said = f"{found.low:.3f} before step {found.step:,}, {found.now:.3f} now"
+    return Condition(asks, said, True, (found.line,))
+
+
+def _grew(case: Case) -> Condition:
+    """A divergence grows over steps; what comes from one step to the next with calm gradients came with the data."""
+    asks = "it grew out of the training itself: over several steps, or from growing gradients"
+    if _broken_line(case) is not None:
+        return Condition(asks, _precursors(case, None) or "no gradient norms in the log", True)
+    found = rise(case)
+    if not len(case.losses) and not len(case.vals):
+        return unknown(asks, "a log with losses")
+    if found is None:
+        return Condition(asks, _precursors(case, None) or "nothing rose", False)
+    if not len(case.losses):
+        if (case.epochs or 0.0) > 1:
+            return unknown(asks, "training losses: a validation loss alone also rises from repetition")
+        return Condition(asks, "validation rose, and no text was repeated", True)
+    told = _precursors(case, found.step)
+    if found.at_once and not told:
+        return Condition(asks, f"it came at step {found.step:,}, from one to the next, after calm gradients", False)
+    return Condition(asks, told or f"it grew over the steps after {found.step:,}", True, (found.line,))
+
+
+def _precursors(case: Case, step: int | None) -> str:
+    """What gradient norms did before `step` (None: before the end); empty if they were calm or are not logged."""
+    norms = measure.grad_norms(case.history)
+    end = float(norms.steps[-1]) + 1 if step is None and len(norms) else float(step or 0)
+    before = norms.between(max(end - 10, 0), end)
+    usual = norms.between(end - BEFORE, end - 10)
+    if len(before) < 3 or len(usual) < 10:
+        return ""
+    middle, top = float(np.median(usual.values)), float(np.median(before.values))
+    if top < NORM_GROWTH * middle:
+        return ""
+    return f"the gradient norm grew from {middle:.3g} to {top:.3g}"
+
+
+def spikes(case: Case) -> Verdict:
+    """Whether training itself stumbled. One odd batch has a high loss too, but leaves the next one as it was."""
+    found = _outliers(case)
+    asks = (
+        f"losses stand {SPIKE:g} robust deviations and {LEAST_SPIKE:g} nats above those before, for more than one step"
+    )
+    if found is None:
+        return Verdict(id="loss-spikes", conditions=(unknown(asks, f"{AROUND} training losses or more"),))
+    lasting, odd = [place for place, lasts in found if lasts], sum(not lasts for _, lasts in found)
+    told = [f"{case.losses.values[p]:.2f} at step {case.losses.steps[p]:,.0f}" for p in lasting[:5]]
+    said = f"{len(lasting)}: {', '.join(told)}" if lasting else "none"
+    said += f"; besides {odd} single high losses, as odd text has" if odd else ""
+    seen = Condition(asks, said, bool(lasting), tuple(int(case.losses.lines[p]) for p in lasting[:5]))
+    asks = "the loss came back after each"
+    back = rise(case) is None and _broken_line(case) is None
+    came = Condition(asks, "it did" if back else "it has not", back)
+    return Verdict(id="loss-spikes", conditions=(seen, came), weight=2e-3 * len(lasting))
+
+
+def _outliers(case: Case) -> list[tuple[int, bool]] | None:
+    """Places where losses leave those before them, and whether the next one is high as well; None for too few."""
+    losses = case.losses
+    if len(losses) < AROUND:
+        return None
+    values, found, quiet = losses.values, list[tuple[int, bool]](), 0
+    smooth = measure.running_median(values, WIDTH)
+    height = values[1:] - smooth[:-1]
+    for place in (np.flatnonzero(height >= LEAST_SPIKE) + 1).tolist():
+        near = values[max(place - AROUND, 0) : place]
+        if place < quiet or len(near) < AROUND // 2:
+            continue
+        usual, noise = float(np.median(near)), max(_noise(near), 1e-3)
+        if values[place] - usual >= SPIKE * noise:
+            after = float(values[min(place + 1, len(values) - 1)]) - usual
+            found.append((place, after >= max(SPIKE / 2 * noise, LEAST_SPIKE / 2)))
+            quiet = place + WIDTH
+    return found
+
+
+def _noise(values: Floats) -> float:
+    """Of losses that fall: from their first differences."""
+    return measure.deviation(np.diff(values)) / math.sqrt(2)
+
+
+def seam(case: Case) -> Verdict:
+    history = case.history
+    resumes = sorted({start for start in history.starts if start > 0} | {r.first for r in history.replays if r.first})
+    asks = "the run was resumed"
+    lines = tuple(replay.line for replay in history.replays)
+    if not resumes:
+        return Verdict(id="resume-seam", conditions=(Condition(asks, "one process, from the start", False),))
+    again = f", {sum(r.last - r.first + 1 for r in history.replays):,} updates done twice" if history.replays else ""
+    first = Condition(asks, f"at step {', '.join(f'{step:,}' for step in resumes[:5])}{again}", True, lines)
+    return Verdict(id="resume-seam", conditions=(first, _seen(case, resumes)), weight=3e-3)
+
+
+def _seen(case: Case, resumes: list[int]) -> Condition:
+    asks = "text is repeated after it, or the loss jumps there"
+    jumps = [jump for step in resumes if (jump := _step_in_loss(case, step))]
+    told = [f"{value:+.3f} ± {error:.3f} at step {step:,}" for step, value, error in jumps]
+    if case.history.format in REPEATS:
+        said = "nanoGPT's resume draws the batches of its start again"
+        return Condition(asks, "; ".join([said, *told]), True)
+    if not jumps:
+        return unknown(asks, f"{SEAM // 2} training losses on either side of the resume")
+    visible = [jump for jump in jumps if abs(jump[1]) >= max(LEAST_SEAM, VISIBLE * jump[2])]
+    return Condition(asks, "; ".join(told), bool(visible))
+
+
+def _step_in_loss(case: Case, step: int) -> tuple[int, float, float] | None:
+    """By how much the losses after a resume stand above the line through those before it, and the error of that."""
+    before = measure.trailing(case.losses, step, SEAM)
+    after = case.losses.between(step, math.inf)
+    mirrored = Series(step - after.steps[:SEAM][::-1], after.values[:SEAM][::-1], after.lines[:SEAM][::-1])
+    behind = measure.trailing(mirrored, 1.0, SEAM)
+    if before is None or behind is None or min(len(after), len(case.losses)) < SEAM // 2:
+        return None
+    return step, behind.value - before.value, math.hypot(before.error, behind.error)

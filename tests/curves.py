@@ -1,0 +1,79 @@
+"""Real loss curves as a diagnosis reads them: log, options, and the first part of a run."""
+
+import csv
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jaxgpt import logs
+from jaxgpt.diagnose import diagnosis
+from jaxgpt.diagnose import setting as settings
+from jaxgpt.diagnose.annealing import Posterior
+from jaxgpt.diagnose.options import Options
+from jaxgpt.diagnose.setting import Setting
+from jaxgpt.logs.history import History
+
+STEPS = 20_000  # of a curve whose table has tokens alone
+BATCH = 524_288  # of one whose table has steps alone
+
+
+@dataclass(frozen=True)
+class Known:
+    """A curve of the shared table with what is known of it."""
+
+    name: str
+    epochs: float
+    ratio: float  # parameters over unique tokens
+    spiky: bool
+    history: History
+    setting: Setting
+
+    def until(self, share: float) -> "Known":
+        """The run as it stood after that share of its steps."""
+        last = share * len(self.setting.rates)
+        steps = tuple(step for step in self.history.steps if step.step <= last)
+        seen = tuple(e for e in self.history.evaluations if e.step <= last)
+        return replace(self, history=replace(self.history, steps=steps, evaluations=seen))
+
+
+def posterior(history: History, setting: Setting) -> Posterior | None:
+    """The annealing law fitted to what the history has shown; None where it cannot be."""
+    return diagnosis.heading(history, setting)[0]
+
+
+def read(folder: Path) -> list[Known]:
+    """All curves of the table."""
+    with (folder / "index.csv").open(newline="") as file:
+        return [_known(folder, row) for row in csv.DictReader(file)]
+
+
+def _known(folder: Path, row: dict[str, str]) -> Known:
+    path, size = folder / f"{row['id']}.csv", float(row["n_total"])
+    epochs = 0.5 if row["epochs"].startswith("<") else float(row["epochs"])
+    steps = int(row["total_steps"]) if row["total_steps"] else STEPS
+    batch = float(row["total_tokens"]) / steps if row["total_tokens"] else float(BATCH)
+    unique = batch * steps / epochs if epochs >= 1 else 10 * batch * steps
+    history = logs.read(path, batch)
+    corpus = next((name for name in ("c4", "fineweb") if row["dataset"].lower().startswith(name)), "unknown")
+    given = Options(
+        total_steps=max(steps, history.done),
+        batch_tokens=batch,
+        unique_tokens=unique,
+        params=size,
+        corpus=corpus,
+        weight_decay=0.1,
+        dropout=0.0,
+        **_schedule(row, steps),
+    )
+    spiky = "spiky" in row["quality"]
+    return Known(row["id"], epochs, size / unique, spiky, history, settings.of(history, given))
+
+
+def _schedule(row: dict[str, str], total: int) -> dict[str, float | int | str]:
+    """The options of a schedule that the table's columns spell."""
+    kind, warmup, peak = row["type"], row["warmup"], float(row["peak_lr"].split()[0])
+    told: dict[str, float | int | str] = {"warmup": int(warmup) if warmup.isdigit() else math.ceil(0.01 * total)}
+    if kind.startswith("cosine"):
+        tenth = "10%" in kind or row["end_lr"] == "x0.1"
+        return told | {"schedule": "cosine", "peak_lr": peak, "min_lr": peak / 10 if tenth else 0.0}
+    return told

@@ -1,0 +1,134 @@
+"""The log that the project began with: the reference run's validation points, as nanoGPT prints and as a table."""
+
+import shlex
+
+import pytest
+
+from jaxgpt import logs
+from jaxgpt.diagnose import setting
+from jaxgpt.diagnose.diagnosis import Diagnosis, diagnose
+from jaxgpt.diagnose.options import Options
+from jaxgpt.diagnose.verdict import IDS
+from jaxgpt.overrides import Parser, parse_config
+
+LOSSES = {0: 10.87, 2000: 4.03, 5000: 3.76, 8000: 3.65, 11000: 3.61, 13500: 3.57, 14500: 3.569}
+LAST_TRAIN = 3.6415
+OPTIONS = Options(config="fineweb40m", corpus="fineweb")
+
+
+def stdout() -> str:
+    """As nanoGPT prints it; of the train losses only the last is known."""
+    lines = ["tokens per iteration will be: 524,288", "number of parameters: 40.56M"]
+    for step, val in LOSSES.items():
+        train = f"{LAST_TRAIN:.4f}" if step == max(LOSSES) else "nan"
+        lines.append(f"step {step}: train loss {train}, val loss {val:.4f}")
+        lines.append(f"iter {step}: loss {val:.4f}, time {3995.11 + 60_000:.2f}ms, mfu 12.31%")
+        lines.append(f"iter {step + 100}: loss {val:.4f}, time 3995.11ms, mfu 12.31%")
+    return "\n".join(lines)
+
+
+def table(*, train: bool, steps: list[int] | None = None) -> str:
+    """As CSV, with or without the one train loss."""
+    rows = ["step,tokens,lr,train_loss,val_loss"]
+    for step in steps or list(LOSSES):
+        known = f"{LAST_TRAIN}" if train and step == max(LOSSES) else ""
+        rows.append(f"{step},{step * 524_288},,{known},{LOSSES[step]}")
+    return "\n".join(rows)
+
+
+def diagnosed(text: str) -> Diagnosis:
+    history = logs.read_text(text, "owner")
+    return diagnose(history, setting.of(history, OPTIONS), now=0.0)
+
+
+def status(found: Diagnosis) -> dict[str, str]:
+    return {verdict.id: verdict.status for verdict in found.verdicts}
+
+
+TEXTS = {
+    "stdout": stdout(),
+    "table": table(train=True),
+    "six points": table(train=False, steps=[step for step in LOSSES if step]),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_causes_are_size_and_noise_and_not_repetition(name: str) -> None:
+    found = diagnosed(TEXTS[name])
+    judged = status(found)
+    assert set(judged) == set(IDS)
+    assert found.verdicts[0].id == "capacity-limited"
+    assert judged["capacity-limited"] == "supported"
+    assert judged["noise-not-plateau"] == "supported"
+    assert judged["overfitting"] == "not supported"
+    assert judged["severe-overfitting"] == "not supported"
+    assert {"recipe-or-bug", "lr-too-high", "data-limited"} & {
+        k for k, v in judged.items() if v == "supported"
+    } == set()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_cost_of_repetition_is_named(name: str) -> None:
+    verdicts = {verdict.id: verdict for verdict in diagnosed(TEXTS[name]).verdicts}
+    told = " ".join(condition.found for condition in verdicts["overfitting"].conditions)
+    assert "repetition costs about 0.0017 nats here, at most 0.005" in told
+    risk = " ".join(condition.found for condition in verdicts["repetition-risk"].conditions)
+    assert "2.85 epochs" in risk
+    assert "0.0025 nats" in risk
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_forecast_of_the_end(name: str) -> None:
+    forecast = diagnosed(TEXTS[name]).forecast
+    assert forecast is not None
+    assert 3.50 <= forecast.mean <= 3.56
+    assert 3.48 <= forecast.low80 < forecast.high80 <= 3.58
+
+
+def test_the_plateau_is_said_with_its_noise_and_its_lines() -> None:
+    found = diagnosed(TEXTS["table"])
+    plateau = next(verdict for verdict in found.verdicts if verdict.id == "noise-not-plateau")
+    flat = plateau.conditions[1]
+    assert "from step 13,500 to 14,500; one evaluation is known to ± 0.0176" in flat.found
+    assert [found.history.lines[line - 1].split(",")[0] for line in flat.lines] == ["13500", "14500"]
+
+
+def test_earlier_claims_are_impossible_and_why() -> None:
+    claims = {claim.steps: claim for claim in diagnosed(TEXTS["table"]).claims}
+    assert set(claims) == {6_000, 10_000, 15_000, 20_000}
+    assert not any(claim.possible for claim in claims.values())
+    assert "out of reach of this model at any length (floor 3.26)" in claims[20_000].reason
+    assert "B parameters on 20 tokens each" in claims[20_000].reason
+
+
+def test_a_claim_that_can_be_is_possible() -> None:
+    history = logs.read_text(TEXTS["table"], "owner")
+    own = setting.of(history, Options(config="fineweb40m", corpus="fineweb", claim=3.51))
+    assert diagnose(history, own, now=0.0).claims[0].possible
+
+
+def test_what_is_missing_is_said() -> None:
+    found = diagnosed(TEXTS["six points"])
+    missing = " ".join(found.missing)
+    assert "the train loss at the end of epoch 1 (step 7,019)" in missing
+    needless = next(verdict for verdict in found.verdicts if verdict.id == "needless-regularisation")
+    assert needless.status == "cannot tell"
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_advice_can_be_run_and_is_ordered(name: str) -> None:
+    found = diagnosed(TEXTS[name])
+    assert found.advice
+    assert "a model of 158M parameters on 2.69B tokens" in found.advice[0].what
+    gains = [one.gain for one in found.advice if one.gain is not None]
+    assert gains == sorted(gains, reverse=True)
+    for one in found.advice:
+        assert one.gain is None or one.low is None or one.low > 0
+    commands = [one.command for one in (*found.advice, *found.what_ifs) if one.command]
+    assert len(commands) >= 6
+    for command in commands:
+        words = shlex.split(command)
+        assert words[:3] == ["python", "-m", "jaxgpt.train"]
+        parser = Parser("train", "")
+        parser.add_argument("--fork")
+        parse_config(parser, words[3:])

@@ -1,0 +1,297 @@
+"""Each verdict in its three statuses, on histories made by hand."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxgpt.budget import devices, scaling, schedule
+from jaxgpt.budget.scaling import CORPORA
+from jaxgpt.config import Optim
+from jaxgpt.diagnose import diagnosis
+from jaxgpt.diagnose.setting import Setting
+from jaxgpt.diagnose.verdict import IDS, Verdict
+from jaxgpt.diagnose.verdicts import judge
+from jaxgpt.logs.history import Evaluation, History, Replay, Stated, Step
+from jaxgpt.overrides import load
+
+Curve = Callable[[np.ndarray], np.ndarray]
+TOTAL, WARMUP, EVERY = 2000, 100, 50
+COSINE = Optim(learning_rate=1e-3, min_lr=1e-4, schedule="cosine", warmup_steps=WARMUP)
+CONSTANT = replace(COSINE, schedule="constant")
+SIZE, BATCH = 4e7, 5e6  # 10B tokens, 250 per parameter: where the law was fitted
+
+
+def setting(**changes: Any) -> Setting:
+    """Of a run that reads no token twice, on FineWeb."""
+    optim = changes.get("optim", COSINE)
+    total = changes.get("total_steps", TOTAL)
+    usual = {
+        "total_steps": total,
+        "optim": optim,
+        "rates": schedule.learning_rates(optim, total or TOTAL) / optim.learning_rate,
+        "corpus": CORPORA["fineweb"],
+        "tokens_per_step": BATCH,
+        "fixed_eval": True,
+        "unique_tokens": 2e10,
+        "parameters": SIZE,
+        "weight_decay": 0.1,
+        "dropout": 0.0,
+        "vocab_size": 50304,
+    }
+    return Setting(**(usual | changes))
+
+
+def clean(own: Setting) -> Curve:
+    """The curve of a healthy run, which ends where the law says."""
+    asked = scaling.Question(
+        parameters=SIZE, tokens=BATCH * TOTAL, recipe=scaling.Recipe(learning_rate=1e-3), corpus=CORPORA["fineweb"]
+    )
+    end = scaling.expect(asked).loss
+
+    def loss(steps: np.ndarray) -> np.ndarray:
+        rates = np.append(own.rates, own.rates[-1])[np.minimum(steps.astype(int), len(own.rates))]
+        return end + 0.4 * ((steps + 20) / TOTAL) ** -0.5 - 0.4 + 0.12 * (rates - 0.1)
+
+    return loss
+
+
+def history(
+    own: Setting,
+    *,
+    done: int = TOTAL,
+    val: Curve | None = None,
+    gap: Curve | None = None,
+    losses: Curve | None = None,
+    norms: Curve | None = None,
+    seconds: Curve | None = None,
+    noise: float = 0.003,
+    **more: Any,
+) -> History:
+    """Evaluations every `EVERY` steps, with train losses `gap` below them, and updates with `losses`."""
+    chance = np.random.default_rng(0)
+    places = np.arange(EVERY, done + 1, EVERY)
+    vals = (val or clean(own))(places.astype(float)) + noise * chance.standard_normal(len(places))
+    trains = [None] * len(places) if gap is None else list(vals - gap(places.astype(float)))
+    updates = np.arange(done).astype(float)
+    columns = [[None] * done if of is None else list(of(updates)) for of in (losses, seconds, norms)]
+    steps = tuple(Step(i, loss, second, None, norm, line=i + 1) for i, (loss, second, norm) in enumerate(zip(*columns)))
+    if losses is None and seconds is None:
+        steps = ()
+    evaluations = tuple(
+        Evaluation(int(s), float(v), t, None, 10_000 + i) for i, (s, v, t) in enumerate(zip(places, vals, trains))
+    )
+    return History(**({"source": "made", "format": "table", "steps": steps, "evaluations": evaluations} | more))
+
+
+def judged(own: Setting, seen: History) -> dict[str, Verdict]:
+    posterior, forecast, _ = diagnosis.heading(seen, own)
+    return {verdict.id: verdict for verdict in judge(seen, own, posterior, forecast)}
+
+
+def made(changes: Mapping[str, Any] | None = None, **told: Any) -> tuple[Setting, History]:
+    own = setting(**(changes or {}))
+    return own, history(own, **told)
+
+
+# Ten epochs of 200M tokens: the end of the first is step 200.
+REPEATED: dict[str, Any] = {"unique_tokens": BATCH * TOTAL / 10, "parameters": 2e8}
+
+
+def widening(steps: np.ndarray) -> np.ndarray:
+    return 0.3 * np.maximum(steps - 200, 0) / TOTAL
+
+
+def rising(steps: np.ndarray) -> np.ndarray:
+    return 3.4 + 0.3 * np.abs(steps - 800) / TOTAL
+
+
+def flat(steps: np.ndarray) -> np.ndarray:
+    return 3.5 + np.exp(-steps / 100)
+
+
+def training(level: Curve, noise: float = 0.02) -> Curve:
+    return lambda steps: level(steps) + noise * np.random.default_rng(1).standard_normal(len(steps))
+
+
+def jump(at: int, width: float, to: float = 7.5) -> Curve:
+    return lambda steps: 3.6 + (to - 3.6) * np.clip((steps - at) / width, 0, 1)
+
+
+def nan_from(at: int) -> Curve:
+    return lambda steps: np.where(steps < at, 4.0, np.nan)
+
+
+def spiked(steps: np.ndarray) -> np.ndarray:
+    return 4.0 + np.where(steps == 700, 3.0, 0.0) + np.where(steps == 701, 1.5, 0.0)
+
+
+def odd(steps: np.ndarray) -> np.ndarray:
+    return 4.0 + np.where(steps == 700, 3.0, 0.0)
+
+
+def slower(steps: np.ndarray) -> np.ndarray:
+    return (1.0 + 0.2 * (steps >= 1200)) * (1 + 0.01 * np.random.default_rng(2).standard_normal(len(steps)))
+
+
+def steady(steps: np.ndarray) -> np.ndarray:
+    return 1.0 + 0.01 * np.random.default_rng(2).standard_normal(len(steps))
+
+
+REFERENCE = load("fineweb40m")
+CARD: dict[str, Any] = {"config": REFERENCE, "config_name": "fineweb40m", "device": devices.find("rtx 4070")}
+LARGER = scaling.LAW.capacity_term(SIZE) - scaling.LAW.capacity_term(6e8)  # what the larger model gains by the law
+NOISY: dict[str, Any] = {"fixed_eval": False, "eval_tokens": 3.3e6}
+RESUMED: dict[str, Any] = {"starts": (0, 1000)}
+
+SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
+    "overfitting": [made(REPEATED, val=rising, gap=widening), made(REPEATED, gap=widening)],
+    "severe-overfitting": [made(REPEATED, val=rising, gap=widening)],
+    "repetition-risk": [made(REPEATED, done=400)],
+    "lr-too-high": [made({"optim": CONSTANT}, done=1800, val=flat)],
+    "capacity-limited": [made()],
+    "data-limited": [made({"unique_tokens": 1e8})],
+    "missing-regularisation": [made(REPEATED, val=rising, gap=widening)],
+    "needless-regularisation": [made({"dropout": 0.1})],
+    "noise-not-plateau": [made(NOISY, done=1600)],
+    "not-annealed": [made({"optim": CONSTANT}, done=1800), made(done=1000)],
+    "recipe-or-bug": [
+        made(val=lambda steps: 7.5 + 0 * steps),
+        made(val=lambda steps: clean(setting())(steps) + 0.3),
+        made({"optim": replace(COSINE, decay_steps=1000)}),
+        made({"optim": replace(COSINE, warmup_steps=1000)}),
+        made(losses=training(jump(1000, 1e-9))),
+    ],
+    "divergence": [
+        made(losses=nan_from(1500)),
+        made(losses=training(jump(1000, 60))),
+        made(losses=training(jump(1000, 1e-9)), norms=lambda steps: 1 + 9.0 * (np.abs(steps - 992) < 8)),
+    ],
+    "loss-spikes": [made(losses=training(spiked))],
+    "resume-seam": [
+        made(format="nanogpt", replays=(Replay(900, 999, 5),), **RESUMED),
+        made(losses=training(lambda steps: 4.0 - 0.5 * (steps >= 1000)), **RESUMED),
+    ],
+    "throughput": [made(losses=training(flat), seconds=slower)],
+    "pace": [
+        made(losses=training(flat), seconds=steady, stated=Stated(pauses=900.0)),
+        made(CARD | {"hoped_seconds": 0.2}, losses=training(flat), seconds=lambda s: 3.995 + 0 * s),
+        made(CARD, losses=training(flat), seconds=lambda s: 9.0 + 0 * s),
+    ],
+}
+NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
+    "overfitting": [made(gap=widening), made(REPEATED, gap=lambda s: 0 * s), made({"unique_tokens": 5e9})],
+    "severe-overfitting": [made(REPEATED, gap=widening), made()],
+    "repetition-risk": [made(), made({"unique_tokens": 8e9})],
+    "lr-too-high": [made(), made(done=500)],
+    "capacity-limited": [
+        made(val=lambda steps: clean(setting())(steps) + 0.3),
+        made({"parameters": 6e8}, val=lambda steps: clean(setting())(steps) - LARGER),
+    ],
+    "data-limited": [made()],
+    "missing-regularisation": [made(REPEATED | {"weight_decay": 0.8}, val=rising, gap=widening), made()],
+    "needless-regularisation": [
+        made(),
+        made(REPEATED | {"dropout": 0.1}, gap=lambda steps: 0 * steps),
+        made({"dropout": 0.1, "unique_tokens": 4e9}, gap=widening),
+    ],
+    "noise-not-plateau": [
+        made(),
+        made(NOISY, done=300),
+        made(NOISY, done=TOTAL - 10, seconds=steady),
+        made(NOISY, done=1600, val=lambda steps: clean(setting())(steps) - 0.3 * (steps >= 1580)),
+    ],
+    "not-annealed": [made(), made(done=50), made({"parameters": None}, done=50)],
+    "recipe-or-bug": [made(), made(losses=training(jump(1000, 60)))],
+    "divergence": [made(losses=training(flat)), made(losses=training(jump(1000, 1e-9))), made(losses=training(spiked))],
+    "loss-spikes": [made(losses=training(flat)), made(losses=training(odd)), made(losses=training(jump(1000, 1e-9)))],
+    "resume-seam": [made(), made(losses=training(flat), **RESUMED)],
+    "throughput": [
+        made(losses=training(flat), seconds=steady),
+        made(losses=training(flat), seconds=lambda s: 1.3 - slower(s)),
+    ],
+    "pace": [made(CARD, losses=training(flat), seconds=lambda s: 3.995 + 0 * s, stated=Stated(pauses=9.0))],
+}
+EMPTY = History(source="made", format="table")
+CANNOT_TELL: dict[str, list[tuple[Setting, History]]] = {
+    "overfitting": [
+        made({"unique_tokens": None}),
+        made(REPEATED, val=rising),
+        made(REPEATED | {"fixed_eval": False, "eval_tokens": 1e5}, gap=lambda steps: widening(steps) / 4),
+    ],
+    "severe-overfitting": [made(REPEATED, val=rising)],
+    "repetition-risk": [made(REPEATED | {"parameters": None}), made({"unique_tokens": None})],
+    "lr-too-high": [
+        made({"optim": CONSTANT, "known_schedule": False}, val=flat),
+        (setting(optim=CONSTANT), replace(EMPTY, saves=(1000,), steps=(Step(1800, 4.0),))),
+    ],
+    "capacity-limited": [made({"corpus": CORPORA["unknown"]}), made({"parameters": 1e6}), made({"parameters": None})],
+    "data-limited": [made({"unique_tokens": None}), made({"unique_tokens": 1e8, "parameters": 4e6})],
+    "missing-regularisation": [made(REPEATED | {"weight_decay": None}, val=rising, gap=widening)],
+    "needless-regularisation": [made({"dropout": None}), made(REPEATED | {"dropout": 0.1, "unique_tokens": 4e9})],
+    "noise-not-plateau": [made(NOISY | {"total_steps": None}, done=1600), made(done=50)],
+    "not-annealed": [
+        made({"optim": CONSTANT, "known_schedule": False}),
+        (replace(setting(), rates=np.zeros(0), total_steps=None), made()[1]),
+    ],
+    "recipe-or-bug": [made({"parameters": 1e6}), made({"corpus": CORPORA["unknown"]})],
+    "divergence": [
+        (setting(), EMPTY),
+        made(REPEATED, val=lambda steps: rising(steps) + np.maximum(steps - 900, 0) / 500),
+    ],
+    "loss-spikes": [made()],
+    "resume-seam": [made(**RESUMED)],
+    "throughput": [made()],
+    "pace": [made(), made(losses=training(flat), seconds=steady)],
+}
+WORDS = {"supported": SUPPORTED, "not supported": NOT_SUPPORTED, "cannot tell": CANNOT_TELL}
+CASES = [
+    pytest.param(name, status, own, seen, id=f"{name}: {status} {number}")
+    for status, table in WORDS.items()
+    for name in IDS
+    for number, (own, seen) in enumerate(table[name])
+]
+
+
+@pytest.mark.parametrize(("name", "status", "own", "seen"), CASES)
+def test_status(name: str, status: str, own: Setting, seen: History) -> None:
+    found = judged(own, seen)[name]
+    assert (found.status, found.conditions) == (status, found.conditions)
+    for condition in found.conditions:
+        assert condition.asks
+        assert condition.holds is None or condition.found or not condition.lines
+    if status == "cannot tell":
+        assert any(condition.missing for condition in found.conditions if condition.holds is None)
+    if status != "supported":
+        assert found.advice == ()
+
+
+def test_a_model_with_few_tokens_is_at_its_level_and_not_limited_by_size() -> None:
+    level, ratio = judged(*NOT_SUPPORTED["capacity-limited"][1])["capacity-limited"].conditions
+    assert (level.holds, ratio.holds) == (True, False)
+
+
+def test_nothing_is_repeated_in_the_first_epoch() -> None:
+    first = judged(*made(done=400))["overfitting"].conditions[0]
+    assert (first.holds, first.found) == (False, "0.10 epochs at step 400")
+
+
+def test_gradients_that_grow_are_told_before_the_loss_rises() -> None:
+    own, seen = made(losses=training(flat), norms=lambda steps: 1 + 9.0 * (steps >= TOTAL - 8))
+    found = judged(own, seen)["divergence"]
+    assert found.status == "not supported"
+    assert "the gradient norm grew from 1 to 10" in found.conditions[1].found
+
+
+def test_all_verdicts_are_told_once_supported_first_by_weight() -> None:
+    own, seen = made(REPEATED, val=rising, gap=widening)
+    found = judge(seen, own, *diagnosis.heading(seen, own)[:2])
+    assert sorted(verdict.id for verdict in found) == sorted(IDS)
+    held = [verdict for verdict in found if verdict.status == "supported"]
+    assert found[: len(held)] == tuple(held)
+    assert [verdict.weight for verdict in held] == sorted((verdict.weight for verdict in held), reverse=True)
+    assert [verdict.id for verdict in held[:2]] == ["severe-overfitting", "overfitting"]
+    statuses = [verdict.status for verdict in found]
+    assert statuses == sorted(statuses, key=["supported", "cannot tell", "not supported"].index)

@@ -1,0 +1,110 @@
+"""Whatever a log and its setting hold, sixteen verdicts come out, each with a known status and plain numbers."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxgpt.budget import devices, schedule
+from jaxgpt.budget.scaling import CORPORA
+from jaxgpt.config import Optim
+from jaxgpt.diagnose import diagnosis
+from jaxgpt.diagnose.claims import claims
+from jaxgpt.diagnose.setting import Setting, Twin
+from jaxgpt.diagnose.verdict import IDS
+from jaxgpt.diagnose.verdicts import Case, judge
+from jaxgpt.logs.history import Evaluation, History, Replay, Stated, Step
+from jaxgpt.overrides import load
+
+LOSSES = [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300, 1e-300, 3.5, 3.6, 10.8, None]
+SECONDS = [math.nan, math.inf, 0.0, -1.0, 1e9, 1e-9, 1.0, 1.1, None]
+FACTS = [None, 0.0, 1e-9, 1.0, 1e5, 4e7, 1e10, 1e18]
+
+
+class Dice:
+    """Random choices, seeded."""
+
+    def __init__(self, seed: int) -> None:
+        self.of = np.random.default_rng(seed)
+
+    def one(self, values: Any) -> Any:
+        return values[int(self.of.integers(len(values)))]
+
+    def loss(self, usual: float) -> Any:
+        return self.one(LOSSES) if self.of.random() < 0.2 else usual + float(self.of.normal(0, 0.05))
+
+
+def history(dice: Dice) -> History:
+    count, gap = dice.one([0, 1, 2, 3, 7, 8, 60, 300]), dice.one([1, 1, 10, 1000])
+    strange = dice.of.random() < 0.5
+    usual = 4.0 * np.maximum(np.arange(count), 1) ** -0.05 + 1
+    losses = [dice.loss(float(u)) if strange else float(u) for u in usual]
+    steps = tuple(
+        Step(
+            i * gap, losses[i], dice.one(SECONDS), dice.one(SECONDS), dice.one(SECONDS), i, bool(dice.of.random() < 0.8)
+        )
+        for i in range(count)
+    )
+    evals = dice.one([0, 1, 2, 3, 5, 30])
+    evaluations = tuple(
+        Evaluation(i * gap * 5, dice.loss(3.5), dice.loss(3.4), dice.one(SECONDS), i, dice.one(SECONDS))
+        for i in range(evals)
+    )
+    return History(
+        source="dice",
+        format=dice.one(["nanogpt", "jaxgpt", "table"]),
+        steps=steps if dice.of.random() < 0.8 else (),
+        evaluations=evaluations,
+        starts=dice.one([(), (0,), (0, 5, 10**9)]),
+        replays=dice.one([(), (Replay(0, 10, 3),), (Replay(5, 10**9, 3),)]),
+        stated=Stated(pauses=dice.one([0.0, 5.0, 1e12])),
+    )
+
+
+def setting(dice: Dice, twin: Twin | None = None) -> Setting:
+    total = dice.one([None, 1, 2, 100, 3000])
+    rate = dice.one([0.0, 1e-9, 6e-4, 10.0])
+    kind = dice.one(["cosine", "linear", "constant", "wsd"])
+    optim = Optim(learning_rate=rate, min_lr=dice.one([0.0, rate]), schedule=kind, warmup_steps=dice.one([0, 1, 5000]))
+    rates = schedule.learning_rates(optim, total or 50) / (rate or 1.0)
+    config = dice.one([None, load("fineweb40m")])
+    return Setting(
+        total_steps=total,
+        optim=optim,
+        rates=dice.one([rates, rates, np.zeros(0), np.zeros(len(rates))]),
+        corpus=dice.one(list(CORPORA.values())),
+        tokens_per_step=dice.one(FACTS),
+        eval_tokens=dice.one(FACTS),
+        fixed_eval=dice.one([True, False]),
+        unique_tokens=dice.one(FACTS),
+        parameters=dice.one(FACTS),
+        weight_decay=dice.one(FACTS),
+        dropout=dice.one([None, 0.0, 0.1]),
+        vocab_size=dice.one([None, 1, 50304]),
+        unigram_entropy=dice.one([None, 7.6]),
+        device=dice.one([None, devices.find("rtx 4070")]),
+        config=config,
+        config_name=config and "fineweb40m",
+        known_schedule=dice.one([True, False]),
+        hoped_seconds=dice.one([None, 0.2]),
+        claim=dice.one([None, 2.5]),
+        twin=twin,
+    )
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_nothing_raises(seed: int) -> None:
+    dice = Dice(seed)
+    twin = Twin(history(dice), setting(dice)) if dice.of.random() < 0.4 else None
+    seen, own = history(dice), setting(dice, twin)
+    posterior, forecast, _ = diagnosis.heading(seen, own)
+    found = judge(seen, own, posterior, forecast)
+    claims(Case(seen, own, posterior, forecast))
+    assert sorted(verdict.id for verdict in found) == sorted(IDS)
+    for verdict in found:
+        json.dumps([condition._asdict() for condition in verdict.conditions])
+        assert all(condition.holds in (True, False, None) for condition in verdict.conditions)
+        assert all(isinstance(condition.holds, bool | None) for condition in verdict.conditions)
+        assert math.isfinite(verdict.weight)

@@ -192,6 +192,14 @@ def test_beside_a_twin_the_difference_that_matters_is_the_cause(
     assert {name for name in CAUSES if found[name] == "supported"} == cause
 
 
+def test_a_twin_that_still_warms_up_has_not_decayed_earlier() -> None:
+    found = beside(
+        {"optim": replace(COSINE, warmup_steps=0)}, {"optim": replace(COSINE, warmup_steps=400)}, done=200, above=3.0
+    )
+    assert found["not-annealed"] == "not supported"
+    assert found["recipe-or-bug"] == "supported"
+
+
 def test_two_differences_at_once_are_told_apart_by_nothing() -> None:
     found = beside({"optim": HOT, "parameters": 1e7})
     assert found["lr-too-high"] == found["capacity-limited"] == "not supported"

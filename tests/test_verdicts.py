@@ -206,7 +206,12 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
     "not-annealed": [made(), made(done=50), made({"parameters": None}, done=50)],
     "recipe-or-bug": [made(), made(losses=training(jump(1000, 60)))],
     "divergence": [made(losses=training(flat)), made(losses=training(jump(1000, 1e-9))), made(losses=training(spiked))],
-    "loss-spikes": [made(losses=training(flat)), made(losses=training(odd)), made(losses=training(jump(1000, 1e-9)))],
+    "loss-spikes": [
+        made(losses=training(flat)),
+        made(losses=training(odd)),
+        made(losses=training(flat, noise=0.1)),
+        made(losses=training(jump(1000, 1e-9))),
+    ],
     "resume-seam": [made(), made(losses=training(flat), **RESUMED)],
     "throughput": [
         made(losses=training(flat), seconds=steady),

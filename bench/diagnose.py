@@ -2,8 +2,9 @@
 
     python bench/diagnose.py [--runs 9] [--steps 20000 1000000]
 
-The logs are made up: a `log.jsonl`-like record of every update as nanoGPT prints it, an evaluation every 500 updates.
-Prints medians by the clock and of the processor (which other work on the machine moves less). "forecast" and "diagnosis" are measured after import, "read" is the log.
+The logs are made up: a line for every update as nanoGPT prints it, an evaluation every 500 updates.
+Prints medians by the clock and of the processor (which other work on the machine moves less). "forecast" and
+"diagnosis" are measured after import, "read" is the log.
 """
 
 import argparse

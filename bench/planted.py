@@ -34,7 +34,7 @@ Tokens = npt.NDArray[np.uint16]
 CLEAN = Config(
     model=Model(n_layer=3, n_head=4, n_embd=64, block_size=64, vocab_size=1024, loss_chunk=1024),
     data=Data(micro_batch=16, accum=1),
-    optim=Optim(learning_rate=1.2e-2, min_lr=0.0, schedule="wsd", warmup_steps=35, decay_steps=70, beta2=0.99),
+    optim=Optim(learning_rate=6e-3, min_lr=0.0, warmup_steps=35, beta2=0.99),
     mesh=Mesh(device="cpu"),
     run=Run(steps=STEPS, eval_every=14, eval_tokens=16_384, save_every=STEPS, log_every=50, tensorboard=False),
 )
@@ -49,13 +49,13 @@ class Planted(NamedTuple):
 
 RUNS = {
     "clean": Planted(),
-    "lr-10x": Planted({"optim": {"learning_rate": 0.12}}),
-    "no-decay": Planted({"optim": {"schedule": "constant", "decay_steps": None}}),
+    "lr-10x": Planted({"optim": {"learning_rate": 6e-2}}),
+    "no-decay": Planted({"optim": {"learning_rate": 1.2e-2, "schedule": "constant"}}),
+    "no-decay-twin": Planted({"optim": {"learning_rate": 1.2e-2, "schedule": "wsd", "decay_steps": 35}}),
     "tiny-corpus": Planted(tokens="tiny"),
     "two-layers": Planted({"model": {"n_layer": 2, "n_head": 2, "n_embd": 16}}),
     "shuffled-labels": Planted({"data": {"order": "sequential"}}, tokens="shuffled"),
-    "no-warmup": Planted({"optim": {"learning_rate": 2e-2, "warmup_steps": 0}}),
-    "no-warmup-twin": Planted({"optim": {"learning_rate": 2e-2}}),
+    "no-warmup": Planted({"optim": {"learning_rate": 6e-2, "warmup_steps": 0}}),
 }
 
 

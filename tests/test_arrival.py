@@ -52,7 +52,7 @@ def test_one_line_gives_the_time_and_says_how_little_it_rests_on() -> None:
     assert any("one line" in note for note in answer.notes)
     assert any("evaluation" in note for note in answer.notes)
     assert answer.trend is None
-    assert answer.clock == pytest.approx(NOW + answer.seconds)
+    assert answer.clock == pytest.approx(NOW + answer.seconds, abs=0.01)
     assert answer.counted_from == "now"
 
 
@@ -66,6 +66,9 @@ def test_the_interval_narrows_as_lines_come() -> None:
 def test_our_own_runs_end_one_step_before_their_length_is_a_step() -> None:
     assert arrival.steps_left(history([1.0] * 101), setting(6000)) == 5899
     assert arrival.steps_left(history([1.0] * 101, format="nanogpt"), setting(6000)) == 5900
+    evaluated = History(source="x", format="nanogpt", evaluations=(Evaluation(6000, 3.5),))
+    assert arrival.steps_left(evaluated, setting(6000)) == 0
+    assert arrival.steps_left(history([1.0] * 7000), setting(6000)) == 0
 
 
 # --- what must not move it -------------------------------------------------------------------------------------------
@@ -78,7 +81,7 @@ def test_the_panel_and_the_log_agree() -> None:
     assert found(history(seconds), 2000).seconds == pytest.approx(left.seconds, rel=1e-12)
 
 
-@pytest.mark.parametrize("spoiled", [{0: 300.0}, {40: 28_800.0}, {7: 100.0, 300: 50.0}])
+@pytest.mark.parametrize("spoiled", [{0: 300.0}, {390: 28_800.0}, {7: 100.0, 300: 50.0}])
 def test_odd_steps_do_not_spoil_it(spoiled: dict[int, float]) -> None:
     seconds = noisy(400)
     for step, took in spoiled.items():
@@ -99,7 +102,7 @@ def test_nights_between_processes_are_told_and_not_counted() -> None:
         steps.append(Step(n, 3.0, 4.0, line=n + 1, pure=n not in (0, 150), time=clock))
     answer = found(History(source="x", format="jaxgpt", steps=tuple(steps), starts=(0, 150)), 1000, now=clock + 5)
     assert answer.seconds == pytest.approx(700 * 4.0)
-    assert answer.clock == pytest.approx(clock + 2800.0)
+    assert answer.clock == pytest.approx(clock + 2800.0, abs=0.01)
     assert answer.counted_from == "the log's last record"
     parts = {part.name: part for part in answer.parts}
     assert parts["between processes"].spent == pytest.approx(40_000.0)
@@ -110,7 +113,7 @@ def test_nights_between_processes_are_told_and_not_counted() -> None:
 def test_a_log_that_fell_silent_counts_from_now() -> None:
     steps = tuple(Step(n, 3.0, 4.0, time=NOW - 90_000 + 4 * n) for n in range(100))
     answer = found(History(source="x", format="jaxgpt", steps=steps), 200)
-    assert answer.clock == pytest.approx(NOW + 400.0)
+    assert answer.clock == pytest.approx(NOW + 400.0, abs=0.01)
     assert answer.counted_from == "now, if it goes on: the log's last record is 25 hours old"
 
 
@@ -119,7 +122,7 @@ def test_a_file_without_times_counts_from_its_last_change(tmp_path: Path) -> Non
     place.write_text("x")
     changed = place.stat().st_mtime
     answer = found(history([4.0] * 50, source=str(place)), 100, now=changed + 60)
-    assert answer.clock == pytest.approx(changed + 200.0)
+    assert answer.clock == pytest.approx(changed + 200.0, abs=0.01)
     assert answer.counted_from == "the file's last change"
 
 
@@ -175,6 +178,16 @@ def test_a_hot_card_is_seen_with_its_step_and_its_pace_counts() -> None:
     assert answer.trend.since == pytest.approx(3000, abs=20)
     assert answer.trend.change == pytest.approx(0.25, abs=0.01)
     assert answer.seconds == pytest.approx(6000 * 5.0, rel=0.02)
+
+
+def test_only_what_follows_a_jump_sets_the_pace() -> None:
+    seconds = np.concatenate([noisy(60, 4.0), noisy(60, 5.0, seed=1)])  # all of them among the last 200 lines
+    assert found(history(seconds), 1120).seconds == pytest.approx(1000 * 5.0, rel=0.02)
+
+
+def test_a_small_change_is_not_worth_a_sentence() -> None:
+    seconds = np.concatenate([noisy(3000, 4.0), noisy(3000, 4.04, seed=1)])
+    assert found(history(seconds), 10_000).trend is None
 
 
 def test_a_card_that_cooled_again_counts_with_its_own_pace() -> None:
@@ -247,6 +260,6 @@ def test_times_that_are_none_are_left_out() -> None:
 
 def test_a_million_steps_take_no_longer_than_they_must() -> None:
     blocks = trend.blocks(np.arange(1_000_000), noisy(1_000_000))
-    assert len(blocks.paces) <= trend.BLOCKS
+    assert 100 <= len(blocks.paces) <= 200
     assert blocks.steps[0] == 0
     assert blocks.steps[-1] < 1_000_000

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import logsamples
 import pytest
 
 from jaxgpt import errors, runfolder
@@ -95,6 +96,16 @@ def test_another_models_pace_is_scaled_by_the_work(tmp_path: Path) -> None:
         assert found.pace
         assert 2 < found.pace.seconds / 4.0 < 3.5
         assert "another model" in found.pace.why
+
+
+def test_other_programs_logs_teach_as_well(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(logsamples.modded())
+    record = calibrate.read("log")
+    assert {round(seconds, 6) for seconds in record.seconds} == {0.214}
+    assert [step for step, _ in record.evaluations] == [0, 50, 100, 150, 200]
+    with pytest.raises(ConfigError, match="no run or log at 'lgo'") as caught:
+        calibrate.read("lgo")
+    assert "did you mean log?" in caught.value.help
 
 
 @pytest.mark.parametrize("text", ["", "hello\n", "{}\n", '{"kind": "step"}\n', "\x00\xff"])

@@ -27,7 +27,11 @@ def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    "module", ["jaxgpt", "jaxgpt.prepare", "jaxgpt.audit", "jaxgpt.overrides", "jaxgpt.budget.flops", "jaxgpt.dataset"]
+    "module",
+    [
+        *("jaxgpt", "jaxgpt.prepare", "jaxgpt.audit", "jaxgpt.overrides", "jaxgpt.budget.flops", "jaxgpt.dataset"),
+        *("jaxgpt.logs", "jaxgpt.diagnose.setting"),
+    ],
 )
 def test_what_plans_and_prepares_loads_no_jax(module: str) -> None:
     loaded = "[name for name in sys.modules if name.split('.')[0] in ('jax', 'jaxlib', 'flax')]"

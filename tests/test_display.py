@@ -26,7 +26,7 @@ from test_train import (
     xla_cache,
 )
 
-from jaxgpt import display, errors, metrics, train
+from jaxgpt import display, errors, logs, metrics, train
 from jaxgpt.diagnose import own
 from jaxgpt.diagnose.eta import Eta
 from jaxgpt.diagnose.mixture import Forecast
@@ -72,6 +72,13 @@ def test_every_line_of_a_piped_run_has_nanogpts_shape(place: Path, capsys: pytes
     assert [float(found[2]) for found in iters if found] == [round(loss, 4) for loss in exact]
     assert lines[0] == "tokens per iteration will be: 128"
     assert re.fullmatch(r"number of parameters: [\d.]+M", lines[1])
+    printed, kept = logs.read_text("\n".join(lines), "printed"), logs.read(folder_of(place).path)
+    assert [step.step for step in printed.steps] == [step.step for step in kept.steps] == list(range(STEPS))
+    assert [step.pure for step in printed.steps] == [step.pure for step in kept.steps] == [False] + [True] * (STEPS - 1)
+    assert [round(e.val or 0, 4) for e in kept.evaluations] == [e.val for e in printed.evaluations]
+    assert (printed.saves, printed.stated.total_steps) == (kept.saves, kept.stated.total_steps)
+    assert printed.stated.tokens_per_step == kept.stated.tokens_per_step == 128
+    assert (printed.stated.single_batch_loss, kept.stated.end, printed.starts) == (False, "done", (0,))
 
 
 def test_mfu_stands_where_the_peak_is_known_and_only_there() -> None:

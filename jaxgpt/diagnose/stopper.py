@@ -35,7 +35,9 @@ def reason(found: Diagnosis) -> tuple[str, str]:
 
 
 def evidence(verdict: Verdict) -> str:
-    return "; ".join(condition.found for condition in verdict.conditions)
+    """What its conditions found, each thing once."""
+    parts = [part for condition in verdict.conditions for part in condition.found.split("; ")]
+    return "; ".join(dict.fromkeys(parts))
 
 
 def little_to_gain(found: Diagnosis) -> str:

@@ -31,8 +31,10 @@ class Watch:
         if not self._wanted:
             return Outlook()
         try:
+            if self._stopper is None:
+                return Outlook(own.forecast(self._folder))
             found = own.of(self._folder)
-            return Outlook(found.forecast, self._stopper.ask(found) if self._stopper else "")
+            return Outlook(found.forecast, self._stopper.ask(found))
         except Exception as error:  # whatever it is, the run is worth more than its diagnosis
             self._wanted = False
             runlog.warn(f"the run is not diagnosed while it trains: {error}")

@@ -18,9 +18,8 @@ CAUSES = {
     "tiny-corpus": {"overfitting", "severe-overfitting"},
     "two-layers": {"capacity-limited"},
     "shuffled-labels": {"recipe-or-bug"},
-    "no-warmup": {"recipe-or-bug"},
 }
-TWINS = {"no-warmup": "no-warmup-twin"}
+TWINS = {"no-decay": "no-decay-twin"}
 # True of these runs whatever their cause: of the machine, which had other work, and of evaluations as long as training.
 CIRCUMSTANCES = {"pace", "throughput"}
 CONSEQUENCES = {"tiny-corpus": {"data-limited", "repetition-risk", "missing-regularisation"}}
@@ -56,10 +55,3 @@ def test_the_jump_of_shuffled_labels_is_placed() -> None:
     placed = re.search(r"the loss jumped from [\d.]+ at step (\d+) and stayed", fault.conditions[0].found)
     assert placed
     assert abs(int(placed[1]) - judged("shuffled-labels", "clean").setting.total_steps / 2) <= 2
-
-
-def test_the_missing_warmup_is_named_with_a_command() -> None:
-    found = judged("no-warmup", "no-warmup-twin")
-    fault = next(v for v in found.verdicts if v.id == "recipe-or-bug")
-    assert "a warmup of 0 steps, the twin's" in fault.conditions[0].found
-    assert "--optim.warmup-steps" in fault.advice[0].command

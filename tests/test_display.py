@@ -197,7 +197,9 @@ def test_a_run_on_a_terminal_shows_the_panel_and_the_result_below(place: Path, m
     text = run_on_a_terminal(place, monkeypatch)
     assert f"step {STEPS} of {STEPS}" in text
     assert "val" in text
-    assert text.index(f"saved    step {STEPS}") < text.rindex("done: 20 steps; loss on held-out text")
+    saved = re.search(rf"saved +step {STEPS}", text)
+    assert saved
+    assert saved.start() < text.rindex("done: 20 steps; loss on held-out text")
     assert_terminal_is_left_in_order(text)
 
 

@@ -18,6 +18,7 @@ from jaxgpt.diagnose.setting import Setting
 from jaxgpt.logs.history import Evaluation, History, Replay, Stated, Step
 
 NOW = 1_750_000_000.0
+THEIRS = Stated(single_batch_loss=True)  # nanoGPT itself, not our lines in its shape
 
 
 def setting(steps: int) -> Setting:
@@ -43,7 +44,7 @@ def noisy(count: int, level: float = 4.0, seed: int = 0) -> np.ndarray[Any, np.d
 
 
 def test_one_line_gives_the_time_and_says_how_little_it_rests_on() -> None:
-    log = History(source="<stdin>", format="nanogpt", steps=(Step(100, 3.9, 3.99511, line=1),))
+    log = History(source="<stdin>", format="nanogpt", stated=THEIRS, steps=(Step(100, 3.9, 3.99511, line=1),))
     answer = found(log, 6000)
     whole = round(answer.seconds)
     assert (whole // 3600, whole % 3600 // 60, whole % 60) == (6, 32, 51)  # updates 101 to 6,000
@@ -65,9 +66,10 @@ def test_the_interval_narrows_as_lines_come() -> None:
 
 def test_our_own_runs_end_one_step_before_their_length_is_a_step() -> None:
     assert arrival.steps_left(history([1.0] * 101), setting(6000)) == 5899
-    assert arrival.steps_left(history([1.0] * 101, format="nanogpt"), setting(6000)) == 5900
-    evaluated = History(source="x", format="nanogpt", evaluations=(Evaluation(6000, 3.5),))
+    assert arrival.steps_left(history([1.0] * 101, format="nanogpt", stated=THEIRS), setting(6000)) == 5900
+    evaluated = History(source="x", format="nanogpt", stated=THEIRS, evaluations=(Evaluation(6000, 3.5),))
     assert arrival.steps_left(evaluated, setting(6000)) == 0
+    assert arrival.steps_left(history([1.0] * 101, format="nanogpt"), setting(6000)) == 5899  # ours, piped
     assert arrival.steps_left(history([1.0] * 7000), setting(6000)) == 0
 
 
@@ -136,7 +138,7 @@ def nanogpt(every: int = 10, evaluate: int = 500, length: int = 2000) -> History
         for n in range(0, length + 1, every)
     )
     evaluations = tuple(Evaluation(n, 3.1) for n in range(0, length + 1, evaluate))
-    return History(source="-", format="nanogpt", steps=steps, evaluations=evaluations)
+    return History(source="-", format="nanogpt", stated=THEIRS, steps=steps, evaluations=evaluations)
 
 
 def test_evaluation_inside_a_steps_time_is_taken_out_and_counted_ahead() -> None:

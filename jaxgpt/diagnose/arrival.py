@@ -30,7 +30,7 @@ COMPILING, PAUSES, TRAINING, STANDING, TWICE = (
     "between processes",
     "steps done twice",
 )
-INCLUSIVE = ("nanogpt",)  # formats whose last update is numbered like the length: 0 to max_iters
+INCLUSIVE = "nanogpt"  # format whose last update is numbered like the length: 0 to max_iters
 FEW_PAUSES, SOME_PAUSES = 0.3, 0.1  # relative error of what one pause costs, from one or two of them, and from more
 FEWEST_FOR_TENTHS = 20  # lines
 OTHER = 0.005  # of the pace: a scenario that differs by less is none
@@ -126,7 +126,8 @@ def arrive(history: History, setting: Setting, now: float | None = None) -> Arri
 def steps_left(history: History, setting: Setting) -> int:
     """Updates that the run still has to do."""
     total = setting.total_steps or 0
-    return 0 if history.done >= total else total + (history.format in INCLUSIVE) - history.done
+    theirs = history.format == INCLUSIVE and history.stated.single_batch_loss  # our own lines have the same shape
+    return 0 if history.done >= total else total + theirs - history.done
 
 
 def unknown(history: History, setting: Setting) -> str:

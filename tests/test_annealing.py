@@ -1,0 +1,548 @@
+"""The annealing law against slow oracles, simulated runs, its limits, and recorded curves."""
+
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from numpy.typing import NDArray
+
+from jaxgpt.budget import scaling, schedule
+from jaxgpt.budget.scaling import CORPORA
+from jaxgpt.config import Optim
+from jaxgpt.diagnose import annealing, prior
+from jaxgpt.diagnose.annealing import ALPHAS, SHAPES, Curve, Shape, fit
+from jaxgpt.diagnose.course import LEAST_RATE, Course
+from jaxgpt.diagnose.mixture import gaussian, mixture
+from jaxgpt.diagnose.setting import Setting
+from jaxgpt.logs.history import Evaluation, History
+
+Floats = NDArray[np.float64]
+
+OWNERS_LOG = (
+    (0, 10.87),
+    (2000, 4.03),
+    (5000, 3.76),
+    (8000, 3.65),
+    (11000, 3.61),
+    (13500, 3.57),
+    (14500, 3.569),
+)
+
+
+def cosine(total: int, warmup: int = 0, end: float = 0.1) -> Floats:
+    through = np.clip((np.arange(total) - warmup) / (total - warmup), 0, 1)
+    fall = end + (1 - end) * (1 + np.cos(np.pi * through)) / 2
+    return np.where(np.arange(total) < warmup, (np.arange(total) + 1) / (warmup + 1), fall)
+
+
+def trapezoid(total: int, fall: int, end: float = 0.0) -> Floats:
+    return end + (1 - end) * np.minimum((total - np.arange(total)) / fall, 1.0)
+
+
+def step_drop(total: int, at: int, end: float) -> Floats:
+    return np.where(np.arange(total) < at, 1.0, end)
+
+
+SCHEDULES = {
+    "cosine": (cosine(3000, 100), 100),
+    "trapezoid": (trapezoid(2000, 500), 0),
+    "step": (step_drop(1500, 900, 0.1), 0),
+    "constant": (np.ones(500), 0),
+    "up again": (np.concatenate((cosine(400), cosine(400))), 0),
+}
+
+
+def slow_anneal(shape: Shape, rates: Floats, warmup: int, updates: int) -> float:
+    """D after `updates`, one update at a time."""
+    before, done, travelled = 0.0, 0.0, float(rates[:updates].sum())
+    for k in range(updates):
+        fallen = 0.0 if k < warmup else 1 - rates[k] ** shape.q
+        effect = 1.0
+        if shape.kernel:
+            distance = travelled - rates[:k].sum()
+            effect = 1 - (1 + 0.11 * max(rates[k], LEAST_RATE) ** -0.64 * distance) ** -0.58
+        done += (fallen - before) * effect
+        before = fallen
+    return done
+
+
+def slow_rows(shape: Shape, curve: Curve, updates: list[int]) -> Callable[[float], Floats]:
+    """alpha -> what (L0, a, B, m) are multiplied with after each of `updates`."""
+    whole = (curve.rates**shape.p).sum()
+    share = np.array([(curve.rates[:t] ** shape.p).sum() / whole for t in updates])
+    done = np.array([slow_anneal(shape, curve.rates, curve.warmup, t) for t in updates])
+    cost = np.array([0.0 if curve.repetition is None else curve.repetition[t] for t in updates])
+    return lambda alpha: np.stack((np.ones(len(updates)), share**-alpha, -done, cost), axis=1)
+
+
+def slow_final(curve: Curve) -> tuple[float, float, float, float]:
+    """Mean, sd, and the 10 % and 90 % points: losses seen and to come as one Gaussian, conditioned on those seen."""
+    used = curve.used()
+    steps, seen = [int(t) for t in curve.steps[used]], curve.losses[used]
+    noise = annealing.MISFIT**2 * max(len(steps) / 25, 1) + max(curve.sigma**2 - annealing.MISFIT**2, 0)
+    parts = []
+    for shape in SHAPES:
+        (a, a_sd), (b, b_sd) = shape.alpha, shape.drop
+        weight = np.exp(-0.5 * ((ALPHAS - a) / a_sd) ** 2)
+        rows_at = slow_rows(shape, curve, [*steps, len(curve.rates)])
+        for alpha, own in zip(ALPHAS, weight / weight.sum()):
+            rows = rows_at(float(alpha))
+            mean = rows @ [2.5, 0.25, b + shape.rho * b_sd * (alpha - a) / a_sd, 1.0]
+            spread = np.diag([25.0, 1.0, b_sd**2 * (1 - shape.rho**2), 0.53**2])
+            joint = rows @ spread @ rows.T
+            within = joint[:-1, :-1] + noise * np.eye(len(seen))
+            gain = np.linalg.solve(within, joint[:-1, -1])
+            rest = seen - mean[:-1]
+            log = -0.5 * (rest @ np.linalg.solve(within, rest) + np.linalg.slogdet(within)[1])
+            variance = joint[-1, -1] - gain @ joint[:-1, -1] + annealing.FLOOR**2
+            parts.append((math.log(own) + log, mean[-1] + gain @ rest, math.sqrt(variance)))
+    logs, means, sds = (np.array(x) for x in zip(*parts))
+    weights = np.exp(logs - logs.max()) / np.exp(logs - logs.max()).sum()
+    mean = float(weights @ means)
+    sd = math.sqrt(weights @ (sds**2 + means**2) - mean**2)
+    return mean, sd, slow_point(weights, means, sds, 0.1), slow_point(weights, means, sds, 0.9)
+
+
+def slow_point(weights: Floats, means: Floats, sds: Floats, level: float) -> float:
+    low, high = means.min() - 9 * sds.max(), means.max() + 9 * sds.max()
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = sum(w * (1 + math.erf((middle - m) / s / math.sqrt(2))) / 2 for w, m, s in zip(weights, means, sds))
+        low, high = (middle, high) if below < level else (low, middle)
+    return float(low)
+
+
+def drawn(random: np.random.Generator, rates: Floats, warmup: int, shape: Shape, misfit: float = 0.0) -> Curve:
+    """A whole run from the law's own prior, evaluated forty times."""
+    alpha = min(max(random.normal(*shape.alpha), 0.12), 1.18)
+    away = (alpha - shape.alpha[0]) / shape.alpha[1]
+    drop = random.normal(shape.drop[0] + shape.rho * shape.drop[1] * away, shape.drop[1] * math.sqrt(1 - shape.rho**2))
+    level, scale = random.uniform(2, 3.5), random.uniform(0.15, 0.5)
+    course = Course.of(rates, warmup)
+    steps = np.linspace(0, len(rates), 41).astype(np.int64)[1:]
+    at = steps.astype(np.float64)
+    share = course.travel(shape.p, at) / course.travel(shape.p, at[-1:])
+    losses = level + scale * share**-alpha - drop * course.anneal(shape.q, shape.kernel, at)
+    return Curve(
+        steps=steps, losses=losses + random.normal(0, misfit, len(steps)), rates=rates, warmup=warmup, sigma=misfit
+    )
+
+
+def upto(curve: Curve, share: float) -> Curve:
+    kept = curve.steps <= share * len(curve.rates)
+    return replace(curve, steps=curve.steps[kept], losses=curve.losses[kept])
+
+
+@pytest.fixture
+def run() -> Curve:
+    """A usual cosine run of 20,000 updates without noise."""
+    course, steps = Course.of(cosine(20_000, 500), 500), np.arange(500, 20_001, 500)
+    at = steps.astype(np.float64)
+    losses = 2.9 + 0.3 * (course.travel(0.25, at) / course.travel(0.25, at[-1:])) ** -0.5
+    losses -= 0.12 * course.anneal(1.0, True, at)
+    return Curve(steps=steps, losses=losses, rates=cosine(20_000, 500), warmup=500)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=["delayed", "at once"])
+def test_anneal_is_the_sum_over_all_updates(name: str, shape: Shape) -> None:
+    rates, warmup = SCHEDULES[name]
+    course = Course.of(rates, warmup)
+    at = [1, len(rates) // 3, int(0.62 * len(rates)), len(rates) - 1, len(rates)]
+    fast = course.anneal(shape.q, shape.kernel, np.array(at, np.float64))
+    np.testing.assert_allclose(fast, [slow_anneal(shape, rates, warmup, t) for t in at], atol=2e-3)
+
+
+def test_long_schedule_is_as_good_as_all_its_updates() -> None:
+    rates = cosine(50_000, 2000)
+    for kernel, q in ((True, 1.0), (False, 0.85)):
+        coarse = Course.of(rates, 2000)
+        exact = Course(np.arange(50_001, dtype=np.float64), rates, 2000)
+        at = np.linspace(3000, 50_000, 40).round()
+        np.testing.assert_allclose(coarse.travel(0.5, at), exact.travel(0.5, at), rtol=1e-4)
+        # a thousandth of the drop is a ten-thousandth of a nat
+        np.testing.assert_allclose(coarse.anneal(q, kernel, at), exact.anneal(q, kernel, at), atol=1e-3)
+
+
+def test_many_places_are_filled_in_between_a_few() -> None:
+    course = Course.of(cosine(20_000), 0)
+    at = np.arange(20_000, dtype=np.float64)
+    np.testing.assert_allclose(course.anneal(1.0, True, at)[::97], course.anneal(1.0, True, at[::97]), atol=1.5e-3)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("sigma", [0.003, 0.02])
+def test_forecast_is_the_conditional_of_one_joint_gaussian(repeated: bool, sigma: float) -> None:
+    curve = upto(drawn(np.random.default_rng(1), cosine(300, 10), 10, SHAPES[0], 0.004), 0.8)
+    cost = np.maximum(np.arange(301) / 100 - 1, 0) ** 0.7 * 0.02 if repeated else None
+    curve = replace(curve, sigma=sigma, repetition=cost)
+    found = fit(curve).final()
+    mean, sd, low, high = slow_final(curve)
+    assert found.mean == pytest.approx(mean, abs=2e-4)
+    assert found.sd == pytest.approx(sd, rel=0.02)
+    assert (found.low80, found.high80) == pytest.approx((low, high), abs=3e-4)
+
+
+def test_intervals_of_a_mixture_hold_what_they_say() -> None:
+    random = np.random.default_rng(0)
+    weights, means, sds = np.array([0.5, 0.3, 0.2]), np.array([3.0, 3.1, 3.5]), np.array([0.02, 0.05, 0.01])
+    kind = random.choice(3, 200_000, p=weights)
+    samples = random.normal(means[kind], sds[kind])
+    found = mixture(weights, means, sds)
+    assert (found.mean, found.sd) == pytest.approx((samples.mean(), samples.std()), abs=2e-3)
+    assert found[2:] == pytest.approx(np.quantile(samples, (0.1, 0.9, 0.025, 0.975)), abs=2e-3)
+
+
+@pytest.mark.parametrize(("share", "bound"), [(0.5, 0.012), (0.7, 0.007)])
+def test_runs_drawn_from_the_law_lie_in_the_intervals_as_often_as_they_say(share: float, bound: float) -> None:
+    random = np.random.default_rng(5)
+    inside80, inside95, errors = [], [], []
+    for i in range(120):
+        whole = drawn(random, cosine(4000, 100), 100, SHAPES[i % 6], 0.003)
+        found = fit(upto(whole, share)).final()
+        end = whole.losses[-1]
+        inside80.append(found.low80 <= end <= found.high80)
+        inside95.append(found.low95 <= end <= found.high95)
+        errors.append(abs(found.mean - end))
+    assert 0.70 <= np.mean(inside80) <= 0.92
+    assert np.mean(inside95) >= 0.90
+    assert np.mean(errors) < bound
+
+
+def test_drop_is_found_once_the_rate_has_fallen() -> None:
+    random, rates = np.random.default_rng(2), trapezoid(5000, 1500)
+    course = Course.of(rates, 0)
+    steps = np.arange(100, 5001, 100)
+    at = steps.astype(np.float64)
+    share = course.travel(0.25, at) / 5000
+    losses = 3 + 0.25 * share**-0.5 - 0.17 * course.anneal(1.0, True, at) + random.normal(0, 5e-4, len(at))
+    whole = Curve(steps=steps, losses=losses, rates=rates)
+    before, after = fit(upto(whole, 0.6)).drop, fit(whole, shapes=SHAPES[2:3]).drop
+    assert before == pytest.approx((SHAPES[2].drop[0], 0.025), abs=0.02)  # the prior's
+    assert after[0] == pytest.approx(0.17, abs=0.012)
+    assert after[1] < 0.6 * before[1]
+
+
+def test_length_in_updates_does_not_matter_where_nothing_is_delayed() -> None:
+    at_once = [shape for shape in SHAPES if not shape.kernel]
+    short = upto(drawn(np.random.default_rng(4), cosine(4000), 0, at_once[1], 0.003), 0.6)
+    long = replace(short, steps=short.steps * 25, rates=np.repeat(short.rates, 25))
+    assert fit(long, shapes=at_once).final() == pytest.approx(fit(short, shapes=at_once).final(), abs=5e-4)
+
+
+def test_a_million_updates_are_forecast_like_their_blocks() -> None:
+    whole = drawn(np.random.default_rng(8), cosine(1_000_000, 2000), 2000, SHAPES[2])
+    assert abs(fit(upto(whole, 0.7)).final().mean - whole.losses[-1]) < 0.01
+
+
+def test_level_of_the_losses_goes_through(run: Curve) -> None:
+    seen = upto(run, 0.5)
+    higher = replace(seen, losses=seen.losses + 0.5)
+    assert fit(higher).final().mean - fit(seen).final().mean == pytest.approx(0.5, abs=2e-3)
+
+
+def test_order_of_the_shapes_does_not_matter(run: Curve) -> None:
+    seen = upto(run, 0.5)
+    assert fit(seen, shapes=SHAPES[::-1]).final() == pytest.approx(fit(seen).final(), abs=1e-9)
+
+
+def test_many_evaluations_are_forecast_like_means_of_neighbours(run: Curve) -> None:
+    steps = np.arange(10, 14_000, 10)
+    dense = replace(run, steps=steps, losses=np.interp(steps, run.steps, run.losses))
+    sparse = replace(dense, steps=steps[9::10], losses=dense.losses[9::10])
+    assert fit(dense).final().mean == pytest.approx(fit(sparse).final().mean, abs=2e-3)
+
+
+def test_many_noisy_evaluations_say_more_than_few(run: Curve) -> None:
+    steps = np.arange(20, 10_000, 20)
+    dense = replace(run, steps=steps, losses=np.interp(steps, run.steps, run.losses), sigma=0.02)
+    few = replace(dense, steps=steps[19::20], losses=dense.losses[19::20])
+    assert fit(dense).final().sd < 0.8 * fit(few).final().sd
+
+
+def test_without_a_curve_the_prior_stands() -> None:
+    nothing = Curve(steps=np.zeros(0, np.int64), losses=np.zeros(0), rates=cosine(1000))
+    found = fit(nothing, gaussian(3.2, 0.05)).final()
+    assert (found.mean, found.sd) == pytest.approx((3.2, 0.05), abs=2e-3)
+    assert (found.low80, found.high95) == pytest.approx((3.2 - 1.28 * 0.05, 3.2 + 1.96 * 0.05), abs=4e-3)
+
+
+def test_prior_gives_way_as_the_run_goes_on(run: Curve) -> None:
+    wrong = gaussian(run.losses[-1] + 0.2, 0.05)
+    errors = [fit(upto(run, share), wrong).final().mean - run.losses[-1] for share in (0.02, 0.2, 0.5, 1.0)]
+    assert errors[0] > 0.15
+    assert 0.15 > errors[1] > 0.001
+    assert abs(errors[2]) < 0.02
+    assert abs(errors[3]) < 0.003
+
+
+def test_prior_of_no_certainty_changes_nothing_and_a_certain_one_is_believed(run: Curve) -> None:
+    seen = upto(run, 0.4)
+    assert fit(seen, gaussian(9.0, 1e4)).final() == pytest.approx(fit(seen).final(), abs=1e-4)
+    assert fit(seen, gaussian(run.losses[-1] + 0.01, 1e-5)).final().mean == pytest.approx(
+        run.losses[-1] + 0.01, abs=1e-3
+    )
+
+
+def test_too_little_to_go_on_is_said(run: Curve) -> None:
+    early = replace(run, steps=np.array([0, 1, 400]), losses=np.array([10.8, 10.7, 5.0]))
+    with pytest.raises(ValueError, match="usable evaluations"):
+        fit(early)
+    with pytest.raises(ValueError, match="usable evaluations"):
+        fit(replace(run, losses=np.full(len(run.steps), np.nan)))
+
+
+def test_losses_that_are_no_numbers_are_left_out(run: Curve) -> None:
+    seen = upto(run, 0.6)
+    broken = seen.losses.copy()
+    broken[[5, 9]] = np.nan, np.inf
+    kept = np.isfinite(broken)
+    clean = replace(seen, steps=seen.steps[kept], losses=seen.losses[kept])
+    assert fit(replace(seen, losses=broken)).final() == fit(clean).final()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"losses": np.ones(3)},
+        {"rates": np.ones(0)},
+        {"repetition": np.ones(7)},
+        {"steps": np.arange(40)[::-1]},
+    ],
+)
+def test_curve_whose_parts_do_not_go_together_is_refused(run: Curve, wrong: dict[str, NDArray[np.generic]]) -> None:
+    with pytest.raises(ValueError, match="curve"):
+        replace(run, **wrong)
+
+
+def test_end_of_the_fan_is_the_forecast(run: Curve) -> None:
+    found = fit(upto(run, 0.5), gaussian(3.0, 0.1))
+    mean, sd = found.at([5_000, 20_000])
+    assert (mean[1], sd[1]) == pytest.approx(found.final()[:2], rel=1e-9)
+    assert sd[0] < sd[1]
+    assert mean[0] == pytest.approx(np.interp(5_000, run.steps, run.losses), abs=0.005)
+
+
+def test_longer_runs_end_lower_and_lower_rates_too(run: Curve) -> None:
+    found = fit(upto(run, 0.5))
+    lengths = [found.final(cosine(total, 500)).mean for total in (12_000, 20_000, 30_000, 60_000)]
+    assert lengths == sorted(lengths, reverse=True)
+    ends = [found.final(cosine(20_000, 500, end)).mean for end in (0.5, 0.3, 0.1, 0.03)]
+    assert ends == sorted(ends, reverse=True)
+
+
+def test_stopping_now_and_annealing_is_between_now_and_the_end(run: Curve) -> None:
+    found = fit(upto(run, 0.5))
+    fall = np.linspace(1, 0.1, 1000) * run.rates[9_999] / 1.0
+    branch = found.final(np.concatenate((run.rates[:10_000], fall)))
+    now = found.at([10_000])[0][0]
+    assert found.final().mean < branch.mean < now
+    left = found.remaining_drop(10_000, np.concatenate((run.rates[:10_000], fall)))
+    assert 0 < left[0] < found.drop[0]
+
+
+def test_what_annealing_still_takes_off_ends_at_nothing(run: Curve) -> None:
+    found = fit(upto(run, 0.5))
+    left = [found.remaining_drop(step)[0] for step in (600, 5_000, 10_000, 20_000)]
+    assert left == sorted(left, reverse=True)
+    assert left[-1] == 0
+    assert left[0] == pytest.approx(0.9 * found.drop[0], rel=0.15)
+
+
+def test_repetition_is_learned_and_goes_on(run: Curve) -> None:
+    cost = 0.05 * np.maximum(np.arange(20_001) / 5_000 - 1, 0) ** 0.683
+    for times in (0.6, 1.0, 1.4):
+        whole = replace(run, losses=run.losses + times * cost[run.steps], repetition=cost)
+        with_cost = fit(upto(whole, 0.7)).final()
+        without = fit(replace(upto(whole, 0.7), repetition=None)).final()
+        assert abs(with_cost.mean - whole.losses[-1]) < 0.012
+        assert abs(with_cost.mean - whole.losses[-1]) < abs(without.mean - whole.losses[-1])
+        assert with_cost.low80 <= whole.losses[-1] <= with_cost.high80
+
+
+def test_unlearned_repetition_widens_the_interval(run: Curve) -> None:
+    cost = 0.1 * np.maximum(np.arange(20_001) / 12_000 - 1, 0)  # none yet at half of the run
+    known, unknown = fit(upto(run, 0.5)).final(), fit(replace(upto(run, 0.5), repetition=cost)).final()
+    assert unknown.mean - known.mean == pytest.approx(cost[-1], abs=2e-3)
+    assert unknown.sd == pytest.approx(math.hypot(known.sd, 0.53 * cost[-1]), rel=0.03)
+
+
+def test_repetition_goes_on_beyond_the_planned_end(run: Curve) -> None:
+    cost = 1e-5 * np.arange(20_001)
+    found = fit(replace(run, repetition=cost), gaussian(3.0, 1.0))
+    longer = cosine(30_000, 500)
+    assert found.final(longer).mean == pytest.approx(found.final(longer, 1e-5 * np.arange(30_001)).mean, abs=1e-6)
+
+
+def setting(warmup: int = 2000, **changed: object) -> Setting:
+    """The owner's run: 20,000 steps of half a million tokens of FineWeb."""
+    optim = Optim(learning_rate=1e-3, min_lr=1e-4, warmup_steps=warmup)
+    values: dict[str, object] = {
+        "total_steps": 20_000,
+        "optim": optim,
+        "rates": np.array([schedule.learning_rate(optim, 20_000, i) for i in range(20_000)]) / 1e-3,
+        "corpus": CORPORA["fineweb"],
+        "tokens_per_step": 524_288.0,
+        "eval_tokens": 200.0 * 16 * 1024,
+        "unique_tokens": 3.68e9,
+        "parameters": 40.56e6,
+        "vocab_size": 50_304,
+    }
+    return Setting(**(values | changed))  # type: ignore[arg-type]
+
+
+def history(points: tuple[tuple[int, float], ...] = OWNERS_LOG) -> History:
+    return History(
+        source="log", format="nanogpt", evaluations=tuple(Evaluation(step=step, val=val) for step, val in points)
+    )
+
+
+@pytest.mark.parametrize("warmup", [200, 1000, 2000])
+@pytest.mark.parametrize("digits", [2, 3])
+def test_owners_run_ends_where_the_law_and_its_log_say(warmup: int, digits: int) -> None:
+    points = tuple((step, round(val, digits)) for step, val in OWNERS_LOG)
+    known = setting(warmup)
+    curve = prior.curve(history(points), known)
+    for found in (fit(curve).final(), fit(curve, prior.pre_run(known)).final()):
+        assert 3.50 <= found.mean <= 3.56
+        assert 0.008 <= found.sd <= 0.02
+
+
+@pytest.mark.parametrize("last", [8_000, 11_000])
+def test_owners_run_was_forecast_early(last: int) -> None:
+    found = prior.posterior(history(tuple(p for p in OWNERS_LOG if p[0] <= last)), setting())
+    assert found is not None
+    assert 3.50 <= found.final().mean <= 3.56
+    assert found.final().low80 <= 3.53 <= found.final().high80
+
+
+def test_prior_is_the_planners_law() -> None:
+    found = prior.pre_run(setting())
+    assert found is not None
+    assert found.mean == pytest.approx(3.530, abs=0.002)
+    assert found.sd == pytest.approx(math.hypot(scaling.SAME_RECIPE, 0.01, 0.7 * 0.0025), abs=1e-4)
+    shorter = prior.pre_run(setting(), 10_000)
+    assert shorter is not None
+    assert shorter.mean > found.mean
+    assert prior.pre_run(setting(parameters=None)) is None
+    assert prior.pre_run(setting(tokens_per_step=None)) is None
+
+
+def test_repetition_of_a_setting_is_the_planners() -> None:
+    cost = prior.repetition(setting())
+    assert cost is not None
+    assert len(cost) == 20_001
+    assert cost[7_000] == 0
+    for step in (7_100, 13_500, 20_000):
+        assert cost[step] == pytest.approx(scaling.repetition(40.56e6, step * 524_288.0, 3.68e9))
+    assert prior.repetition(setting(unique_tokens=None)) is None
+    assert prior.repetition(setting(unique_tokens=1e12)) is None
+
+
+def test_noise_of_an_evaluation_goes_with_its_tokens() -> None:
+    assert prior.sigma(setting()) == pytest.approx(0.0176, abs=1e-4)
+    assert prior.sigma(setting(eval_tokens=4 * 200 * 16 * 1024.0)) == pytest.approx(0.0088, abs=1e-4)
+    assert prior.sigma(setting(fixed_eval=True)) == annealing.MISFIT
+
+
+def test_log_without_a_loss_leaves_the_prior_and_without_both_nothing() -> None:
+    alone = prior.posterior(history(((0, 10.9),)), setting())
+    assert alone is not None
+    assert alone.final().mean == pytest.approx(3.530, abs=0.003)
+    assert prior.posterior(history(((0, 10.9),)), setting(parameters=None)) is None
+
+
+def test_evaluation_that_stands_twice_counts_once() -> None:
+    curve = prior.curve(history(((0, 10.9), (500, 5.0), (500, 4.9), (1000, math.nan))), setting())
+    assert curve.steps.tolist() == [0, 500]
+    assert curve.losses.tolist() == [10.9, 4.9]
+
+
+@pytest.fixture(scope="session")
+def bench() -> Iterator[ModuleType]:
+    """`bench/forecast.py` as a module."""
+    sys.path.insert(0, str(ROOT / "bench"))
+    try:
+        spec = importlib.util.spec_from_file_location("bench_forecast", ROOT / "bench" / "forecast.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["bench_forecast"] = module
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(ROOT / "bench"))
+
+
+@pytest.mark.parametrize("method", ["power", "Tissue", "multi-power"])
+def test_free_fits_find_a_run_of_their_own_form(bench: ModuleType, method: str) -> None:
+    """So that what the law is compared with is no straw man."""
+    course = Course.of(cosine(20_000, 500), 500)
+    at = np.append(np.arange(2_000.0, 14_001.0, 250.0), 20_000.0)
+    travel = course.travel(1.0, at)
+    if method == "power":
+        losses = 3 + 40 * at**-0.6
+    elif method == "Tissue":
+        momentum = sys.modules["baselines"]._momentum(course)
+        losses = 3 + 40 * travel**-0.6 - 2e-4 * np.interp(at, course.edges, momentum)
+    else:
+        fall, gain = sys.modules["baselines"]._Kernel(at, course).columns(0.6, 0.2, 0.5, 0.5)
+        losses = 3 + 40 * fall + 0.13 * gain
+    found = bench.METHODS[method](at[:-1], losses[:-1], course)
+    assert found == pytest.approx(losses[-1], abs=0.002)
+
+
+def test_recorded_curves_are_forecast_within_the_limits(bench: ModuleType, shared: Path) -> None:
+    curves = [curve for curve in bench.read(shared / "forecast") if curve.core]
+    assert len(curves) == 27
+    results = bench.judge(curves, (0.3, 0.5, 0.7), baselines=False)
+    limits = {"cosine": (0.0125, 0.007, 0.005), "wsd": (0.021, 0.014, 0.014)}
+    for kind, bounds in limits.items():
+        for share, bound in zip((0.3, 0.5, 0.7), bounds):
+            assert bench.mae(bench.pick(results, share, kind=kind)) <= bound
+    for share in (0.3, 0.5, 0.7):
+        assert 0.75 <= bench.coverage(bench.pick(results, share), 80) <= 0.90
+
+
+def test_prior_of_a_family_knows_nothing_of_it(bench: ModuleType) -> None:
+    random, curves = np.random.default_rng(6), []
+    for i in range(18):
+        usual = replace(SHAPES[2], drop=(0.04 if i < 9 else 0.20, 0.01), rho=0.0)
+        whole, family = drawn(random, cosine(3000, 100), 100, usual), "low" if i < 9 else "high"
+        given = {"steps": whole.steps, "losses": whole.losses, "rates": whole.rates, "warmup": 100}
+        curves.append(bench.Recorded(name=f"{i}", family=family, kind="cosine", repetition=None, **given))
+    prior_of = bench._priors(curves)
+    assert prior_of("high")[2].drop[0] == pytest.approx(0.04, abs=0.02)
+    assert prior_of("low")[2].drop[0] == pytest.approx(0.20, abs=0.02)
+    assert bench._priors(curves[:12])("low") == SHAPES  # three curves are too few to learn from
+
+
+def test_shipped_priors_are_those_of_the_curves(bench: ModuleType, shared: Path) -> None:
+    for shipped, learned in zip(SHAPES, bench.learn([c for c in bench.read(shared / "forecast") if c.core])):
+        assert (*shipped.alpha, *shipped.drop) == pytest.approx((*learned.alpha, *learned.drop), abs=0.002)
+        assert shipped.rho == pytest.approx(learned.rho, abs=0.02)
+
+
+def test_table_is_written_from_any_folder(bench: ModuleType, tmp_path: Path) -> None:
+    head = "id,family,type,warmup,peak_lr,end_lr,total_steps,total_tokens,batch_tokens,epochs,n_total,quality\n"
+    rows, random = [], np.random.default_rng(0)
+    for i, (kind, rates) in enumerate((("cosine to 10%", cosine(3000, 100)), ("WSD linear decay from 2000", None))):
+        rates = trapezoid(3000, 1000, 0.1) if rates is None else rates
+        whole = drawn(random, rates, 100 if i == 0 else 0, SHAPES[2])
+        points = "".join(f"{step},,,,{loss}\n" for step, loss in zip(whole.steps, whole.losses))
+        (tmp_path / f"run{i}.csv").write_text("step,tokens,lr_or_blank,train_loss_or_blank,val_loss\n" + points)
+        rows.append(f"run{i},fam{i},{kind},{100 if i == 0 else 0},3e-4,3e-5,3000,,524288,<1,1e8,\n")
+    (tmp_path / "index.csv").write_text(head + "".join(rows))
+    read = bench.read(tmp_path)
+    np.testing.assert_allclose(read[0].rates, cosine(3000, 100), atol=1e-6)
+    np.testing.assert_allclose(read[1].rates, trapezoid(3000, 1000, 0.1), atol=2e-3)
+    text = bench.write([tmp_path])
+    assert "| cosine (1) | **annealing law** |" in text
+    assert "| WSD, trapezoid, linear (1) | **annealing law** |" in text

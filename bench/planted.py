@@ -5,8 +5,20 @@
 Each run is `python -m jaxgpt.train` in a process of its own on the CPU, a minute or less on 2 cores, on the source code
 of Python's standard library (prepared under DIR, temporary by default, with a vocabulary of 1,024). From each, its
 `log.jsonl` with figures cut to 5 digits, `config.json` and `data.json` go to `--out` (`tests/planted`), nothing else.
-The validation text is the same for all; only the cause and what it needs differ from `clean`:
+The validation text is the same for all; only the cause and what it needs differ from its twin. What was measured (2 x86 cores, Python 3.11's library; nats per
+token, unigram entropy 5.84):
 
+    run              what differs                                          val at the end  twin
+    clean            cosine from 6e-3 to 0, warmup 35, 0.03 epochs                  4.824
+    lr-10x           peak 6e-2                                                      5.497  4.824
+    two-layers       2 layers of width 16                                           5.055  4.824
+    tiny-corpus      7,168 different tokens, 50 epochs                              8.150  4.824 (5.444 at step 98)
+    shuffled-labels  from step 175 on, tokens in random order                       5.860  4.824 (5.183 at step 168)
+    no-decay         constant 1.2e-2                                                4.710  4.657
+    no-decay-twin    1.2e-2, falling to 0 over the last 70 steps                    4.657
+
+`no-decay` has a twin of its own: after 350 steps the loss still falls so fast that a constant 6e-3 beats `clean`'s cosine
+(4.664). No warmup left out has done harm at this size (docs/experiments.md), so there is no such run.
 """
 
 import argparse
@@ -51,11 +63,10 @@ RUNS = {
     "clean": Planted(),
     "lr-10x": Planted({"optim": {"learning_rate": 6e-2}}),
     "no-decay": Planted({"optim": {"learning_rate": 1.2e-2, "schedule": "constant"}}),
-    "no-decay-twin": Planted({"optim": {"learning_rate": 1.2e-2, "schedule": "wsd", "decay_steps": 35}}),
+    "no-decay-twin": Planted({"optim": {"learning_rate": 1.2e-2, "schedule": "wsd", "decay_steps": 70}}),
     "tiny-corpus": Planted(tokens="tiny"),
     "two-layers": Planted({"model": {"n_layer": 2, "n_head": 2, "n_embd": 16}}),
     "shuffled-labels": Planted({"data": {"order": "sequential"}}, tokens="shuffled"),
-    "no-warmup": Planted({"optim": {"learning_rate": 6e-2, "warmup_steps": 0}}),
 }
 
 

@@ -181,6 +181,7 @@ HOT, HELD = replace(COSINE, learning_rate=5e-3, min_lr=5e-4), replace(COSINE, sc
         ({"unique_tokens": 1e9}, {"val": rising, "gap": widening}, {"overfitting", "data-limited"}),
         ({}, {}, {"recipe-or-bug"}),
         ({"optim": replace(COSINE, warmup_steps=0)}, {}, {"recipe-or-bug"}),
+        ({"optim": HELD}, {"val": lambda steps: clean(setting())(steps) + 0.3}, set()),
         ({}, {"above": 0.0}, set()),
         ({"optim": HOT, "parameters": 1e7}, {"above": 0.0}, set()),
     ],
@@ -190,6 +191,24 @@ def test_beside_a_twin_the_difference_that_matters_is_the_cause(
 ) -> None:
     found = beside(own, **told)
     assert {name for name in CAUSES if found[name] == "supported"} == cause
+
+
+def test_a_twin_that_still_warms_up_has_not_decayed_earlier() -> None:
+    found = beside(
+        {"optim": replace(COSINE, warmup_steps=0)}, {"optim": replace(COSINE, warmup_steps=400)}, done=200, above=3.0
+    )
+    assert found["not-annealed"] == "not supported"
+    assert found["recipe-or-bug"] == "supported"
+
+
+def test_the_missing_warmup_is_named_with_a_command() -> None:
+    other = setting()
+    lifted = history(other, val=lambda steps: clean(other)(steps) + 0.1)
+    own, seen = of_ours(setting(optim=replace(COSINE, warmup_steps=0), twin=Twin(history(other), other)), lifted)
+    fault = judged(own, seen)["recipe-or-bug"]
+    assert "a warmup of 0 steps, the twin's 100" in fault.conditions[0].found
+    assert parsed(fault.advice[0].command)[0].optim.warmup_steps == 100
+    assert fault.advice[0].gain == pytest.approx(0.1, abs=0.02)
 
 
 def test_two_differences_at_once_are_told_apart_by_nothing() -> None:

@@ -76,7 +76,7 @@ def test_a_gain_below_the_evaluations_error_stops_the_run_once_the_rate_is_at_it
         in stopper.little_to_gain(found(slope=3e-4))
     )
     assert stopper.little_to_gain(found(slope=6e-4)) == ""
-    assert stopper.little_to_gain(found(slope=3e-4, done=55)) == ""  # the fall is not over
+    assert stopper.little_to_gain(found(slope=1e-4, done=55)) == ""  # the fall is not over
     assert stopper.little_to_gain(found(slope=3e-4, schedule="constant")) == ""  # nothing has fallen
     assert stopper.little_to_gain(found(slope=3e-4, done=100)) == ""
 

@@ -213,6 +213,7 @@ def test_proofs_are_kept_as_they_are_and_torn_lines_are_left_out(tmp_path: Path)
 def test_the_score_counts_what_was_inside() -> None:
     held = [proof(3.05), proof(3.15), proof(3.3)]
     assert [(one.inside80, one.inside95) for one in held] == [(True, True), (False, True), (False, False)]
+    assert [(one.inside80, one.inside95) for one in (proof(2.85), proof(2.7))] == [(False, True), (False, False)]
     assert math.isclose(held[2].error, -0.3)
     said = proofs.score(held)
     assert "put to the test: 3; inside the 80 % interval 1, inside the 95 % interval 2, mean error 0.1667 nats" in said

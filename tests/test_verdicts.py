@@ -159,6 +159,7 @@ SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
     "not-annealed": [made({"optim": CONSTANT}, done=1800), made(done=1000)],
     "recipe-or-bug": [
         made(val=lambda steps: 7.5 + 0 * steps),
+        made({"parameters": 1e6}, val=lambda steps: 7.5 + 0 * steps),
         made(val=lambda steps: clean(setting())(steps) + 0.3),
         made({"optim": replace(COSINE, decay_steps=1000)}),
         made({"optim": replace(COSINE, warmup_steps=1000)}),
@@ -206,8 +207,17 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
     "not-annealed": [made(), made(done=50), made({"parameters": None}, done=50)],
     "recipe-or-bug": [made(), made(losses=training(jump(1000, 60)))],
     "divergence": [made(losses=training(flat)), made(losses=training(jump(1000, 1e-9))), made(losses=training(spiked))],
-    "loss-spikes": [made(losses=training(flat)), made(losses=training(odd)), made(losses=training(jump(1000, 1e-9)))],
-    "resume-seam": [made(), made(losses=training(flat), **RESUMED)],
+    "loss-spikes": [
+        made(losses=training(flat)),
+        made(losses=training(odd)),
+        made(losses=training(flat, noise=0.1)),
+        made(losses=training(jump(1000, 1e-9))),
+    ],
+    "resume-seam": [
+        made(),
+        made(losses=training(flat), **RESUMED),
+        made(losses=training(flat, noise=0.4), **RESUMED),
+    ],
     "throughput": [
         made(losses=training(flat), seconds=steady),
         made(losses=training(flat), seconds=lambda s: 1.3 - slower(s)),
@@ -266,6 +276,13 @@ def test_status(name: str, status: str, own: Setting, seen: History) -> None:
         assert any(condition.missing for condition in found.conditions if condition.holds is None)
     if status != "supported":
         assert found.advice == ()
+
+
+def test_what_follows_from_overfitting_stands_behind_it() -> None:
+    found = judged(*made(REPEATED, gap=lambda steps: widening(steps) / 2, done=1000))
+    assert found["overfitting"].status == found["repetition-risk"].status == "supported"
+    own = [float(found["repetition-risk"].conditions[1].found.split()[0]), found["overfitting"].weight]
+    assert own[0] > own[1] > found["repetition-risk"].weight
 
 
 def test_a_model_with_few_tokens_is_at_its_level_and_not_limited_by_size() -> None:

@@ -61,7 +61,7 @@ def _judged(case: Case, steps: int, low: float, high: float) -> Claim | None:
 
 def _needs(case: Case, loss: float) -> str:
     size = case.setting.parameters
-    return "takes a larger model, or another corpus" if size is None else needed_by(size, case.setting.corpus, loss)
+    return "takes a larger model, or another corpus" if not size else needed_by(size, case.setting.corpus, loss)
 
 
 def ending_at(case: Case, steps: int) -> Forecast | None:

@@ -31,8 +31,11 @@ def later_decay(case: Case) -> Condition:
     asks = f"the learning rate stands {LATER:.0%} of the peak or more above the twin's"
     step = case.done - 1
     mine, other = case.share(step), case.twin.share(step) if case.twin else None
-    if mine is None or other is None:
+    if mine is None or other is None or case.twin is None:
         return unknown(asks, "the schedules of both")
+    warm = max(case.setting.optim.warmup_steps, case.twin.setting.optim.warmup_steps)
+    if step < warm:
+        return Condition(asks, f"a warmup lasts until step {warm:,}", False)
     return Condition(asks, f"{mine:.0%} against {other:.0%} of the peak at step {step:,}", mine - other >= LATER)
 
 

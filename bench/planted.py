@@ -5,8 +5,8 @@
 Each run is `python -m jaxgpt.train` in a process of its own on the CPU, a minute or less on 2 cores, on the source code
 of Python's standard library (prepared under DIR, temporary by default, with a vocabulary of 1,024). From each, its
 `log.jsonl` with figures cut to 5 digits, `config.json` and `data.json` go to `--out` (`tests/planted`), nothing else.
-The validation text is the same for all; only the cause and what it needs differ from its twin. What was measured (2 x86 cores, Python 3.11's library; nats per
-token, unigram entropy 5.84):
+The validation text is the same for all; only the cause and what it needs differ from its twin. What was measured
+(2 x86 cores, Python 3.11's library; nats per token, unigram entropy 5.84):
 
     run              what differs                                          val at the end  twin
     clean            cosine from 6e-3 to 0, warmup 35, 0.03 epochs                  4.824
@@ -17,8 +17,8 @@ token, unigram entropy 5.84):
     no-decay         constant 1.2e-2                                                4.710  4.657
     no-decay-twin    1.2e-2, falling to 0 over the last 70 steps                    4.657
 
-`no-decay` has a twin of its own: after 350 steps the loss still falls so fast that a constant 6e-3 beats `clean`'s cosine
-(4.664). No warmup left out has done harm at this size (docs/experiments.md), so there is no such run.
+`no-decay` has a twin of its own: after 350 steps the loss still falls so fast that a constant 6e-3 beats the cosine of
+`clean` (4.664). Leaving the warmup out has done no harm at this size (docs/experiments.md): there is no such run.
 """
 
 import argparse

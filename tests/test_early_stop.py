@@ -1,6 +1,7 @@
 """A run that ends early by its own advice: on what grounds, how it says so, and how it goes on."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from jaxgpt.diagnose.stopper import Stopper
 from jaxgpt.diagnose.verdict import Condition, Verdict
 from jaxgpt.diagnose.watch import Watch
 from jaxgpt.logs.history import Evaluation, History, Step
+from jaxgpt.metrics import Score, Scores
 
 __all__ = ["place", "xla_cache"]  # fixtures
 
 PLANTED = ROOT / "tests" / "planted"
-EARLY = {"run.eval_every": 4, "run.early_stop": True}
+EARLY = {"run.eval_every": 4, "run.early_stop": True, "run.save_every": STEPS}
 
 
 class Line:
@@ -109,7 +111,16 @@ def test_a_clean_run_is_not_stopped() -> None:
 
 @pytest.fixture
 def advised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every diagnosis of a run says that it overfits severely."""
+    """Every diagnosis of a run says that it overfits severely, and its validation loss rises: no best to save."""
+    val = itertools.count(4.0)
+
+    class Judge:
+        def __init__(self, *_: object) -> None: ...
+
+        def __call__(self, params: Any) -> Scores:
+            return Scores(Score(4.0, 0.1, 16, None), Score(next(val), 0.1, 16, None))
+
+    monkeypatch.setattr(train, "Evaluator", Judge)
     monkeypatch.setattr(watch.own, "of", lambda folder: found("severe-overfitting"))
 
 

@@ -191,9 +191,10 @@ def _short(line: str) -> str:
 
 
 def refuted(verdict: Verdict) -> str:
-    """The first condition that a verdict fails on, as a question with its answer."""
+    """The first condition that a verdict fails on, as a question with its answer, and what else the log shows of it."""
     failed = next((condition for condition in verdict.conditions if condition.holds is False), None)
-    return "" if failed is None else f"{failed.asks}? {failed.found}"
+    also = "".join(f"; {other.found}" for other in verdict.conditions if other.holds is None and other.lines)
+    return "" if failed is None else f"{failed.asks}? {failed.found}{also}"
 
 
 def unmeasured(verdict: Verdict) -> list[str]:

@@ -132,7 +132,7 @@ def growth(case: Case) -> Condition:
         return Condition(asks, "epoch 1 is not over", False)
     grown = case.growth
     if grown is None:
-        have = f"gap {gaps[-1].value:+.4f} at step {gaps[-1].step:,}" if gaps else "no train loss in the log"
+        have = stands(gaps[-1].value, gaps[-1].step) if gaps else "no train loss in the log"
         lines = gaps[-1].lines if gaps else ()
         return Condition(asks, have, None, lines, f"the train loss at the end of epoch 1 (step {end:,.0f}) and now")
     found = f"{grown.value:+.3f} ± {grown.error:.3f} ({grown.said})"
@@ -144,6 +144,11 @@ def growth(case: Case) -> Condition:
             asks, found, None, grown.lines, "train losses that are less noisy: larger evaluations of train"
         )
     return Condition(asks, found, surely, grown.lines)
+
+
+def stands(gap: float, step: int) -> str:
+    """The gap of validation to train loss in words."""
+    return f"the validation loss stands {abs(gap):.4f} {'above' if gap > 0 else 'below'} the train loss at step {step:,}"
 
 
 def damage(case: Case) -> Condition:

@@ -16,9 +16,11 @@ The validation text is the same for all; only the cause and what it needs differ
     shuffled-labels  from step 175 on, tokens in random order                       5.860  4.824 (5.183 at step 168)
     no-decay         constant 1.2e-2                                                4.710  4.657
     no-decay-twin    1.2e-2, falling to 0 over the last 70 steps                    4.657
+    no-warmup        6 layers of width 128, 3e-3, beta2 0.999, no warmup            5.772  4.971
+    no-warmup-twin   the same with 30 steps of warmup, 150 steps as well            4.971
 
 `no-decay` has a twin of its own: after 350 steps the loss still falls so fast that a constant 6e-3 beats the cosine of
-`clean` (4.664). Leaving the warmup out has done no harm at this size (docs/experiments.md): there is no such run.
+`clean` (4.664). So has `no-warmup`: smaller models do not mind its absence (docs/experiments.md).
 """
 
 import argparse
@@ -59,12 +61,21 @@ class Planted(NamedTuple):
     tokens: str = "base"
 
 
+# Wide and deep enough, and with moments slow enough, for a first update at the peak rate to do lasting harm.
+DEEPER: dict[str, dict[str, Any]] = {
+    "model": {"n_layer": 6, "n_embd": 128},
+    "run": {"steps": 150, "eval_every": 10, "save_every": 150},
+}
+STEEP = {"learning_rate": 3e-3, "beta2": 0.999}
+
 RUNS = {
     "clean": Planted(),
     "lr-10x": Planted({"optim": {"learning_rate": 6e-2}}),
     "no-decay": Planted({"optim": {"learning_rate": 1.2e-2, "schedule": "constant"}}),
     "no-decay-twin": Planted({"optim": {"learning_rate": 1.2e-2, "schedule": "wsd", "decay_steps": 70}}),
     "tiny-corpus": Planted(tokens="tiny"),
+    "no-warmup": Planted(DEEPER | {"optim": STEEP | {"warmup_steps": 0}}),
+    "no-warmup-twin": Planted(DEEPER | {"optim": STEEP | {"warmup_steps": 30}}),
     "two-layers": Planted({"model": {"n_layer": 2, "n_head": 2, "n_embd": 16}}),
     "shuffled-labels": Planted({"data": {"order": "sequential"}}, tokens="shuffled"),
 }

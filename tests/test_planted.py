@@ -17,6 +17,7 @@ CAUSES = {
     "no-decay": {"not-annealed"},
     "tiny-corpus": {"overfitting", "severe-overfitting"},
     "two-layers": {"capacity-limited"},
+    "no-warmup": {"recipe-or-bug"},
     "shuffled-labels": {"recipe-or-bug"},
 }
 # True of these runs whatever their cause: of the machine, which had other work, and of evaluations as long as training.

@@ -1,7 +1,8 @@
 """A table with a head: CSV with commas, semicolons or tabs, or as it stands in a Markdown document.
 
 A row is read both ways: its `val_loss` is measured after `step` updates, its `train_loss`, rate and time are those of
-the update after them. A training loss beside a validation loss is also taken for the evaluation's.
+the update after them. Alone beside a validation loss, a
+training loss is the evaluation's.
 """
 
 import csv
@@ -120,7 +121,7 @@ class Reader:
         if val is not None:
             self._found.evaluation(Evaluation(step, val, train, values.get("error"), at))
         rest = (train, seconds, values.get("lr"), values.get("norm"))
-        if any(value is not None for value in rest):
+        if any(value is not None for value in (rest if val is None else rest[1:])):  # else train is the evaluation's
             self._found.step(Step(step, *rest, line=at, time=values.get("time")))
 
     def _facts(self, placed: Sequence[tuple[int, int, dict[str, float]]]) -> None:

@@ -148,7 +148,8 @@ def growth(case: Case) -> Condition:
 
 def stands(gap: float, step: int) -> str:
     """The gap of validation to train loss in words."""
-    return f"the validation loss stands {abs(gap):.4f} {'above' if gap > 0 else 'below'} the train loss at step {step:,}"
+    side = "above" if gap > 0 else "below"
+    return f"the validation loss stands {abs(gap):.4f} {side} the train loss at step {step:,}"
 
 
 def damage(case: Case) -> Condition:

@@ -16,6 +16,7 @@ VERBS = {
     "train": "a config's model, resuming where it stopped",
     "evaluate": "the loss of a run's model on train and validation text",
     "sample": "text from a run's model",
+    "doctor": "whether this machine can train, on what, and what to do where it cannot",
 }
 
 

@@ -8,6 +8,7 @@ Array names end in their axes:
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -80,7 +81,8 @@ class GPT(nnx.Module):
         pairs = []
         for i, block in enumerate(self.blocks):
             k, v = (None, None) if cache is None else (cache.k[i], cache.v[i])
-            x_BxTxD, pair = block(x_BxTxD, Context(start, _fold(keys_B, i + 1), k, v))
+            context = Context(start, _fold(keys_B, i + 1), k, v)
+            x_BxTxD, pair = again(block, self.settings.remat == "blocks")(x_BxTxD, context)
             pairs.append(pair)
         if cache is not None:
             k_all, v_all = zip(*pairs, strict=True)
@@ -110,7 +112,7 @@ class Block(nnx.Module):
     """Pre-norm residual block: attention, then the MLP."""
 
     def __init__(self, settings: config.Model, *, rngs: nnx.Rngs) -> None:
-        self.rate = settings.dropout
+        self.rate, self.remat = settings.dropout, settings.remat
         self.attention_norm = _norm(settings, settings.n_embd, rngs)
         self.attention = Attention(settings, rngs=rngs)
         self.mlp_norm = _norm(settings, settings.n_embd, rngs)
@@ -118,9 +120,12 @@ class Block(nnx.Module):
 
     def __call__(self, x_BxTxD: jax.Array, context: Context) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         keys_B = context.keys_B
-        branch_BxTxD, pair = self.attention(self.attention_norm(x_BxTxD), context)
+        branch_BxTxD, pair = again(self._attend, self.remat == "attention")(x_BxTxD, context)
         x_BxTxD = x_BxTxD + dropout(branch_BxTxD, self.rate, _fold(keys_B, 0))
         return x_BxTxD + dropout(self.mlp(self.mlp_norm(x_BxTxD)), self.rate, _fold(keys_B, 1)), pair
+
+    def _attend(self, x_BxTxD: jax.Array, context: Context) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        return self.attention(self.attention_norm(x_BxTxD), context)
 
 
 class Attention(nnx.Module):
@@ -226,6 +231,11 @@ def _attend_exactly(
     p_BxKxGxTxS = dropout(jax.nn.softmax(scores, axis=-1), rate, keys_B).astype(v_BxKxSxC.dtype)
     y_BxKxGxTxC = jnp.einsum("bkgts,bksc->bkgtc", p_BxKxGxTxS, v_BxKxSxC)
     return y_BxKxGxTxC.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, size)
+
+
+def again(function: Callable[..., Any], when: bool) -> Callable[..., Any]:
+    """`function`; if `when`, the backward pass computes it anew from its arguments instead of keeping its insides."""
+    return jax.checkpoint(function) if when else function
 
 
 def rotate(x_BxTxHxC: jax.Array, places_T: jax.Array, theta: float) -> jax.Array:

@@ -10,7 +10,7 @@ from test_budget_memory import compiled, small
 from test_step import MODERN, Training, assert_close, block, configured, gradient
 
 from jaxgpt import runfolder, step
-from jaxgpt.budget import memory, time
+from jaxgpt.budget import memory, promise, time
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.config import Model
 from jaxgpt.errors import ConfigError
@@ -19,7 +19,7 @@ from jaxgpt.overrides import load
 POLICIES = ("attention", "blocks")
 DROPOUT = {"dropout": 0.2, "attention_dropout": 0.2}
 LARGE = Model(
-    n_layer=6, n_head=4, n_embd=64, block_size=128, vocab_size=256, dtype="float32", attention="xla", loss_chunk=256
+    n_layer=4, n_head=4, n_embd=32, block_size=128, vocab_size=256, dtype="float32", attention="xla", loss_chunk=256
 )
 
 
@@ -82,3 +82,14 @@ def test_evaluation_computes_nothing_twice() -> None:
         lowered = evaluate.lower(training.state.params, jax.numpy.asarray(block(cfg)))
         products.append(lowered.compile().as_text().count("dot("))
     assert len(set(products)) == 1
+
+
+def test_a_run_that_does_not_fit_is_told_what_recomputing_would_need() -> None:
+    config = load("fineweb40m")
+    limit = memory.need(config, remat="blocks").total + 1
+    with pytest.raises(ConfigError, match="C022") as raised:
+        promise.check_memory(config, limit)
+    assert "--model.remat blocks needs about" in raised.value.help
+    with pytest.raises(ConfigError, match="C022") as raised:
+        promise.check_memory(config.replace({"model": {"remat": "blocks"}}), limit // 2)
+    assert "--model.remat" not in raised.value.help

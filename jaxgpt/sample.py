@@ -27,7 +27,11 @@ from jaxgpt.overrides import Parser
 from jaxgpt.step import cast_matrices
 from jaxgpt.tokenizer import Tokenizer
 
-LEAST_CACHE = 32  # places; smaller caches would compile more programs and save nothing
+LEAST_PROMPT = 32  # places that a prompt is filled up to
+LEAST_CACHE = (
+    256  # places, unless the answer ends sooner; smaller ones save less than it costs to compile more programs
+)
+CACHE_STEP = 64  # by which the cache of a short answer is rounded up
 
 
 @dataclass(frozen=True)
@@ -100,24 +104,25 @@ class Decoding(NamedTuple):
 def _continued(how: How, params: Any, context_BxP: np.ndarray, count: int, key: jax.Array) -> np.ndarray:
     """Up to `count` tokens after `context_BxP`, which fit into the model's block with it; fewer if all rows stop."""
     (rows, length), block = context_BxP.shape, how.settings.block_size
-    size = _bucket(length, block)
+    padded = _bucket(length, block, LEAST_PROMPT)
+    size = max(padded, min(LEAST_CACHE, block, -(-(length + count) // CACHE_STEP) * CACHE_STEP))
     keys_B = _row_keys(key, rows)
     if rows > 1 and (context_BxP == context_BxP[:1]).all():
         context_BxP = context_BxP[:1]  # many samples of one prompt: it is read once
-    padded_BxS = np.pad(context_BxP, ((0, 0), (0, size - length)))
-    state = _begin(how, rows, params, padded_BxS, np.int32(length), keys_B)
+    padded_BxS = np.pad(context_BxP, ((0, 0), (0, padded - length)))
+    state = _begin(how, rows, size, params, padded_BxS, np.int32(length), keys_B)
     while int(state.cache.length) + 1 < length + count and not bool(state.done_B.all()):
         if int(state.cache.length) == size:
-            size = _bucket(size + 1, block)
+            size = _bucket(size + 1, block, LEAST_CACHE)
             state = _grow(size, state)
         state = _go_on(how, params, state, keys_B, np.int32(length), np.int32(length + count))
     tokens_BxS: np.ndarray = np.asarray(state.tokens_BxS)[:, length : int(state.cache.length) + 1]
     return tokens_BxS
 
 
-def _bucket(length: int, block: int) -> int:
-    """The places of a cache for `length` tokens: a power of two, at most the block."""
-    return min(block, max(LEAST_CACHE, 1 << (length - 1).bit_length()))
+def _bucket(length: int, block: int, least: int) -> int:
+    """Places for `length` tokens: a power of two from `least` on, at most the block."""
+    return min(block, max(least, 1 << (length - 1).bit_length()))
 
 
 @partial(jax.jit, static_argnums=1)
@@ -131,16 +136,19 @@ def _row_keys(key: jax.Array, rows: int) -> jax.Array:
     return keys_B
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _begin(how: How, rows: int, params: Any, context_BxS: jax.Array, length: jax.Array, keys_B: jax.Array) -> Decoding:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _begin(
+    how: How, rows: int, size: int, params: Any, context_BxS: jax.Array, length: jax.Array, keys_B: jax.Array
+) -> Decoding:
     """Reads the context, whose first `length` tokens count, and draws the token after it."""
     gpt = nnx.merge(how.graphdef, params)
     x_BxD, cache = gpt.read(context_BxS, length)
+    cache = cache.grown(size)
+    context_BxS = jnp.pad(context_BxS, ((0, 0), (0, size + 1 - context_BxS.shape[1])))
     x_BxD, cache, context_BxS = jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape[1:])) if leaf.ndim else leaf, (x_BxD, cache, context_BxS)
     )
-    tokens_BxS = jnp.pad(context_BxS, ((0, 0), (0, 1)))
-    return _drawn(how, gpt.logits(x_BxD), cache, tokens_BxS, jnp.zeros(rows, bool), keys_B, jnp.int32(0))
+    return _drawn(how, gpt.logits(x_BxD), cache, context_BxS, jnp.zeros(rows, bool), keys_B, jnp.int32(0))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)

@@ -101,6 +101,7 @@ def test_drawn_text_is_that_of_full_passes_while_the_cache_doubles(
     settings: Model, same: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sample, "LEAST_CACHE", 4)
+    monkeypatch.setattr(sample, "LEAST_PROMPT", 4)
     sizes, grow = [], sample._grow
     monkeypatch.setattr(sample, "_grow", lambda size, state: sizes.append(size) or grow(size, state))
     settings, sampling = dataclasses.replace(settings, block_size=24), Sampling(0.9, top_k=20)
@@ -123,7 +124,7 @@ def test_prompts_and_answers_of_many_lengths_compile_two_programs() -> None:
 
 def test_one_prompt_for_many_rows_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read, begin = [], sample._begin
-    monkeypatch.setattr(sample, "_begin", lambda *given: read.append(len(given[3])) or begin(*given))
+    monkeypatch.setattr(sample, "_begin", lambda *given: read.append(len(given[4])) or begin(*given))
     params = lively(SHALLOW)
     continued(SHALLOW, params, [[1, 2, 3]] * 4, 2)
     continued(SHALLOW, params, [[1, 2, 3], [1, 2, 4]], 2)

@@ -17,6 +17,7 @@ VERBS = {
     "diagnose": "where a run is heading, when it ends, and why it stalls",
     "evaluate": "the loss of a run's model on train and validation text",
     "sample": "text from a run's model",
+    "doctor": "whether this machine can train, on what, and what to do where it cannot",
 }
 
 

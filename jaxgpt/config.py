@@ -48,6 +48,9 @@ class Model(Section):
     attention: Literal["auto", "xla", "cudnn"] = setting(
         "auto", "attention kernel (auto: cudnn on CUDA with bfloat16, otherwise xla)"
     )
+    remat: Literal["none", "blocks", "attention"] = setting(
+        "none", "what the backward pass computes again instead of keeping it: slower, for less memory"
+    )
     loss_chunk: int = setting(4096, "tokens whose logits the loss holds at a time", least=1)
 
     @property

@@ -8,6 +8,7 @@ Array names end in their axes:
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +24,10 @@ ATTENTION_PARTS = 4  # more parts save little work and take longer to compile
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens read so far, per layer [B, S, K, C], of which the first `length` are filled."""
+    """Keys and values of the tokens read so far, per layer [B, K, S, C], of which the first `length` are filled.
+
+    Heads stand before time, as the products of a decoding step want them: nothing is turned round for each token.
+    """
 
     k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]
@@ -32,9 +36,15 @@ class KVCache(NamedTuple):
     @classmethod
     def create(cls, settings: config.Model, batch: int, size: int) -> "KVCache":
         """An empty cache for `size` tokens of each of `batch` sequences."""
-        empty_BxSxKxC = jnp.zeros((batch, size, settings.kv_heads, settings.head_size), compute_dtype(settings))
-        layers = (empty_BxSxKxC,) * settings.n_layer
+        empty_BxKxSxC = jnp.zeros((batch, settings.kv_heads, size, settings.head_size), compute_dtype(settings))
+        layers = (empty_BxKxSxC,) * settings.n_layer
         return cls(layers, layers, jnp.int32(0))
+
+    def grown(self, size: int) -> "KVCache":
+        """This cache with room for `size` tokens."""
+        more = ((0, 0), (0, 0), (0, size - self.k[0].shape[2]), (0, 0))
+        k, v = (tuple(jnp.pad(layer, more) for layer in layers) for layers in (self.k, self.v))
+        return KVCache(k, v, self.length)
 
 
 class Context(NamedTuple):
@@ -42,8 +52,8 @@ class Context(NamedTuple):
 
     start: jax.Array
     keys_B: jax.Array | None = None
-    k_BxSxKxC: jax.Array | None = None
-    v_BxSxKxC: jax.Array | None = None
+    k_BxKxSxC: jax.Array | None = None
+    v_BxKxSxC: jax.Array | None = None
 
 
 class GPT(nnx.Module):
@@ -76,16 +86,34 @@ class GPT(nnx.Module):
     ) -> tuple[jax.Array, KVCache | None]:
         """The last block's normed output [B, T, D], and `cache` with these tokens appended to it."""
         start = jnp.int32(0) if cache is None else cache.length
-        x_BxTxD = self._embed(tokens_BxT, start, keys_B)
-        pairs = []
-        for i, block in enumerate(self.blocks):
-            k, v = (None, None) if cache is None else (cache.k[i], cache.v[i])
-            x_BxTxD, pair = block(x_BxTxD, Context(start, _fold(keys_B, i + 1), k, v))
-            pairs.append(pair)
+        x_BxTxD, pairs = self._through(tokens_BxT, start, keys_B, cache)
         if cache is not None:
             k_all, v_all = zip(*pairs, strict=True)
             cache = KVCache(k_all, v_all, start + tokens_BxT.shape[1])
         return self.norm(x_BxTxD), cache
+
+    def read(self, tokens_BxT: jax.Array, length: jax.Array) -> tuple[jax.Array, KVCache]:
+        """The normed output [B, D] of token `length` - 1, and a new cache that is filled with the first `length`.
+
+        What follows them in `tokens_BxT` is seen by none of them, and is overwritten in the cache before it is read.
+        """
+        x_BxTxD, pairs = self._through(tokens_BxT, jnp.int32(0), None, None)
+        k_all, v_all = zip(*(map(_heads_first, pair) for pair in pairs), strict=True)
+        last_Bx1xD = jax.lax.dynamic_slice_in_dim(x_BxTxD, length - 1, 1, axis=1)
+        return self.norm(last_Bx1xD)[:, 0], KVCache(k_all, v_all, length)
+
+    def _through(
+        self, tokens_BxT: jax.Array, start: jax.Array, keys_B: jax.Array | None, cache: KVCache | None
+    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+        """The last block's output, and each block's keys and values: the cache's, or these tokens' without one."""
+        x_BxTxD = self._embed(tokens_BxT, start, keys_B)
+        pairs = []
+        for i, block in enumerate(self.blocks):
+            k, v = (None, None) if cache is None else (cache.k[i], cache.v[i])
+            context = Context(start, _fold(keys_B, i + 1), k, v)
+            x_BxTxD, pair = again(block, self.settings.remat == "blocks")(x_BxTxD, context)
+            pairs.append(pair)
+        return x_BxTxD, pairs
 
     def head(self) -> jax.Array:
         """The output matrix [V, D]."""
@@ -110,7 +138,7 @@ class Block(nnx.Module):
     """Pre-norm residual block: attention, then the MLP."""
 
     def __init__(self, settings: config.Model, *, rngs: nnx.Rngs) -> None:
-        self.rate = settings.dropout
+        self.rate, self.remat = settings.dropout, settings.remat
         self.attention_norm = _norm(settings, settings.n_embd, rngs)
         self.attention = Attention(settings, rngs=rngs)
         self.mlp_norm = _norm(settings, settings.n_embd, rngs)
@@ -118,9 +146,12 @@ class Block(nnx.Module):
 
     def __call__(self, x_BxTxD: jax.Array, context: Context) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         keys_B = context.keys_B
-        branch_BxTxD, pair = self.attention(self.attention_norm(x_BxTxD), context)
+        branch_BxTxD, pair = again(self._attend, self.remat == "attention")(x_BxTxD, context)
         x_BxTxD = x_BxTxD + dropout(branch_BxTxD, self.rate, _fold(keys_B, 0))
         return x_BxTxD + dropout(self.mlp(self.mlp_norm(x_BxTxD)), self.rate, _fold(keys_B, 1)), pair
+
+    def _attend(self, x_BxTxD: jax.Array, context: Context) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        return self.attention(self.attention_norm(x_BxTxD), context)
 
 
 class Attention(nnx.Module):
@@ -137,13 +168,16 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BxTxD: jax.Array, context: Context) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         q_BxTxHxC, k_BxTxKxC, v_BxTxKxC = self._project(x_BxTxD, context.start)
-        if context.k_BxSxKxC is not None and context.v_BxSxKxC is not None:
-            k_BxTxKxC = jax.lax.dynamic_update_slice_in_dim(context.k_BxSxKxC, k_BxTxKxC, context.start, 1)
-            v_BxTxKxC = jax.lax.dynamic_update_slice_in_dim(context.v_BxSxKxC, v_BxTxKxC, context.start, 1)
-            y_BxTxHxC = _attend_exactly(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, context.start)
+        pair = (k_BxTxKxC, v_BxTxKxC)
+        if context.k_BxKxSxC is not None and context.v_BxKxSxC is not None:
+            pair = (
+                _write(context.k_BxKxSxC, k_BxTxKxC, context.start),
+                _write(context.v_BxKxSxC, v_BxTxKxC, context.start),
+            )
+            y_BxTxHxC = _attend_cached(q_BxTxHxC, *pair, context.start)
         else:
             y_BxTxHxC = attend(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, self.settings, _fold(context.keys_B, 2))
-        return self.out(y_BxTxHxC.reshape(*x_BxTxD.shape[:2], -1)), (k_BxTxKxC, v_BxTxKxC)
+        return self.out(y_BxTxHxC.reshape(*x_BxTxD.shape[:2], -1)), pair
 
     def _project(self, x_BxTxD: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         settings = self.settings
@@ -212,20 +246,44 @@ def _attend_exactly(
     rate: float = 0.0,
     keys_B: jax.Array | None = None,
 ) -> jax.Array:
-    """The definition: query t of place start + t sees the keys up to its own place, with a softmax in float32.
+    """The definition: query t of place start + t sees the keys up to its own place, with a softmax in float32."""
+    return _attend_cached(q_BxTxHxC, _heads_first(k_BxSxKxC), _heads_first(v_BxSxKxC), start, rate, keys_B)
+
+
+def _attend_cached(
+    q_BxTxHxC: jax.Array,
+    k_BxKxSxC: jax.Array,
+    v_BxKxSxC: jax.Array,
+    start: jax.Array,
+    rate: float = 0.0,
+    keys_B: jax.Array | None = None,
+) -> jax.Array:
+    """`_attend_exactly` on keys and values as a cache holds them.
 
     G query heads share each key head. Batch axes stand first, because XLA's CPU backend is slow at any other order.
     """
     batch, time, heads, size = q_BxTxHxC.shape
-    cached, kv_heads = k_BxSxKxC.shape[1:3]
+    kv_heads, cached = k_BxKxSxC.shape[1:3]
     q_BxKxGxTxC = q_BxTxHxC.reshape(batch, time, kv_heads, -1, size).transpose(0, 2, 3, 1, 4)
-    k_BxKxSxC, v_BxKxSxC = (array.transpose(0, 2, 1, 3) for array in (k_BxSxKxC, v_BxSxKxC))
     scores = jnp.einsum("bkgtc,bksc->bkgts", q_BxKxGxTxC, k_BxKxSxC, preferred_element_type=jnp.float32)
     seen_TxS = jnp.arange(cached)[None, :] <= start + jnp.arange(time)[:, None]
     scores = jnp.where(seen_TxS[None, None, None], scores / math.sqrt(size), -jnp.inf)
     p_BxKxGxTxS = dropout(jax.nn.softmax(scores, axis=-1), rate, keys_B).astype(v_BxKxSxC.dtype)
     y_BxKxGxTxC = jnp.einsum("bkgts,bksc->bkgtc", p_BxKxGxTxS, v_BxKxSxC)
     return y_BxKxGxTxC.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, size)
+
+
+def _heads_first(array_BxSxKxC: jax.Array) -> jax.Array:
+    return array_BxSxKxC.transpose(0, 2, 1, 3)
+
+
+def _write(cached_BxKxSxC: jax.Array, new_BxTxKxC: jax.Array, start: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(cached_BxKxSxC, _heads_first(new_BxTxKxC), start, 2)
+
+
+def again(function: Callable[..., Any], when: bool) -> Callable[..., Any]:
+    """`function`; if `when`, the backward pass computes it anew from its arguments instead of keeping its insides."""
+    return jax.checkpoint(function) if when else function
 
 
 def rotate(x_BxTxHxC: jax.Array, places_T: jax.Array, theta: float) -> jax.Array:

@@ -1,7 +1,11 @@
 """`python -m jaxgpt.sample RUN --prompt TEXT`: text from a trained model.
 
-The prompt is read in one pass (prefill) and each further token in one step against the cached keys and values, all in
-one jitted loop. Ids that the tokenizer does not have are never sampled. `generate` knows nothing of text.
+The prompt is read in one pass (prefill), and each further token takes one step of a jitted loop against the cached keys
+and values. Prompts are filled up to a power of two and the cache doubles when it is full, so that a process compiles a
+handful of programs whatever the lengths, and attention goes over little more than what is there. Ids that the tokenizer
+does not have are never sampled. `generate` knows nothing of text.
+
+    B rows   P prompt   S places of the cache   D width   V vocabulary
 """
 
 import sys
@@ -9,17 +13,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxgpt import checkpoint, config, errors, model, runfolder, runtime
+from jaxgpt import checkpoint, config, errors, runfolder, runtime
 from jaxgpt.errors import ConfigError
+from jaxgpt.model import KVCache, compute_dtype
 from jaxgpt.overrides import Parser
+from jaxgpt.step import cast_matrices
 from jaxgpt.tokenizer import Tokenizer
+
+LEAST_PROMPT = 32  # places that a prompt is filled up to
+LEAST_CACHE = (
+    256  # places, unless the answer ends sooner; smaller ones save less than it costs to compile more programs
+)
+CACHE_STEP = 64  # by which the cache of a short answer is rounded up
 
 
 @dataclass(frozen=True)
@@ -57,53 +69,130 @@ def generate(
     it is full. Row b's draws depend on (seed, b) alone, not on how many rows there are.
     """
     block, tokens, first = settings.block_size, np.asarray(prompt_BxP, np.int32), prompt_BxP.shape[1]
-    draw = partial(_generate, graphdef, settings, vocab_size, sampling, stop)
+    params = _cast(params, settings)  # once, not in every step of the loop
+    how = How(graphdef, settings, vocab_size, sampling, stop)
     while tokens.shape[1] < first + count:
         context = tokens if tokens.shape[1] < block else tokens[:, -max(block // 2, 1) :]
         room = min(first + count - tokens.shape[1], max(block - context.shape[1], 1))
         key = jax.random.fold_in(jax.random.key(seed), tokens.shape[1])
-        new = np.asarray(draw(room, params, context, key))
+        new = _continued(how, params, context, room, key)
         tokens = np.concatenate([tokens, new], axis=1)
         if stop is not None and (tokens[:, first:] == stop).any(axis=1).all():
             break
     return _filled(tokens[:, first:], count, stop)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _generate(
-    graphdef: Any,
-    settings: config.Model,
-    vocab_size: int,
-    sampling: Sampling,
-    stop: int | None,
-    count: int,
-    params: Any,
-    prompt_BxP: jax.Array,
-    key: jax.Array,
-) -> jax.Array:
-    gpt = nnx.merge(graphdef, params)
-    batch, length = prompt_BxP.shape
-    keys_B = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
-    cache = model.KVCache.create(settings, batch, length + count)
-    x_BxPxD, cache = gpt.hidden(prompt_BxP, cache=cache)
+class How(NamedTuple):
+    """What stays the same from token to token: a program is compiled for each, and for each size of the cache."""
 
-    def unfinished(carry: Any) -> Any:
-        i, *_, done_B = carry
-        return (i < count) & ~done_B.all()
+    graphdef: Any
+    settings: config.Model
+    vocab_size: int
+    sampling: Sampling
+    stop: int | None
 
-    def step(carry: Any) -> Any:
-        i, x_BxD, cache, out_BxN, done_B = carry
-        logits_BxV = gpt.logits(x_BxD)[:, :vocab_size]
-        token_B = draw(logits_BxV, jax.vmap(jax.random.fold_in, (0, None))(keys_B, i), sampling)
-        if stop is not None:
-            token_B = jnp.where(done_B, stop, token_B)
-            done_B = done_B | (token_B == stop)
-        x_Bx1xD, cache = gpt.hidden(token_B[:, None], cache=cache)
-        return i + 1, x_Bx1xD[:, -1], cache, out_BxN.at[:, i].set(token_B), done_B
 
-    out_BxN = jnp.full((batch, count), 0 if stop is None else stop, jnp.int32)
-    start = (jnp.int32(0), x_BxPxD[:, -1], cache, out_BxN, jnp.zeros(batch, bool))
-    return jax.lax.while_loop(unfinished, step, start)[3]
+class Decoding(NamedTuple):
+    """A text in the making: the tokens at their places [B, S + 1], the newest of which is not in the cache yet."""
+
+    tokens_BxS: jax.Array
+    token_B: jax.Array
+    cache: KVCache
+    done_B: jax.Array
+
+
+def _continued(how: How, params: Any, context_BxP: np.ndarray, count: int, key: jax.Array) -> np.ndarray:
+    """Up to `count` tokens after `context_BxP`, which fit into the model's block with it; fewer if all rows stop."""
+    (rows, length), block = context_BxP.shape, how.settings.block_size
+    padded = _bucket(length, block, LEAST_PROMPT)
+    size = max(padded, min(LEAST_CACHE, block, -(-(length + count) // CACHE_STEP) * CACHE_STEP))
+    keys_B = _row_keys(key, rows)
+    if rows > 1 and (context_BxP == context_BxP[:1]).all():
+        context_BxP = context_BxP[:1]  # many samples of one prompt: it is read once
+    padded_BxS = np.pad(context_BxP, ((0, 0), (0, padded - length)))
+    state = _begin(how, rows, size, params, padded_BxS, np.int32(length), keys_B)
+    while int(state.cache.length) + 1 < length + count and not bool(state.done_B.all()):
+        if int(state.cache.length) == size:
+            size = _bucket(size + 1, block, LEAST_CACHE)
+            state = _grow(size, state)
+        state = _go_on(how, params, state, keys_B, np.int32(length), np.int32(length + count))
+    tokens_BxS: np.ndarray = np.asarray(state.tokens_BxS)[:, length : int(state.cache.length) + 1]
+    return tokens_BxS
+
+
+def _bucket(length: int, block: int, least: int) -> int:
+    """Places for `length` tokens: a power of two from `least` on, at most the block."""
+    return min(block, max(least, 1 << (length - 1).bit_length()))
+
+
+@partial(jax.jit, static_argnums=1)
+def _cast(params: Any, settings: config.Model) -> Any:
+    return cast_matrices(params, compute_dtype(settings))
+
+
+@partial(jax.jit, static_argnums=1)
+def _row_keys(key: jax.Array, rows: int) -> jax.Array:
+    keys_B: jax.Array = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows))
+    return keys_B
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _begin(
+    how: How, rows: int, size: int, params: Any, context_BxS: jax.Array, length: jax.Array, keys_B: jax.Array
+) -> Decoding:
+    """Reads the context, whose first `length` tokens count, and draws the token after it."""
+    gpt = nnx.merge(how.graphdef, params)
+    x_BxD, cache = gpt.read(context_BxS, length)
+    cache = cache.grown(size)
+    context_BxS = jnp.pad(context_BxS, ((0, 0), (0, size + 1 - context_BxS.shape[1])))
+    x_BxD, cache, context_BxS = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape[1:])) if leaf.ndim else leaf, (x_BxD, cache, context_BxS)
+    )
+    return _drawn(how, gpt.logits(x_BxD), cache, context_BxS, jnp.zeros(rows, bool), keys_B, jnp.int32(0))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _go_on(how: How, params: Any, state: Decoding, keys_B: jax.Array, first: jax.Array, end: jax.Array) -> Decoding:
+    """Reads and draws until the text is `end` tokens long, the cache is full or every row has stopped."""
+    gpt = nnx.merge(how.graphdef, params)
+    size = state.cache.k[0].shape[2]
+
+    def unfinished(state: Decoding) -> jax.Array:
+        length = state.cache.length
+        return (length + 1 < end) & (length < size) & ~state.done_B.all()
+
+    def step(state: Decoding) -> Decoding:
+        x_Bx1xD, cache = gpt.hidden(state.token_B[:, None], cache=state.cache)
+        logits_BxV = gpt.logits(x_Bx1xD[:, 0])
+        return _drawn(how, logits_BxV, cache, state.tokens_BxS, state.done_B, keys_B, cache.length - first)
+
+    ended: Decoding = jax.lax.while_loop(unfinished, step, state)
+    return ended
+
+
+@partial(jax.jit, static_argnums=0)
+def _grow(size: int, state: Decoding) -> Decoding:
+    """The same text with room for `size` tokens in its cache."""
+    more = ((0, 0), (0, size + 1 - state.tokens_BxS.shape[1]))
+    return state._replace(tokens_BxS=jnp.pad(state.tokens_BxS, more), cache=state.cache.grown(size))
+
+
+def _drawn(
+    how: How,
+    logits_BxV: jax.Array,
+    cache: KVCache,
+    tokens_BxS: jax.Array,
+    done_B: jax.Array,
+    keys_B: jax.Array,
+    number: jax.Array,
+) -> Decoding:
+    """Draw `number` of each row, put after the tokens that the cache holds."""
+    keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
+    token_B = draw(logits_BxV[:, : how.vocab_size], keys_B, how.sampling)
+    if how.stop is not None:
+        token_B = jnp.where(done_B, how.stop, token_B)
+        done_B = done_B | (token_B == how.stop)
+    return Decoding(tokens_BxS.at[:, cache.length].set(token_B), token_B, cache, done_B)
 
 
 def draw(logits_BxV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:

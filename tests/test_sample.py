@@ -80,6 +80,57 @@ def test_greedy_text_is_the_argmax_of_full_passes_even_beyond_the_block(
     np.testing.assert_array_equal(found, slow_greedy(settings, params, prompts, count))
 
 
+def slow_sampled(
+    settings: Model, params: step.Params, prompt_BxP: np.ndarray, count: int, seed: int, sampling: Sampling
+) -> np.ndarray:
+    """Draws with the keys of (seed, row, number) from full passes over everything before, without a cache."""
+    tokens, first = prompt_BxP, prompt_BxP.shape[1]
+    key = jax.random.fold_in(jax.random.key(seed), first)
+    for number in range(count):
+        filled = np.pad(tokens, ((0, 0), (0, settings.block_size - tokens.shape[1])))
+        logits_BxV = logits_of_all(settings, params, filled)[:, tokens.shape[1] - 1]
+        keys = [jax.random.fold_in(jax.random.fold_in(key, row), number) for row in range(len(tokens))]
+        new_B = draw(logits_BxV[:, :60], jnp.stack(keys), sampling)
+        tokens = np.concatenate([tokens, np.asarray(new_B)[:, None]], axis=1)
+    return tokens[:, first:]
+
+
+@both_architectures
+@pytest.mark.parametrize("same", [True, False], ids=["one prompt", "several"])
+def test_drawn_text_is_that_of_full_passes_while_the_cache_doubles(
+    settings: Model, same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "LEAST_CACHE", 4)
+    monkeypatch.setattr(sample, "LEAST_PROMPT", 4)
+    sizes, grow = [], sample._grow
+    monkeypatch.setattr(sample, "_grow", lambda size, state: sizes.append(size) or grow(size, state))
+    settings, sampling = dataclasses.replace(settings, block_size=24), Sampling(0.9, top_k=20)
+    params, prompts = lively(settings), np.random.default_rng(1).integers(0, 60, (3, 5))
+    prompts = np.tile(prompts[:1], (3, 1)) if same else prompts
+    found = continued(settings, params, prompts, 19, vocab_size=60, sampling=sampling, seed=7)
+    np.testing.assert_array_equal(found, slow_sampled(settings, params, prompts, 19, 7, sampling))
+    assert sizes == [16, 24]
+
+
+def test_prompts_and_answers_of_many_lengths_compile_two_programs() -> None:
+    settings = dataclasses.replace(SHALLOW, block_size=32, n_embd=16)
+    params = lively(settings)
+    before = sample._begin._cache_size(), sample._go_on._cache_size()
+    for length in (2, 9, 31):
+        for count in (1, 32 - length):
+            assert continued(settings, params, [[1] * length], count).shape == (1, count)
+    assert (sample._begin._cache_size() - before[0], sample._go_on._cache_size() - before[1]) == (1, 1)
+
+
+def test_one_prompt_for_many_rows_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, begin = [], sample._begin
+    monkeypatch.setattr(sample, "_begin", lambda *given: read.append(len(given[4])) or begin(*given))
+    params = lively(SHALLOW)
+    continued(SHALLOW, params, [[1, 2, 3]] * 4, 2)
+    continued(SHALLOW, params, [[1, 2, 3], [1, 2, 4]], 2)
+    assert read == [1, 2]
+
+
 def test_a_token_that_the_tokenizer_lacks_is_never_sampled() -> None:
     params = always([0, 1, 2, 0, 0, 9, 9, 9])
     assert (continued(FIXED, params, [[0]], 10, vocab_size=5, sampling=GREEDY) == 2).all()

@@ -3,7 +3,8 @@
 The state is exact (a test compares it with XLA's own count). Activations are those that the backward pass reads, as
 `model.py` makes them: of each block its two residual inputs and their norms, queries, keys and values, the attention's
 output, and the MLP's inner arrays. Flash attention keeps one number per query; the written-out one keeps its
-probabilities. Recomputing blocks on the way back (remat) would keep only their inputs; `train` does not do that yet.
+probabilities. With `model.remat` a block keeps its input alone, or all but its attention's insides, and what it does
+not keep exists for one block at a time.
 """
 
 import math
@@ -11,6 +12,8 @@ from dataclasses import asdict, dataclass
 
 from jaxgpt.budget.flops import parameters, positions
 from jaxgpt.config import Config, Model
+
+BLOCKS = "blocks"  # of `model.remat`: the policy that keeps least
 
 GIB = 2**30
 FLOAT32 = 4
@@ -42,18 +45,19 @@ def state_bytes(model: Model) -> int:
     return 3 * FLOAT32 * (parameters(model) + positions(model)) + SMALL_STEPS
 
 
-def need(config: Config, micro_batch: int | None = None, *, remat: bool = False, flash: bool | None = None) -> Memory:
+def need(config: Config, micro_batch: int | None = None, *, remat: str = "", flash: bool | None = None) -> Memory:
     """What a step of `config` needs on each of its devices with `micro_batch` sequences (default: the config's).
 
-    `flash` says that attention keeps no probabilities; by default it does not wherever the config lets cuDNN run.
+    `remat` takes the place of the config's. `flash` says that attention keeps no probabilities; by
+    default it does not wherever the config lets cuDNN run.
     """
     model = config.model
     size = number_size(model)
     tokens = (micro_batch or config.data.micro_batch) * model.block_size
     count = parameters(model) + positions(model)
     flash = flash_attention(model) if flash is None else flash
-    kept = model.n_layer * (model.n_embd * size if remat else block_bytes(model, flash=flash))
-    passing = block_bytes(model, flash=flash) if remat else 0
+    kept = kept_bytes(model, remat or model.remat, flash=flash)
+    passing = block_bytes(model, flash=flash) - kept  # what a block computes again, while it is gone through
     ends = (4 * model.n_embd + 2 * model.n_embd) * size  # embedding, last norm, and their gradients
     backward = 2 * max(model.inner, 3 * model.n_embd) * size  # gradients of the block that is being gone through
     wide = (micro_batch or config.data.micro_batch) * (config.data.accum * (model.block_size + 1)) * 2
@@ -65,7 +69,7 @@ def need(config: Config, micro_batch: int | None = None, *, remat: bool = False,
         parameters=state,
         gradients=state + count * size,  # the float32 sum, and those of the micro-batch in the compute type
         optimizer=2 * state + SMALL_STEPS,
-        activations=tokens * (kept + passing + ends),
+        activations=tokens * (model.n_layer * kept + passing + ends),
         logits=logits,
         workspace=working,
     )
@@ -89,16 +93,27 @@ def loss_chunk(model: Model, tokens: int) -> int:
 
 
 def block_bytes(model: Model, *, flash: bool) -> int:
-    """Bytes per token that a block keeps for its backward pass."""
-    size, width, inner = number_size(model), model.n_embd, model.inner
-    queries, keys = model.n_head * model.head_size, model.kv_heads * model.head_size
+    """Bytes per token that the backward pass of a block reads."""
+    width, inner = model.n_embd, model.inner
     wide = 2 * inner if model.architecture == "gpt2" else 3 * inner
-    arrays = 4 * width + (queries + 2 * keys) + queries + wide
+    masks = 2 * width if model.dropout else 0
+    return (3 * width + wide) * number_size(model) + masks + attention_bytes(model, flash=flash)
+
+
+def attention_bytes(model: Model, *, flash: bool) -> int:
+    """Those of a block's bytes that stand between its input and the sum with its attention."""
+    queries, keys = model.n_head * model.head_size, model.kv_heads * model.head_size
+    arrays = model.n_embd + (queries + 2 * keys) + queries
     if model.architecture == "modern":
         arrays += queries + keys  # normed and turned ones beside the projected ones
-    statistics = FLOAT32 * model.n_head if flash else _probabilities(model)
-    masks = 2 * width if model.dropout else 0
-    return arrays * size + statistics + masks
+    return arrays * number_size(model) + (FLOAT32 * model.n_head if flash else _probabilities(model))
+
+
+def kept_bytes(model: Model, remat: str, *, flash: bool) -> int:
+    """Those of a block's bytes that are kept from its forward to its backward pass; the rest is computed again."""
+    if remat == BLOCKS:
+        return model.n_embd * number_size(model)
+    return block_bytes(model, flash=flash) - (attention_bytes(model, flash=flash) if remat == "attention" else 0)
 
 
 def _probabilities(model: Model) -> int:
@@ -107,7 +122,7 @@ def _probabilities(model: Model) -> int:
     return int(share * model.n_head * model.block_size * (FLOAT32 + number_size(model)))
 
 
-def largest(config: Config, usable_gib: float, *, remat: bool = False) -> int:
+def largest(config: Config, usable_gib: float, *, remat: str = "") -> int:
     """The largest micro-batch whose step fits into `usable_gib`; 0 if none does."""
     below, above = 0, LIMIT + 1
     while above - below > 1:

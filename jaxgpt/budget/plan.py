@@ -248,10 +248,10 @@ def fit(config: Config, device: Device | None) -> Fit:
     sizes = {size: memory.need(config, size).total / GIB for size in memory.choices(config)}
     return Fit(
         need=memory.need(config),
-        remat=memory.need(config, remat=True),
+        remat=memory.need(config, remat=memory.BLOCKS),
         usable_gib=usable,
         largest=None if usable is None else memory.largest(config, usable),
-        largest_remat=None if usable is None else memory.largest(config, usable, remat=True),
+        largest_remat=None if usable is None else memory.largest(config, usable, remat=memory.BLOCKS),
         table=tuple((size, held, None if usable is None else held <= usable) for size, held in sizes.items()),
     )
 

@@ -80,11 +80,16 @@ def check_memory(config: Config, limit: int | None, devices: int = 1) -> None:
         return
     fits = memory.largest(config, limit / GIB) * devices
     what = f"needs about {needed / GIB:.1f} GiB, {limit / GIB:.1f} GiB is free"
+    recomputed = memory.need(config, rows, remat=memory.BLOCKS).total
+    again = f"--model.remat blocks needs about {recomputed / GIB:.1f} GiB, for a slower step"
     if not fits:
-        raise ConfigError("C022", what, "no micro-batch of this model fits: choose a smaller one")
+        help = "no micro-batch of this model fits: choose a smaller one"
+        raise ConfigError("C022", what, again if recomputed <= limit else help)
     sequences = config.data.micro_batch * config.data.accum
     size = max(n for n in range(1, fits + 1) if sequences % n == 0)
     help = f"--data.micro-batch {size} --data.accum {sequences // size} keeps the step and fits"
+    if recomputed <= limit:
+        help += f"; or {again}"
     if needed <= MOST_SHARE / memory.JAX_SHARE * limit:
         help += "; or XLA_PYTHON_CLIENT_MEM_FRACTION=0.9, as JAX takes three quarters of a GPU by default"
     raise ConfigError("C022", what, help)

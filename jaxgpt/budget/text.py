@@ -85,7 +85,7 @@ class Printer(Sheet):
         screen = " and a desktop" if found.inputs.device.drives_screen else ""
         verdict = "fits" if fit.fits else "does not fit"
         self.line(f"{verdict}: {fit.usable_gib:.1f} GiB are usable beside the driver{screen}; {self.batches(found)}")
-        self.line("remat is what recomputing blocks would need; train does not do that yet")
+        self.line("remat: --model.remat blocks, which computes each block's insides again for the backward pass")
 
     def batches(self, found: Plan) -> str:
         fitting = [str(n) for n, _, fits in found.fit.table if fits]

@@ -189,12 +189,26 @@ def _work(config: Config, software: str, best: bool) -> Iterator[tuple[str, floa
     scores = 3.5 * 4 * model.block_size * queries * model.n_layer * float(tokens) / 2  # backward is 2.5 forwards
     spilled = 0.0 if flash else 8.0 * model.n_layer * model.n_head * model.block_size * 0.625 * tokens
     yield "attention", scores, model.n_layer * tokens * 12.0 * size * queries + spilled
+    if model.remat != "none":
+        yield from _again(model, float(tokens))
     touched = STREAM_BYTES[software][best] * width + (5 if model.architecture == "gpt2" else 8) * inner * size
     touched += DROPOUT_BYTES[software][best] * width if model.dropout else 0
     touched += 8 * queries * size if model.architecture == "modern" else 0  # norms and turns of queries and keys
     yield "norms, activation, residuals", 0.0, float(model.n_layer * tokens * touched)
     yield "accumulation", 0.0, float(accum * count * ((8 + size) if ours else 16 + size))
     yield "optimizer", 0.0, 34.0 * count
+
+
+def _again(model: Model, tokens: float) -> Iterator[tuple[str, float, float]]:
+    """What `model.remat` computes a second time; MFU does not count it as work."""
+    queries, keys = model.n_head * model.head_size, model.kv_heads * model.head_size
+    projections = model.n_layer * 2 * model.n_embd * (queries + keys)
+    weights = projections if model.remat == "attention" else non_embedding_parameters(model)
+    size, width = number_size(model), model.n_embd
+    ends = 2 * (queries + keys) + (0 if model.remat == "attention" else 2 * model.inner)
+    yield "recomputed products", 2.0 * weights * tokens, size * model.n_layer * tokens * (2 * width + ends)
+    scores = 4 * model.block_size * queries * model.n_layer * tokens / 2
+    yield "attention", scores, model.n_layer * tokens * 4.0 * size * queries
 
 
 def mfu(config: Config, seconds: float, device: Device) -> float:

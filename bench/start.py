@@ -1,0 +1,93 @@
+"""The whole road of a run: `train` in a process of its own, its start without and with a compilation cache.
+
+    python bench/start.py [--config fineweb40m] [--steps 100] [--out bench/results/start-NAME.json]
+
+Random tokens. `first_step_s` goes from the start of the process to its first logged step, `warm` with the cache that
+`cold` left in a fresh folder. ms per step are those of the run's own log, from its sixth step on.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+
+from jaxgpt import runlog
+from jaxgpt.budget.devices import peak_flops
+from jaxgpt.budget.flops import flops_per_token
+from jaxgpt.config import Config
+from jaxgpt.overrides import load
+
+TINY: dict[str, Any] = {
+    "model": {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64},
+    "data": {"micro_batch": 2, "accum": 2},
+}
+NOT_STEADY = 5  # steps at the start of a run that its pace is not read from
+
+
+def configured(name: str, folder: Path, steps: int, changes: dict[str, Any]) -> Config:
+    """The config, `steps` long, without evaluation on the way."""
+    base = load(name).replace(changes)
+    run = {"steps": steps, "eval_every": steps, "save_every": steps, "eval_tokens": base.model.block_size}
+    run |= {"dir": str(folder / "runs"), "log_every": 10, "sample_prompt": "", "tensorboard": False}
+    return base.replace({"data": {"path": str(folder), "sources": ()}, "optim": {"warmup_steps": 1}, "run": run})
+
+
+def timed(config: Config, name: str, folder: Path, cache: Path) -> dict[str, Any]:
+    """Trains in a process of its own and reads the run's own log."""
+    config = config.replace({"run": {"name": name}})
+    file = folder / f"{name}.py"
+    values = json.dumps(config.to_dict())
+    file.write_text(
+        f"import json\nfrom jaxgpt.config import Config\nconfig = Config.from_dict(json.loads({values!r}))\n"
+    )
+    started = time.time()
+    done = common.child(["-m", "jaxgpt.train", "--config", str(file)], JAX_COMPILATION_CACHE_DIR=str(cache))
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    records = runlog.read(folder / "runs" / name / "log.jsonl")
+    steps = [record for record in records if record["kind"] == "step"]
+    device = next(record["device"]["kind"] for record in records if record["kind"] == "start")
+    seconds = [record["seconds"] for record in steps[NOT_STEADY:]]
+    median, peak = float(np.median(seconds)), peak_flops(device)
+    rate = config.tokens_per_step / median
+    return {
+        "steps": len(steps),
+        "first_step_s": steps[0]["time"] - started,
+        "ms_per_step": 1e3 * median,
+        "ms_p10_p90": [1e3 * float(np.quantile(seconds, q)) for q in (0.1, 0.9)],
+        "tokens_per_second": rate,
+        "mfu": peak and rate * flops_per_token(config.model) / peak,
+        "first_loss": steps[0]["loss"],
+        "last_loss": steps[-1]["loss"],
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="fineweb40m", help="a config (default: fineweb40m)")
+    parser.add_argument("--steps", type=int, default=100, help="steps of each run (default: 100)")
+    parser.add_argument("--tiny", action="store_true", help="a two-layer model: shows that the script runs anywhere")
+    parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
+    options = parser.parse_args(argv)
+    steps = min(options.steps, 8) if options.tiny else options.steps
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        common.random_tokens(folder, 200_000 if options.tiny else 100_000_000)
+        config = configured(options.config, folder, steps, TINY if options.tiny else {})
+        found: dict[str, Any] = {"config": config.to_dict()}
+        for name in ("cold", "warm"):
+            one = found[name] = timed(config, name, folder, folder / "cache")
+            print(f"{name}: first step after {one['first_step_s']:.1f} s, {one['ms_per_step']:.4g} ms per step")
+    common.write(options.out, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,90 @@
+"""`python -m jaxgpt.doctor`: whether this machine can train, on what, and what to do where it cannot.
+
+It looks at NVIDIA's driver and JAX's CUDA plugin, asks JAX in a process of its own which devices it sees (and tries
+cuDNN's attention and dma_map on a GPU), and at memory, disks, versions, the extension and the compilation cache. Exit
+status 0: a run can train, warnings or not; 2: there is a problem.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from jaxgpt.doctor import jaxside, machine, nvidia
+from jaxgpt.doctor.finding import Finding, worst
+from jaxgpt.errors import ConfigError
+from jaxgpt.overrides import Parser
+
+SECONDS = 120.0
+STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+VERDICTS = {
+    "ok": "this machine can train",
+    "warning": "this machine can train; see the warnings",
+    "problem": "a run would fail here, or not run where you think",
+}
+
+
+def examine(runs: Path, data: Path, seconds: float = SECONDS, probe: Sequence[str] = jaxside.COMMAND) -> list[Finding]:
+    """Every check, in the order in which a person mends things; JAX is given `seconds` to answer."""
+    asked = jaxside.Probe(probe)
+    try:
+        here = nvidia.look()
+        seen = len(nvidia.gpus(here.gpus))
+        found = [machine.check_versions(), machine.check_extension(), nvidia.check_driver(here)]
+        plugin = nvidia.check_plugin(here)
+        found += [plugin] if plugin else []
+        found += nvidia.check_environment(os.environ, seen)
+        memory = nvidia.check_memory(here)
+        rest = [machine.check_host(), machine.check_cache(machine.cache_folder())]
+        rest += [machine.check_disk(folder) for folder in dict.fromkeys((runs, data))]
+        return [
+            *found,
+            *jaxside.judge(asked.answer(seconds), seen, os.environ.get("JAX_PLATFORMS", "")),
+            *memory,
+            *rest,
+        ]
+    finally:
+        asked.end()
+
+
+def show(findings: Sequence[Finding], console: Console) -> None:
+    """A line per finding with its verdict in front, what to do below it, and one line for all."""
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        line = Text.assemble(
+            (f"{finding.status:<8}", STYLES[finding.status]), f" {finding.name:<{width}}  {finding.text}"
+        )
+        console.print(line, soft_wrap=True)
+        if finding.help:
+            console.print(f"{'':<{width + 10}} → {finding.help}", soft_wrap=True, markup=False, highlight=False)
+    status = worst(list(findings))
+    console.print(Text.assemble("\n", (VERDICTS[status], STYLES[status])))
+
+
+def run(argv: Sequence[str]) -> None:
+    """Prints what was found; raises `ConfigError` C065 if there is a problem."""
+    parser = Parser("doctor", (__doc__ or "").split("\n\n")[1], "[--json] [--runs DIR] [--data DIR]")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs, for its disk (default: runs)")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), help="folder of tokens, for its disk (default: data)"
+    )
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"that JAX may take (default: {SECONDS:g})")
+    options = parser.parse_args(argv)
+    if not 0 < options.seconds < float("inf"):
+        raise ConfigError("C009", f"--seconds = {options.seconds}; must be above 0")
+    found = examine(options.runs, options.data, options.seconds)
+    status = worst(found)
+    if options.json:
+        print(json.dumps({"status": status, "findings": [asdict(finding) for finding in found]}, indent=2))
+    else:
+        show(found, Console(file=sys.stdout, highlight=False))
+    problems = [finding for finding in found if finding.status == "problem"]
+    if problems:
+        first = problems[0]
+        raise ConfigError("C065", f"{len(problems)} problem(s); the first is {first.name}: {first.text}", first.help)

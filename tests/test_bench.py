@@ -1,0 +1,123 @@
+"""The benches run anywhere, and what they compare is what they say."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxgpt.errors import ConfigError
+from jaxgpt.overrides import load
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def benches() -> Iterator[None]:
+    """The benches as modules; they import each other by name."""
+    sys.path.insert(0, str(BENCH))
+    yield
+    sys.path.remove(str(BENCH))
+    for name in ("common", "step", "transfer", "gpu"):
+        sys.modules.pop(name, None)
+
+
+def bench(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def test_a_cell_measures_base_loader_and_sides_in_turns(tmp_path: Path) -> None:
+    step, common = bench("step"), bench("common")
+    common.random_tokens(tmp_path, 20_000)
+    config = step.sized(load("fineweb40m").replace(step.TINY), 2)
+    config = config.replace({"mesh": {"data_parallel": 1}})
+    found = step.cell(config, ["model.remat=blocks,prng=rbg"], tmp_path, 2, 2)
+    assert json.loads(json.dumps(found)) == found
+    assert list(found["sides"]) == ["base", "model.remat=blocks,prng=rbg", "loader"]
+    for side in found["sides"].values():
+        assert len(side["ms_per_step"]["values"]) == 2
+        assert side["tokens_per_second"] == pytest.approx(1e3 * 2 * 2 * 32 / side["ms_per_step"]["median"])
+    assert found["sides"]["base"]["ratio"]["values"] == [1, 1]
+    assert found["stall"]["median"] > 0
+    memory = found["sides"]["base"]["memory"]
+    assert memory["live_bytes"] == memory["arguments"] + memory["results"] + memory["temporary"]
+    assert "data_parallel" in found["config"]["mesh"]
+    assert step.said(found | {"name": "tiny"}).count("\n") == 4
+
+
+def test_a_side_is_fields_generator_and_compiler_options() -> None:
+    step, config = bench("step"), load("fineweb40m")
+    found = step.variant(config, "model.attention=xla,prng=rbg,xla_gpu_autotune_level=0,model.remat=blocks")
+    assert found.config == config.replace({"model": {"attention": "xla", "remat": "blocks"}})
+    assert (found.prng, found.compiler) == ("rbg", (("xla_gpu_autotune_level", "0"),))
+    with pytest.raises(ConfigError, match="C005"):
+        step.variant(config, "model.atention=xla")
+
+
+@pytest.mark.parametrize("size", [1, 4, 6, 16, 64, 512])
+def test_another_micro_batch_keeps_the_tokens_of_a_step(size: int) -> None:
+    config = load("fineweb40m")
+    found = bench("step").sized(config, size)
+    assert found.data.micro_batch == size
+    assert abs(found.tokens_per_step / config.tokens_per_step - 1) <= size / 2 / 512
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 8, 100, 1000])
+def test_the_largest_that_fits_is_found_in_few_trials(most: int) -> None:
+    tried: list[int] = []
+    found = bench("step").largest(lambda size: tried.append(size) or size <= most, 512)
+    assert found == min(most, 512)
+    assert len(tried) == len(set(tried)) < 20
+
+
+def test_sides_are_called_in_turns() -> None:
+    called: list[str] = []
+    took = bench("common").in_turns({name: lambda name=name: called.append(name) for name in "ab"}, 3)
+    assert called == ["a", "b", "b", "a", "a", "b"]
+    assert {name: len(seconds) for name, seconds in took.items()} == {"a": 3, "b": 3}
+
+
+def test_arrays_survive_the_poisoning_of_their_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    transfer = bench("transfer")
+    found = transfer.poisoned(12, direct=False, size=2**14)
+    assert (found["wrong"], found["blocks"]) == (0, 12)
+    assert found["released"] >= 8
+    lend = transfer.Slot.lend
+
+    def too_early(slot: Any, values: np.ndarray) -> np.ndarray:
+        array: np.ndarray = lend(slot, values)
+        transfer.ctypes.memset(slot.address, transfer.POISON, slot.size)
+        return array
+
+    monkeypatch.setattr(transfer.Slot, "lend", too_early)
+    assert transfer.poisoned(12, direct=False, size=2**14)["wrong"] == 12
+
+
+def test_one_command_runs_every_part_and_one_that_fails_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = bench("gpu")
+    ran = []
+
+    def run(part: Any) -> tuple[Any, str]:
+        ran.append(part.name)
+        answers = {"step": {"about": {"device": "a"}}, "start": {"config": {}, "warm": {"ms_per_step": 1.0}}}
+        return answers.get(part.name), "no" if part.name == "transfer" else ""
+
+    monkeypatch.setattr(gpu, "run", run)
+    assert gpu.main(["--nanogpt", "x", "--out", str(tmp_path / "new" / "out.json")]) == 1
+    assert ran == ["doctor", "transfer", "start", "step", "sides", "sample", "sample_reference", "fit", "vs_nanogpt"]
+    found = json.loads((tmp_path / "new" / "out.json").read_text())
+    assert found["failed"] == {"transfer": "no"}
+    assert (found["warm"]["ms_per_step"], found["about"]["device"]) == (1.0, "a")
+
+
+def test_a_part_that_dies_is_an_error_with_its_last_words() -> None:
+    gpu = bench("gpu")
+    code = "import sys; print('{\"a\": 1}'); sys.exit('the device is gone')"
+    assert gpu.run(gpu.Part("x", ["-c", code], "")) == ({"a": 1}, "the device is gone")

@@ -1,0 +1,301 @@
+"""The doctor on machines that are not this one, by what their drivers print, and on this one with JAX broken."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxgpt import errors
+from jaxgpt.doctor import command, jaxside, machine, nvidia, probe
+from jaxgpt.doctor.finding import Finding, worst
+from jaxgpt.doctor.jaxside import Answer
+from jaxgpt.doctor.nvidia import Machine
+
+RTX_4070 = "0, NVIDIA GeForce RTX 4070, 12282, 11500, 560.35.03\n"
+BANNER = "| NVIDIA-SMI 560.35.03     Driver Version: 560.35.03    CUDA Version: 12.6     |\n"
+NONE = Machine(
+    gpus=None,
+    processes=None,
+    banner=None,
+    smi_error="",
+    kernel_module=None,
+    device_nodes=(),
+    plugins={},
+    wsl=False,
+    container=False,
+)
+DESKTOP = dataclasses.replace(
+    NONE,
+    gpus=RTX_4070,
+    processes="",
+    banner=BANNER,
+    kernel_module="NVRM version: NVIDIA UNIX x86_64 Kernel Module  560.35.03",
+    device_nodes=("/dev/nvidia0",),
+    plugins={"jax-cuda12-plugin": "0.10.2"},
+)
+ON_GPU = Answer(
+    stage="done",
+    facts={"jax": "0.10.2", "platform": "gpu", "devices": ["NVIDIA GeForce RTX 4070"], "bytes_limit": 9 * 2**30}
+    | {"kernel": "", "cudnn": "", "dma_map": ""},
+)
+ON_CPU = Answer(stage="done", facts={"jax": "0.10.2", "platform": "cpu", "devices": ["cpu"], "kernel": ""})
+
+
+def on(base: Machine = DESKTOP, **changes: Any) -> Machine:
+    return dataclasses.replace(base, **changes)
+
+
+def plugin(here: Machine) -> Finding:
+    found = nvidia.check_plugin(here)
+    assert found is not None
+    return found
+
+
+def test_a_desktop_with_driver_and_plugin_is_well() -> None:
+    assert nvidia.check_driver(DESKTOP) == Finding("driver", "ok", "NVIDIA GeForce RTX 4070 (driver 560.35.03)")
+    assert plugin(DESKTOP) == Finding("CUDA plugin", "ok", "jax-cuda12-plugin 0.10.2, driver runs CUDA 12.6")
+    assert [(f.status, f.text) for f in nvidia.check_memory(DESKTOP)] == [("ok", "11.2 of 12.0 GiB free")]
+    assert worst(jaxside.judge(ON_GPU, 1)) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("here", "status", "text", "help"),
+    [
+        (NONE, "warning", "no NVIDIA driver", "install NVIDIA's driver"),
+        (on(NONE, container=True), "warning", "no NVIDIA driver", "--gpus all"),
+        (on(NONE, wsl=True), "warning", "WSL 2 without a GPU", "in Windows"),
+        (
+            on(NONE, wsl=True, smi_error="GPU access blocked by the operating system"),
+            "problem",
+            "blocked",
+            "wsl --update",
+        ),
+        (on(gpus=None, device_nodes=(), container=True), "problem", "no /dev/nvidia0", "--gpus all"),
+        (on(gpus=None, device_nodes=()), "problem", "no /dev/nvidia0", "nvidia-modprobe"),
+        (on(gpus=None, smi_error="Driver/library version mismatch"), "problem", "version mismatch", "reboot"),
+        (on(gpus="No devices were found\n"), "problem", "lists no GPU", "reboot"),
+    ],
+    ids=["none", "container", "wsl", "wsl blocked", "no node in container", "no node", "mismatch", "no devices"],
+)
+def test_a_driver_that_does_not_answer_is_told_apart_from_none(
+    here: Machine, status: str, text: str, help: str
+) -> None:
+    found = nvidia.check_driver(here)
+    assert found.status == status
+    assert text in found.text
+    assert help in found.help
+
+
+def test_wsl_with_a_gpu_needs_no_device_node() -> None:
+    assert nvidia.check_driver(on(wsl=True, device_nodes=(), kernel_module=None)).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("here", "status", "text", "help"),
+    [
+        (on(plugins={}), "problem", "would use the CPU", "jaxgpt[cuda12]"),
+        (on(plugins={}, banner=BANNER.replace("12.6", "13.0")), "problem", "would use the CPU", "jaxgpt[cuda13]"),
+        (on(plugins={"jax-cuda13-plugin": "0.10.2"}), "problem", "needs CUDA 13; driver 560", "jaxgpt[cuda12]"),
+        (on(plugins={"jax-cuda13-plugin": "0.10.2"}, banner="?"), "problem", "needs CUDA 13", "580 or newer"),
+        (on(banner=BANNER.replace("12.6", "11.4")), "problem", "up to 11.4", "525 or newer"),
+        (on(plugins=dict.fromkeys(nvidia.PLUGINS.values(), "1")), "problem", "both installed", "uninstall jax-cuda13"),
+        (on(banner=BANNER.replace("12.6", "13.1")), "ok", "13.1", ""),
+    ],
+    ids=["none", "none, new driver", "too new", "banner unread", "old driver", "both", "newer driver"],
+)
+def test_the_plugin_must_be_one_that_the_driver_runs(here: Machine, status: str, text: str, help: str) -> None:
+    found = plugin(here)
+    assert found.status == status
+    assert text in found.text
+    assert help in found.help
+
+
+def test_without_a_gpu_no_plugin_is_asked_for() -> None:
+    assert nvidia.check_plugin(NONE) is None
+
+
+def test_memory_in_other_hands_is_named_with_its_holder_on_each_gpu() -> None:
+    two = RTX_4070.replace("11500", "2000") + "1, NVIDIA GeForce RTX 4070, 12282, 12000, 560.35.03\n"
+    full, empty = nvidia.check_memory(on(gpus=two, processes="4242, /usr/bin/python3, 9500\n77, [Not Found], [N/A]\n"))
+    assert (full.name, full.status, empty.name, empty.status) == ("GPU 0 memory", "warning", "GPU 1 memory", "ok")
+    assert "python3 (pid 4242, 9.3 GiB)" in full.text
+    assert "(pid 77)" in full.text
+    assert "held by" not in empty.text
+    shared = nvidia.check_memory(on(gpus="0, NVIDIA GB10, [N/A], [N/A], 580.95\n"))
+    assert [finding.status for finding in shared] == ["ok"]
+
+
+def test_variables_that_hide_the_gpu_are_named_only_where_there_is_one() -> None:
+    hidden = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    assert [finding.name for finding in nvidia.check_environment(hidden, 1)] == list(hidden)
+    assert nvidia.check_environment(hidden, 0) == []
+    assert nvidia.check_environment({"JAX_PLATFORMS": "cuda,cpu", "CUDA_VISIBLE_DEVICES": "0"}, 1) == []
+
+
+def test_the_silent_fallback_to_the_cpu_is_a_problem_unless_it_was_asked_for() -> None:
+    assert "although the driver sees 2 GPUs" in jaxside.check_devices(ON_CPU, 2).text
+    assert jaxside.check_devices(ON_CPU, 2).status == "problem"
+    assert jaxside.check_devices(ON_CPU, 2, "cpu").status == "ok"
+    assert jaxside.check_devices(ON_CPU, 0).status == "ok"
+
+
+def test_cudnn_and_dma_map_that_do_not_run_say_why_and_what_to_do() -> None:
+    broken = Answer(facts=ON_GPU.facts | {"cudnn": "CUDNN_STATUS_NOT_SUPPORTED", "dma_map": "no attribute 'dma_map'"})
+    attention, direct = jaxside.judge(broken, 1)[-2:]
+    assert (attention.status, direct.status) == ("problem", "warning")
+    assert "CUDNN_STATUS" in attention.text
+    assert "--model.attention xla" in attention.help
+    cut = Answer(facts={k: v for k, v in ON_GPU.facts.items() if k != "cudnn"}, ending="it was ended by signal 11")
+    assert jaxside.check_attention(cut).text == "it was ended by signal 11"
+
+
+def probing(code: str, seconds: float = 60) -> Answer:
+    return jaxside.Probe([sys.executable, "-c", code]).answer(seconds)
+
+
+SAID = 'print(\'{"stage": "import"}\', flush=True); '
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds", "text"),
+    [
+        (SAID + "raise ImportError('libcudart')", 60, "failed to import JAX: ImportError: libcudart"),
+        (SAID + "import os; os.abort()", 60, "failed to import JAX: it was ended by signal 6"),
+        (SAID + "import time; time.sleep(60)", 2, "failed to import JAX: no answer within 2 s"),
+        ("print('chatter')", 60, "failed to start Python: it said nothing"),
+    ],
+    ids=["raises", "aborts", "hangs", "says nothing"],
+)
+def test_a_jax_that_raises_aborts_or_hangs_is_a_finding(code: str, seconds: float, text: str) -> None:
+    found = jaxside.check_devices(probing(code, seconds), 0)
+    assert (found.status, found.text) == ("problem", text)
+    assert found.help
+
+
+def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jaxgpt.doctor", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_this_machine_as_json_and_as_text(tmp_path: Path) -> None:
+    places = ("--runs", str(tmp_path / "runs"), "--data", str(tmp_path))
+    done = doctor("--json", *places)
+    answer = json.loads(done.stdout)
+    by_name = {finding["name"]: finding for finding in answer["findings"]}
+    assert by_name["JAX"]["status"] == "ok"
+    assert "on cpu" in by_name["JAX"]["text"]
+    assert metadata.version("jaxlib") in by_name["versions"]["text"]
+    assert by_name["extension"]["status"] == "ok"
+    assert "MB/s written and synced" in by_name[f"disk of {tmp_path}"]["text"]
+    assert (done.returncode, answer["status"]) == (0, worst([Finding(**f) for f in answer["findings"]]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_jax_that_cannot_be_imported_is_said_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "jax.py").write_text("raise ImportError('libcudnn.so.9: cannot open shared object file')")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = doctor("--runs", str(tmp_path), "--data", str(tmp_path), PYTHONPATH=path)
+    assert done.returncode == 2
+    assert "failed to import JAX: ImportError: libcudnn.so.9" in done.stdout
+    assert "ok       extension" in done.stdout
+    assert done.stderr.startswith("error[C065]")
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_disk_that_is_slow_full_or_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_speeds", lambda *_: (10e6, 20e6))
+    assert machine.check_disk(tmp_path / "a" / "b").status == "warning"
+    monkeypatch.setattr(machine, "_free", lambda _: 1000)
+    assert machine.check_disk(tmp_path).text == "0.00 GiB free"
+
+    def refused(*_: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(machine, "_free", refused)
+    assert machine.check_disk(tmp_path).text == f"{tmp_path} cannot be written: Permission denied"
+
+
+def test_the_probe_reads_back_what_it_wrote(tmp_path: Path) -> None:
+    written, read = machine._speeds(tmp_path / "x", 3 * 2**20)
+    assert min(written, read) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_versions_that_do_not_fit_are_told() -> None:
+    def version(of: dict[str, str]) -> Any:
+        def found(name: str) -> str:
+            if of.get(name) == "":
+                raise metadata.PackageNotFoundError
+            return of.get(name, "1.0.0")
+
+        return found
+
+    assert machine.check_versions(version({})).status == "ok"
+    assert machine.check_versions(version({"jaxlib": "1.0.1"})).status == "warning"
+    assert machine.check_versions(version({"jax": "0.9.9", "jaxlib": "0.9.9"})).status == "warning"
+    assert machine.check_versions(version({"flax": ""})).text == "flax is not installed"
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert machine.check_cache(tmp_path / "new").status == "ok"
+    assert machine.check_cache(tmp_path / "file" / "new").status == "warning"
+
+
+def test_an_extension_of_another_version_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxgpt.__version__", "9.9")
+    assert machine.check_extension().status == "problem"
+
+
+def test_what_the_probe_tries_works_where_it_can() -> None:
+    import jax
+
+    assert probe.attempt(lambda: probe.multiply(jax)) == ""
+    assert "cudnn" in probe.attempt(lambda: probe.attend(jax)).lower()
+
+
+class Client:
+    """Stands in for a CUDA client that knows the address that is copied."""
+
+    mapped: int | None = None
+
+    def dma_map(self, address: int, _: int) -> None:
+        self.mapped = address
+
+    def dma_unmap(self, address: int) -> None:
+        assert address == self.mapped
+
+
+def test_the_direct_copy_compares_what_arrives() -> None:
+    import jax
+    import numpy as np
+
+    class Device:
+        client = Client()
+
+    class Jax:
+        def device_put(self, array: Any, _: Any) -> Any:
+            return jax.device_put(np.array(array) + self.error)
+
+        def __init__(self, error: int) -> None:
+            self.error = np.uint16(error)
+
+    assert probe.attempt(lambda: probe.direct_copy(Jax(0), Device())) == ""
+    assert "differs" in probe.attempt(lambda: probe.direct_copy(Jax(1), Device()))
+
+
+def test_impossible_seconds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert errors.run(command.run, ["--seconds", "0"]) == 2
+    assert "C009" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""Remat policies: the same numbers for less memory, as XLA's own account of the compiled update says."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from test_budget_memory import compiled, small
+from test_step import MODERN, Training, assert_close, block, configured, gradient
+
+from jaxgpt import runfolder, step
+from jaxgpt.budget import memory, promise, time
+from jaxgpt.budget.devices import DEVICES
+from jaxgpt.config import Model
+from jaxgpt.errors import ConfigError
+from jaxgpt.overrides import load
+
+POLICIES = ("attention", "blocks")
+DROPOUT = {"dropout": 0.2, "attention_dropout": 0.2}
+LARGE = Model(
+    n_layer=6, n_head=4, n_embd=64, block_size=128, vocab_size=256, dtype="float32", attention="xla", loss_chunk=256
+)
+
+
+@pytest.mark.parametrize("changes", [{}, DROPOUT, MODERN, MODERN | DROPOUT], ids=["gpt2", "dropout", "modern", "both"])
+def test_a_policy_changes_neither_loss_nor_gradient(changes: dict[str, Any]) -> None:
+    cfg = configured(n_layer=2, **changes)
+    metrics, grads = gradient(cfg, block(cfg))
+    for policy in POLICIES:
+        other = cfg.replace({"model": {"remat": policy}})
+        found, found_grads = gradient(other, block(cfg))
+        assert_close(found, metrics, rtol=1e-6)
+        assert_close(found_grads, grads, atol=1e-6 * float(metrics.grad_norm))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "modern"])
+def test_each_policy_needs_less_than_the_one_before_and_the_planner_knows_how_much(architecture: str) -> None:
+    """What a further sequence adds, in shares of what it adds without a policy: XLA's count and the planner's."""
+    measured, planned = [], []
+    for policy in ("none", *POLICIES):
+        model = dataclasses.replace(LARGE, architecture=architecture, remat=policy)
+        grown = [compiled(small(model, rows)).temp_size_in_bytes for rows in (4, 16)]
+        held = [memory.need(small(model, rows), flash=False).total for rows in (4, 16)]
+        measured.append(grown[1] - grown[0])
+        planned.append(held[1] - held[0])
+    assert measured[1] < 0.75 * measured[0]
+    assert measured[2] < 0.6 * measured[1]
+    np.testing.assert_allclose(np.array(planned) / planned[0], np.array(measured) / measured[0], atol=0.12)
+
+
+def test_a_policy_is_no_detail_of_a_run_because_it_changes_the_last_bits() -> None:
+    assert runfolder.differences(load("books"), load("books").replace({"model": {"remat": "blocks"}})) == [
+        "model.remat none → blocks"
+    ]
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(ConfigError, match="none, blocks, attention"):
+        Model(remat="everything")  # type: ignore[arg-type]
+
+
+def test_the_planner_reads_the_configs_policy_and_lets_it_cost_time() -> None:
+    plain = load("fineweb40m")
+    kept, slower = [], []
+    for policy in ("none", "attention", "blocks"):
+        config = plain.replace({"model": {"remat": policy}})
+        kept.append(memory.need(config).activations)
+        slower.append(time.modelled(config, DEVICES["RTX 4070"], "jaxgpt").seconds)
+        assert memory.need(plain, remat=policy) == memory.need(config)
+    assert kept[0] > kept[1] > kept[2]
+    assert slower[0] < slower[1] < slower[2] < 1.4 * slower[0]
+
+
+def test_evaluation_computes_nothing_twice() -> None:
+    """Without a backward pass, the program is the same whatever the policy."""
+    cfg = configured()
+    products = []
+    for policy in ("none", *POLICIES):
+        training = Training(cfg.replace({"model": {"remat": policy}}))
+        evaluate = step.compile_eval_step(training.cfg, training.graphdef, training.mesh)
+        lowered = evaluate.lower(training.state.params, jax.numpy.asarray(block(cfg)))
+        products.append(lowered.compile().as_text().count("dot("))
+    assert len(set(products)) == 1
+
+
+def test_a_run_that_does_not_fit_is_told_what_recomputing_would_need() -> None:
+    config = load("fineweb40m")
+    limit = memory.need(config, remat="blocks").total + 1
+    with pytest.raises(ConfigError, match="C022") as raised:
+        promise.check_memory(config, limit)
+    assert "--model.remat blocks needs about" in raised.value.help
+    with pytest.raises(ConfigError, match="C022") as raised:
+        promise.check_memory(config.replace({"model": {"remat": "blocks"}}), limit // 2)
+    assert "--model.remat" not in raised.value.help

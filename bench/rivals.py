@@ -1,9 +1,9 @@
 """One side of `bench/vs_nanogpt.py`, in a process of its own: `python bench/rivals.py` reads lines from its parent.
 
 The first line is the order (`Order` as JSON): whom to build, the config, where nanoGPT is. The answer is one line,
-{"versions": …} or {"error": [code, message, help]}. Each further line is a number of updates; the answer is the
-seconds that one of them took and the last loss. Every side trains on the same random tokens, which lie on the device
-before the clock starts. No line, no work: the parent lets one side work at a time.
+{"versions": …} or {"error": [code, message, help]}. Each further line is a number of updates; the answer is a `Turn`.
+Every side trains on the same random tokens, which lie on the device before the clock starts. No line, no work: the
+parent lets one side work at a time.
 
     A micro-batches   B sequences of one   W window = T + 1 tokens   T block
 """
@@ -40,6 +40,7 @@ class Order:
     nanogpt: str = ""
     compiled: bool = False
     sdpa: str = "default"
+    cores: int = 0  # 0: all of them
 
     def parsed(self) -> Config:
         return Config.from_dict(self.config)
@@ -60,8 +61,9 @@ def jaxgpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
     import jax
 
     import jaxgpt
-    from jaxgpt import checkpoint, mesh, optim, step
+    from jaxgpt import checkpoint, mesh, optim, runtime, step
 
+    runtime.set_up()
     config = order.parsed()
     place = mesh.make_mesh(config.mesh, config.data.micro_batch)
     config = checkpoint.resolved(config, place)
@@ -201,21 +203,22 @@ SIDES = {"jaxgpt": jaxgpt_side, "flax": flax_side, "nanogpt": nanogpt_side}
 
 
 class Turn(NamedTuple):
-    """What a side answers: seconds per update, and the last one's loss."""
+    """What a side answers, per update: seconds, seconds of all its threads' processor time; and the last loss."""
 
     seconds: float
+    cpu_seconds: float
     loss: float
 
 
 def turn(update: Update, wait: Wait, count: int) -> Turn:
     """Seconds per update over `count` of them, after one that wakes the threads; and the last loss."""
     wait(update())
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     loss = 0.0
     for _ in range(count):
         loss = update()
     loss = wait(loss)
-    return Turn((time.perf_counter() - start) / count, loss)
+    return Turn((time.perf_counter() - start) / count, (time.process_time() - start_cpu) / count, loss)
 
 
 @contextlib.contextmanager
@@ -234,6 +237,8 @@ def main() -> None:
 
         order = Order(**json.loads(sys.stdin.readline()))
         try:
+            if order.cores:  # before a library starts its threads
+                os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-order.cores :])
             update, wait, versions = SIDES[order.kind](order)
             turn(update, wait, 2)  # compiles
         except JaxgptError as error:

@@ -1,7 +1,8 @@
 """Our whole update beside nanoGPT's own, on the same machine, in the same run, one after the other.
 
     python bench/vs_nanogpt.py --nanogpt PATH [--config quickstart] [--eager] [--compiled] [--sdpa cudnn|default]
-                               [--also flax] [--rounds 12] [--updates 5] [--json FILE] [--any.field VALUE …]
+                               [--also flax] [--rounds 12] [--updates 5] [--cores N] [--cpu-time] [--json FILE]
+                               [--any.field VALUE …]
 
 PATH is a checkout of nanoGPT: its model.py is imported, its `configure_optimizers`, loss, clipping and autocast are
 used as its train.py uses them, at the size, precision, batch and accumulation of the config. Both train on the same
@@ -10,6 +11,9 @@ random tokens (Zipf), which lie on the device beforehand, and do full updates: f
 Each side is a process of its own, and they take turns through pipes: never two at work at once, each turn after a
 pause in which the other's threads fall asleep and begun with an update that is not timed. A round is one turn of every
 side. Speed is nanoGPT's median seconds over ours; the interval is the middle 80 % of 2,000 resamplings of the rounds.
+
+On a machine with other work on it, `--cores 1 --cpu-time` compares the processor time of one thread each, which
+waiting for a core does not count into.
 """
 
 import argparse
@@ -46,7 +50,7 @@ class Side:
     def __init__(self, name: str, order: Order) -> None:
         self.name = name
         self.turns: list[Turn] = []
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("rivals.py"))],
             stdin=subprocess.PIPE,
@@ -67,6 +71,10 @@ class Side:
     @property
     def seconds(self) -> np.ndarray:
         return np.array([turn.seconds for turn in self.turns])
+
+    @property
+    def cpu_seconds(self) -> np.ndarray:
+        return np.array([turn.cpu_seconds for turn in self.turns])
 
     def _ask(self, line: str) -> Any:
         assert self._process.stdin
@@ -105,7 +113,7 @@ def orders(options: argparse.Namespace, config: Config) -> dict[str, Order]:
                 found[f"nanogpt {name}{suffix}"] = Order("nanogpt", plain, folder, name == "compiled", sdpa)
     for name in options.also:
         found[name] = Order(name, plain)
-    return found
+    return {name: dataclasses.replace(order, cores=options.cores) for name, order in found.items()}
 
 
 def compete(wanted: dict[str, Order], rounds: int, updates: int) -> list[Side]:
@@ -132,30 +140,31 @@ def interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def figures(sides: list[Side], tokens: int) -> list[dict[str, Any]]:
-    """What each side did, and how many times as fast as it the first one is."""
-    ours = sides[0].seconds
+def figures(sides: list[Side], tokens: int, cpu_time: bool) -> list[dict[str, Any]]:
+    """What each side did, and how many times as fast as it the first one is, by the clock or by processor time."""
+    took = [side.cpu_seconds if cpu_time else side.seconds for side in sides]
     return [
         {
             "name": side.name,
-            "ms": 1e3 * float(np.median(side.seconds)),
-            "ms_p10_p90": [1e3 * float(np.quantile(side.seconds, q)) for q in (0.1, 0.9)],
-            "tokens_per_second": tokens / float(np.median(side.seconds)),
-            "ours_times_as_fast": float(np.median(side.seconds) / np.median(ours)),
-            "interval_80": interval(ours, side.seconds),
+            "ms": 1e3 * float(np.median(theirs)),
+            "ms_p10_p90": [1e3 * float(np.quantile(theirs, q)) for q in (0.1, 0.9)],
+            "tokens_per_second": tokens / float(np.median(theirs)),
+            "ours_times_as_fast": float(np.median(theirs) / np.median(took[0])),
+            "interval_80": interval(took[0], theirs),
             "last_loss": side.turns[-1].loss,
             "versions": side.versions,
             "seconds": side.seconds.tolist(),
+            "cpu_seconds": side.cpu_seconds.tolist(),
         }
-        for side in sides
+        for side, theirs in zip(sides, took, strict=True)
     ]
 
 
-def show(found: list[dict[str, Any]], config: Config) -> None:
+def show(found: list[dict[str, Any]], config: Config, cpu_time: bool) -> None:
     m, d = config.model, config.data
     print(f"{m.n_layer} layers, width {m.n_embd}, {m.n_head} heads, vocabulary {m.vocab_size:,}; a step of", end=" ")
     print(f"{d.accum} x {d.micro_batch} x {m.block_size} tokens; on {found[0]['versions']['device']}")
-    table = Table("", "ms", "p10-p90", "tokens/s", "ours is", "80 %", "loss")
+    table = Table("", "ms of processor time" if cpu_time else "ms", "p10-p90", "tokens/s", "ours is", "80 %", "loss")
     for row in found:
         low, high = row["interval_80"]
         spread = "-".join(f"{ms:,.1f}" for ms in row["ms_p10_p90"])
@@ -175,6 +184,8 @@ def parsed(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     parser.add_argument("--also", action="append", default=[], choices=["flax"], help="a further side")
     parser.add_argument("--rounds", type=int, default=12, help="turns of each side (default: 12)")
     parser.add_argument("--updates", type=int, default=5, help="updates timed in a turn (default: 5)")
+    parser.add_argument("--cores", type=int, default=0, help="cores that each side may use (default: all)")
+    parser.add_argument("--cpu-time", action="store_true", help="compare processor time instead of the clock's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the raw figures")
     config, options = parse_config(parser, argv if "--config" in argv else ["--config", "quickstart", *argv])
     for name in ("rounds", "updates"):
@@ -185,10 +196,12 @@ def parsed(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
 
 def main(argv: Sequence[str]) -> None:
     config, options = parsed(argv)
-    found = figures(compete(orders(options, config), options.rounds, options.updates), config.tokens_per_step)
-    show(found, config)
+    sides = compete(orders(options, config), options.rounds, options.updates)
+    found = figures(sides, config.tokens_per_step, options.cpu_time)
+    show(found, config, options.cpu_time)
     if options.json:
-        about = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+        about: dict[str, Any] = {"cores": options.cores or len(os.sched_getaffinity(0)), "cpu_time": options.cpu_time}
+        about["python"] = platform.python_version()
         about |= {"machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}
         result = {"about": about, "config": config.to_dict(), "sides": found}
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

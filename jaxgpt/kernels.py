@@ -1,7 +1,7 @@
 """Operations of the step whose gradient is written by hand, because compilers make too much of the derived one.
 
-Each is a plain function with a `custom_vjp`, equal to its definition up to rounding. What one platform needs and another
-does not is decided here and nowhere else, when the program is lowered (`jax.lax.platform_dependent`).
+Each equals its definition up to rounding. What one platform needs and another does not is decided here and nowhere
+else, when the program is lowered (`jax.lax.platform_dependent`).
 
     N tokens   I inputs   O outputs   M batch and key/value heads   R rows of queries   S keys   T time   C head size
 """

@@ -100,33 +100,42 @@ def flax_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
     return update, wait, {"flax": flax.__version__, "jax": jax.__version__, "device": jax.devices()[0].device_kind}
 
 
+def check(order: Order) -> None:
+    """What can be known of nanoGPT's side before anything is built: raises C060, C061 or C062."""
+    if not (Path(order.nanogpt) / "model.py").is_file():
+        what = f"'{order.nanogpt}' is no checkout of nanoGPT: it has no model.py"
+        raise ConfigError("C060", what, "git clone karpathy/nanoGPT, then --nanogpt PATH")
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError("C061", "PyTorch is not installed here", "pip install torch")
+    nanogpt_size(order.parsed())
+
+
 def nanogpt_module(folder: Path) -> ModuleType:
-    """nanoGPT's model.py; raises C060 where `folder` holds none."""
-    path = folder / "model.py"
-    what = f"'{folder}' is no checkout of nanoGPT"
-    if not path.is_file():
-        raise ConfigError("C060", f"{what}: it has no model.py", "git clone karpathy/nanoGPT, then --nanogpt PATH")
-    spec = importlib.util.spec_from_file_location("nanogpt_model", path)
+    """nanoGPT's model.py; raises C060 where that is another one."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules["nanogpt_model"] = module  # its dataclass asks for the module that it is in
     spec.loader.exec_module(module)
     if not (hasattr(module, "GPT") and hasattr(module, "GPTConfig")):
-        raise ConfigError("C060", f"{what}: its model.py has no GPT and GPTConfig", "--nanogpt PATH")
+        raise ConfigError("C060", f"'{folder}/model.py' has no GPT and GPTConfig", "--nanogpt PATH")
     return module
 
 
 def nanogpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
     """nanoGPT's own model and optimizer, and an update in the words of its train.py."""
-    torch = _torch()
+    import torch
+
     config, module = order.parsed(), nanogpt_module(Path(order.nanogpt))
     device = "cuda" if torch.cuda.is_available() and config.mesh.device != "cpu" else "cpu"
+    if order.sdpa == "cudnn" and device == "cpu":
+        raise ConfigError("C064", "--sdpa cudnn needs a CUDA GPU that PyTorch sees; it sees none", "--sdpa default")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(config.run.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
-    model = module.GPT(module.GPTConfig(**_nanogpt_size(config))).to(device)
+    model = module.GPT(module.GPTConfig(**nanogpt_size(config))).to(device)
     o = config.optim
     optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), device)
     called = torch.compile(model) if order.compiled else model
@@ -159,15 +168,7 @@ def nanogpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
     return update, wait, {"torch": torch.__version__, "device": name, "dtype": dtype}
 
 
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise ConfigError("C061", f"PyTorch cannot be imported ({error})", "pip install torch") from error
-    return torch
-
-
-def _nanogpt_size(config: Config) -> dict[str, Any]:
+def nanogpt_size(config: Config) -> dict[str, Any]:
     """Our model in nanoGPT's words; raises C062 for what it has no word for."""
     m = config.model
     ours = {

@@ -33,7 +33,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from rivals import Order, Turn
+from rivals import Order, Turn, check
 
 from jaxgpt import errors
 from jaxgpt.config import Config
@@ -196,7 +196,11 @@ def parsed(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
 
 def main(argv: Sequence[str]) -> None:
     config, options = parsed(argv)
-    sides = compete(orders(options, config), options.rounds, options.updates)
+    wanted = orders(options, config)
+    for order in wanted.values():
+        if order.kind == "nanogpt":
+            check(order)
+    sides = compete(wanted, options.rounds, options.updates)
     found = figures(sides, config.tokens_per_step, options.cpu_time)
     show(found, config, options.cpu_time)
     if options.json:

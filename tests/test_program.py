@@ -1,9 +1,11 @@
 """The step as a program: what the module compiled for a CPU and the one lowered for CUDA hold, and its numbers."""
 
 import dataclasses
+import importlib.util
 import math
 import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,9 +17,10 @@ import pytest
 from jaxgpt import config, mesh, optim, step
 from jaxgpt.config import Config, Data, Model
 
+ROOT = Path(__file__).parents[1]
 # Sizes of which no product is another's, so that an array's element count tells what it is.
 MODEL = Model(
-    n_layer=2, n_head=2, n_embd=24, block_size=52, vocab_size=510, dtype="float32", attention="xla", loss_chunk=35
+    n_layer=2, n_head=2, n_embd=24, block_size=52, vocab_size=510, dtype="float32", attention="xla", loss_chunk=25
 )
 MODERN: dict[str, Any] = {"architecture": "modern", "n_head": 4, "n_kv_head": 2, "tie_embeddings": False, "head_dim": 8}
 BIASED: dict[str, Any] = {"bias": True, "activation": "gelu_tanh"}
@@ -109,6 +112,20 @@ def test_loss_and_gradient_of_an_update_are_the_oracles(changes: dict[str, Any],
     near_loss, near = (1e-6, 1e-5) if dtype == "float32" else (2e-4, 0.015)
     assert float(metrics.loss) == pytest.approx(loss, rel=near_loss)
     assert float(optax.tree.norm(optax.tree.sub(grads, expected))) < near * norm
+
+
+def switches() -> dict[str, Any]:
+    spec = importlib.util.spec_from_file_location("cuda_options", ROOT / "bench" / "cuda_options.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return dict(module.SWITCHES)
+
+
+@pytest.mark.parametrize("name", sorted(switches()))
+def test_this_xla_knows_every_option_that_is_to_be_tried(name: str) -> None:
+    assert jax.jit(lambda x: x + 1, compiler_options=switches()[name].options)(1) == 2
 
 
 CUDNN = "jax._src.cudnn.fused_attention_stablehlo"

@@ -48,7 +48,8 @@ def outer_sum(x_NxI: jax.Array, y_NxO: jax.Array, dtype: Any) -> jax.Array:
         return jax.lax.dot_general(x_NxI, y_NxO, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
 
     def turned(x_NxI: jax.Array, y_NxO: jax.Array) -> jax.Array:
-        return jax.lax.optimization_barrier(plain(y_NxO, x_NxI)).T
+        turned_OxI: jax.Array = jax.lax.optimization_barrier(plain(y_NxO, x_NxI))
+        return turned_OxI.T
 
     if x_NxI.shape[1] <= y_NxO.shape[1]:
         return plain(x_NxI, y_NxO)

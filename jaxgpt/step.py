@@ -19,7 +19,7 @@ from jaxgpt.mesh import over_batch, replicated
 from jaxgpt.model import GPT, compute_dtype
 
 Params = dict[str, Any]
-DROPOUT_PRNG = "philox4x32"
+DROPOUT_PRNG = "threefry2x32"
 
 
 class TrainState(NamedTuple):
@@ -109,9 +109,9 @@ def loss_fn(
 def _dropout_keys(cfg: Config, step: jax.Array, tokens_AxBxW: jax.Array, axis: str | None) -> jax.Array | None:
     """A key per window, [A, B], from (seed, step, the window's place in the step), or None without dropout.
 
-    So a run keeps its dropout whatever its micro-batch and devices, as it keeps its order of tokens. Philox (Salmon et
-    al. 2011) is cheaper than JAX's default; XLA's own generator (rbg) is not to be had, because under `vmap` it draws
-    the masks of all keys from the first one.
+    So a run keeps its dropout whatever its micro-batch and devices, as it keeps its order of tokens.
+    Neither of JAX's cheaper generators is to be had: under `vmap`, XLA's own (rbg) draws the masks of all keys from the
+    first one, and Philox does not compile under `shard_map` (jaxlib 0.10.2).
     """
     if not cfg.model.dropout and not cfg.model.attention_dropout:
         return None

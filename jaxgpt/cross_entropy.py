@@ -12,6 +12,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxgpt import kernels
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def mean_loss(x_NxD: jax.Array, head_VxD: jax.Array, targets_N: jax.Array, chunk: int) -> jax.Array:
@@ -49,7 +51,7 @@ def _forward(
         one_MxV = targets_M[:, None] == jnp.arange(logits_MxV.shape[1], dtype=targets_M.dtype)[None, :]
         slope_MxV = (jnp.exp(logits_MxV - lse_M[:, None]) - one_MxV.astype(jnp.float32)) * weight_M[:, None]
         slope_MxV = slope_MxV.astype(x_MxD.dtype)
-        dhead_VxD += jnp.einsum("mv,md->vd", slope_MxV, x_MxD, preferred_element_type=jnp.float32)
+        dhead_VxD += kernels.outer_sum(slope_MxV, x_MxD, jnp.float32)
         return (loss, dhead_VxD), jnp.einsum("mv,vd->md", slope_MxV, head_VxD)
 
     count = len(targets_N)

@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt import config
+from jaxgpt import config, kernels
 from jaxgpt.errors import ConfigError
 
 INIT_STD = 0.02
-ATTENTION_PARTS = 4  # more parts save little work and take longer to compile
 
 
 class KVCache(NamedTuple):
@@ -199,7 +198,8 @@ class Mlp(nnx.Module):
         self.down = _linear(settings, settings.inner, settings.n_embd, rngs, residual=True)
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-        h_BxTxF = jax.nn.gelu(self.up(x_BxTxD), approximate=self.approximate)
+        h_BxTxF = self.up(x_BxTxD)
+        h_BxTxF = jax.nn.gelu(h_BxTxF) if self.approximate else kernels.gelu(h_BxTxF)
         return self.down(h_BxTxF)
 
 
@@ -218,24 +218,16 @@ class GatedMlp(nnx.Module):
 def attend(
     q_BxTxHxC: jax.Array, k_BxTxKxC: jax.Array, v_BxTxKxC: jax.Array, settings: config.Model, keys_B: jax.Array | None
 ) -> jax.Array:
-    """Causal attention [B, T, H, C]: cuDNN's kernel, or XLA's matrix products a few rows of queries at a time.
+    """Causal attention [B, T, H, C]: cuDNN's kernel, or XLA's matrix products.
 
-    The rows of a part never see beyond its last token, so short parts leave out nearly half of the work and memory.
-    Dropout takes the second way, because flash kernels have none that a changing key can drive.
+    Dropout takes the exact way, because flash kernels have none that a changing key can drive.
     """
     rate = settings.attention_dropout if keys_B is not None else 0.0
-    if settings.attention == "cudnn" and not rate:
-        return jax.nn.dot_product_attention(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, is_causal=True, implementation="cudnn")
     if rate:
         return _attend_exactly(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, jnp.int32(0), rate, keys_B)
-    time = q_BxTxHxC.shape[1]
-    rows = math.ceil(time / ATTENTION_PARTS)
-    parts = []
-    for start in range(0, time, rows):
-        seen = slice(start + rows)
-        q_BxRxHxC = q_BxTxHxC[:, start : start + rows]
-        parts.append(_attend_exactly(q_BxRxHxC, k_BxTxKxC[:, seen], v_BxTxKxC[:, seen], jnp.int32(start)))
-    return jnp.concatenate(parts, axis=1)
+    if settings.attention == "cudnn":
+        return jax.nn.dot_product_attention(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, is_causal=True, implementation="cudnn")
+    return kernels.attend(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC)
 
 
 def _attend_exactly(
@@ -345,7 +337,13 @@ def _linear(settings: config.Model, inputs: int, outputs: int, rngs: nnx.Rngs, *
     """nanoGPT's initialisation: N(0, 0.02), and a residual branch's last matrix smaller by sqrt(2 n_layer)."""
     std = INIT_STD / math.sqrt(2 * settings.n_layer) if residual else INIT_STD
     return nnx.Linear(
-        inputs, outputs, use_bias=settings.bias, kernel_init=_normal(std), dtype=compute_dtype(settings), rngs=rngs
+        inputs,
+        outputs,
+        use_bias=settings.bias,
+        kernel_init=_normal(std),
+        dtype=compute_dtype(settings),
+        dot_general=kernels.dot_general,
+        rngs=rngs,
     )
 
 

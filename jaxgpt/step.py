@@ -19,6 +19,7 @@ from jaxgpt.mesh import over_batch, replicated
 from jaxgpt.model import GPT, compute_dtype
 
 Params = dict[str, Any]
+DROPOUT_PRNG = "threefry2x32"
 
 
 class TrainState(NamedTuple):
@@ -109,13 +110,15 @@ def _dropout_keys(cfg: Config, step: jax.Array, tokens_AxBxW: jax.Array, axis: s
     """A key per window, [A, B], from (seed, step, the window's place in the step), or None without dropout.
 
     So a run keeps its dropout whatever its micro-batch and devices, as it keeps its order of tokens.
+    Neither of JAX's cheaper generators is to be had: under `vmap`, XLA's own (rbg) draws the masks of all keys from the
+    first one, and Philox does not compile under `shard_map` (jaxlib 0.10.2).
     """
     if not cfg.model.dropout and not cfg.model.attention_dropout:
         return None
     accum, rows = tokens_AxBxW.shape[:2]
     devices, here = (jax.lax.axis_size(axis), jax.lax.axis_index(axis)) if axis else (1, 0)
     places_AxB = jnp.arange(accum * devices * rows).reshape(accum, devices, rows)[:, here]
-    key = jax.random.fold_in(jax.random.key(cfg.run.seed), step)
+    key = jax.random.fold_in(jax.random.key(cfg.run.seed, impl=DROPOUT_PRNG), step)
     keys_AxB: jax.Array = jax.vmap(jax.vmap(partial(jax.random.fold_in, key)))(places_AxB)
     return keys_AxB
 

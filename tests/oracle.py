@@ -37,6 +37,14 @@ def train(params: Params, config: dict[str, dict[str, Any]], batches: Iterable[n
     return losses, params
 
 
+def gradient(params: Params, m: dict[str, Any], windows: np.ndarray) -> tuple[float, Params]:
+    """The loss of windows [B, T + 1], and its slope along every parameter."""
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        value_and_grad = jax.jit(jax.value_and_grad(lambda p: _loss(p, m, np.int64(windows))))
+        loss, grads = value_and_grad(_float64(params))
+        return float(loss), jax.tree.map(np.asarray, grads)
+
+
 def cosine(i: int, o: dict[str, Any], steps: int) -> float:
     """nanoGPT's get_lr, word for word but for its names."""
     learning_rate, min_lr, warmup_iters = o["learning_rate"], o["min_lr"], o["warmup_steps"]

@@ -1,0 +1,215 @@
+"""Our whole update beside nanoGPT's own, on the same machine, in the same run, one after the other.
+
+    python bench/vs_nanogpt.py --nanogpt PATH [--config quickstart] [--eager] [--compiled] [--sdpa cudnn|default]
+                               [--also flax] [--rounds 12] [--updates 5] [--cores N] [--cpu-time] [--json FILE]
+                               [--any.field VALUE …]
+
+PATH is a checkout of nanoGPT: its model.py is imported, its `configure_optimizers`, loss, clipping and autocast are
+used as its train.py uses them, at the size, precision, batch and accumulation of the config. Both train on the same
+random tokens (Zipf), which lie on the device beforehand, and do full updates: forward, backward, clip, AdamW.
+
+Each side is a process of its own, and they take turns through pipes: never two at work at once, each turn after a
+pause in which the other's threads fall asleep and begun with an update that is not timed. A round is one turn of every
+side. Speed is nanoGPT's median seconds over ours; the interval is the middle 80 % of 2,000 resamplings of the rounds.
+
+On a machine with other work on it, `--cores 1 --cpu-time` compares the processor time of one thread each, which
+waiting for a core does not count into.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rivals import Order, Turn, check
+
+from jaxgpt import errors
+from jaxgpt.config import Config
+from jaxgpt.errors import ConfigError
+from jaxgpt.overrides import Parser, parse_config
+
+PAUSE = 0.1  # seconds between turns; OpenMP's threads spin for some milliseconds after their last work
+RESAMPLINGS = 2000
+
+
+class Side:
+    """A rival at work in its own process."""
+
+    def __init__(self, name: str, order: Order) -> None:
+        self.name = name
+        self.turns: list[Turn] = []
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("rivals.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        self.versions: dict[str, str] = self._ask(json.dumps(dataclasses.asdict(order)))["versions"]
+
+    def turn(self, updates: int) -> None:
+        self.turns.append(Turn(*self._ask(str(updates))))
+
+    def close(self) -> None:
+        """Ends the process and waits for it."""
+        self._process.communicate()
+        self._log.close()
+
+    @property
+    def seconds(self) -> np.ndarray:
+        return np.array([turn.seconds for turn in self.turns])
+
+    @property
+    def cpu_seconds(self) -> np.ndarray:
+        return np.array([turn.cpu_seconds for turn in self.turns])
+
+    def _ask(self, line: str) -> Any:
+        assert self._process.stdin
+        assert self._process.stdout
+        try:
+            print(line, file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            raise self._failed() from None
+        reply = self._process.stdout.readline()
+        if not reply:
+            raise self._failed()
+        answer = json.loads(reply)
+        if "error" in answer:
+            raise ConfigError(*answer["error"])
+        return answer
+
+    def _failed(self) -> ConfigError:
+        """C063, with the last thing that the process said."""
+        self._process.wait()
+        self._log.seek(0)
+        lines = self._log.read().split("\n")
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+        return ConfigError("C063", f"{self.name} ended with status {self._process.returncode}: {said}", "--debug")
+
+
+def orders(options: argparse.Namespace, config: Config) -> dict[str, Order]:
+    """Whom to measure, by name: ours first."""
+    plain = config.to_dict()
+    found = {"jaxgpt": Order("jaxgpt", plain)}
+    both = not (options.eager or options.compiled)
+    for name, wanted in (("eager", options.eager or both), ("compiled", options.compiled or both)):
+        for sdpa in options.sdpa or ["default"]:
+            if wanted:
+                suffix = "" if sdpa == "default" else f" {sdpa}"
+                folder = str(options.nanogpt.resolve())
+                found[f"nanogpt {name}{suffix}"] = Order("nanogpt", plain, folder, name == "compiled", sdpa)
+    for name in options.also:
+        found[name] = Order(name, plain)
+    return {name: dataclasses.replace(order, cores=options.cores) for name, order in found.items()}
+
+
+def compete(wanted: dict[str, Order], rounds: int, updates: int) -> list[Side]:
+    """Builds every side, then lets them take turns."""
+    sides: list[Side] = []
+    try:
+        for name, order in track(wanted.items(), "building", console=Console(stderr=True), transient=True):
+            sides.append(Side(name, order))
+        for _ in track(range(rounds), "rounds", console=Console(stderr=True), transient=True):
+            for side in sides:
+                time.sleep(PAUSE)
+                side.turn(updates)
+        return sides
+    finally:
+        for side in sides:
+            side.close()
+
+
+def interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """The middle 80 % of the ratio of medians, theirs over ours, over resampled rounds."""
+    picks = np.random.default_rng(0).integers(0, len(ours), (RESAMPLINGS, len(ours)))
+    ratios = np.median(theirs[picks], axis=1) / np.median(ours[picks], axis=1)
+    low, high = np.quantile(ratios, (0.1, 0.9))
+    return float(low), float(high)
+
+
+def figures(sides: list[Side], tokens: int, cpu_time: bool) -> list[dict[str, Any]]:
+    """What each side did, and how many times as fast as it the first one is, by the clock or by processor time."""
+    took = [side.cpu_seconds if cpu_time else side.seconds for side in sides]
+    return [
+        {
+            "name": side.name,
+            "ms": 1e3 * float(np.median(theirs)),
+            "ms_p10_p90": [1e3 * float(np.quantile(theirs, q)) for q in (0.1, 0.9)],
+            "tokens_per_second": tokens / float(np.median(theirs)),
+            "ours_times_as_fast": float(np.median(theirs) / np.median(took[0])),
+            "interval_80": interval(took[0], theirs),
+            "last_loss": side.turns[-1].loss,
+            "versions": side.versions,
+            "seconds": side.seconds.tolist(),
+            "cpu_seconds": side.cpu_seconds.tolist(),
+        }
+        for side, theirs in zip(sides, took, strict=True)
+    ]
+
+
+def show(found: list[dict[str, Any]], config: Config, cpu_time: bool) -> None:
+    m, d = config.model, config.data
+    print(f"{m.n_layer} layers, width {m.n_embd}, {m.n_head} heads, vocabulary {m.vocab_size:,}; a step of", end=" ")
+    print(f"{d.accum} x {d.micro_batch} x {m.block_size} tokens; on {found[0]['versions']['device']}")
+    table = Table("", "ms of processor time" if cpu_time else "ms", "p10-p90", "tokens/s", "ours is", "80 %", "loss")
+    for row in found:
+        low, high = row["interval_80"]
+        spread = "-".join(f"{ms:,.1f}" for ms in row["ms_p10_p90"])
+        rate, loss = f"{row['tokens_per_second']:,.0f}", f"{row['last_loss']:.3f}"
+        ratio = f"{row['ours_times_as_fast']:.2f}x"
+        table.add_row(row["name"], f"{row['ms']:,.1f}", spread, rate, ratio, f"{low:.2f}-{high:.2f}", loss)
+    Console().print(table)
+
+
+def parsed(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
+    parser = Parser("vs_nanogpt", (__doc__ or "").split("\n\n")[0], "--nanogpt PATH [options]")
+    parser.prog = "python bench/vs_nanogpt.py"
+    parser.add_argument("--nanogpt", type=Path, required=True, metavar="PATH", help="a checkout of nanoGPT")
+    parser.add_argument("--eager", action="store_true", help="nanoGPT without torch.compile (default: both)")
+    parser.add_argument("--compiled", action="store_true", help="nanoGPT with torch.compile (default: both)")
+    parser.add_argument("--sdpa", action="append", choices=["default", "cudnn"], help="PyTorch's attention kernel")
+    parser.add_argument("--also", action="append", default=[], choices=["flax"], help="a further side")
+    parser.add_argument("--rounds", type=int, default=12, help="turns of each side (default: 12)")
+    parser.add_argument("--updates", type=int, default=5, help="updates timed in a turn (default: 5)")
+    parser.add_argument("--cores", type=int, default=0, help="cores that each side may use (default: all)")
+    parser.add_argument("--cpu-time", action="store_true", help="compare processor time instead of the clock's")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the raw figures")
+    config, options = parse_config(parser, argv if "--config" in argv else ["--config", "quickstart", *argv])
+    for name in ("rounds", "updates"):
+        if getattr(options, name) < 1:
+            raise ConfigError("C009", f"--{name} = {getattr(options, name)}; must be 1 or more")
+    return config, options
+
+
+def main(argv: Sequence[str]) -> None:
+    config, options = parsed(argv)
+    wanted = orders(options, config)
+    for order in wanted.values():
+        if order.kind == "nanogpt":
+            check(order)
+    sides = compete(wanted, options.rounds, options.updates)
+    found = figures(sides, config.tokens_per_step, options.cpu_time)
+    show(found, config, options.cpu_time)
+    if options.json:
+        about: dict[str, Any] = {"cores": options.cores or len(os.sched_getaffinity(0)), "cpu_time": options.cpu_time}
+        about["python"] = platform.python_version()
+        about |= {"machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}
+        result = {"about": about, "config": config.to_dict(), "sides": found}
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))

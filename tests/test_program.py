@@ -81,6 +81,24 @@ def test_the_state_is_updated_in_place_and_temporaries_keep_to_their_bound(chang
     assert memory.temp_size_in_bytes < 4 * (places * m.n_layer * kept + 6 * allowed(cfg)) + 3 * parameters
 
 
+@both_architectures
+def test_matrices_enter_the_loop_over_micro_batches_cast_and_gradients_add_up_in_float32(
+    changes: dict[str, Any],
+) -> None:
+    cfg = configured(dtype="bfloat16", **changes)
+    optimizer = optim.make(cfg.optim, cfg.run.steps)
+    function = partial(step.train_step, cfg=cfg, graphdef=step.graph(cfg.model), optimizer=optimizer)
+    state = jax.eval_shape(partial(step.init_state, cfg, optimizer))
+    loop = next(e for e in jax.make_jaxpr(function)(state, tokens(cfg)).eqns if e.primitive.name == "scan")
+    constants = [v.aval for v in loop.invars[: loop.params["num_consts"]]]
+    matrices = sorted(leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim >= 2)
+    assert sorted(aval.shape for aval in constants if aval.dtype == "bfloat16") == matrices
+    assert not [aval.shape for aval in constants if aval.dtype == "float32" and aval.ndim >= 2]
+    carried = [v.aval for v in loop.invars[loop.params["num_consts"] :][: loop.params["num_carry"]]]
+    assert len(carried) == len(jax.tree.leaves(state.params))
+    assert {aval.dtype.name for aval in carried} == {"float32"}
+
+
 def gradient(cfg: Config) -> tuple[step.Metrics, step.Params, step.Params]:
     """What one update measured, the parameters before it, and its gradient, seen through a descent of rate 1."""
     optimizer = optax.sgd(1.0)

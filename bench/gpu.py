@@ -20,10 +20,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
+from cuda_options import SWITCHES
 
 HERE = Path(__file__).parent
 SIDES = ("model.attention=xla", "model.remat=attention", "model.remat=blocks", "prng=rbg")
-COMPILER_SIDES = ("xla_gpu_enable_command_buffer=+WHILE", "xla_gpu_exhaustive_tiling_search=True")
+COMPILER_SIDES = (
+    "xla_gpu_enable_command_buffer=+WHILE",
+    *(",".join(f"{name}={value}" for name, value in switch.options.items()) for switch in SWITCHES.values()),
+)
 MEMORIES = ("12", "16", "24")
 
 
@@ -54,7 +58,11 @@ def parts(options: argparse.Namespace) -> list[Part]:
         Part("fit", [*step, "--fit", "--configs", configs.replace(",fineweb40m_modern", ""), *few]),
     ]
     if options.nanogpt:
-        found.append(Part("vs_nanogpt", [str(HERE / "vs_nanogpt.py"), "--nanogpt", str(options.nanogpt)], "--json"))
+        beside = [str(HERE / "vs_nanogpt.py"), "--nanogpt", str(options.nanogpt)]
+        if not options.tiny:
+            beside += ["--config", "fineweb40m"]
+            found.append(Part("vs_nanogpt_cudnn", [*beside, "--sdpa", "cudnn"], "--json"))
+        found.append(Part("vs_nanogpt", beside, "--json"))
     return [part for part in found if not options.only or part.name in options.only]
 
 

@@ -106,8 +106,12 @@ class Figure:
 @contextmanager
 def figure(caption: str, height: float = 3.2) -> Iterator[Figure]:
     """A plot of the page's width and `height` inches; `caption` says what is to be seen in it."""
-    import matplotlib  # half a second: only who draws pays it
-    from matplotlib.figure import Figure as Canvas
+    try:
+        import matplotlib  # half a second: only who draws pays it
+        from matplotlib.figure import Figure as Canvas
+    except ImportError as error:
+        what = f"the figures of a page cannot be drawn: {error}"
+        raise ConfigError("C059", what, "pip install matplotlib, or leave the page out") from error
 
     with matplotlib.rc_context(PLOT):
         canvas = Canvas(figsize=(7.6, height), layout="constrained")

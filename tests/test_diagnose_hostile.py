@@ -190,3 +190,17 @@ def test_a_log_on_standard_input_may_be_utf_16(monkeypatch: pytest.MonkeyPatch, 
     said = capsys.readouterr().out
     assert "\\u201cmine\\u201d step" in said
     assert "\\ufffd" not in said
+
+
+@pytest.mark.parametrize(("every", "height", "seen"), [(100, 0.0, False), (10, 0.0, False), (10, 0.3, True)])
+def test_a_steep_curve_has_no_seam_where_it_was_resumed(
+    every: int, height: float, seen: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, Any]] = []
+    for step in range(0, 10_001, every):
+        if step in (0, 5000):
+            rows.append({"kind": "start", "step": step})
+        loss = curve(step) + 0.02 * math.sin(step) + height * (step >= 5000)
+        rows.append({"kind": "step", "step": step, "loss": loss, "seconds": 4.0})
+    found = asked(capsys, "\n".join(json.dumps(row) for row in rows), "--total-steps", "20000")
+    assert status(found, "resume-seam") == ("supported" if seen else "not supported")

@@ -4,6 +4,7 @@ Every error has a code whose letter gives the exit status, so that scripts can t
 data. `run` is the one place where errors become text and exit codes; it knows nothing about any command.
 """
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -70,6 +71,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     """Runs a command and returns its exit status. `--debug` shows tracebacks instead of sentences."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without our signs is no reason to say nothing
     try:
         main([argument for argument in arguments if argument != "--debug"])
     except BaseException as error:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Block = NewType("Block", str)
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+MARKED = 1 << 16  # bytes at the beginning of a page that hold its policy: by it we know our own
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c1e21; background: #fff; max-width: 52rem; margin: 2rem auto;
@@ -105,8 +106,12 @@ class Figure:
 @contextmanager
 def figure(caption: str, height: float = 3.2) -> Iterator[Figure]:
     """A plot of the page's width and `height` inches; `caption` says what is to be seen in it."""
-    import matplotlib  # half a second: only who draws pays it
-    from matplotlib.figure import Figure as Canvas
+    try:
+        import matplotlib  # half a second: only who draws pays it
+        from matplotlib.figure import Figure as Canvas
+    except ImportError as error:
+        what = f"the figures of a page cannot be drawn: {error}"
+        raise ConfigError("C059", what, "pip install matplotlib, or leave the page out") from error
 
     with matplotlib.rc_context(PLOT):
         canvas = Canvas(figsize=(7.6, height), layout="constrained")
@@ -135,8 +140,9 @@ def writable(option: str, text: str | None) -> Path | None:
     if text is None:
         return None
     path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        why = "it is a folder" if path.is_dir() else f"there is no folder '{path.parent}'"
+    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
+        kind = "it is a folder" if path.is_dir() else "it is no plain file"
+        why = kind if path.exists() else f"there is no folder '{path.parent}'"
         raise ConfigError("C041", f"{option} '{path}' cannot be written: {why}", "choose another place")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ConfigError("C041", f"{option} '{path}' cannot be written: no permission", "choose another place")
@@ -144,20 +150,25 @@ def writable(option: str, text: str | None) -> Path | None:
 
 
 def place(option: str, text: str | None) -> Path | None:
-    """A file for a report: a new one, or a page that stands there already; else `ConfigError` C041."""
+    """A file for a report: a new one, or a page of ours that stands there already; else `ConfigError` C041."""
     path = writable(option, text)
     if path is not None and path.is_file():
         with path.open("rb") as file:
-            if file.read(15).lower() not in (b"", b"<!doctype html>"):
-                raise ConfigError("C041", f"'{path}' exists and is no page", "nothing of yours is overwritten")
+            begin = file.read(MARKED)
+        if begin and not (begin.startswith(b"<!DOCTYPE html>") and POLICY.encode() in begin):
+            raise ConfigError("C041", f"'{path}' exists and is no page of ours", "nothing of yours is overwritten")
     return path
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a report in one piece: a reader or a crash finds all of it or what was there before."""
+    """Writes a report in one piece: a reader or a crash finds all of it or what was there before.
+
+    A link stays one. Bytes of a file's name that are no text are written as escapes.
+    """
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

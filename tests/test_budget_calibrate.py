@@ -198,3 +198,12 @@ def test_times_that_no_step_takes(time: str, tmp_path: Path) -> None:
     (tmp_path / "log").write_text(f"iter 10: loss 3.5, time {time}ms\n" * 9)
     with pytest.raises(ConfigError, match="holds no step"):
         calibrate.read(str(tmp_path / "log"))
+
+
+@pytest.mark.parametrize(("step", "loss"), [(20_000, "1e9"), (20_000, "-3.0"), (20_000, "0.0"), (900_000_000, "3.5")])
+def test_a_loss_that_no_run_can_have_moves_nothing(step: int, loss: str, capsys: pytest.CaptureFixture[str]) -> None:
+    head = NANOGPT.split("step 20000")[0]
+    Path("log").write_text(f"{head}step {step}: train loss {loss}, val loss {loss}\n")
+    assert calibrate.read("log").evaluations == ((0, 10.9),)
+    assert errors.run(budget.main, ["--config", "fineweb40m", "--gpu", "h100", "--calibrate", "log"]) == 0
+    assert capsys.readouterr().err == ""

@@ -12,7 +12,7 @@ from test_train import STEPS, arguments, folder_of, losses, place, records, save
 
 from jaxgpt import errors, logs, runlog, train
 from jaxgpt.config import Optim
-from jaxgpt.diagnose import diagnosis, setting, stopper, watch
+from jaxgpt.diagnose import diagnosis, report, setting, stopper, watch
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.mixture import gaussian
 from jaxgpt.diagnose.options import Options
@@ -194,3 +194,11 @@ def test_a_report_that_fails_costs_a_warning_and_not_the_run(
     assert capsys.readouterr().err == "warning: no report.html: division by zero\n"
     assert not folder.report_file.exists()
     assert records(folder, "stop")[-1]["reason"] == "done"
+
+
+def test_a_report_of_somebody_else_stays(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train.train(tiny(place))
+    folder.report_file.write_text("my own notes")
+    report.keep(folder)
+    assert folder.report_file.read_text() == "my own notes"
+    assert "report.html' exists and is no page of ours" in capsys.readouterr().err

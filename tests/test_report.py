@@ -1,5 +1,6 @@
 """Reports: whatever is in them is text, they load nothing, and they are written whole."""
 
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxgpt import report
+from jaxgpt.errors import ConfigError
 
 NASTY = "<script>alert('1')</script> & \"quotes\" é"
 
@@ -80,3 +82,33 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
         report.write(path, "second")
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["<!DOCTYPE html>\n<html><body>my thesis", "hi", "<!doctype html>" + report.POLICY])
+def test_a_page_of_somebody_else_stays(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="is no page of ours"):
+        report.place("--html", str(path))
+
+
+def test_our_own_page_and_an_empty_file_give_way(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(report.page("x" * 4000, []))
+    assert report.place("--html", str(path)) == path
+    path.write_text("")
+    assert report.place("--html", str(path)) == path
+
+
+def test_a_pipe_or_a_device_gives_no_page_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="no plain file"):
+        report.place("--html", str(path))
+
+
+def test_a_page_is_written_through_a_link_and_under_any_name(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("page.html")
+    report.write(tmp_path / "link", report.page("run \udcff", []))
+    assert (tmp_path / "link").is_symlink()
+    assert "run \\udcff" in (tmp_path / "page.html").read_text()

@@ -25,6 +25,8 @@ FINISHED_SD, RUNNING_SD = (
 EARLY = 0.25  # before this share of a run its loss says little about its end
 SETTLED = 5  # records before which compiling and warming up stand
 BELIEVABLE = 0.3  # nats: a shift beyond it is another corpus, tokenizer or an error, and widens the interval
+MOST_LOSS = 20.0  # nats: a uniform guess among half a billion tokens; a broken run has any loss
+MOST_STEPS = 10_000_000  # what counts further is tokens
 SPREAD = 0.02  # of the pace: what a short look cannot see
 
 
@@ -48,10 +50,15 @@ def read(path: str) -> Record:
     settled = found.steps[SETTLED:] if found.format == logs.ours.NAME else found.steps
     seconds = tuple(step.seconds for step in settled if step.pure and step.seconds is not None)
     losses = [(e.step, e.train if e.val is None else e.val) for e in found.evaluations]
-    evaluations = tuple((step, loss) for step, loss in losses if loss is not None and math.isfinite(loss))
+    evaluations = tuple((step, loss) for step, loss in losses if loss is not None and possible(step, loss))
     if not seconds and not evaluations:
         raise ConfigError("C043", f"'{path}' holds no step of a run that can be measured", logs.KNOWN_ARE)
     return Record(source=str(path), seconds=seconds, evaluations=evaluations, config=found.config)
+
+
+def possible(step: int, loss: float) -> bool:
+    """Whether a run that learns can have that loss there."""
+    return step <= MOST_STEPS and 0 < loss < MOST_LOSS
 
 
 def calibration(

@@ -33,7 +33,8 @@ def terminal(found: Plan, width: int) -> str:
     cells = [[" "] * len(rows) for _ in range(HEIGHT)]
 
     def line(loss: float) -> int:
-        return round((top - loss) / (top - bottom) * (HEIGHT - 1))
+        place = round((top - loss) / max(top - bottom, 1e-9) * (HEIGHT - 1))
+        return min(max(place, 0), HEIGHT - 1)
 
     for column, row in enumerate(rows):
         for height in range(line(row.loss_high), line(row.loss_low) + 1):

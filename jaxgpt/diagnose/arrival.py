@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxgpt.diagnose import trend as trends
-from jaxgpt.diagnose.eta import NORMAL_80, Pace, eta, pace
+from jaxgpt.diagnose.eta import LAST_MOMENT, NORMAL_80, Pace, eta, pace
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.trend import Trend
 from jaxgpt.logs.history import History
@@ -34,6 +34,7 @@ INCLUSIVE = "nanogpt"  # format whose last update is numbered like the length: 0
 FEW_PAUSES, SOME_PAUSES = 0.3, 0.1  # relative error of what one pause costs, from one or two of them, and from more
 FEWEST_FOR_TENTHS = 20  # lines
 OTHER = 0.005  # of the pace: a scenario that differs by less is none
+FIRST_MOMENT = 946_684_800.0  # the year 2000: a smaller time in a log counts from elsewhere
 LATE = 600.0  # seconds of silence after which a run no longer seems to go on, if its steps are short
 
 
@@ -286,7 +287,7 @@ def _clock(way: Way, seconds: float, now: float) -> tuple[float, str]:
 
 def _last_seen(history: History, now: float) -> tuple[float, str]:
     times = [step.time for step in history.steps[-1:] if step.time is not None]
-    if times:
+    if times and FIRST_MOMENT <= times[0] < LAST_MOMENT:
         return times[0], "the log's last record"
     try:
         return Path(history.source).stat().st_mtime, "the file's last change"

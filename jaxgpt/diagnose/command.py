@@ -17,8 +17,9 @@ from jaxgpt import logs, report, terminal
 from jaxgpt.diagnose import options, proofs, prove, setting
 from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.options import Options
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.logs.history import History
+from jaxgpt.logs.lines import encoding
 from jaxgpt.overrides import Parser
 
 EXAMPLES = """examples:
@@ -87,6 +88,9 @@ def opened(source: str, given: Options) -> History:
     """The log at `source`, or on standard input."""
     if source != STDIN:
         return logs.read(source, given.batch_tokens)
+    if sys.stdin is None:
+        raise DataError("D045", "standard input is closed", "name the log, or pipe it in")
     if sys.stdin.isatty():
         print("reading the log from the terminal; Ctrl-D ends it", file=sys.stderr)
-    return logs.read_text(sys.stdin.buffer.read().decode("utf-8", errors="replace"), "<stdin>")
+    data = sys.stdin.buffer.read()
+    return logs.read_text(data.decode(encoding(data), errors="replace"), "<stdin>")

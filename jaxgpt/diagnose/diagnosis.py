@@ -11,7 +11,7 @@ from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.proofs import Proof
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.verdict import Advice, Verdict
-from jaxgpt.diagnose.verdicts import advice
+from jaxgpt.diagnose.verdicts import advice, measure
 from jaxgpt.diagnose.verdicts.case import Case
 from jaxgpt.diagnose.whatif import WhatIf, what_ifs
 from jaxgpt.logs.history import History
@@ -70,6 +70,8 @@ def heading(history: History, setting: Setting) -> tuple[Posterior | None, Forec
     """The law fitted to the run and its final loss, or why there are none."""
     if not setting.total_steps:
         return None, None, "it is not known how long the run is to be (--total-steps)"
+    if _lost(history):
+        return None, None, "its loss is not finite"
     if not setting.rates.any():
         return None, None, "its learning rate is 0 throughout, or not known"
     held = prior.curve(history, setting)
@@ -78,6 +80,13 @@ def heading(history: History, setting: Setting) -> tuple[Posterior | None, Forec
     except ValueError:
         return None, None, TOO_FEW.format(count=int(held.used().sum()), least=annealing.LEAST_POINTS)
     return posterior, posterior.final(), ""
+
+
+def _lost(history: History) -> bool:
+    """Whether the last training or validation loss is none that a model can go on from."""
+    trained = [step.loss for step in history.steps if step.loss is not None]
+    evaluated = [evaluation.val for evaluation in history.evaluations if evaluation.val is not None]
+    return any(not measure.number(losses[-1]) for losses in (trained, evaluated) if losses)
 
 
 def _missing(judged: Iterable[Verdict], no_arrival: str, no_forecast: str) -> tuple[str, ...]:

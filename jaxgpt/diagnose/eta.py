@@ -11,6 +11,7 @@ RECENT = 200  # paces that count
 SHORT_LOOK = 0.02  # of the pace: what even many steps cannot see of those to come
 FEW = {1: (0.10, 0.25), 2: (0.07, 0.15)}  # of the pace, below and above: no scatter to judge by, and runs slow down
 NORMAL_80 = 1.2816
+LAST_MOMENT = 253_402_128_000.0  # seconds since 1970: with it the calendars of Python end
 HICCUP, MOST_OF_ONE = 6.0, 10.0  # deviations beyond which a step is a hiccup; paces that one may count
 
 

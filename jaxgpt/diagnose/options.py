@@ -41,8 +41,19 @@ class Options:
 
 
 COUNTS = {"warmup": 0.0, "total_steps": 1.0, "decay_steps": 1.0}  # whole numbers, and the least of each
-POSITIVE = ("peak_lr", "batch_tokens", "eval_tokens", "unique_tokens", "params", "hoped_seconds", "claim")
-SHARES = ("min_lr", "weight_decay", "dropout", "now")  # 0 or more
+RANGES = {  # what each of the other numbers can be
+    "peak_lr": (1e-12, 10.0),
+    "batch_tokens": (1.0, 1e12),
+    "eval_tokens": (1.0, 1e15),
+    "unique_tokens": (100.0, 1e18),
+    "params": (1.0, 1e15),
+    "hoped_seconds": (1e-6, 86_400.0),
+    "claim": (1e-6, 1e3),
+    "min_lr": (0.0, 10.0),
+    "weight_decay": (0.0, 1e3),
+    "dropout": (0.0, 1.0),
+    "now": (0.0, 2.5e11),  # the year 9892
+}
 
 HELP: dict[str, tuple[str, str]] = {
     "schedule": ("NAME", "how the learning rate goes: cosine, linear, trapezoid (wsd to 0), wsd or constant"),
@@ -94,9 +105,13 @@ def _value(name: str, text: str) -> Any:
         if value != int(value) or value > MOST_STEPS:
             raise ConfigError("C048", f"{_flag(name)} {text}; a whole number up to {MOST_STEPS:,} is needed")
         return int(value)
-    if name in POSITIVE:
-        return number(_flag(name), text, above=0.0, code="C048")
-    return number(_flag(name), text, least=0.0, code="C048") if name in SHARES else text
+    if name not in RANGES:
+        return text
+    least, most = RANGES[name]
+    value = number(_flag(name), text, code="C048")
+    if not least <= value <= most:
+        raise ConfigError("C048", f"{_flag(name)} {text}; must be {least:g} to {most:g}", HELP[name][1])
+    return value
 
 
 def _check(options: Options) -> None:

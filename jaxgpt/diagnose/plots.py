@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.diagnose import trend
+from jaxgpt.diagnose import rates, trend
 from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.arrival import Paces
 from jaxgpt.diagnose.diagnosis import Diagnosis
@@ -90,7 +90,7 @@ def _limits(found: Diagnosis, case: Case) -> tuple[float, float]:
 def _rate(found: Diagnosis) -> Block:
     setting = found.setting
     told = "as the log and the config say" if setting.known_schedule else "as it is assumed to go"
-    logged = [(s.step, s.learning_rate) for s in found.history.steps if s.learning_rate is not None]
+    logged = list(zip(*rates.logged(found.history.steps)))
     dots = "; the dots are those of the log" if logged and not found.history.stated.relative_rate else ""
     with figure(f"Learning rate, {told}{dots}.", height=2.2) as drawn:
         peak, total = setting.optim.learning_rate, len(setting.rates)

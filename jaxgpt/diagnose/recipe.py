@@ -85,6 +85,15 @@ class _Reading:
         steps, evaluations = self._history.steps, self._history.evaluations
         return max([records[-1].step for records in (steps, evaluations) if records], default=0)
 
+    def _seen_updates(self) -> int:
+        """Updates done, as far as they are looked at one by one."""
+        done = self._updates()
+        if done > MOST_STEPS:
+            self._assume(
+                f"{done:,} steps are taken for steps; if they are tokens, name their column so", "--batch-tokens"
+            )
+        return min(done, MOST_STEPS)
+
     def _length_of_fall(self, name: Schedule) -> int | None:
         """The step at which the rates of the log are at their end, if they tell."""
         end = self._seen.end if self._seen and self._seen.schedule == name else None
@@ -232,12 +241,14 @@ class _Reading:
 
     def _curve(self, optim: Optim) -> NDArray[np.float64]:
         """Shares of the peak: the schedule's, and of the part seen the log's own where it follows none."""
-        steps = self._total if self._total is not None else max(self._updates(), 1)
+        steps = self._total if self._total is not None else max(self._seen_updates(), 1)
         shape = optim if self._total is not None else replace(optim, schedule="constant")  # a fall needs an end
         curve = schedule.learning_rates(shape, steps) / (optim.learning_rate or 1.0)
         if self._own or len(self._log.rates) < rates.LEAST or (self._seen and self._seen.warmup is not None):
             return curve
         peak = self._seen.peak if self._seen else float(self._log.rates.max())
+        if peak == 0 and self._options.schedule is None:
+            return np.zeros(steps)
         return _overlaid(curve, self._log, peak, self._seen is None and self._options.schedule is None)
 
     def _assume(self, sentence: str, option: str) -> None:

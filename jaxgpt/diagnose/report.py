@@ -27,6 +27,8 @@ def keep(folder: RunFolder) -> None:
             return
         from jaxgpt.diagnose.page import page  # draws: only who needs it pays for it
 
-        report.write(folder.report_file, page(own.of(folder)))
+        place = report.place("the report", str(folder.report_file))
+        if place is not None:
+            report.write(place, page(own.of(folder)))
     except Exception as error:  # whatever it is, the run is worth more than its report
-        runlog.warn(f"no {folder.report_file.name}: {error}")
+        runlog.warn(f"no {folder.report_file.name}: {getattr(error, 'message', error)}")

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jaxgpt.budget.schema import finite
-from jaxgpt.diagnose import proofs, words
+from jaxgpt.diagnose import eta, proofs, words
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.claims import Claim
 from jaxgpt.diagnose.diagnosis import Diagnosis
@@ -63,8 +63,10 @@ def arrival(held: Arrival) -> dict[str, Any]:
     }
 
 
-def instant(when: float) -> str:
-    """`2026-11-24T19:05:11+00:00`."""
+def instant(when: float) -> str | None:
+    """`2026-11-24T19:05:11+00:00`; None beyond the calendar."""
+    if not 0 <= when < eta.LAST_MOMENT:
+        return None
     return datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from jaxgpt.budget.shown import duration
+from jaxgpt.diagnose import eta
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.mixture import Forecast
@@ -102,6 +103,8 @@ def left(seconds: float) -> str:
 
 def clock(when: float) -> str:
     """`on Tue 24 Nov 2026 at 19:05`, in this machine's time."""
+    if not 0 <= when < eta.LAST_MOMENT:
+        return "beyond any calendar"
     return time.strftime("on %a %d %b %Y at %H:%M", time.localtime(when))
 
 

@@ -117,7 +117,9 @@ def _place(path: Path) -> Path:
             return _log_of(candidate)
         if candidate.exists():
             if not candidate.is_file():
-                raise DataError("D045", f"'{candidate}' is no plain file", "save the log in a file first")
+                raise DataError(
+                    "D045", f"'{candidate}' is no plain file", "save it in a file, or pipe it in: diagnose -"
+                )
             return candidate
     raise DataError("D043", f"there is no run or log at '{path}'", _near(path))
 

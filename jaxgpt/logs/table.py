@@ -13,6 +13,7 @@ from itertools import pairwise
 from jaxgpt.errors import DataError
 from jaxgpt.logs.collector import MOST_STEP, Collector, duration, number
 from jaxgpt.logs.history import Evaluation, Step
+from jaxgpt.logs.lines import LONGEST
 
 NAME = "table"
 USUAL_BATCH = 524_288.0  # tokens per step, where a table counts tokens alone
@@ -140,6 +141,7 @@ class Reader:
 
 def refuse_without_steps(line: str, source: str) -> None:
     """Raises `DataError` D042 for a table that has losses and nothing to place them by."""
+    line = line[:LONGEST]
     for separator in (",", ";", "\t", "|"):
         named = {COLUMN.get(plain(cell)) for cell in cells(line, separator)}
         if separator in line and {"train", "val"} & named:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxgpt.budget import question as questions
 from jaxgpt.budget import scaling
 from jaxgpt.budget.scaling import Expectation, Question
-from jaxgpt.diagnose import annealing, endings
+from jaxgpt.diagnose import annealing, endings, rates
 from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.mixture import Forecast
@@ -140,14 +140,14 @@ class Case:
 
     def share(self, step: int) -> float | None:
         """The learning rate of update `step` over the peak; None without a schedule."""
-        rates = self.setting.rates
-        return float(rates[min(max(step, 0), len(rates) - 1)]) if len(rates) else None
+        shares = self.setting.rates
+        return float(shares[min(max(step, 0), len(shares) - 1)]) if len(shares) else None
 
     @property
     def share_now(self) -> float | None:
         """The learning rate of the last update over the peak; None where it is only assumed."""
-        logged = any(step.learning_rate is not None for step in self.history.steps)
-        return self.share(self.done - 1) if self.setting.known_schedule or logged else None
+        known = self.setting.known_schedule or len(rates.logged(self.history.steps).rates) > 0
+        return self.share(self.done - 1) if known else None
 
     @property
     def epochs(self) -> float | None:

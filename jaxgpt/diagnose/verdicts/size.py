@@ -50,6 +50,5 @@ def _ratio(case: Case) -> Condition:
         return unknown(asks, "the model's size and tokens per step: --params, --batch-tokens, or --config NAME")
     if case.law is not None and case.law.outside:
         return unknown(asks, f"outside the law's fitted range: {case.law.outside[0]}: a clean twin (--twin RUN)")
-    ratio = size / tokens if tokens > 0 else float("inf")
-    found = f"{size:.3f} against {tokens:.3f} nats, {ratio:.1f} times"
-    return Condition(asks, found, ratio > RATIO)
+    times = f", {size / tokens:.1f} times" if tokens > 0 else ""
+    return Condition(asks, f"{size:.3f} against {tokens:.3f} nats{times}", size > max(RATIO * tokens, 0.0))

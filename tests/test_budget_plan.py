@@ -109,7 +109,7 @@ def test_a_claim_is_told_what_it_would_need(capsys: pytest.CaptureFixture[str]) 
     assert "out of reach of this model at any length (floor 3.26)" in said
     tokens = recommend.needed(planned(), 3.5)
     assert "different tokens" in tokens
-    billions = float(tokens.split("B")[0])
+    billions = float(tokens.removeprefix("takes ").split("B")[0])
     longer = planned("--iters", str(round(billions * 1e9 / 524_288)), "--unique-tokens", "1e12")
     assert longer.last.loss == pytest.approx(3.5, abs=0.005)
     assert "is expected of this run" in document(capsys, "--claim", "3.9")["recommendation"]["sentences"][-1]

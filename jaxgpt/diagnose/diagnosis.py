@@ -11,7 +11,7 @@ from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.proofs import Proof
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.verdict import Advice, Verdict
-from jaxgpt.diagnose.verdicts import advice, measure
+from jaxgpt.diagnose.verdicts import advice, measure, recipe
 from jaxgpt.diagnose.verdicts.case import Case
 from jaxgpt.diagnose.whatif import WhatIf, what_ifs
 from jaxgpt.logs.history import History
@@ -50,6 +50,9 @@ def diagnose(history: History, setting: Setting, now: float | None = None) -> Di
     no_arrival = arrival.unknown(history, setting)
     posterior, forecast, no_forecast = heading(history, setting)
     judged = verdicts.judge(history, setting, posterior, forecast, arrived)
+    lawless = _lawless(Case(history, setting, posterior, forecast), judged)
+    if posterior and lawless:
+        posterior, forecast, no_forecast = None, None, lawless
     return Diagnosis(
         history=history,
         setting=setting,
@@ -87,6 +90,15 @@ def _lost(history: History) -> bool:
     trained = [step.loss for step in history.steps if step.loss is not None]
     evaluated = [evaluation.val for evaluation in history.evaluations if evaluation.val is not None]
     return any(not measure.number(losses[-1]) for losses in (trained, evaluated) if losses)
+
+
+def _lawless(case: Case, judged: Iterable[Verdict]) -> str:
+    """Why no law of learning holds for the run, or nothing."""
+    if any(verdict.id == "divergence" and verdict.status == "supported" for verdict in judged):
+        return "it has diverged, and no law is for a loss that rises"
+    if recipe.stuck(case).holds:
+        return "it has learned no more than how frequent each token is"
+    return ""
 
 
 def _missing(judged: Iterable[Verdict], no_arrival: str, no_forecast: str) -> tuple[str, ...]:

@@ -89,7 +89,9 @@ def matter(found: Diagnosis) -> str:
     else:
         also = f"; beside that, {phrases(wrong)}" if wrong else ""
         said = f"Nothing is broken: {phrases(held[:1])}{also}."
-    return f"{said} First: {found.advice[0].what.rstrip('.')}." if found.advice else said
+    cures = [advice for verdict in wrong if held[0] in wrong for advice in verdict.advice]
+    first = next(iter((*cures, *found.advice)), None)
+    return f"{said} First: {first.what.rstrip('.')}." if first else said
 
 
 def phrases(verdicts: Iterable[Verdict]) -> str:

@@ -1,7 +1,7 @@
 """The learning rate, and plateaus that it or an evaluation's noise makes."""
 
 from jaxgpt.diagnose.verdict import Condition, Verdict
-from jaxgpt.diagnose.verdicts import twins
+from jaxgpt.diagnose.verdicts import recipe, twins
 from jaxgpt.diagnose.verdicts.case import CALM, Case
 from jaxgpt.diagnose.verdicts.repetition import worse
 from jaxgpt.diagnose.verdicts.said import unknown
@@ -21,7 +21,8 @@ def too_high(case: Case) -> Verdict:
     if case.twin is not None:
         conditions = (twins.higher_rate(case), worse(case), twins.otherwise_equal(case, but="rate"))
         return Verdict(id="lr-too-high", conditions=conditions, weight=_excess(case))
-    return Verdict(id="lr-too-high", conditions=(_much_left(case), _standing(case)), weight=_left(case))
+    alone = (_much_left(case), _standing(case), *_unlearned(case))
+    return Verdict(id="lr-too-high", conditions=alone, weight=_left(case))
 
 
 def not_annealed(case: Case) -> Verdict:
@@ -29,12 +30,21 @@ def not_annealed(case: Case) -> Verdict:
     if case.twin is not None:
         conditions = (twins.later_decay(case), worse(case), _arose(case), twins.otherwise_equal(case, but="decay"))
         return Verdict(id="not-annealed", conditions=conditions, weight=_excess(case))
-    return Verdict(id="not-annealed", conditions=(_still_high(case), _worth(case)), weight=_left(case))
+    alone = (_still_high(case), _worth(case), *_unlearned(case))
+    return Verdict(id="not-annealed", conditions=alone, weight=_left(case))
 
 
 def noise(case: Case) -> Verdict:
     """Whether what looks like a plateau is what the noise of an evaluation makes of a slow fall."""
     return Verdict(id="noise-not-plateau", conditions=(_goes_on(case), _looks_flat(case), _hidden(case)), weight=1e-3)
+
+
+def _unlearned(case: Case) -> tuple[Condition, ...]:
+    """A refutation where the run has learned nothing yet: what annealing takes off such a loss is not known."""
+    found = recipe.stuck(case)
+    if not found.holds:
+        return ()
+    return (Condition("it has learned more than how frequent each token is", found.found, False, found.lines),)
 
 
 def _excess(case: Case) -> float:

@@ -18,7 +18,7 @@ OTHER_LENGTH = 0.05  # of the run by which the schedule's end may differ from th
 
 def recipe_or_bug(case: Case) -> Verdict:
     level = worse(case) if case.twin is not None else _above_law(case)
-    signs = (_stuck(case), jumped(case), schedule(case), warmup(case), level)
+    signs = (stuck(case), jumped(case), schedule(case), warmup(case), level)
     fault = any_of("the loss or the recipe is not what this model and text allow", signs)
     if fault.holds and (remarks := _remarks(case)):
         fault = fault._replace(found=f"{fault.found} ({'; '.join(remarks)})")
@@ -57,7 +57,8 @@ def unigram(case: Case) -> tuple[float | None, str]:
     return None, ""
 
 
-def _stuck(case: Case) -> Condition:
+def stuck(case: Case) -> Condition:
+    """Whether nothing but how frequent each token is has been learned."""
     asks = f"the loss is within {NEAR_UNIGRAM:g} nats of the unigram entropy"
     entropy, whose = unigram(case)
     now = case.now

@@ -1,6 +1,7 @@
 """From a goal to a run: it keeps to the goal, is the best that does, and its config gives the promise back."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_the_written_config_trains_as_it_is(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jaxgpt.train", "--config", "tiny.py", *short]
     path = {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=250, check=False, cwd=tmp_path, env=inverse.os.environ | path
+        command, capture_output=True, text=True, timeout=250, check=False, cwd=tmp_path, env=os.environ | path
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "tiny" / "plan.json").is_file()

@@ -10,6 +10,7 @@ from jaxgpt import logs
 from jaxgpt.diagnose import setting, words
 from jaxgpt.diagnose.diagnosis import Diagnosis, diagnose
 from jaxgpt.diagnose.options import Options
+from jaxgpt.diagnose.verdict import Condition, Verdict
 
 
 def judged(loss: Callable[[int], float]) -> Diagnosis:
@@ -62,3 +63,16 @@ def test_no_law_is_for_it(loss: Callable[[int], float], cause: str, why: str, fi
 
 def test_a_run_that_has_learned_nothing_is_not_told_that_annealing_would_help() -> None:
     assert not {"lr-too-high", "not-annealed"} & set(supported(judged(lambda step: 10.82)))
+
+
+def test_a_refuted_cause_is_told_with_what_the_log_shows_before_the_refutation() -> None:
+    said = Verdict(
+        id="overfitting",
+        conditions=(
+            Condition("read twice", "2 epochs", True, (1,)),
+            Condition("the gap grew", "validation stands below train", None, (2,), "more"),
+            Condition("it has cost loss", "0.002 nats", False),
+            Condition("another sign", "nothing", None, (3,)),
+        ),
+    )
+    assert words.refuted(said) == "it has cost loss? 0.002 nats; validation stands below train"

@@ -196,10 +196,14 @@ def _short(line: str) -> str:
 
 
 def refuted(verdict: Verdict) -> str:
-    """The first condition that a verdict fails on, as a question with its answer, and what else the log shows of it."""
-    failed = next((condition for condition in verdict.conditions if condition.holds is False), None)
-    also = "".join(f"; {other.found}" for other in verdict.conditions if other.holds is None and other.lines)
-    return "" if failed is None else f"{failed.asks}? {failed.found}{also}"
+    """The first condition that a verdict fails on, as a question with its answer, and what the log shows before it."""
+    shown = ""
+    for condition in verdict.conditions:
+        if condition.holds is False:
+            return f"{condition.asks}? {condition.found}{shown}"
+        if condition.holds is None and condition.lines:
+            shown += f"; {condition.found}"
+    return ""
 
 
 def unmeasured(verdict: Verdict) -> list[str]:

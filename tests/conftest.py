@@ -1,6 +1,7 @@
 """Strict JAX for every test, on two CPU devices, with everything that a test makes under its own folder."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
@@ -17,6 +18,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def memory_goes_back() -> Iterator[None]:
+    """What commands ask of the C library holds for their whole process: a process of all tests would grow and grow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxgpt.runtime.keep_freed_memory", lambda: None)
+        patch.setattr("jaxgpt.preparation.memory.reuse", lambda: None)
+        yield
 
 
 @pytest.fixture

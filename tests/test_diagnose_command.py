@@ -335,7 +335,9 @@ def waiting(pipe: int) -> int:
 
 
 def test_ctrl_c_while_it_waits_for_a_log_is_one_word(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "jaxgpt.diagnose", "-"]
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background shell's does not
+    code = f"{heeds}; import sys, runpy; sys.argv[1:] = ['-']; runpy.run_module('jaxgpt.diagnose', run_name='__main__')"
+    command = [sys.executable, "-c", code]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdin
     process.stdin.write(ONE_LINE)

@@ -5,9 +5,8 @@ The thresholds are those of the study that recovered these curves; none was chan
 
 from pathlib import Path
 
-import curves
 import pytest
-from curves import Known
+from recorded import Known
 
 from jaxgpt.diagnose.verdicts import judge
 

@@ -9,6 +9,7 @@ import pytest
 
 from jaxgpt.preparation import memory
 
+reuse = memory.reuse  # before conftest takes it away
 HAS_MALLOPT = hasattr(ctypes.CDLL(None), "mallopt")
 SCRIPT = """
 import resource
@@ -39,5 +40,5 @@ def test_the_same_memory_serves_again() -> None:
 def test_without_mallopt_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     before = pa.default_memory_pool().backend_name
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    memory.reuse()
+    reuse()
     assert pa.default_memory_pool().backend_name == before

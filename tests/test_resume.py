@@ -140,8 +140,8 @@ def test_a_fork_that_is_interrupted_goes_on_from_its_own_checkpoint(
     with monkeypatch.context() as patch:
         after_step(patch, 26, crash)
         with pytest.raises(Crash):
-            train.train(longer, folder_of(place))
-    train.train(longer, folder_of(place))
+            train.train(longer, train.Fork(folder_of(place)))
+    train.train(longer, train.Fork(folder_of(place)))
     starts = [record["step"] for record in records(folder_of(place, "longer"), "start")]
     assert starts == [20, 24]
     assert len(losses(folder_of(place, "longer"))) == 10

@@ -22,7 +22,7 @@ from jaxgpt import logs, runfolder
 from jaxgpt.budget import apart
 from jaxgpt.budget.schedule import learning_rate
 from jaxgpt.config import Config
-from jaxgpt.diagnose import diagnosis, proofs, setting
+from jaxgpt.diagnose import annealing, diagnosis, proofs, setting
 from jaxgpt.diagnose.endings import ANNEAL_SHARE
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.options import MOST_STEPS, Options
@@ -94,6 +94,8 @@ def predict(planned: Plan) -> Forecast:
     history = until(logs.read(planned.source.log_file), planned.step)
     found = setting.of(history, Options())
     posterior, _, why = diagnosis.heading(history, found)
+    if posterior is not None and posterior.curve.used().sum() < annealing.LEAST_POINTS:
+        posterior, why = None, "its log has too few validation losses by then"  # the planner's law is not on trial
     if posterior is None:
         raise ConfigError("C057", f"no forecast can be made at step {planned.step:,}: {why}", "name a later checkpoint")
     return posterior.final(rates(planned, found.rates, found.optim.learning_rate))

@@ -15,12 +15,12 @@ HALF, END = 0.5, 1.0
 
 @pytest.fixture(scope="module")
 def known(shared: Path) -> list[Known]:
-    return curves.read(shared / "forecast" / "curves")
+    return recorded.read(shared / "forecast" / "curves")
 
 
 def status(curve: Known, share: float, verdict: str = "overfitting") -> str:
     seen = curve.until(share)
-    judged = judge(seen.history, seen.setting, curves.posterior(seen.history, seen.setting))
+    judged = judge(seen.history, seen.setting, recorded.posterior(seen.history, seen.setting))
     return next(found.status for found in judged if found.id == verdict)
 
 

@@ -55,7 +55,9 @@ def warn(text: str) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a `log.jsonl` in order; lines that are no JSON objects are left out."""
+    """The records of a `log.jsonl` in order; lines that are no JSON objects are left out. A device has none."""
+    if path.exists() and not path.is_file():
+        return []  # it may have no end
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -72,7 +74,7 @@ def ending(path: Path) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST))
-            last = json.loads(file.read().splitlines()[-1])
+            last = json.loads(file.read(LONGEST).splitlines()[-1])
     except (OSError, ValueError, IndexError):
         return ""
     stopped = isinstance(last, dict) and last.get("kind") == "stop"

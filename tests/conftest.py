@@ -22,7 +22,7 @@ SHARED = ROOT.parent / "shared"
 
 @pytest.fixture(autouse=True, scope="session")
 def memory_goes_back() -> Iterator[None]:
-    """What commands ask of the C library holds for their whole process: a process of all tests would grow and grow."""
+    """What commands ask of the C library holds for their whole process, and this one is not a command's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxgpt.runtime.keep_freed_memory", lambda: None)
         patch.setattr("jaxgpt.preparation.memory.reuse", lambda: None)

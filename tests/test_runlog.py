@@ -129,3 +129,8 @@ def test_a_log_that_cannot_be_opened_is_a_storage_error(place: Path, capsys: pyt
 def test_reading_a_log_that_is_not_there_is_an_ordinary_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         runlog.read(tmp_path / "none")
+
+
+def test_a_device_has_no_records_and_no_end_to_wait_for() -> None:
+    assert runlog.read(Path("/dev/zero")) == []
+    assert runlog.ending(Path("/dev/zero")) == ""

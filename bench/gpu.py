@@ -23,7 +23,13 @@ import common
 from cuda_options import SWITCHES
 
 HERE = Path(__file__).parent
-SIDES = ("model.attention=xla", "model.remat=attention", "model.remat=blocks", "prng=rbg")
+SIDES = (
+    "model.attention=xla",
+    "model.remat=attention",
+    "model.remat=blocks",
+    "model.loss_chunk=8192",
+    "model.n_head=6",
+)
 COMPILER_SIDES = (
     "xla_gpu_enable_command_buffer=+WHILE",
     *(",".join(f"{name}={value}" for name, value in switch.options.items()) for switch in SWITCHES.values()),

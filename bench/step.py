@@ -1,14 +1,14 @@
 """The training step: tokens/s, ms, MFU, memory, compile time and data stall, for configs and micro-batches.
 
     python bench/step.py --configs fineweb40m,gpt2_124m --micro-batch 4 8 16 32 --out bench/results/step-NAME.json
-    python bench/step.py --set model.attention=xla --set model.remat=blocks --set prng=rbg
+    python bench/step.py --set model.attention=xla --set model.remat=blocks
     python bench/step.py --fit --memory 12 16 24                 the largest micro-batch, by trial
     python bench/step.py --tiny                                  the same road in a minute on a CPU
 
 A micro-batch takes as many accumulations as keep the tokens of the config's step. Each cell runs in a process of its
 own, so that its peak memory is its own and a device that is full ends that cell alone. In a cell, steps that the real
 loader feeds, steps on the same blocks already on the device, and the steps of each --set are timed in turns; --set
-takes fields of the config, prng=NAME and xla_NAME=VALUE (compiler options), several joined by commas.
+takes fields of the config and xla_NAME=VALUE (compiler options), several joined by commas.
 
 MFU is tokens/s × (6 N + 12 L H T) / peak: `budget.flops.flops_per_token`, nanoGPT's convention, over the dense bf16
 rate in `budget.devices`. `live_bytes` is the compiled program's own account (arguments, results that are not donated,
@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,27 +54,24 @@ MOST = 1024
 
 @dataclass(frozen=True)
 class Variant:
-    """A config under a name, with the random generator and compiler options that it is compiled with."""
+    """A config under a name, with the compiler options that it is compiled with."""
 
     name: str
     config: Config
-    prng: str = ""
     compiler: tuple[tuple[str, str], ...] = ()
 
 
 def variant(config: Config, text: str) -> Variant:
     """`config` with the `KEY=VALUE,…` of a --set; raises `ConfigError` where a field or value is not known."""
-    words, prng, compiler = [], "", []
+    words, compiler = [], []
     for part in text.split(","):
         key, _, value = part.partition("=")
-        if key == "prng":
-            prng = value
-        elif key.startswith("xla_"):
+        if key.startswith("xla_"):
             compiler.append((key, value))
         else:
             words += [f"--{key}", value]
     changed = changed_config(config, words) if words else config
-    return Variant(text, changed, prng, tuple(compiler))
+    return Variant(text, changed, tuple(compiler))
 
 
 def changed_config(config: Config, words: Sequence[str]) -> Config:
@@ -114,9 +110,8 @@ class Side:
         tokens = jax.ShapeDtypeStruct(shape, np.uint16, sharding=over_batch(mesh))
         state = step.abstract_state(config, self.optimizer, mesh)
         started = time.perf_counter()
-        with jax.default_prng_impl(self._wanted.prng) if self._wanted.prng else nullcontext():
-            update = step.compile_train_step(config, step.graph(config.model), self.optimizer, mesh)
-            lowered = update.lower(state, tokens)
+        update = step.compile_train_step(config, step.graph(config.model), self.optimizer, mesh)
+        lowered = update.lower(state, tokens)
         self.program = lowered.compile(compiler_options=dict(self._wanted.compiler) or None)
         return time.perf_counter() - started
 

@@ -8,6 +8,7 @@ gradients of x and head. So nothing of size N x V ever exists and no logits are 
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,9 @@ from jaxgpt import kernels
 def mean_loss(x_NxD: jax.Array, head_VxD: jax.Array, targets_N: jax.Array, chunk: int) -> jax.Array:
     """The mean over tokens of -log softmax(x head^T)[target], a float32 scalar in nats.
 
-    `x_NxD` and `head_VxD` share a compute type; logits, log-sum-exp and the head's gradient are float32.
+    `x_NxD` and `head_VxD` share a compute type, in which the logits are rounded too, as other trainers have them: a GPU
+    spends as long on reading and writing them as on all their products. Sums, exponentials, log-sum-exp and the head's
+    gradient are float32.
     """
     return jnp.mean(losses(x_NxD, head_VxD, targets_N, chunk))
 
@@ -29,8 +32,8 @@ def losses(x_NxD: jax.Array, head_VxD: jax.Array, targets_N: jax.Array, chunk: i
 
     def of_chunk(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
         x_MxD, targets_M = xs
-        logits_MxV = _logits(x_MxD, head_VxD)
-        return None, jax.nn.logsumexp(logits_MxV, axis=-1) - _picked(logits_MxV, targets_M)
+        logits_MxV = _logits(x_MxD, head_VxD, jnp.float32)
+        return None, kernels.log_sum_exp(logits_MxV) - _picked(logits_MxV, targets_M)
 
     count = len(targets_N)
     _, losses_CxM = jax.lax.scan(of_chunk, None, _chunks(x_NxD, targets_N, chunk))
@@ -45,12 +48,12 @@ def _forward(
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         loss, dhead_VxD = carry
         x_MxD, targets_M, weight_M = xs
-        logits_MxV = _logits(x_MxD, head_VxD)
-        lse_M = jax.nn.logsumexp(logits_MxV, axis=-1)
+        logits_MxV = _logits(x_MxD, head_VxD, x_MxD.dtype)
+        lse_M = kernels.log_sum_exp(logits_MxV)
         loss += jnp.sum(weight_M * (lse_M - _picked(logits_MxV, targets_M)))
         one_MxV = targets_M[:, None] == jnp.arange(logits_MxV.shape[1], dtype=targets_M.dtype)[None, :]
-        slope_MxV = (jnp.exp(logits_MxV - lse_M[:, None]) - one_MxV.astype(jnp.float32)) * weight_M[:, None]
-        slope_MxV = slope_MxV.astype(x_MxD.dtype)
+        chance_MxV = jnp.exp(logits_MxV.astype(jnp.float32) - lse_M[:, None])
+        slope_MxV = ((chance_MxV - one_MxV.astype(jnp.float32)) * weight_M[:, None]).astype(x_MxD.dtype)
         dhead_VxD += kernels.outer_sum(slope_MxV, x_MxD, jnp.float32)
         return (loss, dhead_VxD), jnp.einsum("mv,vd->md", slope_MxV, head_VxD)
 
@@ -74,12 +77,12 @@ def _backward(
 mean_loss.defvjp(_forward, _backward)
 
 
-def _logits(x_MxD: jax.Array, head_VxD: jax.Array) -> jax.Array:
-    return jnp.einsum("md,vd->mv", x_MxD, head_VxD, preferred_element_type=jnp.float32)
+def _logits(x_MxD: jax.Array, head_VxD: jax.Array, dtype: Any) -> jax.Array:
+    return jnp.einsum("md,vd->mv", x_MxD, head_VxD, preferred_element_type=dtype)
 
 
 def _picked(logits_MxV: jax.Array, targets_M: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(logits_MxV, targets_M[:, None], axis=-1)[:, 0]
+    return jnp.take_along_axis(logits_MxV, targets_M[:, None], axis=-1)[:, 0].astype(jnp.float32)
 
 
 def _chunks(x_NxD: jax.Array, targets_N: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:

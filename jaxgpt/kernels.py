@@ -3,10 +3,13 @@
 Each equals its definition up to rounding. What one platform needs and another does not is decided here and nowhere
 else, when the program is lowered (`jax.lax.platform_dependent`).
 
-    N tokens   I inputs   O outputs   M batch and key/value heads   R rows of queries   S keys   T time   C head size
+    N tokens   D width   I inputs   O outputs   V vocabulary   B sequences   T time
+    M batch and key/value heads, or tokens of a chunk   R rows of queries   S keys, or numbers of a group   C head size
 """
 
+import itertools
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -57,6 +60,97 @@ def outer_sum(x_NxI: jax.Array, y_NxO: jax.Array, dtype: Any) -> jax.Array:
     return found
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def split_product(x_NxI: jax.Array, kernel_IxO: jax.Array, sizes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """`x @ kernel` cut along its last axis into arrays of `sizes` columns.
+
+    A GPU computes the parts of many rows one by one, because a library's kernel that takes a part would be given a copy
+    of it. One wide product is faster on a CPU, and for a few rows.
+    """
+
+    def one_by_one(x_NxI: jax.Array, kernel_IxO: jax.Array) -> tuple[jax.Array, ...]:
+        copies = jax.lax.optimization_barrier((x_NxI,) * len(sizes))  # else XLA would merge the products again
+        return tuple(x @ part_IxO for x, part_IxO in zip(copies, split(kernel_IxO, sizes), strict=True))
+
+    def at_once(x_NxI: jax.Array, kernel_IxO: jax.Array) -> tuple[jax.Array, ...]:
+        return split(x_NxI @ kernel_IxO, sizes)
+
+    if len(x_NxI) < kernel_IxO.shape[1]:
+        return at_once(x_NxI, kernel_IxO)
+    found: tuple[jax.Array, ...] = jax.lax.platform_dependent(x_NxI, kernel_IxO, cpu=at_once, default=one_by_one)
+    return found
+
+
+def _split_product_backward(
+    sizes: tuple[int, ...], residuals: Residuals, dys: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    return _product_backward(residuals, jnp.concatenate(dys, axis=1))
+
+
+split_product.defvjp(lambda x, kernel, sizes: (split_product(x, kernel, sizes), (x, kernel)), _split_product_backward)
+
+
+def split(array: jax.Array, sizes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """`array` cut along its last axis into parts of `sizes`."""
+    return tuple(jnp.split(array, tuple(itertools.accumulate(sizes))[:-1], axis=-1))
+
+
+def norm(x_xD: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None, epsilon: float, *, centred: bool) -> jax.Array:
+    """LayerNorm (Ba et al. 2016), or, not `centred`, RMSNorm (Zhang & Sennrich 2019), over the last axis.
+
+    Sums are float32 whatever the type of `x`, which is also the result's.
+    """
+    y_NxD = _norm(x_xD.reshape(-1, x_xD.shape[-1]), scale_D, bias_D, epsilon, centred)
+    return y_NxD.reshape(x_xD.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _norm(x_NxD: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None, epsilon: float, centred: bool) -> jax.Array:
+    return _norm_forward(x_NxD, scale_D, bias_D, epsilon, centred)[0]
+
+
+def _norm_forward(
+    x_NxD: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None, epsilon: float, centred: bool
+) -> tuple[jax.Array, Residuals]:
+    wide_NxD = x_NxD.astype(jnp.float32)
+    mean_N, square_N = (total_N / x_NxD.shape[1] for total_N in _sums(wide_NxD))
+    mean_N = mean_N if centred else jnp.zeros_like(mean_N)
+    rstd_N = jax.lax.rsqrt(jnp.maximum(square_N - jnp.square(mean_N), 0.0) + epsilon)
+    y_NxD = (wide_NxD - mean_N[:, None]) * rstd_N[:, None] * scale_D[None]
+    y_NxD = y_NxD if bias_D is None else y_NxD + bias_D[None]
+    return y_NxD.astype(x_NxD.dtype), (x_NxD, mean_N, rstd_N, scale_D, bias_D)
+
+
+def _norm_backward(
+    _epsilon: float, centred: bool, residuals: Residuals, dy_NxD: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    x_NxD, mean_N, rstd_N, scale_D, bias_D = residuals
+    wide_NxD = dy_NxD.astype(jnp.float32)
+    normed_NxD = (x_NxD.astype(jnp.float32) - mean_N[:, None]) * rstd_N[:, None]
+    slope_NxD = wide_NxD * scale_D[None]
+    along_N = jnp.mean(slope_NxD * normed_NxD, axis=1)
+    shift_N = jnp.mean(slope_NxD, axis=1) if centred else jnp.zeros_like(along_N)
+    dx_NxD = (slope_NxD - shift_N[:, None] - normed_NxD * along_N[:, None]) * rstd_N[:, None]
+    dbias_D = None if bias_D is None else jnp.sum(wide_NxD, axis=0)
+    return dx_NxD.astype(x_NxD.dtype), jnp.sum(wide_NxD * normed_NxD, axis=0), dbias_D
+
+
+_norm.defvjp(_norm_forward, _norm_backward)
+
+
+def _sums(x_NxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Each row's sum and sum of squares, [N].
+
+    The barrier has a GPU make both where the row is made, in one pass, and keep them for the gradient: computed anew
+    there, they end a fusion, and the slope of the scale is written out in float32. A CPU fuses better without.
+    """
+    sums = jnp.sum(x_NxD, axis=1), jnp.sum(jnp.square(x_NxD), axis=1)
+    found: tuple[jax.Array, jax.Array] = jax.lax.platform_dependent(
+        *sums, cpu=lambda *sums: sums, default=lambda *sums: jax.lax.optimization_barrier(sums)
+    )
+    return found
+
+
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, x Phi(x), by erf in float32.
 
@@ -64,6 +158,65 @@ def gelu(x: jax.Array) -> jax.Array:
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
+def log_sum_exp(logits_MxV: jax.Array) -> jax.Array:
+    """log sum exp(logits) over the last axis, float32 [M]. Not meant to be differentiated."""
+    logits_MxV = logits_MxV.astype(jnp.float32)
+
+    def in_two(logits_MxV: jax.Array) -> jax.Array:
+        found: jax.Array = jax.nn.logsumexp(logits_MxV, axis=-1)
+        return found
+
+    found: jax.Array = jax.lax.platform_dependent(logits_MxV, cpu=in_two, default=log_sum_exp_at_once)
+    return found
+
+
+def log_sum_exp_at_once(logits_MxV: jax.Array) -> jax.Array:
+    """`log_sum_exp` that reads the logits once, with a running maximum (Milakov & Gimelshein 2018).
+
+    In groups first, whose size lets a GPU's threads load several numbers at a time; XLA would cut 50,304 into 128 parts
+    of 393 and load one by one.
+    """
+    groups_MxGxS = logits_MxV.reshape(len(logits_MxV), -1, _group(logits_MxV.shape[1]))
+    start = (jnp.float32(-3e38), jnp.float32(0))  # below every logit, and finite: infinity less itself is no number
+    peaks_and_sums = (groups_MxGxS, jnp.ones_like(groups_MxGxS))
+    for _ in range(2):
+        peaks_and_sums = jax.lax.reduce(peaks_and_sums, start, _joined, (peaks_and_sums[0].ndim - 1,))
+    peak_M, sum_M = peaks_and_sums
+    return peak_M + jnp.log(sum_M)
+
+
+def _group(count: int) -> int:
+    """The largest divisor of `count` up to 1,024 that a warp's vector loads divide, or all of it."""
+    return next((size for size in range(1024, 0, -128) if count % size == 0), count)
+
+
+def _joined(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Two sums of exponentials, each divided by exp of its peak, as one."""
+    (peak_a, sum_a), (peak_b, sum_b) = a, b
+    peak = jnp.maximum(peak_a, peak_b)
+    return peak, sum_a * jnp.exp(peak_a - peak) + sum_b * jnp.exp(peak_b - peak)
+
+
+def bernoulli(keys_B: jax.Array, chance: float, shape: tuple[int, ...]) -> jax.Array:
+    """True with probability `chance` in each place of [B, *shape]; a row is a function of its own key.
+
+    Each place's number is hashed twice, with half of the key before and half after: some 20 integer operations, which
+    hide behind the memory traffic of what they are fused with. Threefry takes about 80 and would not.
+    """
+    words_Bx2 = jax.random.key_data(keys_B)
+    first, second = (words_Bx2[:, i].reshape(-1, *(1,) * len(shape)) for i in (0, -1))
+    places = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(1, *shape)
+    drawn: jax.Array = _hashed(_hashed(places ^ first) ^ second) < jnp.uint32(min(round(chance * 2**32), 2**32 - 1))
+    return drawn
+
+
+def _hashed(x: jax.Array) -> jax.Array:
+    """A permutation of uint32 with little bias: lowbias32 of Chris Wellons's hash prospector (2018)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 def attend(q_BxTxHxC: jax.Array, k_BxTxKxC: jax.Array, v_BxTxKxC: jax.Array) -> jax.Array:

@@ -180,13 +180,31 @@ class Attention(nnx.Module):
 
     def _project(self, x_BxTxD: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         settings = self.settings
-        qkv_BxTxNxC = self.qkv(x_BxTxD).reshape(*x_BxTxD.shape[:2], -1, settings.head_size)
-        q, k, v = jnp.split(qkv_BxTxNxC, (settings.n_head, settings.n_head + settings.kv_heads), axis=2)
+        sizes = tuple(heads * settings.head_size for heads in (settings.n_head, *(settings.kv_heads,) * 2))
+        x_NxD, kernel_DxO = x_BxTxD.reshape(-1, x_BxTxD.shape[-1]), self.qkv.kernel[...].astype(x_BxTxD.dtype)
+        parts = kernels.split_product(x_NxD, kernel_DxO, sizes)
+        if self.qkv.bias is not None:
+            biases = kernels.split(self.qkv.bias[...].astype(x_BxTxD.dtype), sizes)
+            parts = tuple(part_NxO + bias_O[None] for part_NxO, bias_O in zip(parts, biases, strict=True))
+        q, k, v = (part.reshape(*x_BxTxD.shape[:2], -1, settings.head_size) for part in parts)
         if settings.architecture == "modern":
             places_T = start + jnp.arange(x_BxTxD.shape[1])
             q = rotate(self.q_norm(q), places_T, settings.rope_theta)
             k = rotate(self.k_norm(k), places_T, settings.rope_theta)
         return q, k, v
+
+
+class Norm(nnx.Module):
+    """`kernels.norm` with its parameters, named as Flax's norms name them."""
+
+    def __init__(self, width: int, *, centred: bool, bias: bool, epsilon: float, rngs: nnx.Rngs) -> None:
+        self.centred, self.epsilon = centred, epsilon
+        self.scale = nnx.Param(nnx.initializers.ones(rngs.params(), (width,), jnp.float32))
+        self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (width,), jnp.float32)) if bias else None
+
+    def __call__(self, x_xD: jax.Array) -> jax.Array:
+        bias_D = None if self.bias is None else self.bias[...]
+        return kernels.norm(x_xD, self.scale[...], bias_D, self.epsilon, centred=self.centred)
 
 
 class Mlp(nnx.Module):
@@ -296,7 +314,7 @@ def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
     """
     if keys_B is None or rate == 0:
         return x
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys_B)
+    kept = kernels.bernoulli(keys_B, 1 - rate, x.shape[1:])
     # Scaled in float32: bfloat16's nearest number to 0.9 would enlarge every branch by 0.2%.
     return jnp.where(kept, x.astype(jnp.float32) / (1 - rate), 0.0).astype(x.dtype)
 
@@ -347,17 +365,9 @@ def _linear(settings: config.Model, inputs: int, outputs: int, rngs: nnx.Rngs, *
     )
 
 
-def _norm(settings: config.Model, width: int, rngs: nnx.Rngs) -> nnx.Module:
-    """Statistics are taken in float32 whatever the compute type."""
-    common: dict[str, Any] = {
-        "num_features": width,
-        "epsilon": settings.epsilon,
-        "dtype": compute_dtype(settings),
-        "rngs": rngs,
-    }
-    if settings.architecture == "modern":
-        return nnx.RMSNorm(**common, use_fast_variance=False)
-    return nnx.LayerNorm(**common, use_bias=settings.bias, use_fast_variance=False)
+def _norm(settings: config.Model, width: int, rngs: nnx.Rngs) -> "Norm":
+    modern = settings.architecture == "modern"
+    return Norm(width, centred=not modern, bias=settings.bias and not modern, epsilon=settings.epsilon, rngs=rngs)
 
 
 def _fold(keys_B: jax.Array | None, number: int) -> jax.Array | None:

@@ -109,9 +109,8 @@ def loss_fn(
 def _dropout_keys(cfg: Config, step: jax.Array, tokens_AxBxW: jax.Array, axis: str | None) -> jax.Array | None:
     """A key per window, [A, B], from (seed, step, the window's place in the step), or None without dropout.
 
-    So a run keeps its dropout whatever its micro-batch and devices, as it keeps its order of tokens.
-    Neither of JAX's cheaper generators is to be had: under `vmap`, XLA's own (rbg) draws the masks of all keys from the
-    first one, and Philox does not compile under `shard_map` (jaxlib 0.10.2).
+    So a run keeps its dropout whatever its micro-batch and devices, as it keeps its order of tokens. Keys are few, and
+    Threefry's; the masks are many, and `kernels.bernoulli` hashes them from the keys.
     """
     if not cfg.model.dropout and not cfg.model.attention_dropout:
         return None

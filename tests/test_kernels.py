@@ -27,6 +27,15 @@ def with_gradient(function: Any, *arguments: jax.Array) -> tuple[jax.Array, ...]
     return jax.jit(both)(*arguments)
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def platform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where a kernel differs by platform: that of a GPU's program runs on a CPU too, only slower."""
+    if request.param == "gpu":
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arrays, default, **_: default(*arrays))
+    name: str = request.param
+    return name
+
+
 def distance(found: Any, exact: Any) -> float:
     found, exact = np.asarray(found, np.float64), np.asarray(exact, np.float64)
     return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
@@ -92,3 +101,133 @@ def test_attention_and_its_gradient_are_those_of_the_definition(time: int, kv_he
         assert one.dtype == dtype
         error = float(jnp.abs(one.astype(jnp.float32) - other).max() / jnp.abs(exact[0]).max())
         assert error < (1e-5 if dtype == "float32" else 0.06)
+
+
+def plain_norm(x: Any, scale: Any, bias: Any, epsilon: float, *, centred: bool) -> Any:
+    x = x - x.mean(-1, keepdims=True) if centred else x
+    normed = x / jnp.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
+    return normed * scale[None, None] + (0 if bias is None else bias[None, None])
+
+
+@pytest.mark.parametrize("offset", [0.0, 20.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("centred", "biased"), [(True, False), (True, True), (False, False)])
+def test_a_norm_and_its_gradients_are_those_of_the_definition(
+    centred: bool, biased: bool, dtype: str, offset: float, platform: str
+) -> None:
+    x = jnp.asarray(normal(0, 2, 7, 24) * 3 + offset, dtype)
+    scale, bias = jnp.float32(normal(1, 24)), jnp.float32(normal(2, 24)) if biased else None
+    given = (x, scale, bias) if biased else (x, scale)
+
+    def ours(x: jax.Array, scale: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+        return kernels.norm(x, scale, bias, 1e-5, centred=centred)
+
+    found = with_gradient(ours, *given)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(array, np.float64)) for array in given]
+        dy = np.asarray(jnp.asarray(normal(9, *x.shape), dtype), np.float64)
+        value, pull = jax.vjp(lambda x, s, b=None: plain_norm(x, s, b, 1e-5, centred=centred), *wide)
+        exact = (value, *pull(jnp.asarray(dy)))
+    bound = (1e-6 if not offset else 2e-5) if dtype == "float32" else 0.004
+    for one, other, like in zip(found, exact, (x, *given), strict=True):
+        assert one.dtype == like.dtype
+        assert distance(one, other) < bound
+
+
+def test_a_gpus_norm_keeps_its_sums_for_the_gradient_and_a_cpus_fuses_freely() -> None:
+    function = jax.jit(lambda x, scale: kernels.norm(x, scale, None, 1e-5, centred=True))
+    traced = function.trace(jax.ShapeDtypeStruct((64, 32), jnp.bfloat16), jax.ShapeDtypeStruct((32,), jnp.float32))
+    barriers = [
+        str(traced.lower(lowering_platforms=(p,)).as_text()).count("optimization_barrier") for p in ("cpu", "cuda")
+    ]
+    assert barriers == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tokens", [5, 80])
+def test_a_split_product_is_the_parts_of_the_product(tokens: int, dtype: str, platform: str) -> None:
+    x, kernel = (jnp.asarray(a, dtype) for a in (normal(0, tokens, 8), normal(1, 8, 40)))
+    sizes = (24, 8, 8)
+
+    def joined(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        parts = kernels.split_product(x, kernel, sizes)
+        assert [part.shape for part in parts] == [(tokens, size) for size in sizes]
+        return jnp.concatenate(parts, axis=1)
+
+    for one, other in zip(with_gradient(joined, x, kernel), with_gradient(kernels.product, x, kernel), strict=True):
+        assert one.dtype == other.dtype
+        assert distance(one, other) < (1e-6 if dtype == "float32" else 0.004)
+
+
+def test_a_gpu_gets_the_parts_of_many_rows_as_products_of_their_own() -> None:
+    def products(platform: str, tokens: int) -> int:
+        shapes = (tokens, 8), (8, 24)
+        traced = jax.jit(lambda x, k: kernels.split_product(x, k, (8, 8, 8))).trace(
+            *(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
+        )
+        return str(traced.lower(lowering_platforms=(platform,)).as_text()).count("stablehlo.dot_general")
+
+    assert [products(*case) for case in (("cpu", 64), ("cuda", 64), ("cuda", 4))] == [1, 3, 1]
+
+
+@pytest.mark.parametrize("count", [1, 7, 257, 640, 50257, 50304])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_logarithm_of_a_sum_of_exponentials_at_any_size_and_height(count: int, dtype: str, platform: str) -> None:
+    scales = np.array([[1], [30], [3000], [1e-3], [0]])
+    logits = jnp.asarray(normal(0, 5, count) * scales + np.array([[0], [-50], [2000], [-1e4], [5]]), dtype)
+    wide = np.asarray(logits, np.float64)
+    peak = wide.max(1, keepdims=True)
+    exact = (peak + np.log(np.exp(wide - peak).sum(1, keepdims=True)))[:, 0]
+    found = kernels.log_sum_exp(logits)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, exact, rtol=3e-7, atol=3e-6)
+
+
+def test_groups_are_as_wide_as_vector_loads_like_them() -> None:
+    assert [kernels._group(count) for count in (50304, 4096, 128, 50257, 100)] == [384, 1024, 128, 50257, 100]
+
+
+def drawn(chance: float, rows: int = 8, shape: tuple[int, ...] = (256, 96), seed: int = 0) -> np.ndarray:
+    return np.asarray(kernels.bernoulli(jax.random.split(jax.random.key(seed), rows), chance, shape))
+
+
+@pytest.mark.parametrize("chance", [0.1, 0.5, 0.9])
+def test_draws_are_true_at_their_chance_in_every_row_place_and_column(chance: float) -> None:
+    found = drawn(chance, rows=64)
+    assert found.shape == (64, 256, 96)
+    assert found.dtype == bool
+    for axes in ((1, 2), (0, 2), (0, 1), (0, 1, 2)):
+        count = math.prod(found.shape[axis] for axis in axes)
+        z = (found.mean(axes) - chance) / math.sqrt(chance * (1 - chance) / count)
+        assert np.abs(z).max() < 4.5
+        assert z.size < 10 or 0.75 < z.std() < 1.25
+
+
+def test_draws_that_are_neighbours_in_place_or_key_have_nothing_in_common() -> None:
+    found = drawn(0.5, rows=32).reshape(32, -1)
+    signs = found * 2.0 - 1
+    for lag in (1, 2, 3, 7, 32, 64, 95, 96, 97, 128, 1024, 4096):
+        assert abs((signs[:, lag:] * signs[:, :-lag]).mean()) * math.sqrt(signs[:, lag:].size) < 4.5
+    between = signs @ signs.T / math.sqrt(signs.shape[1])
+    others = between[~np.eye(32, dtype=bool)]
+    assert np.abs(others).max() < 4.8
+    assert 0.85 < others.std() < 1.15
+    fours = found[:, : found.shape[1] // 4 * 4].reshape(-1, 4) @ [1, 2, 4, 8]
+    counts = np.bincount(fours, minlength=16)
+    assert (((counts - counts.mean()) ** 2) / counts.mean()).sum() < 45  # chi-square with 15 degrees: 1 in 13,000
+
+
+def test_keys_whose_halves_differ_by_one_bit_draw_apart() -> None:
+    """The masks of steps and layers come from keys that Threefry has mixed, but the hash does not lean on that."""
+    words = np.array([[5, 9]] + [[5 ^ (1 << bit), 9] for bit in range(32)] + [[5, 9 ^ (1 << bit)] for bit in range(32)])
+    keys = jax.random.wrap_key_data(jnp.uint32(words))
+    signs = np.asarray(kernels.bernoulli(keys, 0.5, (64, 96))).reshape(65, -1) * 2.0 - 1
+    assert np.abs(signs[1:] @ signs[0]).max() / math.sqrt(signs.shape[1]) < 4.5
+
+
+def test_a_row_is_its_keys_alone_and_certain_chances_are_certain() -> None:
+    keys = jax.random.split(jax.random.key(3), 4)
+    whole = np.asarray(kernels.bernoulli(keys, 0.9, (5, 6)))
+    np.testing.assert_array_equal(np.asarray(kernels.bernoulli(keys[2:3], 0.9, (5, 6)))[0], whole[2])
+    assert drawn(1.0).all()
+    assert not drawn(0.0).any()

@@ -19,7 +19,7 @@ from jaxgpt.overrides import load
 POLICIES = ("attention", "blocks")
 DROPOUT = {"dropout": 0.2, "attention_dropout": 0.2}
 LARGE = Model(
-    n_layer=6, n_head=4, n_embd=64, block_size=128, vocab_size=256, dtype="float32", attention="xla", loss_chunk=256
+    n_layer=4, n_head=4, n_embd=64, block_size=128, vocab_size=256, dtype="float32", attention="xla", loss_chunk=256
 )
 
 

@@ -1,0 +1,195 @@
+"""`bench/hlo.py` reads a compiled program as kernels, and `bench/program.py` sums up what a GPU's compiler made."""
+
+import importlib
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxgpt import errors
+from jaxgpt.budget import devices
+from jaxgpt.errors import ConfigError
+from jaxgpt.overrides import load
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+# As XLA writes them for a GPU: a loop of four turns around a call of cuBLAS, a fusion that takes a slice and one that
+# writes a row in place, and cuDNN's attention with its workspace.
+MODULE = """HloModule jit_f, is_scheduled=true, entry_computation_layout={(f32[8,16]{1,0})->f32[8,16]{1,0}}
+
+%taken (param_0: bf16[4,32,16], param_1: s32[]) -> bf16[32,16] {
+  %param_0 = bf16[4,32,16]{2,1,0} parameter(0)
+  %param_1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %cut = bf16[1,32,16]{2,1,0} dynamic-slice(%param_0, %param_1, %zero, %zero), dynamic_slice_sizes={1,32,16}
+  ROOT %flat = bf16[32,16]{1,0} bitcast(%cut)
+}
+
+%stored (param_0.1: f32[4,8], param_1.1: f32[1,8], param_2.1: s32[]) -> f32[4,8] {
+  %param_0.1 = f32[4,8]{1,0} parameter(0)
+  %param_1.1 = f32[1,8]{1,0} parameter(1)
+  %param_2.1 = s32[] parameter(2)
+  %zero.1 = s32[] constant(0)
+  ROOT %put = f32[4,8]{1,0} dynamic-update-slice(%param_0.1, %param_1.1, %param_2.1, %zero.1)
+}
+
+%body (arg: (s32[], bf16[4,32,16], bf16[64,32], f32[4,8], f32[1,8])) -> (s32[], bf16[4,32,16], bf16[64,32], f32[4,8]) {
+  %arg = (s32[], bf16[4,32,16]{2,1,0}, bf16[64,32]{1,0}, f32[4,8]{1,0}, f32[1,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%arg), index=0
+  %w = bf16[4,32,16]{2,1,0} get-tuple-element(%arg), index=1
+  %x = bf16[64,32]{1,0} get-tuple-element(%arg), index=2
+  %rows = f32[4,8]{1,0} get-tuple-element(%arg), index=3
+  %row = f32[1,8]{1,0} get-tuple-element(%arg), index=4
+  %part = bf16[32,16]{1,0} fusion(%w, %i), kind=kLoop, calls=%taken, metadata={op_name="jit(f)/slice"}
+  %y = (bf16[64,16]{1,0}, s8[4096]{0}) custom-call(%x, %part), custom_call_target="__cublas$gemm", backend_config=\
+{"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  %next = f32[4,8]{1,0} fusion(%rows, %row, %i), kind=kLoop, calls=%stored
+  ROOT %out = (s32[], bf16[4,32,16]{2,1,0}, bf16[64,32]{1,0}, f32[4,8]{1,0}) tuple(%i, %w, %x, %next)
+}
+
+%cond (arg.1: (s32[])) -> pred[] {
+  %arg.1 = (s32[]) parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+
+ENTRY %main (p: f32[8,16]) -> f32[8,16] {
+  %p = f32[8,16]{1,0} parameter(0)
+  %start = (s32[]) tuple(%p)
+  %loop = (s32[]) while(%start), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"4"},"x":{}}
+  %heads = (bf16[2,8,4]{2,1,0}, u8[0]{0}, s8[512]{0}) custom-call(%p, %p), custom_call_target="__cudnn$fmhaSoftmax"
+  ROOT %copied = f32[8,16]{1,0} copy(%p)
+}
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def benches() -> Iterator[None]:
+    sys.path.insert(0, str(BENCH))
+    yield
+    sys.path.remove(str(BENCH))
+    for name in ("common", "step", "hlo", "program"):
+        sys.modules.pop(name, None)
+
+
+def bench(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def test_kernels_of_a_gpus_program_count_what_they_touch() -> None:
+    found = {kernel.name: kernel for kernel in bench("hlo").kernels(MODULE)}
+    assert list(found) == ["part", "y", "next", "heads", "copied"]
+    assert [kernel.count for kernel in found.values()] == [4, 4, 4, 1, 1]
+    assert [kernel.kind for kernel in found.values()] == ["pass", "product", "pass", "attention", "pass"]
+    assert found["part"].bytes == 2 * (32 * 16) * 2 + 4  # the slice read and written, and the number that says which
+    assert (found["part"].source, found["y"].source) == ("jit(f)/slice", "")
+    assert found["y"].flops == 2 * 64 * 16 * 32
+    assert found["y"].bytes == 2 * (64 * 32 + 32 * 16 + 64 * 16)  # without the workspace
+    assert found["next"].bytes == 4 * (8 + 8) + 4
+    assert found["heads"].bytes == 2 * 8 * 16 * 4 + 2 * 8 * 4 * 2
+    assert found["copied"].bytes == 2 * 8 * 16 * 4
+
+
+def test_a_compiled_loops_operations_are_those_of_its_products() -> None:
+    def chained(x: jax.Array, weights: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    shapes = jax.ShapeDtypeStruct((64, 48), jnp.float32), jax.ShapeDtypeStruct((7, 48, 48), jnp.float32)
+    hlo = bench("hlo")
+    found = hlo.kernels(jax.jit(chained).lower(*shapes).compile().as_text())
+    assert hlo.total(found, lambda kernel: kernel.flops) == 7 * 2 * 64 * 48 * 48
+    assert {kernel.count for kernel in found if kernel.flops} == {7}
+    traffic = hlo.total([k for k in found if k.flops], lambda kernel: kernel.bytes)
+    assert traffic >= 7 * 4 * (2 * 64 * 48 + 48 * 48)
+
+
+def test_sizes_of_arrays_and_tuples() -> None:
+    hlo = bench("hlo")
+    assert hlo.size("(bf16[3,5]{1,0}, f32[]{:T(128)}, pred[8]{0}, token[])") == 30 + 4 + 8
+    assert (hlo.dimensions("f32[2,1,7]{2,1,0}"), hlo.dimensions("s32[]")) == ([2, 1, 7], [])
+
+
+def test_a_kernel_takes_as_long_as_its_traffic_or_its_products() -> None:
+    program, hlo, device = bench("program"), bench("hlo"), devices.find("H200")
+    kernel = hlo.Kernel("k", "product", 1, 48_000_000, 0, "", "")
+    assert program.bound(kernel, device) == pytest.approx(1e-5)
+    busy = kernel._replace(flops=int(989.4e12 * 2e-5))
+    assert program.bound(busy, device) == pytest.approx(2e-5)
+    assert program.likely(busy, device) == pytest.approx(2e-5 / 0.75 + 2e-6)
+    assert program.summed([busy._replace(count=3), kernel], device)["bound_ms"] == pytest.approx(0.07)
+
+
+def test_parts_are_told_by_what_a_kernel_makes() -> None:
+    program, hlo, config = bench("program"), bench("hlo"), load("fineweb40m")
+
+    def part(kind: str, shape: str, count: int = 32) -> str:
+        name: str = program.part(hlo.Kernel("k", kind, count, 0, 0, shape, ""), config)
+        return name
+
+    assert part("product", "bf16[4096,50304]{1,0}") == "head, products"
+    assert part("pass", "f32[50304,384]{1,0}") == "loss and embedding, passes"
+    assert part("pass", "bf16[16384,1536]{1,0}") == "blocks, passes"
+    assert part("product", "bf16[16384,1536]{1,0}") == "blocks, products"
+    assert part("attention", "bf16[16,12,1024,32]{3,1,2,0}") == "attention"
+    assert part("pass", "f32[50304,384]{1,0}", count=1) == "once per step"
+
+
+def test_attention_has_the_planners_operations() -> None:
+    program, hlo, config = bench("program"), bench("hlo"), load("fineweb40m")
+    layer = [hlo.Kernel(name, "attention", 32, 0, 0, "", source) for name, source in (("a", "fwd"), ("b", "x_bwd"))]
+    forward, backward = (kernel.flops for kernel in program.with_attention(layer, config))
+    assert 2 * backward == 5 * forward
+    m, rows = config.model, config.data.micro_batch
+    product = 2 * rows * m.n_head * m.head_size * m.block_size**2 // 2  # the causal half of one T x T product
+    assert forward == pytest.approx(2 * product)
+
+
+def test_what_xla_cannot_be_told_of_is_refused_and_a_missing_plugin_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = bench("program")
+    with pytest.raises(ConfigError, match="C037"):
+        program.described(devices.find("T4"))
+
+    def absent(_: str) -> str:
+        raise program.importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(program.importlib.metadata, "version", absent)
+    with pytest.raises(ConfigError, match=r"C042[\s\S]*cuda13"):
+        program.described(devices.find("H200"))
+    assert errors.run(program.main, ["--gpu", "H200"]) == 2
+
+
+needs_plugin = pytest.mark.skipif(
+    not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)),
+    reason="JAX's CUDA plugin is not installed: pip install '.[cuda13]'",
+)
+
+
+@needs_plugin
+def test_the_program_for_a_gpu_keeps_to_its_design() -> None:
+    """Of the reference model with two layers, where sizes are the real ones."""
+    program = bench("program")
+    config = load("fineweb40m").replace({"model": {"n_layer": 2}})
+    compiled = program.compiled(program.Variant("", config), devices.find("H200"))
+    found = program.told(compiled, config, devices.find("H200"))
+    m, tokens = config.model, config.data.micro_batch * config.data.accum * config.model.block_size
+    chunks, logits = tokens // m.loss_chunk, m.loss_chunk * m.vocab_size
+    kernels = [bench("hlo").Kernel(*[k[field] for field in bench("hlo").Kernel._fields]) for k in found["kernels"]]
+    assert [k.count for k in kernels if k.kind == "attention"] == [config.data.accum] * 2 * m.n_layer
+    per_chunk = [k for k in kernels if k.count == chunks and k.bytes > logits]
+    assert len([k for k in per_chunk if k.kind == "product"]) == 3
+    passes = [k.bytes / logits for k in per_chunk if k.kind == "pass"]
+    assert sorted(round(each) for each in passes) == [2, 4]  # read once for the sums; read and written for the slope
+    wide = config.data.micro_batch * m.block_size * m.n_embd
+    made = {
+        math.prod(bench("hlo").dimensions(k.shape))
+        for k in kernels
+        if k.count == config.data.accum and "f32" in k.shape[:4]
+    }
+    assert wide not in made  # no stream in float32, such as a norm's slope
+    norms = [k for k in kernels if k.kind == "pass" and k.source.endswith("jvp()/reduce_sum") and k.bytes > wide]
+    assert len(norms) == 2 * m.n_layer + 1  # one kernel makes a norm's input and its sums
+    assert found["temporary_bytes"] < 2.5e9

@@ -1,7 +1,8 @@
 """A compiled XLA program's text as kernels: what each reads and writes, computes, and how often it runs.
 
-Bytes are those of a kernel's operands and results, as if nothing of them stayed in a cache. An operand of which only a
-slice or gathered rows are read, and a result that is written into a larger array in place, count by what is touched.
+Bytes are those of a kernel's operands and results, as if nothing of them stayed in a cache. Of an operand, a slice or
+gathered rows count alone where nothing else of it is read, and of a result the slice that an update in place writes; a
+scatter counts whole. A loop whose turns XLA does not know raises `ValueError`.
 Operations are those of matrix products (2 for a multiplication and an addition); XLA's text says none for cuDNN's
 attention.
 """
@@ -79,7 +80,9 @@ def _walk(computations: dict[str, Computation], name: str, times: int) -> Iterat
         called = {key: _attribute(found, key) for key in ("body", "to_apply", "calls", "called_computations")}
         if found.op == "while":
             turns = re.search(r'"known_trip_count":\{"n":"(\d+)"', found.text)
-            yield from _walk(computations, called["body"], times * (int(turns[1]) if turns else 1))
+            if not turns:
+                raise ValueError(f"the turns of the loop {found.name} are not known")
+            yield from _walk(computations, called["body"], times * int(turns[1]))
         elif found.op == "call":
             yield from _walk(computations, called["to_apply"], times)
         elif found.op not in NO_WORK:

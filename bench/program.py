@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # else JAX looks for the GPU that the plugin is for
+os.environ["JAX_PLATFORMS"] = "cpu"  # else JAX looks for the GPU that the plugin is for
 
 import common
 import hlo
@@ -121,7 +121,10 @@ def compiled(wanted: Variant, device: devices.Device) -> Any:
     tokens = jax.ShapeDtypeStruct(shape, np.uint16, sharding=over_batch(mesh))
     update = step.compile_train_step(config, step.graph(config.model), optimizer, mesh)
     lowered = update.lower(step.abstract_state(config, optimizer, mesh), tokens)
-    return lowered.compile(compiler_options=dict(wanted.compiler) or None)
+    try:
+        return lowered.compile(compiler_options=dict(wanted.compiler) or None)
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError("C042", f"XLA does not compile {wanted.name!r}: {error}", "another --set") from error
 
 
 def told(program: Any, config: Config, device: devices.Device) -> dict[str, Any]:
@@ -144,15 +147,14 @@ def with_attention(found: list[hlo.Kernel], config: Config) -> list[hlo.Kernel]:
     """The kernels with cuDNN's operations, causal: two products forward and five backward, of seven in all."""
     m = config.model
     seventh = config.data.micro_batch * m.block_size * attention_flops_per_token(m, causal=True) // (6 * m.n_layer)
-    back = {kernel: 5 if "backward" in kernel.source or "bwd" in kernel.source else 2 for kernel in found}
-    return [k._replace(flops=back[k] * seventh) if k.kind == "attention" else k for k in found]
+    return [k._replace(flops=seventh * (5 if "bwd" in k.source else 2)) if k.kind == "attention" else k for k in found]
 
 
 def part(kernel: hlo.Kernel, config: Config) -> str:
     """Which of the planner's kernels it belongs to; what runs once per step is apart."""
     head = str(config.model.vocab_size) in re.findall(r"\d+", kernel.shape) or "md->" in kernel.source
     head = head or ("->md" in kernel.source) or ("while/body/closed_call/jvp()/while" in kernel.source)
-    if kernel.count == 1:
+    if kernel.count == 1 and kernel.kind == "pass" and not re.search(r"closed_call|jvp", kernel.source):
         return "once per step"
     if kernel.kind == "pass":
         return "loss and embedding, passes" if head else "blocks, passes"
@@ -200,9 +202,12 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--kernels", type=int, default=0, help="the longest kernels to list")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(words)
+    if args.kernels < 0:
+        raise ConfigError("C009", f"--kernels = {args.kernels}; must be 0 or more")
     device, config, console = devices.find(args.gpu), load(args.config), Console(stderr=True)
     found: dict[str, Any] = {}
-    wanted = [Variant("as it is", config), *(variant(config, text) for text in args.set)]
+    wanted = [Variant("as it is", config), *(variant(config, text) for text in dict.fromkeys(args.set))]
+    common.write(args.json, found)  # a place that cannot be written is said before minutes of compiling
     for each in track(wanted, description=f"compiling for {device.name}", console=console, transient=True):
         started = time.perf_counter()
         program = compiled(each, device)

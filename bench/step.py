@@ -65,9 +65,11 @@ def variant(config: Config, text: str) -> Variant:
     """`config` with the `KEY=VALUE,…` of a --set; raises `ConfigError` where a field or value is not known."""
     words, compiler = [], []
     for part in text.split(","):
-        key, _, value = part.partition("=")
+        key, sign, value = part.partition("=")
+        if not sign:
+            raise ConfigError("C009", f"--set {text!r}: {part!r} is no KEY=VALUE", "--set model.remat=blocks")
         if key.startswith("xla_"):
-            compiler.append((key, value))
+            compiler.append((key, {"true": "True", "false": "False"}.get(value, value)))  # XLA knows no others
         else:
             words += [f"--{key}", value]
     changed = changed_config(config, words) if words else config

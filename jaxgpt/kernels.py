@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+FLOAT32_MIN = -3.4028235e38
 ATTENTION_PARTS = 4  # more parts save little work and take longer to compile
 
 Residuals = tuple[Any, ...]
@@ -113,9 +114,8 @@ def _norm_forward(
     x_NxD: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None, epsilon: float, centred: bool
 ) -> tuple[jax.Array, Residuals]:
     wide_NxD = x_NxD.astype(jnp.float32)
-    mean_N, square_N = (total_N / x_NxD.shape[1] for total_N in _sums(wide_NxD))
-    mean_N = mean_N if centred else jnp.zeros_like(mean_N)
-    rstd_N = jax.lax.rsqrt(jnp.maximum(square_N - jnp.square(mean_N), 0.0) + epsilon)
+    mean_N, square_N = moments(wide_NxD) if centred else (jnp.zeros(len(x_NxD)), mean_square(wide_NxD))
+    rstd_N = jax.lax.rsqrt(square_N + epsilon)
     y_NxD = (wide_NxD - mean_N[:, None]) * rstd_N[:, None] * scale_D[None]
     y_NxD = y_NxD if bias_D is None else y_NxD + bias_D[None]
     return y_NxD.astype(x_NxD.dtype), (x_NxD, mean_N, rstd_N, scale_D, bias_D)
@@ -131,22 +131,56 @@ def _norm_backward(
     along_N = jnp.mean(slope_NxD * normed_NxD, axis=1)
     shift_N = jnp.mean(slope_NxD, axis=1) if centred else jnp.zeros_like(along_N)
     dx_NxD = (slope_NxD - shift_N[:, None] - normed_NxD * along_N[:, None]) * rstd_N[:, None]
-    dbias_D = None if bias_D is None else jnp.sum(wide_NxD, axis=0)
-    return dx_NxD.astype(x_NxD.dtype), jnp.sum(wide_NxD * normed_NxD, axis=0), dbias_D
+    dscale_D = jnp.sum(wide_NxD * normed_NxD, axis=0).astype(scale_D.dtype)
+    dbias_D = None if bias_D is None else jnp.sum(wide_NxD, axis=0).astype(bias_D.dtype)
+    return dx_NxD.astype(x_NxD.dtype), dscale_D, dbias_D
 
 
 _norm.defvjp(_norm_forward, _norm_backward)
 
 
-def _sums(x_NxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each row's sum and sum of squares, [N].
+def moments(x_NxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Each row's mean and its mean squared distance from it, [N], of float32 rows.
 
-    The barrier has a GPU make both where the row is made, in one pass, and keep them for the gradient: computed anew
-    there, they end a fusion, and the slope of the scale is written out in float32. A CPU fuses better without.
+    A GPU makes both in one pass, where the row itself is made, and keeps them for the gradient, which is what the
+    barrier is for: computed anew there, they end a fusion, and the scale's slope is written out in float32. A CPU
+    fuses better without.
     """
-    sums = jnp.sum(x_NxD, axis=1), jnp.sum(jnp.square(x_NxD), axis=1)
-    found: tuple[jax.Array, jax.Array] = jax.lax.platform_dependent(
-        *sums, cpu=lambda *sums: sums, default=lambda *sums: jax.lax.optimization_barrier(sums)
+
+    def in_two(x_NxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mean_N = jnp.mean(x_NxD, axis=1)
+        return mean_N, jnp.mean(jnp.square(x_NxD - mean_N[:, None]), axis=1)
+
+    def at_once(x_NxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        alone = (jnp.ones_like(x_NxD), x_NxD, jnp.zeros_like(x_NxD))
+        _, *pooled = jax.lax.reduce(alone, (jnp.float32(0),) * 3, _pooled, (1,))
+        mean_N, square_N = jax.lax.optimization_barrier(pooled)
+        return mean_N, square_N / x_NxD.shape[1]
+
+    found: tuple[jax.Array, jax.Array] = jax.lax.platform_dependent(x_NxD, cpu=in_two, default=at_once)
+    return found
+
+
+Moments = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def _pooled(a: Moments, b: Moments) -> Moments:
+    """Count, mean and summed squared distance from it of two samples together (Chan et al. 1983).
+
+    Unlike a mean of squares less the square of the mean, it loses nothing where the mean is large beside the spread.
+    """
+    (count_a, mean_a, square_a), (count_b, mean_b, square_b) = a, b
+    count = count_a + count_b
+    share = jnp.where(count > 0, count_b / count, 0.0)
+    apart = mean_b - mean_a
+    return count, mean_a + apart * share, square_a + square_b + apart * apart * count_a * share
+
+
+def mean_square(x_NxD: jax.Array) -> jax.Array:
+    """Each row's mean square [N], kept for the gradient as those of `moments` are."""
+    square_N = jnp.mean(jnp.square(x_NxD), axis=1)
+    found: jax.Array = jax.lax.platform_dependent(
+        square_N, cpu=lambda square_N: square_N, default=jax.lax.optimization_barrier
     )
     return found
 
@@ -179,12 +213,12 @@ def log_sum_exp_at_once(logits_MxV: jax.Array) -> jax.Array:
     of 393 and load one by one.
     """
     groups_MxGxS = logits_MxV.reshape(len(logits_MxV), -1, _group(logits_MxV.shape[1]))
-    start = (jnp.float32(-3e38), jnp.float32(0))  # below every logit, and finite: infinity less itself is no number
+    start = (jnp.float32(FLOAT32_MIN), jnp.float32(0))  # finite, because infinity less itself is no number
     peaks_and_sums = (groups_MxGxS, jnp.ones_like(groups_MxGxS))
     for _ in range(2):
         peaks_and_sums = jax.lax.reduce(peaks_and_sums, start, _joined, (peaks_and_sums[0].ndim - 1,))
     peak_M, sum_M = peaks_and_sums
-    return peak_M + jnp.log(sum_M)
+    return jnp.where(jnp.isposinf(peak_M), peak_M, peak_M + jnp.log(sum_M))
 
 
 def _group(count: int) -> int:
@@ -200,7 +234,7 @@ def _joined(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> t
 
 
 def bernoulli(keys_B: jax.Array, chance: float, shape: tuple[int, ...]) -> jax.Array:
-    """True with probability `chance` in each place of [B, *shape]; a row is a function of its own key.
+    """True with probability `chance` in each place of [B, *shape]; a row, of up to 2^32 places, hangs on its key alone.
 
     Each place's number is hashed twice, with half of the key before and half after: some 20 integer operations, which
     hide behind the memory traffic of what they are fused with. Threefry takes about 80 and would not.

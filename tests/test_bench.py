@@ -55,8 +55,12 @@ def test_a_side_is_fields_and_compiler_options() -> None:
     found = step.variant(config, "model.attention=xla,xla_gpu_autotune_level=0,model.remat=blocks")
     assert found.config == config.replace({"model": {"attention": "xla", "remat": "blocks"}})
     assert found.compiler == (("xla_gpu_autotune_level", "0"),)
+    assert step.variant(config, "xla_gpu_x=true").compiler == (("xla_gpu_x", "True"),)
     with pytest.raises(ConfigError, match="C005"):
         step.variant(config, "model.atention=xla")
+    for text in ("", "model.remat", "model.remat=blocks,"):
+        with pytest.raises(ConfigError, match="C009"):
+            step.variant(config, text)
 
 
 @pytest.mark.parametrize("size", [1, 4, 6, 16, 64, 512])

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,11 @@ def test_a_compiled_loops_operations_are_those_of_its_products() -> None:
     assert traffic >= 7 * 4 * (2 * 64 * 48 + 48 * 48)
 
 
+def test_a_loop_without_an_end_that_is_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="turns of the loop loop"):
+        bench("hlo").kernels(MODULE.replace("known_trip_count", "unknown"))
+
+
 def test_sizes_of_arrays_and_tuples() -> None:
     hlo = bench("hlo")
     assert hlo.size("(bf16[3,5]{1,0}, f32[]{:T(128)}, pred[8]{0}, token[])") == 30 + 4 + 8
@@ -136,6 +142,9 @@ def test_parts_are_told_by_what_a_kernel_makes() -> None:
     assert part("product", "bf16[16384,1536]{1,0}") == "blocks, products"
     assert part("attention", "bf16[16,12,1024,32]{3,1,2,0}") == "attention"
     assert part("pass", "f32[50304,384]{1,0}", count=1) == "once per step"
+    assert part("product", "bf16[16384,1536]{1,0}", count=1) == "blocks, products"  # of one micro-batch, without a loop
+    inside = hlo.Kernel("k", "pass", 1, 0, 0, "bf16[16384,1536]{1,0}", "jit(train_step)/closed_call/jvp()/mul")
+    assert program.part(inside, config) == "blocks, passes"
 
 
 def test_attention_has_the_planners_operations() -> None:
@@ -184,12 +193,14 @@ def test_the_program_for_a_gpu_keeps_to_its_design() -> None:
     passes = [k.bytes / logits for k in per_chunk if k.kind == "pass"]
     assert sorted(round(each) for each in passes) == [2, 4]  # read once for the sums; read and written for the slope
     wide = config.data.micro_batch * m.block_size * m.n_embd
-    made = {
-        math.prod(bench("hlo").dimensions(k.shape))
+    in_micro_batch = [k for k in kernels if k.count == config.data.accum]
+    made = [re.findall(r"f32\[([\d,]*)\]", k.shape) for k in in_micro_batch]
+    sizes = {math.prod(map(int, axes.split(","))) for shapes in made for axes in shapes if axes}
+    assert wide not in sizes  # no stream in float32, such as a norm's slope
+    norms = [
+        k
         for k in kernels
-        if k.count == config.data.accum and "f32" in k.shape[:4]
-    }
-    assert wide not in made  # no stream in float32, such as a norm's slope
-    norms = [k for k in kernels if k.kind == "pass" and k.source.endswith("jvp()/reduce_sum") and k.bytes > wide]
+        if k.kind == "pass" and k.source.endswith("/reduce") and k.bytes > wide and k in in_micro_batch
+    ]
     assert len(norms) == 2 * m.n_layer + 1  # one kernel makes a norm's input and its sums
     assert found["temporary_bytes"] < 2.5e9

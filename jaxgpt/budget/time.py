@@ -76,7 +76,7 @@ CLOCK_GEFORCE, CLOCK_OTHERS = Range(0.93, 1.10), Range(0.85, 1.00)
 # written. PyTorch the same; at worst through a float32 copy.
 LOGIT_BYTES = {"jaxgpt": Range(8, 6), "nanogpt": Range(16, 6)}
 # Bytes per token, block and unit of width for norms, residual sums, dropout and their gradients. Ours is a bf16 stream,
-# and is counted in the programs that XLA 0.10.2 makes (bench/program.py): 71 for an H100, 84 for an RTX 4070, of which
+# and is counted in the programs that XLA 0.10.2 makes (bench/program.py): 69 for an H100, 84 for an RTX 4070, of which
 # a large cache keeps some; dropout's masks are drawn again. nanoGPT's is a float32 stream: each fused with its
 # neighbours at best, one by one at worst.
 STREAM_BYTES = {"jaxgpt": Range(84, 60), "nanogpt": Range(88, 56)}

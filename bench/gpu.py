@@ -58,6 +58,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
         Part("transfer", [str(HERE / "transfer.py"), *tiny]),
         Part("start", [str(HERE / "start.py"), *tiny]),
         Part("step", [*step, "--configs", configs]),
+        Part("attention", [str(HERE / "attention.py"), *tiny]),
         Part("sides", [*step, "--micro-batch", "2" if options.tiny else "16", *sets]),
         Part("sample", sampled),
         Part("sample_reference", [*sampled, "--config", "fineweb40m", "--prompt", "256", "--tokens", "256"]),

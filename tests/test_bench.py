@@ -23,7 +23,7 @@ def benches() -> Iterator[None]:
     sys.path.insert(0, str(BENCH))
     yield
     sys.path.remove(str(BENCH))
-    for name in ("common", "step", "transfer", "gpu"):
+    for name in ("common", "step", "transfer", "gpu", "attention"):
         sys.modules.pop(name, None)
 
 
@@ -126,3 +126,27 @@ def test_a_part_that_dies_is_an_error_with_its_last_words() -> None:
     gpu = bench("gpu")
     code = "import sys; print('{\"a\": 1}'); sys.exit('the device is gone')"
     assert gpu.run(gpu.Part("x", ["-c", code], "")) == ({"a": 1}, "the device is gone")
+
+
+def test_attention_kernels_are_timed_in_turns_and_those_that_do_not_run_say_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention, file = bench("attention"), tmp_path / "found.json"
+    monkeypatch.setattr(attention, "pallas", lambda q, k, v: 1.01 * attention.kernels.attend(q, k, v))
+    attention.main(["--tiny", "--heads", "2", "--sizes", "8", "--out", str(file)])
+    (case,) = json.loads(file.read_text())["cases"]
+    assert case["shape"] == [2, 64, 2, 8]
+    sides = case["sides"]
+    assert "cudnn" in sides["cudnn"]["does_not_run"].lower()
+    assert sides["xla"]["error"] == 0
+    assert 0 < sides["jaxgpt"]["error"] < 1e-5
+    assert sides["pallas"]["error"] == pytest.approx(0.01, rel=0.01)  # a kernel that is wrong shows
+    for name in ("xla", "jaxgpt", "pallas"):
+        assert len(sides[name]["ms"]["values"]) == 2
+        rate = 7 * 2 * 8 * 2 * 2 * 64**2 / 2 / (sides[name]["ms"]["median"] / 1e3) / 1e12
+        assert sides[name]["tflops"] == pytest.approx(rate)
+
+
+def test_heads_without_a_size_are_refused() -> None:
+    with pytest.raises(ConfigError, match="C009"):
+        bench("attention").main(["--heads", "12", "6", "--sizes", "32"])

@@ -1,0 +1,161 @@
+"""Attention, forward and backward, by the kernels to be had, each against the definition and in turns.
+
+    python bench/attention.py [--batch 16] [--time 1024] [--heads 12 6] [--sizes 32 64] [--rounds 10] [--out FILE]
+    python bench/attention.py --tiny                             the same road in seconds on a CPU
+
+The shapes are those of the reference run, with its heads of 32 and with half as many of 64. Sides: `cudnn`, `xla`
+(both `jax.nn.dot_product_attention`), `jaxgpt` (`kernels.attend`, what runs where cuDNN does not), `pallas` (JAX's own
+Triton kernel) and `tokamax-triton`, `tokamax-mosaic_gpu` (`pip install tokamax`). A side that cannot run here is named
+with its reason. `error` is the distance of output and gradients from float32's, relative; TFLOP/s count the causal
+half, two products forward and five backward; ratios are the first side's time over a side's. tokamax wants an older
+typeguard than tyro does, so it belongs into an environment of its own; this bench does not need tyro.
+"""
+
+import argparse
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgpt import errors, kernels
+from jaxgpt.errors import ConfigError
+
+Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+TOKAMAX = ("triton", "mosaic_gpu")
+
+
+def sides() -> dict[str, Attention]:
+    """Causal attention of [B, T, H, C] arrays by name; whether one runs on this device shows when it is compiled."""
+    found: dict[str, Attention] = {
+        name: partial(jax.nn.dot_product_attention, is_causal=True, implementation=name) for name in ("cudnn", "xla")
+    }
+    found |= {"jaxgpt": kernels.attend, "pallas": pallas}
+    if importlib.util.find_spec("tokamax"):
+        found |= {f"tokamax-{name}": partial(tokamax, implementation=name) for name in TOKAMAX}
+    return found
+
+
+def pallas(q_BxTxHxC: jax.Array, k_BxTxHxC: jax.Array, v_BxTxHxC: jax.Array) -> jax.Array:
+    """The flash attention that comes with JAX, in Triton."""
+    from jax.experimental.pallas.ops.gpu import attention
+
+    scale = 1 / math.sqrt(q_BxTxHxC.shape[-1])
+    found: jax.Array = attention.mha(q_BxTxHxC, k_BxTxHxC, v_BxTxHxC, segment_ids=None, sm_scale=scale, causal=True)
+    return found
+
+
+def tokamax(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: str) -> jax.Array:
+    """A kernel of the tokamax library."""
+    import tokamax as library
+    from absl import flags
+
+    flags.FLAGS.mark_as_parsed()  # it would read our command line as its own
+    found: jax.Array = library.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+    return found
+
+
+def both_ways(attention: Attention) -> Callable[..., tuple[jax.Array, ...]]:
+    """Output and gradients for a cotangent, jitted."""
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, dy: jax.Array) -> tuple[jax.Array, ...]:
+        y, pull = jax.vjp(attention, q, k, v)
+        return y, *pull(dy)
+
+    return jax.jit(run)
+
+
+def arrays(shape: tuple[int, ...], dtype: Any) -> tuple[jax.Array, ...]:
+    """q, k, v and a cotangent of normal numbers, the same for every side."""
+    dice = np.random.default_rng(0)
+    return tuple(jnp.asarray(dice.standard_normal(shape), dtype) for _ in range(4))
+
+
+def distance(found: Sequence[jax.Array], exact: Sequence[jax.Array]) -> float:
+    """The largest relative distance of an array from the one that it should be."""
+    pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(found, exact, strict=True)]
+    return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
+
+
+def case(shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
+    """Every side on one shape [B, T, H, C]: times, rate, error, or why it does not run."""
+    given = arrays(shape, jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32)
+    exact = both_ways(partial(jax.nn.dot_product_attention, is_causal=True, implementation="xla"))(
+        *(array.astype(jnp.float32) for array in given)
+    )
+    found: dict[str, Any] = {}
+    running: dict[str, Callable[[], Any]] = {}
+    for name, attention in sides().items():
+        function = both_ways(attention)
+        try:
+            found[name] = {"error": distance(function(*given), exact)}
+        except Exception as error:  # each library has its own ways to say no
+            found[name] = {"does_not_run": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+            continue
+        running[name] = lambda function=function: jax.block_until_ready(function(*given))
+    took = common.in_turns(running, rounds)
+    batch, time, heads, size = shape
+    flops = 7 * 2 * batch * heads * size * time**2 / 2
+    for name, seconds in took.items():
+        ratios = [first / own for first, own in zip(next(iter(took.values())), seconds, strict=True)]
+        found[name] |= {
+            "ms": common.spread([1e3 * each for each in seconds]),
+            "tflops": flops / float(np.median(seconds)) / 1e12,
+            "ratio": common.spread(ratios),
+        }
+    return found
+
+
+def said(shape: Sequence[int], found: dict[str, Any]) -> str:
+    """A case as a table, with the reasons of the sides that did not run below it."""
+    ran = {name: side for name, side in found.items() if "ms" in side}
+    rows = [
+        [
+            name,
+            side["ms"]["median"],
+            side["ms"]["p10"],
+            side["ms"]["p90"],
+            side["tflops"],
+            side["ratio"]["median"],
+            side["error"],
+        ]
+        for name, side in ran.items()
+    ]
+    lines = [f"\nbatch {shape[0]}, {shape[1]} tokens, {shape[2]} heads of {shape[3]}"]
+    lines += [common.table(rows, ["side", "ms", "p10", "p90", "TFLOP/s", "ratio", "error"])]
+    lines += [f"{name} does not run: {side['does_not_run']}" for name, side in found.items() if name not in ran]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--time", type=int, default=1024)
+    parser.add_argument("--heads", type=int, nargs="+", default=[12, 6])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--tiny", action="store_true", help="2 x 64 tokens, 2 rounds")
+    parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
+    args = parser.parse_args(argv)
+    if args.tiny:
+        args.batch, args.time, args.rounds = 2, 64, 2
+    if len(args.heads) != len(args.sizes) or min(args.batch, args.time, args.rounds, *args.heads, *args.sizes) < 1:
+        raise ConfigError("C009", "numbers of 1 or more, and as many --heads as --sizes", "--heads 12 6 --sizes 32 64")
+    found: dict[str, Any] = {"about": common.about(), "cases": []}
+    for heads, size in zip(args.heads, args.sizes, strict=True):
+        shape = (args.batch, args.time, heads, size)
+        answer = case(shape, args.rounds)
+        found["cases"].append({"shape": shape, "sides": answer})
+        print(said(shape, answer), flush=True)
+        common.write(args.out, found)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))

@@ -239,9 +239,10 @@ def test_draws_that_are_neighbours_in_place_or_key_have_nothing_in_common() -> N
 
 def test_keys_whose_halves_differ_by_one_bit_draw_apart() -> None:
     """Place by place: with the same second half, a first half that differs by d draws place p where p ^ d was."""
-    words = np.array([[5, 9]] + [[5 ^ (1 << bit), 9] for bit in range(32)] + [[5, 9 ^ (1 << bit)] for bit in range(32)])
-    keys = jax.random.wrap_key_data(jnp.uint32(words))
-    signs = np.asarray(kernels.bernoulli(keys, 0.5, (64, 96))).reshape(65, -1) * 2.0 - 1
+    flips = [1 << bit for bit in range(32)]
+    words = [[5, 9], [9, 5], *([5 ^ flip, 9] for flip in flips), *([5, 9 ^ flip] for flip in flips)]
+    keys = jax.random.wrap_key_data(jnp.uint32(words + [[5 ^ flip, 9 ^ flip] for flip in flips]))
+    signs = np.asarray(kernels.bernoulli(keys, 0.5, (64, 96))).reshape(len(keys), -1) * 2.0 - 1
     assert np.abs(signs[1:] @ signs[0]).max() / math.sqrt(signs.shape[1]) < 4.5
 
 

@@ -115,7 +115,7 @@ def test_one_command_runs_every_part_and_one_that_fails_stops_no_other(
 
     monkeypatch.setattr(gpu, "run", run)
     assert gpu.main(["--nanogpt", "x", "--out", str(tmp_path / "new" / "out.json")]) == 1
-    own = ["doctor", "transfer", "start", "step", "sides", "sample", "sample_reference", "fit"]
+    own = ["doctor", "transfer", "start", "step", "attention", "sides", "sample", "sample_reference", "fit"]
     assert ran == [*own, "vs_nanogpt_cudnn", "vs_nanogpt"]
     found = json.loads((tmp_path / "new" / "out.json").read_text())
     assert found["failed"] == {"transfer": "no"}

@@ -5,10 +5,10 @@
 
 The parts, each in a process of its own so that none holds the device while another runs: the doctor; `transfer.py`
 (batches with and without dma_map, slots poisoned on release); `start.py` (the reference run through `train`, cold and
-warm); `step.py` (configs × micro-batches, and its A/B sides); `step.py --fit` (largest micro-batch); `sample.py`;
-`vs_nanogpt.py` if a checkout of nanoGPT is named. What each says is printed as it comes; raw figures of all go to the
-JSON file, with device, versions and commit. A part that fails is noted there, the others go on, and the exit status is
-1. --only names the parts to run.
+warm); `step.py` (configs × micro-batches, and its A/B sides); `attention.py` (kernels beside each other); `step.py
+--fit` (largest micro-batch); `sample.py`; `vs_nanogpt.py` if a checkout of nanoGPT is named. What each says is printed
+as it comes; raw figures of all go to the JSON file, with device, versions and commit. A part that fails is noted there,
+the others go on, and the exit status is 1. --only names the parts to run.
 """
 
 import argparse

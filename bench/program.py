@@ -42,11 +42,7 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.mesh import over_batch
 from jaxgpt.overrides import load
 
-SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, LAUNCH = (
-    0.88,
-    0.75,
-    2e-6,
-)  # within the ranges of budget.time, whose evidence it gives
+SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, LAUNCH = 0.88, 0.75, 2e-6  # within the ranges of budget.time, which says why
 NO_PLUGIN = "this needs JAX's CUDA plugin, though no GPU"
 
 

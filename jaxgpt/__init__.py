@@ -3,6 +3,8 @@
 Importing the package loads neither JAX nor the extension; each command is a module (`python -m jaxgpt.train`).
 """
 
+import signal
+import sys
 from pkgutil import extend_path
 
 # In a source checkout `python -m` finds this folder before the installed wheel, and the compiled extension
@@ -10,3 +12,7 @@ from pkgutil import extend_path
 __path__ = extend_path(__path__, __name__)
 
 __version__ = "0.1.0"
+
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # `python -m jaxgpt.…` has only begun to import: Ctrl-C ends it without a traceback until `errors.run` takes over.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

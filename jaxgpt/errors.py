@@ -5,6 +5,7 @@ data. `run` is the one place where errors become text and exit codes; it knows n
 """
 
 import io
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -74,6 +75,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without our signs is no reason to say nothing
     try:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # so it was while modules were imported
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main([argument for argument in arguments if argument != "--debug"])
     except BaseException as error:
         if debug and not isinstance(error, SystemExit):

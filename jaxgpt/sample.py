@@ -21,16 +21,14 @@ import numpy as np
 from flax import nnx
 
 from jaxgpt import checkpoint, config, errors, runfolder, runtime
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.model import KVCache, compute_dtype
 from jaxgpt.overrides import Parser
 from jaxgpt.step import cast_matrices
 from jaxgpt.tokenizer import Tokenizer
 
 LEAST_PROMPT = 32  # places that a prompt is filled up to
-LEAST_CACHE = (
-    256  # places, unless the answer ends sooner; smaller ones save less than it costs to compile more programs
-)
+LEAST_CACHE = 256  # places, unless the answer ends sooner: smaller ones would not pay for compiling more programs
 CACHE_STEP = 64  # by which the cache of a short answer is rounded up
 
 
@@ -259,6 +257,13 @@ def _cut(tokenizer: Tokenizer, row: np.ndarray, stop: str | None) -> str:
     return text.split(stop)[0] if stop else text
 
 
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError("D022", f"{file} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
 def main(argv: Sequence[str]) -> None:
     """Prints samples of a run."""
     parser = Parser("sample", (__doc__ or "").split("\n\n")[1], "RUN [--prompt TEXT] [options]")
@@ -275,11 +280,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=1337, help="same seed, same text (default: 1337)")
     parser.add_argument("--stop", help="text before which a sample ends")
     options = parser.parse_args(argv)
-    for name in ("samples", "tokens"):
-        if getattr(options, name) < 1:
-            raise ConfigError("C009", f"--{name} = {getattr(options, name)}; must be 1 or more")
+    for name, least in (("samples", 1), ("tokens", 1), ("seed", 0)):
+        if not least <= getattr(options, name) < 2**63:
+            raise ConfigError("C009", f"--{name} = {getattr(options, name)}; must be {least} or more, and below 2^63")
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
-    prompt = Path(options.prompt[5:]).read_text() if options.prompt.startswith("FILE:") else options.prompt
+    prompt = _read(Path(options.prompt[5:])) if options.prompt.startswith("FILE:") else options.prompt
     runtime.set_up()
     loaded = checkpoint.load(*runfolder.find(options.run, options.step))
     found = texts(

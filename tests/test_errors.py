@@ -4,6 +4,7 @@ Each case goes through the real command; where a process of its own would see no
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from test_train import arguments, command, place, random_tokens, write_shard, xla_cache
 
+import jaxgpt
 from jaxgpt import errors, train
 from jaxgpt.config import sections
 from jaxgpt.errors import JaxgptError, StorageError, printable
@@ -320,3 +322,25 @@ def test_a_mistake_of_ours_keeps_its_traceback() -> None:
 def test_names_cannot_drive_the_terminal() -> None:
     assert printable("a\x1b[2J\x07\u202eb\n") == "a\\x1b[2J\\x07\\u202eb\n"
     assert "\x1b" not in str(JaxgptError("D002", "no token shards in '\x1b]0;pwned\x07'", "\x1b[2J"))
+
+
+@pytest.mark.parametrize("module", ["train", "budget"])
+def test_an_interrupt_before_a_command_begins_ends_it_without_a_traceback(tmp_path: Path, module: str) -> None:
+    heavy = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / "jax.py").write_text(heavy)  # stands before the real ones on the path
+    (tmp_path / "numpy.py").write_text(heavy)
+    paths = os.pathsep.join([str(tmp_path), str(Path(jaxgpt.__file__).parents[1])])
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background shell's does not
+    start = f"{heeds}; import runpy, sys; sys.argv = ['-m']; runpy.run_module('jaxgpt.{module}', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", start], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_command_that_begins_hears_interrupts_again() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        assert errors.run(lambda _: os.kill(os.getpid(), signal.SIGINT), []) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxgpt import model, sample, step
+from jaxgpt import errors, model, sample, step
 from jaxgpt.config import Model
 from jaxgpt.errors import ConfigError
 from jaxgpt.sample import Sampling, _keep, draw, generate
@@ -234,3 +235,16 @@ def test_a_vanishing_temperature_takes_the_likeliest(temperature: float) -> None
 def test_impossible_sampling_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="C009"):
         Sampling(**wrong)
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63)])
+def test_a_seed_that_no_generator_takes_is_refused(capsys: pytest.CaptureFixture[str], seed: str) -> None:
+    assert errors.run(sample.main, ["a", "--seed", seed]) == 2
+    assert f"C009]: --seed = {seed}; must be 0 or more" in capsys.readouterr().err
+
+
+def test_a_prompt_that_is_no_text_is_named_with_its_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "latin.txt"
+    file.write_bytes("où".encode("latin-1"))
+    assert errors.run(sample.main, ["a", "--prompt", f"FILE:{file}"]) == 3
+    assert capsys.readouterr().err.startswith(f"error[D022]: {file} is not UTF-8 text (")

@@ -80,8 +80,7 @@ LOGIT_BYTES = {"jaxgpt": Range(8, 6), "nanogpt": Range(16, 6)}
 # a large cache keeps some; dropout's masks are drawn again. nanoGPT's is a float32 stream: each fused with its
 # neighbours at best, one by one at worst.
 STREAM_BYTES = {"jaxgpt": Range(84, 60), "nanogpt": Range(88, 56)}
-# Dropout's masks: torch.compile makes them anew or, at worst, keeps them.
-DROPOUT_BYTES = {"jaxgpt": Range(0, 0), "nanogpt": Range(8, 0)}
+MASK_BYTES = Range(8, 0)  # of dropout, for nanoGPT: torch.compile makes masks anew or, at worst, keeps them
 SOFTWARE = {
     "jaxgpt": "this package: bf16 residual stream, bf16 logits in chunks, weights cast once per step",
     "nanogpt": "PyTorch with torch.compile and FlashAttention, as nanoGPT: float32 residual stream under autocast, "
@@ -194,7 +193,7 @@ def _work(config: Config, software: str, best: bool) -> Iterator[tuple[str, floa
     if model.remat != "none":
         yield from _again(model, float(tokens))
     touched = STREAM_BYTES[software][best] * width + (5 if model.architecture == "gpt2" else 8) * inner * size
-    touched += DROPOUT_BYTES[software][best] * width if model.dropout else 0
+    touched += MASK_BYTES[best] * width if model.dropout and not ours else 0
     touched += 8 * queries * size if model.architecture == "modern" else 0  # norms and turns of queries and keys
     yield "norms, activation, residuals", 0.0, float(model.n_layer * tokens * touched)
     yield "accumulation", 0.0, float(accum * count * ((8 + size) if ours else 16 + size))

@@ -16,6 +16,10 @@ class Switch(NamedTuple):
 
 
 SWITCHES = {
+    "command_buffer_while": Switch(
+        {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,WHILE"},
+        "-1 to -4 %: the loop over micro-batches is one graph, without a launch for each kernel",
+    ),
     "command_buffer_unroll": Switch(
         {"xla_gpu_command_buffer_unroll_loops": True}, "-1 to -3 %: fewer launches between the micro-batches"
     ),

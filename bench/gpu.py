@@ -3,24 +3,34 @@
     python bench/gpu.py --out bench/results/gpu-NAME.json [--nanogpt PATH]     on a machine with a CUDA GPU
     python bench/gpu.py --tiny                                                 the same road on a CPU
 
-The parts, each in a process of its own so that none holds the device while another runs: the doctor; `transfer.py`
-(batches with and without dma_map, slots poisoned on release); `start.py` (the reference run through `train`, cold and
-warm); `step.py` (configs × micro-batches, and its A/B sides); `attention.py` (kernels beside each other); `step.py
---fit` (largest micro-batch); `sample.py`; `vs_nanogpt.py` if a checkout of nanoGPT is named. What each says is printed
-as it comes; raw figures of all go to the JSON file, with device, versions and commit. A part that fails is noted there,
-the others go on, and the exit status is 1. --only names the parts to run.
+The parts, each in a process of its own so that none holds the device while another runs: the doctor; `numerics` (tests
+of the update on this device against the definition); `transfer.py` (batches with and without dma_map, slots poisoned
+on release); `start.py` (the reference run through `train`, cold and warm); `step.py` (configs × micro-batches, and its
+A/B sides); `attention.py` (kernels beside each other); `step.py --fit` (largest micro-batch); `sample.py`;
+`vs_nanogpt.py` if a checkout of nanoGPT is named. Raw figures of all go to the JSON file after each part, with device,
+versions and commit. A part that fails is noted there, the others go on, and the exit status is 1. --only names the
+parts to run.
+
+If the file is there already, from the same commit, the parts that it lacks are run and added: so goes on what was
+interrupted.
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
 from cuda_options import SWITCHES
+from rivals import Order, check
+
+from jaxgpt.errors import ConfigError
+from jaxgpt.overrides import load
 
 HERE = Path(__file__).parent
 SIDES = (
@@ -31,14 +41,13 @@ SIDES = (
 )
 FULL_SIDES = (
     "model.n_head=6",  # heads of 64; the tiny model is not wide enough
-    "xla_gpu_enable_command_buffer=+WHILE",
     *(",".join(f"{name}={value}" for name, value in switch.options.items()) for switch in SWITCHES.values()),
 )
 MEMORIES = ("12", "16", "24")
 
 
 class Part(NamedTuple):
-    """A name, a command without `--out`, and the option that takes the JSON file; none where it prints JSON."""
+    """A name, a command without `--out`, and the option that takes the JSON file, if the command has one."""
 
     name: str
     command: list[str]
@@ -55,6 +64,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
     sampled = [str(HERE / "sample.py"), *tiny]
     found = [
         Part("doctor", ["-m", "jaxgpt.doctor", "--json"], ""),
+        Part("numerics", ["-m", "pytest", "-q", "--no-header", str(HERE.parent / "tests" / "test_device.py")], ""),
         Part("transfer", [str(HERE / "transfer.py"), *tiny]),
         Part("start", [str(HERE / "start.py"), *tiny]),
         Part("step", [*step, "--configs", configs]),
@@ -70,20 +80,30 @@ def parts(options: argparse.Namespace) -> list[Part]:
             beside += ["--config", "fineweb40m"]
             found.append(Part("vs_nanogpt_cudnn", [*beside, "--sdpa", "cudnn"], "--json"))
         found.append(Part("vs_nanogpt", beside, "--json"))
-    return [part for part in found if not options.only or part.name in options.only]
+    return found
 
 
 def run(part: Part) -> tuple[Any, str]:
-    """The part's JSON, if it wrote any, and why it failed, or nothing."""
+    """What the part found, and why it failed, or nothing."""
+    if not part.out:
+        done = common.child(part.command, JAX_PLATFORMS=os.environ.get("JAX_PLATFORMS", ""))  # else tests take the CPU
+        print(done.stdout, end="", flush=True)
+        said = [line for line in (done.stderr.strip() or done.stdout).splitlines() if line.strip()]
+        error = " ".join(said[-5:])[-1000:] or f"status {done.returncode}"
+        return _parsed(done.stdout), error if done.returncode else ""
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "out.json"
-        done = common.child([*part.command, *([part.out, str(file)] if part.out else [])])
-        said = file.read_text() if file.exists() else "" if part.out else done.stdout
-    if part.out:
-        print(done.stdout, flush=True)
-    last = [line for line in done.stderr.splitlines() if line.strip()][-5:]
-    error = (" ".join(last)[-1000:] or f"status {done.returncode}") if done.returncode else ""
-    return (json.loads(said) if said else None), error
+        status, last = common.watched([*part.command, part.out, str(file)])
+        found = _parsed(file.read_text()) if file.exists() else None
+    return found, (last or f"status {status}") if status else ""
+
+
+def _parsed(said: str) -> Any:
+    """JSON as it is, of other words the last line."""
+    try:
+        return json.loads(said)
+    except ValueError:
+        return said.strip().rpartition("\n")[2]
 
 
 def gathered(found: dict[str, Any], name: str, answer: Any) -> None:
@@ -95,18 +115,47 @@ def gathered(found: dict[str, Any], name: str, answer: Any) -> None:
     found.setdefault("parts", {})[name] = answer
 
 
+def begun(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """What the file holds already, or the head of a new one; raises `ConfigError` C041 where they do not fit."""
+    head: dict[str, Any] = {"command": ["bench/gpu.py", *argv], "commit": common.commit(), "parts": {}, "failed": {}}
+    head["date"] = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+    if not options.out or not options.out.exists():
+        common.ready(options.out)
+        return head
+    known = _parsed(options.out.read_text(encoding="utf-8"))
+    same = isinstance(known, dict) and known.keys() >= head.keys() and known["commit"] == head["commit"]
+    if not same or ("--tiny" in known["command"]) != options.tiny:
+        what = f"'{options.out}' exists, and is no result of this commit and kind"
+        raise ConfigError("C041", what, "choose another name: nothing of yours is overwritten")
+    return dict(known)
+
+
+def wanted(options: argparse.Namespace, found: dict[str, Any]) -> list[Part]:
+    """The parts that are asked for and not there yet; raises `ConfigError` C017 for a name that none has."""
+    listed = parts(options)
+    names = [part.name for part in listed]
+    for name in options.only or []:
+        if name not in names:
+            raise ConfigError("C017", f"--only {name}: there is no such part", f"one of: {', '.join(names)}")
+    missing = [part for part in listed if part.name not in found["parts"] or part.name in found["failed"]]
+    return [part for part in missing if not options.only or part.name in options.only]
+
+
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
     parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT to run beside it")
     parser.add_argument("--only", nargs="+", metavar="PART", help="these parts alone")
-    parser.add_argument("--tiny", action="store_true", help="two-layer models: shows that the script runs anywhere")
+    parser.add_argument("--tiny", action="store_true", help="small models: shows that the script runs anywhere")
     options = parser.parse_args(argv)
-    found: dict[str, Any] = {"command": ["bench/gpu.py", *argv], "commit": common.commit(), "failed": {}}
-    for part in parts(options):
+    if options.nanogpt:
+        check(Order("nanogpt", load("fineweb40m").to_dict(), str(options.nanogpt)))  # rather now than after an hour
+    found = begun(options, argv)
+    for part in wanted(options, found):
         print(f"== {part.name}: {' '.join(part.command)}", flush=True)
         answer, error = run(part)
         gathered(found, part.name, answer)
+        found["failed"].pop(part.name, None)
         if error:
             found["failed"][part.name] = error
             print(f"failed: {error}", flush=True)
@@ -115,4 +164,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(common.run(main))

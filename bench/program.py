@@ -32,9 +32,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import track
-from step import Variant, variant
+from sides import Variant, variant
 
-from jaxgpt import errors, model, optim, step
+from jaxgpt import model, optim, step
 from jaxgpt.budget import devices
 from jaxgpt.budget.flops import attention_flops_per_token
 from jaxgpt.config import Config
@@ -148,7 +148,7 @@ def with_attention(found: list[hlo.Kernel], config: Config) -> list[hlo.Kernel]:
 
 def part(kernel: hlo.Kernel, config: Config) -> str:
     """Which of the planner's kernels it belongs to; what runs once per step is apart."""
-    head = str(config.model.vocab_size) in re.findall(r"\d+", kernel.shape) or "md->" in kernel.source
+    head = str(config.model.vocab_size) in re.findall(r"\d+", kernel.shape)
     head = head or ("->md" in kernel.source) or ("while/body/closed_call/jvp()/while" in kernel.source)
     if kernel.count == 1 and kernel.kind == "pass" and not re.search(r"closed_call|jvp", kernel.source):
         return "once per step"
@@ -198,12 +198,12 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--kernels", type=int, default=0, help="the longest kernels to list")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(words)
+    common.ready(args.json)
     if args.kernels < 0:
         raise ConfigError("C009", f"--kernels = {args.kernels}; must be 0 or more")
     device, config, console = devices.find(args.gpu), load(args.config), Console(stderr=True)
     found: dict[str, Any] = {}
     wanted = [Variant("as it is", config), *(variant(config, text) for text in dict.fromkeys(args.set))]
-    common.write(args.json, found)  # a place that cannot be written is said before minutes of compiling
     for each in track(wanted, description=f"compiling for {device.name}", console=console, transient=True):
         started = time.perf_counter()
         program = compiled(each, device)
@@ -215,4 +215,4 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(common.run(main))

@@ -83,22 +83,24 @@ def measure(settings: Model, batch: int, prompt: int, count: int, rounds: int) -
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="quickstart", help="a config (default: quickstart)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 64], help="rows (default: 1 64)")
-    parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt (default: 64)")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens that are written (default: 128)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each (default: 5)")
+    parser.add_argument("--batch", type=common.count, nargs="+", default=[1, 64], help="rows (default: 1 64)")
+    parser.add_argument("--prompt", type=common.count, default=64, help="tokens of the prompt (default: 64)")
+    parser.add_argument("--tokens", type=common.count, default=128, help="tokens that are written (default: 128)")
+    parser.add_argument("--rounds", type=common.count, default=5, help="turns of each (default: 5)")
     parser.add_argument("--tiny", action="store_true", help="a two-layer model: shows that the script runs anywhere")
     parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
     options = parser.parse_args(argv)
+    common.ready(options.out)
     runtime.set_up()
+    about = common.about()
     settings = model.resolve(
-        load(options.config).replace({"model": TINY} if options.tiny else {}).model, jax.devices()[0].platform
+        load(options.config).replace({"model": TINY} if options.tiny else {}).model, about["platform"]
     )
     if options.tiny:
         options.prompt, options.tokens, options.rounds = 8, 24, 2
     if options.prompt + options.tokens > settings.block_size:
         parser.error(f"--prompt and --tokens are more than the block of {settings.block_size}")
-    found: dict[str, Any] = {"about": common.about(), "config": options.config, "dtype": settings.dtype, "batches": []}
+    found: dict[str, Any] = {"about": about, "config": options.config, "dtype": settings.dtype, "batches": []}
     for batch in options.batch:
         one = measure(settings, batch, options.prompt, options.tokens, options.rounds)
         found["batches"].append(one)
@@ -116,4 +118,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(common.run(main))

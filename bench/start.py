@@ -22,6 +22,7 @@ from jaxgpt import runlog
 from jaxgpt.budget.devices import peak_flops
 from jaxgpt.budget.flops import flops_per_token
 from jaxgpt.config import Config
+from jaxgpt.errors import ConfigError
 from jaxgpt.overrides import load
 
 TINY: dict[str, Any] = {
@@ -50,7 +51,8 @@ def timed(config: Config, name: str, folder: Path, cache: Path) -> dict[str, Any
     started = time.time()
     done = common.child(["-m", "jaxgpt.train", "--config", str(file)], JAX_COMPILATION_CACHE_DIR=str(cache))
     if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
+        print(done.stderr[-2000:].strip(), file=sys.stderr)
+        raise SystemExit(done.returncode)
     records = runlog.read(folder / "runs" / name / "log.jsonl")
     steps = [record for record in records if record["kind"] == "step"]
     device = next(record["device"]["kind"] for record in records if record["kind"] == "start")
@@ -76,6 +78,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--tiny", action="store_true", help="a two-layer model: shows that the script runs anywhere")
     parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
     options = parser.parse_args(argv)
+    if options.steps <= NOT_STEADY:
+        raise ConfigError("C009", f"--steps = {options.steps}; must be above {NOT_STEADY}, which no pace is read from")
+    common.ready(options.out)
     steps = min(options.steps, 8) if options.tiny else options.steps
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -90,4 +95,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(common.run(main))

@@ -8,7 +8,8 @@
 A micro-batch takes as many accumulations as keep the tokens of the config's step. Each cell runs in a process of its
 own, so that its peak memory is its own and a device that is full ends that cell alone. In a cell, steps that the real
 loader feeds, steps on the same blocks already on the device, and the steps of each --set are timed in turns; --set
-takes fields of the config and xla_NAME=VALUE (compiler options), several joined by commas.
+takes fields of the config and xla_NAME=VALUE (compiler options), several joined by commas. One that XLA refuses or that
+does not fit is noted, and the others go on.
 
 MFU is tokens/s × (6 N + 12 L H T) / peak: `budget.flops.flops_per_token`, nanoGPT's convention, over the dense bf16
 rate in `budget.devices`. `live_bytes` is the compiled program's own account (arguments, results that are not donated,
@@ -22,26 +23,24 @@ import json
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import common
 import jax
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
+from sides import Held, Side, Variant, compile_times, variant
 
-from jaxgpt import data, dataset, optim, runtime, step
+from jaxgpt import data, dataset, runtime
 from jaxgpt.budget.devices import peak_flops
 from jaxgpt.budget.flops import flops_per_token
 from jaxgpt.budget.memory import JAX_SHARE
-from jaxgpt.checkpoint import resolved
 from jaxgpt.config import Config
 from jaxgpt.errors import ConfigError
-from jaxgpt.mesh import make_mesh, over_batch
-from jaxgpt.overrides import Parser, load, parse_config
+from jaxgpt.mesh import over_batch
+from jaxgpt.overrides import load
 
 GIB = 2**30
 TINY: dict[str, Any] = {
@@ -52,89 +51,10 @@ FULL = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "error[C022]")
 MOST = 1024
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A config under a name, with the compiler options that it is compiled with."""
-
-    name: str
-    config: Config
-    compiler: tuple[tuple[str, str], ...] = ()
-
-
-def variant(config: Config, text: str) -> Variant:
-    """`config` with the `KEY=VALUE,…` of a --set; raises `ConfigError` where a field or value is not known."""
-    words, compiler = [], []
-    for part in text.split(","):
-        key, sign, value = part.partition("=")
-        if not sign:
-            raise ConfigError("C009", f"--set {text!r}: {part!r} is no KEY=VALUE", "--set model.remat=blocks")
-        if key.startswith("xla_"):
-            compiler.append((key, {"true": "True", "false": "False"}.get(value, value)))  # XLA knows no others
-        else:
-            words += [f"--{key}", value]
-    changed = changed_config(config, words) if words else config
-    return Variant(text, changed, tuple(compiler))
-
-
-def changed_config(config: Config, words: Sequence[str]) -> Config:
-    """`config` with options of the command line."""
-    with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "config.py"
-        values = json.dumps(config.to_dict())
-        file.write_text(
-            f"import json\nfrom jaxgpt.config import Config\nconfig = Config.from_dict(json.loads({values!r}))\n"
-        )
-        return parse_config(Parser("train", ""), ["--config", str(file), *words])[0]
-
-
 def sized(config: Config, micro_batch: int) -> Config:
     """`config` with that micro-batch and the same tokens per step, as nearly as whole accumulations allow."""
     accum = max(1, round(config.data.micro_batch * config.data.accum / micro_batch))
     return config.replace({"data": {"micro_batch": micro_batch, "accum": accum}})
-
-
-class Side:
-    """A variant, compiled, with a state of its own."""
-
-    def __init__(self, wanted: Variant) -> None:
-        self.mesh = make_mesh(wanted.config.mesh, wanted.config.data.micro_batch)
-        self.config = resolved(wanted.config, self.mesh)
-        self.optimizer = optim.make(self.config.optim, self.config.run.steps)
-        self._wanted = wanted
-        self.program: Any = None
-        self.state: Any = None
-
-    def compile(self) -> float:
-        """Makes the program anew and returns the seconds of tracing and compiling."""
-        jax.clear_caches()
-        config, mesh = self.config, self.mesh
-        shape = (config.data.accum, config.data.micro_batch, config.model.block_size + 1)
-        tokens = jax.ShapeDtypeStruct(shape, np.uint16, sharding=over_batch(mesh))
-        state = step.abstract_state(config, self.optimizer, mesh)
-        started = time.perf_counter()
-        update = step.compile_train_step(config, step.graph(config.model), self.optimizer, mesh)
-        lowered = update.lower(state, tokens)
-        self.program = lowered.compile(compiler_options=dict(self._wanted.compiler) or None)
-        return time.perf_counter() - started
-
-    def begin(self) -> None:
-        self.state = step.compile_init(self.config, self.optimizer, self.mesh)()
-
-    def run(self, blocks: Sequence[jax.Array] | Any) -> float:
-        """A step on each block, to the end; returns the last loss."""
-        for block in blocks:
-            self.state, metrics = self.program(self.state, block)
-        return float(metrics.loss)
-
-    def memory(self) -> dict[str, Any]:
-        """The compiled program's account of the bytes that it needs."""
-        held = self.program.memory_analysis()
-        parts = {
-            "arguments": held.argument_size_in_bytes,
-            "results": held.output_size_in_bytes - held.alias_size_in_bytes,
-            "temporary": held.temp_size_in_bytes,
-        }
-        return parts | {"live_bytes": sum(parts.values())}
 
 
 def cell(base: Config, sets: Sequence[str], folder: Path, rounds: int, updates: int) -> dict[str, Any]:
@@ -142,30 +62,43 @@ def cell(base: Config, sets: Sequence[str], folder: Path, rounds: int, updates: 
     config = base.replace(
         {"data": {"path": str(folder)}, "optim": {"warmup_steps": 1}, "run": {"steps": max(2, rounds * updates)}}
     )
-    sides = {"base": Side(Variant("base", config))} | {text: Side(variant(config, text)) for text in sets}
-    compiled = {name: compile_times(side) for name, side in sides.items()}
-    resident = on_device(sides["base"], folder)
-    for side in sides.values():
-        side.begin()
-        side.run(resident[:1])
+    first = Side(Variant("base", config))
+    resident = on_device(first, folder)
+    compiled: dict[str, dict[str, Any]] = {"base": compile_times(first)}
+    first.run(resident[:1])
+    sides = {"base": first}
+    for text in sets:
+        try:
+            sides[text], compiled[text] = begun(variant(config, text), first.held, resident[:1])
+        except (jax.errors.JaxRuntimeError, ConfigError) as error:
+            compiled[text] = {"error": " ".join(str(error).split())[:300]}
     took = common.in_turns(works(sides, resident, folder, updates), rounds)
     memory = (jax.devices()[0].memory_stats() or {}) if not sets else {}
     return {
         "micro_batch": config.data.micro_batch,
         "accum": config.data.accum,
         "tokens_per_step": config.tokens_per_step,
-        "config": sides["base"].config.to_dict(),
-        "attention": sides["base"].config.model.attention,
-        "cudnn_attention_calls": sides["base"].program.as_text().count("__cudnn$fmha"),
+        "config": first.config.to_dict(),
+        "attention": first.config.model.attention,
+        "cudnn_attention_calls": first.program.as_text().count("__cudnn$fmha"),
         "peak_bytes_in_use": memory.get("peak_bytes_in_use"),
         "stall": ratio(took["loader"], took["base"]),
         "sides": {
-            name: figures(sides[name if name in sides else "base"], seconds, updates)
-            | (compiled.get(name) or {})
+            name: figures(sides.get(name, first), seconds, updates)
+            | compiled.get(name, {})
             | {"ratio": ratio(seconds, took["base"])}
             for name, seconds in took.items()
         },
+        "failed": {name: found["error"] for name, found in compiled.items() if "error" in found},
     }
+
+
+def begun(wanted: Variant, held: Held, blocks: Sequence[jax.Array]) -> tuple[Side, dict[str, Any]]:
+    """A side that has done a step on each block, and the seconds that it took to compile."""
+    side = Side(wanted, held)
+    compiled = compile_times(side)
+    side.run(blocks)
+    return side, compiled
 
 
 def works(
@@ -195,19 +128,6 @@ def on_device(side: Side, folder: Path, most: int = 32) -> list[jax.Array]:
     with data.train_batches(side.config, split, side.mesh, 0, common.GPT2_SIZE) as batches:
         copies = [np.array(block) for block, _ in zip(batches, range(most), strict=False)]
     return [jax.device_put(copy, over_batch(side.mesh)).block_until_ready() for copy in copies]
-
-
-def compile_times(side: Side) -> dict[str, float]:
-    """Seconds to compile with an empty cache folder, and again with what the first left there."""
-    before = jax.config.jax_compilation_cache_dir
-    with tempfile.TemporaryDirectory() as place:
-        try:
-            jax.config.update("jax_compilation_cache_dir", place)
-            compilation_cache.reset_cache()
-            return {"compile_cold_s": side.compile(), "compile_warm_s": side.compile()}
-        finally:
-            jax.config.update("jax_compilation_cache_dir", before)
-            compilation_cache.reset_cache()
 
 
 def figures(side: Side, seconds: Sequence[float], updates: int) -> dict[str, Any]:
@@ -261,36 +181,31 @@ def largest(fits: Callable[[int], bool], most: int = MOST) -> int:
     return below
 
 
-def fit(options: argparse.Namespace, config: str) -> list[dict[str, Any]]:
-    """The largest micro-batch of each remat policy within each of --memory (GiB), or in the whole device."""
-    found = []
-    for gib in options.memory or [0.0]:
-        for policy in ("none", "attention", "blocks"):
-            tried: dict[int, dict[str, Any]] = {}
+def fit(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The largest micro-batch of each config and remat policy within each of --memory (GiB), or in the whole device."""
+    cases = product(options.configs.split(","), options.memory or [0.0], ("none", "attention", "blocks"))
+    for config, gib, policy in cases:
+        seen: dict[int, dict[str, Any]] = {}
 
-            def fits(size: int, gib: float = gib, policy: str = policy, tried: dict[int, Any] = tried) -> bool:
-                answer = trial(options, f"{config}:model.remat={policy}", size, (), options.share(gib))
-                if "error" in answer and not answer["full"]:
-                    raise SystemExit(f"micro-batch {size}: {answer['error']}")
-                tried[size] = {"live_bytes": None} if "error" in answer else answer["sides"]["base"]["memory"]
-                live = tried[size]["live_bytes"]
-                return live is not None and (not gib or options.on_gpu or live <= gib * GIB)
+        def fits(size: int, config: str = config, gib: float = gib, policy: str = policy, seen: Any = seen) -> bool:
+            answer = trial(options, f"{config}:model.remat={policy}", size, (), options.share(gib))
+            if "error" in answer and not answer["full"]:
+                raise SystemExit(f"micro-batch {size}: {answer['error']}")
+            seen[size] = {"live_bytes": None} if "error" in answer else answer["sides"]["base"]["memory"]
+            live = seen[size]["live_bytes"]
+            return live is not None and (not gib or options.on_gpu or live <= gib * GIB)
 
-            size = largest(fits, options.most)
-            found.append({"config": config, "gib": gib or None, "remat": policy, "micro_batch": size, "tried": tried})
-            print(f"{config}: {policy:<9} {f'{gib:g} GiB' if gib else 'whole device':<13} {size}", flush=True)
-    return found
+        size = largest(fits, options.most)
+        print(f"{config}: {policy:<9} {f'{gib:g} GiB' if gib else 'whole device':<13} {size}", flush=True)
+        yield {"config": config, "gib": gib or None, "remat": policy, "micro_batch": size, "tried": seen}
 
 
-def sweep(options: argparse.Namespace) -> list[dict[str, Any]]:
+def sweep(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every config at every micro-batch."""
-    found = []
-    for config in options.configs.split(","):
-        for size in options.micro_batch:
-            answer = trial(options, config, size, options.set, 0.0) | {"name": config}
-            found.append(answer)
-            print(said(answer), flush=True)
-    return found
+    for config, size in product(options.configs.split(","), options.micro_batch):
+        answer = trial(options, config, size, options.set, 0.0) | {"name": config}
+        print(said(answer), flush=True)
+        yield answer
 
 
 def said(answer: dict[str, Any]) -> str:
@@ -309,7 +224,8 @@ def said(answer: dict[str, Any]) -> str:
     peak = answer["peak_bytes_in_use"]
     title = f"{answer['name']}, {answer['micro_batch']} × {answer['accum']}, attention {answer['attention']}"
     title += f", peak {peak / GIB:.2f} GiB" if peak else ""
-    return f"{title}\n{common.table(rows, header)}"
+    failed = [f"\n{name} does not run: {error}" for name, error in answer["failed"].items()]
+    return f"{title}\n{common.table(rows, header)}{''.join(failed)}"
 
 
 def named(text: str) -> Config:
@@ -323,14 +239,14 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--configs", default="fineweb40m", help="names or files, joined by commas (default: fineweb40m)")
-    add("--micro-batch", type=int, nargs="+", help="sequences of a micro-batch (default: 4 8 16 32)")
+    add("--micro-batch", type=common.count, nargs="+", help="sequences of a micro-batch (default: 4 8 16 32)")
     add("--set", action="append", default=[], metavar="KEY=VALUE,…", help="a further side; may be given several times")
-    add("--rounds", type=int, help="turns of each side (default: 10)")
-    add("--updates", type=int, help="steps timed in a turn (default: 3)")
-    add("--tokens", type=int, default=0, help="random tokens in the file (default: 100 million; 200,000 with --tiny)")
+    add("--rounds", type=common.count, help="turns of each side (default: 10)")
+    add("--updates", type=common.count, help="steps timed in a turn (default: 3)")
+    add("--tokens", type=common.count, help="random tokens in the file (default: 100 million; 200,000 with --tiny)")
     add("--fit", action="store_true", help="find the largest micro-batch of each remat policy instead")
-    add("--memory", type=float, nargs="*", default=[], metavar="GIB", help="with --fit: GiB to keep within")
-    add("--most", type=int, default=MOST, help=f"with --fit: the largest micro-batch to try (default: {MOST})")
+    add("--memory", type=float, nargs="*", default=[], metavar="GIB", help="with --fit: GiB to keep within, 0 for all")
+    add("--most", type=common.count, default=MOST, help=f"with --fit: the largest micro-batch to try (default: {MOST})")
     add("--tiny", action="store_true", help="a one-layer model: shows that the script runs anywhere")
     add("--out", type=Path, help="JSON file for the raw figures")
     add("--cell", action="store_true", help=argparse.SUPPRESS)
@@ -341,29 +257,36 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     options.tokens = options.tokens or (200_000 if options.tiny else 100_000_000)
     if options.fit:
         options.rounds, options.updates = 1, 2
+    if any(not 0 <= gib < float("inf") for gib in options.memory):
+        parser.error("--memory takes GiB of 0 or more")
     return options
 
 
 def device() -> dict[str, Any]:
     """What the device is, asked in a process that gives it back."""
-    code = "import json, common, jax; d = jax.devices()[0]; limit = (d.memory_stats() or {}).get('bytes_limit'); "
-    code += "print(json.dumps(common.about() | {'bytes_limit': limit}))"
-    done = common.child(["-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {code}"])
+    done = common.child([str(Path(common.__file__))])
     if done.returncode:
-        raise SystemExit(done.stderr.strip() or "JAX does not start; python -m jaxgpt.doctor says why")
+        print(done.stderr.strip() or "JAX does not start; python -m jaxgpt.doctor says why", file=sys.stderr)
+        raise SystemExit(done.returncode)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
+def one_cell(options: argparse.Namespace) -> dict[str, Any]:
+    """The first config at the first micro-batch, in this process."""
+    runtime.set_up()
+    with tempfile.TemporaryDirectory() as place:
+        common.random_tokens(Path(place), options.tokens)
+        config = named(options.configs)
+        config = sized(config.replace(TINY) if options.tiny else config, options.micro_batch[0])
+        return cell(config, options.set, Path(place), options.rounds, options.updates)
+
+
 def main(argv: Sequence[str]) -> int:
     options = parsed(argv)
+    common.ready(options.out)
     if options.cell:
-        runtime.set_up()
-        with tempfile.TemporaryDirectory() as place:
-            common.random_tokens(Path(place), options.tokens)
-            config = named(options.configs)
-            config = sized(config.replace(TINY) if options.tiny else config, options.micro_batch[0])
-            common.write(options.out, cell(config, options.set, Path(place), options.rounds, options.updates))
+        common.write(options.out, one_cell(options))
         return 0
     for text in options.configs.split(","):
         for one in ["", *options.set]:
@@ -374,16 +297,13 @@ def main(argv: Sequence[str]) -> int:
     whole = (found["about"]["bytes_limit"] or 0) / given / GIB
     options.memory = [gib for gib in options.memory if not options.on_gpu or gib <= whole]
     options.share = lambda gib: gib / whole if options.on_gpu and gib else 0.0
-    if options.fit:
-        found["fit"] = [one for config in options.configs.split(",") for one in fit(options, config)]
-    else:
-        found["cells"] = sweep(options)
-    common.write(options.out, found)
-    return int(any("error" in one for one in found.get("cells", [])))
+    answers: list[dict[str, Any]] = []
+    found["fit" if options.fit else "cells"] = answers
+    for answer in (fit if options.fit else sweep)(options):
+        answers.append(answer)
+        common.write(options.out, found)  # after each: what is measured is kept, whatever comes
+    return int(any("error" in one or one.get("failed") for one in answers))
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ConfigError as error:
-        sys.exit(str(error))
+    sys.exit(common.run(main))

@@ -152,11 +152,12 @@ def compared(kept: list[tuple[Any, Any]]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=2000, help="blocks of the stress tests (default: 2000)")
+    parser.add_argument("--blocks", type=common.count, default=2000, help="blocks of the stress tests (default: 2000)")
     parser.add_argument("--tiny", action="store_true", help="small blocks, and few")
     parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
     options = parser.parse_args(argv)
     blocks = 40 if options.tiny else options.blocks
+    common.ready(options.out)
     runtime.set_up()
     found: dict[str, Any] = {"about": common.about()}
     with tempfile.TemporaryDirectory() as place:
@@ -176,4 +177,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(common.run(main))

@@ -29,13 +29,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rivals import Order, Turn, check
 
-from jaxgpt import errors
 from jaxgpt.config import Config
 from jaxgpt.errors import ConfigError
 from jaxgpt.overrides import Parser, parse_config
@@ -191,11 +191,15 @@ def parsed(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     for name in ("rounds", "updates"):
         if getattr(options, name) < 1:
             raise ConfigError("C009", f"--{name} = {getattr(options, name)}; must be 1 or more")
+    there = len(os.sched_getaffinity(0))
+    if not 0 <= options.cores <= there:
+        raise ConfigError("C009", f"--cores = {options.cores}; must be 1 to {there}, or 0 for all")
     return config, options
 
 
 def main(argv: Sequence[str]) -> None:
     config, options = parsed(argv)
+    common.ready(options.json)
     wanted = orders(options, config)
     for order in wanted.values():
         if order.kind == "nanogpt":
@@ -208,8 +212,8 @@ def main(argv: Sequence[str]) -> None:
         about["python"] = platform.python_version()
         about |= {"machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}
         result = {"about": about, "config": config.to_dict(), "sides": found}
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        common.write(options.json, result)
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    sys.exit(common.run(main))

@@ -173,7 +173,7 @@ def _pooled(a: Moments, b: Moments) -> Moments:
     count = count_a + count_b
     share = jnp.where(count > 0, count_b / count, 0.0)
     apart = mean_b - mean_a
-    return count, mean_a + apart * share, square_a + square_b + apart * apart * count_a * share
+    return count, mean_a + apart * share, square_a + square_b + apart * (apart * (count_a * share))
 
 
 def mean_square(x_NxD: jax.Array) -> jax.Array:

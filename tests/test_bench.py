@@ -23,7 +23,7 @@ def benches() -> Iterator[None]:
     sys.path.insert(0, str(BENCH))
     yield
     sys.path.remove(str(BENCH))
-    for name in ("common", "step", "transfer", "gpu", "attention"):
+    for name in ("common", "step", "sides", "transfer", "gpu", "rivals", "attention", "start", "sample", "vs_nanogpt"):
         sys.modules.pop(name, None)
 
 
@@ -48,6 +48,7 @@ def test_a_cell_measures_base_loader_and_sides_in_turns(tmp_path: Path) -> None:
     assert memory["live_bytes"] == memory["arguments"] + memory["results"] + memory["temporary"]
     assert "data_parallel" in found["config"]["mesh"]
     assert step.said(found | {"name": "tiny"}).count("\n") == 4
+    assert found["failed"] == {}
 
 
 def test_a_side_is_fields_and_compiler_options() -> None:
@@ -58,7 +59,10 @@ def test_a_side_is_fields_and_compiler_options() -> None:
     assert step.variant(config, "xla_gpu_x=true").compiler == (("xla_gpu_x", "True"),)
     with pytest.raises(ConfigError, match="C005"):
         step.variant(config, "model.atention=xla")
-    for text in ("", "model.remat", "model.remat=blocks,"):
+    listed = step.variant(config, "xla_gpu_enable_command_buffer=FUSION,CUBLAS,model.remat=blocks,xla_gpu_x=1")
+    assert dict(listed.compiler) == {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS", "xla_gpu_x": "1"}
+    assert listed.config == config.replace({"model": {"remat": "blocks"}})
+    for text in ("", "model.remat"):
         with pytest.raises(ConfigError, match="C009"):
             step.variant(config, text)
 
@@ -114,12 +118,111 @@ def test_one_command_runs_every_part_and_one_that_fails_stops_no_other(
         return answers.get(part.name), "no" if part.name == "transfer" else ""
 
     monkeypatch.setattr(gpu, "run", run)
-    assert gpu.main(["--nanogpt", "x", "--out", str(tmp_path / "new" / "out.json")]) == 1
-    own = ["doctor", "transfer", "start", "step", "attention", "sides", "sample", "sample_reference", "fit"]
+    monkeypatch.setattr(gpu, "check", lambda order: None)
+    words = ["--nanogpt", "x", "--out", str(tmp_path / "new" / "out.json")]
+    assert gpu.main(words) == 1
+    own = ["doctor", "numerics", "transfer", "start", "step", "attention", "sides", "sample", "sample_reference", "fit"]
     assert ran == [*own, "vs_nanogpt_cudnn", "vs_nanogpt"]
     found = json.loads((tmp_path / "new" / "out.json").read_text())
     assert found["failed"] == {"transfer": "no"}
     assert (found["warm"]["ms_per_step"], found["about"]["device"]) == (1.0, "a")
+    ran.clear()
+    assert gpu.main(words) == 1
+    assert ran == ["transfer"]  # what failed is run again, and nothing that is there
+
+
+def test_a_result_of_another_commit_or_kind_is_not_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, file = bench("gpu"), tmp_path / "out.json"
+    monkeypatch.setattr(gpu, "run", lambda part: (None, ""))
+    assert gpu.main(["--tiny", "--only", "doctor", "--out", str(file)]) == 0
+    before = file.read_text()
+    with pytest.raises(ConfigError, match="C041"):
+        gpu.main(["--only", "start", "--out", str(file)])
+    monkeypatch.setattr(bench("common"), "commit", lambda: "another")
+    with pytest.raises(ConfigError, match="C041"):
+        gpu.main(["--tiny", "--only", "start", "--out", str(file)])
+    assert file.read_text() == before
+    file.write_text("notes of mine")
+    with pytest.raises(ConfigError, match="C041"):
+        gpu.main(["--tiny", "--out", str(file)])
+    assert file.read_text() == "notes of mine"
+
+
+def test_a_part_or_a_checkout_that_is_not_there_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = bench("gpu")
+    monkeypatch.setattr(gpu, "run", lambda part: pytest.fail(part.name))
+    with pytest.raises(ConfigError, match="C017]: --only nosuch"):
+        gpu.main(["--only", "nosuch"])
+    with pytest.raises(ConfigError, match="C060"):
+        gpu.main(["--nanogpt", str(tmp_path)])
+
+
+COMMANDS = {
+    "attention": ["--tiny", "--out"],
+    "gpu": ["--tiny", "--only", "doctor", "--out"],
+    "program": ["--json"],
+    "sample": ["--tiny", "--out"],
+    "start": ["--tiny", "--out"],
+    "step": ["--tiny", "--out"],
+    "transfer": ["--tiny", "--out"],
+    "vs_nanogpt": ["--nanogpt", "x", "--json"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_bench_overwrites_a_file_or_works_for_one_that_cannot_be(tmp_path: Path, name: str) -> None:
+    kept = tmp_path / "kept.json"
+    kept.write_text("mine")
+    for place, words in ((kept, "C041"), (kept / "below.json", "S009")):
+        done = bench("common").child([str(BENCH / f"{name}.py"), *COMMANDS[name], str(place)])
+        assert (done.returncode in (2, 7), done.stdout) == (True, "")
+        assert f"error[{words}]" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["step", "--micro-batch", "0"],
+        ["step", "--rounds", "-1"],
+        ["step", "--fit", "--most", "-1"],
+        ["step", "--fit", "--memory", "-3"],
+        ["start", "--steps", "5"],
+        ["transfer", "--blocks", "0"],
+        ["sample", "--batch", "0"],
+        ["sample", "--config", "nosuch"],
+        ["attention", "--rounds", "0"],
+        ["vs_nanogpt", "--nanogpt", "x", "--cores", "-1"],
+        ["vs_nanogpt", "--nanogpt", "x", "--cores", "9999"],
+    ],
+    ids=" ".join,
+)
+def test_numbers_and_names_that_cannot_be_measured_are_refused(words: list[str]) -> None:
+    done = bench("common").child([str(BENCH / f"{words[0]}.py"), *words[1:]])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_platform_that_is_not_there_is_a_sentence() -> None:
+    done = bench("common").child([str(BENCH / "step.py"), "--tiny"], JAX_PLATFORMS="cuda")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error[C020]")
+
+
+def test_a_side_that_does_not_run_stops_no_other(tmp_path: Path) -> None:
+    step, common = bench("step"), bench("common")
+    common.random_tokens(tmp_path, 20_000)
+    config = step.sized(load("fineweb40m").replace(step.TINY | {"mesh": {"data_parallel": 1}}), 2)
+    sets = ["xla_no_such_option=1", "model.attention=cudnn", "model.loss_chunk=16"]
+    found = step.cell(config, sets, tmp_path, 2, 1)
+    assert list(found["sides"]) == ["base", "model.loss_chunk=16", "loader"]
+    assert list(found["failed"]) == sets[:2]
+    assert "xla_no_such_option" in found["failed"][sets[0]]
+    assert "C023" in found["failed"][sets[1]]
+    assert f"{sets[1]} does not run: error[C023]" in step.said(found | {"name": "tiny"})
 
 
 def test_a_part_that_dies_is_an_error_with_its_last_words() -> None:
@@ -140,6 +243,9 @@ def test_attention_kernels_are_timed_in_turns_and_those_that_do_not_run_say_why(
     assert "cudnn" in sides["cudnn"]["does_not_run"].lower()
     assert sides["xla"]["error"] == 0
     assert 0 < sides["jaxgpt"]["error"] < 1e-5
+    assert not attention.wrong(sides)
+    assert attention.wrong(sides | {"jaxgpt": {"error": float("nan")}})
+    assert attention.wrong(sides | {"jaxgpt": {"does_not_run": "no"}})
     assert sides["pallas"]["error"] == pytest.approx(0.01, rel=0.01)  # a kernel that is wrong shows
     for name in ("xla", "jaxgpt", "pallas"):
         assert len(sides[name]["ms"]["values"]) == 2

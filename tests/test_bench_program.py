@@ -74,7 +74,7 @@ def benches() -> Iterator[None]:
     sys.path.insert(0, str(BENCH))
     yield
     sys.path.remove(str(BENCH))
-    for name in ("common", "step", "hlo", "program"):
+    for name in ("common", "sides", "hlo", "program"):
         sys.modules.pop(name, None)
 
 
@@ -213,7 +213,7 @@ def test_recorded_memory_is_what_xla_still_counts(remat: str) -> None:
     """`test_budget_memory` holds the plan against these records; a change of the step must bring them up to date."""
     config = load("fineweb40m").replace({"model": {"remat": remat}})
     line = next(line.split() for line in COMPILED.splitlines() if line.split()[:2] == ["fineweb40m", "16"])
-    memory = bench("program").compiled(bench("step").Variant("", config), devices.find("H100")).memory_analysis()
+    memory = bench("program").compiled(bench("sides").Variant("", config), devices.find("H100")).memory_analysis()
     counted = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     recorded = dict(zip(("none", "attention", "blocks"), map(float, line[2:]), strict=True))
     assert counted / 1e9 == pytest.approx(recorded[remat], rel=0.01)

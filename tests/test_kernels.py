@@ -252,3 +252,10 @@ def test_a_row_is_its_keys_alone_and_certain_chances_are_certain() -> None:
     np.testing.assert_array_equal(np.asarray(kernels.bernoulli(keys[2:3], 0.9, (5, 6)))[0], whole[2])
     assert drawn(1.0).all()
     assert not drawn(0.0).any()
+
+
+@pytest.mark.parametrize("number", [0.0, 1e-30, 3e19])
+def test_a_row_of_one_number_has_no_spread_however_large_the_number(number: float, platform: str) -> None:
+    mean_N, square_N = kernels.moments(jnp.full((2, 24), number, jnp.float32))
+    np.testing.assert_allclose(mean_N, number, rtol=1e-6)
+    assert np.isfinite(square_N).all()

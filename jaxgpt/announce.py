@@ -11,6 +11,7 @@ from jaxgpt.budget.flops import non_embedding_parameters, parameters
 from jaxgpt.config import Config, Run
 from jaxgpt.dataset import Data
 from jaxgpt.diagnose.stopper import MARK
+from jaxgpt.errors import FOR_A_GPU
 from jaxgpt.metrics import Scores
 from jaxgpt.runfolder import RunFolder
 
@@ -30,7 +31,7 @@ def opening(config: Config, tokens: Data, devices: list[jax.Device], folder: Run
         f"run: {folder.path}, " + (f"resumed at step {first:,}" if first else "new") + f", {config.run.steps:,} steps",
     ]
     if config.mesh.device == "auto" and devices[0].platform == "cpu" and _cuda_card():
-        lines.append("note: there is an NVIDIA GPU here that JAX does not see: pip install 'jaxgpt[cuda12]'")
+        lines.append(f"note: there is an NVIDIA GPU here that JAX does not see: {FOR_A_GPU}")
     if sequences / windows > 4:
         lines.append("warning: more than 4 epochs are planned; repeated tokens teach less and less")
     return "\n".join([*lines, *(f"note: {note}" for note in tokens.notes)])

@@ -13,13 +13,16 @@ EXIT_STATUS = {"C": 2, "D": 3, "K": 4, "N": 5, "H": 6, "S": 7}
 PREEMPTED = 75
 INTERRUPTED = 130
 GENTLER = "go on from the last checkpoint with a lower --optim.learning-rate, under a new --run.name with --fork"
+FOR_A_GPU = (
+    "pip install 'jaxgpt[cuda13]', or cuda12 for drivers below 580; python -m jaxgpt.doctor says what is missing"
+)
 
 
 class JaxgptError(Exception):
     """An error that its reader can mend.
 
-    `code` is a letter and three digits: C config or command line, D data, K checkpoint, N non-finite loss, H hang,
-    S storage. `message` says what is wrong, with the value and the place; `help` says what to do next.
+    `code` is a letter and three digits: C config or command line, D data, K checkpoint, N not finite, H hang, S
+    storage. `message` says what is wrong, with the value and the place; `help` says what to do next.
     """
 
     def __init__(self, code: str, message: str, help: str = "") -> None:
@@ -48,7 +51,7 @@ class CheckpointError(JaxgptError):
 
 
 class NonFiniteError(JaxgptError):
-    """A loss that became NaN or infinite (exit status 5)."""
+    """A loss, or what a model says, that became NaN or infinite (exit status 5)."""
 
 
 class StorageError(JaxgptError):

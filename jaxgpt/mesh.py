@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgpt import config
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import FOR_A_GPU, ConfigError
 
 
 def make_mesh(settings: config.Mesh, micro_batch: int) -> Mesh:
@@ -48,9 +48,7 @@ def _devices(wanted: str) -> list[jax.Device]:
     try:
         return jax.devices() if wanted == "auto" else jax.devices(wanted)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            "C020", f"{wanted.upper()} asked for, JAX sees only: {_seen()}", "pip install 'jaxgpt[cuda12]'"
-        ) from error
+        raise ConfigError("C020", f"{wanted.upper()} asked for, JAX sees only: {_seen()}", FOR_A_GPU) from error
 
 
 def _seen() -> str:

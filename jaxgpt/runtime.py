@@ -16,7 +16,7 @@ import jaxgpt
 from jaxgpt import _loader
 from jaxgpt.errors import ConfigError
 
-NVIDIA = Path("/dev/nvidiactl")  # there is a driver, so steps will run on a GPU
+DRIVER_NODES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # NVIDIA's driver on Linux, Windows' for WSL 2
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
 
@@ -28,7 +28,7 @@ def set_up() -> None:
             f"the compiled extension is of version {_loader.__version__}, the Python source of {jaxgpt.__version__}",
             "pip install . (in the checkout), or leave the checkout's folder to use the installed version",
         )
-    if not NVIDIA.exists():
+    if not gpu_driver():
         keep_freed_memory()
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxgpt" / "xla"
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -38,6 +38,11 @@ def set_up() -> None:
     for name in ("absl", "orbax", "jax", "jaxlib", "asyncio"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="orbax")
+
+
+def gpu_driver() -> bool:
+    """Whether a GPU's driver is here, so that steps will run on a GPU; JAX cannot be asked before it starts."""
+    return any(node.exists() for node in DRIVER_NODES)
 
 
 def keep_freed_memory() -> None:

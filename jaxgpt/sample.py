@@ -9,7 +9,7 @@ does not have are never sampled. `generate` knows nothing of text.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from jaxgpt import checkpoint, config, errors, runfolder, runtime
-from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.errors import ConfigError, DataError, NonFiniteError
 from jaxgpt.model import KVCache, compute_dtype
 from jaxgpt.overrides import Parser
 from jaxgpt.step import cast_matrices
@@ -30,6 +30,10 @@ from jaxgpt.tokenizer import Tokenizer
 LEAST_PROMPT = 32  # places that a prompt is filled up to
 LEAST_CACHE = 256  # places, unless the answer ends sooner: smaller ones would not pay for compiling more programs
 CACHE_STEP = 64  # by which the cache of a short answer is rounded up
+MOST_ROWS = 64  # samples at a time: each has a cache of its own
+LEAST_TEMPERATURE = 1e-30  # logits over a smaller one would not be finite
+NOT_FINITE = -1  # stands for a token that cannot be drawn, so that the host need not wait for each to learn of it
+EARLIER = "an earlier checkpoint may be sound: --step best, or --step N"
 
 
 @dataclass(frozen=True)
@@ -60,20 +64,25 @@ def generate(
     sampling: Sampling = Sampling(),
     seed: int = 0,
     stop: int | None = None,
+    first_row: int = 0,
 ) -> np.ndarray:
     """`count` tokens after each row of `prompt_BxP`, as [B, count]; rows are filled up with `stop` after it.
 
     Where prompt and answer do not fit the model's block, the latter half of a block is kept as the new prompt whenever
-    it is full. Row b's draws depend on (seed, b) alone, not on how many rows there are.
+    it is full. Row b's draws depend on (seed, first_row + b) alone, not on how many rows there are. Raises
+    `NonFiniteError` N002 where the model's logits are not finite.
     """
     block, tokens, first = settings.block_size, np.asarray(prompt_BxP, np.int32), prompt_BxP.shape[1]
+    rows_B = np.arange(first_row, first_row + len(tokens))
     params = _cast(params, settings)  # once, not in every step of the loop
     how = How(graphdef, settings, vocab_size, sampling, stop)
     while tokens.shape[1] < first + count:
         context = tokens if tokens.shape[1] < block else tokens[:, -max(block // 2, 1) :]
         room = min(first + count - tokens.shape[1], max(block - context.shape[1], 1))
         key = jax.random.fold_in(jax.random.key(seed), tokens.shape[1])
-        new = _continued(how, params, context, room, key)
+        new = _continued(how, params, context, room, _row_keys(key, rows_B))
+        if (new == NOT_FINITE).any():
+            raise NonFiniteError("N002", "the model's logits are not finite: no token can be drawn", EARLIER)
         tokens = np.concatenate([tokens, new], axis=1)
         if stop is not None and (tokens[:, first:] == stop).any(axis=1).all():
             break
@@ -99,12 +108,11 @@ class Decoding(NamedTuple):
     done_B: jax.Array
 
 
-def _continued(how: How, params: Any, context_BxP: np.ndarray, count: int, key: jax.Array) -> np.ndarray:
+def _continued(how: How, params: Any, context_BxP: np.ndarray, count: int, keys_B: jax.Array) -> np.ndarray:
     """Up to `count` tokens after `context_BxP`, which fit into the model's block with it; fewer if all rows stop."""
     (rows, length), block = context_BxP.shape, how.settings.block_size
     padded = _bucket(length, block, LEAST_PROMPT)
     size = max(padded, min(LEAST_CACHE, block, -(-(length + count) // CACHE_STEP) * CACHE_STEP))
-    keys_B = _row_keys(key, rows)
     if rows > 1 and (context_BxP == context_BxP[:1]).all():
         context_BxP = context_BxP[:1]  # many samples of one prompt: it is read once
     padded_BxS = np.pad(context_BxP, ((0, 0), (0, padded - length)))
@@ -128,9 +136,9 @@ def _cast(params: Any, settings: config.Model) -> Any:
     return cast_matrices(params, compute_dtype(settings))
 
 
-@partial(jax.jit, static_argnums=1)
-def _row_keys(key: jax.Array, rows: int) -> jax.Array:
-    keys_B: jax.Array = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows))
+@jax.jit
+def _row_keys(key: jax.Array, rows_B: jax.Array) -> jax.Array:
+    keys_B: jax.Array = jax.vmap(partial(jax.random.fold_in, key))(rows_B)
     return keys_B
 
 
@@ -190,15 +198,21 @@ def _drawn(
     if how.stop is not None:
         token_B = jnp.where(done_B, how.stop, token_B)
         done_B = done_B | (token_B == how.stop)
+    done_B = done_B | (token_B == NOT_FINITE)
     return Decoding(tokens_BxS.at[:, cache.length].set(token_B), token_B, cache, done_B)
 
 
 def draw(logits_BxV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
-    """One token per row: temperature first, then top-k, then top-p, as Hugging Face orders them."""
-    if sampling.temperature == 0:
-        return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
-    kept_BxV = _keep(logits_BxV.astype(jnp.float32) / sampling.temperature, sampling)
-    return jax.vmap(jax.random.categorical)(keys_B, kept_BxV).astype(jnp.int32)
+    """One token per row: temperature first, then top-k, then top-p, as Hugging Face orders them.
+
+    It is `NOT_FINITE` where the largest logit is, which a NaN among them makes so.
+    """
+    if sampling.temperature < LEAST_TEMPERATURE:
+        token_B = jnp.argmax(logits_BxV, axis=-1)
+    else:
+        kept_BxV = _keep(logits_BxV.astype(jnp.float32) / sampling.temperature, sampling)
+        token_B = jax.vmap(jax.random.categorical)(keys_B, kept_BxV)
+    return jnp.where(jnp.isfinite(logits_BxV.max(axis=-1)), token_B, NOT_FINITE).astype(jnp.int32)
 
 
 def _keep(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
@@ -233,22 +247,24 @@ def texts(
     sampling: Sampling = Sampling(),
     seed: int = 0,
     stop: str | None = None,
-) -> list[str]:
+) -> Iterator[str]:
     """`samples` continuations of `prompt` by a loaded run, each cut at end-of-text and before the text `stop`."""
     tokenizer = loaded.tokenizer
     start = tokenizer.encode(prompt) or ([tokenizer.eot] if tokenizer.eot is not None else [0])
-    tokens = generate(
-        loaded.graphdef,
-        loaded.params,
-        np.tile(np.array(start, np.int32), (samples, 1)),
-        count,
-        settings=loaded.config.model,
-        vocab_size=tokenizer.vocab_size,
-        sampling=sampling,
-        seed=seed,
-        stop=tokenizer.eot,
-    )
-    return [_cut(tokenizer, row, stop) for row in tokens]
+    for first in range(0, samples, MOST_ROWS):
+        tokens = generate(
+            loaded.graphdef,
+            loaded.params,
+            np.tile(np.array(start, np.int32), (min(MOST_ROWS, samples - first), 1)),
+            count,
+            settings=loaded.config.model,
+            vocab_size=tokenizer.vocab_size,
+            sampling=sampling,
+            seed=seed,
+            stop=tokenizer.eot,
+            first_row=first,
+        )
+        yield from (_cut(tokenizer, row, stop) for row in tokens)
 
 
 def _cut(tokenizer: Tokenizer, row: np.ndarray, stop: str | None) -> str:
@@ -280,9 +296,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=1337, help="same seed, same text (default: 1337)")
     parser.add_argument("--stop", help="text before which a sample ends")
     options = parser.parse_args(argv)
-    for name, least in (("samples", 1), ("tokens", 1), ("seed", 0)):
-        if not least <= getattr(options, name) < 2**63:
-            raise ConfigError("C009", f"--{name} = {getattr(options, name)}; must be {least} or more, and below 2^63")
+    for name, least, bits in (("samples", 1, 31), ("tokens", 1, 63), ("seed", 0, 63)):
+        if not least <= (given := getattr(options, name)) < 2**bits:
+            raise ConfigError("C009", f"--{name} = {given}; must be {least} or more, and below 2^{bits}")
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     prompt = _read(Path(options.prompt[5:])) if options.prompt.startswith("FILE:") else options.prompt
     runtime.set_up()
@@ -296,7 +312,8 @@ def main(argv: Sequence[str]) -> None:
         seed=options.seed,
         stop=options.stop,
     )
-    print(*[prompt + text for text in found], sep="\n" + "-" * 40 + "\n")
+    for number, text in enumerate(found):
+        print(*["-" * 40] * (number > 0), prompt + text, sep="\n")
 
 
 if __name__ == "__main__":

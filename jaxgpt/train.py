@@ -216,7 +216,7 @@ def finish(trained: Loaded, tokens: Data, folder: RunFolder, between: Between, s
     if trained.step < run.steps:
         screen.say(announce.stopped_early(trained.step, run.steps, between.advice))
     if run.sample_prompt:
-        text = sample.texts(trained, run.sample_prompt, count=run.sample_tokens, seed=run.seed)[0]
+        text = next(sample.texts(trained, run.sample_prompt, count=run.sample_tokens, seed=run.seed))
         screen.say(f"\nsample:\n{run.sample_prompt}{text}\n")
     if between.last:
         screen.say(announce.closing(between.last, tokens, folder, trained.step))

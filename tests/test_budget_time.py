@@ -84,6 +84,24 @@ def test_a_measured_result_replaces_the_roofline_for_its_device_alone(tmp_path: 
     )
 
 
+def test_the_newest_result_by_its_date_counts_and_no_tiny_one(tmp_path: Path) -> None:
+    def write(name: str, ms: float, **more: Any) -> None:
+        (tmp_path / name).write_text(json.dumps(result("NVIDIA GeForce RTX 4070", ms) | more))
+
+    def source() -> str:
+        found = time.measured(CARD, tmp_path)
+        return found[2] if found else ""
+
+    write("c.json", 4300.0, date="2026-03-01T09:00:00", command=["bench/gpu.py", "--tiny"])
+    assert source() == ""
+    write("y.json", 4100.0)
+    write("z.json", 4000.0, date=None)
+    assert source() == "z.json"
+    write("b.json", 4200.0, date="2026-02-01T09:00:00", command=["bench/gpu.py"])
+    write("d.json", 4400.0, date="2025-12-31T23:59:59", command=["bench/gpu.py"])
+    assert source() == "b.json"
+
+
 @pytest.mark.parametrize(
     "settings",
     [

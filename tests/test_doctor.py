@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jaxgpt import errors
+from jaxgpt import errors, runtime
 from jaxgpt.doctor import command, jaxside, machine, nvidia, probe
 from jaxgpt.doctor.finding import Finding, worst
 from jaxgpt.doctor.jaxside import Answer
@@ -131,6 +131,17 @@ def test_memory_in_other_hands_is_named_with_its_holder_on_each_gpu() -> None:
     assert [finding.status for finding in shared] == ["ok"]
 
 
+def test_a_process_is_listed_only_at_the_gpu_that_it_uses() -> None:
+    two = "".join(f"{n}, NVIDIA H200, 143771, 2000, 580.95.05, GPU-{n}\n" for n in range(3))
+    held = "GPU-0, 4242, /usr/bin/python3, 9500\nGPU-1, 77, /opt/a, b/c, [N/A]\n"
+    first, second, third = nvidia.check_memory(on(gpus=two, processes=held))
+    assert first.text.endswith("held by python3 (pid 4242, 9.3 GiB)")
+    assert second.text.endswith("held by c (pid 77)")
+    assert first.help.startswith("end those")
+    assert "held by" not in third.text
+    assert third.help.startswith("nvidia-smi names no holder")
+
+
 def test_variables_that_hide_the_gpu_are_named_only_where_there_is_one() -> None:
     hidden = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     assert [finding.name for finding in nvidia.check_environment(hidden, 1)] == list(hidden)
@@ -138,11 +149,70 @@ def test_variables_that_hide_the_gpu_are_named_only_where_there_is_one() -> None
     assert nvidia.check_environment({"JAX_PLATFORMS": "cuda,cpu", "CUDA_VISIBLE_DEVICES": "0"}, 1) == []
 
 
+@pytest.mark.parametrize(
+    ("visible", "text"),
+    [
+        ("7", "'7' hides every GPU: there is no GPU 7"),
+        ("2,0", "'2,0' hides every GPU: there is no GPU 2"),
+        ("0, 7,1", "'0, 7,1' leaves 1 of 2 GPUs: there is no GPU 7"),
+        ("1,0", ""),
+        ("GPU-8932f937", ""),
+        ("MIG-7", ""),
+    ],
+)
+def test_an_index_of_no_gpu_hides_what_follows_it(visible: str, text: str) -> None:
+    found = nvidia.check_environment({"CUDA_VISIBLE_DEVICES": visible}, 2)
+    assert [finding.text for finding in found] == ([text] if text else [])
+
+
 def test_the_silent_fallback_to_the_cpu_is_a_problem_unless_it_was_asked_for() -> None:
     assert "although the driver sees 2 GPUs" in jaxside.check_devices(ON_CPU, 2).text
     assert jaxside.check_devices(ON_CPU, 2).status == "problem"
     assert jaxside.check_devices(ON_CPU, 2, "cpu").status == "ok"
     assert jaxside.check_devices(ON_CPU, 0).status == "ok"
+
+
+def test_the_silent_fallback_says_why_and_what_to_do() -> None:
+    why = "RuntimeError: Unable to load cuPTI. Is it installed?"
+    said = json.dumps({"stage": "done", **ON_CPU.facts})
+    answer = probing(f"import sys; print({said!r}); print({why!r}, 'more', sep='\\n', file=sys.stderr)")
+    found = jaxside.check_devices(answer, 2)
+    assert found.text.endswith(f"although the driver sees 2 GPUs; JAX said: {why}")
+    assert "pip install --force-reinstall 'jax[cuda13]'" in found.help
+    assert "lines above" not in found.help
+    assert "mend the lines above" in jaxside.judge(answer, 2, troubled=True)[0].help
+
+
+@pytest.mark.parametrize(
+    ("code", "asked_for", "text", "help"),
+    [
+        ("assert False", "cuda", "failed to look for devices: JAX finds no device of JAX_PLATFORMS=cuda", "unset "),
+        ("raise RuntimeError('no x')", "x", "failed to look for devices: RuntimeError: no x", "unset JAX_PLATFORMS"),
+        ("assert False", "", "failed to look for devices: AssertionError, without a reason", "nvidia-smi must answer"),
+        ("import time; time.sleep(60)", "cuda", "failed to look for devices: no answer within 2 s", "nvidia-smi must"),
+    ],
+)
+def test_devices_that_cannot_be_had_are_told_from_what_was_asked_for(
+    code: str, asked_for: str, text: str, help: str
+) -> None:
+    answer = probing(SAID.replace("import", "devices", 1) + code, 2)
+    found = jaxside.check_devices(answer, 0, asked_for)
+    assert found.text == text
+    assert found.help.startswith(help)
+
+
+def test_an_import_that_is_too_slow_is_not_told_to_reinstall() -> None:
+    found = jaxside.check_devices(probing(SAID + "import time; time.sleep(60)", 1), 0)
+    assert "--seconds" in found.help
+    assert "install" not in found.help
+
+
+@pytest.mark.parametrize("node", ["nvidiactl", "dxg"])
+def test_either_device_node_is_a_gpus_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str) -> None:
+    monkeypatch.setattr(runtime, "DRIVER_NODES", [tmp_path / Path(path).name for path in runtime.DRIVER_NODES])
+    assert not runtime.gpu_driver()
+    (tmp_path / node).touch()
+    assert runtime.gpu_driver()
 
 
 def test_cudnn_and_dma_map_that_do_not_run_say_why_and_what_to_do() -> None:

@@ -110,7 +110,11 @@ def test_a_config_that_is_no_text_is_an_error(refused: Refused, place: Path) -> 
         ("--run.name=..", "C019]: run.name = '..' cannot name a folder", ""),
         ("--run.name=a\x1b[2J", "C019]: run.name = 'a\\x1b[2J' cannot name a folder", ""),
         ("--run.name=", "C019]: run.name = '' cannot name a folder", ""),
-        ("--device=gpu", "C020]: GPU asked for, JAX sees only: cpu", "pip install 'jaxgpt[cuda12]'"),
+        (
+            "--device=gpu",
+            "C020]: GPU asked for, JAX sees only: cpu",
+            "cuda12 for drivers below 580; python -m jaxgpt.doctor",
+        ),
         (
             "--data.micro_batch=7",
             "C013]: data.micro_batch = 7 is not divisible by 2 devices",

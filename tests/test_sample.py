@@ -13,8 +13,9 @@ import pytest
 from flax import nnx
 
 from jaxgpt import errors, model, sample, step
-from jaxgpt.config import Model
-from jaxgpt.errors import ConfigError
+from jaxgpt.checkpoint import Loaded
+from jaxgpt.config import Config, Model
+from jaxgpt.errors import ConfigError, NonFiniteError
 from jaxgpt.sample import Sampling, _keep, draw, generate
 
 GPT2 = Model(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=64, bias=True, dtype="float32", attention="xla")
@@ -223,7 +224,7 @@ def test_temperature_comes_before_top_p() -> None:
     assert set(np.unique(draw(logits_BxV, keys_B, Sampling(3.0, top_p=0.8)))) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-4, 1e-30])
+@pytest.mark.parametrize("temperature", [0.0, 1e-4, 1e-30, 1e-38, 1e-44, 5e-324])
 def test_a_vanishing_temperature_takes_the_likeliest(temperature: float) -> None:
     logits_BxV = jax.random.normal(jax.random.key(0), (50, 20))
     found = draw(logits_BxV, jax.random.split(jax.random.key(1), 50), Sampling(temperature))
@@ -231,10 +232,56 @@ def test_a_vanishing_temperature_takes_the_likeliest(temperature: float) -> None
     assert found.dtype == jnp.int32
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, PLAIN, Sampling(1.0, top_p=0.9)], ids=["greedy", "plain", "top-p"])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_an_error_and_no_text(sampling: Sampling, wrong: float) -> None:
+    with pytest.raises(NonFiniteError, match="N002"):
+        continued(FIXED, always([0, 1, wrong, 0, 0, 0, 0, 0]), [[0]] * 2, 3, sampling=sampling)
+
+
+def test_many_samples_are_drawn_in_batches_and_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, inner = [], sample.generate
+    monkeypatch.setattr(sample, "generate", lambda *a, **how: sizes.append(len(a[2])) or inner(*a, **how))
+    settings = dataclasses.replace(SHALLOW, vocab_size=256)
+    graph, tokenizer = step.graph(settings), Bytes()
+    loaded = Loaded(Config(model=settings), graph, lively(settings), tokenizer, None, 1)  # type: ignore[arg-type]
+    at_once = list(sample.texts(loaded, "ab", count=20, samples=4, sampling=PLAIN))
+    monkeypatch.setattr(sample, "MOST_ROWS", 2)
+    assert list(sample.texts(loaded, "ab", count=20, samples=4, sampling=PLAIN)) == at_once
+    assert sizes == [4, 2, 2]
+    assert len(set(at_once)) == 4
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes."""
+
+    eot, vocab_size = None, 256
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("latin-1"))
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode("latin-1")
+
+
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}])
 def test_impossible_sampling_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="C009"):
         Sampling(**wrong)
+
+
+def test_samples_are_parted_by_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sample.runtime, "set_up", lambda: None)
+    monkeypatch.setattr(sample.runfolder, "find", lambda *_: ())
+    monkeypatch.setattr(sample.checkpoint, "load", lambda: None)
+    monkeypatch.setattr(sample, "texts", lambda *_, **__: iter("bcd"))
+    sample.main(["run", "--prompt", "a", "--samples", "3"])
+    assert capsys.readouterr().out == ("\n" + "-" * 40 + "\n").join(["ab", "ac", "ad"]) + "\n"
+
+
+def test_more_samples_than_there_are_numbers_for_rows_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert errors.run(sample.main, ["a", "--samples", str(2**31)]) == 2
+    assert "must be 1 or more, and below 2^31" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**63)])

@@ -221,20 +221,36 @@ def measured(device: Device, folder: Path | None = None) -> tuple[Config, float,
     """The newest result of `bench/gpu.py` for this kind of device: its config, seconds per step and file name.
 
     Files of `bench/results/` beside the package or in the working folder are read; one that does not fit is ignored.
+    Files without a date are older than any with one, and among themselves as their names are.
     """
     places = [folder] if folder else [Path(jaxgpt.__file__).parents[1] / "bench/results", Path("bench/results")]
-    files = [path for place in places if place.is_dir() for path in sorted(place.glob("*.json"))]
-    for path in reversed(files):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            config = result_config(result)
-            seconds = float(result["warm"]["ms_per_step"]) / 1e3
-            known = devices.lookup(str(result["about"]["device"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if known is not None and known.name == device.name and seconds > 0:
-            return config, seconds, path.name
-    return None
+    found = [_result(path, device) for place in places if place.is_dir() for path in place.glob("*.json")]
+    newest = max((result for result in found if result), key=lambda result: (result.date, result.name), default=None)
+    return (newest.config, newest.seconds, newest.name) if newest else None
+
+
+class Result(NamedTuple):
+    """A measurement of `bench/gpu.py`: when it began ("" where the file does not say), and what a step took."""
+
+    date: str
+    name: str
+    config: Config
+    seconds: float
+
+
+def _result(path: Path, device: Device) -> Result | None:
+    """The file's measurement if it was made on this kind of device, and not of the small models of `--tiny`."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        config = result_config(result)
+        seconds = float(result["warm"]["ms_per_step"]) / 1e3
+        known = devices.lookup(str(result["about"]["device"]))
+        tiny = "--tiny" in result.get("command", [])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if known is None or known.name != device.name or not seconds > 0 or tiny:
+        return None
+    return Result(str(result.get("date") or ""), path.name, config, seconds)
 
 
 def result_config(result: dict[str, Any]) -> Config:

@@ -44,7 +44,7 @@ def examine(runs: Path, data: Path, seconds: float = SECONDS, probe: Sequence[st
         rest += [machine.check_disk(folder) for folder in dict.fromkeys((runs, data))]
         return [
             *found,
-            *jaxside.judge(asked.answer(seconds), seen, os.environ.get("JAX_PLATFORMS", "")),
+            *jaxside.judge(asked.answer(seconds), seen, os.environ.get("JAX_PLATFORMS", ""), worst(found) != "ok"),
             *memory,
             *rest,
         ]

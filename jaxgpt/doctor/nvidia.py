@@ -20,8 +20,8 @@ PLUGINS = {12: "jax-cuda12-plugin", 13: "jax-cuda13-plugin"}
 LEAST_DRIVER = {12: 525, 13: 580}
 MUCH_MIB = 1024  # of GPU memory in other hands that a run may miss
 QUERIES = {
-    "gpus": "--query-gpu=index,name,memory.total,memory.free,driver_version",
-    "processes": "--query-compute-apps=pid,process_name,used_memory",
+    "gpus": "--query-gpu=index,name,memory.total,memory.free,driver_version,uuid",
+    "processes": "--query-compute-apps=gpu_uuid,pid,process_name,used_memory",
 }
 TIMEOUT = 10
 
@@ -50,6 +50,7 @@ class Gpu:
     total: int | None
     free: int | None
     driver: str
+    uuid: str = ""
 
 
 def look() -> Machine:
@@ -86,9 +87,9 @@ def gpus(text: str | None) -> list[Gpu]:
     found = []
     for line in (text or "").splitlines():
         parts = [part.strip() for part in line.split(",")]
-        if len(parts) == 5 and parts[0].isdigit():
-            index, name, total, free, driver = parts
-            found.append(Gpu(index, name, _number(total), _number(free), driver))
+        if len(parts) in (5, 6) and parts[0].isdigit():
+            index, name, total, free, driver, *uuid = parts
+            found.append(Gpu(index, name, _number(total), _number(free), driver, *uuid))
     return found
 
 
@@ -155,18 +156,20 @@ def check_plugin(machine: Machine) -> Finding | None:
 
 def check_memory(machine: Machine) -> list[Finding]:
     """Free memory of each GPU, and who holds the rest."""
-    found, holders = [], _holders(machine.processes)
-    for gpu in gpus(machine.gpus):
-        if gpu.total is None or gpu.free is None:
-            found.append(Finding(f"GPU {gpu.index} memory", "ok", f"{gpu.name} shares the machine's memory"))
-            continue
-        text = f"{gpu.free / 1024:.1f} of {gpu.total / 1024:.1f} GiB free"
-        taken = gpu.total - gpu.free > MUCH_MIB
-        if holders and taken:
-            text += f"; held by {', '.join(holders)}"
-        how = "end those, or plan for what is free: XLA_PYTHON_CLIENT_MEM_FRACTION" if taken else ""
-        found.append(Finding(f"GPU {gpu.index} memory", "warning" if taken else "ok", text, how))
-    return found
+    return [_memory(gpu, machine.processes) for gpu in gpus(machine.gpus)]
+
+
+def _memory(gpu: Gpu, processes: str | None) -> Finding:
+    name = f"GPU {gpu.index} memory"
+    if gpu.total is None or gpu.free is None:
+        return Finding(name, "ok", f"{gpu.name} shares the machine's memory")
+    text = f"{gpu.free / 1024:.1f} of {gpu.total / 1024:.1f} GiB free"
+    if gpu.total - gpu.free <= MUCH_MIB:
+        return Finding(name, "ok", text)
+    holders, how = _holders(processes, gpu), "plan for what is free: XLA_PYTHON_CLIENT_MEM_FRACTION"
+    if not holders:
+        return Finding(name, "warning", text, f"nvidia-smi names no holder (another container's, perhaps): {how}")
+    return Finding(name, "warning", f"{text}; held by {', '.join(holders)}", f"end those, or {how}")
 
 
 def check_environment(environment: Mapping[str, str], seen: int) -> list[Finding]:
@@ -174,11 +177,27 @@ def check_environment(environment: Mapping[str, str], seen: int) -> list[Finding
     found, platforms = [], environment.get("JAX_PLATFORMS", "")
     if seen and platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
         found.append(Finding("JAX_PLATFORMS", "warning", f"{platforms}: the GPU is left aside", "unset JAX_PLATFORMS"))
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if seen and visible is not None and visible.strip() in ("", "-1"):
-        text = f"{visible!r} hides every GPU"
+    text = _hidden(environment.get("CUDA_VISIBLE_DEVICES"), seen)
+    if text:
         found.append(Finding("CUDA_VISIBLE_DEVICES", "warning", text, "unset CUDA_VISIBLE_DEVICES"))
     return found
+
+
+def _hidden(visible: str | None, seen: int) -> str:
+    """What CUDA_VISIBLE_DEVICES hides by mistake: CUDA reads it up to the first index that no GPU has.
+
+    The identifiers of GPUs and of their MIG instances, which it may hold too, are left alone.
+    """
+    if visible is None or not seen:
+        return ""
+    if visible.strip() in ("", "-1"):
+        return f"{visible!r} hides every GPU"
+    for place, name in enumerate(visible.split(",")):
+        index = _number(name.strip())
+        if index is not None and index >= seen:
+            what = f"leaves {place} of {seen} GPUs" if place else "hides every GPU"
+            return f"{visible!r} {what}: there is no GPU {index}"
+    return ""
 
 
 def _ask() -> dict[str, str] | str:
@@ -219,10 +238,13 @@ def _driver_major(gpu: Gpu) -> int | None:
     return _number(gpu.driver.split(".")[0])
 
 
-def _holders(text: str | None) -> list[str]:
+def _holders(text: str | None, gpu: Gpu) -> list[str]:
+    """The processes on `gpu`, and those of which no GPU is said."""
     found = []
     for line in (text or "").splitlines():
         pid, _, rest = line.partition(",")
+        if not pid.strip().isdigit():  # it begins with the GPU that the process uses
+            pid, _, rest = rest.partition(",") if pid.strip() == gpu.uuid else ("", "", "")
         name, _, used = rest.rpartition(",")
         if pid.strip().isdigit():
             size = _number(used)

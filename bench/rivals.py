@@ -136,6 +136,8 @@ def nanogpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     model = module.GPT(module.GPTConfig(**nanogpt_size(config))).to(device)
+    for block in model.transformer.h:  # nanoGPT has one rate for all; where ours is none, its kernel shall have none
+        block.attn.dropout = block.attn.attn_dropout.p = config.model.attention_dropout
     o = config.optim
     optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), device)
     called = torch.compile(model) if order.compiled else model
@@ -176,7 +178,6 @@ def nanogpt_size(config: Config) -> dict[str, Any]:
         "activation = gelu_tanh": m.activation != "gelu",
         "an untied head": not m.tie_embeddings,
         "head_dim or n_inner": m.head_size * m.n_head != m.n_embd or m.inner != 4 * m.n_embd,
-        "attention_dropout unlike dropout": m.attention_dropout != m.dropout,
     }
     missing = [name for name, present in ours.items() if present]
     if missing:

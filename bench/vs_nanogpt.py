@@ -5,8 +5,8 @@
                                [--any.field VALUE …]
 
 PATH is a checkout of nanoGPT: its model.py is imported, its `configure_optimizers`, loss, clipping and autocast are
-used as its train.py uses them, at the size, precision, batch and accumulation of the config. Both train on the same
-random tokens (Zipf), which lie on the device beforehand, and do full updates: forward, backward, clip, AdamW.
+used as its train.py uses them, at the size, precision, batch, accumulation and dropout of the config. Both train on the
+same random tokens (Zipf), which lie on the device beforehand, and do full updates: forward, backward, clip, AdamW.
 
 Each side is a process of its own, and they take turns through pipes: never two at work at once, each turn after a
 pause in which the other's threads fall asleep and begun with an update that is not timed. A round is one turn of every

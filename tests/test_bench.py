@@ -256,3 +256,12 @@ def test_attention_kernels_are_timed_in_turns_and_those_that_do_not_run_say_why(
 def test_heads_without_a_size_are_refused() -> None:
     with pytest.raises(ConfigError, match="C009"):
         bench("attention").main(["--heads", "12", "6", "--sizes", "32"])
+
+
+@pytest.mark.parametrize("name", ["quickstart", "fineweb40m", "gpt2_124m"])
+def test_nanogpt_has_the_configs_that_it_is_compared_on(name: str) -> None:
+    m = load(name).model
+    size = {"n_layer": m.n_layer, "n_head": m.n_head, "n_embd": m.n_embd, "dropout": m.dropout}
+    assert bench("rivals").nanogpt_size(load(name)).items() >= size.items()
+    with pytest.raises(ConfigError, match="C062"):
+        bench("rivals").nanogpt_size(load("fineweb40m_modern"))

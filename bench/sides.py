@@ -64,15 +64,18 @@ class Held:
 
 
 class Side:
-    """A variant, compiled, and the state that it trains."""
+    """A variant, compiled, and the state that it trains: that of `pool` for its shapes."""
 
-    def __init__(self, wanted: Variant, held: Held | None = None) -> None:
+    def __init__(self, wanted: Variant, pool: dict[str, Held]) -> None:
         self.mesh = make_mesh(wanted.config.mesh, wanted.config.data.micro_batch)
         self.config = resolved(wanted.config, self.mesh)
         self.optimizer = optim.make(self.config.optim, self.config.run.steps)
         self._wanted = wanted
         self.program: Any = None
-        self.held = held or Held()
+        self.held = pool.setdefault(str(self._abstract_state()), Held())
+
+    def _abstract_state(self) -> Any:
+        return step.abstract_state(self.config, self.optimizer, self.mesh)
 
     def compile(self) -> float:
         """Makes the program anew and returns the seconds of tracing and compiling."""
@@ -80,7 +83,7 @@ class Side:
         config, mesh = self.config, self.mesh
         shape = (config.data.accum, config.data.micro_batch, config.model.block_size + 1)
         tokens = jax.ShapeDtypeStruct(shape, np.uint16, sharding=over_batch(mesh))
-        state = step.abstract_state(config, self.optimizer, mesh)
+        state = self._abstract_state()
         started = time.perf_counter()
         update = step.compile_train_step(config, step.graph(config.model), self.optimizer, mesh)
         lowered = update.lower(state, tokens)

@@ -62,14 +62,15 @@ def cell(base: Config, sets: Sequence[str], folder: Path, rounds: int, updates: 
     config = base.replace(
         {"data": {"path": str(folder)}, "optim": {"warmup_steps": 1}, "run": {"steps": max(2, rounds * updates)}}
     )
-    first = Side(Variant("base", config))
+    pool: dict[str, Held] = {}
+    first = Side(Variant("base", config), pool)
     resident = on_device(first, folder)
     compiled: dict[str, dict[str, Any]] = {"base": compile_times(first)}
     first.run(resident[:1])
     sides = {"base": first}
     for text in sets:
         try:
-            sides[text], compiled[text] = begun(variant(config, text), first.held, resident[:1])
+            sides[text], compiled[text] = begun(variant(config, text), pool, resident[:1])
         except (jax.errors.JaxRuntimeError, ConfigError) as error:
             compiled[text] = {"error": " ".join(str(error).split())[:300]}
     took = common.in_turns(works(sides, resident, folder, updates), rounds)
@@ -93,9 +94,9 @@ def cell(base: Config, sets: Sequence[str], folder: Path, rounds: int, updates: 
     }
 
 
-def begun(wanted: Variant, held: Held, blocks: Sequence[jax.Array]) -> tuple[Side, dict[str, Any]]:
+def begun(wanted: Variant, pool: dict[str, Held], blocks: Sequence[jax.Array]) -> tuple[Side, dict[str, Any]]:
     """A side that has done a step on each block, and the seconds that it took to compile."""
-    side = Side(wanted, held)
+    side = Side(wanted, pool)
     compiled = compile_times(side)
     side.run(blocks)
     return side, compiled

@@ -216,9 +216,9 @@ def test_a_side_that_does_not_run_stops_no_other(tmp_path: Path) -> None:
     step, common = bench("step"), bench("common")
     common.random_tokens(tmp_path, 20_000)
     config = step.sized(load("fineweb40m").replace(step.TINY | {"mesh": {"data_parallel": 1}}), 2)
-    sets = ["xla_no_such_option=1", "model.attention=cudnn", "model.loss_chunk=16"]
+    sets = ["xla_no_such_option=1", "model.attention=cudnn", "model.loss_chunk=16", "model.n_embd=48"]
     found = step.cell(config, sets, tmp_path, 2, 1)
-    assert list(found["sides"]) == ["base", "model.loss_chunk=16", "loader"]
+    assert list(found["sides"]) == ["base", "model.loss_chunk=16", "model.n_embd=48", "loader"]
     assert list(found["failed"]) == sets[:2]
     assert "xla_no_such_option" in found["failed"][sets[0]]
     assert "C023" in found["failed"][sets[1]]

@@ -11,8 +11,8 @@ A/B sides); `attention.py` (kernels beside each other); `step.py --fit` (largest
 versions and commit. A part that fails is noted there, the others go on, and the exit status is 1. --only names the
 parts to run.
 
-If the file is there already, from the same commit, the parts that it lacks are run and added: so goes on what was
-interrupted.
+If the file is there already, from the same commit and device, the parts that it lacks are run and added: so goes on
+what was interrupted.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +52,7 @@ class Part(NamedTuple):
     name: str
     command: list[str]
     out: str = "--out"
+    environment: Mapping[str, str] = {}
 
 
 def parts(options: argparse.Namespace) -> list[Part]:
@@ -62,9 +63,10 @@ def parts(options: argparse.Namespace) -> list[Part]:
     configs = "fineweb40m" if options.tiny else "fineweb40m,fineweb40m_modern,gpt2_124m"
     few = ["--memory", "1", "--most", "2"] if options.tiny else ["--memory", *MEMORIES, "0"]
     sampled = [str(HERE / "sample.py"), *tiny]
+    wanted_device = {} if options.tiny else {"JAXGPT_TEST_DEVICE": "gpu"}
     found = [
         Part("doctor", ["-m", "jaxgpt.doctor", "--json"], ""),
-        Part("numerics", ["-m", "pytest", "-q", "--no-header", str(HERE.parent / "tests" / "test_device.py")], ""),
+        Part("numerics", ["-m", "pytest", "-q", str(HERE.parent / "tests" / "test_device.py")], "", wanted_device),
         Part("transfer", [str(HERE / "transfer.py"), *tiny]),
         Part("start", [str(HERE / "start.py"), *tiny]),
         Part("step", [*step, "--configs", configs]),
@@ -86,7 +88,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
 def run(part: Part) -> tuple[Any, str]:
     """What the part found, and why it failed, or nothing."""
     if not part.out:
-        done = common.child(part.command, JAX_PLATFORMS=os.environ.get("JAX_PLATFORMS", ""))  # else tests take the CPU
+        done = common.child(part.command, JAX_PLATFORMS=os.environ.get("JAX_PLATFORMS", ""), **part.environment)
         print(done.stdout, end="", flush=True)
         said = [line for line in (done.stderr.strip() or done.stdout).splitlines() if line.strip()]
         error = " ".join(said[-5:])[-1000:] or f"status {done.returncode}"
@@ -110,24 +112,30 @@ def gathered(found: dict[str, Any], name: str, answer: Any) -> None:
     """Puts a part's answer where readers look: the reference run's config and paces stand at the top."""
     if name == "start" and answer:
         found.update(answer)
-    elif name == "step" and answer:
-        found["about"] = answer["about"]
     found.setdefault("parts", {})[name] = answer
 
 
 def begun(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """What the file holds already, or the head of a new one; raises `ConfigError` C041 where they do not fit."""
-    head: dict[str, Any] = {"command": ["bench/gpu.py", *argv], "commit": common.commit(), "parts": {}, "failed": {}}
-    head["date"] = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
-    if not options.out or not options.out.exists():
+    new = not options.out or not options.out.exists()
+    if new:
         common.ready(options.out)
+    head: dict[str, Any] = {"command": ["bench/gpu.py", *argv], "about": common.about_from_outside()}
+    head |= {"date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()), "parts": {}, "failed": {}}
+    if new:
         return head
     known = _parsed(options.out.read_text(encoding="utf-8"))
-    same = isinstance(known, dict) and known.keys() >= head.keys() and known["commit"] == head["commit"]
-    if not same or ("--tiny" in known["command"]) != options.tiny:
-        what = f"'{options.out}' exists, and is no result of this commit and kind"
+    if not isinstance(known, dict) or not known.keys() >= head.keys() or _kind(known) != _kind(head):
+        what = f"'{options.out}' exists, and is no result of this commit, device and kind"
         raise ConfigError("C041", what, "choose another name: nothing of yours is overwritten")
     return dict(known)
+
+
+def _kind(found: dict[str, Any]) -> tuple[Any, ...]:
+    """What results must share to stand in one file; files that differ from their commit share nothing."""
+    commit = found["about"]["commit"]
+    known = commit if commit and not commit.endswith("+") else object()
+    return known, found["about"]["device"], "--tiny" in found["command"]
 
 
 def wanted(options: argparse.Namespace, found: dict[str, Any]) -> list[Part]:

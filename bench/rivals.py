@@ -43,7 +43,8 @@ class Order:
     cores: int = 0  # 0: all of them
 
     def parsed(self) -> Config:
-        return Config.from_dict(self.config)
+        """The config, on one device: that is what the others take."""
+        return Config.from_dict(self.config).replace({"mesh": {"data_parallel": 1}})
 
 
 def token_blocks(config: Config) -> list[np.ndarray]:

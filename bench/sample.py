@@ -28,13 +28,13 @@ from jaxgpt.overrides import load
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 64, "vocab_size": 256}
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def likeliest(graphdef: Any, vocab_size: int, params: Any, tokens_BxT: jax.Array, length: jax.Array) -> jax.Array:
-    """The token after the first `length`, from a pass over the whole block."""
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def appended(graphdef: Any, vocab_size: int, params: Any, tokens_BxT: jax.Array, length: jax.Array) -> jax.Array:
+    """The tokens with the likeliest one after the first `length`, from a pass over the whole block."""
     gpt = nnx.merge(graphdef, params)
     x_BxTxD, _ = gpt.hidden(tokens_BxT)
     last_BxD = jax.lax.dynamic_index_in_dim(x_BxTxD, length - 1, 1, keepdims=False)
-    return jnp.argmax(gpt.logits(last_BxD)[:, :vocab_size], axis=-1)
+    return tokens_BxT.at[:, length].set(jnp.argmax(gpt.logits(last_BxD)[:, :vocab_size], axis=-1).astype(jnp.int32))
 
 
 def without_cache(graphdef: Any, params: Any, prompt_BxP: np.ndarray, count: int, settings: Model) -> np.ndarray:
@@ -42,8 +42,7 @@ def without_cache(graphdef: Any, params: Any, prompt_BxP: np.ndarray, count: int
     batch, length = prompt_BxP.shape
     tokens_BxT = jnp.zeros((batch, settings.block_size), jnp.int32).at[:, :length].set(prompt_BxP)
     for place in range(length, length + count):
-        token_B = likeliest(graphdef, settings.vocab_size, params, tokens_BxT, np.int32(place))
-        tokens_BxT = tokens_BxT.at[:, place].set(token_B)
+        tokens_BxT = appended(graphdef, settings.vocab_size, params, tokens_BxT, np.int32(place))
     return np.asarray(tokens_BxT[:, length : length + count])
 
 
@@ -51,12 +50,13 @@ def measure(settings: Model, batch: int, prompt: int, count: int, rounds: int) -
     """Both ways at one batch size, and whether they wrote the same."""
     graphdef = step.graph(settings)
     params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(model.GPT(settings, rngs=nnx.Rngs(0)))))()
+    cast = jax.jit(lambda params: step.cast_matrices(params, model.compute_dtype(settings)))(params)
     prompts = np.random.default_rng(0).integers(0, settings.vocab_size, (batch, prompt), dtype=np.int32)
     how: dict[str, Any] = {"settings": settings, "vocab_size": settings.vocab_size, "sampling": sample.Sampling(0.0)}
     sides: dict[str, Callable[[], np.ndarray]] = {
         "cached": lambda: sample.generate(graphdef, params, prompts, count, **how),
         "prefill": lambda: sample.generate(graphdef, params, prompts, 1, **how),
-        "no cache": lambda: without_cache(graphdef, params, prompts, count, settings),
+        "no cache": lambda: without_cache(graphdef, cast, prompts, count, settings),
     }
     first, said = {}, {}
     for name, side in sides.items():

@@ -4,7 +4,8 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,12 +114,18 @@ class Side:
 
 def compile_times(side: Side) -> dict[str, float]:
     """Seconds to compile with an empty cache folder, and again with what the first left there."""
+    with tempfile.TemporaryDirectory() as place, cache_in(place):
+        return {"compile_cold_s": side.compile(), "compile_warm_s": side.compile()}
+
+
+@contextmanager
+def cache_in(folder: str) -> Iterator[None]:
+    """A context in which compiled programs are kept in `folder`."""
     before = jax.config.jax_compilation_cache_dir
-    with tempfile.TemporaryDirectory() as place:
-        try:
-            jax.config.update("jax_compilation_cache_dir", place)
-            compilation_cache.reset_cache()
-            return {"compile_cold_s": side.compile(), "compile_warm_s": side.compile()}
-        finally:
-            jax.config.update("jax_compilation_cache_dir", before)
-            compilation_cache.reset_cache()
+    try:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()

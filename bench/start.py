@@ -33,11 +33,12 @@ NOT_STEADY = 5  # steps at the start of a run that its pace is not read from
 
 
 def configured(name: str, folder: Path, steps: int, changes: dict[str, Any]) -> Config:
-    """The config, `steps` long, without evaluation on the way."""
+    """The config, `steps` long, on one device, without evaluation on the way."""
     base = load(name).replace(changes)
     run = {"steps": steps, "eval_every": steps, "save_every": steps, "eval_tokens": base.model.block_size}
     run |= {"dir": str(folder / "runs"), "log_every": 10, "sample_prompt": "", "tensorboard": False}
-    return base.replace({"data": {"path": str(folder), "sources": ()}, "optim": {"warmup_steps": 1}, "run": run})
+    data, one = {"path": str(folder), "sources": ()}, {"data_parallel": 1}
+    return base.replace({"data": data, "optim": {"warmup_steps": 1}, "run": run, "mesh": one})
 
 
 def timed(config: Config, name: str, folder: Path, cache: Path) -> dict[str, Any]:

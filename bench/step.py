@@ -14,16 +14,19 @@ does not fit is noted, and the others go on.
 MFU is tokens/s × (6 N + 12 L H T) / peak: `budget.flops.flops_per_token`, nanoGPT's convention, over the dense bf16
 rate in `budget.devices`. `live_bytes` is the compiled program's own account (arguments, results that are not donated,
 temporaries); `peak_bytes_in_use` what the device's allocator handed out at most, in a cell without --set. Neither is
-what JAX reserves at its start. The compile times are of a fresh cache folder, first without and then with its entry.
-With --memory on a GPU, a trial may use that share of it; on a CPU `live_bytes` is held against it.
+what JAX reserves at its start. The compile times are of a fresh cache folder, first without and then with its entry;
+each --set is compiled in a process of its own, because XLA keeps what its autotuner found for as long as one lives.
+With --memory on a GPU, a trial may use so much of it, 0 what JAX takes by itself; on a CPU `live_bytes` is held against
+it. One device is used, however many there are.
 """
 
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,14 +34,13 @@ from typing import Any
 import common
 import jax
 import numpy as np
-from sides import Held, Side, Variant, compile_times, variant
+from sides import Held, Side, Variant, cache_in, compile_times, variant
 
 from jaxgpt import data, dataset, runtime
 from jaxgpt.budget.devices import peak_flops
 from jaxgpt.budget.flops import flops_per_token
 from jaxgpt.budget.memory import JAX_SHARE
 from jaxgpt.config import Config
-from jaxgpt.errors import ConfigError
 from jaxgpt.mesh import over_batch
 from jaxgpt.overrides import load
 
@@ -49,6 +51,7 @@ TINY: dict[str, Any] = {
 }
 FULL = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "error[C022]")
 MOST = 1024
+COMPILED = "compiled.json"  # beside a program: {"compile_cold_s"} or {"error"}
 
 
 def sized(config: Config, micro_batch: int) -> Config:
@@ -57,22 +60,31 @@ def sized(config: Config, micro_batch: int) -> Config:
     return config.replace({"data": {"micro_batch": micro_batch, "accum": accum}})
 
 
-def cell(base: Config, sets: Sequence[str], folder: Path, rounds: int, updates: int) -> dict[str, Any]:
-    """Everything that is measured of one config at one micro-batch."""
-    config = base.replace(
-        {"data": {"path": str(folder)}, "optim": {"warmup_steps": 1}, "run": {"steps": max(2, rounds * updates)}}
-    )
+def prepared(base: Config, folder: Path, options: argparse.Namespace) -> Config:
+    """The config on the tokens of `folder` and one device, as long as it is timed."""
+    run, data = {"steps": max(2, options.rounds * options.updates)}, {"path": str(folder)}
+    return base.replace({"data": data, "optim": {"warmup_steps": 1}, "run": run, "mesh": {"data_parallel": 1}})
+
+
+def cell(config: Config, sets: Mapping[str, Path], folder: Path, rounds: int, updates: int) -> dict[str, Any]:
+    """Everything that is measured of one config at one micro-batch; `sets` with the folders of their programs."""
     pool: dict[str, Held] = {}
     first = Side(Variant("base", config), pool)
     resident = on_device(first, folder)
     compiled: dict[str, dict[str, Any]] = {"base": compile_times(first)}
     first.run(resident[:1])
     sides = {"base": first}
-    for text in sets:
-        try:
-            sides[text], compiled[text] = begun(variant(config, text), pool, resident[:1])
-        except (jax.errors.JaxRuntimeError, ConfigError) as error:
-            compiled[text] = {"error": " ".join(str(error).split())[:300]}
+    for text, programs in sets.items():
+        compiled[text] = json.loads((programs / COMPILED).read_text())
+        if "error" not in compiled[text]:
+            try:
+                side = sides[text] = Side(variant(config, text), pool)
+                compiled[text]["compile_warm_s"] = taken_up(side, programs, resident[:1])
+            except jax.errors.JaxRuntimeError as error:
+                del sides[text]
+                compiled[text] = {"error": " ".join(str(error).split())[:300]}
+    for side in sides.values():  # one that failed took the state with it: it is made anew before the clock starts
+        side.run(resident[:1])
     took = common.in_turns(works(sides, resident, folder, updates), rounds)
     memory = (jax.devices()[0].memory_stats() or {}) if not sets else {}
     return {
@@ -94,12 +106,12 @@ def cell(base: Config, sets: Sequence[str], folder: Path, rounds: int, updates: 
     }
 
 
-def begun(wanted: Variant, pool: dict[str, Held], blocks: Sequence[jax.Array]) -> tuple[Side, dict[str, Any]]:
-    """A side that has done a step on each block, and the seconds that it took to compile."""
-    side = Side(wanted, pool)
-    compiled = compile_times(side)
+def taken_up(side: Side, programs: Path, blocks: Sequence[jax.Array]) -> float:
+    """Seconds to load the program that another process compiled; the side then does a step on each block."""
+    with cache_in(str(programs)):
+        seconds = side.compile()
     side.run(blocks)
-    return side, compiled
+    return seconds
 
 
 def works(
@@ -153,22 +165,43 @@ def trial(
     options: argparse.Namespace, config: str, micro_batch: int, sets: Sequence[str], share: float
 ) -> dict[str, Any]:
     """One cell in a process of its own: its figures, or `{"error": …}`, with `full` if the memory was too small."""
+    words = ["--configs", config, "--micro-batch", str(micro_batch), "--tokens", str(options.tokens)]
+    words += ["--rounds", str(options.rounds), "--updates", str(options.updates)]
+    words += ["--tiny"] if options.tiny else []
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{share:.4f}"} if share else {}
     with tempfile.TemporaryDirectory() as place:
+        for number, text in enumerate(sets):
+            compile_apart(words, text, programs_of(place, number))
         out = Path(place) / "cell.json"
-        words = ["--cell", "--configs", config, "--micro-batch", str(micro_batch), "--out", str(out)]
-        words += ["--rounds", str(options.rounds), "--updates", str(options.updates), "--tokens", str(options.tokens)]
-        words += [word for text in sets for word in ("--set", text)] + (["--tiny"] if options.tiny else [])
-        environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{share:.4f}"} if share else {}
-        done = common.child([__file__, *words], **environment)
+        given = [word for text in sets for word in ("--set", text)]
+        done = common.child([__file__, "--cell", place, *words, *given, "--out", str(out)], **environment)
         if done.returncode == 0:
             found: dict[str, Any] = json.loads(out.read_text())
             return found
-    last = [line for line in done.stderr.splitlines() if line.strip()][-3:]
     return {
         "micro_batch": micro_batch,
         "full": any(word in done.stderr for word in FULL) or done.returncode == -9,
-        "error": " ".join(last)[-500:] or f"status {done.returncode}",
+        "error": last_words(done),
     }
+
+
+def programs_of(place: str, number: int) -> Path:
+    """Where the program of that --set is kept for its cell."""
+    return Path(place) / f"programs-{number}"
+
+
+def compile_apart(words: Sequence[str], text: str, programs: Path) -> None:
+    """Compiles a --set in a process of its own; how long it took, or why it failed, stands beside its program."""
+    file = programs / COMPILED
+    done = common.child([__file__, "--compile", str(programs), *words, "--set", text, "--out", str(file)])
+    if done.returncode:
+        common.ready(file)
+        common.write(file, {"error": last_words(done)})
+
+
+def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-3:]
+    return " ".join(last)[-500:] or f"status {done.returncode}"
 
 
 def largest(fits: Callable[[int], bool], most: int = MOST) -> int:
@@ -183,7 +216,7 @@ def largest(fits: Callable[[int], bool], most: int = MOST) -> int:
 
 
 def fit(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The largest micro-batch of each config and remat policy within each of --memory (GiB), or in the whole device."""
+    """The largest micro-batch of each config and remat policy within each of --memory (GiB), or what JAX takes."""
     cases = product(options.configs.split(","), options.memory or [0.0], ("none", "attention", "blocks"))
     for config, gib, policy in cases:
         seen: dict[int, dict[str, Any]] = {}
@@ -197,7 +230,8 @@ def fit(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             return live is not None and (not gib or options.on_gpu or live <= gib * GIB)
 
         size = largest(fits, options.most)
-        print(f"{config}: {policy:<9} {f'{gib:g} GiB' if gib else 'whole device':<13} {size}", flush=True)
+        room = f"{gib:g} GiB" if gib else "JAX's share"
+        print(f"{config}: {policy:<9} {room:<13} {size}", flush=True)
         yield {"config": config, "gib": gib or None, "remat": policy, "micro_batch": size, "tried": seen}
 
 
@@ -246,11 +280,12 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     add("--updates", type=common.count, help="steps timed in a turn (default: 3)")
     add("--tokens", type=common.count, help="random tokens in the file (default: 100 million; 200,000 with --tiny)")
     add("--fit", action="store_true", help="find the largest micro-batch of each remat policy instead")
-    add("--memory", type=float, nargs="*", default=[], metavar="GIB", help="with --fit: GiB to keep within, 0 for all")
+    add("--memory", type=float, nargs="*", default=[], metavar="GIB", help="with --fit: GiB (0: what JAX takes)")
     add("--most", type=common.count, default=MOST, help=f"with --fit: the largest micro-batch to try (default: {MOST})")
     add("--tiny", action="store_true", help="a one-layer model: shows that the script runs anywhere")
     add("--out", type=Path, help="JSON file for the raw figures")
-    add("--cell", action="store_true", help=argparse.SUPPRESS)
+    add("--cell", metavar="FOLDER", help=argparse.SUPPRESS)
+    add("--compile", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     options.rounds = options.rounds or (2 if options.tiny else 10)
     options.updates = options.updates or (1 if options.tiny else 3)
@@ -263,36 +298,39 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def device() -> dict[str, Any]:
-    """What the device is, asked in a process that gives it back."""
-    done = common.child([str(Path(common.__file__))])
-    if done.returncode:
-        print(done.stderr.strip() or "JAX does not start; python -m jaxgpt.doctor says why", file=sys.stderr)
-        raise SystemExit(done.returncode)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def one_cell(options: argparse.Namespace) -> dict[str, Any]:
     """The first config at the first micro-batch, in this process."""
     runtime.set_up()
     with tempfile.TemporaryDirectory() as place:
         common.random_tokens(Path(place), options.tokens)
-        config = named(options.configs)
-        config = sized(config.replace(TINY) if options.tiny else config, options.micro_batch[0])
-        return cell(config, options.set, Path(place), options.rounds, options.updates)
+        sets = {text: programs_of(options.cell, number) for number, text in enumerate(options.set)}
+        return cell(first_config(options, Path(place)), sets, Path(place), options.rounds, options.updates)
+
+
+def one_program(options: argparse.Namespace) -> dict[str, Any]:
+    """The seconds that the one --set takes to compile; its program is left in the folder."""
+    runtime.set_up()
+    wanted = variant(first_config(options, Path("nowhere")), options.set[0])
+    with cache_in(options.compile):
+        return {"compile_cold_s": Side(wanted, {}).compile()}
+
+
+def first_config(options: argparse.Namespace, folder: Path) -> Config:
+    config = named(options.configs)
+    config = sized(config.replace(TINY) if options.tiny else config, options.micro_batch[0])
+    return prepared(config, folder, options)
 
 
 def main(argv: Sequence[str]) -> int:
     options = parsed(argv)
     common.ready(options.out)
-    if options.cell:
-        common.write(options.out, one_cell(options))
+    if options.cell or options.compile:
+        common.write(options.out, one_cell(options) if options.cell else one_program(options))
         return 0
     for text in options.configs.split(","):
         for one in ["", *options.set]:
             variant(named(text), one) if one else named(text)  # a mistake is told before an hour of work
-    found: dict[str, Any] = {"about": device(), "command": ["bench/step.py", *argv]}
+    found: dict[str, Any] = {"about": common.about_from_outside(), "command": ["bench/step.py", *argv]}
     options.on_gpu = found["about"]["platform"] == "gpu"
     given = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", JAX_SHARE))
     whole = (found["about"]["bytes_limit"] or 0) / given / GIB

@@ -17,6 +17,7 @@ waiting for a core does not count into.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # the sides share the device's memory
         )
         self.versions: dict[str, str] = self._ask(json.dumps(dataclasses.asdict(order)))["versions"]
 
@@ -65,7 +67,8 @@ class Side:
 
     def close(self) -> None:
         """Ends the process and waits for it."""
-        self._process.communicate()
+        with contextlib.suppress(BrokenPipeError):  # it ended by itself
+            self._process.communicate()
         self._log.close()
 
     @property
@@ -116,20 +119,35 @@ def orders(options: argparse.Namespace, config: Config) -> dict[str, Order]:
     return {name: dataclasses.replace(order, cores=options.cores) for name, order in found.items()}
 
 
-def compete(wanted: dict[str, Order], rounds: int, updates: int) -> list[Side]:
-    """Builds every side, then lets them take turns."""
+def compete(wanted: dict[str, Order], rounds: int, updates: int) -> tuple[list[Side], dict[str, str]]:
+    """Builds every side, then lets them take turns: who came through, and why the others (never ours) did not."""
     sides: list[Side] = []
+    failed: dict[str, str] = {}
     try:
         for name, order in track(wanted.items(), "building", console=Console(stderr=True), transient=True):
-            sides.append(Side(name, order))
+            with noted(failed, name):
+                sides.append(Side(name, order))
         for _ in track(range(rounds), "rounds", console=Console(stderr=True), transient=True):
             for side in sides:
-                time.sleep(PAUSE)
-                side.turn(updates)
-        return sides
+                if side.name not in failed:
+                    time.sleep(PAUSE)
+                    with noted(failed, side.name):
+                        side.turn(updates)
+        return [side for side in sides if side.name not in failed], failed
     finally:
         for side in sides:
             side.close()
+
+
+@contextlib.contextmanager
+def noted(failed: dict[str, str], name: str) -> Iterator[None]:
+    """Keeps why a rival ended (C063), such as for want of memory; without us there is nothing to compare."""
+    try:
+        yield
+    except ConfigError as error:
+        if name == "jaxgpt" or error.code != "C063":
+            raise
+        failed[name] = error.message
 
 
 def interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
@@ -197,22 +215,25 @@ def parsed(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     return config, options
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     config, options = parsed(argv)
     common.ready(options.json)
     wanted = orders(options, config)
     for order in wanted.values():
         if order.kind == "nanogpt":
             check(order)
-    sides = compete(wanted, options.rounds, options.updates)
+    sides, failed = compete(wanted, options.rounds, options.updates)
     found = figures(sides, config.tokens_per_step, options.cpu_time)
     show(found, config, options.cpu_time)
+    for name, why in failed.items():
+        print(f"{name} does not run: {why}")
     if options.json:
         about: dict[str, Any] = {"cores": options.cores or len(os.sched_getaffinity(0)), "cpu_time": options.cpu_time}
         about["python"] = platform.python_version()
         about |= {"machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}
-        result = {"about": about, "config": config.to_dict(), "sides": found}
+        result = {"about": about, "config": config.to_dict(), "sides": found, "failed": failed}
         common.write(options.json, result)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

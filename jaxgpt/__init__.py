@@ -13,6 +13,14 @@ __path__ = extend_path(__path__, __name__)
 
 __version__ = "0.1.0"
 
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # `python -m jaxgpt.…` has only begun to import: Ctrl-C ends it without a traceback until `errors.run` takes over.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+def _is_command() -> bool:
+    """Whether this process is `python -m jaxgpt.…` and has only begun to import it."""
+    words = iter(sys.orig_argv[1:])
+    option = next((word for word in words if word.startswith("-m")), "")
+    module = option[2:] or next(words, "")
+    return sys.argv[:1] == ["-m"] and module.partition(".")[0] == __name__
+
+
+if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback until `errors.run` takes over

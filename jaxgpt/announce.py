@@ -2,11 +2,10 @@
 
 import math
 import shlex
-from pathlib import Path
 
 import jax
 
-from jaxgpt import dataset, runlog
+from jaxgpt import dataset, runlog, runtime
 from jaxgpt.budget.flops import non_embedding_parameters, parameters
 from jaxgpt.config import Config, Run
 from jaxgpt.dataset import Data
@@ -30,7 +29,7 @@ def opening(config: Config, tokens: Data, devices: list[jax.Device], folder: Run
         f"device: {len(devices)} x {devices[0].device_kind} ({kernel})",
         f"run: {folder.path}, " + (f"resumed at step {first:,}" if first else "new") + f", {config.run.steps:,} steps",
     ]
-    if config.mesh.device == "auto" and devices[0].platform == "cpu" and _cuda_card():
+    if config.mesh.device == "auto" and devices[0].platform == "cpu" and runtime.gpu_driver():
         lines.append(f"note: there is an NVIDIA GPU here that JAX does not see: {FOR_A_GPU}")
     if sequences / windows > 4:
         lines.append("warning: more than 4 epochs are planned; repeated tokens teach less and less")
@@ -86,7 +85,3 @@ def already_done(folder: RunFolder, step: int) -> str:
         f"  python -m jaxgpt.sample {path} --prompt 'TEXT'\n"
         f"  a new run: --run.name NEW; to train this one on: --run.name NEW --run.steps {2 * step} --fork {path}"
     )
-
-
-def _cuda_card() -> bool:
-    return Path("/proc/driver/nvidia/version").exists()

@@ -180,7 +180,8 @@ def load(folder: RunFolder, which: str = "latest") -> Loaded:
 
 def resolved(config: Config, mesh: Mesh) -> Config:
     """`config` with the model's `auto` settings replaced by what suits the devices of `mesh`."""
-    settings = model.resolve(config.model, mesh.devices.flat[0].platform)
+    device = mesh.devices.flat[0]
+    settings = model.resolve(config.model, device.platform, getattr(device, "compute_capability", ""))
     return dataclasses.replace(config, model=settings)
 
 

@@ -20,6 +20,7 @@ from jaxgpt import config, kernels
 from jaxgpt.errors import ConfigError
 
 INIT_STD = 0.02
+AMPERE = 8.0  # compute capability of the first GPUs whose attention cuDNN writes for bfloat16
 
 
 class KVCache(NamedTuple):
@@ -324,22 +325,24 @@ def compute_dtype(settings: config.Model) -> Any:
     return {"bfloat16": jnp.bfloat16, "float32": jnp.float32}[settings.dtype]
 
 
-def resolve(settings: config.Model, platform: str) -> config.Model:
-    """`settings` with `auto` replaced by what suits `platform` ("cpu", "gpu").
+def resolve(settings: config.Model, platform: str, capability: str = "") -> config.Model:
+    """`settings` with `auto` replaced by what suits `platform` ("cpu", "gpu") of that CUDA compute capability.
 
     Raises `ConfigError` C023 where cuDNN's attention is asked for and cannot run.
     """
     dtype = settings.dtype if settings.dtype != "auto" else "bfloat16" if platform == "gpu" else "float32"
-    obstacle = _cudnn_obstacle(settings, platform, dtype)
+    obstacle = _cudnn_obstacle(settings, platform, dtype, capability)
     if settings.attention == "cudnn" and obstacle:
         raise ConfigError("C023", f"model.attention = cudnn cannot run here: {obstacle}", "--model.attention auto")
     attention = settings.attention if settings.attention != "auto" else "xla" if obstacle else "cudnn"
     return dataclasses.replace(settings, dtype=dtype, attention=attention)
 
 
-def _cudnn_obstacle(settings: config.Model, platform: str, dtype: str) -> str:
+def _cudnn_obstacle(settings: config.Model, platform: str, dtype: str, capability: str) -> str:
     if platform != "gpu":
         return f"the device is a {platform}"
+    if capability and float(capability) < AMPERE:
+        return f"it needs a GPU of compute capability {AMPERE:g} (Ampere) or newer, not {capability}"
     if dtype != "bfloat16":
         return f"it needs model.dtype = bfloat16, not {dtype}"
     if settings.head_size % 8 or settings.head_size > 128:

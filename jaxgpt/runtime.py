@@ -16,7 +16,7 @@ import jaxgpt
 from jaxgpt import _loader
 from jaxgpt.errors import ConfigError
 
-DRIVER_NODES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # NVIDIA's driver on Linux, Windows' for WSL 2
+DRIVER_NODES = (Path("/dev/nvidiactl"), Path("/usr/lib/wsl/lib/libcuda.so.1"))  # NVIDIA's driver on Linux, in WSL 2
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
 
@@ -41,7 +41,7 @@ def set_up() -> None:
 
 
 def gpu_driver() -> bool:
-    """Whether a GPU's driver is here, so that steps will run on a GPU; JAX cannot be asked before it starts."""
+    """Whether NVIDIA's driver is here, so that steps will run on a GPU; JAX cannot be asked before it starts."""
     return any(node.exists() for node in DRIVER_NODES)
 
 

@@ -296,7 +296,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=1337, help="same seed, same text (default: 1337)")
     parser.add_argument("--stop", help="text before which a sample ends")
     options = parser.parse_args(argv)
-    for name, least, bits in (("samples", 1, 31), ("tokens", 1, 63), ("seed", 0, 63)):
+    for name, least, bits in (("samples", 1, 31), ("tokens", 1, 63), ("seed", 0, 32)):
         if not least <= (given := getattr(options, name)) < 2**bits:
             raise ConfigError("C009", f"--{name} = {given}; must be {least} or more, and below 2^{bits}")
     sampling = Sampling(options.temperature, options.top_k, options.top_p)

@@ -31,12 +31,10 @@ def bench(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def test_a_cell_measures_base_loader_and_sides_in_turns(tmp_path: Path) -> None:
-    step, common = bench("step"), bench("common")
-    common.random_tokens(tmp_path, 20_000)
-    config = step.sized(load("fineweb40m").replace(step.TINY), 2)
-    config = config.replace({"mesh": {"data_parallel": 1}})
-    found = step.cell(config, ["model.remat=blocks,model.loss_chunk=32"], tmp_path, 2, 2)
+def test_a_cell_measures_base_loader_and_sides_in_turns() -> None:
+    step = bench("step")
+    options = step.parsed(["--tiny", "--rounds", "2", "--updates", "2"])
+    found = step.trial(options, "fineweb40m", 2, ["model.remat=blocks,model.loss_chunk=32"], 0.0)
     assert json.loads(json.dumps(found)) == found
     assert list(found["sides"]) == ["base", "model.remat=blocks,model.loss_chunk=32", "loader"]
     for side in found["sides"].values():
@@ -114,11 +112,12 @@ def test_one_command_runs_every_part_and_one_that_fails_stops_no_other(
 
     def run(part: Any) -> tuple[Any, str]:
         ran.append(part.name)
-        answers = {"step": {"about": {"device": "a"}}, "start": {"config": {}, "warm": {"ms_per_step": 1.0}}}
+        answers = {"start": {"config": {}, "warm": {"ms_per_step": 1.0}}}
         return answers.get(part.name), "no" if part.name == "transfer" else ""
 
     monkeypatch.setattr(gpu, "run", run)
     monkeypatch.setattr(gpu, "check", lambda order: None)
+    monkeypatch.setattr(gpu.common, "about_from_outside", lambda: {"device": "a", "commit": "b"})
     words = ["--nanogpt", "x", "--out", str(tmp_path / "new" / "out.json")]
     assert gpu.main(words) == 1
     own = ["doctor", "numerics", "transfer", "start", "step", "attention", "sides", "sample", "sample_reference", "fit"]
@@ -133,14 +132,17 @@ def test_one_command_runs_every_part_and_one_that_fails_stops_no_other(
 
 def test_a_result_of_another_commit_or_kind_is_not_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, file = bench("gpu"), tmp_path / "out.json"
+    here = {"device": "a", "commit": "b"}
     monkeypatch.setattr(gpu, "run", lambda part: (None, ""))
+    monkeypatch.setattr(gpu.common, "about_from_outside", lambda: here)
     assert gpu.main(["--tiny", "--only", "doctor", "--out", str(file)]) == 0
     before = file.read_text()
     with pytest.raises(ConfigError, match="C041"):
         gpu.main(["--only", "start", "--out", str(file)])
-    monkeypatch.setattr(bench("common"), "commit", lambda: "another")
-    with pytest.raises(ConfigError, match="C041"):
-        gpu.main(["--tiny", "--only", "start", "--out", str(file)])
+    for other in ({"commit": "c"}, {"device": "d"}, {"commit": "b+"}, {"commit": None}):
+        monkeypatch.setattr(gpu.common, "about_from_outside", lambda other=other: here | other)
+        with pytest.raises(ConfigError, match="C041"):
+            gpu.main(["--tiny", "--only", "start", "--out", str(file)])
     assert file.read_text() == before
     file.write_text("notes of mine")
     with pytest.raises(ConfigError, match="C041"):
@@ -153,6 +155,7 @@ def test_a_part_or_a_checkout_that_is_not_there_is_told_before_anything_runs(
 ) -> None:
     gpu = bench("gpu")
     monkeypatch.setattr(gpu, "run", lambda part: pytest.fail(part.name))
+    monkeypatch.setattr(gpu.common, "about_from_outside", lambda: {"device": "a", "commit": "b"})
     with pytest.raises(ConfigError, match="C017]: --only nosuch"):
         gpu.main(["--only", "nosuch"])
     with pytest.raises(ConfigError, match="C060"):
@@ -212,12 +215,10 @@ def test_a_platform_that_is_not_there_is_a_sentence() -> None:
     assert done.stderr.startswith("error[C020]")
 
 
-def test_a_side_that_does_not_run_stops_no_other(tmp_path: Path) -> None:
-    step, common = bench("step"), bench("common")
-    common.random_tokens(tmp_path, 20_000)
-    config = step.sized(load("fineweb40m").replace(step.TINY | {"mesh": {"data_parallel": 1}}), 2)
+def test_a_side_that_does_not_run_stops_no_other() -> None:
+    step = bench("step")
     sets = ["xla_no_such_option=1", "model.attention=cudnn", "model.loss_chunk=16", "model.n_embd=48"]
-    found = step.cell(config, sets, tmp_path, 2, 1)
+    found = step.trial(step.parsed(["--tiny", "--updates", "1"]), "fineweb40m", 2, sets, 0.0)
     assert list(found["sides"]) == ["base", "model.loss_chunk=16", "model.n_embd=48", "loader"]
     assert list(found["failed"]) == sets[:2]
     assert "xla_no_such_option" in found["failed"][sets[0]]

@@ -1,9 +1,10 @@
 """The update as `train` would make it on the device at hand, against the oracle: on a GPU with cuDNN's attention.
 
 Tests take the CPU unless told otherwise: `JAX_PLATFORMS= python -m pytest tests/test_device.py` takes the GPU that is
-there. `bench/gpu.py` does so.
+there. `bench/gpu.py` does so, and says by JAXGPT_TEST_DEVICE=gpu that a CPU will not do.
 """
 
+import os
 from typing import Any
 
 import jax
@@ -39,5 +40,6 @@ def test_loss_and_gradient_of_this_devices_update_are_the_oracles(name: str, dty
 def test_attention_is_cudnns_on_a_gpu_and_nowhere_else() -> None:
     changes = SHAPES["gpt2"] | {"dtype": "bfloat16", "attention": attention("bfloat16", SHAPES["gpt2"])}
     on_gpu = jax.default_backend() == "gpu"
+    assert jax.default_backend() == os.environ.get("JAXGPT_TEST_DEVICE", jax.default_backend())
     assert (changes["attention"] == "cudnn") == on_gpu
     assert ("__cudnn$fmha" in compiled(configured(**changes)).as_text()) == on_gpu

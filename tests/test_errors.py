@@ -334,12 +334,25 @@ def test_an_interrupt_before_a_command_begins_ends_it_without_a_traceback(tmp_pa
     (tmp_path / "jax.py").write_text(heavy)  # stands before the real ones on the path
     (tmp_path / "numpy.py").write_text(heavy)
     paths = os.pathsep.join([str(tmp_path), str(Path(jaxgpt.__file__).parents[1])])
-    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background shell's does not
-    start = f"{heeds}; import runpy, sys; sys.argv = ['-m']; runpy.run_module('jaxgpt.{module}', run_name='__main__')"
-    done = subprocess.run(
-        [sys.executable, "-c", start], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
-    )
+    done = interruptible([sys.executable, "-m", f"jaxgpt.{module}"], paths)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def interruptible(command: list[str], paths: str) -> subprocess.CompletedProcess[str]:
+    """Runs it with Python's own handling of SIGINT, which a background shell turns off."""
+    heeds = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    started = [sys.executable, "-c", heeds, *command]
+    return subprocess.run(started, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+
+
+def test_another_program_that_imports_jaxgpt_keeps_its_interrupts(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/__init__.py").write_text("import jaxgpt\n")
+    kill = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / "theirs/__main__.py").write_text(f"{kill}except KeyboardInterrupt:\n    print('theirs')\n")
+    paths = os.pathsep.join([str(tmp_path), str(Path(jaxgpt.__file__).parents[1])])
+    done = interruptible([sys.executable, "-m", "theirs", "jaxgpt.train"], paths)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "theirs\n", "")
 
 
 def test_a_command_that_begins_hears_interrupts_again() -> None:

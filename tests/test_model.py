@@ -241,6 +241,13 @@ def test_bfloat16_logits_come_in_float32_and_near_float32s(settings: Model) -> N
     assert float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)) < 0.03
 
 
+def test_an_older_gpu_than_ampere_has_no_cudnn_attention() -> None:
+    assert model.resolve(Model(), "gpu", "7.5").attention == "xla"
+    assert model.resolve(Model(), "gpu", "8.0").attention == "cudnn"
+    with pytest.raises(ConfigError, match="compute capability 8"):
+        model.resolve(Model(attention="cudnn"), "gpu", "7.5")
+
+
 def resolved(platform: str, **changes: Any) -> tuple[str, str]:
     settings = model.resolve(Model(**changes), platform)
     return settings.dtype, settings.attention

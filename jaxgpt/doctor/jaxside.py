@@ -1,6 +1,7 @@
 """The probe's process, and what its answers mean."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -47,7 +48,8 @@ class Probe:
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace")
+        small = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # else it would be found to hold the memory
+        self._process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace", env=small)
 
     def answer(self, seconds: float) -> Answer:
         """Waits for at most that long; then the probe is ended, and what it had said by then is the answer."""

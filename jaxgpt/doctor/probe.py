@@ -72,18 +72,15 @@ def direct_copy(jax: Any, device: Any) -> None:
     """A page-aligned buffer, registered with the client and copied to the device."""
     import numpy as np
 
-    with mmap.mmap(-1, 16 * PAGE) as memory:
-        sent = np.frombuffer(memory, np.uint16)
-        sent[:] = np.arange(len(sent))
-        address = sent.ctypes.data
-        device.client.dma_map(address, sent.nbytes)
-        try:
-            arrived = np.array(jax.device_put(sent, device).block_until_ready())
-        finally:
-            device.client.dma_unmap(address)
-        equal = bool((arrived == sent).all())
-        del sent
-    if not equal:
+    sent = np.frombuffer(mmap.mmap(-1, 16 * PAGE), np.uint16)  # JAX may hold it for longer than we do
+    sent[:] = np.arange(len(sent))
+    address = sent.ctypes.data
+    device.client.dma_map(address, sent.nbytes)
+    try:
+        arrived = np.array(jax.device_put(sent, device).block_until_ready())
+    finally:
+        device.client.dma_unmap(address)
+    if not (arrived == sent).all():
         raise ArithmeticError("the copy differs from what was sent")
 
 

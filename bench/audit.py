@@ -37,7 +37,7 @@ import numpy as np
 import scipy.sparse
 
 from jaxgpt import _loader
-from jaxgpt.dataset import Data, open_folder
+from jaxgpt.data.dataset import Data, open_folder
 
 THRESHOLD, WIDTH, NUM_PERM = 0.8, 5, 128
 EDITS = (0, 1, 2, 3, 4, 5, 10, 20, 30, 40)

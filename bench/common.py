@@ -56,7 +56,8 @@ def about() -> dict[str, Any]:
     import jaxlib
 
     import jaxgpt
-    from jaxgpt import config, mesh
+    from jaxgpt import config
+    from jaxgpt.training import mesh
 
     device = mesh.make_mesh(config.Mesh(data_parallel=1), 1).devices.flat[0]
     return {

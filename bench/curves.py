@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.budget.scaling import repetition
+from jaxgpt.budget.scaling_law import repetition
 from jaxgpt.diagnose.annealing import Curve
 from jaxgpt.diagnose.course import Course
 

@@ -29,8 +29,8 @@ import common
 from cuda_options import SWITCHES
 from rivals import Order, check
 
+from jaxgpt.config.command_line import load
 from jaxgpt.errors import ConfigError
-from jaxgpt.overrides import load
 
 HERE = Path(__file__).parent
 SIDES = (

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxgpt import model, optim
 from jaxgpt.config import Config, Model
+from jaxgpt.model import gpt
+from jaxgpt.training import optimizer as optim
 
 
 class Block(nnx.Module):
@@ -44,10 +45,10 @@ class GPT(nnx.Module):
 
 def build(config: Config) -> tuple[Any, Any]:
     """A jitted update of (state, tokens [A, B, W]) -> (state, loss), and the first state."""
-    resolved = model.resolve(config.model, jax.devices()[0].platform)
-    gpt = GPT(resolved, model.compute_dtype(resolved), nnx.Rngs(config.run.seed))
+    resolved = gpt.resolve(config.model, jax.devices()[0].platform)
+    network = GPT(resolved, gpt.compute_dtype(resolved), nnx.Rngs(config.run.seed))
     optimizer = optim.make(config.optim, config.run.steps)
-    graphdef, params = nnx.split(gpt, nnx.Param)
+    graphdef, params = nnx.split(network, nnx.Param)
 
     def loss_of(params: Any, tokens: jax.Array) -> jax.Array:
         tokens = tokens.astype(jnp.int32)

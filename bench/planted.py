@@ -37,8 +37,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from jaxgpt import _loader, dataset
+from jaxgpt import _loader
 from jaxgpt.config import Config, Data, Mesh, Model, Optim, Run
+from jaxgpt.data import dataset
 
 STEPS, EPOCHS, DIGITS = 350, 50, 5
 DERIVED = ("mfu", "tokens_per_second")  # fields of a step that follow from others

@@ -95,20 +95,22 @@ def stages(paths: Sequence[str], folder: Path) -> dict[str, float]:
     def imports() -> None:
         import awkward  # noqa: F401
 
-        import jaxgpt.prepare  # noqa: F401
+        import jaxgpt.prepare.pipeline  # noqa: F401
 
     stage("imports", imports)
-    from jaxgpt import _loader, corpus, tokenizer
-    from jaxgpt.preparation import memory
-    from jaxgpt.preparation.encoder import Encoder
+    from jaxgpt import _loader
+    from jaxgpt.data import tokenizer
+    from jaxgpt.prepare import sources
+    from jaxgpt.prepare.encoder import Encoder
+    from jaxgpt.utils import malloc as memory
 
     memory.reuse()
     encoder = Encoder(tokenizer.gpt2())
     stage("tokenizer, and its copy for gigatoken", encoder.ready)
-    sources = corpus.find_sources(list(paths))
-    stage("checksums of the sources", lambda: [corpus.checksum(source) for source in sources])
-    stage("reading parquet", lambda: sum(len(batch.texts) for source in sources for batch in corpus.read(source)))
-    batches = [batch for source in sources for batch in corpus.read(source)]
+    sources = sources.find_sources(list(paths))
+    stage("checksums of the sources", lambda: [sources.checksum(source) for source in sources])
+    stage("reading parquet", lambda: sum(len(batch.texts) for source in sources for batch in sources.read(source)))
+    batches = [batch for source in sources for batch in sources.read(source)]
     lots = stage("encoding", lambda: [encoder.encode(batch.texts) for batch in batches])
     splitter = _loader.Splitter(folder, "uint16", shard_tokens=10**8, end_of_text=50256)
     stage("splitting and writing", lambda: [splitter.add(lot.encoded, 0, len(lot.encoded)) for lot in lots])

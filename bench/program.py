@@ -34,13 +34,15 @@ from rich.console import Console
 from rich.progress import track
 from sides import Variant, variant
 
-from jaxgpt import model, optim, step
 from jaxgpt.budget import devices
-from jaxgpt.budget.flops import attention_flops_per_token
 from jaxgpt.config import Config
+from jaxgpt.config.command_line import load
+from jaxgpt.config.model_size import attention_flops_per_token
 from jaxgpt.errors import ConfigError
-from jaxgpt.mesh import over_batch
-from jaxgpt.overrides import load
+from jaxgpt.model import gpt
+from jaxgpt.training import optimizer as optim
+from jaxgpt.training import step
+from jaxgpt.training.mesh import over_batch
 
 SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, LAUNCH = 0.88, 0.75, 2e-6  # within the ranges of budget.time, which says why
 NO_PLUGIN = "this needs JAX's CUDA plugin, though no GPU"
@@ -110,7 +112,7 @@ def compiled(wanted: Variant, device: devices.Device) -> Any:
         topology = topologies.get_topology_desc(platform="cuda", target_config=described(device), topology="1x1x1")
     except RuntimeError as error:
         raise ConfigError("C042", f"{NO_PLUGIN}: {error}", "pip install '.[cuda13]'") from error
-    config = replace(wanted.config, model=model.resolve(wanted.config.model, "gpu"))
+    config = replace(wanted.config, model=gpt.resolve(wanted.config.model, "gpu"))
     mesh = Mesh(np.array(topology.devices[:1]), ("data",))
     optimizer = optim.make(config.optim, config.run.steps)
     shape = (config.data.accum, config.data.micro_batch, config.model.block_size + 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxgpt.corpus import find_sources, read
+from jaxgpt.prepare.sources import find_sources, read
 
 
 def ours(paths: Sequence[Path]) -> int:

@@ -1,4 +1,4 @@
-"""Fits the loss law of `jaxgpt.budget.scaling` again and writes docs/budget-accuracy.md: constants, errors, coverage.
+"""Fits the loss law of `jaxgpt.budget.scaling_law` again; writes docs/budget-accuracy.md: constants, errors, coverage.
 
     python bench/refit.py FORECAST_DATA [--out docs/budget-accuracy.md]
 
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgpt.budget import scaling
-from jaxgpt.budget.references import REFERENCES, Reference
-from jaxgpt.budget.scaling import CORPORA, FITTED_RATIO, LAW, Law, Question, Recipe, expect
+from jaxgpt.budget import scaling_law
+from jaxgpt.budget.published_runs import REFERENCES, Reference
+from jaxgpt.budget.scaling_law import CORPORA, FITTED_RATIO, LAW, Law, Question, Recipe, expect
 
 LEAST_PARAMETERS = 15e6
 POSITIONS = 786_432  # GPT-2's learned positions, which some sources count
@@ -57,7 +57,7 @@ class Point:
     @property
     def cautious(self) -> float:
         """How much of the cost of a cautious learning rate it bears, 0 to 1."""
-        return scaling.recipe_terms(self.ask())["cautious"] / LAW.cautious
+        return scaling_law.recipe_terms(self.ask())["cautious"] / LAW.cautious
 
 
 def fineweb_runs() -> list[Point]:
@@ -67,7 +67,7 @@ def fineweb_runs() -> list[Point]:
 
 def _of_reference(run: Reference) -> Point:
     stated = re.search(r"at ([\d.e-]+)", run.what)
-    rate = float(stated[1]) if stated else scaling.tuned_learning_rate(run.parameters)
+    rate = float(stated[1]) if stated else scaling_law.tuned_learning_rate(run.parameters)
     return Point(run.corpus, run.parameters, run.tokens, run.loss, rate, run.unique, run.what)
 
 
@@ -82,7 +82,7 @@ def porian(folder: Path, name: str, corpus: str) -> list[Point]:
     for line in rows_of(folder / name):
         size, tokens, loss = (float(line[key]) for key in "NDL")
         if size >= LEAST_PARAMETERS and tokens / size >= FITTED_RATIO:
-            found.append(Point(corpus, size, tokens, loss, scaling.tuned_learning_rate(size)))
+            found.append(Point(corpus, size, tokens, loss, scaling_law.tuned_learning_rate(size)))
     return found
 
 
@@ -134,7 +134,7 @@ def published(folder: Path) -> list[Point]:
         size = float(line["n_params_total"])
         if size in (124_475_904.0, 124_400_000.0):
             size -= POSITIONS
-        tuned = scaling.tuned_learning_rate(size)
+        tuned = scaling_law.tuned_learning_rate(size)
         stock = "llm.c" in line["arch"] or "nanoGPT" in line["arch"]
         adam = "Muon" not in line["arch"] and not re.search("Shampoo|SOAP|spectral|AdamH", line["arch"])
         same = corpus == "fineweb" and adam
@@ -261,7 +261,9 @@ def fineweb_table(runs: list[Point], others: list[list[Point]]) -> list[str]:
             f"| {run.what} | {run.parameters / 1e6:.1f}M | {run.tokens / 1e9:.2f}B | {run.loss:.4f} | "
             f"{with_term:+.3f} | {without:+.3f} |"
         )
-    hits = sum(abs(error) <= scaling.Z80 * math.hypot(scaling.SAME_RECIPE, CORPORA["fineweb"].sd) for error in termed)
+    hits = sum(
+        abs(error) <= scaling_law.Z80 * math.hypot(scaling_law.SAME_RECIPE, CORPORA["fineweb"].sd) for error in termed
+    )
     low, high = binomial(hits, len(runs))
     grouped = [error for n, error in enumerate(termed) if n not in stock] + [float(np.mean(together))]
     return [

@@ -62,9 +62,10 @@ def jaxgpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
     import jax
 
     import jaxgpt
-    from jaxgpt import checkpoint, mesh, optim, runtime, step
+    from jaxgpt.training import checkpoint, jax_setup, mesh, step
+    from jaxgpt.training import optimizer as optim
 
-    runtime.set_up()
+    jax_setup.set_up()
     config = order.parsed()
     place = mesh.make_mesh(config.mesh, config.data.micro_batch)
     config = checkpoint.resolved(config, place)

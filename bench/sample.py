@@ -21,9 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxgpt import model, runtime, sample, step
+from jaxgpt import sample
 from jaxgpt.config import Model
-from jaxgpt.overrides import load
+from jaxgpt.config.command_line import load
+from jaxgpt.model import gpt
+from jaxgpt.training import jax_setup, step
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 64, "vocab_size": 256}
 
@@ -49,8 +51,8 @@ def without_cache(graphdef: Any, params: Any, prompt_BxP: np.ndarray, count: int
 def measure(settings: Model, batch: int, prompt: int, count: int, rounds: int) -> dict[str, Any]:
     """Both ways at one batch size, and whether they wrote the same."""
     graphdef = step.graph(settings)
-    params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(model.GPT(settings, rngs=nnx.Rngs(0)))))()
-    cast = jax.jit(lambda params: step.cast_matrices(params, model.compute_dtype(settings)))(params)
+    params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(gpt.GPT(settings, rngs=nnx.Rngs(0)))))()
+    cast = jax.jit(lambda params: step.cast_matrices(params, gpt.compute_dtype(settings)))(params)
     prompts = np.random.default_rng(0).integers(0, settings.vocab_size, (batch, prompt), dtype=np.int32)
     how: dict[str, Any] = {"settings": settings, "vocab_size": settings.vocab_size, "sampling": sample.Sampling(0.0)}
     sides: dict[str, Callable[[], np.ndarray]] = {
@@ -91,9 +93,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
     options = parser.parse_args(argv)
     common.ready(options.out)
-    runtime.set_up()
+    jax_setup.set_up()
     about = common.about()
-    settings = model.resolve(
+    settings = gpt.resolve(
         load(options.config).replace({"model": TINY} if options.tiny else {}).model, about["platform"]
     )
     if options.tiny:

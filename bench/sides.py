@@ -14,12 +14,13 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxgpt import optim, step
-from jaxgpt.checkpoint import resolved
 from jaxgpt.config import Config
+from jaxgpt.config.command_line import Parser, parse_config
 from jaxgpt.errors import ConfigError
-from jaxgpt.mesh import make_mesh, over_batch
-from jaxgpt.overrides import Parser, parse_config
+from jaxgpt.training import optimizer as optim
+from jaxgpt.training import step
+from jaxgpt.training.checkpoint import resolved
+from jaxgpt.training.mesh import make_mesh, over_batch
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from typing import Any
 import common
 import numpy as np
 
-from jaxgpt import runlog
 from jaxgpt.budget.devices import peak_flops
-from jaxgpt.budget.flops import flops_per_token
 from jaxgpt.config import Config
+from jaxgpt.config.command_line import load
+from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.errors import ConfigError
-from jaxgpt.overrides import load
+from jaxgpt.runs import log as runlog
 
 TINY: dict[str, Any] = {
     "model": {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64},

@@ -36,13 +36,15 @@ import jax
 import numpy as np
 from sides import Held, Side, Variant, cache_in, compile_times, variant
 
-from jaxgpt import data, dataset, runtime
 from jaxgpt.budget.devices import peak_flops
-from jaxgpt.budget.flops import flops_per_token
 from jaxgpt.budget.memory import JAX_SHARE
 from jaxgpt.config import Config
-from jaxgpt.mesh import over_batch
-from jaxgpt.overrides import load
+from jaxgpt.config.command_line import load
+from jaxgpt.config.model_size import flops_per_token
+from jaxgpt.data import dataset
+from jaxgpt.training import batches as data
+from jaxgpt.training import jax_setup
+from jaxgpt.training.mesh import over_batch
 
 GIB = 2**30
 TINY: dict[str, Any] = {
@@ -300,7 +302,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 def one_cell(options: argparse.Namespace) -> dict[str, Any]:
     """The first config at the first micro-batch, in this process."""
-    runtime.set_up()
+    jax_setup.set_up()
     with tempfile.TemporaryDirectory() as place:
         common.random_tokens(Path(place), options.tokens)
         sets = {text: programs_of(options.cell, number) for number, text in enumerate(options.set)}
@@ -309,7 +311,7 @@ def one_cell(options: argparse.Namespace) -> dict[str, Any]:
 
 def one_program(options: argparse.Namespace) -> dict[str, Any]:
     """The seconds that the one --set takes to compile; its program is left in the folder."""
-    runtime.set_up()
+    jax_setup.set_up()
     wanted = variant(first_config(options, Path("nowhere")), options.set[0])
     with cache_in(options.compile):
         return {"compile_cold_s": Side(wanted, {}).compile()}

@@ -24,10 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt import _loader, data, dataset, runtime
+from jaxgpt import _loader
 from jaxgpt.config import Config
-from jaxgpt.mesh import make_mesh
-from jaxgpt.overrides import load
+from jaxgpt.config.command_line import load
+from jaxgpt.data import dataset
+from jaxgpt.training import batches as data
+from jaxgpt.training import jax_setup
+from jaxgpt.training.mesh import make_mesh
 
 POISON = 0xFF
 IDENTICAL_BLOCKS = 6
@@ -164,7 +167,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     blocks = 40 if options.tiny else options.blocks
     common.ready(options.out)
-    runtime.set_up()
+    jax_setup.set_up()
     found: dict[str, Any] = {"about": common.about()}
     with tempfile.TemporaryDirectory() as place:
         common.random_tokens(Path(place), 200_000 if options.tiny else 50_000_000)

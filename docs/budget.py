@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from jaxgpt import terminal
 from jaxgpt.budget import options, text
 from jaxgpt.budget.plan import plan
 from jaxgpt.budget.recommend import recommend
+from jaxgpt.utils import terminal
 
 
 def main() -> None:

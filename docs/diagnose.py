@@ -11,10 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from jaxgpt import logs, terminal
+from jaxgpt import logs
 from jaxgpt.diagnose import command, setting
 from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.text import Printer
+from jaxgpt.utils import terminal
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jaxgpt import runlog
-from jaxgpt.diagnose.eta import eta
-from jaxgpt.display import LivePanel
-from jaxgpt.metrics import Score, Scores, StepRecord
-from jaxgpt.runfolder import RunFolder
+from jaxgpt.runs import log as runlog
+from jaxgpt.runs.folder import RunFolder
+from jaxgpt.training.console import LivePanel
+from jaxgpt.training.metrics import Score, Scores, StepRecord
+from jaxgpt.utils.eta import eta
 
 
 def main() -> None:

@@ -12,12 +12,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgpt import checkpoint, data, dataset, errors, runfolder, runtime, step
+from jaxgpt import errors
 from jaxgpt.config import Config
-from jaxgpt.dataset import Data, Split
+from jaxgpt.config.command_line import Parser
+from jaxgpt.data import dataset
+from jaxgpt.data.dataset import Data, Split
 from jaxgpt.errors import CheckpointError, DataError
-from jaxgpt.metrics import Score, Scores
-from jaxgpt.overrides import Parser
+from jaxgpt.runs import folder as runfolder
+from jaxgpt.training import batches as data
+from jaxgpt.training import checkpoint, jax_setup, step
+from jaxgpt.training.metrics import Score, Scores
 
 
 class Evaluator:
@@ -48,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--data", help="folder of token shards (default: the run's own)")
     parser.add_argument("--tokens", type=int, help="tokens per split (default: the run's run.eval_tokens)")
     options = parser.parse_args(argv)
-    runtime.set_up()
+    jax_setup.set_up()
     loaded = checkpoint.load(*runfolder.find(options.run, options.step))
     config = loaded.config
     if options.tokens is not None:

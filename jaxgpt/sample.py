@@ -20,12 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxgpt import checkpoint, config, errors, runfolder, runtime
+from jaxgpt import config, errors
+from jaxgpt.config.command_line import Parser
+from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import ConfigError, DataError, NonFiniteError
-from jaxgpt.model import KVCache, compute_dtype
-from jaxgpt.overrides import Parser
-from jaxgpt.step import cast_matrices
-from jaxgpt.tokenizer import Tokenizer
+from jaxgpt.model.gpt import KVCache, compute_dtype
+from jaxgpt.runs import folder as runfolder
+from jaxgpt.training import checkpoint, jax_setup
+from jaxgpt.training.step import cast_matrices
 
 LEAST_PROMPT = 32  # places that a prompt is filled up to
 LEAST_CACHE = 256  # places, unless the answer ends sooner: smaller ones would not pay for compiling more programs
@@ -301,7 +303,7 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigError("C009", f"--{name} = {given}; must be {least} or more, and below 2^{bits}")
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     prompt = _read(Path(options.prompt[5:])) if options.prompt.startswith("FILE:") else options.prompt
-    runtime.set_up()
+    jax_setup.set_up()
     loaded = checkpoint.load(*runfolder.find(options.run, options.step))
     found = texts(
         loaded,

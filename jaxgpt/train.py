@@ -14,25 +14,32 @@ import jax
 from jax.sharding import Mesh
 
 import jaxgpt
-from jaxgpt import announce, data, dataset, display, errors, optim, runfolder, runtime, sample, step
-from jaxgpt.budget import promise
-from jaxgpt.checkpoint import Checkpoints, Loaded, resolved
+from jaxgpt import errors, sample
+from jaxgpt.budget import plan_file
 from jaxgpt.config import Config, Run
-from jaxgpt.dataset import Data
+from jaxgpt.config.command_line import Parser, parse_config
+from jaxgpt.data import dataset
+from jaxgpt.data.dataset import Data
 from jaxgpt.diagnose import report
 from jaxgpt.diagnose.stopper import MARK
 from jaxgpt.diagnose.watch import Watch
-from jaxgpt.display import Screen
 from jaxgpt.errors import ConfigError, DataError, Stopped
 from jaxgpt.evaluate import Evaluator
-from jaxgpt.mesh import make_mesh
-from jaxgpt.metrics import Recorder, Scores
-from jaxgpt.overrides import Parser, parse_config
-from jaxgpt.prepare import prepare
-from jaxgpt.runfolder import RunFolder
-from jaxgpt.runlog import RunLog
-from jaxgpt.step import TrainState
-from jaxgpt.stopping import StopRequest
+from jaxgpt.prepare.pipeline import prepare
+from jaxgpt.runs import folder as runfolder
+from jaxgpt.runs.folder import RunFolder
+from jaxgpt.runs.log import RunLog
+from jaxgpt.training import batches as data
+from jaxgpt.training import console as display
+from jaxgpt.training import jax_setup, step
+from jaxgpt.training import messages as announce
+from jaxgpt.training import optimizer as optim
+from jaxgpt.training.checkpoint import Checkpoints, Loaded, resolved
+from jaxgpt.training.console import Screen
+from jaxgpt.training.mesh import make_mesh
+from jaxgpt.training.metrics import Recorder, Scores
+from jaxgpt.training.step import TrainState
+from jaxgpt.utils.signals import StopRequest
 
 
 class Fork(NamedTuple):
@@ -56,7 +63,7 @@ def train(config: Config, fork: Fork | None = None) -> RunFolder:
         stop = enter(StopRequest())
         folder.check_place()
         folder.check_config(stated)
-        promise.check_memory(config, runtime.device_bytes(mesh), mesh.size)
+        plan_file.check_memory(config, jax_setup.device_bytes(mesh), mesh.size)
         tokens = open_tokens(config)
         optimizer = optim.make(config.optim, config.run.steps)
         template = step.abstract_state(config, optimizer, mesh)
@@ -72,7 +79,7 @@ def train(config: Config, fork: Fork | None = None) -> RunFolder:
             print(over)
             return folder
         folder.record(stated, tokens.identity, tokens.tokenizer)
-        promise.keep(folder, config, tokens.train.tokens, mesh.devices.flat[0].device_kind)
+        plan_file.keep(folder, config, tokens.train.tokens, mesh.devices.flat[0].device_kind)
 
         graphdef = step.graph(config.model)
         train_step = step.compile_train_step(config, graphdef, optimizer, mesh)
@@ -220,7 +227,7 @@ def finish(trained: Loaded, tokens: Data, folder: RunFolder, between: Between, s
         screen.say(f"\nsample:\n{run.sample_prompt}{text}\n")
     if between.last:
         screen.say(announce.closing(between.last, tokens, folder, trained.step))
-        screen.say(promise.closing(folder))
+        screen.say(plan_file.closing(folder))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -232,7 +239,7 @@ def main(argv: Sequence[str]) -> None:
         help="a new run starts from the newest checkpoint of this one, or at RUN/checkpoints/STEP",
     )
     config, options = parse_config(parser, argv)
-    runtime.set_up()
+    jax_setup.set_up()
     train(config, Fork(*runfolder.find(options.fork)) if options.fork else None)
 
 

@@ -10,7 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 import pytest
-from shards import Tokens, write_shards
+from helpers.shards import Tokens, write_shards
 
 from jaxgpt._loader import Dataset
 
@@ -24,8 +24,8 @@ SHARED = ROOT.parent / "shared"
 def memory_goes_back() -> Iterator[None]:
     """What commands ask of the C library holds for their whole process, and this one is not a command's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxgpt.runtime.keep_freed_memory", lambda: None)
-        patch.setattr("jaxgpt.preparation.memory.reuse", lambda: None)
+        patch.setattr("jaxgpt.training.jax_setup.keep_freed_memory", lambda: None)
+        patch.setattr("jaxgpt.utils.malloc.reuse", lambda: None)
         yield
 
 

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-import logsamples
+from helpers import logsamples
 
 from jaxgpt import logs
 from jaxgpt.diagnose import setting

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxgpt import manifest
+from jaxgpt.data import manifest
 from jaxgpt.errors import DataError
 
 NUMBERS: list[Any] = [0, 1, -1, 2**31, 2**63, 2**64, 10**400, 0.5, 1.0, -0.0, 1e308, float("inf"), float("nan")]

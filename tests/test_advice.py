@@ -27,15 +27,15 @@ from test_verdicts import (
     widening,
 )
 
-from jaxgpt.budget import scaling, schedule
-from jaxgpt.budget.flops import parameters
-from jaxgpt.config import Config
+from jaxgpt.budget import scaling_law
+from jaxgpt.config import Config, schedule
+from jaxgpt.config.command_line import Parser, load, parse_config
+from jaxgpt.config.model_size import parameters
 from jaxgpt.diagnose import commands, diagnosis, whatif
 from jaxgpt.diagnose.setting import Setting, Twin
 from jaxgpt.diagnose.verdict import Advice, Verdict
 from jaxgpt.diagnose.verdicts import advice
 from jaxgpt.logs.history import History
-from jaxgpt.overrides import Parser, load, parse_config
 
 CONFIG = load("fineweb40m").replace({"run": {"steps": TOTAL, "name": "mine"}, "optim": {"warmup_steps": 100}})
 
@@ -139,7 +139,7 @@ def test_a_larger_model_is_advised_inside_the_fitted_range_alone() -> None:
     larger = next(one for one in found.advice if "for as many FLOPs" in one.what)
     config, _ = parsed(larger.command)
     size, tokens = parameters(config.model), config.run.steps * config.tokens_per_step
-    assert scaling.distance(size, tokens)[0] == ()
+    assert scaling_law.distance(size, tokens)[0] == ()
     assert size > SIZE
     assert size * tokens == pytest.approx(SIZE * BATCH * TOTAL, rel=0.01)
     assert larger.gain is not None
@@ -230,7 +230,7 @@ def test_repeated_text_is_named_by_the_missing_and_the_stronger() -> None:
     assert best.command == "python -m jaxgpt.evaluate runs/mine --step best"
     decay = found["missing-regularisation"].advice[0]
     assert parsed(decay.command)[0].optim.weight_decay == advice.STRONG_DECAY
-    assert decay.gain == pytest.approx(advice.MENDED * scaling.repetition(2e8, 1e10, 1e9))
+    assert decay.gain == pytest.approx(advice.MENDED * scaling_law.repetition(2e8, 1e10, 1e9))
 
 
 def test_twin_and_claim_are_options(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.runs import Floats, cosine, drawn, step_drop, trapezoid, upto
 from numpy.typing import NDArray
-from runs import Floats, cosine, drawn, step_drop, trapezoid, upto
 
 from jaxgpt.diagnose import annealing
 from jaxgpt.diagnose.annealing import ALPHAS, SHAPES, Curve, Shape, fit

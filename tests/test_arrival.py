@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxgpt.budget.scaling import CORPORA
+from jaxgpt.budget.scaling_law import CORPORA
 from jaxgpt.config import Optim
 from jaxgpt.diagnose import arrival, trend
 from jaxgpt.diagnose.arrival import Arrival, arrive
-from jaxgpt.diagnose.eta import eta, pace
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.logs.history import Evaluation, History, Replay, Stated, Step
+from jaxgpt.utils.eta import eta, pace
 
 NOW = 1_750_000_000.0
 THEIRS = Stated(single_batch_loss=True)  # nanoGPT itself, not our lines in its shape

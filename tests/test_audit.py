@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shards import llmc_bytes
+from helpers.shards import llmc_bytes
 
-from jaxgpt import _loader, dataset, errors, manifest
+from jaxgpt import _loader, errors
 from jaxgpt.audit import audit, main
 from jaxgpt.audit import summary as screen
 from jaxgpt.audit.record import Files
-from jaxgpt.dataset import open_folder
+from jaxgpt.data import dataset, manifest
+from jaxgpt.data.dataset import open_folder
+from jaxgpt.data.tokenizer import gpt2
 from jaxgpt.errors import JaxgptError
-from jaxgpt.prepare import prepare
-from jaxgpt.tokenizer import gpt2
+from jaxgpt.prepare.pipeline import prepare
 
 EOT = 50256
 WORDS = ["sea", "ship", "wind", "captain", "harbour", "night", "letter", "house", "garden", "king", "stone", "river"]
@@ -323,7 +324,7 @@ def test_a_full_disk_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatc
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "audit.json")
 
-    monkeypatch.setattr("jaxgpt.report.write", full)
+    monkeypatch.setattr("jaxgpt.utils.html.write", full)
     assert errors.run(main, [str(folder)]) == 7
     assert not (folder / "audit.json").exists()
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxgpt.config.command_line import load
 from jaxgpt.errors import ConfigError
-from jaxgpt.overrides import load
 
 BENCH = Path(__file__).parents[1] / "bench"
 

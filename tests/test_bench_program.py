@@ -15,8 +15,8 @@ from test_budget_memory import COMPILED
 
 from jaxgpt import errors
 from jaxgpt.budget import devices
+from jaxgpt.config.command_line import load
 from jaxgpt.errors import ConfigError
-from jaxgpt.overrides import load
 
 BENCH = Path(__file__).parents[1] / "bench"
 

@@ -4,20 +4,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-import logsamples
 import pytest
+from helpers import logsamples
 
-from jaxgpt import errors, runfolder
+from jaxgpt import errors
 from jaxgpt.budget import __main__ as budget
-from jaxgpt.budget import calibrate, memory, options, plan, promise, question, scaling
+from jaxgpt.budget import calibrate, memory, options, plan, plan_file, scaling_law
+from jaxgpt.budget import query as question
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.config import Config
+from jaxgpt.config.command_line import load
 from jaxgpt.errors import ConfigError
-from jaxgpt.overrides import load
-from jaxgpt.runfolder import RunFolder
+from jaxgpt.runs import folder as runfolder
+from jaxgpt.runs.folder import RunFolder
 
 CONFIG = load("fineweb40m")
-FINEWEB = scaling.CORPORA["fineweb"]
+FINEWEB = scaling_law.CORPORA["fineweb"]
 NANOGPT = """tokens per iteration will be: 524,288
 number of parameters: 40.56M
 step 0: train loss 10.9, val loss 10.9
@@ -33,7 +35,7 @@ iter 300: loss 5.0, time 4001.00ms
 @pytest.fixture(autouse=True)
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("jaxgpt.budget.devices.local", lambda: None)
-    monkeypatch.setattr("jaxgpt.budget.time.measured", lambda *_: None)
+    monkeypatch.setattr("jaxgpt.budget.step_time.measured", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
 
@@ -75,7 +77,7 @@ def test_a_running_run_is_compared_as_if_its_rate_had_fallen(tmp_path: Path) -> 
     log.write_text(log.read_text() + json.dumps({"kind": "eval", "step": steps, "val_loss": loss}) + "\n")
     record = calibrate.read("run")
     found = calibrate.calibration(record, CONFIG, DEVICES["RTX 4070"], FINEWEB, 3.68e9)
-    expected = scaling.expect(question.ask(CONFIG, steps, FINEWEB, 3.68e9))
+    expected = scaling_law.expect(question.ask(CONFIG, steps, FINEWEB, 3.68e9))
     assert found.shift == pytest.approx(loss - 0.026 - expected.loss, abs=0.003)
     assert found.sd == calibrate.RUNNING_SD
 
@@ -120,14 +122,14 @@ def test_a_runs_plan_is_kept_once_and_compared_with_what_it_did(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = run_of(tmp_path, CONFIG, 40, 4.5, 3.9)
-    promise.keep(folder, CONFIG, 3_680_000_000, "NVIDIA GeForce RTX 4070")
-    first = (folder.path / promise.NAME).read_text()
+    plan_file.keep(folder, CONFIG, 3_680_000_000, "NVIDIA GeForce RTX 4070")
+    first = (folder.path / plan_file.NAME).read_text()
     held = json.loads(first)
     assert held["data"]["unique"] == 3.68e9
     assert [row["max_iters"] for row in held["rows"]] == [20_000]
-    promise.keep(folder, load("gpt2_124m"), 1, "H100")
-    assert (folder.path / promise.NAME).read_text() == first
-    lines = {line.what: line for line in promise.against(folder)}
+    plan_file.keep(folder, load("gpt2_124m"), 1, "H100")
+    assert (folder.path / plan_file.NAME).read_text() == first
+    lines = {line.what: line for line in plan_file.against(folder)}
     assert lines["steps"].actual == "40"
     assert lines["seconds per step"].inside is True
     assert "so far" in lines["loss at the end"].actual
@@ -142,28 +144,28 @@ def test_a_plan_that_fails_is_a_warning_and_not_the_runs_end(
         raise ZeroDivisionError("planned badly")
 
     folder = run_of(tmp_path, CONFIG, 1, 1.0, None)
-    monkeypatch.setattr(promise, "make", broken)
-    promise.keep(folder, CONFIG, 10**9, "cpu")
+    monkeypatch.setattr(plan_file, "make", broken)
+    plan_file.keep(folder, CONFIG, 10**9, "cpu")
     assert "planned badly" in capsys.readouterr().err
-    assert promise.closing(folder) == ""
+    assert plan_file.closing(folder) == ""
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"rows": []}'])
 def test_a_run_without_a_readable_plan_is_told_so(text: str | None, tmp_path: Path) -> None:
     folder = run_of(tmp_path, CONFIG, 1, 1.0, None)
     if text is not None:
-        (folder.path / promise.NAME).write_text(text)
+        (folder.path / plan_file.NAME).write_text(text)
     with pytest.raises(ConfigError) as caught:
-        promise.against(runfolder.find("run")[0])
+        plan_file.against(runfolder.find("run")[0])
     assert caught.value.code == "C046"
 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_micro_batch_that_does() -> None:
     needed = memory.need(CONFIG).total
-    promise.check_memory(CONFIG, None)
-    promise.check_memory(CONFIG, needed)
+    plan_file.check_memory(CONFIG, None)
+    plan_file.check_memory(CONFIG, needed)
     with pytest.raises(ConfigError) as caught:
-        promise.check_memory(CONFIG, needed // 2)
+        plan_file.check_memory(CONFIG, needed // 2)
     assert caught.value.code == "C022"
     assert "GiB is free" in caught.value.message
     words = caught.value.help.split()
@@ -172,22 +174,22 @@ def test_a_run_that_does_not_fit_is_refused_with_the_micro_batch_that_does() -> 
     smaller = CONFIG.replace({"data": {"micro_batch": micro_batch, "accum": accum}})
     assert memory.need(smaller).total <= needed // 2
     with pytest.raises(ConfigError, match="needs about"):
-        promise.check_memory(CONFIG, 1000)
+        plan_file.check_memory(CONFIG, 1000)
 
 
 def test_a_run_far_outside_the_law_is_promised_no_loss() -> None:
     row = {"loss": 8.318, "loss_low": 5.32, "loss_high": 8.318}
-    line = promise._loss_line(5.164, row, done=True)
+    line = plan_file._loss_line(5.164, row, done=True)
     assert (line.inside, line.actual) == (None, "5.164")
     assert "nothing, so far outside" in line.promised
-    assert promise._loss_line(3.6, {"loss": 3.5, "loss_low": 3.4, "loss_high": 3.65}, done=True).inside
+    assert plan_file._loss_line(3.6, {"loss": 3.5, "loss_low": 3.4, "loss_high": 3.65}, done=True).inside
 
 
 def test_an_evaluation_that_cannot_be_believed_widens_the_interval(tmp_path: Path) -> None:
     def learnt(loss: float) -> float:
         (tmp_path / "log").write_text(f"step 20000: train loss 3.6, val loss {loss}\n")
         record = calibrate.read(str(tmp_path / "log"))
-        return calibrate.calibration(record, CONFIG, DEVICES["RTX 4070"], scaling.CORPORA["fineweb"], 3.68e9).sd
+        return calibrate.calibration(record, CONFIG, DEVICES["RTX 4070"], scaling_law.CORPORA["fineweb"], 3.68e9).sd
 
     assert learnt(3.5) < 0.05
     assert learnt(2.0) > 1.0

@@ -13,10 +13,11 @@ from conftest import ROOT
 
 from jaxgpt import errors
 from jaxgpt.budget import __main__ as budget
-from jaxgpt.budget import inverse, memory, options, plan
-from jaxgpt.budget.inverse import Choice, Goal
+from jaxgpt.budget import memory, options, plan
+from jaxgpt.budget import search as inverse
+from jaxgpt.budget.search import Choice, Goal
+from jaxgpt.config.command_line import load
 from jaxgpt.errors import ConfigError
-from jaxgpt.overrides import load
 
 Json = dict[str, Any]
 
@@ -24,7 +25,7 @@ Json = dict[str, Any]
 @pytest.fixture(autouse=True)
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("jaxgpt.budget.devices.local", lambda: None)
-    monkeypatch.setattr("jaxgpt.budget.time.measured", lambda *_: None)
+    monkeypatch.setattr("jaxgpt.budget.step_time.measured", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
 

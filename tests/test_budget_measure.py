@@ -10,8 +10,8 @@ from conftest import ROOT
 from jaxgpt import errors
 from jaxgpt.budget import __main__ as budget
 from jaxgpt.budget import measure
+from jaxgpt.config.command_line import load
 from jaxgpt.errors import ConfigError
-from jaxgpt.overrides import load
 
 TINY = {"n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 16, "vocab_size": 64, "loss_chunk": 64}
 

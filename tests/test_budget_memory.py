@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt import optim, step
 from jaxgpt.budget import memory
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.config import Config, Data, Model, Run
-from jaxgpt.mesh import make_mesh
-from jaxgpt.overrides import load
+from jaxgpt.config.command_line import load
+from jaxgpt.training import optimizer as optim
+from jaxgpt.training import step
+from jaxgpt.training.mesh import make_mesh
 
 SMALL = {
     "gpt2": Model(n_layer=2, n_head=2, n_embd=64, block_size=64, vocab_size=256, dtype="float32", attention="xla"),

@@ -11,9 +11,11 @@ import pytest
 
 from jaxgpt import errors
 from jaxgpt.budget import __main__ as budget
-from jaxgpt.budget import claims, names, options, plan, question, recommend, schema
+from jaxgpt.budget import claims, names, options, plan, recommend
+from jaxgpt.budget import query as question
+from jaxgpt.budget import to_json as schema
 from jaxgpt.budget.plan import Plan
-from jaxgpt.overrides import load
+from jaxgpt.config.command_line import load
 
 Json = dict[str, Any]
 
@@ -22,7 +24,7 @@ Json = dict[str, Any]
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The tests' machine may have a card and results of its own."""
     monkeypatch.setattr("jaxgpt.budget.devices.local", lambda: None)
-    monkeypatch.setattr("jaxgpt.budget.time.measured", lambda *_: None)
+    monkeypatch.setattr("jaxgpt.budget.step_time.measured", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
 

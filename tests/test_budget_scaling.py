@@ -9,9 +9,10 @@ from types import ModuleType
 import pytest
 from conftest import ROOT
 
-from jaxgpt.budget import question, scaling
-from jaxgpt.budget.scaling import CORPORA, LAW, Question, Recipe, expect
-from jaxgpt.overrides import load
+from jaxgpt.budget import query as question
+from jaxgpt.budget import scaling_law
+from jaxgpt.budget.scaling_law import CORPORA, LAW, Question, Recipe, expect
+from jaxgpt.config.command_line import load
 
 OWNER = Question(
     parameters=40.56e6,
@@ -39,21 +40,21 @@ def test_the_reference_run_is_expected_at_3_52_from_the_law_alone() -> None:
     assert expected.loss == pytest.approx(3.52, abs=0.05)
     assert expected.low < 3.53 < expected.high
     assert expected.loss == pytest.approx(sum(expected.terms.values()))
-    assert expected.high - expected.low == pytest.approx(2 * scaling.Z80 * expected.sigma)
+    assert expected.high - expected.low == pytest.approx(2 * scaling_law.Z80 * expected.sigma)
 
 
 def test_repetition_is_the_fitted_formula_and_starts_with_the_second_epoch() -> None:
-    assert scaling.repetition(1e8, 1e9, 1e9) == scaling.repetition(1e8, 1e9, None) == 0.0
+    assert scaling_law.repetition(1e8, 1e9, 1e9) == scaling_law.repetition(1e8, 1e9, None) == 0.0
     epochs, ratio = 14.0, 0.7
     by_hand = 0.0224 * (epochs - 1) ** 0.683 * ratio**0.578
-    assert scaling.repetition(0.7e9, 14e9, 1e9) == pytest.approx(by_hand)
+    assert scaling_law.repetition(0.7e9, 14e9, 1e9) == pytest.approx(by_hand)
     assert expect(OWNER).terms["repetition"] == pytest.approx(0.0025, abs=0.0005)
 
 
 def test_a_cautious_rate_costs_what_llm_c_pays_and_nothing_at_the_reference_runs() -> None:
     stock = Question(parameters=123.6e6, tokens=1e10, recipe=Recipe(learning_rate=6e-4), corpus=CORPORA["fineweb"])
-    assert scaling.recipe_terms(stock)["cautious"] == pytest.approx(LAW.cautious, rel=0.02)
-    assert scaling.recipe_terms(OWNER)["cautious"] == 0.0
+    assert scaling_law.recipe_terms(stock)["cautious"] == pytest.approx(LAW.cautious, rel=0.02)
+    assert scaling_law.recipe_terms(OWNER)["cautious"] == 0.0
 
 
 def test_a_rate_that_stays_up_costs_a_tenth() -> None:

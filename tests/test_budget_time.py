@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxgpt import optim
-from jaxgpt.budget import flops, schedule, time
+from jaxgpt.budget import step_time as time
 from jaxgpt.budget.devices import DEVICES
-from jaxgpt.budget.time import pace
-from jaxgpt.config import Optim
-from jaxgpt.overrides import load
+from jaxgpt.budget.step_time import pace
+from jaxgpt.config import Optim, model_size, schedule
+from jaxgpt.config.command_line import load
+from jaxgpt.training import optimizer as optim
 
 REFERENCE = load("fineweb40m")
 CARD = DEVICES["RTX 4070"]
@@ -27,7 +27,7 @@ def unmeasured(tmp_path: Path) -> Path:
 def test_the_owners_pace_is_inside_nanogpts_interval_and_above_the_roofline(unmeasured: Path) -> None:
     found = pace(REFERENCE, CARD, "nanogpt", unmeasured)
     assert found.low < 3.995 < found.high
-    assert found.low > REFERENCE.tokens_per_step * flops.flops_per_token(REFERENCE.model, causal=True) / 64.2e12
+    assert found.low > REFERENCE.tokens_per_step * model_size.flops_per_token(REFERENCE.model, causal=True) / 64.2e12
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_no_device_is_planned_beyond_its_peak(device: str, software: str, unmeas
     for name in ("fineweb40m", "fineweb40m_modern", "gpt2_124m"):
         cfg = load(name)
         found = pace(cfg, DEVICES[device], software, unmeasured)
-        work = cfg.tokens_per_step * flops.flops_per_token(cfg.model, causal=True)
+        work = cfg.tokens_per_step * model_size.flops_per_token(cfg.model, causal=True)
         assert found.low < found.seconds < found.high
         assert work / found.low < 1.1 * DEVICES[device].tflops * 1e12
         assert 0.02 < time.mfu(cfg, found.seconds, DEVICES[device]) < 0.75
@@ -59,9 +59,9 @@ def test_kernels_do_the_models_operations_and_no_fewer() -> None:
     """Blocks and head are 6 N; attention counts the causal half, backward as two and a half forwards."""
     done = {kernel.name: kernel.flops for kernel in time.kernels(REFERENCE, CARD, "jaxgpt", best=True)}
     tokens = REFERENCE.tokens_per_step
-    assert done["blocks"] + done["head"] == pytest.approx(6 * flops.parameters(REFERENCE.model) * tokens, rel=1e-6)
+    assert done["blocks"] + done["head"] == pytest.approx(6 * model_size.parameters(REFERENCE.model) * tokens, rel=1e-6)
     assert done["attention"] == pytest.approx(
-        flops.attention_flops_per_token(REFERENCE.model, causal=True) * tokens * 3.5 / 3
+        model_size.attention_flops_per_token(REFERENCE.model, causal=True) * tokens * 3.5 / 3
     )
 
 

@@ -31,10 +31,10 @@ from test_train import (
 )
 
 from jaxgpt import errors, train
-from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.config import Run
 from jaxgpt.errors import CheckpointError, JaxgptError, NonFiniteError, StorageError
-from jaxgpt.step import TrainState
+from jaxgpt.training.checkpoint import Checkpoints
+from jaxgpt.training.step import TrainState
 
 __all__ = ["place", "xla_cache"]  # fixtures
 

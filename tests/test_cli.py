@@ -29,7 +29,14 @@ def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     "module",
     [
-        *("jaxgpt", "jaxgpt.prepare", "jaxgpt.audit", "jaxgpt.overrides", "jaxgpt.budget.flops", "jaxgpt.dataset"),
+        *(
+            "jaxgpt",
+            "jaxgpt.prepare",
+            "jaxgpt.audit",
+            "jaxgpt.config.command_line",
+            "jaxgpt.config.model_size",
+            "jaxgpt.data.dataset",
+        ),
         *("jaxgpt.logs", "jaxgpt.diagnose.setting"),
     ],
 )

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt import overrides
-from jaxgpt.config import Config, Data, Mesh, Model, Optim, Run, sections
+from jaxgpt.config import Config, Data, Mesh, Model, Optim, Run, command_line, sections
+from jaxgpt.config.command_line import Parser, load, parse_config
 from jaxgpt.errors import ConfigError
-from jaxgpt.overrides import Parser, load, parse_config
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -185,4 +184,4 @@ def test_unknown_fields_in_a_stored_config_are_named() -> None:
 
 def test_nanogpt_words_point_at_fields_that_exist() -> None:
     places = {f"{name}.{field.name}" for name, kind in sections().items() for field in dataclasses.fields(kind)}
-    assert set(overrides.NANOGPT.values()) <= places
+    assert set(command_line.NANOGPT.values()) <= places

@@ -9,11 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import batches_of, check_every_start, refused, refused_in_little_memory, skipped_in, texts_of
+from helpers.reading import batches_of, check_every_start, refused, refused_in_little_memory, skipped_in, texts_of
 
-from jaxgpt import _loader, corpus, errors
-from jaxgpt.corpus import checksum, estimate, find_sources, read, source
+from jaxgpt import _loader, errors
 from jaxgpt.errors import DataError, JaxgptError
+from jaxgpt.prepare import sources
+from jaxgpt.prepare.sources import base as source
+from jaxgpt.prepare.sources import checksum, estimate, find_sources, read
 
 
 def texts_of_all(*names: Path) -> list[str]:
@@ -159,5 +161,5 @@ def test_the_checksum_is_xxh3_128_of_the_file(tmp_path: Path) -> None:
 
 
 def test_errors_are_of_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert errors.run(lambda argv: corpus.find_sources(argv) and None, [str(tmp_path / "none")]) == 3
+    assert errors.run(lambda argv: sources.find_sources(argv) and None, [str(tmp_path / "none")]) == 3
     assert "help: parquet, JSON lines (.jsonl) or text files" in capsys.readouterr().err

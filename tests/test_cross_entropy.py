@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from jaxgpt import cross_entropy
+from jaxgpt.model import loss as cross_entropy
 
 N, D, V = 22, 8, 40
 

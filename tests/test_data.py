@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt import config, data
+from jaxgpt import config
 from jaxgpt._loader import Dataset, sample_starts
 from jaxgpt.config import Config
-from jaxgpt.data import PinnedBuffers
-from jaxgpt.dataset import Split
+from jaxgpt.data.dataset import Split
 from jaxgpt.errors import DataError
-from jaxgpt.mesh import make_mesh
+from jaxgpt.training import batches as data
+from jaxgpt.training.batches import PinnedBuffers
+from jaxgpt.training.mesh import make_mesh
 
 VOCAB = 50257
 

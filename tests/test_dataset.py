@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxgpt import _loader, dataset, manifest
-from jaxgpt.dataset import Data, check_vocabulary, open_folder, unigram_entropy
+from jaxgpt import _loader
+from jaxgpt.data import dataset, manifest
+from jaxgpt.data.dataset import Data, check_vocabulary, open_folder, unigram_entropy
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, StorageError
-from jaxgpt.prepare import prepare
+from jaxgpt.prepare.pipeline import prepare
 
 TOKENS = np.arange(5000, dtype="<u2")
 

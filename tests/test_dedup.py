@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from test_audit import EOT, documents, files_of, folder, kept, refused, texts, with_file_limit
 
-from jaxgpt import manifest
 from jaxgpt.audit import audit
-from jaxgpt.dataset import open_folder
-from jaxgpt.manifest import Manifest
-from jaxgpt.tokenizer import gpt2, train
+from jaxgpt.data import manifest
+from jaxgpt.data.dataset import open_folder
+from jaxgpt.data.manifest import Manifest
+from jaxgpt.data.tokenizer import gpt2, train
 
 __all__ = ["folder"]  # a fixture
 

@@ -11,7 +11,7 @@ import jax
 import pytest
 from test_program import BIASED, MODERN, assert_as_the_oracle, compiled, configured
 
-from jaxgpt import model
+from jaxgpt.model import gpt
 
 # Heads of sizes that cuDNN takes.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -25,7 +25,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def attention(dtype: str, changes: dict[str, Any]) -> str:
     settings = configured(**changes | {"dtype": dtype, "attention": "auto"}).model
-    return model.resolve(settings, jax.default_backend()).attention
+    return gpt.resolve(settings, jax.default_backend()).attention
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -22,7 +22,7 @@ from jaxgpt.diagnose import proofs, words
 from jaxgpt.diagnose.mixture import gaussian
 from jaxgpt.diagnose.proofs import Proof
 from jaxgpt.diagnose.verdict import IDS
-from jaxgpt.runfolder import RunFolder
+from jaxgpt.runs.folder import RunFolder
 
 ONE_LINE = "iter 100: loss 3.9012, time 3995.11ms, mfu 20.11%\n"
 STATUS = {"supported", "cannot tell", "not supported"}

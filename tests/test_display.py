@@ -26,13 +26,15 @@ from test_train import (
     xla_cache,
 )
 
-from jaxgpt import display, errors, logs, metrics, train
+from jaxgpt import errors, logs, train
+from jaxgpt.config.command_line import load
 from jaxgpt.diagnose import own
-from jaxgpt.diagnose.eta import Eta
 from jaxgpt.diagnose.mixture import Forecast
-from jaxgpt.display import Lines, LivePanel, duration, sparkline
-from jaxgpt.metrics import Score, Scores, StepRecord
-from jaxgpt.overrides import load
+from jaxgpt.training import console as display
+from jaxgpt.training import metrics
+from jaxgpt.training.console import Lines, LivePanel, duration, sparkline
+from jaxgpt.training.metrics import Score, Scores, StepRecord
+from jaxgpt.utils.eta import Eta
 
 __all__ = ["place", "xla_cache"]  # fixtures
 

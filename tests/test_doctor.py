@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from jaxgpt import errors, runtime
+from jaxgpt import errors
 from jaxgpt.doctor import command, jaxside, machine, nvidia, probe
 from jaxgpt.doctor.finding import Finding, worst
 from jaxgpt.doctor.jaxside import Answer
 from jaxgpt.doctor.nvidia import Machine
+from jaxgpt.training import jax_setup
 
 RTX_4070 = "0, NVIDIA GeForce RTX 4070, 12282, 11500, 560.35.03\n"
 BANNER = "| NVIDIA-SMI 560.35.03     Driver Version: 560.35.03    CUDA Version: 12.6     |\n"
@@ -209,10 +210,10 @@ def test_an_import_that_is_too_slow_is_not_told_to_reinstall() -> None:
 
 @pytest.mark.parametrize("node", ["nvidiactl", "libcuda.so.1"])
 def test_either_file_is_a_gpus_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str) -> None:
-    monkeypatch.setattr(runtime, "DRIVER_NODES", [tmp_path / Path(path).name for path in runtime.DRIVER_NODES])
-    assert not runtime.gpu_driver()
+    monkeypatch.setattr(jax_setup, "DRIVER_NODES", [tmp_path / Path(path).name for path in jax_setup.DRIVER_NODES])
+    assert not jax_setup.gpu_driver()
     (tmp_path / node).touch()
-    assert runtime.gpu_driver()
+    assert jax_setup.gpu_driver()
 
 
 def test_cudnn_and_dma_map_that_do_not_run_say_why_and_what_to_do() -> None:

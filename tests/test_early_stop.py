@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from test_train import STEPS, arguments, folder_of, losses, place, records, saved_steps, tiny, xla_cache
 
-from jaxgpt import errors, logs, runlog, train
+from jaxgpt import errors, logs, train
 from jaxgpt.config import Optim
 from jaxgpt.diagnose import diagnosis, report, setting, stopper, watch
 from jaxgpt.diagnose.diagnosis import Diagnosis
@@ -20,7 +20,8 @@ from jaxgpt.diagnose.stopper import Stopper
 from jaxgpt.diagnose.verdict import Condition, Verdict
 from jaxgpt.diagnose.watch import Watch
 from jaxgpt.logs.history import Evaluation, History, Step
-from jaxgpt.metrics import Score, Scores
+from jaxgpt.runs import log as runlog
+from jaxgpt.training.metrics import Score, Scores
 
 __all__ = ["place", "xla_cache"]  # fixtures
 

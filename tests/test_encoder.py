@@ -10,16 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tokenizers
-from corpora import ids_of, parquet, stories
+from helpers.corpora import ids_of, parquet, stories
 from tokenizers import models, pre_tokenizers, trainers
 
-from jaxgpt import tokenizer as bpe
-from jaxgpt.dataset import open_folder
+from jaxgpt.data import tokenizer as bpe
+from jaxgpt.data.dataset import open_folder
+from jaxgpt.data.tokenizer import Tokenizer, gpt2
 from jaxgpt.errors import DataError
-from jaxgpt.preparation import encoder as module
-from jaxgpt.preparation.encoder import Encoder
-from jaxgpt.prepare import prepare
-from jaxgpt.tokenizer import Tokenizer, gpt2
+from jaxgpt.prepare import encoder as module
+from jaxgpt.prepare.encoder import Encoder
+from jaxgpt.prepare.pipeline import prepare
 
 RANGES = [(32, 127), (0, 0x250), (0x300, 0x370), (0x400, 0x500), (0x660, 0x66A), (0x4E00, 0x4E80), (0x1F300, 0x1F600)]
 BLANKS = "\t\n\r\v\f \x1c\x85\xa0\u2028\u3000\u200b\x00\ufeff"
@@ -86,7 +86,9 @@ def wrong(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, text: str, place: i
 def test_a_difference_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     texts = stories(60, 1)
     path = parquet(tmp_path / "a.parquet", text=texts)
-    monkeypatch.setattr("jaxgpt.corpus.source.BATCH_BYTES", 1)  # a document, or what a row group cuts, is a batch
+    monkeypatch.setattr(
+        "jaxgpt.prepare.sources.base.BATCH_BYTES", 1
+    )  # a document, or what a row group cuts, is a batch
     monkeypatch.setattr(module, "CHECK_EVERY", 1)
     wrong(Encoder(gpt2()), monkeypatch, texts[at], 3)
     with pytest.raises(DataError, match=r"D040.*gigatoken and tokenizers differ on") as caught:

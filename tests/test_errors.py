@@ -18,8 +18,8 @@ from test_train import arguments, command, place, random_tokens, write_shard, xl
 import jaxgpt
 from jaxgpt import errors, train
 from jaxgpt.config import sections
+from jaxgpt.config.fields import field_types
 from jaxgpt.errors import JaxgptError, StorageError, printable
-from jaxgpt.settings import field_types
 
 __all__ = ["place", "xla_cache"]  # fixtures
 

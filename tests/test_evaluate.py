@@ -23,13 +23,16 @@ from test_train import (
     xla_cache,
 )
 
-from jaxgpt import data, dataset, errors, evaluate, step, train
-from jaxgpt.checkpoint import resolved
-from jaxgpt.dataset import Split
+from jaxgpt import errors, evaluate, train
+from jaxgpt.data import dataset
+from jaxgpt.data.dataset import Split
 from jaxgpt.evaluate import Evaluator
-from jaxgpt.mesh import make_mesh
-from jaxgpt.metrics import Scores
-from jaxgpt.prepare import prepare
+from jaxgpt.prepare.pipeline import prepare
+from jaxgpt.training import batches as data
+from jaxgpt.training import step
+from jaxgpt.training.checkpoint import resolved
+from jaxgpt.training.mesh import make_mesh
+from jaxgpt.training.metrics import Scores
 
 __all__ = ["place", "xla_cache"]  # fixtures
 

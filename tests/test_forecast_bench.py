@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from conftest import ROOT
-from runs import Floats, cosine, drawn, step_drop, trapezoid
+from helpers.runs import Floats, cosine, drawn, step_drop, trapezoid
 
 from jaxgpt.diagnose.annealing import SHAPES
 from jaxgpt.diagnose.course import Course

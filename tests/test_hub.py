@@ -18,12 +18,12 @@ import huggingface_hub.utils._cache_assets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import check_every_start
+from helpers.reading import check_every_start
 
-from jaxgpt import hub, tokenizer
-from jaxgpt.corpus import checksum, estimate, find_sources, read
+from jaxgpt.data import hub, tokenizer
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, StorageError
-from jaxgpt.progress import Meter
+from jaxgpt.prepare.sources import checksum, estimate, find_sources, read
+from jaxgpt.utils.progress import Meter
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 TEXTS = [f"document {n} " * 40 for n in range(200)]

@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpora import files_in, parquet, stories
+from helpers.corpora import files_in, parquet, stories
 
-from jaxgpt import corpus, errors
-from jaxgpt.corpus import source
+from jaxgpt import errors
 from jaxgpt.errors import JaxgptError
-from jaxgpt.preparation import encoding
-from jaxgpt.prepare import prepare
+from jaxgpt.prepare import encoding, sources
+from jaxgpt.prepare.pipeline import prepare
+from jaxgpt.prepare.sources import base as source
 
 COMMAND = """
 import resource, signal
-from jaxgpt import errors, prepare
-from jaxgpt.corpus import source
-from jaxgpt.preparation import encoding
+from jaxgpt import errors
+from jaxgpt.prepare import pipeline as prepare
+from jaxgpt.prepare.sources import base as source
+from jaxgpt.prepare import encoding
 source.BATCH_BYTES, encoding.NOTE_SECONDS = 20_000, {seconds}
 signal.signal(signal.SIGINT, signal.default_int_handler)
 {first}
@@ -97,9 +98,9 @@ class Broken(Exception):
 
 def broken_after(batches: int, monkeypatch: pytest.MonkeyPatch, starts: list[int]) -> None:
     """Lets reading fail after so many batches; `starts` gets the records from which sources are read."""
-    read, left = corpus.read, [batches]
+    read, left = sources.read, [batches]
 
-    def reading(one: corpus.Source, column: str | None, start: int = 0) -> Iterator[corpus.Texts]:
+    def reading(one: sources.Source, column: str | None, start: int = 0) -> Iterator[sources.Texts]:
         starts.append(start)
         for texts in read(one, column, start):
             left[0] -= 1
@@ -107,7 +108,7 @@ def broken_after(batches: int, monkeypatch: pytest.MonkeyPatch, starts: list[int
                 raise Broken
             yield texts
 
-    monkeypatch.setattr(corpus, "read", reading)
+    monkeypatch.setattr(sources, "read", reading)
 
 
 def test_going_on_at_every_batch(

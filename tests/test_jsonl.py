@@ -10,10 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from reading import batches_of, check_every_start, refused, refused_in_little_memory, skipped_in, texts_of
+from helpers.reading import batches_of, check_every_start, refused, refused_in_little_memory, skipped_in, texts_of
 
-from jaxgpt.corpus import estimate, find_sources, jsonl, read, source
 from jaxgpt.errors import DataError
+from jaxgpt.prepare.sources import base as source
+from jaxgpt.prepare.sources import estimate, find_sources, jsonl, read
 
 RECORDS = [None if n % 7 == 3 else "" if n % 11 == 5 else f'{n} é\n\u2028\x00"' * (n % 13) for n in range(60)]
 

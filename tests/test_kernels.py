@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt import kernels
+from jaxgpt.model import ops
 
 SHAPES = [(40, 8, 24), (40, 24, 8), (1, 8, 8)]  # tokens, inputs, outputs: the gradient is turned around if O < I
 
@@ -49,20 +49,20 @@ def test_a_product_and_its_gradients_are_matrix_products(shape: tuple[int, int, 
     dy = np.asarray(jnp.asarray(normal(9, tokens, outputs), dtype), np.float64)
     wide = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
     exact = (wide[0] @ wide[1], dy @ wide[1].T, wide[0].T @ dy)
-    for one, other in zip(with_gradient(kernels.product, x, kernel), exact, strict=True):
+    for one, other in zip(with_gradient(ops.product, x, kernel), exact, strict=True):
         assert one.dtype == dtype
         assert distance(one, other) < (1e-6 if dtype == "float32" else 0.004)  # half a unit in bfloat16's last place
 
 
 def test_a_linear_layers_product_keeps_all_axes_but_the_last() -> None:
     x, kernel = normal(0, 2, 3, 8), normal(1, 8, 5)
-    found = kernels.dot_general(jnp.float32(x), jnp.float32(kernel), (((2,), (0,)), ((), ())), precision=None)
+    found = ops.dot_general(jnp.float32(x), jnp.float32(kernel), (((2,), (0,)), ((), ())), precision=None)
     np.testing.assert_allclose(found, x @ kernel, rtol=1e-4, atol=1e-5)
 
 
 def lowered(platform: str, inputs: int, outputs: int) -> str:
     x, y = (jax.ShapeDtypeStruct((64, size), jnp.float32) for size in (inputs, outputs))
-    traced = jax.jit(lambda x, y: kernels.outer_sum(x, y, jnp.float32)).trace(x, y)
+    traced = jax.jit(lambda x, y: ops.outer_sum(x, y, jnp.float32)).trace(x, y)
     return str(traced.lower(lowering_platforms=(platform,)).as_text())
 
 
@@ -76,7 +76,7 @@ def test_only_a_cpus_gradient_of_a_narrowing_matrix_is_turned_around() -> None:
 def test_gelu_is_x_times_the_normal_distribution_as_far_as_the_type_can_tell(dtype: str) -> None:
     x = jnp.linspace(-6, 6, 2001).astype(dtype)
     exact = np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in np.asarray(x, np.float64)])
-    found = kernels.gelu(x)
+    found = ops.gelu(x)
     assert found.dtype == dtype
     np.testing.assert_allclose(
         np.asarray(found, np.float64), exact, atol=1e-6, rtol=1e-6 if dtype == "float32" else 0.004
@@ -97,7 +97,7 @@ def test_attention_and_its_gradient_are_those_of_the_definition(time: int, kv_he
     arrays = [2 * normal(i, 2, time, heads, 8) for i, heads in enumerate((4, kv_heads, kv_heads))]
     rounded = [jnp.asarray(array, dtype) for array in arrays]
     exact = with_gradient(plain_attention, *(array.astype(jnp.float32) for array in rounded))
-    for one, other in zip(with_gradient(kernels.attend, *rounded), exact, strict=True):
+    for one, other in zip(with_gradient(ops.attend, *rounded), exact, strict=True):
         assert one.dtype == dtype
         error = float(jnp.abs(one.astype(jnp.float32) - other).max() / jnp.abs(exact[0]).max())
         assert error < (1e-5 if dtype == "float32" else 0.06)
@@ -120,7 +120,7 @@ def test_a_norm_and_its_gradients_are_those_of_the_definition(
     given = (x, scale, bias) if biased else (x, scale)
 
     def ours(x: jax.Array, scale: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-        return kernels.norm(x, scale, bias, 1e-5, centred=centred)
+        return ops.norm(x, scale, bias, 1e-5, centred=centred)
 
     found = with_gradient(ours, *given)
     with jax.enable_x64(True):
@@ -139,7 +139,7 @@ def test_rows_that_hardly_vary_do_not_explode(platform: str) -> None:
     rows = np.full((4, 768), [[1000.3], [1e6], [0.0], [12345.6]], np.float32)
     rows[1, 5] *= 1.01
     rows[3, 700] *= 1.01
-    found = np.asarray(kernels.norm(jnp.asarray(rows), jnp.ones(768), None, 1e-5, centred=True))
+    found = np.asarray(ops.norm(jnp.asarray(rows), jnp.ones(768), None, 1e-5, centred=True))
     exact = rows.astype(np.float64)
     exact -= exact.mean(1, keepdims=True)
     exact /= np.sqrt((exact**2).mean(1, keepdims=True) + 1e-5)
@@ -148,7 +148,7 @@ def test_rows_that_hardly_vary_do_not_explode(platform: str) -> None:
 
 
 def test_a_gpus_norm_keeps_its_sums_for_the_gradient_and_a_cpus_fuses_freely() -> None:
-    function = jax.jit(lambda x, scale: kernels.norm(x, scale, None, 1e-5, centred=True))
+    function = jax.jit(lambda x, scale: ops.norm(x, scale, None, 1e-5, centred=True))
     traced = function.trace(jax.ShapeDtypeStruct((64, 32), jnp.bfloat16), jax.ShapeDtypeStruct((32,), jnp.float32))
     barriers = [
         str(traced.lower(lowering_platforms=(p,)).as_text()).count("optimization_barrier") for p in ("cpu", "cuda")
@@ -163,11 +163,11 @@ def test_a_split_product_is_the_parts_of_the_product(tokens: int, dtype: str, pl
     sizes = (24, 8, 8)
 
     def joined(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        parts = kernels.split_product(x, kernel, sizes)
+        parts = ops.split_product(x, kernel, sizes)
         assert [part.shape for part in parts] == [(tokens, size) for size in sizes]
         return jnp.concatenate(parts, axis=1)
 
-    for one, other in zip(with_gradient(joined, x, kernel), with_gradient(kernels.product, x, kernel), strict=True):
+    for one, other in zip(with_gradient(joined, x, kernel), with_gradient(ops.product, x, kernel), strict=True):
         assert one.dtype == other.dtype
         assert distance(one, other) < (1e-6 if dtype == "float32" else 0.004)
 
@@ -175,7 +175,7 @@ def test_a_split_product_is_the_parts_of_the_product(tokens: int, dtype: str, pl
 def test_a_gpu_gets_the_parts_of_many_rows_as_products_of_their_own() -> None:
     def products(platform: str, tokens: int) -> int:
         shapes = (tokens, 8), (8, 24)
-        traced = jax.jit(lambda x, k: kernels.split_product(x, k, (8, 8, 8))).trace(
+        traced = jax.jit(lambda x, k: ops.split_product(x, k, (8, 8, 8))).trace(
             *(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
         )
         return str(traced.lower(lowering_platforms=(platform,)).as_text()).count("stablehlo.dot_general")
@@ -191,7 +191,7 @@ def test_the_logarithm_of_a_sum_of_exponentials_at_any_size_and_height(count: in
     wide = np.asarray(logits, np.float64)
     peak = wide.max(1, keepdims=True)
     exact = (peak + np.log(np.exp(wide - peak).sum(1, keepdims=True)))[:, 0]
-    found = kernels.log_sum_exp(logits)
+    found = ops.log_sum_exp(logits)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, exact, rtol=3e-7, atol=3e-6)
 
@@ -199,16 +199,16 @@ def test_the_logarithm_of_a_sum_of_exponentials_at_any_size_and_height(count: in
 def test_the_logarithm_of_a_sum_says_what_is_no_number(platform: str) -> None:
     inf, lowest = np.inf, np.finfo(np.float32).min
     rows = [[1, inf, 2, 0], [-inf, 1, -inf, 1], [-inf] * 4, [1, np.nan, 2, 3], [lowest] * 4, [3e38, -3e38, 0, 1]]
-    found = kernels.log_sum_exp(jnp.float32(rows))
+    found = ops.log_sum_exp(jnp.float32(rows))
     np.testing.assert_allclose(found, [inf, 1 + math.log(2), -inf, np.nan, lowest, 3e38], rtol=1e-6)
 
 
 def test_groups_are_as_wide_as_vector_loads_like_them() -> None:
-    assert [kernels._group(count) for count in (50304, 4096, 128, 50257, 100)] == [384, 1024, 128, 50257, 100]
+    assert [ops._group(count) for count in (50304, 4096, 128, 50257, 100)] == [384, 1024, 128, 50257, 100]
 
 
 def drawn(chance: float, rows: int = 8, shape: tuple[int, ...] = (256, 96), seed: int = 0) -> np.ndarray:
-    return np.asarray(kernels.bernoulli(jax.random.split(jax.random.key(seed), rows), chance, shape))
+    return np.asarray(ops.bernoulli(jax.random.split(jax.random.key(seed), rows), chance, shape))
 
 
 @pytest.mark.parametrize("chance", [0.1, 0.5, 0.9])
@@ -242,20 +242,20 @@ def test_keys_whose_halves_differ_by_one_bit_draw_apart() -> None:
     flips = [1 << bit for bit in range(32)]
     words = [[5, 9], [9, 5], *([5 ^ flip, 9] for flip in flips), *([5, 9 ^ flip] for flip in flips)]
     keys = jax.random.wrap_key_data(jnp.uint32(words + [[5 ^ flip, 9 ^ flip] for flip in flips]))
-    signs = np.asarray(kernels.bernoulli(keys, 0.5, (64, 96))).reshape(len(keys), -1) * 2.0 - 1
+    signs = np.asarray(ops.bernoulli(keys, 0.5, (64, 96))).reshape(len(keys), -1) * 2.0 - 1
     assert np.abs(signs[1:] @ signs[0]).max() / math.sqrt(signs.shape[1]) < 4.5
 
 
 def test_a_row_is_its_keys_alone_and_certain_chances_are_certain() -> None:
     keys = jax.random.split(jax.random.key(3), 4)
-    whole = np.asarray(kernels.bernoulli(keys, 0.9, (5, 6)))
-    np.testing.assert_array_equal(np.asarray(kernels.bernoulli(keys[2:3], 0.9, (5, 6)))[0], whole[2])
+    whole = np.asarray(ops.bernoulli(keys, 0.9, (5, 6)))
+    np.testing.assert_array_equal(np.asarray(ops.bernoulli(keys[2:3], 0.9, (5, 6)))[0], whole[2])
     assert drawn(1.0).all()
     assert not drawn(0.0).any()
 
 
 @pytest.mark.parametrize("number", [0.0, 1e-30, 3e19])
 def test_a_row_of_one_number_has_no_spread_however_large_the_number(number: float, platform: str) -> None:
-    mean_N, square_N = kernels.moments(jnp.full((2, 24), number, jnp.float32))
+    mean_N, square_N = ops.moments(jnp.full((2, 24), number, jnp.float32))
     np.testing.assert_allclose(mean_N, number, rtol=1e-6)
     assert np.isfinite(square_N).all()

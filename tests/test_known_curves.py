@@ -6,8 +6,8 @@ The thresholds are those of the study that recovered these curves; none was chan
 from pathlib import Path
 
 import pytest
-import recorded
-from recorded import Known
+from helpers import recorded
+from helpers.recorded import Known
 
 from jaxgpt.diagnose.verdicts import judge
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from shards import Tokens, oracle, run_python, start, write_shards
+from helpers.shards import Tokens, oracle, run_python, start, write_shards
 
 from jaxgpt import _loader
 from jaxgpt._loader import Dataset, Lease, Loader, sample_starts

@@ -4,9 +4,9 @@ import json
 import math
 from pathlib import Path
 
-import logsamples
 import pytest
-from logsamples import CONFIG, loss
+from helpers import logsamples
+from helpers.logsamples import CONFIG, loss
 
 from jaxgpt import logs
 from jaxgpt.logs.history import Evaluation, Replay, Step

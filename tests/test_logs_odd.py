@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 import fuzz_logs
-import logsamples
 import pytest
-from logsamples import loss
+from helpers import logsamples
+from helpers.logsamples import loss
 
 from jaxgpt import errors, logs
 from jaxgpt.errors import DataError

@@ -7,14 +7,14 @@ import sys
 import pyarrow as pa
 import pytest
 
-from jaxgpt.preparation import memory
+from jaxgpt.utils import malloc as memory
 
 reuse = memory.reuse  # before conftest takes it away
 HAS_MALLOPT = hasattr(ctypes.CDLL(None), "mallopt")
 SCRIPT = """
 import resource
 import pyarrow as pa
-from jaxgpt.preparation import memory
+from jaxgpt.utils import malloc as memory
 
 memory.reuse()
 print(pa.default_memory_pool().backend_name)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from test_train import STEPS, arguments, folder_of, losses, place, records, tiny, xla_cache
 
-from jaxgpt import errors, metrics, optim, train
-from jaxgpt.budget.flops import flops_per_token
+from jaxgpt import errors, train
 from jaxgpt.config import Config
-from jaxgpt.metrics import Recorder, Score, Scores, StepRecord, learning_rates
+from jaxgpt.config.model_size import flops_per_token
+from jaxgpt.training import metrics
+from jaxgpt.training import optimizer as optim
+from jaxgpt.training.metrics import Recorder, Score, Scores, StepRecord, learning_rates
 
 __all__ = ["place", "xla_cache"]  # fixtures
 

@@ -10,16 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
 from flax import nnx
+from helpers import oracle
 from jax.extend.core import jaxprs_in_params
 
-from jaxgpt import model, optim, step
-from jaxgpt.budget import flops
-from jaxgpt.config import Config, Model
+from jaxgpt.config import Config, Model, model_size
+from jaxgpt.config.command_line import load
 from jaxgpt.errors import ConfigError
-from jaxgpt.overrides import load
+from jaxgpt.model import gpt
+from jaxgpt.training import optimizer as optim
+from jaxgpt.training import step
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
 GPT2 = Model(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=64, bias=True, dtype="float32", attention="xla")
@@ -38,7 +39,7 @@ def quick_compilation() -> Iterator[None]:
 
 
 def initial(settings: Model) -> step.Params:
-    return jax.jit(lambda: nnx.to_pure_dict(nnx.state(model.GPT(settings, rngs=nnx.Rngs(0)))))()
+    return jax.jit(lambda: nnx.to_pure_dict(nnx.state(gpt.GPT(settings, rngs=nnx.Rngs(0)))))()
 
 
 def lively(settings: Model) -> step.Params:
@@ -52,7 +53,7 @@ def logits(settings: Model, params: step.Params, tokens_BxT: jax.Array, keys_B: 
 
 
 @partial(jax.jit, static_argnums=0)
-def read_on(settings: Model, params: step.Params, tokens_BxT: jax.Array, cache: model.KVCache) -> Any:
+def read_on(settings: Model, params: step.Params, tokens_BxT: jax.Array, cache: gpt.KVCache) -> Any:
     """The logits after tokens that follow those in a cache, and the cache that holds both."""
     network = nnx.merge(step.graph(settings), params)
     x_BxTxD, cache = network.hidden(tokens_BxT, cache=cache)
@@ -78,25 +79,25 @@ def test_budget_counts_every_configs_parameters(name: str) -> None:
     params = abstract_parameters(cfg)
     positions = cfg.model.block_size * cfg.model.n_embd if cfg.model.architecture == "gpt2" else 0
     assert size(params.get("positions", {})) == positions
-    assert size(params) == flops.parameters(cfg.model) + positions
+    assert size(params) == model_size.parameters(cfg.model) + positions
     outside = size(params["tokens"]) + size(params.get("output", {})) + positions
-    assert size(params) - outside == flops.non_embedding_parameters(cfg.model)
+    assert size(params) - outside == model_size.non_embedding_parameters(cfg.model)
 
 
 @both_architectures
 def test_budget_counts_biases_grouped_heads_and_an_untied_head(settings: Model) -> None:
     positions = settings.block_size * settings.n_embd if settings.architecture == "gpt2" else 0
-    assert size(abstract_parameters(Config(model=settings))) == flops.parameters(settings) + positions
+    assert size(abstract_parameters(Config(model=settings))) == model_size.parameters(settings) + positions
 
 
 def test_the_reference_run_has_40_56_million_parameters_and_300_megaflops_a_token() -> None:
     reference, modern = load("fineweb40m").model, load("fineweb40m_modern").model
     width, layers, block, vocabulary = 384, 12, 1024, 50304
     blocks = layers * (12 * width * width + 2 * width) + width
-    assert flops.non_embedding_parameters(reference) == blocks == 21_243_264
-    assert flops.parameters(reference) == blocks + vocabulary * width == 40_560_000
-    assert flops.flops_per_token(reference) == 6 * 40_560_000 + 12 * layers * width * block == 299_983_104
-    assert flops.parameters(modern) == pytest.approx(40_560_000, rel=0.01)
+    assert model_size.non_embedding_parameters(reference) == blocks == 21_243_264
+    assert model_size.parameters(reference) == blocks + vocabulary * width == 40_560_000
+    assert model_size.flops_per_token(reference) == 6 * 40_560_000 + 12 * layers * width * block == 299_983_104
+    assert model_size.parameters(modern) == pytest.approx(40_560_000, rel=0.01)
 
 
 @both_architectures
@@ -127,7 +128,7 @@ def test_logits_are_those_of_a_network_written_apart(settings: Model) -> None:
 @pytest.mark.parametrize("chunks", [(16,), (1,) * 16, (5, 1, 1, 4, 5)], ids=["at once", "singly", "mixed"])
 def test_reading_with_a_cache_gives_the_logits_of_reading_without_one(settings: Model, chunks: tuple[int, ...]) -> None:
     params, tokens_BxT = lively(settings), some_tokens(settings)
-    cache, found = model.KVCache.create(settings, 2, settings.block_size + 3), []
+    cache, found = gpt.KVCache.create(settings, 2, settings.block_size + 3), []
     for chunk_BxT in np.split(np.asarray(tokens_BxT), np.cumsum(chunks)[:-1], axis=1):
         logits_BxTxV, cache = read_on(settings, params, chunk_BxT, cache)
         found.append(logits_BxTxV)
@@ -170,7 +171,7 @@ def test_the_exact_attention_path_is_the_plain_one_but_for_its_dropout(settings:
 def test_attention_dropout_keeps_the_mean_of_its_output() -> None:
     settings = dataclasses.replace(MODERN, attention_dropout=0.5)
     q, k, v = (jax.random.normal(jax.random.key(i), (1, 8, heads, 16)) for i, heads in enumerate((4, 2, 2)))
-    attend = lambda keys_B: model.attend(q, k, v, settings, keys_B)  # noqa: E731
+    attend = lambda keys_B: gpt.attend(q, k, v, settings, keys_B)  # noqa: E731
     draws = jax.jit(jax.vmap(attend))(jax.random.split(jax.random.key(9), (1000, 1)))
     error = jnp.std(draws, axis=0) / math.sqrt(len(draws))
     assert (jnp.abs(jnp.mean(draws, axis=0) - attend(None)) < 6 * error).all()  # six standard errors
@@ -178,7 +179,7 @@ def test_attention_dropout_keeps_the_mean_of_its_output() -> None:
 
 def test_grouped_heads_are_repeated_heads() -> None:
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 8, heads, 16)) for i, heads in enumerate((4, 2, 2)))
-    attend = jax.jit(lambda k, v: model.attend(q, k, v, MODERN, None))
+    attend = jax.jit(lambda k, v: gpt.attend(q, k, v, MODERN, None))
     np.testing.assert_allclose(attend(k, v), attend(*(np.repeat(array, 2, axis=2) for array in (k, v))), atol=1e-6)
 
 
@@ -192,7 +193,7 @@ def value_and_pullback(function: Any, q: jax.Array, k: jax.Array, v: jax.Array) 
 def test_attention_in_parts_is_jaxs_own_at_every_length(time: int, dtype: str) -> None:
     heads = enumerate((4, 2, 2))
     q, k, v = (jax.random.normal(jax.random.key(i), (2, time, count, 16), jnp.dtype(dtype)) for i, count in heads)
-    found = value_and_pullback(partial(model.attend, settings=MODERN, keys_B=None), q, k, v)
+    found = value_and_pullback(partial(gpt.attend, settings=MODERN, keys_B=None), q, k, v)
     jaxs = partial(jax.nn.dot_product_attention, is_causal=True, implementation="xla")
     for one, other in zip(found, value_and_pullback(jaxs, q, k, v), strict=True):
         assert one.dtype == other.dtype == q.dtype
@@ -210,7 +211,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 def test_scores_and_their_softmax_are_float32_in_bfloat16_attention() -> None:
     q, k, v = (jnp.zeros((2, 8, heads, 16), jnp.bfloat16) for heads in (4, 2, 2))
-    attend = partial(model.attend, settings=MODERN, keys_B=None)
+    attend = partial(gpt.attend, settings=MODERN, keys_B=None)
     found = list(equations(jax.make_jaxpr(attend)(q, k, v).jaxpr))
     types = {name: {each.invars[0].aval.dtype for each in found if each.primitive.name == name} for name in SOFTMAX}
     assert types == {name: {jnp.dtype("float32")} for name in SOFTMAX}
@@ -219,14 +220,14 @@ def test_scores_and_their_softmax_are_float32_in_bfloat16_attention() -> None:
 def rotated_scores(first_place: int) -> jax.Array:
     """q k^T of eight positions from `first_place` on."""
     q, k = (jax.random.normal(jax.random.key(i), (1, 8, 1, 16)) for i in range(2))
-    q, k = (model.rotate(array, first_place + jnp.arange(8), 10_000.0) for array in (q, k))
+    q, k = (gpt.rotate(array, first_place + jnp.arange(8), 10_000.0) for array in (q, k))
     return jnp.einsum("bthc,bshc->ts", q, k)
 
 
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
     np.testing.assert_allclose(rotated_scores(0), rotated_scores(500), atol=1e-3)  # float32 angles of about 500
     q = jnp.ones((1, 8, 1, 16))
-    turned = model.rotate(q, jnp.arange(8), 10_000.0)
+    turned = gpt.rotate(q, jnp.arange(8), 10_000.0)
     np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(q, axis=-1), rtol=1e-6)
     np.testing.assert_array_equal(turned[:, 0], q[:, 0])
     assert not np.allclose(turned[:, 1], turned[:, 2], atol=0.1)
@@ -242,14 +243,14 @@ def test_bfloat16_logits_come_in_float32_and_near_float32s(settings: Model) -> N
 
 
 def test_an_older_gpu_than_ampere_has_no_cudnn_attention() -> None:
-    assert model.resolve(Model(), "gpu", "7.5").attention == "xla"
-    assert model.resolve(Model(), "gpu", "8.0").attention == "cudnn"
+    assert gpt.resolve(Model(), "gpu", "7.5").attention == "xla"
+    assert gpt.resolve(Model(), "gpu", "8.0").attention == "cudnn"
     with pytest.raises(ConfigError, match="compute capability 8"):
-        model.resolve(Model(attention="cudnn"), "gpu", "7.5")
+        gpt.resolve(Model(attention="cudnn"), "gpu", "7.5")
 
 
 def resolved(platform: str, **changes: Any) -> tuple[str, str]:
-    settings = model.resolve(Model(**changes), platform)
+    settings = gpt.resolve(Model(**changes), platform)
     return settings.dtype, settings.attention
 
 
@@ -276,5 +277,5 @@ def test_cudnn_is_refused_with_the_reason_where_it_cannot_run(
     platform: str, changes: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ConfigError, match=reason) as caught:
-        model.resolve(Model(attention="cudnn", **changes), platform)
+        gpt.resolve(Model(attention="cudnn", **changes), platform)
     assert "C023" in str(caught.value)

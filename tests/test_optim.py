@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
+from helpers import oracle
 
-from jaxgpt import optim
 from jaxgpt.config import Optim
+from jaxgpt.training import optimizer as optim
 
 STEPS, PEAK, LOW = 100, 1e-3, 1e-4
 KINDS = ("cosine", "linear", "constant", "wsd")

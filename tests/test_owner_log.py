@@ -5,11 +5,11 @@ import shlex
 import pytest
 
 from jaxgpt import logs
+from jaxgpt.config.command_line import Parser, parse_config
 from jaxgpt.diagnose import setting
 from jaxgpt.diagnose.diagnosis import Diagnosis, diagnose
 from jaxgpt.diagnose.options import Options
 from jaxgpt.diagnose.verdict import IDS
-from jaxgpt.overrides import Parser, parse_config
 
 LOSSES = {0: 10.87, 2000: 4.03, 5000: 3.76, 8000: 3.65, 11000: 3.61, 13500: 3.57, 14500: 3.569}
 LAST_TRAIN = 3.6415

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
-from reading import batches_of, check_every_start, refused, refused_in_little_memory, skipped_in, texts_of
+from helpers.reading import batches_of, check_every_start, refused, refused_in_little_memory, skipped_in, texts_of
 
-from jaxgpt.corpus import estimate, find_sources, parquet, read, source
-from jaxgpt.corpus.pages import Compact, chunks, footer, pages
 from jaxgpt.errors import DataError
+from jaxgpt.prepare.sources import base as source
+from jaxgpt.prepare.sources import estimate, find_sources, parquet, read
+from jaxgpt.prepare.sources.parquet_pages import Compact, chunks, footer, pages
 
 RECORDS = [None if n % 7 == 3 else "" if n % 11 == 5 else f"{n} é " * (n % 13) for n in range(60)]
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from corpora import EOT, documents_in, ids_of, parquet, some_texts
+from helpers.corpora import EOT, documents_in, ids_of, parquet, some_texts
 
-from jaxgpt import corpus, manifest
-from jaxgpt.dataset import open_folder
+from jaxgpt.data import manifest
+from jaxgpt.data.dataset import open_folder
+from jaxgpt.data.tokenizer import gpt2
 from jaxgpt.errors import JaxgptError
-from jaxgpt.prepare import main, prepare
-from jaxgpt.tokenizer import gpt2
+from jaxgpt.prepare import sources
+from jaxgpt.prepare.pipeline import main, prepare
 
 
 @pytest.fixture
@@ -153,14 +154,14 @@ def test_too_little_space(tmp_path: Path, plain: Path, monkeypatch: pytest.Monke
 
 
 def test_sources_that_change_while_they_are_read(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checksum = corpus.checksum
+    checksum = sources.checksum
 
-    def then_changed(source: corpus.Source) -> str:
+    def then_changed(source: sources.Source) -> str:
         found = checksum(source)
         parquet(plain, text=some_texts()[1:])
         return found
 
-    monkeypatch.setattr(corpus, "checksum", then_changed)
+    monkeypatch.setattr(sources, "checksum", then_changed)
     assert "changed" in refused("D026", plain, "--out", tmp_path / "data").message
     assert list(tmp_path.iterdir()) == [plain]
 
@@ -186,7 +187,7 @@ def test_options_that_cannot_be(tmp_path: Path, plain: Path, options: str) -> No
 
 
 def test_too_many_files(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxgpt.preparation.encoding.MOST_SHARDS", 100)
+    monkeypatch.setattr("jaxgpt.prepare.encoding.MOST_SHARDS", 100)
     error = refused("C028", plain, "--out", tmp_path / "data", "--shard-tokens", "10")
     assert "would make about" in error.message
     assert list(tmp_path.iterdir()) == [plain]

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from jaxgpt.budget import scaling, schedule
-from jaxgpt.budget.scaling import CORPORA
-from jaxgpt.config import Optim
+from jaxgpt.budget import scaling_law
+from jaxgpt.budget.scaling_law import CORPORA
+from jaxgpt.config import Optim, schedule
 from jaxgpt.diagnose import annealing, prior
 from jaxgpt.diagnose.annealing import fit
 from jaxgpt.diagnose.setting import Setting
@@ -70,7 +70,7 @@ def test_prior_is_the_planners_law() -> None:
     found = prior.pre_run(setting())
     assert found is not None
     assert found.mean == pytest.approx(3.530, abs=0.002)
-    assert found.sd == pytest.approx(math.hypot(scaling.SAME_RECIPE, 0.01, 0.7 * 0.0025), abs=1e-4)
+    assert found.sd == pytest.approx(math.hypot(scaling_law.SAME_RECIPE, 0.01, 0.7 * 0.0025), abs=1e-4)
     shorter = prior.pre_run(setting(), 10_000)
     assert shorter is not None
     assert shorter.mean > found.mean
@@ -84,7 +84,7 @@ def test_repetition_of_a_setting_is_the_planners() -> None:
     assert len(cost) == 20_001
     assert cost[7_000] == 0
     for step in (7_100, 13_500, 20_000):
-        assert cost[step] == pytest.approx(scaling.repetition(40.56e6, step * 524_288.0, 3.68e9))
+        assert cost[step] == pytest.approx(scaling_law.repetition(40.56e6, step * 524_288.0, 3.68e9))
     assert prior.repetition(setting(unique_tokens=None)) is None
     assert prior.repetition(setting(unique_tokens=1e12)) is None
 

@@ -11,11 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import oracle
 import pytest
+from helpers import oracle
 
-from jaxgpt import config, mesh, optim, step
+from jaxgpt import config
 from jaxgpt.config import Config, Data, Model
+from jaxgpt.training import mesh, step
+from jaxgpt.training import optimizer as optim
 
 ROOT = Path(__file__).parents[1]
 # Sizes of which no product is another's, so that an array's element count tells what it is.

@@ -17,8 +17,8 @@ from jaxgpt.diagnose import command, proofs, prove
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.proofs import Proof
 from jaxgpt.errors import CheckpointError, ConfigError, JaxgptError
-from jaxgpt.metrics import learning_rates
-from jaxgpt.runfolder import RunFolder
+from jaxgpt.runs.folder import RunFolder
+from jaxgpt.training.metrics import learning_rates
 
 __all__ = ["place", "xla_cache"]  # fixtures
 

@@ -9,12 +9,14 @@ import pytest
 from test_budget_memory import compiled, small
 from test_step import MODERN, Training, assert_close, block, configured, gradient
 
-from jaxgpt import runfolder, step
-from jaxgpt.budget import memory, promise, time
+from jaxgpt.budget import memory, plan_file
+from jaxgpt.budget import step_time as time
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.config import Model
+from jaxgpt.config.command_line import load
 from jaxgpt.errors import ConfigError
-from jaxgpt.overrides import load
+from jaxgpt.runs import folder as runfolder
+from jaxgpt.training import step
 
 POLICIES = ("attention", "blocks")
 DROPOUT = {"dropout": 0.2, "attention_dropout": 0.2}
@@ -87,8 +89,8 @@ def test_a_run_that_does_not_fit_is_told_what_recomputing_would_need() -> None:
     config = load("fineweb40m")
     limit = memory.need(config, remat="blocks").total + 1
     with pytest.raises(ConfigError, match="C022") as raised:
-        promise.check_memory(config, limit)
+        plan_file.check_memory(config, limit)
     assert "--model.remat blocks needs about" in raised.value.help
     with pytest.raises(ConfigError, match="C022") as raised:
-        promise.check_memory(config.replace({"model": {"remat": "blocks"}}), limit // 2)
+        plan_file.check_memory(config.replace({"model": {"remat": "blocks"}}), limit // 2)
     assert "--model.remat" not in raised.value.help

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxgpt import report
 from jaxgpt.errors import ConfigError
+from jaxgpt.utils import html as report
 
 NASTY = "<script>alert('1')</script> & \"quotes\" é"
 

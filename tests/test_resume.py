@@ -25,7 +25,7 @@ from test_train import (
 )
 
 from jaxgpt import errors, train
-from jaxgpt.runfolder import RunFolder
+from jaxgpt.runs.folder import RunFolder
 
 __all__ = ["place", "xla_cache"]  # fixtures
 

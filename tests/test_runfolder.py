@@ -31,7 +31,7 @@ from test_train import (
 from jaxgpt import errors, train
 from jaxgpt.config import Config, Model, Optim
 from jaxgpt.errors import CheckpointError, ConfigError, JaxgptError, StorageError
-from jaxgpt.runfolder import RunFolder, differences, find, write_whole
+from jaxgpt.runs.folder import RunFolder, differences, find, write_whole
 
 __all__ = ["place", "xla_cache"]  # fixtures
 
@@ -59,7 +59,7 @@ def refused(kind: type[JaxgptError], code: str, action: Any, *args: Any) -> Jaxg
 
 def test_a_folder_held_by_another_process_names_it_and_is_free_when_that_one_is_killed(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from jaxgpt.runfolder import RunFolder\n"
+        "import sys, time; from pathlib import Path; from jaxgpt.runs.folder import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).claim():\n    print('held', flush=True)\n    time.sleep(60)"
     )
     root = str(Path(errors.__file__).parents[1])
@@ -187,7 +187,7 @@ def test_a_folder_that_is_read_only_is_an_error(tmp_path: Path) -> None:
 def test_a_file_system_that_is_read_only_is_an_error(tmp_path: Path) -> None:
     """Also for root, for whom the folder's mode would not count."""
     code = (
-        "import sys; from pathlib import Path; from jaxgpt import errors; from jaxgpt.runfolder import RunFolder\n"
+        "import sys; from pathlib import Path; from jaxgpt import errors; from jaxgpt.runs.folder import RunFolder\n"
         "sys.exit(errors.run(lambda argv: RunFolder(Path(argv[0]) / 'a').check_place()))"
     )
     mount = 'mount -t tmpfs -o ro none "$1" 2>/dev/null || exit 99; exec "$2" -c "$3" "$1"'

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from test_train import STEPS, arguments, bits, folder_of, place, records, saved_state, tiny, xla_cache
 
-from jaxgpt import errors, runlog, train
-from jaxgpt.runlog import RunLog, read
+from jaxgpt import errors, train
+from jaxgpt.runs import log as runlog
+from jaxgpt.runs.log import RunLog, read
 
 __all__ = ["place", "xla_cache"]  # fixtures
 

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxgpt import errors, model, sample, step
-from jaxgpt.checkpoint import Loaded
+from jaxgpt import errors, sample
 from jaxgpt.config import Config, Model
 from jaxgpt.errors import ConfigError, NonFiniteError
+from jaxgpt.model import gpt
 from jaxgpt.sample import Sampling, _keep, draw, generate
+from jaxgpt.training import step
+from jaxgpt.training.checkpoint import Loaded
 
 GPT2 = Model(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=64, bias=True, dtype="float32", attention="xla")
 MODERN = dataclasses.replace(GPT2, architecture="modern", bias=False, n_kv_head=2, tie_embeddings=False)
@@ -37,7 +39,7 @@ def quick_compilation() -> Iterator[None]:
 
 def lively(settings: Model) -> step.Params:
     """Initial parameters with matrices five times as large, so that the next token depends on all before it."""
-    params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(model.GPT(settings, rngs=nnx.Rngs(0)))))()
+    params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(gpt.GPT(settings, rngs=nnx.Rngs(0)))))()
     return jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim >= 2 else leaf, params)
 
 

@@ -6,20 +6,19 @@ import math
 from pathlib import Path
 from typing import Any
 
-import logsamples
 import numpy as np
 import pytest
-from logsamples import CONFIG
+from helpers import logsamples
+from helpers.logsamples import CONFIG
 
 from jaxgpt import logs
-from jaxgpt.budget import schedule
-from jaxgpt.config import Optim
+from jaxgpt.config import Optim, schedule
+from jaxgpt.config.command_line import load
 from jaxgpt.diagnose import options as command_line
 from jaxgpt.diagnose import setting
 from jaxgpt.diagnose.options import Options
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.errors import ConfigError
-from jaxgpt.overrides import load
 
 SIX = "step,val_loss\n6000,3.68\n8000,3.64\n10000,3.6\n12000,3.58\n13500,3.57\n14500,3.5696\n"
 NANOGPT = logsamples.NANOGPT_HEAD + logsamples.nanogpt()

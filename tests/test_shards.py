@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shards import Tokens, assert_equals_oracle, llmc_bytes, oracle, read_as_modded, run_python, values, write_shards
+from helpers.shards import (
+    Tokens,
+    assert_equals_oracle,
+    llmc_bytes,
+    oracle,
+    read_as_modded,
+    run_python,
+    values,
+    write_shards,
+)
 
 from jaxgpt import _loader
 from jaxgpt._loader import Dataset, Loader, ShardWriter, sample_starts

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpora import documents_in, expected_val, ids_of, parquet, some_texts, splits_of, stories
+from helpers.corpora import documents_in, expected_val, ids_of, parquet, some_texts, splits_of, stories
 
-from jaxgpt import _loader, manifest
-from jaxgpt.corpus import source
-from jaxgpt.dataset import open_folder
+from jaxgpt import _loader
+from jaxgpt.data import manifest
+from jaxgpt.data.dataset import open_folder
+from jaxgpt.data.tokenizer import gpt2
 from jaxgpt.errors import DataError
-from jaxgpt.prepare import prepare
-from jaxgpt.tokenizer import gpt2
+from jaxgpt.prepare.pipeline import prepare
+from jaxgpt.prepare.sources import base as source
 
 
 @pytest.fixture

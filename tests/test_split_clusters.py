@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from corpora import parquet, splits_of, stories
+from helpers.corpora import parquet, splits_of, stories
 
 from jaxgpt import audit
+from jaxgpt.data.tokenizer import gpt2
 from jaxgpt.errors import ConfigError
-from jaxgpt.prepare import prepare
-from jaxgpt.tokenizer import gpt2
+from jaxgpt.prepare.pipeline import prepare
 
 
 def pairs(count: int) -> list[tuple[str, str]]:

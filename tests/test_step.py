@@ -13,13 +13,16 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
-import oracle
 import pytest
 from flax import nnx
+from helpers import oracle
 from jax.sharding import Mesh
 
-from jaxgpt import config, mesh, model, optim, step
+from jaxgpt import config
 from jaxgpt.config import Config, Data, Model, Optim, Run
+from jaxgpt.model import gpt
+from jaxgpt.training import mesh, step
+from jaxgpt.training import optimizer as optim
 
 TEXT = np.frombuffer(Path(textwrap.__file__).read_bytes(), np.uint8)
 MODEL = Model(
@@ -204,8 +207,8 @@ def test_every_dropout_of_every_sequence_has_its_own_key(
         keys.extend(map(tuple, jax.random.key_data(keys_B).tolist()))
         return x
 
-    monkeypatch.setattr(model, "dropout", noted)
-    model.GPT(cfg.model, rngs=nnx.Rngs(0))(jnp.zeros((2, 8), jnp.int32), keys_B=jax.random.split(jax.random.key(0)))
+    monkeypatch.setattr(gpt, "dropout", noted)
+    gpt.GPT(cfg.model, rngs=nnx.Rngs(0))(jnp.zeros((2, 8), jnp.int32), keys_B=jax.random.split(jax.random.key(0)))
     assert len(set(keys)) == len(keys) >= 2 * (1 + 3 * cfg.model.n_layer)
 
 
@@ -216,7 +219,7 @@ def test_evaluation_drops_nothing() -> None:
 
 
 def test_dropout_zeroes_its_share_and_preserves_the_mean() -> None:
-    x = model.dropout(jnp.ones((2, 50_000)), 0.2, jax.random.split(jax.random.key(0)))
+    x = gpt.dropout(jnp.ones((2, 50_000)), 0.2, jax.random.split(jax.random.key(0)))
     assert set(np.unique(x)) == {0.0, np.float32(1 / 0.8)}
     assert abs(float(jnp.mean(x)) - 1) < 5 * np.sqrt(0.2 / 0.8 / x.size)  # five standard errors
 
@@ -224,7 +227,7 @@ def test_dropout_zeroes_its_share_and_preserves_the_mean() -> None:
 def test_dropout_in_bfloat16_scales_by_the_exact_rate() -> None:
     """Division by bfloat16's nearest number to 0.9 would enlarge every branch by 0.17%."""
     numbers = jnp.linspace(1, 2, 50_001)[None].astype(jnp.bfloat16)
-    dropped = np.asarray(model.dropout(numbers, 0.1, jax.random.split(jax.random.key(0), 1)), np.float64)
+    dropped = np.asarray(gpt.dropout(numbers, 0.1, jax.random.split(jax.random.key(0), 1)), np.float64)
     ratio = dropped.sum() / np.asarray(numbers, np.float64)[dropped != 0].sum()
     assert abs(ratio * 0.9 - 1) < 2e-4
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from tokenizers import models
 
-from jaxgpt import _loader, tokenizer
+from jaxgpt import _loader
+from jaxgpt.data import tokenizer
+from jaxgpt.data.tokenizer import PIECE, Tokenizer, gpt2, load, pieces, train
 from jaxgpt.errors import ConfigError, DataError
-from jaxgpt.tokenizer import PIECE, Tokenizer, gpt2, load, pieces, train
 
 ENGLISH = "The ship's crew had 12 sailors, and the captain's ship wasn't the crew's ship. " * 40
 CODE = "def f(x):\n    return x + 1\n\n\nclass Ship:\n    pass\n" * 40

@@ -21,12 +21,15 @@ from jax._src.array import ArrayImpl
 from jax.experimental.compilation_cache import compilation_cache
 
 import jaxgpt
-from jaxgpt import _loader, errors, metrics, optim, runlog, step, train
-from jaxgpt.checkpoint import Checkpoints, resolved
+from jaxgpt import _loader, errors, train
 from jaxgpt.config import Config, Run
-from jaxgpt.mesh import make_mesh
-from jaxgpt.runfolder import RunFolder
-from jaxgpt.step import TrainState
+from jaxgpt.runs import log as runlog
+from jaxgpt.runs.folder import RunFolder
+from jaxgpt.training import metrics, step
+from jaxgpt.training import optimizer as optim
+from jaxgpt.training.checkpoint import Checkpoints, resolved
+from jaxgpt.training.mesh import make_mesh
+from jaxgpt.training.step import TrainState
 
 VOCABULARY = 64
 STEPS = 20
@@ -362,7 +365,7 @@ def test_a_signal_while_the_run_closes_does_not_cost_its_last_checkpoint(
 
 BUSY = """
 import hashlib, threading
-from jaxgpt.stopping import StopRequest
+from jaxgpt.utils.signals import StopRequest
 with StopRequest(lambda: print("terminal in order", flush=True)):
     threading.Timer(0.3, lambda: print("busy", flush=True)).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # like a compiler: runs no Python before it is done

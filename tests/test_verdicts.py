@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxgpt.budget import devices, scaling, schedule
-from jaxgpt.budget.scaling import CORPORA
-from jaxgpt.config import Optim
+from jaxgpt.budget import devices, scaling_law
+from jaxgpt.budget.scaling_law import CORPORA
+from jaxgpt.config import Optim, schedule
+from jaxgpt.config.command_line import load
 from jaxgpt.diagnose import diagnosis
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.verdict import IDS, Verdict
 from jaxgpt.diagnose.verdicts import judge
 from jaxgpt.logs.history import Evaluation, History, Replay, Stated, Step
-from jaxgpt.overrides import load
 
 Curve = Callable[[np.ndarray], np.ndarray]
 TOTAL, WARMUP, EVERY = 2000, 100, 50
@@ -46,10 +46,10 @@ def setting(**changes: Any) -> Setting:
 
 def clean(own: Setting) -> Curve:
     """The curve of a healthy run, which ends where the law says."""
-    asked = scaling.Question(
-        parameters=SIZE, tokens=BATCH * TOTAL, recipe=scaling.Recipe(learning_rate=1e-3), corpus=CORPORA["fineweb"]
+    asked = scaling_law.Question(
+        parameters=SIZE, tokens=BATCH * TOTAL, recipe=scaling_law.Recipe(learning_rate=1e-3), corpus=CORPORA["fineweb"]
     )
-    end = scaling.expect(asked).loss
+    end = scaling_law.expect(asked).loss
 
     def loss(steps: np.ndarray) -> np.ndarray:
         rates = np.append(own.rates, own.rates[-1])[np.minimum(steps.astype(int), len(own.rates))]
@@ -142,7 +142,9 @@ def steady(steps: np.ndarray) -> np.ndarray:
 
 REFERENCE = load("fineweb40m")
 CARD: dict[str, Any] = {"config": REFERENCE, "config_name": "fineweb40m", "device": devices.find("rtx 4070")}
-LARGER = scaling.LAW.capacity_term(SIZE) - scaling.LAW.capacity_term(6e8)  # what the larger model gains by the law
+LARGER = scaling_law.LAW.capacity_term(SIZE) - scaling_law.LAW.capacity_term(
+    6e8
+)  # what the larger model gains by the law
 NOISY: dict[str, Any] = {"fixed_eval": False, "eval_tokens": 3.3e6}
 RESUMED: dict[str, Any] = {"starts": (0, 1000)}
 

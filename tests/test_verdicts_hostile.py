@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxgpt.budget import devices, schedule
-from jaxgpt.budget.scaling import CORPORA
-from jaxgpt.config import Optim
+from jaxgpt.budget import devices
+from jaxgpt.budget.scaling_law import CORPORA
+from jaxgpt.config import Optim, schedule
+from jaxgpt.config.command_line import load
 from jaxgpt.diagnose import diagnosis
 from jaxgpt.diagnose.claims import claims
 from jaxgpt.diagnose.setting import Setting, Twin
 from jaxgpt.diagnose.verdict import IDS
 from jaxgpt.diagnose.verdicts import Case, judge
 from jaxgpt.logs.history import Evaluation, History, Replay, Stated, Step
-from jaxgpt.overrides import load
 
 LOSSES = [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300, 1e-300, 3.5, 3.6, 10.8, None]
 SECONDS = [math.nan, math.inf, 0.0, -1.0, 1e9, 1e-9, 1.0, 1.1, None]

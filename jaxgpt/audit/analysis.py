@@ -16,9 +16,9 @@ import numpy.typing as npt
 import jaxgpt
 from jaxgpt import _loader
 from jaxgpt.audit.record import FORMAT, METHOD, Record
-from jaxgpt.dataset import Data, Split, as_data_error
+from jaxgpt.data.dataset import Data, Split, as_data_error
 from jaxgpt.errors import ConfigError
-from jaxgpt.progress import Meter
+from jaxgpt.utils.progress import Meter
 
 EXCERPT_TOKENS, EXCERPT = 80, 160
 

@@ -10,14 +10,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxgpt import dataset
 from jaxgpt.audit import dedup as unique
 from jaxgpt.audit import summary
 from jaxgpt.audit.analysis import Analysis, Subject, analyse
 from jaxgpt.audit.record import NAME, Files, Record
+from jaxgpt.config.command_line import Parser, from_text
+from jaxgpt.data import dataset
 from jaxgpt.errors import ConfigError
-from jaxgpt.overrides import Parser, from_text
-from jaxgpt.progress import Meter
+from jaxgpt.utils.progress import Meter
 
 MOST_THREADS = 1024
 EXAMPLES = """examples:

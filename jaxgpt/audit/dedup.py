@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 import jaxgpt
-from jaxgpt import manifest
 from jaxgpt.audit.analysis import Analysis, Subject
 from jaxgpt.audit.record import METHOD
-from jaxgpt.building import building, check_room, check_target
-from jaxgpt.dataset import Split, SplitWriter
+from jaxgpt.data import manifest
+from jaxgpt.data.dataset import Split, SplitWriter
+from jaxgpt.data.manifest import Manifest, Settings, TokenizerEntry
 from jaxgpt.errors import ConfigError, DataError, StorageError
-from jaxgpt.manifest import Manifest, Settings, TokenizerEntry
-from jaxgpt.progress import Meter
+from jaxgpt.prepare.staging import building, check_room, check_target
+from jaxgpt.utils.progress import Meter
 
 SHARD_TOKENS = 100_000_000
 WINDOW = 1 << 22  # tokens that are read at a time

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from jaxgpt.audit.analysis import Analysis
 from jaxgpt.audit.record import TITLE, Record
 from jaxgpt.audit.summary import figures, share, unique_share, warnings
-from jaxgpt.report import Block, figure, heading, page, paragraph, table
+from jaxgpt.utils.html import Block, figure, heading, page, paragraph, table
 
 COLOURS = {"train": "#2f6fb2", "val": "#e08a1e"}
 

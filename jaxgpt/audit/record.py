@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxgpt import _loader, report
-from jaxgpt.dataset import Data, as_data_error
+from jaxgpt import _loader
+from jaxgpt.data.dataset import Data, as_data_error
 from jaxgpt.errors import StorageError
+from jaxgpt.utils import html as report
 
 NAME = "audit.json"
 FORMAT = 1

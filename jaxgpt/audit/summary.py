@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from jaxgpt.audit.record import Files, Record
-from jaxgpt.progress import counted
+from jaxgpt.utils.progress import counted
 
 LABEL, COLUMN = 26, 15
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jaxgpt import errors
-from jaxgpt.budget import inverse, options
+from jaxgpt.budget import options
+from jaxgpt.budget import search as inverse
 from jaxgpt.budget.options import Request
 from jaxgpt.budget.plan import Inputs, plan
 from jaxgpt.budget.recommend import recommend
@@ -17,10 +18,10 @@ def main(argv: Sequence[str]) -> None:
     """Answers the request that the command line makes."""
     request = options.read(argv)
     if request.actual:
-        from jaxgpt import runfolder
-        from jaxgpt.budget import promise
+        from jaxgpt.budget import plan_file
+        from jaxgpt.runs import folder as runfolder
 
-        print(promise.said(promise.against(runfolder.find(request.actual)[0])))
+        print(plan_file.said(plan_file.against(runfolder.find(request.actual)[0])))
         return
     answer(request)
 
@@ -39,12 +40,12 @@ def answer(request: Request) -> None:
 
         claims = compare(found)
     if request.json:
-        from jaxgpt.budget.schema import document
+        from jaxgpt.budget.to_json import document
 
         print(json.dumps(document(found, advice, claims, choice), indent=2))
     elif request.html:
-        from jaxgpt import report
         from jaxgpt.budget.html import page
+        from jaxgpt.utils import html as report
 
         try:
             report.write(request.html, page(found, advice, claims, choice))
@@ -52,8 +53,8 @@ def answer(request: Request) -> None:
             raise ConfigError("C041", f"--html '{request.html}' cannot be written: {error.strerror}") from error
         print(f"the plan is in {request.html}")
     else:
-        from jaxgpt import terminal
         from jaxgpt.budget import text
+        from jaxgpt.utils import terminal
 
         text.Printer(terminal.console()).whole(found, advice, claims, choice)
     if choice and request.write_config:

@@ -9,13 +9,15 @@ import math
 from dataclasses import dataclass
 
 from jaxgpt import logs
-from jaxgpt.budget import question, scaling, schedule, time
+from jaxgpt.budget import query as question
+from jaxgpt.budget import scaling_law
+from jaxgpt.budget import step_time as time
 from jaxgpt.budget.devices import Device
-from jaxgpt.budget.flops import flops_per_token
 from jaxgpt.budget.plan import Calibration
-from jaxgpt.budget.scaling import Corpus
-from jaxgpt.budget.time import Pace
-from jaxgpt.config import Config
+from jaxgpt.budget.scaling_law import Corpus
+from jaxgpt.budget.step_time import Pace
+from jaxgpt.config import Config, schedule
+from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.errors import ConfigError, DataError
 
 FINISHED_SD, RUNNING_SD = (
@@ -103,9 +105,9 @@ def _shift(record: Record, ran: Config, corpus: Corpus, unique: float | None) ->
     done = step >= ran.run.steps
     asked = question.ask(ran, step, corpus, unique)
     share = schedule.learning_rate(ran.optim, ran.run.steps, min(step, ran.run.steps - 1)) / ran.optim.learning_rate
-    expected = scaling.expect(asked)
-    unannealed = scaling.LAW.unannealed * max(share - 0.1, 0.0)
-    fallen = expected.loss - scaling.recipe_terms(asked)["unannealed"]
+    expected = scaling_law.expect(asked)
+    unannealed = scaling_law.LAW.unannealed * max(share - 0.1, 0.0)
+    fallen = expected.loss - scaling_law.recipe_terms(asked)["unannealed"]
     distance = expected.sigmas["outside the fitted range"]  # a pilot is short: so far from the law it tells less
     shift = loss - unannealed - fallen
     strange = max(abs(shift) - BELIEVABLE, 0.0)

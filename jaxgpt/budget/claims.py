@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from jaxgpt.budget import plan as plans
-from jaxgpt.budget import question
-from jaxgpt.budget.flops import flops_per_token, parameters
+from jaxgpt.budget import query as question
 from jaxgpt.budget.memory import GIB
 from jaxgpt.budget.plan import Plan
 from jaxgpt.budget.recommend import needed
-from jaxgpt.budget.scaling import expect
-from jaxgpt.budget.time import Range
+from jaxgpt.budget.scaling_law import expect
+from jaxgpt.budget.step_time import Range
+from jaxgpt.config.model_size import flops_per_token, parameters
 
 LOSSES = {6_000: Range(2.9, 3.1), 10_000: Range(2.65, 2.80), 15_000: Range(2.50, 2.65), 20_000: Range(2.42, 2.55)}
 GPT2_ON_FINEWEB = 3.425  # OpenAI's 124M weights on FineWeb's validation shard (llm.c, dev/vislog.ipynb)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgpt.budget import apart, calibrate
+from jaxgpt.budget import calibrate
 from jaxgpt.budget.calibrate import Record
 from jaxgpt.config import Config
 from jaxgpt.errors import ConfigError
+from jaxgpt.runs import training_process
 
 MEASURED_STEPS = 24
 MEASURED_ACCUM = 2
@@ -83,7 +84,7 @@ def _random_tokens(folder: Path, config: Config) -> None:
 
 def _train(config: Config, folder: Path, *, shown: bool = False) -> Path:
     """Runs `jaxgpt.train` in a process of its own, its lines on our stderr if `shown`, and returns the run's folder."""
-    ended = apart.train(config, folder, shown=shown)
+    ended = training_process.train(config, folder, shown=shown)
     if ended.status:
         what = f"training for the measurement failed: {ended.words}"
         raise ConfigError("C045", what, "mend that, or leave it out")

@@ -13,8 +13,8 @@ of libraries and fragments left out, within 2 % without a policy, 4 % with `atte
 import math
 from dataclasses import asdict, dataclass
 
-from jaxgpt.budget.flops import parameters, positions
 from jaxgpt.config import Config, Model
+from jaxgpt.config.model_size import parameters, positions
 
 BLOCKS = "blocks"  # of `model.remat`: the policy that keeps least
 

@@ -2,8 +2,8 @@
 
 import re
 
-from jaxgpt.budget.flops import non_embedding_parameters, parameters, positions
 from jaxgpt.config import Config
+from jaxgpt.config.model_size import non_embedding_parameters, parameters, positions
 
 TOLERANCE = 0.15  # 124M for 123.6M, 40m for 40.56M, and people's rounding
 UNIT = {"k": 1e3, "m": 1e6, "b": 1e9}

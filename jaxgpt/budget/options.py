@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxgpt import report
-from jaxgpt.budget import devices, question
-from jaxgpt.budget.inverse import Goal
+from jaxgpt.budget import devices
+from jaxgpt.budget import query as question
 from jaxgpt.budget.plan import Inputs
+from jaxgpt.budget.search import Goal
 from jaxgpt.config import Config
+from jaxgpt.config.command_line import Parser, find, parse_config
 from jaxgpt.errors import ConfigError
-from jaxgpt.overrides import Parser, find, parse_config
+from jaxgpt.utils import html as report
 
 DEFAULT_GPU = "RTX 4070"
 MOST_ITERS = 10**9

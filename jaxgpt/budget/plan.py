@@ -4,16 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jaxgpt.budget import memory, question, scaling, time
+from jaxgpt.budget import memory, scaling_law
+from jaxgpt.budget import query as question
+from jaxgpt.budget import step_time as time
 from jaxgpt.budget.devices import CPU, Device
-from jaxgpt.budget.flops import flops_per_token, non_embedding_parameters, parameters, positions
 from jaxgpt.budget.memory import GIB, Memory
 from jaxgpt.budget.names import size_warnings
-from jaxgpt.budget.question import Tokens
-from jaxgpt.budget.references import Reference, nearest
-from jaxgpt.budget.scaling import CORPORA, Corpus, Expectation, Question
-from jaxgpt.budget.time import Pace
+from jaxgpt.budget.published_runs import Reference, nearest
+from jaxgpt.budget.query import Tokens
+from jaxgpt.budget.scaling_law import CORPORA, Corpus, Expectation, Question
+from jaxgpt.budget.step_time import Pace
 from jaxgpt.config import Config
+from jaxgpt.config.model_size import flops_per_token, non_embedding_parameters, parameters, positions
 
 STARTUP_SECONDS = 120.0  # imports, checking the tokens, compiling: minutes at most (bench/gpu.py measures it)
 FORWARD_SHARE = 1 / 3  # an evaluation only goes forward
@@ -179,7 +181,7 @@ def _paces(inputs: Inputs) -> dict[str, Pace]:
 def expect(inputs: Inputs, iters: int, *, corpus: Corpus | None = None, unique: float | None = None) -> Expectation:
     """What the law expects of a run of `iters` steps of these inputs, or of another corpus or count of tokens."""
     held = inputs.tokens.unique if unique is None else unique
-    return scaling.expect(question.ask(inputs.config, iters, corpus or inputs.corpus, held))
+    return scaling_law.expect(question.ask(inputs.config, iters, corpus or inputs.corpus, held))
 
 
 def row(inputs: Inputs, pace: Pace | None, iters: int, above: Row | None = None) -> Row:
@@ -238,7 +240,7 @@ def gains(inputs: Inputs, iters: int) -> dict[str, Gain]:
 
 def _without_recipe(asked: Question) -> float:
     """The expected loss as if the recipe were tuned to each size: a gain is not to be one of the learning rate."""
-    expected = scaling.expect(asked)
+    expected = scaling_law.expect(asked)
     return expected.loss - expected.terms["recipe"]
 
 

@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass, replace
 
 from jaxgpt.budget import plan as plans
-from jaxgpt.budget import question, scaling, schedule
+from jaxgpt.budget import query as question
+from jaxgpt.budget import scaling_law
 from jaxgpt.budget.plan import Plan
-from jaxgpt.budget.scaling import FITTED_PARAMETERS, FITTED_RATIO, FITTED_TOKENS, Corpus, Expectation, Question
+from jaxgpt.budget.scaling_law import FITTED_PARAMETERS, FITTED_RATIO, FITTED_TOKENS, Corpus, Expectation, Question
+from jaxgpt.config import schedule
 
 SEED_SD = 0.0013  # nats between runs that differ in their seed alone (modded-nanogpt's repeated records)
 WORTH = 3 * SEED_SD  # a gain that one run can show
@@ -80,14 +82,14 @@ def best_for(asked: Question) -> Best | None:
     tuned = replace(asked.recipe, differences=())
 
     def at(size: float) -> Question:
-        rate = scaling.tuned_learning_rate(size)
+        rate = scaling_law.tuned_learning_rate(size)
         return replace(asked, parameters=size, tokens=product / size, recipe=replace(tuned, learning_rate=rate))
 
-    size = min(sizes, key=lambda n: scaling.expect(at(n)).loss)
+    size = min(sizes, key=lambda n: scaling_law.expect(at(n)).loss)
     return Best(
         parameters=size,
         tokens=product / size,
-        expectation=scaling.expect(at(size)),
+        expectation=scaling_law.expect(at(size)),
         bound=size >= 0.999 * most and most < FITTED_PARAMETERS[1],
     )
 
@@ -98,7 +100,7 @@ def stop_early(found: Plan) -> tuple[int, float, float]:
     annealed = plans.expect(found.inputs, iters).loss
     rate = schedule.learning_rate(found.inputs.config.optim, found.last.max_iters, iters)
     share = rate / max(found.inputs.config.optim.learning_rate, 1e-12)
-    return iters, annealed, annealed + scaling.LAW.unannealed * max(share - 0.1, 0.0)
+    return iters, annealed, annealed + scaling_law.LAW.unannealed * max(share - 0.1, 0.0)
 
 
 def sensitivity(found: Plan) -> tuple[tuple[float, float], ...]:
@@ -159,7 +161,7 @@ def floor(found: Plan) -> float:
 
 def least_loss(parameters: float, corpus: Corpus) -> float:
     """Where a model of that size would end with endless different tokens, in nats."""
-    return corpus.offset + scaling.LAW.capacity_term(parameters)
+    return corpus.offset + scaling_law.LAW.capacity_term(parameters)
 
 
 def needed(found: Plan, loss: float) -> str:
@@ -169,7 +171,7 @@ def needed(found: Plan, loss: float) -> str:
 
 def needed_by(parameters: float, corpus: Corpus, loss: float) -> str:
     """The same for any model and corpus."""
-    law, least = scaling.LAW, least_loss(parameters, corpus)
+    law, least = scaling_law.LAW, least_loss(parameters, corpus)
     if loss > least:
         tokens = 1e10 * (law.data / (loss - least)) ** (1 / law.beta)
         return f"takes {tokens / 1e9:,.0f}B different tokens through this model"
@@ -182,7 +184,7 @@ def _size_for(offset: float, loss: float) -> float | None:
     """The least size whose loss on 20 tokens per parameter is `loss`; None above a trillion."""
     size = 1e7
     while size < 1e12:
-        if offset + scaling.LAW.capacity_term(size) + scaling.LAW.data_term(20 * size) <= loss:
+        if offset + scaling_law.LAW.capacity_term(size) + scaling_law.LAW.data_term(20 * size) <= loss:
             return size
         size *= 1.02
     return None

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from jaxgpt.budget import plot, shown, time
+from jaxgpt.budget import plot
+from jaxgpt.budget import step_time as time
 from jaxgpt.budget.claims import Claim
-from jaxgpt.budget.flops import parameters
-from jaxgpt.budget.inverse import Choice
 from jaxgpt.budget.memory import GIB
 from jaxgpt.budget.plan import Plan
 from jaxgpt.budget.recommend import Recommendation
-from jaxgpt.terminal import WIDTH, Sheet, table
+from jaxgpt.budget.search import Choice
+from jaxgpt.config.model_size import parameters
+from jaxgpt.utils import formatting
+from jaxgpt.utils.terminal import WIDTH, Sheet, table
 
 
 class Printer(Sheet):
@@ -57,13 +59,13 @@ class Printer(Sheet):
 
     def unique(self, found: Plan) -> str:
         held = found.inputs.tokens
-        return held.source if held.unique is None else f"{shown.count(held.unique)} ({held.source})"
+        return held.source if held.unique is None else f"{formatting.count(held.unique)} ({held.source})"
 
     def rows(self, found: Plan) -> None:
         self.head("By length (each run's learning rate falls until its own end)")
         drawn = table("steps", "tokens", "epochs", "EFLOP", "time", "80 %", "kWh", "cost", "loss", "80 %", "per h")
         for row in found.rows:
-            *cells, gain = shown.row(row, digits=2)
+            *cells, gain = formatting.row(row, digits=2)
             drawn.add_row(*cells, gain.replace("0.", ".", 1))
         self.show(drawn)
         self.line(
@@ -109,14 +111,18 @@ class Printer(Sheet):
         spread = ", ".join(f"{name} {value:.3f}" for name, value in expected.sigmas.items() if value >= 0.0005)
         self.line(f"one standard deviation is {expected.sigma:.3f}: {spread}")
         for name, gain in found.gains.items():
-            self.line(f"{name.replace('_', ' ')}: −{gain.nats:.3f} nats, {shown.flops(gain.flops)} in all")
+            self.line(f"{name.replace('_', ' ')}: −{gain.nats:.3f} nats, {formatting.flops(gain.flops)} in all")
         for name, loss in found.elsewhere.items():
             self.line(f"on {name} the same run would end at about {loss:.2f}, in nats of that text")
         drawn = table("nearest published runs", "corpus", "params", "tokens", "loss", left=2)
         for run in found.nearest:
             what = f"{run.what} [{run.source}]"
             drawn.add_row(
-                Text(what), run.corpus, shown.count(run.parameters), shown.count(run.tokens), f"{run.loss:.3f}"
+                Text(what),
+                run.corpus,
+                formatting.count(run.parameters),
+                formatting.count(run.tokens),
+                f"{run.loss:.3f}",
             )
         self.show(drawn)
 
@@ -133,14 +139,14 @@ class Printer(Sheet):
             model, row = one.config.model, one.row
             drawn.add_row(
                 "→" if one is choice.best else "",
-                shown.count(parameters(model)),
+                formatting.count(parameters(model)),
                 str(model.n_layer),
                 str(model.n_embd),
                 f"{row.max_iters:,}",
-                shown.count(row.tokens),
+                formatting.count(row.tokens),
                 f"{one.ratio:.0f}",
-                shown.hours(row.seconds),
-                shown.amount(row.energy_kwh, 1),
+                formatting.hours(row.seconds),
+                formatting.amount(row.energy_kwh, 1),
                 f"{row.loss:.3f}" + ("*" if row.expectation.outside else ""),
             )
         self.show(drawn)

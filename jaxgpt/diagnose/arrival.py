@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxgpt.diagnose import trend as trends
-from jaxgpt.diagnose.eta import LAST_MOMENT, NORMAL_80, Pace, eta, pace
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.trend import Trend
 from jaxgpt.logs.history import History
+from jaxgpt.utils.eta import LAST_MOMENT, NORMAL_80, Pace, eta, pace
 
 Numbers = NDArray[np.float64]
 

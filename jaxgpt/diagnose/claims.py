@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.budget import scaling, schedule
+from jaxgpt.budget import scaling_law
 from jaxgpt.budget.claims import LOSSES
-from jaxgpt.budget.flops import parameters
 from jaxgpt.budget.recommend import needed_by
+from jaxgpt.config import schedule
+from jaxgpt.config.command_line import load
+from jaxgpt.config.model_size import parameters
 from jaxgpt.diagnose.mixture import Forecast, gaussian
 from jaxgpt.diagnose.verdicts.case import Case
-from jaxgpt.overrides import load
 
 REFERENCE = "fineweb40m"  # the run that the known claims were made of
 SAME = 0.02  # relative difference of two sizes that are the same model's
@@ -75,5 +76,5 @@ def ending_at(case: Case, steps: int) -> Forecast | None:
     asked = case.question(steps)
     if asked is None:
         return None
-    law = scaling.expect(asked)
+    law = scaling_law.expect(asked)
     return gaussian(law.loss, law.sigma)

@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxgpt import logs, report, terminal
+from jaxgpt import logs
+from jaxgpt.config.command_line import Parser
 from jaxgpt.diagnose import options, proofs, prove, setting
 from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.options import Options
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.logs.history import History
 from jaxgpt.logs.lines import encoding
-from jaxgpt.overrides import Parser
+from jaxgpt.utils import html as report
+from jaxgpt.utils import terminal
 
 EXAMPLES = """examples:
   python -m jaxgpt.diagnose runs/fineweb40m
@@ -70,7 +72,7 @@ def run(argv: Sequence[str]) -> None:
     found = diagnose(history, setting.of(history, request.options), request.options.now)
     found = dataclasses.replace(found, proofs=proofs.beside(request.source))
     if request.json:
-        from jaxgpt.diagnose.schema import document
+        from jaxgpt.diagnose.to_json import document
 
         print(json.dumps(document(found), indent=2, allow_nan=False))
     elif request.html:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import Config, sections
+from jaxgpt.config.command_line import load
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.errors import JaxgptError
 from jaxgpt.logs.history import History
-from jaxgpt.overrides import load
 
 Changes = Mapping[str, Mapping[str, Any]]
 OWN = "jaxgpt"  # the format of our logs: only such a run has checkpoints to go on from

@@ -9,7 +9,7 @@ from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.options import Options
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.logs.history import History
-from jaxgpt.runfolder import RunFolder
+from jaxgpt.runs.folder import RunFolder
 
 
 def of(folder: RunFolder) -> Diagnosis:

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable
 
-from jaxgpt import report
-from jaxgpt.budget.shown import duration
 from jaxgpt.diagnose import plots, proofs, words
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.verdict import Verdict
 from jaxgpt.logs.history import History
-from jaxgpt.report import Block
+from jaxgpt.utils import html as report
+from jaxgpt.utils.formatting import duration
+from jaxgpt.utils.html import Block
 
 
 def page(found: Diagnosis) -> str:

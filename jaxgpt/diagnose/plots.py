@@ -10,11 +10,11 @@ from jaxgpt.diagnose import rates, trend
 from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.arrival import Paces
 from jaxgpt.diagnose.diagnosis import Diagnosis
-from jaxgpt.diagnose.eta import NORMAL_80
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.verdicts.case import Case
 from jaxgpt.diagnose.verdicts.measure import Series
-from jaxgpt.report import Block, figure
+from jaxgpt.utils.eta import NORMAL_80
+from jaxgpt.utils.html import Block, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,9 +5,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.budget import scaling
-from jaxgpt.budget.question import recipe_of
-from jaxgpt.budget.scaling import Question
+from jaxgpt.budget import scaling_law
+from jaxgpt.budget.query import recipe_of
+from jaxgpt.budget.scaling_law import Question
 from jaxgpt.diagnose.annealing import MISFIT, Curve, Posterior, fit
 from jaxgpt.diagnose.mixture import Forecast, gaussian
 from jaxgpt.diagnose.setting import Setting
@@ -27,7 +27,7 @@ def pre_run(setting: Setting, steps: int | None = None) -> Forecast | None:
     steps = setting.total_steps if steps is None else steps
     if not setting.parameters or not setting.tokens_per_step or not steps or steps < 1:
         return None
-    found = scaling.expect(
+    found = scaling_law.expect(
         Question(
             parameters=setting.parameters,
             tokens=setting.tokens_per_step * steps,
@@ -49,7 +49,9 @@ def repetition(setting: Setting, steps: int | None = None) -> NDArray[np.float64
     again = np.maximum(np.arange(steps + 1) * (per_step / unique) - 1, 0.0)
     if not again[-1]:
         return None
-    cost: NDArray[np.float64] = scaling.repetition(parameters, 2 * unique, unique) * again**scaling.REPETITION_EPOCHS
+    cost: NDArray[np.float64] = (
+        scaling_law.repetition(parameters, 2 * unique, unique) * again**scaling_law.REPETITION_EPOCHS
+    )
     return cost
 
 

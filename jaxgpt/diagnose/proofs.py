@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.diagnose.mixture import Forecast
-from jaxgpt.runfolder import RunFolder
-from jaxgpt.runlog import read
+from jaxgpt.runs.folder import RunFolder
+from jaxgpt.runs.log import read
 
 SHOWN = 3
 

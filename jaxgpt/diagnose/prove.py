@@ -18,10 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt import logs, runfolder
-from jaxgpt.budget import apart
-from jaxgpt.budget.schedule import learning_rate
+from jaxgpt import logs
 from jaxgpt.config import Config
+from jaxgpt.config.schedule import learning_rate
 from jaxgpt.diagnose import annealing, diagnosis, proofs, setting
 from jaxgpt.diagnose.endings import ANNEAL_SHARE
 from jaxgpt.diagnose.mixture import Forecast
@@ -29,7 +28,9 @@ from jaxgpt.diagnose.options import MOST_STEPS, Options
 from jaxgpt.diagnose.proofs import Proof
 from jaxgpt.errors import INTERRUPTED, PREEMPTED, CheckpointError, ConfigError, Stopped, StorageError
 from jaxgpt.logs.history import History
-from jaxgpt.runfolder import RunFolder
+from jaxgpt.runs import folder as runfolder
+from jaxgpt.runs import training_process
+from jaxgpt.runs.folder import RunFolder
 
 LEAST_FALL = 0.05  # of the run's peak rate: what a shorter fall takes off cannot be told from noise
 
@@ -207,7 +208,7 @@ def anneal(planned: Plan) -> float:
     unfinished = "the anneal is not done; the same command goes on with it"
     with tempfile.TemporaryDirectory(prefix="jaxgpt-prove-") as place:
         try:
-            ended = apart.train(planned.config, Path(place), "--fork", str(fork), shown=True)
+            ended = training_process.train(planned.config, Path(place), "--fork", str(fork), shown=True)
         except KeyboardInterrupt as stop:
             raise Stopped(unfinished, INTERRUPTED) from stop
     if ended.status in (INTERRUPTED, PREEMPTED):

@@ -10,8 +10,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.budget import schedule
-from jaxgpt.config import Config, Optim
+from jaxgpt.config import Config, Optim, schedule
 from jaxgpt.diagnose import rates
 from jaxgpt.diagnose.options import MOST_STEPS, Options
 from jaxgpt.diagnose.rates import Logged, Seen

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from jaxgpt import report, runlog
 from jaxgpt.diagnose import own
 from jaxgpt.errors import NonFiniteError, Stopped
-from jaxgpt.runfolder import RunFolder
+from jaxgpt.runs import log as runlog
+from jaxgpt.runs.folder import RunFolder
+from jaxgpt.utils import html as report
 
 
 @contextmanager

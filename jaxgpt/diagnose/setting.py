@@ -9,17 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxgpt import logs
-from jaxgpt.budget import devices, question
+from jaxgpt.budget import devices
+from jaxgpt.budget import query as question
 from jaxgpt.budget.devices import Device
-from jaxgpt.budget.flops import parameters
-from jaxgpt.budget.question import Tokens
-from jaxgpt.budget.scaling import CORPORA, Corpus
+from jaxgpt.budget.query import Tokens
+from jaxgpt.budget.scaling_law import CORPORA, Corpus
 from jaxgpt.config import Config, Optim
+from jaxgpt.config.command_line import find, load
+from jaxgpt.config.model_size import parameters
 from jaxgpt.diagnose import recipe
 from jaxgpt.diagnose.options import Options
 from jaxgpt.errors import JaxgptError
 from jaxgpt.logs.history import History
-from jaxgpt.overrides import find, load
 
 
 class Twin(NamedTuple):

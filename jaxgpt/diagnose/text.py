@@ -2,13 +2,13 @@
 
 from rich.text import Text
 
-from jaxgpt.budget.shown import duration
 from jaxgpt.diagnose import proofs, words
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.verdict import Verdict
 from jaxgpt.errors import printable
 from jaxgpt.logs.history import History
-from jaxgpt.terminal import Sheet, table
+from jaxgpt.utils.formatting import duration
+from jaxgpt.utils.terminal import Sheet, table
 
 HELD = {True: "✓", False: "✗", None: "?"}
 

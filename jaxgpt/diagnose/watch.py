@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-from jaxgpt import runlog
 from jaxgpt.diagnose import own
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.stopper import Stopper
-from jaxgpt.runfolder import RunFolder
+from jaxgpt.runs import log as runlog
+from jaxgpt.runs.folder import RunFolder
 
 
 class Outlook(NamedTuple):

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgpt.budget import schedule
-from jaxgpt.config import Optim
+from jaxgpt.config import Optim, schedule
 from jaxgpt.diagnose import commands
 from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.endings import ANNEAL_SHARE, Floats

@@ -4,8 +4,6 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from jaxgpt.budget.shown import duration
-from jaxgpt.diagnose import eta
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.mixture import Forecast
@@ -13,6 +11,8 @@ from jaxgpt.diagnose.trend import FEWEST, Trend
 from jaxgpt.diagnose.verdict import Advice, Verdict
 from jaxgpt.diagnose.whatif import WhatIf
 from jaxgpt.logs.history import History
+from jaxgpt.utils import eta
+from jaxgpt.utils.formatting import duration
 
 MOST_LINES, WIDEST_LINE = 3, 160  # of the log, quoted for one condition; characters of one
 PRECISE = 172_800.0  # seconds ahead up to which a duration is said to the second

@@ -15,10 +15,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from jaxgpt.config.command_line import Parser
 from jaxgpt.doctor import jaxside, machine, nvidia
 from jaxgpt.doctor.finding import Finding, worst
 from jaxgpt.errors import ConfigError
-from jaxgpt.overrides import Parser
 
 SECONDS = 120.0
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}

@@ -16,7 +16,7 @@ from jaxgpt.logs import buildnanogpt, llmc, modded, nanochat, nanogpt, ours, tab
 from jaxgpt.logs import lines as text_lines
 from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.history import History
-from jaxgpt.runfolder import RunFolder
+from jaxgpt.runs.folder import RunFolder
 
 FORMATS: dict[str, Any] = {format.NAME: format for format in (ours, nanogpt, llmc, modded, nanochat, buildnanogpt)}
 ENOUGH = 50  # lines of one format that settle which it is

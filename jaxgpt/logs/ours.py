@@ -9,7 +9,7 @@ from jaxgpt.config import Config
 from jaxgpt.errors import ConfigError, JaxgptError
 from jaxgpt.logs.collector import Collector, duration, finite, number, whole
 from jaxgpt.logs.history import Evaluation, History, Step
-from jaxgpt.runfolder import RunFolder
+from jaxgpt.runs.folder import RunFolder
 
 NAME = "jaxgpt"
 MARKS = ('"kind"',)

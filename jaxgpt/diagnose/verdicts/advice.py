@@ -8,11 +8,13 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxgpt.budget import inverse, question, scaling
-from jaxgpt.budget.flops import parameters
+from jaxgpt.budget import query as question
+from jaxgpt.budget import scaling_law
+from jaxgpt.budget import search as inverse
 from jaxgpt.budget.recommend import WORTH, best_for, tokens_shown
-from jaxgpt.budget.scaling import FITTED_RATIO, Z80
+from jaxgpt.budget.scaling_law import FITTED_RATIO, Z80
 from jaxgpt.config import Config
+from jaxgpt.config.model_size import parameters
 from jaxgpt.diagnose import commands, whatif
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.verdict import Advice, Verdict
@@ -111,7 +113,9 @@ def larger_model(case: Case) -> list[Advice]:
     best, chosen = best_for(case.asked), _shape(case, config)
     if best is None or chosen is None:
         return []
-    loss = scaling.expect(question.ask(chosen, chosen.run.steps, case.setting.corpus, case.setting.unique_tokens)).loss
+    loss = scaling_law.expect(
+        question.ask(chosen, chosen.run.steps, case.setting.corpus, case.setting.unique_tokens)
+    ).loss
     model = chosen.model
     what = (
         f"for as many FLOPs, a model of {parameters(model) / 1e6:,.0f}M parameters on "
@@ -157,7 +161,7 @@ def _shape(case: Case, config: Config) -> Config | None:
         if steps < inverse.LEAST_STEPS or steps * shaped.tokens_per_step < FITTED_RATIO * size:
             continue
         planned = inverse.with_steps(shaped, steps)
-        expected = scaling.expect(question.ask(planned, steps, case.setting.corpus, case.setting.unique_tokens))
+        expected = scaling_law.expect(question.ask(planned, steps, case.setting.corpus, case.setting.unique_tokens))
         if not expected.outside:
             found.append((expected.loss, planned))
     return min(found, key=lambda pair: pair[0])[1] if found else None

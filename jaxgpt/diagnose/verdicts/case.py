@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.budget import question as questions
-from jaxgpt.budget import scaling
-from jaxgpt.budget.scaling import Expectation, Question
+from jaxgpt.budget import query as questions
+from jaxgpt.budget import scaling_law
+from jaxgpt.budget.scaling_law import Expectation, Question
 from jaxgpt.diagnose import annealing, endings, rates
 from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.arrival import Arrival
@@ -188,7 +188,7 @@ class Case:
         held = setting.unique_tokens if unique is None else unique
         if not setting.parameters or not setting.tokens_per_step or not held:
             return None
-        return scaling.repetition(setting.parameters, step * setting.tokens_per_step, held)
+        return scaling_law.repetition(setting.parameters, step * setting.tokens_per_step, held)
 
     @cached_property
     def growth(self) -> Growth | None:
@@ -284,13 +284,15 @@ class Case:
 
     @cached_property
     def law(self) -> Expectation | None:
-        return None if self.asked is None else scaling.expect(self.asked)
+        return None if self.asked is None else scaling_law.expect(self.asked)
 
     @cached_property
     def law_now(self) -> Expectation | None:
         """What the law expects of a run that ends, annealed, where this one stands."""
         asked = self.question(self.done)
-        return None if asked is None else scaling.expect(replace(asked, recipe=replace(asked.recipe, end_share=0.0)))
+        return (
+            None if asked is None else scaling_law.expect(replace(asked, recipe=replace(asked.recipe, end_share=0.0)))
+        )
 
     @cached_property
     def level(self) -> Level | None:
@@ -319,8 +321,8 @@ class Case:
         """What the run with `changes` to its question would end lower, its recipe tuned to either, in nats."""
         if self.asked is None:
             return None
-        other = scaling.expect(replace(self.asked, **changes))  # type: ignore[arg-type]
-        mine = scaling.expect(self.asked)
+        other = scaling_law.expect(replace(self.asked, **changes))  # type: ignore[arg-type]
+        mine = scaling_law.expect(self.asked)
         return (mine.loss - mine.terms["recipe"]) - (other.loss - other.terms["recipe"])
 
     @cached_property

@@ -1,7 +1,7 @@
 """A loss that neither size nor text explains: faults of the recipe, of the data or of the code."""
 
-from jaxgpt.budget.question import SIMILAR_BATCH
-from jaxgpt.budget.scaling import TOKENIZER_ROWS, tuned_learning_rate
+from jaxgpt.budget.query import SIMILAR_BATCH
+from jaxgpt.budget.scaling_law import TOKENIZER_ROWS, tuned_learning_rate
 from jaxgpt.diagnose.verdict import Condition, Verdict
 from jaxgpt.diagnose.verdicts import failures, twins
 from jaxgpt.diagnose.verdicts.case import Case

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.budget import time
-from jaxgpt.budget.flops import flops_per_token
+from jaxgpt.budget import step_time as time
+from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.diagnose.trend import Trend, trend
 from jaxgpt.diagnose.verdict import Condition, Verdict
 from jaxgpt.diagnose.verdicts.case import Case

@@ -1,0 +1,1 @@
+"""Token datasets: shards, manifest, tokenizer. Loads no JAX."""

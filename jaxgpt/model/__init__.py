@@ -1,0 +1,1 @@
+"""The network, its attention, its loss, and the operations with custom gradients."""

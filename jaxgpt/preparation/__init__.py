@@ -1,1 +1,0 @@
-"""From documents to shards: the parts of `jaxgpt.prepare`."""

@@ -1,0 +1,1 @@
+"""The training step, its inputs and outputs: optimizer, batches, checkpoints, metrics, console."""

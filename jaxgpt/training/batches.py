@@ -1,0 +1,125 @@
+"""From the loader's blocks to `jax.Array`s: (order, seed, step) in, one token block per step out.
+
+A block is [accum, micro_batch, block + 1] token ids, uint16 or uint32 as they are stored. The loader lends each block
+out; JAX keeps the loan for as long as it reads the memory, on a CPU for the array's whole life.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxgpt import _loader
+from jaxgpt.config import Config
+from jaxgpt.data.dataset import Split, as_data_error
+from jaxgpt.training.mesh import over_batch
+
+EVALUATION_SEED = 0
+
+
+class Batches:
+    """An iterator of token blocks on the devices; closes its threads on exit."""
+
+    def __init__(self, loader: _loader.Loader, mesh: Mesh, shape: tuple[int, int, int]) -> None:
+        self._loader, self._shape, self._sharding = loader, shape, over_batch(mesh)
+        self._pinned = PinnedBuffers(mesh.devices.flat[0], loader.buffers())
+        self._newest: jax.Array | None = None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether blocks go to the device straight from the loader's buffers."""
+        return bool(self._pinned.buffers)
+
+    def __iter__(self) -> Iterator[jax.Array]:
+        with as_data_error():
+            for lease in self._loader:
+                local = np.asarray(lease)
+                self._newest = jax.make_array_from_process_local_data(self._sharding, local, self._shape)
+                yield self._newest
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pinned and self._newest is not None:
+            self._newest.block_until_ready()  # copies run in order: with the newest, all have left the buffers
+        self._pinned.release()
+        self._loader.close()
+
+
+class PinnedBuffers:
+    """The loader's buffers, registered with a CUDA client so that copies to the device are direct.
+
+    `dma_map` exists in jaxlib from 0.10.2 and is experimental. Where it is missing or refuses, XLA copies through a
+    buffer of its own, and the arrays are the same.
+    """
+
+    def __init__(self, device: jax.Device, buffers: Sequence[tuple[int, int]]) -> None:
+        self._client: Any = device.client
+        self.buffers: list[tuple[int, int]] = []
+        if device.platform != "gpu" or not hasattr(self._client, "dma_map"):
+            return
+        try:
+            for address, size in buffers:
+                self._client.dma_map(address, size)
+                self.buffers.append((address, size))
+        except Exception:  # whatever the driver says, the ordinary way works
+            self.release()
+
+    def release(self) -> None:
+        """Unregisters the buffers; no copy from them may be under way."""
+        for address, _ in self.buffers:
+            self._client.dma_unmap(address)
+        self.buffers = []
+
+
+def train_batches(config: Config, split: Split, mesh: Mesh, start: int, vocab_size: int) -> Batches:
+    """The blocks of steps `start` to the run's end; the position is the step, nothing else."""
+    data, block = config.data, config.model.block_size
+    with as_data_error():
+        loader = _loader.Loader(
+            split.tokens_on_disk,
+            block=block,
+            micro_batch=data.micro_batch,
+            accum=data.accum,
+            order=data.order,
+            seed=data.seed,
+            start_step=start,
+            stop_step=config.run.steps,
+            slots=data.slots,
+            threads=data.threads,
+            rank=jax.process_index(),
+            world=jax.process_count(),
+            vocab_size=vocab_size,
+        )
+    return Batches(loader, mesh, (data.accum, data.micro_batch, block + 1))
+
+
+def evaluation_windows(config: Config, split: Split) -> int:
+    """How many windows an evaluation of `split` reads: `run.eval_tokens`, at most the whole split."""
+    windows: int = split.tokens_on_disk.windows(config.model.block_size)
+    return max(1, min(config.run.eval_tokens // config.model.block_size, windows))
+
+
+def evaluation_batches(config: Config, split: Split, mesh: Mesh, vocab_size: int) -> Batches:
+    """The same windows every time, spread over the whole split; blocks of one micro-batch each.
+
+    The last block may hold more than `evaluation_windows` asks for; what is over is not to be counted.
+    """
+    data, block = config.data, config.model.block_size
+    with as_data_error():
+        loader = _loader.Loader(
+            split.tokens_on_disk,
+            block=block,
+            micro_batch=data.micro_batch,
+            order="epoch",
+            seed=EVALUATION_SEED,
+            stop_step=-(-evaluation_windows(config, split) // data.micro_batch),
+            slots=data.slots,
+            rank=jax.process_index(),
+            world=jax.process_count(),
+            vocab_size=vocab_size,
+        )
+    return Batches(loader, mesh, (1, data.micro_batch, block + 1))

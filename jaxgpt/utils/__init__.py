@@ -1,0 +1,1 @@
+"""What several packages use and no other library offers. Loads no JAX."""

@@ -1,0 +1,1 @@
+"""Data, runs and logs that several test modules use."""

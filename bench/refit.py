@@ -22,6 +22,7 @@ import numpy as np
 from jaxgpt.budget import scaling_law
 from jaxgpt.budget.published_runs import REFERENCES, Reference
 from jaxgpt.budget.scaling_law import CORPORA, FITTED_RATIO, LAW, Law, Question, Recipe, expect
+from jaxgpt.utils.stats import Z80
 
 LEAST_PARAMETERS = 15e6
 POSITIONS = 786_432  # GPT-2's learned positions, which some sources count
@@ -261,9 +262,7 @@ def fineweb_table(runs: list[Point], others: list[list[Point]]) -> list[str]:
             f"| {run.what} | {run.parameters / 1e6:.1f}M | {run.tokens / 1e9:.2f}B | {run.loss:.4f} | "
             f"{with_term:+.3f} | {without:+.3f} |"
         )
-    hits = sum(
-        abs(error) <= scaling_law.Z80 * math.hypot(scaling_law.SAME_RECIPE, CORPORA["fineweb"].sd) for error in termed
-    )
+    hits = sum(abs(error) <= Z80 * math.hypot(scaling_law.SAME_RECIPE, CORPORA["fineweb"].sd) for error in termed)
     low, high = binomial(hits, len(runs))
     grouped = [error for n, error in enumerate(termed) if n not in stock] + [float(np.mean(together))]
     return [

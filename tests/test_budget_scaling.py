@@ -13,6 +13,7 @@ from jaxgpt.budget import query as question
 from jaxgpt.budget import scaling_law
 from jaxgpt.budget.scaling_law import CORPORA, LAW, Question, Recipe, expect
 from jaxgpt.config.command_line import load
+from jaxgpt.utils.stats import Z80
 
 OWNER = Question(
     parameters=40.56e6,
@@ -40,7 +41,7 @@ def test_the_reference_run_is_expected_at_3_52_from_the_law_alone() -> None:
     assert expected.loss == pytest.approx(3.52, abs=0.05)
     assert expected.low < 3.53 < expected.high
     assert expected.loss == pytest.approx(sum(expected.terms.values()))
-    assert expected.high - expected.low == pytest.approx(2 * scaling_law.Z80 * expected.sigma)
+    assert expected.high - expected.low == pytest.approx(2 * Z80 * expected.sigma)
 
 
 def test_repetition_is_the_fitted_formula_and_starts_with_the_second_epoch() -> None:

@@ -32,9 +32,10 @@ from jaxgpt.diagnose import own
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.training import console as display
 from jaxgpt.training import metrics
-from jaxgpt.training.console import Lines, LivePanel, duration, sparkline
+from jaxgpt.training.console import Lines, LivePanel, sparkline
 from jaxgpt.training.metrics import Score, Scores, StepRecord
 from jaxgpt.utils.eta import Eta
+from jaxgpt.utils.formatting import format_duration
 
 __all__ = ["place", "xla_cache"]  # fixtures
 
@@ -240,7 +241,7 @@ def test_an_error_after_the_panel_is_one_sentence(
 
 
 def test_durations_read_like_speech() -> None:
-    assert [duration(s) for s in (0.4, 59.4, 60, 250, 3600, 23_520)] == [
+    assert [format_duration(s) for s in (0.4, 59.4, 60, 250, 3600, 23_520)] == [
         "0 s",
         "59 s",
         "1 min 0 s",

@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from jaxgpt.audit.record import Files, Record
-from jaxgpt.utils.progress import counted
+from jaxgpt.utils.formatting import pluralize
 
 LABEL, COLUMN = 26, 15
 
@@ -12,7 +12,7 @@ LABEL, COLUMN = 26, 15
 def text(folder: Path, files: Files, record: Record, hint: bool = True) -> str:
     """The whole summary: the splits, duplicates, validation in train, warnings, and with `hint` what to do next."""
     lines = [
-        f"{folder}: {counted(record['documents'], 'document')}, {counted(record['tokens'], 'token')} "
+        f"{folder}: {pluralize(record['documents'], 'document')}, {pluralize(record['tokens'], 'token')} "
         f"({record['tokenizer']})",
         f"effective unique tokens: {record['effective_unique_tokens']:,} ({unique_share(record)} of all)",
         "",
@@ -74,7 +74,7 @@ def _duplicates(record: Record) -> list[str]:
     return [
         f"duplicates: {exact['documents']:,} exact ({exact['tokens']:,} tokens), {near['documents']:,} near "
         f"({near['tokens']:,} tokens)",
-        f"  in {counted(found['clusters'], 'cluster')}; near: Jaccard ≥ {search['threshold']} on "
+        f"  in {pluralize(found['clusters'], 'cluster')}; near: Jaccard ≥ {search['threshold']} on "
         f"{search['shingle_tokens']}-token shingles",
     ]
 
@@ -88,7 +88,7 @@ def _leakage(record: Record) -> list[str]:
     part = "" if covered is None else f", {share(covered, record['splits']['val']['tokens'])} of its tokens"
     return [
         f"validation in train: {leakage['exact']['documents']:,} exactly, {leakage['near']['documents']:,} nearly, of "
-        f"{counted(documents, 'document')}",
+        f"{pluralize(documents, 'document')}",
         f"  runs of {runs['run_tokens']} tokens in common: {runs['documents_any']:,} documents have one, "
         f"{runs['documents_half']:,} half of them",
         f"  {share(runs['seen'], runs['runs'])} of its runs{part}",
@@ -103,16 +103,16 @@ def warnings(record: Record) -> list[str]:
         if foreign["count"]:
             first = foreign["first"]
             found.append(
-                f"{name}: {counted(foreign['count'], 'id')} outside the vocabulary, "
+                f"{name}: {pluralize(foreign['count'], 'id')} outside the vocabulary, "
                 f"the first {first['token']} at {first['position']:,} of {first['file']}"
             )
         if eot["doubled"]:
-            found.append(f"{name}: {counted(eot['doubled'], 'end-of-text token')} directly after another")
+            found.append(f"{name}: {pluralize(eot['doubled'], 'end-of-text token')} directly after another")
         if eot["count"] and eot["missing"]:
             found.append(f"{name}: the {'first' if eot['position'] == 'prepended' else 'last'} document has no end")
     leakage = record["leakage"]
     if leakage and (leaked := leakage["exact"]["documents"] + leakage["near"]["documents"]):
-        found.append(f"{counted(leaked, 'document')} of validation are also in train: its loss will be too low")
+        found.append(f"{pluralize(leaked, 'document')} of validation are also in train: its loss will be too low")
     return [*found, *record["notes"]]
 
 

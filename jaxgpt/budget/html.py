@@ -8,6 +8,7 @@ from jaxgpt.budget.memory import GIB
 from jaxgpt.budget.plan import Plan
 from jaxgpt.budget.recommend import Recommendation, tokens_shown
 from jaxgpt.budget.search import Choice
+from jaxgpt.budget.text import row_cells
 from jaxgpt.config.model_size import parameters
 from jaxgpt.utils import formatting
 from jaxgpt.utils import html as report
@@ -30,11 +31,11 @@ def page(found: Plan, advice: Recommendation, claims: Sequence[Claim], choice: C
 def _opening(found: Plan) -> Iterable[Block]:
     facts, inputs, last = found.facts, found.inputs, found.last
     device = inputs.device.name if inputs.device else "a CPU"
-    between = formatting.span(last.seconds_low, last.seconds_high, last.seconds)
+    between = formatting.format_hours_range(last.seconds_low, last.seconds_high, last.seconds)
     yield report.paragraph(
         f"{facts.parameters / 1e6:.2f}M parameters ({facts.non_embedding_parameters / 1e6:.2f}M outside embedding and "
         f"head) on {device}: {last.max_iters:,} steps read {tokens_shown(last.tokens)} tokens, take "
-        f"{formatting.hours(last.seconds)} ({between}) and end at a validation loss of {last.loss:.2f} "
+        f"{formatting.format_hours(last.seconds)} ({between}) and end at a validation loss of {last.loss:.2f} "
         f" ({last.loss_low:.2f} to {last.loss_high:.2f}) on {inputs.corpus.name} "
         f"({inputs.corpus_why}). Intervals hold 80 %."
     )
@@ -43,7 +44,7 @@ def _opening(found: Plan) -> Iterable[Block]:
 def _rows(found: Plan) -> Iterable[Block]:
     yield report.heading("By length")
     header = ("steps", "tokens", "epochs", "EFLOP", "time", "80 %", "kWh", "cost", "loss", "80 %", "gain per hour")
-    yield report.table(header, [formatting.row(row, digits=3) for row in found.rows])
+    yield report.table(header, [row_cells(row, digits=3) for row in found.rows])
     yield report.paragraph(f"Different tokens: {found.inputs.tokens.source}. {found.inputs.price:g} per kWh.")
 
 
@@ -71,14 +72,16 @@ def _loss(found: Plan) -> Iterable[Block]:
     expected = found.last.expectation
     yield report.heading("Loss, taken apart")
     yield report.table(tuple(expected.terms), [[f"{value:.3f}" for value in expected.terms.values()]])
-    rows = [(name.replace("_", " "), f"{g.nats:.3f}", formatting.flops(g.flops)) for name, g in found.gains.items()]
+    rows = [
+        (name.replace("_", " "), f"{g.nats:.3f}", formatting.format_flops(g.flops)) for name, g in found.gains.items()
+    ]
     yield report.table(("change", "gain, nats", "whole run"), rows)
     runs = [
         (
             run.what,
             run.corpus,
-            formatting.count(run.parameters),
-            formatting.count(run.tokens),
+            formatting.format_count(run.parameters),
+            formatting.format_count(run.tokens),
             f"{run.loss:.3f}",
             run.source,
         )
@@ -106,11 +109,11 @@ def _choice(choice: Choice) -> Iterable[Block]:
     rows = [
         (
             "chosen" if one is choice.best else "",
-            formatting.count(parameters(one.config.model)),
+            formatting.format_count(parameters(one.config.model)),
             f"{one.config.model.n_layer} × {one.config.model.n_embd}",
             f"{one.row.max_iters:,}",
-            formatting.count(one.row.tokens),
-            formatting.hours(one.row.seconds),
+            formatting.format_count(one.row.tokens),
+            formatting.format_hours(one.row.seconds),
             f"{one.row.loss:.3f}",
         )
         for one in choice.frontier

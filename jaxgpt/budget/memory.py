@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 
 from jaxgpt.config import Config, Model
 from jaxgpt.config.model_size import parameters, positions
+from jaxgpt.utils import stats
 
 BLOCKS = "blocks"  # of `model.remat`: the policy that keeps least
 
@@ -127,12 +128,7 @@ def _probabilities(model: Model) -> int:
 
 def largest(config: Config, usable_gib: float, *, remat: str = "") -> int:
     """The largest micro-batch whose step fits into `usable_gib`; 0 if none does."""
-    below, above = 0, LIMIT + 1
-    while above - below > 1:
-        middle = (below + above) // 2
-        fits = need(config, middle, remat=remat).total <= usable_gib * GIB
-        below, above = (middle, above) if fits else (below, middle)
-    return below
+    return stats.largest_integer(lambda size: need(config, size, remat=remat).total <= usable_gib * GIB, LIMIT)
 
 
 def choices(config: Config) -> list[int]:

@@ -124,7 +124,7 @@ def _pace_line(seconds: list[float], pace: dict[str, Any] | None) -> Line:
         return Line(what="seconds per step", promised="not known for this device", actual=f"{actual:.3g}", inside=None)
     low, high = pace["seconds_low"], pace["seconds_high"]
     promised = f"{pace['seconds_per_step']:.3g} ({low:.3g} to {high:.3g})"
-    whole = f"{actual:.3g}; {formatting.hours(sum(seconds))} of training so far"
+    whole = f"{actual:.3g}; {formatting.format_hours(sum(seconds))} of training so far"
     return Line(what="seconds per step", promised=promised, actual=whole, inside=low <= actual <= high)
 
 

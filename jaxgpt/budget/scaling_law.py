@@ -10,7 +10,8 @@ nats. `bench/refit.py` fits the constants below and prints docs/budget-accuracy.
 import math
 from dataclasses import dataclass, field
 
-Z80 = 1.2815515655446004  # half-width of an 80 % interval in standard deviations
+from jaxgpt.utils.stats import Z80
+
 TOKENIZER_ROWS = (50_000, 51_000)  # GPT-2's vocabulary and its paddings: whose nats the offsets are in
 
 

@@ -8,12 +8,36 @@ from jaxgpt.budget import plot
 from jaxgpt.budget import step_time as time
 from jaxgpt.budget.claims import Claim
 from jaxgpt.budget.memory import GIB
-from jaxgpt.budget.plan import Plan
+from jaxgpt.budget.plan import Plan, Row
 from jaxgpt.budget.recommend import Recommendation
 from jaxgpt.budget.search import Choice
 from jaxgpt.config.model_size import parameters
 from jaxgpt.utils import formatting
 from jaxgpt.utils.terminal import WIDTH, Sheet, table
+
+
+def row_cells(row: Row, digits: int) -> tuple[str, ...]:
+    """A length of the plan as cells: steps, tokens, epochs, EFLOP, time, its 80 %, kWh, cost, loss, its 80 %, gain."""
+    return (
+        f"{row.max_iters:,}",
+        formatting.format_count(row.tokens),
+        formatting.format_number(row.epochs),
+        f"{row.flops / 1e18:.3g}",
+        formatting.format_hours(row.seconds),
+        formatting.format_hours_range(row.seconds_low, row.seconds_high, row.seconds),
+        formatting.format_number(row.energy_kwh, 1),
+        formatting.format_number(row.cost),
+        f"{row.loss:.{digits}f}",
+        formatting.format_loss_range(row.loss_low, row.loss_high),
+        per_hour(row.gain_per_hour),
+    )
+
+
+def per_hour(gain: float | None) -> str:
+    """Nats per hour; a run of minutes gains so much that only its size is of use."""
+    if gain is None:
+        return ""
+    return f"{gain:.4f}" if gain < 1 else f"{gain:,.0f}"
 
 
 class Printer(Sheet):
@@ -59,13 +83,13 @@ class Printer(Sheet):
 
     def unique(self, found: Plan) -> str:
         held = found.inputs.tokens
-        return held.source if held.unique is None else f"{formatting.count(held.unique)} ({held.source})"
+        return held.source if held.unique is None else f"{formatting.format_count(held.unique)} ({held.source})"
 
     def rows(self, found: Plan) -> None:
         self.head("By length (each run's learning rate falls until its own end)")
         drawn = table("steps", "tokens", "epochs", "EFLOP", "time", "80 %", "kWh", "cost", "loss", "80 %", "per h")
         for row in found.rows:
-            *cells, gain = formatting.row(row, digits=2)
+            *cells, gain = row_cells(row, digits=2)
             drawn.add_row(*cells, gain.replace("0.", ".", 1))
         self.show(drawn)
         self.line(
@@ -111,7 +135,7 @@ class Printer(Sheet):
         spread = ", ".join(f"{name} {value:.3f}" for name, value in expected.sigmas.items() if value >= 0.0005)
         self.line(f"one standard deviation is {expected.sigma:.3f}: {spread}")
         for name, gain in found.gains.items():
-            self.line(f"{name.replace('_', ' ')}: −{gain.nats:.3f} nats, {formatting.flops(gain.flops)} in all")
+            self.line(f"{name.replace('_', ' ')}: −{gain.nats:.3f} nats, {formatting.format_flops(gain.flops)} in all")
         for name, loss in found.elsewhere.items():
             self.line(f"on {name} the same run would end at about {loss:.2f}, in nats of that text")
         drawn = table("nearest published runs", "corpus", "params", "tokens", "loss", left=2)
@@ -120,8 +144,8 @@ class Printer(Sheet):
             drawn.add_row(
                 Text(what),
                 run.corpus,
-                formatting.count(run.parameters),
-                formatting.count(run.tokens),
+                formatting.format_count(run.parameters),
+                formatting.format_count(run.tokens),
                 f"{run.loss:.3f}",
             )
         self.show(drawn)
@@ -139,14 +163,14 @@ class Printer(Sheet):
             model, row = one.config.model, one.row
             drawn.add_row(
                 "→" if one is choice.best else "",
-                formatting.count(parameters(model)),
+                formatting.format_count(parameters(model)),
                 str(model.n_layer),
                 str(model.n_embd),
                 f"{row.max_iters:,}",
-                formatting.count(row.tokens),
+                formatting.format_count(row.tokens),
                 f"{one.ratio:.0f}",
-                formatting.hours(row.seconds),
-                formatting.amount(row.energy_kwh, 1),
+                formatting.format_hours(row.seconds),
+                formatting.format_number(row.energy_kwh, 1),
                 f"{row.loss:.3f}" + ("*" if row.expectation.outside else ""),
             )
         self.show(drawn)

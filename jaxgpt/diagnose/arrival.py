@@ -18,7 +18,9 @@ from jaxgpt.diagnose import trend as trends
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.trend import Trend
 from jaxgpt.logs.history import History
-from jaxgpt.utils.eta import LAST_MOMENT, NORMAL_80, Pace, eta, pace
+from jaxgpt.utils import stats
+from jaxgpt.utils.eta import Pace, eta, pace
+from jaxgpt.utils.formatting import LAST_DATE
 
 Numbers = NDArray[np.float64]
 
@@ -184,7 +186,7 @@ class Way:
         """The 80 % interval of the seconds ahead."""
         if self.pace is None:
             return 0.0, 0.0
-        middle, other = self.training + self.pauses.left, NORMAL_80 * self.pauses.error
+        middle, other = self.training + self.pauses.left, stats.Z80 * self.pauses.error
         below, above = self.training - self.left * self.pace.low, self.left * self.pace.high - self.training
         return max(0.0, middle - math.hypot(below, other)), middle + math.hypot(above, other)
 
@@ -213,7 +215,7 @@ def _widened(lines: Paces, change: Trend | None, left: int) -> Pace | None:
         return None
     held, extra = trends.blocks(lines.steps, lines.seconds, 20).paces, 0.0
     if len(held) >= trends.FEWEST:
-        extra = NORMAL_80 * 1.4826 * float(np.median(np.abs(held - np.median(held))))
+        extra = stats.Z80 * stats.robust_sd(held)
     below, above = (math.hypot(side, extra) for side in (usual.seconds - usual.low, usual.high - usual.seconds))
     if change and change.kind == "drift":
         going_on = min(abs(change.slope) * left / 2, usual.seconds / 2)
@@ -287,7 +289,7 @@ def _clock(way: Way, seconds: float, now: float) -> tuple[float, str]:
 
 def _last_seen(history: History, now: float) -> tuple[float, str]:
     times = [step.time for step in history.steps[-1:] if step.time is not None]
-    if times and FIRST_MOMENT <= times[0] < LAST_MOMENT:
+    if times and FIRST_MOMENT <= times[0] < LAST_DATE:
         return times[0], "the log's last record"
     try:
         return Path(history.source).stat().st_mtime, "the file's last change"

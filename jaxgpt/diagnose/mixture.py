@@ -4,9 +4,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from jaxgpt.utils.stats import Floats, normal_cdf
 
 GRID = 801
 REACH = 9.0  # standard deviations to either side that the grid of quantiles covers
@@ -33,7 +32,7 @@ def mixture(weights: Floats, means: Floats, sds: Floats) -> Forecast:
     kept = weights > 1e-7
     low, high = (means[kept] - REACH * sds[kept]).min(), (means[kept] + REACH * sds[kept]).max()
     places = np.linspace(max(low, mean - REACH * sd), min(high, mean + REACH * sd), GRID)
-    below = normal((places[:, None] - means[kept]) / sds[kept]) @ weights[kept]
+    below = normal_cdf((places[:, None] - means[kept]) / sds[kept]) @ weights[kept]
     ends = np.interp((0.1, 0.9, 0.025, 0.975), below / weights[kept].sum(), places)
     return Forecast(mean, sd, *(float(end) for end in ends))
 
@@ -42,11 +41,3 @@ def moments(weights: Floats, means: Floats, sds: Floats) -> tuple[float, float]:
     """Mean and standard deviation of the mixture."""
     mean = float(weights @ means)
     return mean, math.sqrt(float(weights @ (sds**2 + (means - mean) ** 2)))
-
-
-def normal(z: Floats) -> Floats:
-    """The normal distribution function to 1e-7 (Abramowitz and Stegun, 26.2.17)."""
-    t = 1 / (1 + 0.2316419 * np.abs(z))
-    tail = t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
-    above = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * tail
-    return np.where(z > 0, 1 - above, above)

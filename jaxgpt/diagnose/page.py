@@ -8,7 +8,7 @@ from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.verdict import Verdict
 from jaxgpt.logs.history import History
 from jaxgpt.utils import html as report
-from jaxgpt.utils.formatting import duration
+from jaxgpt.utils.formatting import format_duration
 from jaxgpt.utils.html import Block
 
 
@@ -85,8 +85,8 @@ def _when(held: Arrival) -> Iterable[Block]:
     parts = [
         (
             part.name,
-            "not known" if part.spent is None else duration(part.spent),
-            duration(part.left) if part.left else "–",
+            "not known" if part.spent is None else format_duration(part.spent),
+            format_duration(part.left) if part.left else "–",
         )
         for part in held.parts
     ]

@@ -13,8 +13,8 @@ from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.setting import Setting
 from jaxgpt.diagnose.verdicts.case import Case
 from jaxgpt.diagnose.verdicts.measure import Series
-from jaxgpt.utils.eta import NORMAL_80
 from jaxgpt.utils.html import Block, figure
+from jaxgpt.utils.stats import Z80, Z95
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 VAL, TRAIN, LAW, QUIET = "#c2571a", "#8a96a3", "#2b6cb0", "#555555"
-NORMAL_95 = 1.96
 SETTLED = 0.2  # of the steps done: the loss before it is not drawn
 FEW = 60  # evaluations that are drawn as points
 POINTS = 400  # of a curve: more cannot be seen
@@ -68,7 +67,7 @@ def _fan(axes: "Axes", found: Diagnosis, posterior: Posterior) -> None:
     axes.plot(steps, mean, color=LAW, lw=1.4, label="the law", zorder=3)
     ahead = steps >= done
     if ahead.sum() > 1:
-        for reach, alpha in ((NORMAL_95, 0.12), (NORMAL_80, 0.22)):
+        for reach, alpha in ((Z95, 0.12), (Z80, 0.22)):
             band = (mean - reach * sd)[ahead], (mean + reach * sd)[ahead]
             axes.fill_between(steps[ahead], *band, color=LAW, alpha=alpha, lw=0, zorder=2)
     axes.annotate(f"{mean[-1]:.3f}", (total, mean[-1]), (4, 0), textcoords="offset points", color=LAW, va="center")

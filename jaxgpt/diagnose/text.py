@@ -7,7 +7,7 @@ from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.verdict import Verdict
 from jaxgpt.errors import printable
 from jaxgpt.logs.history import History
-from jaxgpt.utils.formatting import duration
+from jaxgpt.utils.formatting import format_duration
 from jaxgpt.utils.terminal import Sheet, table
 
 HELD = {True: "✓", False: "✗", None: "?"}
@@ -41,8 +41,8 @@ class Printer(Sheet):
         self.head("When")
         drawn = table("", "so far", "ahead", left=1)
         for part in (part for part in held.parts if part.spent is not None or part.left):
-            spent = "not known" if part.spent is None else duration(part.spent)
-            drawn.add_row(part.name, spent, duration(part.left) if part.left else "–")
+            spent = "not known" if part.spent is None else format_duration(part.spent)
+            drawn.add_row(part.name, spent, format_duration(part.left) if part.left else "–")
         self.show(drawn)
         self.line(f"pace: {words.pace(held)}", hang=2)
         self.line(f"trend: {words.trend(held)}", hang=2)

@@ -17,7 +17,7 @@ from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.verdict import Advice, Condition, Verdict
 from jaxgpt.diagnose.whatif import WhatIf
 from jaxgpt.logs.history import History
-from jaxgpt.utils import eta
+from jaxgpt.utils.formatting import LAST_DATE
 
 VERSION = 1
 
@@ -66,7 +66,7 @@ def arrival(held: Arrival) -> dict[str, Any]:
 
 def instant(when: float) -> str | None:
     """`2026-11-24T19:05:11+00:00`; None beyond the calendar."""
-    if not 0 <= when < eta.LAST_MOMENT:
+    if not 0 <= when < LAST_DATE:
         return None
     return datetime.fromtimestamp(when, UTC).isoformat(timespec="seconds")
 

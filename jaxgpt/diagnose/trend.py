@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxgpt.utils import stats
+
 Numbers = NDArray[np.float64]
 
 BLOCKS = 200
@@ -124,7 +126,5 @@ def _split(values: Numbers) -> tuple[int, float]:
 def _line(held: Blocks) -> tuple[float, float, float, float]:
     """Theil and Sen's line: its slope per step, its values at both ends, and the sum of what it leaves."""
     x, y = held.steps.astype(np.float64), held.paces
-    i, j = np.triu_indices(len(x), 1)
-    slope = float(np.median((y[j] - y[i]) / (x[j] - x[i])))
-    fitted = slope * (x - x[0]) + np.median(y - slope * (x - x[0]))
+    slope, fitted = stats.theil_sen(x, y)
     return slope, float(fitted[0]), float(fitted[-1]), float(np.abs(y - fitted).sum())

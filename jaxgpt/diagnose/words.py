@@ -1,6 +1,5 @@
 """The diagnosis in words: what a terminal and a page both say."""
 
-import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -11,8 +10,7 @@ from jaxgpt.diagnose.trend import FEWEST, Trend
 from jaxgpt.diagnose.verdict import Advice, Verdict
 from jaxgpt.diagnose.whatif import WhatIf
 from jaxgpt.logs.history import History
-from jaxgpt.utils import eta
-from jaxgpt.utils.formatting import duration
+from jaxgpt.utils.formatting import format_date, format_duration
 
 MOST_LINES, WIDEST_LINE = 3, 160  # of the log, quoted for one condition; characters of one
 PRECISE = 172_800.0  # seconds ahead up to which a duration is said to the second
@@ -56,10 +54,10 @@ def arrives(found: Diagnosis) -> str:
     if held is None:
         return f"When it ends cannot be told without {found.no_arrival}."
     if held.done:
-        return f"It is done: {found.history.done:,} steps, the last of them {clock(held.clock)}."
+        return f"It is done: {found.history.done:,} steps, the last of them {format_date(held.clock)}."
     return (
-        f"It ends in {left(held.seconds)} (80 %: {duration(held.low)} to {duration(held.high)}), "
-        f"{clock(held.clock)}, counted from {held.counted_from}."
+        f"It ends in {left(held.seconds)} (80 %: {format_duration(held.low)} to {format_duration(held.high)}), "
+        f"{format_date(held.clock)}, counted from {held.counted_from}."
     )
 
 
@@ -100,14 +98,7 @@ def phrases(verdicts: Iterable[Verdict]) -> str:
 
 def left(seconds: float) -> str:
     """A time ahead: to the second where that is near, else to the hour."""
-    return duration(seconds, parts=3 if seconds < PRECISE else 2)
-
-
-def clock(when: float) -> str:
-    """`on Tue 24 Nov 2026 at 19:05`, in this machine's time."""
-    if not 0 <= when < eta.LAST_MOMENT:
-        return "beyond any calendar"
-    return time.strftime("on %a %d %b %Y at %H:%M", time.localtime(when))
+    return format_duration(seconds, parts=3 if seconds < PRECISE else 2)
 
 
 def pace(held: Arrival) -> str:
@@ -159,7 +150,7 @@ def until(found: Diagnosis, steps: int) -> str:
     if held is None or held.pace is None or ahead <= 0:
         return "–"
     each = held.seconds / held.steps_left if held.steps_left else held.pace.seconds
-    return duration(ahead * each)
+    return format_duration(ahead * each)
 
 
 def claims(found: Diagnosis) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jaxgpt.errors import DataError
 from jaxgpt.prepare.sources import estimate
 from jaxgpt.prepare.sources.base import Source
-from jaxgpt.utils.progress import counted
+from jaxgpt.utils.formatting import pluralize
 
 GENEROUS = 2  # times as much as validation needs is held aside, and a few documents
 SPARE_DOCUMENTS = 20
@@ -43,6 +43,6 @@ def check_split(tokens: float, documents: int, val_tokens: int) -> None:
     """Raises `DataError` D025 if a validation split of `val_tokens` would leave too little to train on."""
     if val_tokens and documents and (val_tokens > tokens / 2 or documents < 2):
         what = f"val_tokens = {val_tokens:,} leaves too little to train on"
-        there = f"about {tokens:,.0f} tokens in {counted(documents, 'document')}"
+        there = f"about {tokens:,.0f} tokens in {pluralize(documents, 'document')}"
         help = f"--val-tokens {int(tokens) // 20}" if documents > 20 else "give more documents: none is cut in two"
         raise DataError("D025", f"{what}: there are {there}", help)

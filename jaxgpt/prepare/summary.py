@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxgpt.data import tokenizer as bpe
 from jaxgpt.data.manifest import Manifest
 from jaxgpt.prepare.sources.base import Skipped
-from jaxgpt.utils.progress import counted, sized
+from jaxgpt.utils.formatting import format_bytes, pluralize
 
 
 def described(made: Manifest) -> str:
@@ -23,10 +23,10 @@ def summary(out: Path, made: Manifest, skipped: Skipped, rate: float) -> str:
         sum(getattr(split, field) for split in made.splits.values()) for field in ("documents", "bytes", "tokens")
     )
     left_out = f" ({skipped})" if str(skipped) else ""
-    lines = [f"{out}: {counted(documents, 'document')}, {sized(size)} of text{left_out}"]
+    lines = [f"{out}: {pluralize(documents, 'document')}, {format_bytes(size)} of text{left_out}"]
     for name, split in made.splits.items():
         counts = (split.tokens, "token"), (split.documents, "document"), (len(split.shards), "shard")
-        lines.append(f"  {name:5}  {', '.join(counted(count, noun) for count, noun in counts)}")
+        lines.append(f"  {name:5}  {', '.join(pluralize(count, noun) for count, noun in counts)}")
     lines += _shares(made, tokens)
     lines.append(f"  {made.tokenizer.name}, {size / tokens:.3f} bytes per token, {rate:,.0f} tokens/s")
     size_of_gpt2 = made.tokenizer.vocab_size == bpe.GPT2_SIZE

@@ -21,7 +21,7 @@ from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.runs.log import warn
 from jaxgpt.training.metrics import Display, Scores, StepRecord
 from jaxgpt.utils.eta import Eta
-from jaxgpt.utils.formatting import duration
+from jaxgpt.utils.formatting import format_duration
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -197,4 +197,8 @@ def sparkline(values: Iterable[float], width: int = 60) -> str:
 
 
 def _span(left: Eta | None) -> str:
-    return "…" if left is None else f"{duration(left.seconds)}   (80 %: {duration(left.low)} to {duration(left.high)})"
+    return (
+        "…"
+        if left is None
+        else f"{format_duration(left.seconds)}   (80 %: {format_duration(left.low)} to {format_duration(left.high)})"
+    )

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxgpt.utils import stats
+
 RECENT = 200  # paces that count
 SHORT_LOOK = 0.02  # of the pace: what even many steps cannot see of those to come
 FEW = {1: (0.10, 0.25), 2: (0.07, 0.15)}  # of the pace, below and above: no scatter to judge by, and runs slow down
-NORMAL_80 = 1.2816
-LAST_MOMENT = 253_402_128_000.0  # seconds since 1970: with it the calendars of Python end
 HICCUP, MOST_OF_ONE = 6.0, 10.0  # deviations beyond which a step is a hiccup; paces that one may count
 
 
@@ -48,13 +48,13 @@ def pace(step_seconds: Sequence[float] | NDArray[np.float64]) -> Pace | None:
     if count in FEW:
         below, above = FEW[count]
         return Pace(middle, middle * (1 - below), middle * (1 + above), count)
-    deviation = 1.4826 * float(np.median(np.abs(recent - middle)))
+    deviation = stats.robust_sd(recent)
     excess = recent - middle
     late = excess[excess > max(HICCUP * deviation, SHORT_LOOK * middle)]
     hiccups = float(np.minimum(late, MOST_OF_ONE * middle).sum()) / count
-    error = math.hypot(1.2533 * deviation / math.sqrt(count), SHORT_LOOK * middle, hiccups / 2)
+    error = math.hypot(stats.MEDIAN_ERROR * deviation / math.sqrt(count), SHORT_LOOK * middle, hiccups / 2)
     usual = middle + hiccups
-    return Pace(usual, max(0.0, usual - NORMAL_80 * error), usual + NORMAL_80 * error, count)
+    return Pace(usual, max(0.0, usual - stats.Z80 * error), usual + stats.Z80 * error, count)
 
 
 def eta(step_seconds: Sequence[float] | NDArray[np.float64], steps_left: int, overhead: float = 0.0) -> Eta | None:

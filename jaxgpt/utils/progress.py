@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxgpt.errors import printable
+from jaxgpt.utils.formatting import format_bytes, pluralize
 
 LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
 
@@ -67,9 +68,9 @@ class Meter:
             self.say(f"{self._what}: {self._figures()}{self._left()}")
 
     def _figures(self) -> str:
-        read = counted(self._documents, "document")
+        read = pluralize(self._documents, "document")
         if not self.tokens:
-            return f"{read}, {sized(self._bytes)}"
+            return f"{read}, {format_bytes(self._bytes)}"
         return f"{read}, {self.tokens / 1e6:,.1f} M tokens, {self.rate:,.0f} tokens/s"
 
     def _left(self) -> str:
@@ -112,22 +113,9 @@ class Download:
         self._bar.update(self._task, completed=self._done, figures=self._figures())
 
     def _figures(self) -> str:
-        return f"{sized(self._done)} of {sized(self._size)}" if self._done else sized(self._size)
+        return f"{format_bytes(self._done)} of {format_bytes(self._size)}" if self._done else format_bytes(self._size)
 
 
 def _bar(console: Console) -> Progress:
     columns = TextColumn("{task.description}", markup=False), BarColumn(12), TextColumn("{task.fields[figures]}")
     return Progress(*columns, TimeRemainingColumn(compact=True), console=console, transient=True)
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 document`, `2,000 documents`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def sized(count: int) -> str:
-    """`31.4 MB`, in powers of 1000 as disks are sold."""
-    number, units = float(count), ["bytes", "kB", "MB", "GB"]
-    while number >= 1000 and len(units) > 1:
-        number, units = number / 1000, units[1:]
-    return f"{number:,.1f} {units[0]}" if units[0] != "bytes" else f"{count} bytes"

@@ -12,7 +12,7 @@ from jaxgpt.budget import query as question
 from jaxgpt.budget import scaling_law
 from jaxgpt.budget import search as inverse
 from jaxgpt.budget.recommend import WORTH, best_for, tokens_shown
-from jaxgpt.budget.scaling_law import FITTED_RATIO, Z80
+from jaxgpt.budget.scaling_law import FITTED_RATIO
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import parameters
 from jaxgpt.diagnose import commands, whatif
@@ -21,6 +21,7 @@ from jaxgpt.diagnose.verdict import Advice, Verdict
 from jaxgpt.diagnose.verdicts import failures, recipe, repetition
 from jaxgpt.diagnose.verdicts.case import CALM, RANDOM_TEXT_ERROR, RANDOM_TEXT_TOKENS, Case
 from jaxgpt.errors import ConfigError
+from jaxgpt.utils.stats import Z80
 
 PAIR = 0.037  # nats: sd of a difference of two runs by the law: its leave-one-out error of .026, twice
 REPEATED = 0.7  # of a gain in repetition, one sd: the repetition law's spread

@@ -10,6 +10,7 @@ from jaxgpt.diagnose.verdicts import measure
 from jaxgpt.diagnose.verdicts.case import Case
 from jaxgpt.diagnose.verdicts.measure import Floats, Level, Series
 from jaxgpt.diagnose.verdicts.said import unknown
+from jaxgpt.utils.stats import robust_sd
 
 WIDTH = 25  # losses in a running median: what one step does leaves no trace in it
 RISEN = 0.3  # nats above the lowest running median; repetition or a hard stretch of text lifts a train loss by less
@@ -203,7 +204,7 @@ def _outliers(case: Case) -> list[tuple[int, bool]] | None:
 
 def _noise(values: Floats) -> float:
     """Of losses that fall: from their first differences."""
-    return measure.deviation(np.diff(values)) / math.sqrt(2)
+    return robust_sd(np.diff(values)) / math.sqrt(2)
 
 
 def seam(case: Case) -> Verdict:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxgpt.logs.history import Evaluation, History
+from jaxgpt.utils import stats
 
 Floats = NDArray[np.float64]
-MAD = 1.4826  # of a normal distribution's standard deviation over its median absolute deviation
 MOST = 1e6  # no loss, gradient norm or other value of a run that is not broken is larger
 SECOND_DIFFERENCE = math.sqrt(6)  # standard deviation of a - 2 b + c over that of each
 
@@ -65,19 +65,12 @@ def validations(history: History) -> tuple[Evaluation, ...]:
     return tuple(e for e in history.evaluations if e.val is not None and number(e.val))
 
 
-def deviation(values: Floats) -> float:
-    """A standard deviation that outliers do not move; 0 for fewer than two values."""
-    if len(values) < 2:
-        return 0.0
-    return float(MAD * np.median(np.abs(values - np.median(values))))
-
-
 def scatter(values: Floats) -> float | None:
     """The noise of one value of a smooth curve, from its second differences; None for fewer than eight values."""
     if len(values) < 8:
         return None
     bends = values[2:] - 2 * values[1:-1] + values[:-2]
-    return float(MAD * np.median(np.abs(bends)) / SECOND_DIFFERENCE)
+    return float(stats.MAD_TO_SD * np.median(np.abs(bends)) / SECOND_DIFFERENCE)
 
 
 def trailing(losses: Series, step: float, most: int) -> Level | None:
@@ -95,7 +88,7 @@ def trailing(losses: Series, step: float, most: int) -> Level | None:
     spread = float(((x - middle) ** 2).sum())
     slope = float(((x - middle) * near.values).sum()) / spread if spread else 0.0
     left = near.values - near.values.mean() - slope * (x - middle)
-    error = deviation(left) * math.sqrt(1 / len(x) + (middle**2 / spread if spread else 0.0))
+    error = stats.robust_sd(left) * math.sqrt(1 / len(x) + (middle**2 / spread if spread else 0.0))
     return Level(float(near.values.mean()) - slope * middle, error, (int(near.lines[0]), int(near.lines[-1])))
 
 

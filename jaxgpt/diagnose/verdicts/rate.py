@@ -5,6 +5,7 @@ from jaxgpt.diagnose.verdicts import recipe, twins
 from jaxgpt.diagnose.verdicts.case import CALM, Case
 from jaxgpt.diagnose.verdicts.repetition import worse
 from jaxgpt.diagnose.verdicts.said import unknown
+from jaxgpt.utils.stats import Z80
 
 MUCH_LEFT = 0.05  # nats that annealing would take off: clean runs have .128 +- .025 at the peak and .02 at 0.3 of it
 WORTH = 0.01  # nats: what is left to anneal is worth a sentence
@@ -98,7 +99,7 @@ def _worth(case: Case) -> Condition:
     if left is None:
         return unknown(asks, SCHEDULE)
     found = f"{left.value:.3f} ± {left.error:.3f} nats"
-    return Condition(asks, found, left.value >= WORTH and left.value > 1.2816 * left.error)
+    return Condition(asks, found, left.value >= WORTH and left.value > Z80 * left.error)
 
 
 def _arose(case: Case) -> Condition:

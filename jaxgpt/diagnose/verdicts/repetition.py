@@ -5,6 +5,7 @@ import math
 from jaxgpt.diagnose.verdict import Condition, Verdict
 from jaxgpt.diagnose.verdicts.case import Case
 from jaxgpt.diagnose.verdicts.said import any_of, unknown
+from jaxgpt.utils.stats import Z80
 
 # datablations (Muennighoff et al., 2023): 2.8B runs of 2/3/4/5/7/14/44 epochs end with an excess gap of .011/.023/.042/
 # .060/.075/.237/1.45 and a damage of .005/.008/.015/.025/.037/.123/.85 nats, which is about half of the gap.
@@ -15,7 +16,6 @@ DAMAGE_OF_GROWTH = 0.5
 LEAST_DROP, NO_DROP = 0.06, 0.02
 FALLEN = 0.5  # of the peak: a rate below it has shown what its fall brings; before, the prior alone speaks of B
 EARLY_MINIMUM = 0.95  # of the steps done (datablations: minimum at .94 and .79 after 14 epochs, .23 after 44)
-SURE = 1.2816  # standard deviations of nine in ten
 SURELY = math.exp(2 * 0.53)  # two of the repetition law's log standard deviations
 LAW_FROM = 7e6  # parameters of the smallest model in the repetition law's 131 pairs
 NO_GROWTH, FEW_EPOCHS = 0.02, 4.0  # chosen: what dropout costs such a run was not measured
@@ -200,7 +200,7 @@ def forecast_excess(case: Case) -> Condition:
     if over is None:
         return unknown(asks, "more evaluations within the first epoch", "")
     found = f"validation stands {over.value:+.3f} ± {over.error:.3f} from what epoch 1 foretold"
-    return Condition(asks, found, over.value >= max(DAMAGE, SURE * over.error), over.lines)
+    return Condition(asks, found, over.value >= max(DAMAGE, Z80 * over.error), over.lines)
 
 
 def drop(case: Case, least: float) -> Condition:
@@ -209,7 +209,7 @@ def drop(case: Case, least: float) -> Condition:
     if case.unaided is None:
         return unknown(asks, "evaluations after the warmup, three or more", "")
     mean, sd = case.unaided.drop
-    found, below, above = f"B {mean:.3f} ± {sd:.3f}", mean + SURE * sd < least, mean - SURE * sd > least
+    found, below, above = f"B {mean:.3f} ± {sd:.3f}", mean + Z80 * sd < least, mean - Z80 * sd > least
     if below or (above and (case.share_now or 1.0) <= FALLEN):
         return Condition(asks, found, below)
     return unknown(asks, "evaluations while the learning rate falls", found)

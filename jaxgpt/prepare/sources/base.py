@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from jaxgpt.data import hub
 from jaxgpt.errors import DataError, JaxgptError
-from jaxgpt.utils.progress import counted, sized
+from jaxgpt.utils.formatting import format_bytes, pluralize
 
 BATCH_BYTES = 8_000_000  # text that is handed on at a time
 DOCUMENT_LIMIT = 1 << 30  # bytes of one document
@@ -60,7 +60,7 @@ class Skipped:
             (self.unreadable, "file", "left out, whose encoding cannot be read"),
             (self.mended, "text", "with bytes or surrogates that are not UTF-8, now U+FFFD"),
         ]
-        return ", ".join(f"{counted(count, noun)} {what}" for count, noun, what in parts if count)
+        return ", ".join(f"{pluralize(count, noun)} {what}" for count, noun, what in parts if count)
 
 
 class Texts(NamedTuple):
@@ -193,8 +193,8 @@ def changed(name: str) -> DataError:
 
 
 def bomb(name: str, place: str, packed: int, unpacked: int) -> DataError:
-    what = f"{name}{place}: {sized(packed)} expand to {sized(unpacked)} or more"
-    limit = f"more than {BOMB_RATIO} times and {sized(BOMB_BYTES)}"
+    what = f"{name}{place}: {format_bytes(packed)} expand to {format_bytes(unpacked)} or more"
+    limit = f"more than {BOMB_RATIO} times and {format_bytes(BOMB_BYTES)}"
     return DataError("D035", f"{what}, {limit}", "leave it out, or unpack it yourself if you trust it")
 
 
@@ -205,5 +205,5 @@ def check_expansion(name: str, place: str, packed: int, unpacked: int) -> None:
 
 
 def too_long(name: str, place: str, size: int) -> DataError:
-    what = f"{name}{place}: a document of {sized(size)}; the limit is {sized(DOCUMENT_LIMIT)}"
+    what = f"{name}{place}: a document of {format_bytes(size)}; the limit is {format_bytes(DOCUMENT_LIMIT)}"
     return DataError("D039", what, "cut it into documents, one a row or a line")

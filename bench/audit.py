@@ -37,7 +37,7 @@ import numpy as np
 import scipy.sparse
 
 from jaxgpt import _loader
-from jaxgpt.data.dataset import Data, open_folder
+from jaxgpt.data.dataset import TokenDataset, open_folder
 
 THRESHOLD, WIDTH, NUM_PERM = 0.8, 5, 128
 EDITS = (0, 1, 2, 3, 4, 5, 10, 20, 30, 40)
@@ -45,7 +45,7 @@ Ids = np.ndarray
 Pairs = set[tuple[int, int]]
 
 
-def documents(data: Data) -> list[Ids]:
+def documents(data: TokenDataset) -> list[Ids]:
     """Those of train, without end-of-text."""
     ids, eot = data.train.ids(0, data.train.tokens), data.tokenizer.eot
     return [part[part != eot] for part in np.split(ids, np.flatnonzero(ids == eot) + 1)[:-1]]
@@ -54,7 +54,7 @@ def documents(data: Data) -> list[Ids]:
 # --- scale -----------------------------------------------------------------------------------------------------------
 
 
-def write_copies(data: Data, copies: int, folder: Path) -> Path:
+def write_copies(data: TokenDataset, copies: int, folder: Path) -> Path:
     """`copies` times the tokens, the further ones with every id renamed."""
     folder.mkdir()
     eot = data.tokenizer.eot
@@ -85,7 +85,7 @@ def command(folder: Path) -> tuple[float, float, float]:
     return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
 
 
-def stages(data: Data, threads: int) -> tuple[dict[str, float], _loader.Audit]:
+def stages(data: TokenDataset, threads: int) -> tuple[dict[str, float], _loader.Audit]:
     """Seconds of each of the core's stages, by looks at it many times a second."""
     seconds: Counter[str] = Counter()
     eot = data.tokenizer.eot
@@ -97,8 +97,8 @@ def stages(data: Data, threads: int) -> tuple[dict[str, float], _loader.Audit]:
         now[:] = [stage, moment]
 
     audit = _loader.audit(
-        data.train.tokens_on_disk,
-        data.val and data.val.tokens_on_disk,
+        data.train.shards,
+        data.val and data.val.shards,
         vocab_size=data.vocab_size,
         folder=data.folder,
         eot=eot,
@@ -109,7 +109,7 @@ def stages(data: Data, threads: int) -> tuple[dict[str, float], _loader.Audit]:
     return dict(seconds), audit
 
 
-def scale(data: Data, copies: list[int], place: Path) -> list[dict[str, Any]]:
+def scale(data: TokenDataset, copies: list[int], place: Path) -> list[dict[str, Any]]:
     rows = []
     for count in copies:
         folder = write_copies(data, count, place / f"{count}x")
@@ -150,7 +150,7 @@ def jaccard(a: set[bytes], b: set[bytes]) -> float:
     return both / (len(a) + len(b) - both)
 
 
-def planted(data: Data, count: int) -> tuple[list[Ids], list[int]]:
+def planted(data: TokenDataset, count: int) -> tuple[list[Ids], list[int]]:
     """Pairs of documents, one after the other, and the percentage of words that was replaced in each second."""
     rng, tokenizer = random.Random(0), data.tokenizer
     texts = [tokenizer.decode(ids).split(" ") for ids in documents(data)[: 2 * count]]
@@ -167,7 +167,7 @@ def planted(data: Data, count: int) -> tuple[list[Ids], list[int]]:
     return found, edits
 
 
-def find_ours(texts: list[Ids], data: Data, place: Path) -> tuple[Pairs, float]:
+def find_ours(texts: list[Ids], data: TokenDataset, place: Path) -> tuple[Pairs, float]:
     """The pairs that stand in one cluster, and the seconds of the core."""
     place.mkdir()
     eot = data.tokenizer.eot
@@ -226,7 +226,7 @@ def score(found: Pairs, true: Pairs) -> dict[str, Any]:
     }
 
 
-def quality(data: Data, count: int, place: Path) -> dict[str, Any]:
+def quality(data: TokenDataset, count: int, place: Path) -> dict[str, Any]:
     texts, edits = planted(data, count)
     sets = [shingles(ids) for ids in texts]
     pairs = [(2 * n, 2 * n + 1) for n in range(count)]
@@ -255,7 +255,7 @@ def quality(data: Data, count: int, place: Path) -> dict[str, Any]:
     }
 
 
-def corpus(data: Data, limit: int, place: Path) -> dict[str, Any]:
+def corpus(data: TokenDataset, limit: int, place: Path) -> dict[str, Any]:
     """What both find among the corpus's own documents, up to `limit` tokens."""
     texts, tokens = [], 0
     for ids in documents(data):

@@ -16,7 +16,7 @@ from jaxgpt import errors
 from jaxgpt.config import Config
 from jaxgpt.config.command_line import Parser
 from jaxgpt.data import dataset
-from jaxgpt.data.dataset import Data, Split
+from jaxgpt.data.dataset import Split, TokenDataset
 from jaxgpt.errors import CheckpointError, DataError
 from jaxgpt.runs import folder as runfolder
 from jaxgpt.training import batches as data
@@ -27,7 +27,7 @@ from jaxgpt.training.metrics import Score, Scores
 class Evaluator:
     """Scores parameters on the fixed subsets; compiles once."""
 
-    def __init__(self, config: Config, tokens: Data, mesh: Mesh, graphdef: Any) -> None:
+    def __init__(self, config: Config, tokens: TokenDataset, mesh: Mesh, graphdef: Any) -> None:
         self._config, self._tokens, self._mesh = config, tokens, mesh
         self._step = step.compile_eval_step(config, graphdef, mesh)
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"step {loaded.step}: val loss {scores.val}")
 
 
-def open_tokens(path: str) -> Data:
+def open_tokens(path: str) -> TokenDataset:
     try:
         return dataset.open_folder(path)
     except DataError as error:

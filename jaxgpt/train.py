@@ -19,7 +19,7 @@ from jaxgpt.budget import plan_file
 from jaxgpt.config import Config, Run
 from jaxgpt.config.command_line import Parser, parse_config
 from jaxgpt.data import dataset
-from jaxgpt.data.dataset import Data
+from jaxgpt.data.dataset import TokenDataset
 from jaxgpt.diagnose import report
 from jaxgpt.diagnose.stopper import MARK
 from jaxgpt.diagnose.watch import Watch
@@ -161,7 +161,7 @@ class Between:
             self._record.saved(done)
 
 
-def open_tokens(config: Config) -> Data:
+def open_tokens(config: Config) -> TokenDataset:
     """The config's tokens, prepared first where it names sources for them, every one of them read and checked."""
     try:
         tokens = dataset.open_folder(config.data.path)
@@ -186,7 +186,7 @@ def open_tokens(config: Config) -> Data:
     return tokens
 
 
-def check_fork(config: Config, fork: Fork, tokens: Data, template: TrainState) -> None:
+def check_fork(config: Config, fork: Fork, tokens: TokenDataset, template: TrainState) -> None:
     """Raises a `JaxgptError` if a new run with `config` on `tokens` cannot start where `fork` is."""
     fork.run.check_tokenizer(tokens.identity)
     with Checkpoints(fork.run.checkpoints) as source:
@@ -216,7 +216,7 @@ def about(config: Config, mesh: Mesh, first: int) -> dict[str, Any]:
     return {"step": first, "config": config.to_dict(), "versions": versions, "device": device}
 
 
-def finish(trained: Loaded, tokens: Data, folder: RunFolder, between: Between, screen: Screen) -> None:
+def finish(trained: Loaded, tokens: TokenDataset, folder: RunFolder, between: Between, screen: Screen) -> None:
     """Shows a sample, if the config asks for one, the result, and what to do next."""
     screen.close()  # what follows stands below the panel
     run = trained.config.run

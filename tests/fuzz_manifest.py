@@ -1,4 +1,4 @@
-"""A fuzzer for the manifest: mutated bytes into `manifest.read`, which must answer or raise `DataError`, nothing else.
+"""Fuzzes the manifest reader: mutated bytes must give a manifest or a `DataError`, nothing else.
 
     python tests/fuzz_manifest.py [--seconds 60] [--runs N] [--seed S]
 
@@ -79,15 +79,15 @@ def with_other_bytes(chance: random.Random) -> bytes:
 
 
 def run(folder: Path, runs: int, seconds: float, seed: int, say: Callable[[str], None]) -> int:
-    """How many executions there were. Raises what `manifest.read` should not."""
+    """How many executions there were. Raises what `manifest.read_manifest` should not."""
     chance, began, done = random.Random(seed), time.monotonic(), 0
     accepted = 0
-    target = folder / manifest.NAME
+    target = folder / manifest.FILE_NAME
     while done < runs and time.monotonic() - began < seconds:
         data = (with_other_values if done % 3 else with_other_bytes)(chance)
         target.write_bytes(data)
         try:
-            manifest.read(folder)
+            manifest.read_manifest(folder)
             accepted += 1
         except DataError:
             pass

@@ -142,7 +142,7 @@ def test_the_record_is_what_the_documentation_says(folder: Path) -> None:
 
 def test_figures_of_the_text(folder: Path) -> None:
     record, data = audit(folder), open_folder(folder)
-    made = manifest.read(folder)
+    made = manifest.read_manifest(folder)
     ids = data.train.ids(0, data.train.tokens)
     split = record["splits"]["train"]
     assert split["unigram_entropy"] == pytest.approx(dataset.unigram_entropy(data.train, data.vocab_size))
@@ -152,7 +152,7 @@ def test_figures_of_the_text(folder: Path) -> None:
 
 
 def test_bytes_are_counted_by_tokens_where_there_is_no_manifest(folder: Path, tmp_path: Path) -> None:
-    data, made = open_folder(folder), manifest.read(folder)
+    data, made = open_folder(folder), manifest.read_manifest(folder)
     plain = tmp_path / "plain"
     plain.mkdir()
     for name, split in (("train", data.train), ("val", data.val)):
@@ -375,7 +375,7 @@ def test_planted_duplicates_are_found_at_least_as_well_as_by_datasketch(shared: 
 
     np.array([i for document in everything for i in (*document, EOT)], np.uint16).tofile(tmp_path / "train.bin")
     data = open_folder(tmp_path)
-    found = _loader.audit(data.train.tokens_on_disk, None, vocab_size=EOT + 1, folder=tmp_path, eot=EOT)
+    found = _loader.audit(data.train.shards, None, vocab_size=EOT + 1, folder=tmp_path, eot=EOT)
     one = np.frombuffer(found.kept(), "<u4")
     ours = {pair for pair in itertools.combinations(range(len(everything)), 2) if one[pair[0]] == one[pair[1]]}
 

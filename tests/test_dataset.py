@@ -15,7 +15,7 @@ import pytest
 
 from jaxgpt import _loader
 from jaxgpt.data import dataset, manifest
-from jaxgpt.data.dataset import Data, check_vocabulary, open_folder, unigram_entropy
+from jaxgpt.data.dataset import TokenDataset, check_vocabulary, open_folder, unigram_entropy
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, StorageError
 from jaxgpt.prepare.pipeline import prepare
 
@@ -44,7 +44,7 @@ def ours(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def refused(code: str, path: Path, action: Callable[[Data], object] | None = None) -> JaxgptError:
+def refused(code: str, path: Path, action: Callable[[TokenDataset], object] | None = None) -> JaxgptError:
     """The error, raised by opening `path` or by `action` on what was opened; it has `code`."""
     with pytest.raises(JaxgptError) as caught:
         (action or (lambda data: None))(open_folder(path))
@@ -73,7 +73,7 @@ def edited(folder: Path, *place: Any, value: Any) -> None:
 
 def test_ours(ours: Path) -> None:
     data = open_folder(ours)
-    made = manifest.read(ours)
+    made = manifest.read_manifest(ours)
     assert (data.tokenizer_name, data.vocab_size, data.tokenizer.eot, data.notes) == ("gpt2", 50257, 50256, ())
     assert data.val is not None
     assert data.train.tokens == made.splits["train"].tokens == sum(s.tokens for s in made.splits["train"].shards)
@@ -103,7 +103,7 @@ def test_shards_of_other_systems(tmp_path: Path) -> None:
         shard(tmp_path / f"fineweb_train_{number:06d}.bin", TOKENS[: 1000 * (number + 1)])
     shard(tmp_path / "fineweb_val_000000.bin", TOKENS[:10])
     data = open_folder(str(tmp_path))
-    assert [tokens for _, tokens in data.train.tokens_on_disk.shards] == [1000, 2000, 3000]
+    assert [tokens for _, tokens in data.train.shards.shards] == [1000, 2000, 3000]
     assert data.val is not None
     assert data.val.tokens == 10
 
@@ -191,14 +191,14 @@ def test_tokens_outside_the_vocabulary(tmp_path: Path) -> None:
     tokens[4321] = 50300
     shard(tmp_path / "a.bin", tokens)
     expected = "token 50300 at position 4,321; the tokenizer's vocabulary is 50257"
-    assert expected in refused("D010", tmp_path, Data.verify).message
+    assert expected in refused("D010", tmp_path, TokenDataset.verify).message
     assert expected in refused("D010", tmp_path, lambda data: unigram_entropy(data.train, data.vocab_size)).message
 
 
 def test_a_shard_that_changed_since_it_was_made(ours: Path) -> None:
     path = ours / "val_000000.bin"
     path.write_bytes(path.read_bytes()[:-2] + b"\x01\x00")
-    refused("D011", ours, Data.verify)
+    refused("D011", ours, TokenDataset.verify)
 
 
 def test_less_than_one_sequence(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_model_too_small_for_the_tokenizer(ours: Path) -> None:
 
 def test_errors_of_the_loader_keep_their_words() -> None:
     for code, kind in (("D007", DataError), ("S006", StorageError)):
-        with pytest.raises(kind) as caught, dataset.as_data_error():
+        with pytest.raises(kind) as caught, dataset.translate_loader_errors():
             raise _loader.LoaderError(code, "what", "help")
         assert (caught.value.code, caught.value.message, caught.value.help) == (code, "what", "help")
 
@@ -310,16 +310,16 @@ def test_unigram_entropy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_manifest_is_what_was_written(tmp_path: Path, ours: Path) -> None:
-    made = manifest.read(ours)
+    made = manifest.read_manifest(ours)
     dataclasses.replace(made, tool="jaxgpt ü").write(tmp_path)
     (tmp_path / "tokenizer.json").touch()
-    assert manifest.read(tmp_path) == dataclasses.replace(made, tool="jaxgpt ü")
+    assert manifest.read_manifest(tmp_path) == dataclasses.replace(made, tool="jaxgpt ü")
     assert [path.name for path in tmp_path.glob(".manifest*")] == []
 
 
 def test_none_of_it_loads_jax() -> None:
-    names = "tokenizer, manifest, dataset, corpus, prepare"
-    code = f"import sys; from jaxgpt import {names}; sys.exit('jax' in sys.modules or 'jaxlib' in sys.modules)"
+    names = "jaxgpt.data.dataset, jaxgpt.data.hub, jaxgpt.prepare.pipeline, jaxgpt.audit.command"
+    code = f"import sys, {names}; sys.exit('jax' in sys.modules or 'jaxlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

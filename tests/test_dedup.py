@@ -43,9 +43,9 @@ def test_the_new_dataset_holds_what_is_kept_in_its_order(folder: Path, tmp_path:
 
 
 def test_the_new_manifest_says_where_it_comes_from(folder: Path, tmp_path: Path) -> None:
-    old = manifest.read(folder)
+    old = manifest.read_manifest(folder)
     audit(folder, dedup=tmp_path / "unique")
-    new = manifest.read(tmp_path / "unique")
+    new = manifest.read_manifest(tmp_path / "unique")
     assert old.derived is None
     assert old.fingerprint in (new.derived or "")
     assert "Jaccard >= 0.8 on 5-token shingles" in (new.derived or "")
@@ -56,7 +56,7 @@ def test_manifests_from_before_that_field_are_read(folder: Path) -> None:
     values = json.loads((folder / "manifest.json").read_text())
     del values["derived"]
     (folder / "manifest.json").write_text(json.dumps(values))
-    assert manifest.read(folder).derived is None
+    assert manifest.read_manifest(folder).derived is None
 
 
 def test_the_same_command_again_changes_nothing(

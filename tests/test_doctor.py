@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from jaxgpt import errors
-from jaxgpt.doctor import command, jaxside, machine, nvidia, probe
+from jaxgpt.doctor import command, jax_checks, machine, nvidia, probe
 from jaxgpt.doctor.finding import Finding, worst
-from jaxgpt.doctor.jaxside import Answer
+from jaxgpt.doctor.jax_checks import Answer
 from jaxgpt.doctor.nvidia import Machine
 from jaxgpt.training import jax_setup
 
@@ -62,7 +62,7 @@ def test_a_desktop_with_driver_and_plugin_is_well() -> None:
     assert nvidia.check_driver(DESKTOP) == Finding("driver", "ok", "NVIDIA GeForce RTX 4070 (driver 560.35.03)")
     assert plugin(DESKTOP) == Finding("CUDA plugin", "ok", "jax-cuda12-plugin 0.10.2, driver runs CUDA 12.6")
     assert [(f.status, f.text) for f in nvidia.check_memory(DESKTOP)] == [("ok", "11.2 of 12.0 GiB free")]
-    assert worst(jaxside.judge(ON_GPU, 1)) == "ok"
+    assert worst(jax_checks.judge(ON_GPU, 1)) == "ok"
 
 
 @pytest.mark.parametrize(
@@ -167,21 +167,21 @@ def test_an_index_of_no_gpu_hides_what_follows_it(visible: str, text: str) -> No
 
 
 def test_the_silent_fallback_to_the_cpu_is_a_problem_unless_it_was_asked_for() -> None:
-    assert "although the driver sees 2 GPUs" in jaxside.check_devices(ON_CPU, 2).text
-    assert jaxside.check_devices(ON_CPU, 2).status == "problem"
-    assert jaxside.check_devices(ON_CPU, 2, "cpu").status == "ok"
-    assert jaxside.check_devices(ON_CPU, 0).status == "ok"
+    assert "although the driver sees 2 GPUs" in jax_checks.check_devices(ON_CPU, 2).text
+    assert jax_checks.check_devices(ON_CPU, 2).status == "problem"
+    assert jax_checks.check_devices(ON_CPU, 2, "cpu").status == "ok"
+    assert jax_checks.check_devices(ON_CPU, 0).status == "ok"
 
 
 def test_the_silent_fallback_says_why_and_what_to_do() -> None:
     why = "RuntimeError: Unable to load cuPTI. Is it installed?"
     said = json.dumps({"stage": "done", **ON_CPU.facts})
     answer = probing(f"import sys; print({said!r}); print({why!r}, 'more', sep='\\n', file=sys.stderr)")
-    found = jaxside.check_devices(answer, 2)
+    found = jax_checks.check_devices(answer, 2)
     assert found.text.endswith(f"although the driver sees 2 GPUs; JAX said: {why}")
     assert "pip install --force-reinstall 'jax[cuda13]'" in found.help
     assert "lines above" not in found.help
-    assert "mend the lines above" in jaxside.judge(answer, 2, troubled=True)[0].help
+    assert "mend the lines above" in jax_checks.judge(answer, 2, troubled=True)[0].help
 
 
 @pytest.mark.parametrize(
@@ -197,13 +197,13 @@ def test_devices_that_cannot_be_had_are_told_from_what_was_asked_for(
     code: str, asked_for: str, text: str, help: str
 ) -> None:
     answer = probing(SAID.replace("import", "devices", 1) + code, 2)
-    found = jaxside.check_devices(answer, 0, asked_for)
+    found = jax_checks.check_devices(answer, 0, asked_for)
     assert found.text == text
     assert found.help.startswith(help)
 
 
 def test_an_import_that_is_too_slow_is_not_told_to_reinstall() -> None:
-    found = jaxside.check_devices(probing(SAID + "import time; time.sleep(60)", 1), 0)
+    found = jax_checks.check_devices(probing(SAID + "import time; time.sleep(60)", 1), 0)
     assert "--seconds" in found.help
     assert "install" not in found.help
 
@@ -218,16 +218,16 @@ def test_either_file_is_a_gpus_driver(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_cudnn_and_dma_map_that_do_not_run_say_why_and_what_to_do() -> None:
     broken = Answer(facts=ON_GPU.facts | {"cudnn": "CUDNN_STATUS_NOT_SUPPORTED", "dma_map": "no attribute 'dma_map'"})
-    attention, direct = jaxside.judge(broken, 1)[-2:]
+    attention, direct = jax_checks.judge(broken, 1)[-2:]
     assert (attention.status, direct.status) == ("problem", "warning")
     assert "CUDNN_STATUS" in attention.text
     assert "--model.attention xla" in attention.help
     cut = Answer(facts={k: v for k, v in ON_GPU.facts.items() if k != "cudnn"}, ending="it was ended by signal 11")
-    assert jaxside.check_attention(cut).text == "it was ended by signal 11"
+    assert jax_checks.check_attention(cut).text == "it was ended by signal 11"
 
 
 def probing(code: str, seconds: float = 60) -> Answer:
-    return jaxside.Probe([sys.executable, "-c", code]).answer(seconds)
+    return jax_checks.Probe([sys.executable, "-c", code]).answer(seconds)
 
 
 SAID = 'print(\'{"stage": "import"}\', flush=True); '
@@ -244,7 +244,7 @@ SAID = 'print(\'{"stage": "import"}\', flush=True); '
     ids=["raises", "aborts", "hangs", "says nothing"],
 )
 def test_a_jax_that_raises_aborts_or_hangs_is_a_finding(code: str, seconds: float, text: str) -> None:
-    found = jaxside.check_devices(probing(code, seconds), 0)
+    found = jax_checks.check_devices(probing(code, seconds), 0)
     assert (found.status, found.text) == ("problem", text)
     assert found.help
 

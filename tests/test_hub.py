@@ -23,7 +23,7 @@ from helpers.reading import check_every_start
 from jaxgpt.data import hub, tokenizer
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, StorageError
 from jaxgpt.prepare.sources import checksum, estimate, find_sources, read
-from jaxgpt.utils.progress import Meter
+from jaxgpt.utils.progress import ProgressReporter
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 TEXTS = [f"document {n} " * 40 for n in range(200)]
@@ -188,14 +188,14 @@ def test_files_are_matched_at_once_and_fetched_when_they_are_needed(server: Hub,
     }.items(),
 )
 def test_patterns(server: Hub, pattern: str, names: list[str]) -> None:
-    assert [file.name for file in hub.find(f"hf://datasets/o/n/{pattern}")] == names
+    assert [file.name for file in hub.find_files(f"hf://datasets/o/n/{pattern}")] == names
 
 
 def test_revisions_and_commits(server: Hub) -> None:
-    (main,) = hub.find("hf://datasets/o/n/data/000.parquet")
+    (main,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
     assert main.commit == COMMIT
     for revision in ("refs/convert/parquet", "refs%2Fconvert%2Fparquet", OLDER):
-        (older,) = hub.find(f"hf://datasets/o/n@{revision}/data/000.parquet")
+        (older,) = hub.find_files(f"hf://datasets/o/n@{revision}/data/000.parquet")
         assert (older.commit, older.path != main.path) == (OLDER, True)
     assert "no such revision" in refused(DataError, "D023", "hf://datasets/o/n@none/data/*").message
 
@@ -235,7 +235,7 @@ def ranges(first: int, size: int) -> list[str]:
 
 
 def test_a_dropped_connection_is_taken_up_where_it_broke(server: Hub) -> None:
-    (found,) = hub.find("hf://datasets/o/n/data/000.parquet")
+    (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
     server.drops = {3}
     assert hub.fetch(found).read_bytes() == server.files["data/000.parquet"]
     expected = ranges(0, found.size)
@@ -243,7 +243,7 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(server: Hub) -> None:
 
 
 def test_an_interrupted_download_goes_on_in_the_next_call(server: Hub) -> None:
-    (found,) = hub.find("hf://datasets/o/n/data/000.parquet")
+    (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
     server.refuses = {3: 403}
     with pytest.raises(ConfigError, match="C035"):
         hub.fetch(found)
@@ -258,13 +258,13 @@ def test_an_interrupted_download_goes_on_in_the_next_call(server: Hub) -> None:
 
 
 def test_ctrl_c_keeps_what_has_arrived(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = hub.find("hf://datasets/o/n/data/000.parquet")
+    (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(hub.Download, "advance", interrupt)
+        patched.setattr(hub.DownloadProgress, "advance", interrupt)
         with pytest.raises(KeyboardInterrupt):
             hub.fetch(found)
     server.asked.clear()
@@ -274,7 +274,7 @@ def test_ctrl_c_keeps_what_has_arrived(server: Hub, monkeypatch: pytest.MonkeyPa
 
 def test_what_arrives_is_checked(server: Hub) -> None:
     for name in ("data/000.parquet", "lines.jsonl"):
-        (found,) = hub.find(f"hf://datasets/o/n/{name}")
+        (found,) = hub.find_files(f"hf://datasets/o/n/{name}")
         server.lies = True
         with pytest.raises(DataError, match=r"D038.*what arrived has another (sha256|git's sha1) than the hub says"):
             hub.fetch(found)
@@ -284,7 +284,7 @@ def test_what_arrives_is_checked(server: Hub) -> None:
 
 
 def test_two_at_once_fetch_it_once(server: Hub) -> None:
-    (found,) = hub.find("hf://datasets/o/n/data/000.parquet")
+    (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
     threads = [threading.Thread(target=hub.fetch, args=(found,)) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -295,8 +295,8 @@ def test_two_at_once_fetch_it_once(server: Hub) -> None:
 
 
 def test_progress_is_one_line_where_there_is_no_terminal(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
-    (found,) = hub.find("hf://datasets/o/n/data/000.parquet")
-    with Meter():
+    (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
+    with ProgressReporter():
         hub.fetch(found)
     assert capsys.readouterr().err.splitlines() == [f"fetching {found}: {found.size / 1000:.1f} kB"]
 
@@ -353,12 +353,12 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_disk(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = hub.find("hf://datasets/o/n/data/000.parquet")
+    (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(hub.Download, "advance", full)
+    monkeypatch.setattr(hub.DownloadProgress, "advance", full)
     with pytest.raises(StorageError, match=r"S011.*no room on the disk for hf://datasets/o/n/data/000.parquet"):
         hub.fetch(found)
 

@@ -15,7 +15,7 @@ from helpers.corpora import files_in, parquet, stories
 
 from jaxgpt import errors
 from jaxgpt.errors import JaxgptError
-from jaxgpt.prepare import encoding, sources
+from jaxgpt.prepare import ingest, sources
 from jaxgpt.prepare.pipeline import prepare
 from jaxgpt.prepare.sources import base as source
 
@@ -24,8 +24,8 @@ import resource, signal
 from jaxgpt import errors
 from jaxgpt.prepare import pipeline as prepare
 from jaxgpt.prepare.sources import base as source
-from jaxgpt.prepare import encoding
-source.BATCH_BYTES, encoding.NOTE_SECONDS = 20_000, {seconds}
+from jaxgpt.prepare import ingest
+source.BATCH_BYTES, ingest.NOTE_SECONDS = 20_000, {seconds}
 signal.signal(signal.SIGINT, signal.default_int_handler)
 {first}
 raise SystemExit(errors.run(prepare.main))
@@ -114,7 +114,7 @@ def broken_after(batches: int, monkeypatch: pytest.MonkeyPatch, starts: list[int
 def test_going_on_at_every_batch(
     tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "NOTE_SECONDS", 0.01)
+    monkeypatch.setattr(ingest, "NOTE_SECONDS", 0.01)
     starts: list[int] = []
     for _ in range(100):
         with monkeypatch.context() as patch:
@@ -160,7 +160,7 @@ def test_nothing_is_left_of_what_had_only_begun(tmp_path: Path, parts: list[str]
 
 def interrupted(tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A preparation that stopped on its way, with a journal."""
-    monkeypatch.setattr(encoding, "NOTE_SECONDS", 0.01)
+    monkeypatch.setattr(ingest, "NOTE_SECONDS", 0.01)
     with monkeypatch.context() as patch:
         broken_after(40, patch, [])
         with pytest.raises(Broken):
@@ -212,7 +212,7 @@ def test_a_tokenizer_in_training_is_not_lost(tmp_path: Path, parts: list[str], m
         return options(parts, tmp_path / out) | {"train_tokenizer": 400}
 
     prepare(**asked("undisturbed"))
-    monkeypatch.setattr(encoding, "NOTE_SECONDS", 0.01)
+    monkeypatch.setattr(ingest, "NOTE_SECONDS", 0.01)
     with monkeypatch.context() as patch:
         broken_after(110, patch, [])
         with pytest.raises(Broken):

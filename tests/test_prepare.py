@@ -60,7 +60,7 @@ def test_without_end_of_text(tmp_path: Path, plain: Path) -> None:
     main([str(plain), "--out", str(tmp_path / "data"), "--no-eot", "--shard-tokens", "500"])
     expected = [number for text in some_texts() for number in gpt2().encode(text)]
     assert ids_of(open_folder(tmp_path / "data").train).tolist() == expected
-    made = manifest.read(tmp_path / "data")
+    made = manifest.read_manifest(tmp_path / "data")
     assert (made.eot_position, made.splits["train"].max_token) == ("none", max(expected))
     assert len(made.splits["train"].shards) > 10
 
@@ -84,7 +84,7 @@ def test_a_tokenizer_of_more_than_65536_ids_gives_uint32(tmp_path: Path, plain: 
     (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
     prepare([str(plain)], tmp_path / "data", tokenizer=str(tmp_path / "tokenizer.json"))
     data = open_folder(tmp_path / "data")
-    assert (data.train.tokens_on_disk.dtype, data.vocab_size) == ("uint32", 70_001)
+    assert (data.train.shards.dtype, data.vocab_size) == ("uint32", 70_001)
     assert documents_in(data.train) == some_texts()
 
 
@@ -187,7 +187,7 @@ def test_options_that_cannot_be(tmp_path: Path, plain: Path, options: str) -> No
 
 
 def test_too_many_files(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxgpt.prepare.encoding.MOST_SHARDS", 100)
+    monkeypatch.setattr("jaxgpt.prepare.ingest.MOST_SHARDS", 100)
     error = refused("C028", plain, "--out", tmp_path / "data", "--shard-tokens", "10")
     assert "would make about" in error.message
     assert list(tmp_path.iterdir()) == [plain]

@@ -79,7 +79,7 @@ def test_a_budget_ends_with_the_document_that_reaches_it(tmp_path: Path, plain: 
     count = min(int(np.searchsorted(lengths, budget)) + 1, len(lengths))
     train, _ = splits_of(tmp_path / "data")
     assert train == some_texts()[:count]
-    entry = manifest.read(tmp_path / "data").sources[0]
+    entry = manifest.read_manifest(tmp_path / "data").sources[0]
     assert (entry.documents, entry.tokens) == (count, lengths[count - 1])
     assert entry.bytes == sum(len(text.encode()) for text in train)
 

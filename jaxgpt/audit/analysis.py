@@ -16,22 +16,22 @@ import numpy.typing as npt
 import jaxgpt
 from jaxgpt import _loader
 from jaxgpt.audit.record import FORMAT, METHOD, Record
-from jaxgpt.data.dataset import Data, Split, as_data_error
+from jaxgpt.data.dataset import Split, TokenDataset, translate_loader_errors
 from jaxgpt.errors import ConfigError
-from jaxgpt.utils.progress import Meter
+from jaxgpt.utils.progress import ProgressReporter
 
 EXCERPT_TOKENS, EXCERPT = 80, 160
 
 
 @dataclass(frozen=True)
-class Subject:
+class AuditTarget:
     """What is audited: a folder's data and the token that ends its documents, None if there is none."""
 
-    data: Data
+    data: TokenDataset
     eot: int | None
 
     @classmethod
-    def of(cls, data: Data, eot: int | None) -> "Subject":
+    def of(cls, data: TokenDataset, eot: int | None) -> "AuditTarget":
         """Raises `ConfigError` C031 if the asked-for `eot` is no id of the tokenizer."""
         if eot is not None:
             if not 0 <= eot < data.vocab_size:
@@ -72,7 +72,7 @@ class Subject:
 class Analysis:
     """The core's result, and the record that is made of it."""
 
-    subject: Subject
+    subject: AuditTarget
     audit: _loader.Audit
     record: Record
 
@@ -91,21 +91,21 @@ class Analysis:
         return found
 
 
-def analyse(subject: Subject, temporary: Path, meter: Meter, threads: int = 0) -> Analysis:
+def analyse(subject: AuditTarget, temporary: Path, meter: ProgressReporter, threads: int = 0) -> Analysis:
     """Audits the data; `DataError` D011 or D017 if the files are not what they should be."""
     data, began = subject.data, time.monotonic()
     threads = threads or _cores()
     _check_files(subject, meter, threads)
-    with as_data_error():
+    with translate_loader_errors():
         audit = _loader.audit(
-            data.train.tokens_on_disk,
-            data.val.tokens_on_disk if data.val else None,
+            data.train.shards,
+            data.val.shards if data.val else None,
             vocab_size=data.vocab_size,
             folder=temporary,
             eot=subject.eot,
             placement=subject.placement,
             threads=threads,
-            progress=Stages(meter),
+            progress=AuditProgress(meter),
         )
     found = json.loads(audit.report)
     record = {
@@ -117,7 +117,7 @@ def analyse(subject: Subject, temporary: Path, meter: Meter, threads: int = 0) -
         "documents": found["documents"],
         "tokenizer": data.tokenizer_name,
         "vocab_size": data.vocab_size,
-        "dtype": data.train.tokens_on_disk.dtype,
+        "dtype": data.train.shards.dtype,
         "notes": [*data.notes, *_notes(subject, found)],
         "splits": found["splits"],
         "duplicates": found["duplicates"],
@@ -137,10 +137,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Stages:
+class AuditProgress:
     """Shows the core's progress on a meter."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: ProgressReporter) -> None:
         self._meter, self._stage = meter, ""
         self._before = (0, 0, 0)
 
@@ -153,16 +153,16 @@ class Stages:
         self._before = now
 
 
-def _check_files(subject: Subject, meter: Meter, threads: int) -> None:
+def _check_files(subject: AuditTarget, meter: ProgressReporter, threads: int) -> None:
     """Compares every file with its checksum, where the manifest has them."""
     for name, split in subject.splits():
         if split.checksums:
-            show = functools.partial(Stages(meter), f"checking {name}", 0, 0)
-            with as_data_error():
-                split.tokens_on_disk.verify(None, split.checksums, threads, show)
+            show = functools.partial(AuditProgress(meter), f"checking {name}", 0, 0)
+            with translate_loader_errors():
+                split.shards.verify(None, split.checksums, threads, show)
 
 
-def _notes(subject: Subject, found: Record) -> list[str]:
+def _notes(subject: AuditTarget, found: Record) -> list[str]:
     """What a reader should know before the figures."""
     notes = []
     if subject.eot is None:
@@ -193,7 +193,7 @@ def _text_figures(analysis: Analysis, number: int, split: Split) -> Record:
     }
 
 
-def _add_excerpts(subject: Subject, record: Record) -> None:
+def _add_excerpts(subject: AuditTarget, record: Record) -> None:
     """Gives every document that the record names the beginning of its text."""
     splits = dict(subject.splits())
     places = [cluster["kept"] for cluster in record["duplicates"]["largest"]]

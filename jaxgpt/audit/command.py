@@ -12,12 +12,12 @@ from pathlib import Path
 
 from jaxgpt.audit import dedup as unique
 from jaxgpt.audit import summary
-from jaxgpt.audit.analysis import Analysis, Subject, analyse
+from jaxgpt.audit.analysis import Analysis, AuditTarget, analyse
 from jaxgpt.audit.record import NAME, Files, Record
 from jaxgpt.config.command_line import Parser, from_text
 from jaxgpt.data import dataset
 from jaxgpt.errors import ConfigError
-from jaxgpt.utils.progress import Meter
+from jaxgpt.utils.progress import ProgressReporter
 
 MOST_THREADS = 1024
 EXAMPLES = """examples:
@@ -43,12 +43,12 @@ def audit(
     """
     if not 0 <= threads <= MOST_THREADS:
         raise ConfigError("C032", f"threads = {threads}; must be 0 (all cores) to {MOST_THREADS}", "leave it out")
-    subject = Subject.of(dataset.open_folder(folder), eot)
+    subject = AuditTarget.of(dataset.open_folder(folder), eot)
     files = Files(Path(out) if out else Path(folder) / NAME)
     _check(files, tmp)
     target = Path(dedup) if dedup else None
     made = unique.check(subject, target) if target else None
-    with Meter() as meter:
+    with ProgressReporter() as meter:
         record = None if again else _known(subject, files)
         if record and not (target and not made):
             meter.say(f"'{folder}' is audited already (--again repeats it)")
@@ -75,7 +75,7 @@ def _check(files: Files, tmp: str | Path | None) -> None:
     files.check()
 
 
-def _known(subject: Subject, files: Files) -> Record | None:
+def _known(subject: AuditTarget, files: Files) -> Record | None:
     """The record of an earlier audit of the same tokens."""
     found = files.read()
     same = found and all(found.get(name) == value for name, value in subject.identity.items())

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 import jaxgpt
-from jaxgpt.audit.analysis import Analysis, Subject
+from jaxgpt.audit.analysis import Analysis, AuditTarget
 from jaxgpt.audit.record import METHOD
 from jaxgpt.data import manifest
 from jaxgpt.data.dataset import Split, SplitWriter
-from jaxgpt.data.manifest import Manifest, Settings, TokenizerEntry
+from jaxgpt.data.manifest import Manifest, PrepareSettings, TokenizerEntry
 from jaxgpt.errors import ConfigError, DataError, StorageError
 from jaxgpt.prepare.staging import building, check_room, check_target
-from jaxgpt.utils.progress import Meter
+from jaxgpt.utils.progress import ProgressReporter
 
 SHARD_TOKENS = 100_000_000
 WINDOW = 1 << 22  # tokens that are read at a time
@@ -28,13 +28,13 @@ HOW = (
 )
 
 
-def derivation(subject: Subject) -> str:
+def derivation(subject: AuditTarget) -> str:
     """What the new manifest says of its origin: the same for the same documents."""
     eot = "" if subject.eot is None else f", end of text {subject.eot}"
     return f"the tokens {subject.data.fingerprint}{eot}, {HOW} (method {METHOD})"
 
 
-def check(subject: Subject, out: Path) -> Manifest | None:
+def check(subject: AuditTarget, out: Path) -> Manifest | None:
     """The manifest of `out` if it is this very dataset already, None if it can be made.
 
     Raises `ConfigError` C032 if it is the audited folder, `StorageError` S002 or S012 if it cannot be made.
@@ -42,7 +42,7 @@ def check(subject: Subject, out: Path) -> Manifest | None:
     if out.resolve() == subject.data.folder.resolve():
         raise ConfigError("C032", f"--dedup '{out}' is the audited folder itself", "name a new folder")
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-        found = manifest.read(out) if (out / manifest.NAME).is_file() else None
+        found = manifest.read_manifest(out) if (out / manifest.FILE_NAME).is_file() else None
         if found and found.derived == derivation(subject):
             return found
         what = f"'{out}' {'holds another dataset' if found else 'is there already'}"
@@ -51,14 +51,14 @@ def check(subject: Subject, out: Path) -> Manifest | None:
     return None
 
 
-def write(analysis: Analysis, out: Path, meter: Meter) -> Manifest:
+def write(analysis: Analysis, out: Path, meter: ProgressReporter) -> Manifest:
     """Makes the folder `out`. `DataError` D031 if nothing of train would remain."""
     subject, kept = analysis.subject, analysis.kept()
     data = subject.data
     if not len(kept[0]):
         what = "every document of train also stands in validation: nothing to train on would remain"
         raise DataError("D031", what, "split the data anew: python -m jaxgpt.prepare … --val-tokens N")
-    dtype = np.dtype(data.train.tokens_on_disk.dtype)
+    dtype = np.dtype(data.train.shards.dtype)
     shard_tokens = data.manifest.settings.shard_tokens if data.manifest else SHARD_TOKENS
     with building(out) as site:
         folder = site.folder
@@ -74,7 +74,7 @@ def write(analysis: Analysis, out: Path, meter: Meter) -> Manifest:
     return made
 
 
-def _copy(split: Split, places: npt.NDArray[Any], writer: SplitWriter, sizes: "Sizes", meter: Meter) -> None:
+def _copy(split: Split, places: npt.NDArray[Any], writer: SplitWriter, sizes: "Sizes", meter: ProgressReporter) -> None:
     meter.begin("writing", int((places[:, 1] - places[:, 0]).sum()) * sizes.itemsize)
     for group in _groups(places):
         start = int(group[0, 0])
@@ -110,12 +110,14 @@ class Sizes:
         return int(self.lengths[ids[ids < len(self.lengths)]].sum())
 
 
-def _sizes(subject: Subject, split: Split) -> Sizes:
-    itemsize = np.dtype(split.tokens_on_disk.dtype).itemsize
+def _sizes(subject: AuditTarget, split: Split) -> Sizes:
+    itemsize = np.dtype(split.shards.dtype).itemsize
     return Sizes(subject.token_bytes, (split.bytes or 0) / max(split.tokens, 1), itemsize)
 
 
-def _manifest(subject: Subject, splits: dict[str, manifest.Split], dtype: "np.dtype[Any]", shard: int) -> Manifest:
+def _manifest(
+    subject: AuditTarget, splits: dict[str, manifest.SplitEntry], dtype: "np.dtype[Any]", shard: int
+) -> Manifest:
     data = subject.data
     tool, derived = f"jaxgpt {jaxgpt.__version__}", derivation(subject)
     position = "none" if subject.eot is None else "appended"
@@ -146,7 +148,7 @@ def _manifest(subject: Subject, splits: dict[str, manifest.Split], dtype: "np.dt
         eot_position=position,
         dtype=dtype.name,
         splits=splits,
-        settings=Settings(train_tokenizer=0, val_tokens=0, text_column=None, shard_tokens=shard),
+        settings=PrepareSettings(train_tokenizer=0, val_tokens=0, text_column=None, shard_tokens=shard),
         sources=(),
         derived=derived,
     )

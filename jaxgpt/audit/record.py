@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt import _loader
-from jaxgpt.data.dataset import Data, as_data_error
+from jaxgpt.data.dataset import TokenDataset, translate_loader_errors
 from jaxgpt.errors import StorageError
 from jaxgpt.utils import html as report
 
@@ -54,7 +54,7 @@ class Files:
 
     def write(self, record: Record, page: str, audit: _loader.Audit) -> Record:
         """Writes all three, and returns the record with the clusters' checksum in it."""
-        with as_data_error():
+        with translate_loader_errors():
             checksum = audit.write_clusters(self.clusters)
         record["clusters"] = {"file": self.clusters.name, "xxh3_128": checksum}
         report.write(self.page, page)
@@ -71,7 +71,7 @@ class Files:
             return None
         return found if _is_ours(found) and found.get("format") == FORMAT else None
 
-    def is_newer(self, data: Data) -> bool:
+    def is_newer(self, data: TokenDataset) -> bool:
         """Whether no token file was written to after the record."""
         written = self.record.stat().st_mtime_ns
         splits = [split for split in (data.train, data.val) if split]

@@ -119,19 +119,19 @@ def folder_tokens(folder: Path, block: int) -> Tokens:
     Raises `DataError` D002 or D018 for the manifest, D013 if the training split is shorter than a window of
     `block` + 1 tokens, and `ConfigError` C047 for an audit that cannot be read.
     """
-    if not (folder / manifest.NAME).is_file():
+    if not (folder / manifest.FILE_NAME).is_file():
         held = _foreign_tokens(folder)
         if held:
             check_corpus(held, block)
             return Tokens(unique=held, raw=held, source=f"the size of the token files in {folder}")
         help = f"python -m jaxgpt.prepare SOURCE --out {folder}, or --unique-tokens N"
-        raise DataError("D002", f"no {manifest.NAME} in '{folder}'", help)
-    split = manifest.read(folder).splits.get("train")
+        raise DataError("D002", f"no {manifest.FILE_NAME} in '{folder}'", help)
+    split = manifest.read_manifest(folder).splits.get("train")
     raw = float(split.tokens if split else 0)
     check_corpus(raw, block)
     audit = folder / AUDIT
     if not audit.is_file():
-        return Tokens(unique=raw, raw=raw, source=f"{folder}/{manifest.NAME}; not audited for duplicates")
+        return Tokens(unique=raw, raw=raw, source=f"{folder}/{manifest.FILE_NAME}; not audited for duplicates")
     return Tokens(unique=_audited(audit), raw=raw, source=f"{audit}: effective unique tokens")
 
 

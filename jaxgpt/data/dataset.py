@@ -2,7 +2,7 @@
 
 Three layouts are known: ours with a `manifest.json`, nanoGPT's headerless `train.bin` and `val.bin`, and the shards of
 llm.c and modded-nanogpt (`*_train_*.bin`, `*_val_*.bin`, or just `*.bin`). A layout without a manifest does not say
-which tokenizer made it; `Data.notes` says what was assumed. Nothing is unpickled, ever.
+which tokenizer made it; `TokenDataset.notes` says what was assumed. Nothing is unpickled, ever.
 """
 
 import functools
@@ -35,27 +35,27 @@ class Split:
     """The token files of training or validation. `bytes` is the length of their text in UTF-8, None if unknown."""
 
     paths: tuple[Path, ...]
-    tokens_on_disk: _loader.Dataset
+    shards: _loader.Dataset
     bytes: int | None = None
     checksums: tuple[str, ...] | None = None
 
     @property
     def tokens(self) -> int:
-        return self.tokens_on_disk.tokens
+        return self.shards.tokens
 
     def windows(self, block: int) -> int:
         """How many windows of `block + 1` tokens an epoch has; `DataError` D013 if there is none."""
-        with as_data_error():
-            return self.tokens_on_disk.windows(block)
+        with translate_loader_errors():
+            return self.shards.windows(block)
 
     def ids(self, start: int, count: int) -> npt.NDArray[Any]:
         """A copy of `count` tokens from the index `start` on."""
-        with as_data_error():
-            return np.frombuffer(self.tokens_on_disk.read(start, count), np.dtype(self.tokens_on_disk.dtype))
+        with translate_loader_errors():
+            return np.frombuffer(self.shards.read(start, count), np.dtype(self.shards.dtype))
 
 
 @dataclass(frozen=True)
-class Data:
+class TokenDataset:
     """An opened folder. `vocab_size` is the tokenizer's; `fingerprint` is the same for the same tokens anywhere."""
 
     folder: Path
@@ -101,9 +101,9 @@ class Data:
         for split in (self.train, self.val):
             if split is None:
                 continue
-            with as_data_error():
-                checksums = split.tokens_on_disk.verify(self.vocab_size, split.checksums, threads, progress)
-            for (name, tokens), checksum in zip(split.tokens_on_disk.shards, checksums, strict=True):
+            with translate_loader_errors():
+                checksums = split.shards.verify(self.vocab_size, split.checksums, threads, progress)
+            for (name, tokens), checksum in zip(split.shards.shards, checksums, strict=True):
                 if split is self.val and tokens and checksum in found:
                     what = f"{name} of validation holds the same as {found[checksum]} of train"
                     raise DataError("D012", what, "split the documents: python -m jaxgpt.prepare … --val-tokens N")
@@ -114,7 +114,7 @@ AGAIN = "fetch or prepare the folder again"
 
 
 @contextmanager
-def as_data_error() -> Iterator[None]:
+def translate_loader_errors() -> Iterator[None]:
     """Turns the loader's errors into `DataError` and `StorageError`, with the same code, message and help."""
     try:
         yield
@@ -123,14 +123,14 @@ def as_data_error() -> Iterator[None]:
         raise kind(error.code, error.message, error.help) from error
 
 
-def open_folder(path: str | Path) -> Data:
+def open_folder(path: str | Path) -> TokenDataset:
     """Opens the token shards in `path` and checks their lengths and headers, not yet their tokens.
 
     Raises `DataError` D002 if there are none, and D003 to D019 for what cannot be what it should be.
     """
     folder = Path(path)
-    if (folder / manifest.NAME).exists():
-        return _open_ours(folder, manifest.read(folder))
+    if (folder / manifest.FILE_NAME).exists():
+        return _open_ours(folder, manifest.read_manifest(folder))
     if (folder / "train.bin").exists():
         return _open_nanogpt(folder)
     return _open_shards(folder)
@@ -148,9 +148,9 @@ def _nothing(folder: Path) -> DataError:
     return DataError("D002", f"no token shards in '{folder}'", help)
 
 
-def _open_ours(folder: Path, found: Manifest) -> Data:
+def _open_ours(folder: Path, found: Manifest) -> TokenDataset:
     train = _open_split(folder, found, "train")
-    return Data(
+    return TokenDataset(
         folder=folder,
         train=train,
         val=_open_split(folder, found, "val") if "val" in found.splits else None,
@@ -168,17 +168,17 @@ def _open_split(folder: Path, found: Manifest, name: str) -> Split:
     if not entry.shards:
         raise DataError("D002", f"no token shards in '{folder}' for {name}", AGAIN)
     split = _split([folder / shard.name for shard in entry.shards], found.settings.layout == "nanogpt")
-    for (path, tokens), shard in zip(split.tokens_on_disk.shards, entry.shards, strict=True):
+    for (path, tokens), shard in zip(split.shards.shards, entry.shards, strict=True):
         if tokens != shard.tokens:
             raise DataError("D019", f"{path} holds {tokens:,} tokens, the manifest says {shard.tokens:,}", AGAIN)
-    if split.tokens_on_disk.dtype != found.dtype:
-        said = f"{split.tokens_on_disk.dtype} tokens, the manifest says {found.dtype}"
+    if split.shards.dtype != found.dtype:
+        said = f"{split.shards.dtype} tokens, the manifest says {found.dtype}"
         raise DataError("D019", f"{split.paths[0]} holds {said}", AGAIN)
     checksums = tuple(shard.xxh3_128 for shard in entry.shards)
-    return Split(split.paths, split.tokens_on_disk, entry.bytes, checksums)
+    return Split(split.paths, split.shards, entry.bytes, checksums)
 
 
-def _open_nanogpt(folder: Path) -> Data:
+def _open_nanogpt(folder: Path) -> TokenDataset:
     val = folder / "val.bin"
     notes = []
     if (folder / "meta.pkl").exists():
@@ -189,7 +189,7 @@ def _open_nanogpt(folder: Path) -> Data:
     return _assumed(folder, _split([folder / "train.bin"]), _split([val]) if val.exists() else None, notes)
 
 
-def _open_shards(folder: Path) -> Data:
+def _open_shards(folder: Path) -> TokenDataset:
     ours = ("audit-clusters.bin",)  # an audit's, beside the shards
     names = sorted(
         path.name for path in folder.glob("*.bin") if not path.name.startswith(".") and path.name not in ours
@@ -206,19 +206,19 @@ def _open_shards(folder: Path) -> Data:
     return _assumed(folder, splits[0], splits[1], notes)
 
 
-def _assumed(folder: Path, train: Split, val: Split | None, notes: list[str]) -> Data:
-    """Data without a manifest: its `tokenizer.json`, or GPT-2's tokenizer where the tokens can be GPT-2's."""
+def _assumed(folder: Path, train: Split, val: Split | None, notes: list[str]) -> TokenDataset:
+    """TokenDataset without a manifest: its `tokenizer.json`, or GPT-2's tokenizer where the tokens can be GPT-2's."""
     own = folder / "tokenizer.json"
     name, size = "gpt2", tokenizer.GPT2_SIZE
     if own.is_file():
         found = tokenizer.load(own)
         name, size = found.name, found.vocab_size
-    elif train.tokens_on_disk.dtype != "uint16":
+    elif train.shards.dtype != "uint16":
         help = "put the tokenizer.json that made them beside them"
         raise DataError("D019", f"'{folder}' holds uint32 tokens and does not say which tokenizer made them", help)
     else:
         notes.append(f"{folder} does not name its tokenizer: gpt2 is assumed")
-    return Data(
+    return TokenDataset(
         folder=folder,
         train=train,
         val=val,
@@ -231,7 +231,7 @@ def _assumed(folder: Path, train: Split, val: Split | None, notes: list[str]) ->
 
 
 def _split(paths: Sequence[Path], headerless: bool | None = None) -> Split:
-    with as_data_error():
+    with translate_loader_errors():
         return Split(tuple(paths), _loader.Dataset(paths, headerless=headerless))
 
 
@@ -240,7 +240,7 @@ def _sample_fingerprint(splits: Sequence[Split | None]) -> str:
     digest = hashlib.sha256()
     for split in splits:
         start = 0
-        for _, tokens in split.tokens_on_disk.shards if split else []:
+        for _, tokens in split.shards.shards if split else []:
             digest.update(f"{tokens};".encode())
             size = min(tokens, 4096)
             for place in (0, (tokens - size) // 2, tokens - size):
@@ -250,7 +250,7 @@ def _sample_fingerprint(splits: Sequence[Split | None]) -> str:
     return digest.hexdigest()
 
 
-def check_vocabulary(rows: int, data: Data) -> None:
+def check_vocabulary(rows: int, data: TokenDataset) -> None:
     """Raises `ConfigError` C018 if a model of `rows` ids cannot hold those of the data's tokenizer."""
     if rows < data.vocab_size:
         raise ConfigError(
@@ -289,7 +289,7 @@ class SplitWriter:
         self._pending: list[npt.NDArray[Any]] = []
         self._pending_tokens = self._documents = self._bytes = self.tokens = 0
         self._largest: list[int] = []
-        self._finished: list[manifest.Shard] = []
+        self._finished: list[manifest.ShardEntry] = []
 
     def add(self, size: int, ids: npt.NDArray[np.uint32]) -> None:
         """Appends a document whose text has `size` bytes, and the end-of-text token."""
@@ -303,7 +303,7 @@ class SplitWriter:
     def _write(self) -> None:
         tokens = np.concatenate(self._pending)
         self._pending, self._pending_tokens = [], 0
-        with as_data_error():
+        with translate_loader_errors():
             while len(tokens):
                 name = self._folder / f"{self._name}_{len(self._finished):06d}.bin"
                 self._writer = self._writer or _loader.ShardWriter(name, self._dtype.name)
@@ -315,17 +315,19 @@ class SplitWriter:
 
     def _close(self, writer: _loader.ShardWriter) -> None:
         done = writer.finish()
-        self._finished.append(manifest.Shard(name=Path(done.path).name, tokens=done.tokens, xxh3_128=done.xxh3_128))
+        self._finished.append(
+            manifest.ShardEntry(name=Path(done.path).name, tokens=done.tokens, xxh3_128=done.xxh3_128)
+        )
         self._largest.append(done.max_token or 0)
         self._writer = None
 
-    def finish(self) -> manifest.Split:
+    def finish(self) -> manifest.SplitEntry:
         if self._pending:
             self._write()
         if self._writer:
-            with as_data_error():
+            with translate_loader_errors():
                 self._close(self._writer)
-        return manifest.Split(
+        return manifest.SplitEntry(
             documents=self._documents,
             tokens=self.tokens,
             bytes=self._bytes,

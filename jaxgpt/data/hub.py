@@ -20,10 +20,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO
 
 from jaxgpt.errors import ConfigError, DataError, StorageError
-from jaxgpt.utils.progress import Download
+from jaxgpt.utils.progress import DownloadProgress
 
 PREFIX = "hf://"
-FORM = "hf://datasets/OWNER/NAME[@REVISION]/PATH*.parquet"
+NAME_FORMAT = "hf://datasets/OWNER/NAME[@REVISION]/PATH*.parquet"
 NAME = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?/(.+)")
 REPOSITORY = re.compile(r"(?!\.)[\w.-]+/[\w.-]+(?<!\.json)")
 BLOCK = 16_000_000  # bytes that are asked for at a time
@@ -33,7 +33,7 @@ MAGIC = re.compile(r"[*?]")
 
 
 @dataclass(frozen=True)
-class File:
+class HubFile:
     """A file of one commit of a dataset repository. `digest` is its sha256, or git's sha1 for a small file."""
 
     repository: str
@@ -51,7 +51,7 @@ class File:
         return f"{PREFIX}datasets/{self.repository}/{self.name}"
 
 
-def find(name: str) -> list[File]:
+def find_files(name: str) -> list[HubFile]:
     """The files that `name` matches, in order. `*` and `?` do not match a slash, `**` matches folders.
 
     Raises `ConfigError` C034 without the library, C035 if the hub refuses, C036 if it cannot be reached, `DataError`
@@ -59,15 +59,15 @@ def find(name: str) -> list[File]:
     """
     matched = NAME.fullmatch(name)
     if not matched:
-        raise DataError("D023", f"source {name!r} is no file of a dataset on the hub", FORM)
+        raise DataError("D023", f"source {name!r} is no file of a dataset on the hub", NAME_FORMAT)
     repository, revision, pattern = matched[1], urllib.parse.unquote(matched[2] or "main"), matched[3]
-    with _translated(name):
+    with _translate_errors(name):
         api = _library().HfApi(endpoint=_endpoint())
         commit = api.repo_info(repository, repo_type="dataset", revision=revision, timeout=TIMEOUT).sha
         folder = str(PurePosixPath(*_plain_parts(pattern)))
         options = {"repo_type": "dataset", "revision": commit, "recursive": True}
         tree = list(api.list_repo_tree(repository, None if folder == "." else folder, **options))
-    files, wanted = [entry for entry in tree if hasattr(entry, "size")], _expression(pattern)
+    files, wanted = [entry for entry in tree if hasattr(entry, "size")], _compile_glob(pattern)
     found = [_file(repository, commit, entry) for entry in files if wanted.fullmatch(entry.path)]
     if not found:
         raise DataError("D023", f"no file of {repository} on the hub matches {pattern!r}", _help(files))
@@ -81,63 +81,63 @@ def _plain_parts(pattern: str) -> list[str]:
     return parts[:magic]
 
 
-def _expression(pattern: str) -> "re.Pattern[str]":
+def _compile_glob(pattern: str) -> "re.Pattern[str]":
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return re.compile("".join(known.get(part) or re.escape(part) for part in re.split(r"(\*\*/|\*\*|\*|\?)", pattern)))
 
 
-def _file(repository: str, commit: str, entry: Any) -> File:
+def _file(repository: str, commit: str, entry: Any) -> HubFile:
     folder = _library().cached_assets_path("jaxgpt", namespace=f"datasets/{repository}", subfolder=commit)
     digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
     parts = [part for part in PurePosixPath(entry.path).parts if part not in ("/", "..")]
-    return File(repository, commit, entry.path, entry.size, digest, folder.joinpath(*parts))
+    return HubFile(repository, commit, entry.path, entry.size, digest, folder.joinpath(*parts))
 
 
 def _help(files: list[Any]) -> str:
     names = [entry.path for entry in files]
-    return f"its files: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else FORM
+    return f"its files: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else NAME_FORMAT
 
 
-def is_here(file: File) -> bool:
+def is_downloaded(file: HubFile) -> bool:
     return file.path.is_file() and file.path.stat().st_size == file.size
 
 
-def opened(file: File) -> IO[bytes]:
+def open_remote(file: HubFile) -> IO[bytes]:
     """The file on the hub, to read parts of. Raises as `find` does."""
-    with _translated(str(file)):
+    with _translate_errors(str(file)):
         system = _library().HfFileSystem(endpoint=_endpoint(), skip_instance_cache=True)
         options = {"block_size": 1 << 20, "size": file.size}
         remote: IO[bytes] = system.open(file.address, "rb", **options)
         return remote
 
 
-def fetch(file: File) -> Path:
+def fetch(file: HubFile) -> Path:
     """The file on this disk; downloads what is still missing of it, with a bar on a terminal.
 
     Raises as `find` does; `StorageError` S011 if the disk is full, `DataError` D038 if what arrived is something else.
     """
-    if is_here(file):
+    if is_downloaded(file):
         return file.path
     partial = file.path.with_name(f".{file.path.name}.partial")
-    with _translated(str(file)):
+    with _translate_errors(str(file)):
         file.path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("ab") as output:
             fcntl.flock(output, fcntl.LOCK_EX)  # another process may fetch it too: this one then finds it done
-            if not is_here(file):
+            if not is_downloaded(file):
                 _download(file, output)
                 _check(file, partial)
                 partial.rename(file.path)
     return file.path
 
 
-def _download(file: File, output: BinaryIO) -> None:
+def _download(file: HubFile, output: BinaryIO) -> None:
     output.seek(0, os.SEEK_END)
     if output.tell() > file.size:
         output.truncate(0)
     system = _library().HfFileSystem(endpoint=_endpoint(), skip_instance_cache=True)
     with (
         system.open(file.address, "rb", block_size=BLOCK, cache_type="none", size=file.size) as remote,
-        Download(str(file), file.size, output.tell()) as progress,
+        DownloadProgress(str(file), file.size, output.tell()) as progress,
     ):
         remote.seek(output.tell())
         while output.tell() < file.size:
@@ -149,7 +149,7 @@ def _download(file: File, output: BinaryIO) -> None:
             progress.advance(len(block))
 
 
-def _check(file: File, partial: Path) -> None:
+def _check(file: HubFile, partial: Path) -> None:
     """Raises `DataError` D038, and removes what arrived, if it is not what the hub's list promised."""
     plain = len(file.digest) == 40
     digest = hashlib.sha1(b"blob %d\0" % file.size) if plain else hashlib.sha256()
@@ -163,12 +163,12 @@ def _check(file: File, partial: Path) -> None:
         raise DataError("D038", what, "run again: it is fetched anew")
 
 
-def tokenizer(name: str) -> Path:
+def fetch_tokenizer(name: str) -> Path:
     """The `tokenizer.json` of the model repository `name` on this disk. Raises as `find` does.
 
     One that was fetched before is good enough where the hub cannot be reached.
     """
-    with _translated(name):
+    with _translate_errors(name):
         library = _library()
         try:  # asked first, because the download itself would try for half a minute to reach a hub that is not there
             library.HfApi(endpoint=_endpoint()).repo_info(name, timeout=TIMEOUT)
@@ -194,7 +194,7 @@ def _library() -> Any:
 
 
 @contextmanager
-def _translated(name: str) -> Iterator[None]:
+def _translate_errors(name: str) -> Iterator[None]:
     """Turns the library's errors, several sentences each, into ours."""
     errors = importlib.import_module("huggingface_hub.errors") if _library() else None
     try:
@@ -202,14 +202,14 @@ def _translated(name: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError("S011", f"no room on the disk for {name}", "free some, or set HF_HOME") from error
-        raise _refusal(name, error, errors) from error
+        raise _hub_error(name, error, errors) from error
     except Exception as error:
         if not type(error).__module__.startswith(LIBRARIES):
             raise
-        raise _refusal(name, error, errors) from error
+        raise _hub_error(name, error, errors) from error
 
 
-def _refusal(name: str, error: Exception, errors: Any) -> Exception:
+def _hub_error(name: str, error: Exception, errors: Any) -> Exception:
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     status = getattr(response, "status_code", None)
     token = "HF_TOKEN is set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"

@@ -15,14 +15,14 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from jaxgpt.errors import DataError
 
-NAME = "manifest.json"
+FILE_NAME = "manifest.json"
 FORMAT = 1
 LAYOUTS = ("shards", "nanogpt")
-MOST_TOKENS = {"uint16": 1 << 16, "uint32": 1 << 24}
+VOCAB_LIMITS = {"uint16": 1 << 16, "uint32": 1 << 24}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
+class ShardEntry:
     """A token file of the folder. `xxh3_128` is that of the whole file, in hexadecimal."""
 
     name: str
@@ -31,14 +31,14 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class SplitEntry:
     """Documents, tokens (end-of-text ones included), and bytes of the UTF-8 text that the tokens stand for."""
 
     documents: int
     tokens: int
     bytes: int
     max_token: int | None
-    shards: tuple[Shard, ...]
+    shards: tuple[ShardEntry, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class SourceEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class PrepareSettings:
     """What else the tokens depend on, as it was asked for.
 
     `tokens` is 0 for all there are; `weights` are the shares of the sources in the tokens, none for one source after
@@ -97,8 +97,8 @@ class Manifest:
     tokenizer: TokenizerEntry
     eot_position: str
     dtype: str
-    splits: dict[str, Split]
-    settings: Settings
+    splits: dict[str, SplitEntry]
+    settings: PrepareSettings
     sources: tuple[SourceEntry, ...]
     derived: str | None = None
 
@@ -111,18 +111,18 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Writes the manifest into `folder` in one piece: a reader or a crash finds all of it or none."""
-        temporary = folder / f".{NAME}.tmp"
+        temporary = folder / f".{FILE_NAME}.tmp"
         with temporary.open("w", encoding="utf-8") as file:
             json.dump(dataclasses.asdict(self), file, indent=2)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(folder / NAME)
+        temporary.replace(folder / FILE_NAME)
 
 
-def read(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`. Raises `DataError` D018 if it is malformed, D014 if it names a file elsewhere."""
-    path = folder / NAME
+    path = folder / FILE_NAME
     if not path.is_file():
         _refuse(path, "it is not a file")
     try:
@@ -189,9 +189,9 @@ def _check(path: Path, manifest: Manifest) -> None:
         _check_name(path, name)
     if len(set(names)) < len(names):
         _refuse(path, f"it names {max(names, key=names.count)!r} twice")
-    if manifest.dtype not in MOST_TOKENS:
-        _refuse(path, f"dtype is {_short(manifest.dtype)}; one of: {', '.join(MOST_TOKENS)}")
-    if manifest.tokenizer.vocab_size > MOST_TOKENS[manifest.dtype]:
+    if manifest.dtype not in VOCAB_LIMITS:
+        _refuse(path, f"dtype is {_short(manifest.dtype)}; one of: {', '.join(VOCAB_LIMITS)}")
+    if manifest.tokenizer.vocab_size > VOCAB_LIMITS[manifest.dtype]:
         _refuse(path, f"tokenizer.vocab_size is {manifest.tokenizer.vocab_size}, too many for {manifest.dtype}")
     if not manifest.splits.keys() <= {"train", "val"} or "train" not in manifest.splits:
         _refuse(path, f"its splits are {', '.join(manifest.splits) or 'none'}; train, and perhaps val, are needed")

@@ -206,7 +206,7 @@ def load_named(path: Path, name: str) -> Tokenizer:
 
 def _fetched(name: str) -> Path:
     try:
-        return hub.tokenizer(name)
+        return hub.fetch_tokenizer(name)
     except DataError as error:
         raise _missing(name) from error
 

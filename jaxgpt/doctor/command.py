@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxgpt.config.command_line import Parser
-from jaxgpt.doctor import jaxside, machine, nvidia
+from jaxgpt.doctor import jax_checks, machine, nvidia
 from jaxgpt.doctor.finding import Finding, worst
 from jaxgpt.errors import ConfigError
 
@@ -29,9 +29,11 @@ VERDICTS = {
 }
 
 
-def examine(runs: Path, data: Path, seconds: float = SECONDS, probe: Sequence[str] = jaxside.COMMAND) -> list[Finding]:
+def examine(
+    runs: Path, data: Path, seconds: float = SECONDS, probe: Sequence[str] = jax_checks.COMMAND
+) -> list[Finding]:
     """Every check, in the order in which a person mends things; JAX is given `seconds` to answer."""
-    asked = jaxside.Probe(probe)
+    asked = jax_checks.Probe(probe)
     try:
         here = nvidia.look()
         seen = len(nvidia.gpus(here.gpus))
@@ -44,7 +46,7 @@ def examine(runs: Path, data: Path, seconds: float = SECONDS, probe: Sequence[st
         rest += [machine.check_disk(folder) for folder in dict.fromkeys((runs, data))]
         return [
             *found,
-            *jaxside.judge(asked.answer(seconds), seen, os.environ.get("JAX_PLATFORMS", ""), worst(found) != "ok"),
+            *jax_checks.judge(asked.answer(seconds), seen, os.environ.get("JAX_PLATFORMS", ""), worst(found) != "ok"),
             *memory,
             *rest,
         ]

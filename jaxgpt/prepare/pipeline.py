@@ -22,19 +22,19 @@ from jaxgpt._loader import WrittenSplit
 from jaxgpt.config.command_line import Parser, from_text
 from jaxgpt.data import dataset, manifest
 from jaxgpt.data import tokenizer as bpe
-from jaxgpt.data.manifest import LAYOUTS, Manifest, Settings, Split, TokenizerEntry
+from jaxgpt.data.manifest import LAYOUTS, Manifest, PrepareSettings, SplitEntry, TokenizerEntry
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import ConfigError, JaxgptError, StorageError
 from jaxgpt.prepare import sources
 from jaxgpt.prepare.encoder import ENGINES, Encoder, Engine
-from jaxgpt.prepare.encoding import Encoding, Job, Result
 from jaxgpt.prepare.estimate import survey
+from jaxgpt.prepare.ingest import Encoding, Job, Result
 from jaxgpt.prepare.sources import find_sources
 from jaxgpt.prepare.staging import Site, building, check_target
 from jaxgpt.prepare.summary import already, summary
 from jaxgpt.prepare.tokenizer_training import learn
 from jaxgpt.utils import malloc as memory
-from jaxgpt.utils.progress import Meter
+from jaxgpt.utils.progress import ProgressReporter
 
 SHARD_TOKENS = 100_000_000
 SHARD_HELP = f"--shard-tokens {SHARD_TOKENS:.0e}, or leave it out"
@@ -77,7 +77,7 @@ def prepare(
     stays as it is. `restart` gives up what an interrupted preparation of `out` has done. Raises `ConfigError`,
     `DataError` or `StorageError`; what can be known before anything is written is raised before.
     """
-    settings = Settings(
+    settings = PrepareSettings(
         train_tokenizer=train_tokenizer,
         val_tokens=val_tokens,
         text_column=text_column,
@@ -95,7 +95,7 @@ def prepare(
         settings = dataclasses.replace(settings, clusters=_loader.hash_file(clusters))
     job = Job(tuple(find_sources(sources, text_column)), settings, eot, clusters)
     done = _finished(Path(out))
-    with Meter() as meter:
+    with ProgressReporter() as meter:
         if done:
             _check_same(Path(out), done, job, known, meter)
             meter.say(already(Path(out), done))
@@ -104,7 +104,9 @@ def prepare(
         return _build(job, Path(out), known, engine, restart, meter)
 
 
-def _build(job: Job, out: Path, known: Tokenizer | None, engine: Engine, restart: bool, meter: Meter) -> Manifest:
+def _build(
+    job: Job, out: Path, known: Tokenizer | None, engine: Engine, restart: bool, meter: ProgressReporter
+) -> Manifest:
     with building(out) as site:
         if restart:
             site.clear()
@@ -120,7 +122,9 @@ def _build(job: Job, out: Path, known: Tokenizer | None, engine: Engine, restart
     return made
 
 
-def _begun(job: Job, out: Path, site: Site, known: Tokenizer | None, engine: Engine, meter: Meter) -> Encoding:
+def _begun(
+    job: Job, out: Path, site: Site, known: Tokenizer | None, engine: Engine, meter: ProgressReporter
+) -> Encoding:
     """The encoding that the site's journal describes, or a new one."""
     plan, learnt = job.plan(known), site.folder / "tokenizer.json"
     if site.journal:
@@ -146,7 +150,7 @@ def _with_hope(error: BaseException, site: Site) -> BaseException:
     return type(error)(error.code, error.message, f"{error.help}; then {CONTINUES}" if error.help else CONTINUES)
 
 
-def _check(asked: Settings, tokenizer: str, sources: int) -> None:
+def _check(asked: PrepareSettings, tokenizer: str, sources: int) -> None:
     if not 1 <= asked.shard_tokens <= MOST_SHARD_TOKENS:
         raise ConfigError(
             "C028", f"shard_tokens = {asked.shard_tokens}; 1 to {MOST_SHARD_TOKENS:,} are possible", SHARD_HELP
@@ -198,12 +202,12 @@ def _manifest(job: Job, tokenizer: Tokenizer, result: Result) -> Manifest:
     )
 
 
-def _split(written: WrittenSplit) -> Split:
+def _split(written: WrittenSplit) -> SplitEntry:
     shards = [
-        manifest.Shard(name=Path(shard.path).name, tokens=shard.tokens, xxh3_128=shard.xxh3_128)
+        manifest.ShardEntry(name=Path(shard.path).name, tokens=shard.tokens, xxh3_128=shard.xxh3_128)
         for shard in written.shards
     ]
-    return Split(
+    return SplitEntry(
         documents=written.documents,
         tokens=written.tokens,
         bytes=written.bytes,
@@ -218,7 +222,7 @@ def _finished(out: Path) -> Manifest | None:
         return None
     if not out.is_dir():
         raise StorageError("S012", f"'{out}' is a file", "choose another --out")
-    if (out / manifest.NAME).exists():
+    if (out / manifest.FILE_NAME).exists():
         return dataset.open_folder(out).manifest
     other = next(out.iterdir(), None)
     if other:
@@ -226,7 +230,7 @@ def _finished(out: Path) -> Manifest | None:
     return None
 
 
-def _check_same(out: Path, done: Manifest, job: Job, known: Tokenizer | None, meter: Meter) -> None:
+def _check_same(out: Path, done: Manifest, job: Job, known: Tokenizer | None, meter: ProgressReporter) -> None:
     """Raises `StorageError` S013 if `out` was made with other settings or from other files."""
     old, new = dataclasses.asdict(done.settings), dataclasses.asdict(job.settings)
     changed = [f"{name} {old[name]} → {new[name]}" for name in old if old[name] != new[name]]
@@ -242,7 +246,7 @@ def _check_same(out: Path, done: Manifest, job: Job, known: Tokenizer | None, me
         raise StorageError("S013", f"'{out}' was prepared from other files than {', '.join(others[:3])} now are", help)
 
 
-def _other_files(done: Manifest, job: Job, meter: Meter) -> list[str]:
+def _other_files(done: Manifest, job: Job, meter: ProgressReporter) -> list[str]:
     """The sources whose sizes or checksums are not those of the manifest's, in their order."""
     if [entry.size for entry in done.sources] != [source.size for source in job.sources]:
         old = {(entry.name, entry.size) for entry in done.sources}

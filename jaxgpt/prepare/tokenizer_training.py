@@ -10,14 +10,14 @@ from jaxgpt.data import tokenizer
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.prepare import sources
 from jaxgpt.prepare.encoder import buffers
-from jaxgpt.prepare.encoding import Job
 from jaxgpt.prepare.estimate import MOST_BYTES_PER_TOKEN, Survey
-from jaxgpt.utils.progress import Meter
+from jaxgpt.prepare.ingest import Job
+from jaxgpt.utils.progress import ProgressReporter
 
 TRAINING_BYTES = 256_000_000  # text that a new tokenizer learns from, at most
 
 
-def learn(job: Job, found: Survey, meter: Meter) -> Tokenizer:
+def learn(job: Job, found: Survey, meter: ProgressReporter) -> Tokenizer:
     """A tokenizer of the size that is asked for.
 
     Validation takes the documents of lowest keys. How many bytes of text that will be is known only with the tokenizer:

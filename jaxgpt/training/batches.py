@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from jaxgpt import _loader
 from jaxgpt.config import Config
-from jaxgpt.data.dataset import Split, as_data_error
+from jaxgpt.data.dataset import Split, translate_loader_errors
 from jaxgpt.training.mesh import over_batch
 
 EVALUATION_SEED = 0
@@ -33,7 +33,7 @@ class Batches:
         return bool(self._pinned.buffers)
 
     def __iter__(self) -> Iterator[jax.Array]:
-        with as_data_error():
+        with translate_loader_errors():
             for lease in self._loader:
                 local = np.asarray(lease)
                 self._newest = jax.make_array_from_process_local_data(self._sharding, local, self._shape)
@@ -78,9 +78,9 @@ class PinnedBuffers:
 def train_batches(config: Config, split: Split, mesh: Mesh, start: int, vocab_size: int) -> Batches:
     """The blocks of steps `start` to the run's end; the position is the step, nothing else."""
     data, block = config.data, config.model.block_size
-    with as_data_error():
+    with translate_loader_errors():
         loader = _loader.Loader(
-            split.tokens_on_disk,
+            split.shards,
             block=block,
             micro_batch=data.micro_batch,
             accum=data.accum,
@@ -99,7 +99,7 @@ def train_batches(config: Config, split: Split, mesh: Mesh, start: int, vocab_si
 
 def evaluation_windows(config: Config, split: Split) -> int:
     """How many windows an evaluation of `split` reads: `run.eval_tokens`, at most the whole split."""
-    windows: int = split.tokens_on_disk.windows(config.model.block_size)
+    windows: int = split.shards.windows(config.model.block_size)
     return max(1, min(config.run.eval_tokens // config.model.block_size, windows))
 
 
@@ -109,9 +109,9 @@ def evaluation_batches(config: Config, split: Split, mesh: Mesh, vocab_size: int
     The last block may hold more than `evaluation_windows` asks for; what is over is not to be counted.
     """
     data, block = config.data, config.model.block_size
-    with as_data_error():
+    with translate_loader_errors():
         loader = _loader.Loader(
-            split.tokens_on_disk,
+            split.shards,
             block=block,
             micro_batch=data.micro_batch,
             order="epoch",

@@ -8,7 +8,7 @@ import jax
 from jaxgpt.config import Config, Run
 from jaxgpt.config.model_size import non_embedding_parameters, parameters
 from jaxgpt.data import dataset
-from jaxgpt.data.dataset import Data
+from jaxgpt.data.dataset import TokenDataset
 from jaxgpt.diagnose.stopper import MARK
 from jaxgpt.errors import FOR_A_GPU
 from jaxgpt.runs import log as runlog
@@ -17,7 +17,7 @@ from jaxgpt.training import jax_setup
 from jaxgpt.training.metrics import Scores
 
 
-def opening(config: Config, tokens: Data, devices: list[jax.Device], folder: RunFolder, first: int) -> str:
+def opening(config: Config, tokens: TokenDataset, devices: list[jax.Device], folder: RunFolder, first: int) -> str:
     """The run in a few lines; the first two are nanoGPT's."""
     windows = tokens.train.windows(config.model.block_size)
     sequences = config.data.micro_batch * config.data.accum * config.run.steps
@@ -38,7 +38,7 @@ def opening(config: Config, tokens: Data, devices: list[jax.Device], folder: Run
     return "\n".join([*lines, *(f"note: {note}" for note in tokens.notes)])
 
 
-def unigram_line(tokens: Data) -> str:
+def unigram_line(tokens: TokenDataset) -> str:
     """The loss of a model that knows only how often each token occurs, which is where learning begins."""
     split = tokens.val or tokens.train
     entropy = dataset.unigram_entropy(split, tokens.vocab_size)
@@ -47,7 +47,7 @@ def unigram_line(tokens: Data) -> str:
     return f"unigram entropy of the same text: {entropy:.4f} nats per token{per_byte}"
 
 
-def closing(scores: Scores, tokens: Data, folder: RunFolder, step: int) -> str:
+def closing(scores: Scores, tokens: TokenDataset, folder: RunFolder, step: int) -> str:
     """The result, and what to do with it."""
     which = "held-out text" if scores.val else "training text"
     path = shlex.quote(str(folder.path))

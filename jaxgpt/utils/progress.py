@@ -14,7 +14,7 @@ LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
 _shown: list[Progress] = []  # the bars on the terminal: one display at a time can be there
 
 
-class Meter:
+class ProgressReporter:
     """Progress: a bar on a terminal, elsewhere a line now and then. Counts documents, bytes of text and tokens."""
 
     def __init__(self) -> None:
@@ -83,10 +83,10 @@ class Meter:
         self._console.print(printable(text), markup=False)
 
 
-class Download:
+class DownloadProgress:
     """A bar for one file that is fetched, `done` bytes of which are here; where there is no terminal, a line.
 
-    While a `Meter` is shown, the bar stands under it.
+    While a `ProgressReporter` is shown, the bar stands under it.
     """
 
     def __init__(self, name: str, size: int, done: int = 0) -> None:

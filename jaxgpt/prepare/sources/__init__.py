@@ -35,7 +35,7 @@ def find_sources(names: Sequence[str], text_column: str | None = None) -> list[S
 
     Files that have columns or fields are opened, to see that they have the text's; of files on a hub only the first
     of each name. Raises `DataError` D015, D020 to D023, D036, D037 for what cannot be read, before anything is, and
-    what `hub.find` raises.
+    what `hub.find_files` raises.
     """
     sources = [replace(source, group=group) for group, name in enumerate(names) for source in _find(name)]
     seen: set[Path] = set()
@@ -63,7 +63,7 @@ def _find(name: str) -> list[Source]:
     if name == STANDARD_LIBRARY:
         return [plain.standard_library()]
     if name.startswith(hub.PREFIX):
-        return [_on_hub(file) for file in hub.find(name)]
+        return [_on_hub(file) for file in hub.find_files(name)]
     if path.is_dir():
         return [_source(file) for file in _files(path)]
     if path.exists():
@@ -71,7 +71,7 @@ def _find(name: str) -> list[Source]:
     found = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(name) else []
     if not found:
         what = f"no file matches {name!r}" if glob.has_magic(name) else f"source {name!r} not found"
-        raise DataError("D023", what, f"{KNOWN}, a folder or glob of them, {hub.FORM}, or {STANDARD_LIBRARY}")
+        raise DataError("D023", what, f"{KNOWN}, a folder or glob of them, {hub.NAME_FORMAT}, or {STANDARD_LIBRARY}")
     return [source for match in found for source in _find(match)]
 
 
@@ -98,7 +98,7 @@ def _source(path: Path) -> Source:
     return Source(path, _kind(path, str(path)), path.stat().st_size, str(path))
 
 
-def _on_hub(file: hub.File) -> Source:
+def _on_hub(file: hub.HubFile) -> Source:
     return Source(file.path, _kind(Path(file.name), str(file)), file.size, str(file), remote=file)
 
 

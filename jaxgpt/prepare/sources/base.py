@@ -33,7 +33,7 @@ class Source:
     size: int
     name: str
     group: int = 0
-    remote: hub.File | None = None
+    remote: hub.HubFile | None = None
 
     def local(self) -> Path:
         """The file on this disk. A hub's file is fetched now, from where an interrupted download stopped."""

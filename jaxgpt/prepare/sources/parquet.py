@@ -86,7 +86,7 @@ def opened(source: Source, text_column: str | None, remote: bool = False) -> Ite
 
     Raises `DataError` D020 without text column, D021 if the file is damaged, D036 if it is encrypted.
     """
-    where: Any = hub.opened(source.remote) if remote and source.remote else source.local()
+    where: Any = hub.open_remote(source.remote) if remote and source.remote else source.local()
     try:
         file = _reader(where)
         str(file.schema_arrow)  # decodes the columns' names, which may be damaged too
@@ -345,7 +345,7 @@ def _page_bytes(page: Page) -> int:
 
 def estimate(source: Source, text_column: str | None) -> Estimate:
     """From the footer and the page headers; of a hub's file that is not here yet, from the footer alone."""
-    remote = source.remote is not None and not hub.is_here(source.remote)
+    remote = source.remote is not None and not hub.is_downloaded(source.remote)
     with opened(source, text_column, remote) as column:
         rows = sum(chunk.rows - chunk.nulls for chunk in column.chunks)
         if remote:

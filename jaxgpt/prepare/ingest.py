@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from jaxgpt import _loader
-from jaxgpt.data.dataset import as_data_error
-from jaxgpt.data.manifest import Settings, SourceEntry
+from jaxgpt.data.dataset import translate_loader_errors
+from jaxgpt.data.manifest import PrepareSettings, SourceEntry
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.prepare import sources
@@ -26,7 +26,7 @@ from jaxgpt.prepare.interrupt import Patience
 from jaxgpt.prepare.mixture import Mixture, Part, Place, Run, closing_all
 from jaxgpt.prepare.sources.base import Skipped, Source, Texts, Unchanged
 from jaxgpt.prepare.staging import Site, check_room
-from jaxgpt.utils.progress import Meter
+from jaxgpt.utils.progress import ProgressReporter
 
 MOST_SHARDS = 100_000
 Journal = dict[str, Any]
@@ -38,7 +38,7 @@ class Job:
     """What is to be prepared, and how."""
 
     sources: tuple[Source, ...]
-    settings: Settings
+    settings: PrepareSettings
     eot: bool
     clusters: Path | None = None
 
@@ -106,12 +106,12 @@ class Encoding:
         for number, entry in self._opened.items():
             _check_unchanged(self.job.sources[number], entry)
 
-    def run(self, out: Path, site: Site, meter: Meter) -> Result:
+    def run(self, out: Path, site: Site, meter: ProgressReporter) -> Result:
         """Writes the shards of `out` into the site's folder."""
         meter.begin("reading")
         self.encoder.ready()
         began = time.monotonic()
-        with as_data_error(), Patience() as patience, closing_all(self._parts()) as parts:
+        with translate_loader_errors(), Patience() as patience, closing_all(self._parts()) as parts:
             order = Mixture(parts)
             self._check_parts(order)
             if self._progress is None:
@@ -188,7 +188,7 @@ class Encoding:
             yield from sources.read(source, self.job.settings.text_column, record)
 
     def _take(
-        self, order: Iterator[Run], splitter: _loader.Splitter, site: Site, meter: Meter, patience: Patience
+        self, order: Iterator[Run], splitter: _loader.Splitter, site: Site, meter: ProgressReporter, patience: Patience
     ) -> None:
         """Has each run written while the next one is read and encoded, until there is none or the budget is used up."""
         with ThreadPoolExecutor(1, "write") as pool:
@@ -203,7 +203,7 @@ class Encoding:
             if pending:
                 pending.result()
 
-    def _write(self, splitter: _loader.Splitter, run: Run, meter: Meter) -> int:
+    def _write(self, splitter: _loader.Splitter, run: Run, meter: ProgressReporter) -> int:
         """How many documents were written; -1 if not all, because the budget is used up."""
         taken = splitter.add(run.batch.encoded, run.first, run.last)
         done = run._replace(last=run.first + taken)

@@ -73,7 +73,7 @@ def measured(path: Path, steps: int, runs: int) -> dict[str, Took]:
         subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
 
     return {
-        "forecast": median(lambda: diagnosis.heading(history, held), runs),
+        "forecast": median(lambda: diagnosis.forecast_run(history, held), runs),
         "diagnosis": median(lambda: diagnosis.diagnose(history, held, now=0.0), runs),
         "read": median(lambda: logs.read(path), min(runs, 3)),
         "command": median(lambda: whole(command), min(runs, 3)),

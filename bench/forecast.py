@@ -86,7 +86,7 @@ def _estimate(curve: Curve, shape: Shape) -> tuple[float, float]:
     return float(posterior.weights @ ALPHAS), posterior.drop[0]
 
 
-def judge(curves: Sequence[Recorded], shares: Sequence[float] = SHARES, baselines: bool = True) -> list[Result]:
+def run_checks(curves: Sequence[Recorded], shares: Sequence[float] = SHARES, baselines: bool = True) -> list[Result]:
     """Every forecast of every curve: the law's with priors of the other families, and the other methods'."""
     prior = _priors(curves)
     results = []
@@ -143,7 +143,7 @@ def pick(results: Sequence[Result], share: float, method: str = LAW, kind: str |
 def write(folders: Sequence[Path]) -> str:
     """The document."""
     curves = [curve for folder in folders for curve in read(folder)]
-    results = judge(curves)
+    results = run_checks(curves)
     core = sum(curve.core for curve in curves)
     return (
         "\n\n".join(

@@ -26,7 +26,7 @@ def main() -> None:
     shown = io.StringIO()
     screen = Console(file=shown, width=terminal.WIDTH, force_terminal=True, highlight=False, color_system="standard")
     printer = Printer(screen)
-    for part in (printer.opening, printer.when, printer.forecast, printer.supported, printer.advice):
+    for part in (printer.opening, printer.when, printer.forecast, printer.supported, printer.recommendations):
         part(found)
     width = max(len(Text.from_ansi(line)) for line in shown.getvalue().splitlines())
     picture = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)

@@ -18,14 +18,14 @@ import pytest
 from conftest import ROOT
 
 from jaxgpt import cli, diagnose, errors
-from jaxgpt.diagnose import proofs, words
+from jaxgpt.diagnose import messages, proofs
+from jaxgpt.diagnose.finding import IDS
 from jaxgpt.diagnose.mixture import gaussian
 from jaxgpt.diagnose.proofs import Proof
-from jaxgpt.diagnose.verdict import IDS
 from jaxgpt.runs.folder import RunFolder
 
 ONE_LINE = "iter 100: loss 3.9012, time 3995.11ms, mfu 20.11%\n"
-STATUS = {"supported", "cannot tell", "not supported"}
+STATUS = {"confirmed", "unknown", "ruled out"}
 
 
 def nanogpt(done: int = 14_000, name: str = "") -> str:
@@ -67,14 +67,14 @@ def test_the_three_sentences_come_first(log: Path, capsys: pytest.CaptureFixture
     assert re.search(r"It ends in 6 h \d+ min \d+ s \(80 %: .* to .*\), on .* at \d\d:\d\d", opening)
     assert re.search(r"At 20,000 steps it will end at a validation loss of 3\.\d{3} \(80 %: 3\.\d+ to 3\.\d+", opening)
     assert "is broken" in opening or "is wrong" in opening
-    for part in ("When", "Where", "Why", "Not supported", "Assumed", "from now", "evaluation and saving"):
+    for part in ("When", "Where", "Why", "Ruled out", "Assumed", "from now", "evaluation and saving"):
         assert part in text
 
 
 def test_every_id_is_answered_once(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(words.MEANING) == set(IDS)
+    assert set(messages.MEANING) == set(IDS)
     found = json.loads(answered(capsys, str(log), "--config", "fineweb40m", "--json"))
-    assert sorted(verdict["id"] for verdict in found["verdicts"]) == sorted(IDS)
+    assert sorted(finding["id"] for finding in found["findings"]) == sorted(IDS)
 
 
 def test_one_line_is_enough_for_a_time_and_not_for_more(
@@ -92,7 +92,7 @@ def test_one_line_is_enough_for_a_time_and_not_for_more(
 def test_evidence_shows_lines_of_the_log_with_their_numbers(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(answered(capsys, str(log), "--config", "fineweb40m", "--json"))
     held = log.read_text().splitlines()
-    quoted = [line for v in found["verdicts"] for condition in v["evidence"] for line in condition["lines"]]
+    quoted = [line for v in found["findings"] for condition in v["conditions"] for line in condition["lines"]]
     assert quoted
     for line in quoted:
         assert line["text"] == held[line["number"] - 1]
@@ -131,7 +131,7 @@ NUMBER, TEXT, WHOLE, TRUTH = (int, float), str, int, bool
 FORECAST = dict.fromkeys(("final_loss", "low80", "high80", "low95", "high95", "sd"), NUMBER)
 ADVICE = {"what": TEXT, "command": TEXT, "gain": (NUMBER, None), "low": (NUMBER, None), "high": (NUMBER, None)}
 LINE = {"number": WHOLE, "text": TEXT}
-EVIDENCE = {"asks": TEXT, "found": TEXT, "holds": (TRUTH, None), "missing": TEXT, "lines": [LINE]}
+EVIDENCE = {"question": TEXT, "evidence": TEXT, "result": (TRUTH, None), "missing": TEXT, "lines": [LINE]}
 CLAIM = {"claim": TEXT, "steps": WHOLE, "low": NUMBER, "high": NUMBER, "expected": FORECAST} | {
     "possible": TRUTH,
     "reason": TEXT,
@@ -178,8 +178,8 @@ SCHEMA = {
     ),
     "forecast": (FORECAST, None),
     "what_ifs": [{"what": TEXT, "steps": WHOLE, "command": TEXT} | FORECAST],
-    "verdicts": [{"id": TEXT, "status": TEXT, "evidence": [EVIDENCE], "advice": [ADVICE]}],
-    "advice": [ADVICE],
+    "findings": [{"id": TEXT, "status": TEXT, "conditions": [EVIDENCE], "recommendations": [ADVICE]}],
+    "recommendations": [ADVICE],
     "claims": [CLAIM],
     "proofs": [PROOF],
     "assumed": [TEXT],
@@ -231,7 +231,7 @@ def test_json_is_as_documented(
     path.write_text(LOGS[name])
     found = json.loads(answered(capsys, str(path), "--json", *options), parse_constant=refuse)
     check(found, SCHEMA)
-    assert {verdict["status"] for verdict in found["verdicts"]} <= STATUS
+    assert {finding["status"] for finding in found["findings"]} <= STATUS
     for forecast in [found["forecast"], *found["what_ifs"]]:
         if forecast:
             assert forecast["low95"] <= forecast["low80"] <= forecast["final_loss"] <= forecast["high80"]

@@ -69,7 +69,7 @@ def asked(capsys: pytest.CaptureFixture[str], text: str, *options: str) -> dict[
 
 
 def status(found: dict[str, Any], name: str) -> str:
-    return next(str(verdict["status"]) for verdict in found["verdicts"] if verdict["id"] == name)
+    return next(str(finding["status"]) for finding in found["findings"] if finding["id"] == name)
 
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -95,7 +95,7 @@ def test_an_end_beyond_the_calendar_is_said(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize("loss", ["nan", "inf", "1e9"])
 def test_a_loss_that_is_lost_has_no_forecast(loss: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = asked(capsys, nanogpt(loss), "--config", "fineweb40m")
-    assert status(found, "divergence") == "supported"
+    assert status(found, "divergence") == "confirmed"
     assert (found["forecast"], found["what_ifs"]) == (None, [])
     assert "its loss is not finite" in found["summary"][1]
 
@@ -107,14 +107,14 @@ def test_one_loss_that_came_back_keeps_the_forecast(capsys: pytest.CaptureFixtur
 
 def test_a_rate_of_zero_is_not_taken_for_the_peak(capsys: pytest.CaptureFixture[str]) -> None:
     found = asked(capsys, table(0.0), "--total-steps", "20000")
-    assert status(found, "not-annealed") == "not supported"
+    assert status(found, "not-annealed") == "ruled out"
     assert "learning rate is 0 throughout" in found["summary"][1]
 
 
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0, 600.0])
 def test_rates_that_are_none_say_nothing_of_the_schedule(rate: float, capsys: pytest.CaptureFixture[str]) -> None:
     found = asked(capsys, table(rate), "--total-steps", "20000")
-    assert status(found, "not-annealed") == "cannot tell"
+    assert status(found, "not-annealed") == "unknown"
 
 
 def test_tokens_in_the_column_of_steps_cost_no_memory() -> None:
@@ -149,7 +149,7 @@ def test_numbers_out_of_this_world_are_refused(words: str, capsys: pytest.Captur
 def test_a_gain_that_is_none_supports_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     words = "--schedule cosine --total-steps 20000 --batch-tokens 524288 --params 124M --corpus fineweb"
     found = asked(capsys, table(6e-4), *words.split(), "--unique-tokens", "1000")
-    assert status(found, "capacity-limited") != "supported"
+    assert status(found, "capacity-limited") != "confirmed"
     assert "inf times" not in json.dumps(found)
 
 
@@ -203,4 +203,4 @@ def test_a_steep_curve_has_no_seam_where_it_was_resumed(
         loss = curve(step) + 0.02 * math.sin(step) + height * (step >= 5000)
         rows.append({"kind": "step", "step": step, "loss": loss, "seconds": 4.0})
     found = asked(capsys, "\n".join(json.dumps(row) for row in rows), "--total-steps", "20000")
-    assert status(found, "resume-seam") == ("supported" if seen else "not supported")
+    assert status(found, "data-reused-after-resume") == ("confirmed" if seen else "ruled out")

@@ -8,7 +8,7 @@ from test_diagnose_command import LOGS, nanogpt
 from test_report import Reader
 
 from jaxgpt import diagnose, errors, logs
-from jaxgpt.diagnose import words
+from jaxgpt.diagnose import messages
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.diagnosis import diagnose as diagnosed
 from jaxgpt.diagnose.options import Options
@@ -26,11 +26,11 @@ def found(text: str, source: str = "out.log", config: str | None = "fineweb40m")
 def test_it_says_what_the_terminal_says() -> None:
     held = found(nanogpt())
     text = Reader(page(held)).text
-    for sentence in words.opening(held):
+    for sentence in messages.opening(held):
         assert sentence in text
-    for verdict in held.verdicts:
-        assert verdict.id in text
-    for one in words.endings(held):
+    for finding in held.findings:
+        assert finding.id in text
+    for one in messages.endings(held):
         assert f"{one.forecast.mean:.3f}" in text
 
 

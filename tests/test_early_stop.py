@@ -14,10 +14,10 @@ from jaxgpt import errors, logs, train
 from jaxgpt.config import Optim
 from jaxgpt.diagnose import diagnosis, report, setting, stopper, watch
 from jaxgpt.diagnose.diagnosis import Diagnosis
+from jaxgpt.diagnose.finding import Condition, Finding
 from jaxgpt.diagnose.mixture import gaussian
 from jaxgpt.diagnose.options import Options
 from jaxgpt.diagnose.stopper import Stopper
-from jaxgpt.diagnose.verdict import Condition, Verdict
 from jaxgpt.diagnose.watch import Watch
 from jaxgpt.logs.history import Evaluation, History, Step
 from jaxgpt.runs import log as runlog
@@ -52,7 +52,7 @@ def found(*supported: str, done: int = 80, slope: float = 1e-3, schedule: str = 
     held = dataclasses.replace(setting.of(history, Options(total_steps=100)), rates=rates, optim=Optim())
     return dataclasses.replace(
         diagnosis.diagnose(history, held),
-        verdicts=tuple(Verdict(id=name, conditions=conditions) for name in supported),
+        findings=tuple(Finding(id=name, conditions=conditions) for name in supported),
         posterior=Line(slope),  # type: ignore[arg-type]
         forecast=gaussian(5 - slope * 100, 0.01),
     )

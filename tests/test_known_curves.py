@@ -9,7 +9,7 @@ import pytest
 from helpers import recorded
 from helpers.recorded import Known
 
-from jaxgpt.diagnose.verdicts import judge
+from jaxgpt.diagnose.checks import run_checks
 
 HALF, END = 0.5, 1.0
 
@@ -19,10 +19,10 @@ def known(shared: Path) -> list[Known]:
     return recorded.read(shared / "forecast" / "curves")
 
 
-def status(curve: Known, share: float, verdict: str = "overfitting") -> str:
+def status(curve: Known, share: float, finding: str = "overfitting") -> str:
     seen = curve.until(share)
-    judged = judge(seen.history, seen.setting, recorded.posterior(seen.history, seen.setting))
-    return next(found.status for found in judged if found.id == verdict)
+    judged = run_checks(seen.history, seen.setting, recorded.posterior(seen.history, seen.setting))
+    return next(found.status for found in judged if found.id == finding)
 
 
 @pytest.mark.parametrize("share", [HALF, END])
@@ -33,7 +33,7 @@ def test_no_run_of_few_epochs_is_called_overfitted(known: list[Known], share: fl
         (curve.name, v)
         for curve in few
         for v in ("overfitting", "severe-overfitting")
-        if status(curve, share, v) == "supported"
+        if status(curve, share, v) == "confirmed"
     ]
     assert called == []
 
@@ -41,18 +41,18 @@ def test_no_run_of_few_epochs_is_called_overfitted(known: list[Known], share: fl
 def test_many_epochs_are_found_by_half_time(known: list[Known]) -> None:
     many = [curve for curve in known if curve.epochs > 13 and curve.ratio >= 0.3 and not curve.spiky]
     assert len(many) >= 3
-    assert [curve.name for curve in many if status(curve, HALF) != "supported"] == []
-    assert [curve.name for curve in many if status(curve, END, "severe-overfitting") != "supported"] == []
+    assert [curve.name for curve in many if status(curve, HALF) != "confirmed"] == []
+    assert [curve.name for curve in many if status(curve, END, "severe-overfitting") != "confirmed"] == []
 
 
 def test_seven_epochs_are_found_by_the_end(known: list[Known]) -> None:
     seven = [curve for curve in known if 6 < curve.epochs < 8 and curve.ratio >= 0.3 and not curve.spiky]
     assert seven
-    assert [curve.name for curve in seven if status(curve, END) != "supported"] == []
+    assert [curve.name for curve in seven if status(curve, END) != "confirmed"] == []
 
 
 def test_what_is_missed_is_missed_for_a_reason(known: list[Known]) -> None:
     """The 8.7B runs fell from divergences all through their first epoch, so that their gap began wide and closed."""
     many = [curve for curve in known if curve.epochs > 6 and curve.ratio >= 0.3]
-    missed = [curve.name for curve in many if status(curve, END) != "supported"]
+    missed = [curve.name for curve in many if status(curve, END) != "confirmed"]
     assert missed == ["db_8b7_14ep", "db_8b7_7ep"]

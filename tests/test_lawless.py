@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from jaxgpt import logs
-from jaxgpt.diagnose import setting, words
+from jaxgpt.diagnose import messages, setting
 from jaxgpt.diagnose.diagnosis import Diagnosis, diagnose
+from jaxgpt.diagnose.finding import Condition, Finding
 from jaxgpt.diagnose.options import Options
-from jaxgpt.diagnose.verdict import Condition, Verdict
 
 
 def judged(loss: Callable[[int], float]) -> Diagnosis:
@@ -35,7 +35,7 @@ def diverging(step: int) -> float:
 
 
 def supported(found: Diagnosis) -> list[str]:
-    return [verdict.id for verdict in found.verdicts if verdict.status == "supported"]
+    return [finding.id for finding in found.findings if finding.status == "confirmed"]
 
 
 def test_a_run_that_learns_has_a_forecast() -> None:
@@ -58,7 +58,7 @@ def test_no_law_is_for_it(loss: Callable[[int], float], cause: str, why: str, fi
     assert found.forecast is found.posterior is None
     assert found.what_ifs == ()
     assert why in found.no_forecast
-    assert f"First: {first}" in words.matter(found)
+    assert f"First: {first}" in messages.matter(found)
 
 
 def test_a_run_that_has_learned_nothing_is_not_told_that_annealing_would_help() -> None:
@@ -66,7 +66,7 @@ def test_a_run_that_has_learned_nothing_is_not_told_that_annealing_would_help() 
 
 
 def test_a_refuted_cause_is_told_with_what_the_log_shows_before_the_refutation() -> None:
-    said = Verdict(
+    said = Finding(
         id="overfitting",
         conditions=(
             Condition("read twice", "2 epochs", True, (1,)),
@@ -75,4 +75,4 @@ def test_a_refuted_cause_is_told_with_what_the_log_shows_before_the_refutation()
             Condition("another sign", "nothing", None, (3,)),
         ),
     )
-    assert words.refuted(said) == "it has cost loss? 0.002 nats; validation stands below train"
+    assert messages.refuted(said) == "it has cost loss? 0.002 nats; validation stands below train"

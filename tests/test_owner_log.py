@@ -8,8 +8,8 @@ from jaxgpt import logs
 from jaxgpt.config.command_line import Parser, parse_config
 from jaxgpt.diagnose import setting
 from jaxgpt.diagnose.diagnosis import Diagnosis, diagnose
+from jaxgpt.diagnose.finding import IDS
 from jaxgpt.diagnose.options import Options
-from jaxgpt.diagnose.verdict import IDS
 
 LOSSES = {0: 10.87, 2000: 4.03, 5000: 3.76, 8000: 3.65, 11000: 3.61, 13500: 3.57, 14500: 3.569}
 LAST_TRAIN = 3.6415
@@ -42,7 +42,7 @@ def diagnosed(text: str) -> Diagnosis:
 
 
 def status(found: Diagnosis) -> dict[str, str]:
-    return {verdict.id: verdict.status for verdict in found.verdicts}
+    return {finding.id: finding.status for finding in found.findings}
 
 
 TEXTS = {
@@ -57,22 +57,22 @@ def test_the_causes_are_size_and_noise_and_not_repetition(name: str) -> None:
     found = diagnosed(TEXTS[name])
     judged = status(found)
     assert set(judged) == set(IDS)
-    assert found.verdicts[0].id == "capacity-limited"
-    assert judged["capacity-limited"] == "supported"
-    assert judged["noise-not-plateau"] == "supported"
-    assert judged["overfitting"] == "not supported"
-    assert judged["severe-overfitting"] == "not supported"
+    assert found.findings[0].id == "capacity-limited"
+    assert judged["capacity-limited"] == "confirmed"
+    assert judged["noise-not-plateau"] == "confirmed"
+    assert judged["overfitting"] == "ruled out"
+    assert judged["severe-overfitting"] == "ruled out"
     assert {"recipe-or-bug", "lr-too-high", "data-limited"} & {
-        k for k, v in judged.items() if v == "supported"
+        k for k, v in judged.items() if v == "confirmed"
     } == set()
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_the_cost_of_repetition_is_named(name: str) -> None:
-    verdicts = {verdict.id: verdict for verdict in diagnosed(TEXTS[name]).verdicts}
-    told = " ".join(condition.found for condition in verdicts["overfitting"].conditions)
+    findings = {finding.id: finding for finding in diagnosed(TEXTS[name]).findings}
+    told = " ".join(condition.evidence for condition in findings["overfitting"].conditions)
     assert "repetition costs about 0.0017 nats here, at most 0.005" in told
-    risk = " ".join(condition.found for condition in verdicts["repetition-risk"].conditions)
+    risk = " ".join(condition.evidence for condition in findings["repetition-risk"].conditions)
     assert "2.85 epochs" in risk
     assert "0.0025 nats" in risk
 
@@ -87,9 +87,9 @@ def test_forecast_of_the_end(name: str) -> None:
 
 def test_the_plateau_is_said_with_its_noise_and_its_lines() -> None:
     found = diagnosed(TEXTS["table"])
-    plateau = next(verdict for verdict in found.verdicts if verdict.id == "noise-not-plateau")
+    plateau = next(finding for finding in found.findings if finding.id == "noise-not-plateau")
     flat = plateau.conditions[1]
-    assert "from step 13,500 to 14,500; one evaluation is known to ± 0.0176" in flat.found
+    assert "from step 13,500 to 14,500; one evaluation is known to ± 0.0176" in flat.evidence
     assert [found.history.lines[line - 1].split(",")[0] for line in flat.lines] == ["13500", "14500"]
 
 
@@ -111,20 +111,20 @@ def test_what_is_missing_is_said() -> None:
     found = diagnosed(TEXTS["six points"])
     missing = " ".join(found.missing)
     assert "the train loss at the end of epoch 1 (step 7,019)" in missing
-    needless = next(verdict for verdict in found.verdicts if verdict.id == "needless-regularisation")
-    assert needless.status == "cannot tell"
+    needless = next(finding for finding in found.findings if finding.id == "unneeded-dropout")
+    assert needless.status == "unknown"
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_advice_can_be_run_and_is_ordered(name: str) -> None:
     found = diagnosed(TEXTS[name])
-    assert found.advice
-    assert "a model of 158M parameters on 2.69B tokens" in found.advice[0].what
-    gains = [one.gain for one in found.advice if one.gain is not None]
+    assert found.recommendations
+    assert "a model of 158M parameters on 2.69B tokens" in found.recommendations[0].what
+    gains = [one.gain for one in found.recommendations if one.gain is not None]
     assert gains == sorted(gains, reverse=True)
-    for one in found.advice:
+    for one in found.recommendations:
         assert one.gain is None or one.low is None or one.low > 0
-    commands = [one.command for one in (*found.advice, *found.what_ifs) if one.command]
+    commands = [one.command for one in (*found.recommendations, *found.what_ifs) if one.command]
     assert len(commands) >= 6
     for command in commands:
         words = shlex.split(command)

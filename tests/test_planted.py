@@ -22,7 +22,7 @@ CAUSES = {
 }
 # True of these runs whatever their cause: of the machine, which had other work, and of evaluations as long as training.
 CIRCUMSTANCES = {"pace", "throughput"}
-CONSEQUENCES = {"tiny-corpus": {"data-limited", "repetition-risk", "missing-regularisation"}}
+CONSEQUENCES = {"tiny-corpus": {"data-limited", "repetition-risk", "missing-regularization"}}
 
 
 def twin_of(name: str) -> str:
@@ -38,7 +38,7 @@ def judged(name: str) -> Diagnosis:
 
 
 def supported(found: Diagnosis) -> list[str]:
-    return [verdict.id for verdict in found.verdicts if verdict.status == "supported"]
+    return [finding.id for finding in found.findings if finding.status == "confirmed"]
 
 
 @pytest.mark.parametrize("name", CAUSES)
@@ -57,7 +57,7 @@ def test_the_clean_run_has_no_cause() -> None:
 
 
 def test_the_jump_of_shuffled_labels_is_placed() -> None:
-    fault = next(v for v in judged("shuffled-labels").verdicts if v.id == "recipe-or-bug")
-    placed = re.search(r"the loss jumped from [\d.]+ at step (\d+) and stayed", fault.conditions[0].found)
+    fault = next(v for v in judged("shuffled-labels").findings if v.id == "recipe-or-bug")
+    placed = re.search(r"the loss jumped from [\d.]+ at step (\d+) and stayed", fault.conditions[0].evidence)
     assert placed
     assert abs(int(placed[1]) - judged("shuffled-labels").setting.total_steps / 2) <= 2

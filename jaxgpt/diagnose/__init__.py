@@ -5,6 +5,6 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str]) -> None:
     """Answers the request on the command line."""
-    from jaxgpt.diagnose.command import run  # train asks for an ETA alone
+    from jaxgpt.diagnose.command import run  # train question for an ETA alone
 
     run(argv)

@@ -11,8 +11,8 @@ from jaxgpt.budget.recommend import needed_by
 from jaxgpt.config import schedule
 from jaxgpt.config.command_line import load
 from jaxgpt.config.model_size import parameters
+from jaxgpt.diagnose.checks.analysis import RunAnalysis
 from jaxgpt.diagnose.mixture import Forecast, gaussian
-from jaxgpt.diagnose.verdicts.case import Case
 
 REFERENCE = "fineweb40m"  # the run that the known claims were made of
 SAME = 0.02  # relative difference of two sizes that are the same model's
@@ -30,16 +30,16 @@ class Claim(NamedTuple):
     reason: str
 
 
-def claims(case: Case) -> tuple[Claim, ...]:
+def claims(case: RunAnalysis) -> tuple[Claim, ...]:
     """The reader's own claim for the run's end (`--claim`), and for the reference run those made before it ran."""
-    asked = [] if case.setting.claim is None else [(case.total, case.setting.claim, case.setting.claim)]
+    asked = [] if case.setting.claim is None else [(case.total_steps, case.setting.claim, case.setting.claim)]
     if of_reference(case):
         asked += [(steps, min(claimed), max(claimed)) for steps, claimed in LOSSES.items()]
     found = [_judged(case, steps, low, high) for steps, low, high in asked]
     return tuple(claim for claim in found if claim is not None)
 
 
-def of_reference(case: Case) -> bool:
+def of_reference(case: RunAnalysis) -> bool:
     """Whether this is the run that the known claims speak of: its size, its batch, its corpus."""
     config, setting = load(REFERENCE), case.setting
     if not setting.parameters or setting.tokens_per_step != config.tokens_per_step:
@@ -48,7 +48,7 @@ def of_reference(case: Case) -> bool:
     return same and setting.corpus.name == "fineweb"
 
 
-def _judged(case: Case, steps: int, low: float, high: float) -> Claim | None:
+def _judged(case: RunAnalysis, steps: int, low: float, high: float) -> Claim | None:
     expected = ending_at(case, steps)
     if expected is None:
         return None
@@ -60,12 +60,12 @@ def _judged(case: Case, steps: int, low: float, high: float) -> Claim | None:
     return Claim(f"{steps:,} steps end at {told}", steps, low, high, expected, possible, said)
 
 
-def _needs(case: Case, loss: float) -> str:
+def _needs(case: RunAnalysis, loss: float) -> str:
     size = case.setting.parameters
     return "takes a larger model, or another corpus" if not size else needed_by(size, case.setting.corpus, loss)
 
 
-def ending_at(case: Case, steps: int) -> Forecast | None:
+def ending_at(case: RunAnalysis, steps: int) -> Forecast | None:
     """The loss of this run if it had been planned for `steps`; the law's where the curve gives no forecast."""
     if steps == case.setting.total_steps and case.forecast is not None:
         return case.forecast
@@ -73,7 +73,7 @@ def ending_at(case: Case, steps: int) -> Forecast | None:
     if case.posterior is not None and optim.learning_rate and steps > optim.warmup_steps:
         planned = optim if optim.schedule == "wsd" else replace(optim, decay_steps=None)
         return case.posterior.final(np.asarray(schedule.learning_rates(planned, steps) / optim.learning_rate))
-    asked = case.question(steps)
+    asked = case.query_for(steps)
     if asked is None:
         return None
     law = scaling_law.expect(asked)

@@ -3,16 +3,16 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from jaxgpt.diagnose import annealing, arrival, prior, verdicts
+from jaxgpt.diagnose import annealing, arrival, checks, prior
 from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose.checks import recipe, recommendations, series
+from jaxgpt.diagnose.checks.analysis import RunAnalysis
 from jaxgpt.diagnose.claims import Claim, claims
+from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.proofs import Proof
 from jaxgpt.diagnose.setting import Setting
-from jaxgpt.diagnose.verdict import Advice, Verdict
-from jaxgpt.diagnose.verdicts import advice, measure, recipe
-from jaxgpt.diagnose.verdicts.case import Case
 from jaxgpt.diagnose.whatif import WhatIf, what_ifs
 from jaxgpt.logs.history import History
 
@@ -34,8 +34,8 @@ class Diagnosis:
     forecast: Forecast | None
     no_forecast: str
     what_ifs: tuple[WhatIf, ...]
-    verdicts: tuple[Verdict, ...]  # all ids; supported ones first, by weight
-    advice: tuple[Advice, ...]  # by expected gain
+    findings: tuple[Finding, ...]  # all ids; supported ones first, by weight
+    recommendations: tuple[Recommendation, ...]  # by expected gain
     claims: tuple[Claim, ...]  # what is claimed of the run, and whether it can be
     missing: tuple[str, ...]  # what to log or to give for a better answer
     proofs: tuple[Proof, ...] = ()  # of a run of ours: forecasts that were put to the test
@@ -48,9 +48,9 @@ def diagnose(history: History, setting: Setting, now: float | None = None) -> Di
     """
     arrived = arrival.arrive(history, setting, now)
     no_arrival = arrival.unknown(history, setting)
-    posterior, forecast, no_forecast = heading(history, setting)
-    judged = verdicts.judge(history, setting, posterior, forecast, arrived)
-    lawless = _lawless(Case(history, setting, posterior, forecast), judged)
+    posterior, forecast, no_forecast = forecast_run(history, setting)
+    judged = checks.run_checks(history, setting, posterior, forecast, arrived)
+    lawless = _lawless(RunAnalysis(history, setting, posterior, forecast), judged)
     if posterior and lawless:
         posterior, forecast, no_forecast = None, None, lawless
     return Diagnosis(
@@ -62,14 +62,14 @@ def diagnose(history: History, setting: Setting, now: float | None = None) -> Di
         forecast=forecast,
         no_forecast=no_forecast,
         what_ifs=what_ifs(history, setting, posterior) if posterior else (),
-        verdicts=judged,
-        advice=advice.ordered(judged),
-        claims=claims(Case(history, setting, posterior, forecast)),
+        findings=judged,
+        recommendations=recommendations.ordered(judged),
+        claims=claims(RunAnalysis(history, setting, posterior, forecast)),
         missing=_missing(judged, no_arrival, no_forecast),
     )
 
 
-def heading(history: History, setting: Setting) -> tuple[Posterior | None, Forecast | None, str]:
+def forecast_run(history: History, setting: Setting) -> tuple[Posterior | None, Forecast | None, str]:
     """The law fitted to the run and its final loss, or why there are none."""
     if not setting.total_steps:
         return None, None, "it is not known how long the run is to be (--total-steps)"
@@ -89,21 +89,21 @@ def _lost(history: History) -> bool:
     """Whether the last training or validation loss is none that a model can go on from."""
     trained = [step.loss for step in history.steps if step.loss is not None]
     evaluated = [evaluation.val for evaluation in history.evaluations if evaluation.val is not None]
-    return any(not measure.number(losses[-1]) for losses in (trained, evaluated) if losses)
+    return any(not series.number(losses[-1]) for losses in (trained, evaluated) if losses)
 
 
-def _lawless(case: Case, judged: Iterable[Verdict]) -> str:
+def _lawless(case: RunAnalysis, judged: Iterable[Finding]) -> str:
     """Why no law of learning holds for the run, or nothing."""
-    if any(verdict.id == "divergence" and verdict.status == "supported" for verdict in judged):
+    if any(finding.id == "divergence" and finding.status == "confirmed" for finding in judged):
         return "it has diverged, and no law is for a loss that rises"
-    if recipe.stuck(case).holds:
+    if recipe.stuck(case).result:
         return "it has learned no more than how frequent each token is"
     return ""
 
 
-def _missing(judged: Iterable[Verdict], no_arrival: str, no_forecast: str) -> tuple[str, ...]:
+def _missing(judged: Iterable[Finding], no_arrival: str, no_forecast: str) -> tuple[str, ...]:
     """What would have to be measured or given, each thing once."""
-    open_ones = [verdict for verdict in judged if verdict.status == "cannot tell"]
-    asked = [c.missing for verdict in open_ones for c in verdict.conditions if c.holds is None]
+    open_ones = [finding for finding in judged if finding.status == "unknown"]
+    asked = [c.missing for finding in open_ones for c in finding.conditions if c.result is None]
     parts = [part for text in asked for part in text.split("; ")]
     return tuple(dict.fromkeys(text for text in (no_arrival, no_forecast, *parts) if text))

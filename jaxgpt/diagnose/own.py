@@ -20,7 +20,7 @@ def of(folder: RunFolder) -> Diagnosis:
 
 def forecast(folder: RunFolder) -> Forecast | None:
     """The same diagnosis' loss at the end of the run, alone: a third of its cost."""
-    return diagnosis.heading(*_read(folder))[1]
+    return diagnosis.forecast_run(*_read(folder))[1]
 
 
 def _read(folder: RunFolder) -> tuple[History, Setting]:

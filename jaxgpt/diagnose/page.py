@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from jaxgpt.diagnose import plots, proofs, words
+from jaxgpt.diagnose import messages, plots, proofs
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.diagnosis import Diagnosis
-from jaxgpt.diagnose.verdict import Verdict
+from jaxgpt.diagnose.finding import Finding
 from jaxgpt.logs.history import History
 from jaxgpt.utils import html as report
 from jaxgpt.utils.formatting import format_duration
@@ -17,13 +17,13 @@ def page(found: Diagnosis) -> str:
     history, total = found.history, found.setting.total_steps
     of = f" of {total:,}" if total else ""
     blocks = [
-        *(report.paragraph(sentence) for sentence in words.opening(found)),
+        *(report.paragraph(sentence) for sentence in messages.opening(found)),
         *_ends(found),
         *plots.figures(found),
         *_advice(found),
         *_verdicts(found),
         *(_when(found.arrival) if found.arrival else ()),
-        *_sentences("Claims", words.claims(found)),
+        *_sentences("Claims", messages.claims(found)),
         *_sentences("Put to the test", proofs.sentences(found.proofs)),
         *_sentences("Assumed", found.setting.assumed),
         *_sentences("How the log was read", (f"{history.format}, {history.done:,} steps{of} done", *history.notes)),
@@ -33,8 +33,8 @@ def page(found: Diagnosis) -> str:
 
 def _ends(found: Diagnosis) -> Iterable[Block]:
     rows = [
-        (one.what, f"{one.steps:,}", words.until(found, one.steps), *words.cells(one.forecast))
-        for one in words.endings(found)
+        (one.what, f"{one.steps:,}", messages.until(found, one.steps), *messages.cells(one.forecast))
+        for one in messages.endings(found)
     ]
     if rows:
         yield report.heading("Where it ends: validation loss in nats per token")
@@ -42,11 +42,11 @@ def _ends(found: Diagnosis) -> Iterable[Block]:
 
 
 def _advice(found: Diagnosis) -> Iterable[Block]:
-    if not found.advice:
+    if not found.recommendations:
         return
     yield report.heading("What to do, by what it is expected to gain")
-    for number, one in enumerate(found.advice, start=1):
-        gain = words.gain(one)
+    for number, one in enumerate(found.recommendations, start=1):
+        gain = messages.gain(one)
         yield report.paragraph(f"{number}. {one.what}" + (f": {gain}" if gain else ""))
         if one.command:
             yield report.code(one.command)
@@ -54,29 +54,29 @@ def _advice(found: Diagnosis) -> Iterable[Block]:
 
 def _verdicts(found: Diagnosis) -> Iterable[Block]:
     yield report.heading("Why")
-    yield report.table(("verdict", "", "evidence"), [_row(verdict) for verdict in found.verdicts], tight=2)
-    for verdict in found.verdicts:
-        if verdict.status == "supported":
-            yield from _quotes(verdict, found.history)
-    if needs := words.needs(found):
+    yield report.table(("finding", "", "evidence"), [_row(finding) for finding in found.findings], tight=2)
+    for finding in found.findings:
+        if finding.status == "confirmed":
+            yield from _quotes(finding, found.history)
+    if needs := messages.needs(found):
         yield report.heading("What would tell the rest")
         yield report.table(("to measure or to give", "for"), [(need, ", ".join(ids)) for need, ids in needs])
 
 
-def _row(verdict: Verdict) -> tuple[str, str, str]:
-    if verdict.status == "supported":
-        said = "; ".join(f"{c.asks}: {c.found}" for c in verdict.conditions)
-        meaning = words.MEANING[verdict.id][0]
-        return verdict.id, verdict.status, f"{meaning[0].upper()}{meaning[1:]}. Because {said}"
-    if verdict.status == "not supported":
-        return verdict.id, verdict.status, words.refuted(verdict)
-    return verdict.id, verdict.status, "; ".join(words.unmeasured(verdict))
+def _row(finding: Finding) -> tuple[str, str, str]:
+    if finding.status == "confirmed":
+        said = "; ".join(f"{c.question}: {c.evidence}" for c in finding.conditions)
+        meaning = messages.MEANING[finding.id][0]
+        return finding.id, finding.status, f"{meaning[0].upper()}{meaning[1:]}. Because {said}"
+    if finding.status == "ruled out":
+        return finding.id, finding.status, messages.refuted(finding)
+    return finding.id, finding.status, "; ".join(messages.unmeasured(finding))
 
 
-def _quotes(verdict: Verdict, history: History) -> Iterable[Block]:
-    lines = words.quotes(history, words.behind(verdict))
+def _quotes(finding: Finding, history: History) -> Iterable[Block]:
+    lines = messages.quotes(history, messages.behind(finding))
     if lines:
-        yield report.paragraph(f"Behind {verdict.id}:")
+        yield report.paragraph(f"Behind {finding.id}:")
         yield report.code("\n".join(f"{number:>7,}  {text}" for number, text in lines))
 
 
@@ -92,13 +92,13 @@ def _when(held: Arrival) -> Iterable[Block]:
     ]
     yield report.table(("", "so far", "ahead"), parts)
     for sentence in (
-        f"Pace: {words.pace(held)}.",
-        f"Trend: {words.trend(held)}.",
+        f"Pace: {messages.pace(held)}.",
+        f"Trend: {messages.trend(held)}.",
         *(f"{note}." for note in held.notes),
     ):
         yield report.paragraph(sentence[0].upper() + sentence[1:])
     if held.scenarios:
-        rows = [(scenario.what, words.left(scenario.seconds)) for scenario in held.scenarios]
+        rows = [(scenario.what, messages.left(scenario.seconds)) for scenario in held.scenarios]
         yield report.table(("or it ends", "in"), rows)
 
 

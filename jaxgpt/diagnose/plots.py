@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from jaxgpt.diagnose import rates, trend
 from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.arrival import Paces
+from jaxgpt.diagnose.checks.analysis import RunAnalysis
+from jaxgpt.diagnose.checks.series import Series
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.setting import Setting
-from jaxgpt.diagnose.verdicts.case import Case
-from jaxgpt.diagnose.verdicts.measure import Series
 from jaxgpt.utils.html import Block, figure
 from jaxgpt.utils.stats import Z80, Z95
 
@@ -29,8 +29,8 @@ POINTS = 400  # of a curve: more cannot be seen
 
 def figures(found: Diagnosis) -> Iterable[Block]:
     """The figures for which there is something to draw."""
-    case = Case(found.history, found.setting)
-    if len(case.vals) or len(case.losses):
+    case = RunAnalysis(found.history, found.setting)
+    if len(case.val_losses) or len(case.train_losses):
         yield _loss(found, case)
     if len(found.setting.rates) > 1:
         yield _rate(found)
@@ -40,19 +40,21 @@ def figures(found: Diagnosis) -> Iterable[Block]:
         yield _gap(case)
 
 
-def _loss(found: Diagnosis, case: Case) -> Block:
+def _loss(found: Diagnosis, case: RunAnalysis) -> Block:
     said = "Validation loss so far and as the law expects it to go on: the bands hold 80 % and 95 %."
     if found.posterior is None:
         said = "The losses of the log. There is no forecast."
     with figure(said, height=4.0) as drawn:
         axes = drawn.axes
-        if len(case.losses):
-            thin = thinned(case.losses)
+        if len(case.train_losses):
+            thin = thinned(case.train_losses)
             axes.plot(thin.steps, thin.values, color=TRAIN, lw=0.8, label="training batches", zorder=1)
         if found.posterior is not None:
             _fan(axes, found, found.posterior)
-        mark = "o" if len(case.vals) <= FEW else "-"
-        axes.plot(case.vals.steps, case.vals.values, mark, ms=4, lw=1.2, color=VAL, label="validation", zorder=4)
+        mark = "o" if len(case.val_losses) <= FEW else "-"
+        axes.plot(
+            case.val_losses.steps, case.val_losses.values, mark, ms=4, lw=1.2, color=VAL, label="validation", zorder=4
+        )
         axes.set(ylabel="nats per token", ylim=_limits(found, case))
         _updates(axes, found.setting)
         axes.legend(frameon=False)
@@ -73,14 +75,14 @@ def _fan(axes: "Axes", found: Diagnosis, posterior: Posterior) -> None:
     axes.annotate(f"{mean[-1]:.3f}", (total, mean[-1]), (4, 0), textcoords="offset points", color=LAW, va="center")
 
 
-def _limits(found: Diagnosis, case: Case) -> tuple[float, float]:
+def _limits(found: Diagnosis, case: RunAnalysis) -> tuple[float, float]:
     """Where the loss stood after the first fifth, and all that came after: the fall from noise to text is of no use."""
-    held = max(case.vals, case.losses, key=lambda series: (min(len(series), 2), series is case.vals))
+    held = max(case.val_losses, case.train_losses, key=lambda series: (min(len(series), 2), series is case.val_losses))
     begin = SETTLED * float(held.steps[-1])
     late = held.between(begin, float("inf")).values
     ends = [found.forecast.low95, found.forecast.high95] if found.forecast else []
     low, high = min(*late, *ends, float(late[0])), max(*late, *ends, float(late[0]))
-    trained = thinned(case.losses).between(begin, float("inf")).values
+    trained = thinned(case.train_losses).between(begin, float("inf")).values
     low = max(min([low, *trained]), low - (high - low))  # training may fall far below: as far as validation rises
     room = 0.08 * max(high - low, 0.02)
     return low - room, high + room
@@ -123,16 +125,18 @@ def _pace(found: Diagnosis) -> Block:
     return drawn.block
 
 
-def _gap(case: Case) -> Block:
+def _gap(case: RunAnalysis) -> Block:
     said = "Validation loss minus train loss, with standard errors: it grows where text is learned by heart."
     with figure(said, height=2.4) as drawn:
         steps, values, errors = zip(*((gap.step, gap.value, gap.error) for gap in case.gaps))
         drawn.axes.axhline(0, color=QUIET, lw=0.8)
         drawn.axes.errorbar(steps, values, yerr=errors, fmt="o", ms=3.5, lw=1, color=VAL)
-        if case.first_epoch and case.first_epoch < steps[-1]:
-            drawn.axes.axvline(case.first_epoch, color=QUIET, lw=0.8, ls=":")
+        if case.first_epoch_steps and case.first_epoch_steps < steps[-1]:
+            drawn.axes.axvline(case.first_epoch_steps, color=QUIET, lw=0.8, ls=":")
             above = drawn.axes.get_xaxis_transform()
-            drawn.axes.text(case.first_epoch, 0.98, " epoch 1 ends", color=QUIET, fontsize=8, va="top", transform=above)
+            drawn.axes.text(
+                case.first_epoch_steps, 0.98, " epoch 1 ends", color=QUIET, fontsize=8, va="top", transform=above
+            )
         drawn.axes.set(ylabel="nats per token")
         _updates(drawn.axes, case.setting)
     return drawn.block

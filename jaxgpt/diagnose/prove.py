@@ -94,7 +94,7 @@ def predict(planned: Plan) -> Forecast:
     """
     history = until(logs.read(planned.source.log_file), planned.step)
     found = setting.of(history, Options())
-    posterior, _, why = diagnosis.heading(history, found)
+    posterior, _, why = diagnosis.forecast_run(history, found)
     if posterior is not None and posterior.curve.used().sum() < annealing.LEAST_POINTS:
         posterior, why = None, "its log has too few validation losses by then"  # the planner's law is not on trial
     if posterior is None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxgpt.diagnose.diagnosis import Diagnosis
-from jaxgpt.diagnose.verdict import Verdict
+from jaxgpt.diagnose.finding import Finding
 
 GROUNDS = ("divergence", "severe-overfitting")
 AGAIN = 2  # evaluations in a row that must say the same: one can be chance
@@ -26,17 +26,17 @@ class Stopper:
 
 def reason(found: Diagnosis) -> tuple[str, str]:
     """The ground on which this diagnosis says stop, and the sentence; two empty strings if it does not."""
-    judged = {verdict.id: verdict for verdict in found.verdicts}
+    judged = {finding.id: finding for finding in found.findings}
     for name in GROUNDS:
-        if name in judged and judged[name].status == "supported":
+        if name in judged and judged[name].status == "confirmed":
             return name, f"{name}: {evidence(judged[name])}"
     little = little_to_gain(found)
     return ("little-to-gain", little) if little else ("", "")
 
 
-def evidence(verdict: Verdict) -> str:
+def evidence(finding: Finding) -> str:
     """What its conditions found, each thing once."""
-    parts = [part for condition in verdict.conditions for part in condition.found.split("; ")]
+    parts = [part for condition in finding.conditions for part in condition.evidence.split("; ")]
     return "; ".join(dict.fromkeys(parts))
 
 

@@ -2,9 +2,9 @@
 
 from rich.text import Text
 
-from jaxgpt.diagnose import proofs, words
+from jaxgpt.diagnose import messages, proofs
 from jaxgpt.diagnose.diagnosis import Diagnosis
-from jaxgpt.diagnose.verdict import Verdict
+from jaxgpt.diagnose.finding import Finding
 from jaxgpt.errors import printable
 from jaxgpt.logs.history import History
 from jaxgpt.utils.formatting import format_duration
@@ -20,9 +20,9 @@ class Printer(Sheet):
         self.opening(found)
         self.when(found)
         self.forecast(found)
-        self.verdicts(found)
-        self.advice(found)
-        self.sentences("Claims", words.claims(found))
+        self.findings(found)
+        self.recommendations(found)
+        self.sentences("Claims", messages.claims(found))
         self.sentences("Put to the test", proofs.sentences(found.proofs))
         self.sentences("Assumed", found.setting.assumed)
         self.sentences("How the log was read", found.history.notes)
@@ -31,7 +31,7 @@ class Printer(Sheet):
         history, total = found.history, found.setting.total_steps
         of = f" of {total:,}" if total else ""
         self.head(f"{history.source}: {history.format}, {history.done:,} steps{of} done")
-        for sentence in words.opening(found):
+        for sentence in messages.opening(found):
             self.line(sentence)
 
     def when(self, found: Diagnosis) -> None:
@@ -44,15 +44,15 @@ class Printer(Sheet):
             spent = "not known" if part.spent is None else format_duration(part.spent)
             drawn.add_row(part.name, spent, format_duration(part.left) if part.left else "–")
         self.show(drawn)
-        self.line(f"pace: {words.pace(held)}", hang=2)
-        self.line(f"trend: {words.trend(held)}", hang=2)
+        self.line(f"pace: {messages.pace(held)}", hang=2)
+        self.line(f"trend: {messages.trend(held)}", hang=2)
         for note in held.notes:
             self.line(f"{note}", hang=2)
         if held.scenarios:
             self._out.print()
             drawn = table("or it ends", "in", left=1)
             for scenario in held.scenarios:
-                drawn.add_row(scenario.what, words.left(scenario.seconds))
+                drawn.add_row(scenario.what, messages.left(scenario.seconds))
             self.show(drawn)
 
     def forecast(self, found: Diagnosis) -> None:
@@ -61,31 +61,31 @@ class Printer(Sheet):
             self.line(f"no forecast: {found.no_forecast}")
             return
         drawn = table("", "steps", "from now", "loss", "80 %", "95 %", left=1)
-        for what, steps, forecast, _ in words.endings(found):
-            drawn.add_row(what, f"{steps:,}", words.until(found, steps), *words.cells(forecast))
+        for what, steps, forecast, _ in messages.endings(found):
+            drawn.add_row(what, f"{steps:,}", messages.until(found, steps), *messages.cells(forecast))
         self.show(drawn)
 
-    def verdicts(self, found: Diagnosis) -> None:
+    def findings(self, found: Diagnosis) -> None:
         self.supported(found)
         self.open_ones(found)
-        refuted = [verdict for verdict in found.verdicts if verdict.status == "not supported"]
-        self.sentences("Not supported", tuple(f"{verdict.id}: {words.refuted(verdict)}" for verdict in refuted))
+        refuted = [finding for finding in found.findings if finding.status == "ruled out"]
+        self.sentences("Ruled out", tuple(f"{finding.id}: {messages.refuted(finding)}" for finding in refuted))
 
     def supported(self, found: Diagnosis) -> None:
-        held = [verdict for verdict in found.verdicts if verdict.status == "supported"]
-        self.head("Why: supported" if held else "Why: no cause is supported")
-        for verdict in held:
-            self.verdict(verdict, found.history)
+        held = [finding for finding in found.findings if finding.status == "confirmed"]
+        self.head("Why: confirmed" if held else "Why: no cause is confirmed")
+        for finding in held:
+            self.finding(finding, found.history)
 
     def open_ones(self, found: Diagnosis) -> None:
-        needs = tuple(f"{need}: {', '.join(waiting)}" for need, waiting in words.needs(found))
-        self.sentences("Cannot tell, and what would tell", needs)
+        needs = tuple(f"{need}: {', '.join(waiting)}" for need, waiting in messages.needs(found))
+        self.sentences("Unknown, and what would tell", needs)
 
-    def verdict(self, held: Verdict, history: History) -> None:
-        self.line(f"{held.id}: {words.MEANING[held.id][0]}", style="bold")
+    def finding(self, held: Finding, history: History) -> None:
+        self.line(f"{held.id}: {messages.MEANING[held.id][0]}", style="bold")
         for condition in held.conditions:
-            self.line(f"{HELD[condition.holds]} {condition.asks}: {condition.found}", indent=4, hang=2)
-        for number, line in words.quotes(history, words.behind(held)):
+            self.line(f"{HELD[condition.result]} {condition.question}: {condition.evidence}", indent=4, hang=2)
+        for number, line in messages.quotes(history, messages.behind(held)):
             self.quote(f"line {number:,}: {line}")
 
     def quote(self, line: str) -> None:
@@ -94,11 +94,11 @@ class Printer(Sheet):
         line = printable(line)
         self._out.print(Text("      " + (line if len(line) <= room else line[: room - 1] + "…"), style="dim"))
 
-    def advice(self, found: Diagnosis) -> None:
-        if found.advice:
+    def recommendations(self, found: Diagnosis) -> None:
+        if found.recommendations:
             self.head("What to do, by what it is expected to gain")
-        for number, one in enumerate(found.advice, start=1):
-            gain = words.gain(one)
+        for number, one in enumerate(found.recommendations, start=1):
+            gain = messages.gain(one)
             self.line(f"{number}. {one.what.rstrip('.')}" + (f": {gain}" if gain else ""), hang=3)
             if one.command:
                 self.command(one.command, indent=5)

@@ -9,17 +9,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jaxgpt.budget.to_json import finite
-from jaxgpt.diagnose import proofs, words
+from jaxgpt.diagnose import messages, proofs
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.claims import Claim
 from jaxgpt.diagnose.diagnosis import Diagnosis
+from jaxgpt.diagnose.finding import Condition, Finding, Recommendation
 from jaxgpt.diagnose.mixture import Forecast
-from jaxgpt.diagnose.verdict import Advice, Condition, Verdict
 from jaxgpt.diagnose.whatif import WhatIf
 from jaxgpt.logs.history import History
 from jaxgpt.utils.formatting import LAST_DATE
 
-VERSION = 1
+VERSION = 2
 
 
 def document(found: Diagnosis) -> dict[str, Any]:
@@ -31,12 +31,12 @@ def document(found: Diagnosis) -> dict[str, Any]:
         "format": history.format,
         "steps_done": history.done,
         "total_steps": setting.total_steps or None,
-        "summary": list(words.opening(found)),
+        "summary": list(messages.opening(found)),
         "eta": found.arrival and arrival(found.arrival),
         "forecast": found.forecast and forecast(found.forecast),
         "what_ifs": [what_if(one) for one in found.what_ifs],
-        "verdicts": [verdict(one, history) for one in found.verdicts],
-        "advice": [advice(one) for one in found.advice],
+        "findings": [finding(one, history) for one in found.findings],
+        "recommendations": [advice(one) for one in found.recommendations],
         "claims": [claim(one) for one in found.claims],
         "proofs": [proofs.document(one) | {"forecast": forecast(one.forecast)} for one in found.proofs],
         "assumed": list(setting.assumed),
@@ -86,23 +86,29 @@ def what_if(held: WhatIf) -> dict[str, Any]:
     return {"what": held.what, "steps": held.steps, "command": held.command} | forecast(held.forecast)
 
 
-def verdict(held: Verdict, history: History) -> dict[str, Any]:
+def finding(held: Finding, history: History) -> dict[str, Any]:
     return {
         "id": held.id,
         "status": held.status,
-        "evidence": [condition(one, history) for one in held.conditions],
-        "advice": [advice(one) for one in held.advice],
+        "conditions": [condition(one, history) for one in held.conditions],
+        "recommendations": [advice(one) for one in held.recommendations],
     }
 
 
 def condition(held: Condition, history: History) -> dict[str, Any]:
-    quotes = [quote._asdict() for quote in words.quotes(history, held.lines)]
-    return {"asks": held.asks, "found": held.found, "holds": held.holds, "missing": held.missing, "lines": quotes}
+    quotes = [quote._asdict() for quote in messages.quotes(history, held.lines)]
+    return {
+        "question": held.question,
+        "evidence": held.evidence,
+        "result": held.result,
+        "missing": held.missing,
+        "lines": quotes,
+    }
 
 
 def claim(held: Claim) -> dict[str, Any]:
     return held._asdict() | {"expected": forecast(held.expected)}
 
 
-def advice(held: Advice) -> dict[str, Any]:
+def advice(held: Recommendation) -> dict[str, Any]:
     return dataclasses.asdict(held)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgpt.config import Optim, schedule
-from jaxgpt.diagnose import commands
+from jaxgpt.diagnose import suggested_commands
 from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.endings import ANNEAL_SHARE, Floats
 from jaxgpt.diagnose.mixture import Forecast
@@ -70,9 +70,9 @@ def tried(history: History, setting: Setting, posterior: Posterior, ending: Endi
 
 def command(history: History, setting: Setting, ending: Ending) -> str:
     """How to train an ending; empty where only a run of ours could go on like that."""
-    if not ending.anew and history.format != commands.OWN:
+    if not ending.anew and history.format != suggested_commands.OWN:
         return ""
-    return commands.train(history, setting, ending.changes(setting), name=ending.name, fork=True)
+    return suggested_commands.train(history, setting, ending.changes(setting), name=ending.name, fork=True)
 
 
 def endings(history: History, setting: Setting) -> list[Ending]:

@@ -38,7 +38,7 @@ class Known:
 
 def posterior(history: History, setting: Setting) -> Posterior | None:
     """The annealing law fitted to what the history has shown; None where it cannot be."""
-    return diagnosis.heading(history, setting)[0]
+    return diagnosis.forecast_run(history, setting)[0]
 
 
 def read(folder: Path) -> list[Known]:

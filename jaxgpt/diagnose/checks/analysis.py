@@ -1,4 +1,4 @@
-"""What is judged: a run's log, setting and forecast, and the figures that several verdicts ask for."""
+"""What is judged: a run's log, setting and forecast, and the figures that several findings ask for."""
 
 import bisect
 import math
@@ -15,10 +15,10 @@ from jaxgpt.budget.scaling_law import Expectation, Question
 from jaxgpt.diagnose import annealing, endings, rates
 from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose.checks import series
+from jaxgpt.diagnose.checks.series import Estimate, Series
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.setting import Setting
-from jaxgpt.diagnose.verdicts import measure
-from jaxgpt.diagnose.verdicts.measure import Level, Series
 from jaxgpt.logs.history import Evaluation, History
 
 # The measured standard error of an evaluation on random windows of 1,024 tokens.
@@ -61,7 +61,7 @@ class Flat(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Case:
+class RunAnalysis:
     """One run before its judges. Nothing here raises: what is not known is None or empty."""
 
     history: History
@@ -69,53 +69,53 @@ class Case:
     posterior: Posterior | None = None
     forecast: Forecast | None = None
     arrival: Arrival | None = None
-    twin: "Case | None" = None
+    baseline: "RunAnalysis | None" = None
 
     @property
-    def done(self) -> int:
+    def steps_done(self) -> int:
         return self.history.done
 
     @property
-    def total(self) -> int:
+    def total_steps(self) -> int:
         """The run's length; where nothing says it, what is done."""
-        return self.setting.total_steps or max(self.done, 1)
+        return self.setting.total_steps or max(self.steps_done, 1)
 
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        return measure.validations(self.history)
+        return series.validations(self.history)
 
     @cached_property
-    def losses(self) -> Series:
-        return measure.step_losses(self.history)
+    def train_losses(self) -> Series:
+        return series.step_losses(self.history)
 
     @cached_property
-    def vals(self) -> Series:
-        return measure.series([(e.step, e.val, e.line) for e in self.evaluations])
+    def val_losses(self) -> Series:
+        return series.series([(e.step, e.val, e.line) for e in self.evaluations])
 
     @cached_property
-    def error(self) -> float | None:
+    def eval_stderr(self) -> float | None:
         """Standard error of one evaluation against the next, in nats: text for random batches, else its scatter."""
-        setting, tail = self.setting, self.vals.values[-40:]
+        setting, tail = self.setting, self.val_losses.values[-40:]
         if setting.fixed_eval:
-            return max(FIXED_TEXT_ERROR, measure.scatter(tail) or 0.0)
-        stated = [e.standard_error for e in self.evaluations if e.standard_error and measure.number(e.standard_error)]
+            return max(FIXED_TEXT_ERROR, series.scatter(tail) or 0.0)
+        stated = [e.standard_error for e in self.evaluations if e.standard_error and series.number(e.standard_error)]
         if stated:
             return float(np.median(stated))
         if setting.eval_tokens:
             return RANDOM_TEXT_ERROR * math.sqrt(RANDOM_TEXT_TOKENS / setting.eval_tokens)
-        found = measure.scatter(tail)
+        found = series.scatter(tail)
         return None if found is None else max(found, FIXED_TEXT_ERROR)
 
     @cached_property
-    def now(self) -> Level | None:
+    def current_val_loss(self) -> Estimate | None:
         """The validation loss where the run stands."""
         if not self.evaluations:
             return None
         last = self.evaluations[-1]
-        return Level(float(last.val or 0.0), self.error or 0.0, (last.line,))
+        return Estimate(float(last.val or 0.0), self.eval_stderr or 0.0, (last.line,))
 
     @cached_property
-    def flat(self) -> Flat | None:
+    def plateau_window(self) -> Flat | None:
         """The last two evaluations, or as many as lie in the last `WINDOW` of the steps done."""
         if len(self.evaluations) < 2:
             return None
@@ -127,34 +127,36 @@ class Case:
             return None
         count = max(len(inside), 1)
         # more evaluations between the ends make the slope surer: of n + 1 even ones, about as 6 / n beside 2
-        error = None if self.error is None else self.error * math.sqrt(2) * min(1.0, math.sqrt(6 / (count + 2)))
+        error = (
+            None if self.eval_stderr is None else self.eval_stderr * math.sqrt(2) * min(1.0, math.sqrt(6 / (count + 2)))
+        )
         fall = self._slope(first.step) * (last.step - first.step)
         return Flat(first, last, -fall, error)
 
     def _slope(self, first: int) -> float:
         """Nats per step of a line through the evaluations from `first` on."""
-        part = self.vals.between(first, math.inf)
+        part = self.val_losses.between(first, math.inf)
         x = part.steps - part.steps.mean()
         spread = float((x**2).sum())
         return float((x * part.values).sum()) / spread if spread else 0.0
 
-    def share(self, step: int) -> float | None:
+    def lr_fraction(self, step: int) -> float | None:
         """The learning rate of update `step` over the peak; None without a schedule."""
         shares = self.setting.rates
         return float(shares[min(max(step, 0), len(shares) - 1)]) if len(shares) else None
 
     @property
-    def share_now(self) -> float | None:
+    def lr_fraction_now(self) -> float | None:
         """The learning rate of the last update over the peak; None where it is only assumed."""
         known = self.setting.known_schedule or len(rates.logged(self.history.steps).rates) > 0
-        return self.share(self.done - 1) if known else None
+        return self.lr_fraction(self.steps_done - 1) if known else None
 
     @property
     def epochs(self) -> float | None:
-        return self.setting.epochs(self.done)
+        return self.setting.epochs(self.steps_done)
 
     @cached_property
-    def first_epoch(self) -> float | None:
+    def first_epoch_steps(self) -> float | None:
         """Updates until each token has been read once."""
         setting = self.setting
         if not setting.unique_tokens or not setting.tokens_per_step:
@@ -169,20 +171,20 @@ class Case:
             level = self._train_level(evaluation)
             if level is not None:
                 value = float(evaluation.val or 0.0) - level.value
-                error = math.hypot(self.error or 0.0, level.error)
+                error = math.hypot(self.eval_stderr or 0.0, level.error)
                 found.append(Gap(evaluation.step, value, error, (evaluation.line, *level.lines)))
         return tuple(found)
 
-    def _train_level(self, evaluation: Evaluation) -> Level | None:
+    def _train_level(self, evaluation: Evaluation) -> Estimate | None:
         train = evaluation.train
-        if train is not None and measure.number(train):
-            return Level(train, self.error or 0.0)
-        if not len(self.losses):
+        if train is not None and series.number(train):
+            return Estimate(train, self.eval_stderr or 0.0)
+        if not len(self.train_losses):
             return None
         # dropout lifts these losses, by much the same all along: what is asked of them is a difference of two
-        return measure.trailing(self.losses, evaluation.step, TRAIN_WINDOW)
+        return series.trailing(self.train_losses, evaluation.step, TRAIN_WINDOW)
 
-    def repetition(self, step: float, unique: float | None = None) -> float | None:
+    def repetition_cost(self, step: float, unique: float | None = None) -> float | None:
         """What repeated tokens cost after `step` updates by the law, in nats; None where sizes are unknown."""
         setting = self.setting
         held = setting.unique_tokens if unique is None else unique
@@ -191,13 +193,13 @@ class Case:
         return scaling_law.repetition(setting.parameters, step * setting.tokens_per_step, held)
 
     @cached_property
-    def growth(self) -> Growth | None:
+    def gap_growth(self) -> Growth | None:
         """The gap now (mean of the last three) less the gap at the end of epoch 1; beside the twin's, if it has one."""
-        end = self.first_epoch
+        end = self.first_epoch_steps
         if end is None or not self.gaps or self.gaps[-1].step <= end:
             return None
-        if self.twin is not None and self.twin.gaps:
-            return self._growth_over_twin(self.twin.gaps)
+        if self.baseline is not None and self.baseline.gaps:
+            return self._growth_over_twin(self.baseline.gaps)
         steps = [gap.step for gap in self.gaps]
         now, error = _mean(self.gaps[-3:])
         start = self.gaps[max(bisect.bisect_right(steps, end) - 1, 0)]
@@ -217,21 +219,21 @@ class Case:
         return Growth(now - usual, error, said, True, self.gaps[-1].lines)
 
     @cached_property
-    def unaided(self) -> Posterior | None:
+    def fit_without_prior(self) -> Posterior | None:
         """The annealing law fitted to the validation losses alone: no law beforehand, no cost of repetition."""
         return self._fit(math.inf)
 
     @cached_property
-    def over_first_epoch(self) -> Level | None:
+    def excess_over_epoch1_forecast(self) -> Estimate | None:
         """How far the last evaluations stand above what those of the first epoch foretell; None where they cannot."""
-        end = self.first_epoch
-        known = None if end is None or self.done <= end else self._fit(end)
-        if known is None or self.vals.steps[-1] <= (end or 0.0):
+        end = self.first_epoch_steps
+        known = None if end is None or self.steps_done <= end else self._fit(end)
+        if known is None or self.val_losses.steps[-1] <= (end or 0.0):
             return None
-        last = self.vals.between(max(end or 0.0, self.vals.steps[-3]), math.inf)
+        last = self.val_losses.between(max(end or 0.0, self.val_losses.steps[-3]), math.inf)
         means, sds = known.at(last.steps.astype(np.int64))
         apart = float((last.values - means).mean())
-        return Level(apart, math.hypot(float(sds[-1]), self.error or 0.0), tuple(int(n) for n in last.lines))
+        return Estimate(apart, math.hypot(float(sds[-1]), self.eval_stderr or 0.0), tuple(int(n) for n in last.lines))
 
     def _fit(self, until: float) -> Posterior | None:
         if self.posterior is None:
@@ -245,29 +247,31 @@ class Case:
             return None
 
     @cached_property
-    def anneal(self) -> Level | None:
+    def annealing_gain(self) -> Estimate | None:
         """What annealing from here to a rate of zero, over a tenth of the steps done, would take off the loss."""
-        share = self.share_now
-        if share is None or not self.done:
+        share = self.lr_fraction_now
+        if share is None or not self.steps_done:
             return None
         if self.posterior is None:
-            return Level(DROP[0] * share**DROP_POWER, DROP[1] * share**DROP_POWER)
-        return Level(*self.posterior.remaining_drop(self.done, endings.annealed(self.setting.rates, self.done)))
+            return Estimate(DROP[0] * share**DROP_POWER, DROP[1] * share**DROP_POWER)
+        return Estimate(
+            *self.posterior.remaining_drop(self.steps_done, endings.annealed(self.setting.rates, self.steps_done))
+        )
 
     @cached_property
-    def expected_fall(self) -> float | None:
+    def expected_decrease(self) -> float | None:
         """What the forecast expects the loss to fall by over the window of `flat`, in nats."""
-        if self.flat is None or self.posterior is None:
+        if self.plateau_window is None or self.posterior is None:
             return None
-        means, _ = self.posterior.at([self.flat.first.step, self.flat.last.step])
+        means, _ = self.posterior.at([self.plateau_window.first.step, self.plateau_window.last.step])
         return float(means[0] - means[1])
 
     @cached_property
-    def asked(self) -> Question | None:
+    def query(self) -> Question | None:
         """The question that the run is to the law of the loss; None where its size or tokens are unknown."""
-        return self.question(self.total)
+        return self.query_for(self.total_steps)
 
-    def question(self, steps: int) -> Question | None:
+    def query_for(self, steps: int) -> Question | None:
         """The question of a run like this of `steps`; None where its size or batch is unknown."""
         setting = self.setting
         if not setting.parameters or not setting.tokens_per_step or steps < 1:
@@ -276,41 +280,52 @@ class Case:
         return Question(
             parameters=setting.parameters,
             tokens=batch * steps,
-            recipe=questions.recipe_of(setting.optim, self.total, setting.parameters, batch, setting.dropout or 0.0),
+            recipe=questions.recipe_of(
+                setting.optim, self.total_steps, setting.parameters, batch, setting.dropout or 0.0
+            ),
             corpus=setting.corpus,
             unique=setting.unique_tokens or None,
             ceiling=math.log(size) if size and size > 1 else math.inf,
         )
 
     @cached_property
-    def law(self) -> Expectation | None:
-        return None if self.asked is None else scaling_law.expect(self.asked)
+    def predicted_loss(self) -> Expectation | None:
+        return None if self.query is None else scaling_law.expect(self.query)
 
     @cached_property
-    def law_now(self) -> Expectation | None:
+    def predicted_loss_now(self) -> Expectation | None:
         """What the law expects of a run that ends, annealed, where this one stands."""
-        asked = self.question(self.done)
+        asked = self.query_for(self.steps_done)
         return (
             None if asked is None else scaling_law.expect(replace(asked, recipe=replace(asked.recipe, end_share=0.0)))
         )
 
     @cached_property
-    def level(self) -> Level | None:
+    def residual_from_law(self) -> Estimate | None:
         """How far the loss, once annealed, stands above the law; None where the law says nothing of this run."""
-        if self.unlicensed or self.anneal is None or self.now is None or self.law_now is None:
+        if (
+            self.law_inapplicable_reason
+            or self.annealing_gain is None
+            or self.current_val_loss is None
+            or self.predicted_loss_now is None
+        ):
             return None
-        if self.done <= self.setting.optim.warmup_steps:
+        if self.steps_done <= self.setting.optim.warmup_steps:
             return None
-        error = math.hypot(self.law_now.sigma, self.anneal.error, self.now.error)
-        return Level(self.now.value - self.anneal.value - self.law_now.loss, error, self.now.lines)
+        error = math.hypot(self.predicted_loss_now.sigma, self.annealing_gain.error, self.current_val_loss.error)
+        return Estimate(
+            self.current_val_loss.value - self.annealing_gain.value - self.predicted_loss_now.loss,
+            error,
+            self.current_val_loss.lines,
+        )
 
     @cached_property
-    def unlicensed(self) -> str:
+    def law_inapplicable_reason(self) -> str:
         """Why the law says nothing of this run's level; empty where it does."""
-        if self.law_now is None:
+        if self.predicted_loss_now is None:
             return "the run's size or tokens are not known (--params, --batch-tokens)"
-        if self.law_now.outside:
-            return "outside the law's fitted range: " + ", ".join(self.law_now.outside)
+        if self.predicted_loss_now.outside:
+            return "outside the law's fitted range: " + ", ".join(self.predicted_loss_now.outside)
         if self.setting.corpus.sd > KNOWN_CORPUS:
             return (
                 f"the level of the corpus ({self.setting.corpus.name}) is not known to {KNOWN_CORPUS:g} nats (--corpus)"
@@ -319,33 +334,33 @@ class Case:
 
     def gain(self, **changes: float) -> float | None:
         """What the run with `changes` to its question would end lower, its recipe tuned to either, in nats."""
-        if self.asked is None:
+        if self.query is None:
             return None
-        other = scaling_law.expect(replace(self.asked, **changes))  # type: ignore[arg-type]
-        mine = scaling_law.expect(self.asked)
+        other = scaling_law.expect(replace(self.query, **changes))  # type: ignore[arg-type]
+        mine = scaling_law.expect(self.query)
         return (mine.loss - mine.terms["recipe"]) - (other.loss - other.terms["recipe"])
 
     @cached_property
-    def excess(self) -> Level | None:
+    def loss_above_baseline(self) -> Estimate | None:
         """How far the last evaluations stand above the twin's at the same steps, and the error of that."""
-        return self.excess_while(lambda step: True, 3)
+        return self.loss_above_baseline_where(lambda step: True, 3)
 
-    def excess_while(self, test: Callable[[int], bool], most: int = 1_000_000) -> Level | None:
+    def loss_above_baseline_where(self, test: Callable[[int], bool], most: int = 1_000_000) -> Estimate | None:
         """The same over the last `most` evaluations at whose step `test` holds; None if there is none."""
-        if self.twin is None or not len(self.twin.vals):
+        if self.baseline is None or not len(self.baseline.val_losses):
             return None
-        others = self.twin.vals
-        shared = self.vals.between(max(float(others.steps[0]), 1.0), float(others.steps[-1]) + 1)
+        others = self.baseline.val_losses
+        shared = self.val_losses.between(max(float(others.steps[0]), 1.0), float(others.steps[-1]) + 1)
         kept = np.array([test(int(step)) for step in shared.steps], bool)
         apart = shared.values - np.interp(shared.steps, others.steps, others.values)
         chosen = apart[kept][-most:]
         if not len(chosen):
             return None
-        noise = measure.scatter(apart[-20:])  # of the difference: what both curves share is no noise of it
+        noise = series.scatter(apart[-20:])  # of the difference: what both curves share is no noise of it
         if noise is None:
-            noise = math.hypot(self.error or FIXED_TEXT_ERROR, self.twin.error or FIXED_TEXT_ERROR)
+            noise = math.hypot(self.eval_stderr or FIXED_TEXT_ERROR, self.baseline.eval_stderr or FIXED_TEXT_ERROR)
         lines = tuple(int(line) for line in shared.lines[kept][-min(most, 3) :])
-        return Level(float(chosen.mean()), max(noise, FIXED_TEXT_ERROR) / math.sqrt(len(chosen)), lines)
+        return Estimate(float(chosen.mean()), max(noise, FIXED_TEXT_ERROR) / math.sqrt(len(chosen)), lines)
 
 
 def _mean(gaps: tuple[Gap, ...]) -> tuple[float, float]:

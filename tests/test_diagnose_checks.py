@@ -1,4 +1,4 @@
-"""Each verdict in its three statuses, on histories made by hand."""
+"""Each finding in its three statuses, on histories made by hand."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,9 +12,9 @@ from jaxgpt.budget.scaling_law import CORPORA
 from jaxgpt.config import Optim, schedule
 from jaxgpt.config.command_line import load
 from jaxgpt.diagnose import diagnosis
+from jaxgpt.diagnose.checks import run_checks
+from jaxgpt.diagnose.finding import IDS, Finding
 from jaxgpt.diagnose.setting import Setting
-from jaxgpt.diagnose.verdict import IDS, Verdict
-from jaxgpt.diagnose.verdicts import judge
 from jaxgpt.logs.history import Evaluation, History, Replay, Stated, Step
 
 Curve = Callable[[np.ndarray], np.ndarray]
@@ -86,9 +86,9 @@ def history(
     return History(**({"source": "made", "format": "table", "steps": steps, "evaluations": evaluations} | more))
 
 
-def judged(own: Setting, seen: History) -> dict[str, Verdict]:
-    posterior, forecast, _ = diagnosis.heading(seen, own)
-    return {verdict.id: verdict for verdict in judge(seen, own, posterior, forecast)}
+def judged(own: Setting, seen: History) -> dict[str, Finding]:
+    posterior, forecast, _ = diagnosis.forecast_run(seen, own)
+    return {finding.id: finding for finding in run_checks(seen, own, posterior, forecast)}
 
 
 def made(changes: Mapping[str, Any] | None = None, **told: Any) -> tuple[Setting, History]:
@@ -155,8 +155,8 @@ SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
     "lr-too-high": [made({"optim": CONSTANT}, done=1800, val=flat)],
     "capacity-limited": [made()],
     "data-limited": [made({"unique_tokens": 1e8})],
-    "missing-regularisation": [made(REPEATED, val=rising, gap=widening)],
-    "needless-regularisation": [made({"dropout": 0.1})],
+    "missing-regularization": [made(REPEATED, val=rising, gap=widening)],
+    "unneeded-dropout": [made({"dropout": 0.1})],
     "noise-not-plateau": [made(NOISY, done=1600)],
     "not-annealed": [made({"optim": CONSTANT}, done=1800), made(done=1000)],
     "recipe-or-bug": [
@@ -173,12 +173,12 @@ SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
         made(losses=training(jump(1000, 1e-9)), norms=lambda steps: 1 + 9.0 * (np.abs(steps - 992) < 8)),
     ],
     "loss-spikes": [made(losses=training(spiked))],
-    "resume-seam": [
+    "data-reused-after-resume": [
         made(format="nanogpt", replays=(Replay(900, 999, 5),), **RESUMED),
         made(losses=training(lambda steps: 4.0 - 0.5 * (steps >= 1000)), **RESUMED),
     ],
     "throughput": [made(losses=training(flat), seconds=slower)],
-    "pace": [
+    "input-or-overhead-bound": [
         made(losses=training(flat), seconds=steady, stated=Stated(pauses=900.0)),
         made(CARD | {"hoped_seconds": 0.2}, losses=training(flat), seconds=lambda s: 3.995 + 0 * s),
         made(CARD, losses=training(flat), seconds=lambda s: 9.0 + 0 * s),
@@ -194,8 +194,8 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
         made({"parameters": 6e8}, val=lambda steps: clean(setting())(steps) - LARGER),
     ],
     "data-limited": [made()],
-    "missing-regularisation": [made(REPEATED | {"weight_decay": 0.8}, val=rising, gap=widening), made()],
-    "needless-regularisation": [
+    "missing-regularization": [made(REPEATED | {"weight_decay": 0.8}, val=rising, gap=widening), made()],
+    "unneeded-dropout": [
         made(),
         made(REPEATED | {"dropout": 0.1}, gap=lambda steps: 0 * steps),
         made({"dropout": 0.1, "unique_tokens": 4e9}, gap=widening),
@@ -215,7 +215,7 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
         made(losses=training(flat, noise=0.1)),
         made(losses=training(jump(1000, 1e-9))),
     ],
-    "resume-seam": [
+    "data-reused-after-resume": [
         made(),
         made(losses=training(flat), **RESUMED),
         made(losses=training(flat, noise=0.4), **RESUMED),
@@ -224,7 +224,9 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
         made(losses=training(flat), seconds=steady),
         made(losses=training(flat), seconds=lambda s: 1.3 - slower(s)),
     ],
-    "pace": [made(CARD, losses=training(flat), seconds=lambda s: 3.995 + 0 * s, stated=Stated(pauses=9.0))],
+    "input-or-overhead-bound": [
+        made(CARD, losses=training(flat), seconds=lambda s: 3.995 + 0 * s, stated=Stated(pauses=9.0))
+    ],
 }
 EMPTY = History(source="made", format="table")
 CANNOT_TELL: dict[str, list[tuple[Setting, History]]] = {
@@ -241,8 +243,8 @@ CANNOT_TELL: dict[str, list[tuple[Setting, History]]] = {
     ],
     "capacity-limited": [made({"corpus": CORPORA["unknown"]}), made({"parameters": 1e6}), made({"parameters": None})],
     "data-limited": [made({"unique_tokens": None}), made({"unique_tokens": 1e8, "parameters": 4e6})],
-    "missing-regularisation": [made(REPEATED | {"weight_decay": None}, val=rising, gap=widening)],
-    "needless-regularisation": [made({"dropout": None}), made(REPEATED | {"dropout": 0.1, "unique_tokens": 4e9})],
+    "missing-regularization": [made(REPEATED | {"weight_decay": None}, val=rising, gap=widening)],
+    "unneeded-dropout": [made({"dropout": None}), made(REPEATED | {"dropout": 0.1, "unique_tokens": 4e9})],
     "noise-not-plateau": [made(NOISY | {"total_steps": None}, done=1600), made(done=50)],
     "not-annealed": [
         made({"optim": CONSTANT, "known_schedule": False}),
@@ -254,11 +256,11 @@ CANNOT_TELL: dict[str, list[tuple[Setting, History]]] = {
         made(REPEATED, val=lambda steps: rising(steps) + np.maximum(steps - 900, 0) / 500),
     ],
     "loss-spikes": [made()],
-    "resume-seam": [made(**RESUMED)],
+    "data-reused-after-resume": [made(**RESUMED)],
     "throughput": [made()],
-    "pace": [made(), made(losses=training(flat), seconds=steady)],
+    "input-or-overhead-bound": [made(), made(losses=training(flat), seconds=steady)],
 }
-WORDS = {"supported": SUPPORTED, "not supported": NOT_SUPPORTED, "cannot tell": CANNOT_TELL}
+WORDS = {"confirmed": SUPPORTED, "ruled out": NOT_SUPPORTED, "unknown": CANNOT_TELL}
 CASES = [
     pytest.param(name, status, own, seen, id=f"{name}: {status} {number}")
     for status, table in WORDS.items()
@@ -272,45 +274,45 @@ def test_status(name: str, status: str, own: Setting, seen: History) -> None:
     found = judged(own, seen)[name]
     assert (found.status, found.conditions) == (status, found.conditions)
     for condition in found.conditions:
-        assert condition.asks
-        assert condition.holds is None or condition.found or not condition.lines
-    if status == "cannot tell":
-        assert any(condition.missing for condition in found.conditions if condition.holds is None)
-    if status != "supported":
-        assert found.advice == ()
+        assert condition.question
+        assert condition.result is None or condition.evidence or not condition.lines
+    if status == "unknown":
+        assert any(condition.missing for condition in found.conditions if condition.result is None)
+    if status != "confirmed":
+        assert found.recommendations == ()
 
 
 def test_what_follows_from_overfitting_stands_behind_it() -> None:
     found = judged(*made(REPEATED, gap=lambda steps: widening(steps) / 2, done=1000))
-    assert found["overfitting"].status == found["repetition-risk"].status == "supported"
-    own = [float(found["repetition-risk"].conditions[1].found.split()[0]), found["overfitting"].weight]
+    assert found["overfitting"].status == found["repetition-risk"].status == "confirmed"
+    own = [float(found["repetition-risk"].conditions[1].evidence.split()[0]), found["overfitting"].weight]
     assert own[0] > own[1] > found["repetition-risk"].weight
 
 
 def test_a_model_with_few_tokens_is_at_its_level_and_not_limited_by_size() -> None:
     level, ratio = judged(*NOT_SUPPORTED["capacity-limited"][1])["capacity-limited"].conditions
-    assert (level.holds, ratio.holds) == (True, False)
+    assert (level.result, ratio.result) == (True, False)
 
 
 def test_nothing_is_repeated_in_the_first_epoch() -> None:
     first = judged(*made(done=400))["overfitting"].conditions[0]
-    assert (first.holds, first.found) == (False, "0.10 epochs at step 400")
+    assert (first.result, first.evidence) == (False, "0.10 epochs at step 400")
 
 
 def test_gradients_that_grow_are_told_before_the_loss_rises() -> None:
     own, seen = made(losses=training(flat), norms=lambda steps: 1 + 9.0 * (steps >= TOTAL - 8))
     found = judged(own, seen)["divergence"]
-    assert found.status == "not supported"
-    assert "the gradient norm grew from 1 to 10" in found.conditions[1].found
+    assert found.status == "ruled out"
+    assert "the gradient norm grew from 1 to 10" in found.conditions[1].evidence
 
 
 def test_all_verdicts_are_told_once_supported_first_by_weight() -> None:
     own, seen = made(REPEATED, val=rising, gap=widening)
-    found = judge(seen, own, *diagnosis.heading(seen, own)[:2])
-    assert sorted(verdict.id for verdict in found) == sorted(IDS)
-    held = [verdict for verdict in found if verdict.status == "supported"]
+    found = run_checks(seen, own, *diagnosis.forecast_run(seen, own)[:2])
+    assert sorted(finding.id for finding in found) == sorted(IDS)
+    held = [finding for finding in found if finding.status == "confirmed"]
     assert found[: len(held)] == tuple(held)
-    assert [verdict.weight for verdict in held] == sorted((verdict.weight for verdict in held), reverse=True)
-    assert [verdict.id for verdict in held[:2]] == ["severe-overfitting", "overfitting"]
-    statuses = [verdict.status for verdict in found]
-    assert statuses == sorted(statuses, key=["supported", "cannot tell", "not supported"].index)
+    assert [finding.weight for finding in held] == sorted((finding.weight for finding in held), reverse=True)
+    assert [finding.id for finding in held[:2]] == ["severe-overfitting", "overfitting"]
+    statuses = [finding.status for finding in found]
+    assert statuses == sorted(statuses, key=["confirmed", "unknown", "ruled out"].index)

@@ -1,4 +1,4 @@
-"""Advice and other ends: commands that the command line takes, and that train what was forecast."""
+"""Recommendation and other ends: commands that the command line takes, and that train what was forecast."""
 
 import argparse
 import shlex
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_verdicts import (
+from test_diagnose_checks import (
     BATCH,
     CARD,
     COSINE,
@@ -31,10 +31,10 @@ from jaxgpt.budget import scaling_law
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.command_line import Parser, load, parse_config
 from jaxgpt.config.model_size import parameters
-from jaxgpt.diagnose import commands, diagnosis, whatif
+from jaxgpt.diagnose import diagnosis, suggested_commands, whatif
+from jaxgpt.diagnose.checks import recommendations
+from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.setting import Setting, Twin
-from jaxgpt.diagnose.verdict import Advice, Verdict
-from jaxgpt.diagnose.verdicts import advice
 from jaxgpt.logs.history import History
 
 CONFIG = load("fineweb40m").replace({"run": {"steps": TOTAL, "name": "mine"}, "optim": {"warmup_steps": 100}})
@@ -52,7 +52,7 @@ def parsed(command: str) -> tuple[Config, argparse.Namespace]:
 def of_ours(own: Setting, seen: History) -> tuple[Setting, History]:
     """The same run as one of jaxgpt's, with a config."""
     config = CONFIG.replace({"optim": {"warmup_steps": min(own.optim.warmup_steps, own.total_steps or 1)}})
-    return replace(own, config=config), replace(seen, format=commands.OWN)
+    return replace(own, config=config), replace(seen, format=suggested_commands.OWN)
 
 
 EVERY = [pytest.param(*case, id=f"{name} {i}") for name, held in SUPPORTED.items() for i, case in enumerate(held)]
@@ -61,8 +61,8 @@ EVERY = [pytest.param(*case, id=f"{name} {i}") for name, held in SUPPORTED.items
 @pytest.mark.parametrize(("own", "seen"), EVERY)
 def test_every_command_is_taken(own: Setting, seen: History) -> None:
     own, seen = of_ours(own, seen)
-    posterior, *_ = diagnosis.heading(seen, own)
-    told = [one.command for verdict in judged(own, seen).values() for one in verdict.advice]
+    posterior, *_ = diagnosis.forecast_run(seen, own)
+    told = [one.command for finding in judged(own, seen).values() for one in finding.recommendations]
     told += [one.command for one in (whatif.what_ifs(seen, own, posterior) if posterior else ())]
     for command in filter(None, told):
         if shlex.split(command)[2] == "jaxgpt.train":
@@ -94,7 +94,7 @@ def test_ending_now_falls_to_nothing_from_where_the_rate_stands() -> None:
 
 def test_a_log_of_other_software_has_nothing_to_fork() -> None:
     own, seen = of_ours(*made(done=1000))
-    posterior, *_ = diagnosis.heading(seen, own)
+    posterior, *_ = diagnosis.forecast_run(seen, own)
     assert posterior is not None
     foreign = whatif.what_ifs(replace(seen, format="nanogpt"), own, posterior)
     assert [one.command for one in foreign if one.what.startswith("end now")] == [""]
@@ -104,31 +104,31 @@ def test_a_log_of_other_software_has_nothing_to_fork() -> None:
 
 def test_a_run_that_is_over_is_not_gone_on_with() -> None:
     own, seen = of_ours(*made())
-    assert "--fork" not in commands.train(seen, own, {"optim": {"grad_clip": 0.5}}, name="clipped", fork=True)
-    more = commands.train(seen, own, {"run": {"steps": 2 * TOTAL}}, name="longer", fork=True)
+    assert "--fork" not in suggested_commands.train(seen, own, {"optim": {"grad_clip": 0.5}}, name="clipped", fork=True)
+    more = suggested_commands.train(seen, own, {"run": {"steps": 2 * TOTAL}}, name="longer", fork=True)
     assert more.endswith("--fork runs/mine")
 
 
 def test_a_run_that_broke_goes_on_from_before_it_did() -> None:
     own, seen = of_ours(*made(losses=training(jump(1000, 60)), saves=(500, 900, 1400), done=1500))
     found = judged(own, seen)["divergence"]
-    config, options = parsed(found.advice[0].command)
+    config, options = parsed(found.recommendations[0].command)
     assert options.fork == "runs/mine/checkpoints/900"
-    assert config.optim.learning_rate == pytest.approx(own.optim.learning_rate / advice.GENTLER, rel=0.02)
+    assert config.optim.learning_rate == pytest.approx(own.optim.learning_rate / recommendations.GENTLER, rel=0.02)
     early = judged(own, replace(seen, saves=(1400,)))["divergence"]
-    assert "--fork" not in early.advice[0].command
+    assert "--fork" not in early.recommendations[0].command
 
 
 def test_a_contradiction_gives_no_command() -> None:
     own, seen = of_ours(*made())
-    assert commands.train(seen, own, {"optim": {"min_lr": 1.0}}) == ""
-    assert commands.train(seen, replace(own, config=None), {}) == ""
+    assert suggested_commands.train(seen, own, {"optim": {"min_lr": 1.0}}) == ""
+    assert suggested_commands.train(seen, replace(own, config=None), {}) == ""
 
 
 def test_a_config_without_a_name_is_written_as_changes_to_the_nearest() -> None:
     own, seen = of_ours(*made())
     small = load("quickstart").replace({"optim": {"beta2": 0.97}})
-    command = commands.train(seen, replace(own, config=small), {}, name="again")
+    command = suggested_commands.train(seen, replace(own, config=small), {}, name="again")
     assert "--config quickstart --optim.beta2 0.97 --run.name" in command
     assert parsed(command)[0].optim == small.optim
 
@@ -136,7 +136,7 @@ def test_a_config_without_a_name_is_written_as_changes_to_the_nearest() -> None:
 def test_a_larger_model_is_advised_inside_the_fitted_range_alone() -> None:
     own, seen = made(CARD | {"device": None})
     found = judged(own, seen)["capacity-limited"]
-    larger = next(one for one in found.advice if "for as many FLOPs" in one.what)
+    larger = next(one for one in found.recommendations if "for as many FLOPs" in one.what)
     config, _ = parsed(larger.command)
     size, tokens = parameters(config.model), config.run.steps * config.tokens_per_step
     assert scaling_law.distance(size, tokens)[0] == ()
@@ -146,17 +146,17 @@ def test_a_larger_model_is_advised_inside_the_fitted_range_alone() -> None:
     assert larger.low is not None
     assert 0 < larger.low < larger.gain
     far = judged(*made(CARD | {"parameters": 2e6}))["capacity-limited"]
-    assert far.advice == ()
+    assert far.recommendations == ()
 
 
 def test_what_surely_gains_comes_first() -> None:
-    def of(*held: Advice) -> Verdict:
-        return Verdict(id="pace", conditions=(), advice=held)
+    def of(*held: Recommendation) -> Finding:
+        return Finding(id="input-or-overhead-bound", conditions=(), recommendations=held)
 
-    unsure = Advice(what="unsure", gain=0.5, low=-0.1, high=1.1)
-    small, large = (Advice(what=str(gain), gain=gain, low=gain / 2, high=2 * gain) for gain in (0.01, 0.2))
-    words = Advice(what="words")
-    told = advice.ordered([of(words, unsure), of(small, large), of(large)])
+    unsure = Recommendation(what="unsure", gain=0.5, low=-0.1, high=1.1)
+    small, large = (Recommendation(what=str(gain), gain=gain, low=gain / 2, high=2 * gain) for gain in (0.01, 0.2))
+    words = Recommendation(what="words")
+    told = recommendations.ordered([of(words, unsure), of(small, large), of(large)])
     assert told == (large, small, unsure, words)
 
 
@@ -165,7 +165,7 @@ def beside(own: dict[str, Any], twin: dict[str, Any] | None = None, above: float
     other = setting(**(twin or {}))
     lifted = told.pop("val", lambda steps: clean(setting())(steps) + above * steps / TOTAL)
     mine = setting(twin=Twin(history(other), other), **own)
-    return {name: verdict.status for name, verdict in judged(mine, history(mine, val=lifted, **told)).items()}
+    return {name: finding.status for name, finding in judged(mine, history(mine, val=lifted, **told)).items()}
 
 
 CAUSES = ("lr-too-high", "not-annealed", "capacity-limited", "overfitting", "recipe-or-bug", "data-limited")
@@ -190,15 +190,15 @@ def test_beside_a_twin_the_difference_that_matters_is_the_cause(
     own: dict[str, Any], told: dict[str, Any], cause: set[str]
 ) -> None:
     found = beside(own, **told)
-    assert {name for name in CAUSES if found[name] == "supported"} == cause
+    assert {name for name in CAUSES if found[name] == "confirmed"} == cause
 
 
 def test_a_twin_that_still_warms_up_has_not_decayed_earlier() -> None:
     found = beside(
         {"optim": replace(COSINE, warmup_steps=0)}, {"optim": replace(COSINE, warmup_steps=400)}, done=200, above=3.0
     )
-    assert found["not-annealed"] == "not supported"
-    assert found["recipe-or-bug"] == "supported"
+    assert found["not-annealed"] == "ruled out"
+    assert found["recipe-or-bug"] == "confirmed"
 
 
 def test_the_missing_warmup_is_named_with_a_command() -> None:
@@ -206,31 +206,31 @@ def test_the_missing_warmup_is_named_with_a_command() -> None:
     lifted = history(other, val=lambda steps: clean(other)(steps) + 0.1)
     own, seen = of_ours(setting(optim=replace(COSINE, warmup_steps=0), twin=Twin(history(other), other)), lifted)
     fault = judged(own, seen)["recipe-or-bug"]
-    assert "a warmup of 0 steps, the twin's 100" in fault.conditions[0].found
-    assert parsed(fault.advice[0].command)[0].optim.warmup_steps == 100
-    assert fault.advice[0].gain == pytest.approx(0.1, abs=0.02)
+    assert "a warmup of 0 steps, the twin's 100" in fault.conditions[0].evidence
+    assert parsed(fault.recommendations[0].command)[0].optim.warmup_steps == 100
+    assert fault.recommendations[0].gain == pytest.approx(0.1, abs=0.02)
 
 
 def test_two_differences_at_once_are_told_apart_by_nothing() -> None:
     found = beside({"optim": HOT, "parameters": 1e7})
-    assert found["lr-too-high"] == found["capacity-limited"] == "not supported"
+    assert found["lr-too-high"] == found["capacity-limited"] == "ruled out"
 
 
 def test_a_twin_that_covers_other_steps_says_nothing() -> None:
     other = setting()
     far = replace(history(other), evaluations=())
     mine = setting(optim=HOT, twin=Twin(far, other))
-    assert judged(mine, history(mine))["lr-too-high"].status == "cannot tell"
+    assert judged(mine, history(mine))["lr-too-high"].status == "unknown"
 
 
 def test_repeated_text_is_named_by_the_missing_and_the_stronger() -> None:
     own, seen = of_ours(*made(REPEATED, val=rising, gap=widening))
     found = judged(own, seen)
-    best = found["severe-overfitting"].advice[0]
+    best = found["severe-overfitting"].recommendations[0]
     assert best.command == "python -m jaxgpt.evaluate runs/mine --step best"
-    decay = found["missing-regularisation"].advice[0]
-    assert parsed(decay.command)[0].optim.weight_decay == advice.STRONG_DECAY
-    assert decay.gain == pytest.approx(advice.MENDED * scaling_law.repetition(2e8, 1e10, 1e9))
+    decay = found["missing-regularization"].recommendations[0]
+    assert parsed(decay.command)[0].optim.weight_decay == recommendations.STRONG_DECAY
+    assert decay.gain == pytest.approx(recommendations.MENDED * scaling_law.repetition(2e8, 1e10, 1e9))
 
 
 def test_twin_and_claim_are_options(tmp_path: Path) -> None:
@@ -244,6 +244,6 @@ def test_twin_and_claim_are_options(tmp_path: Path) -> None:
     seen = logs.read(tmp_path / "mine.csv")
     own = settings.of(seen, Options(twin=str(tmp_path / "twin.csv"), claim=3.0, total_steps=1000, config="fineweb40m"))
     found = diagnosis.diagnose(seen, own, now=0.0)
-    level = next(v for v in found.verdicts if v.id == "recipe-or-bug").conditions[0]
-    assert "+0.500" in level.found
+    level = next(v for v in found.findings if v.id == "recipe-or-bug").conditions[0]
+    assert "+0.500" in level.evidence
     assert [claim.possible for claim in found.claims if claim.high == 3.0] == [False]

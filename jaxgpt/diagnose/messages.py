@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.diagnosis import Diagnosis
+from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.mixture import Forecast
 from jaxgpt.diagnose.trend import FEWEST, Trend
-from jaxgpt.diagnose.verdict import Advice, Verdict
 from jaxgpt.diagnose.whatif import WhatIf
 from jaxgpt.logs.history import History
 from jaxgpt.utils.formatting import format_date, format_duration
@@ -15,7 +15,7 @@ from jaxgpt.utils.formatting import format_date, format_duration
 MOST_LINES, WIDEST_LINE = 3, 160  # of the log, quoted for one condition; characters of one
 PRECISE = 172_800.0  # seconds ahead up to which a duration is said to the second
 
-# What each verdict says where it is supported, and whether it is something that went wrong.
+# What each finding says where it is supported, and whether it is something that went wrong.
 MEANING: dict[str, tuple[str, bool]] = {
     "overfitting": ("it learns repeated text by heart, and validation pays for it", True),
     "severe-overfitting": ("its validation loss turns back while it repeats its text", True),
@@ -23,16 +23,16 @@ MEANING: dict[str, tuple[str, bool]] = {
     "lr-too-high": ("its learning rate has been too high for too long", True),
     "capacity-limited": ("the size of the model sets its level", False),
     "data-limited": ("it runs out of different text: more of it would help more than a larger model", False),
-    "missing-regularisation": ("nothing holds the repetition back: little weight decay, no dropout", True),
-    "needless-regularisation": ("its dropout holds it back and protects it from nothing", True),
+    "missing-regularization": ("nothing holds the repetition back: little weight decay, no dropout", True),
+    "unneeded-dropout": ("its dropout holds it back and protects it from nothing", True),
     "noise-not-plateau": ("what looks like a plateau is the noise of its evaluations", False),
     "not-annealed": ("its learning rate has still to fall, and its loss with it", False),
     "recipe-or-bug": ("it stands above what its size and tokens reach: its recipe, or a bug", True),
     "divergence": ("it diverges", True),
     "loss-spikes": ("its loss spikes", True),
-    "resume-seam": ("after a resume it was trained on the same text again", True),
+    "data-reused-after-resume": ("after a resume it was trained on the same text again", True),
     "throughput": ("its steps have become slower", True),
-    "pace": ("something other than the text it reads sets its pace", False),
+    "input-or-overhead-bound": ("something other than the text it reads sets its pace", False),
 }
 
 
@@ -75,11 +75,11 @@ def ends(found: Diagnosis) -> str:
 
 def matter(found: Diagnosis) -> str:
     """What is wrong, and the first thing to do."""
-    held = [verdict for verdict in found.verdicts if verdict.status == "supported"]
-    wrong = [verdict for verdict in held if MEANING[verdict.id][1]]
-    unclear = sum(verdict.status == "cannot tell" for verdict in found.verdicts)
-    if not held and unclear > len(found.verdicts) / 2:
-        return f"What is wrong cannot be told yet: {unclear} of {len(found.verdicts)} causes need more than is known."
+    held = [finding for finding in found.findings if finding.status == "confirmed"]
+    wrong = [finding for finding in held if MEANING[finding.id][1]]
+    unclear = sum(finding.status == "unknown" for finding in found.findings)
+    if not held and unclear > len(found.findings) / 2:
+        return f"What is wrong cannot be told yet: {unclear} of {len(found.findings)} causes need more than is known."
     if not held:
         said = "Nothing is wrong that the log shows."
     elif held[0] in wrong:
@@ -87,13 +87,13 @@ def matter(found: Diagnosis) -> str:
     else:
         also = f"; beside that, {phrases(wrong)}" if wrong else ""
         said = f"Nothing is broken: {phrases(held[:1])}{also}."
-    cures = [advice for verdict in wrong if held[0] in wrong for advice in verdict.advice]
-    first = next(iter((*cures, *found.advice)), None)
+    cures = [advice for finding in wrong if held[0] in wrong for advice in finding.recommendations]
+    first = next(iter((*cures, *found.recommendations)), None)
     return f"{said} First: {first.what.rstrip('.')}." if first else said
 
 
-def phrases(verdicts: Iterable[Verdict]) -> str:
-    return "; ".join(f"{MEANING[verdict.id][0]} ({verdict.id})" for verdict in verdicts)
+def phrases(findings: Iterable[Finding]) -> str:
+    return "; ".join(f"{MEANING[finding.id][0]} ({finding.id})" for finding in findings)
 
 
 def left(seconds: float) -> str:
@@ -158,7 +158,7 @@ def claims(found: Diagnosis) -> tuple[str, ...]:
     return tuple(f"{one.claim}: {'possible' if one.possible else 'impossible'}; {one.reason}" for one in found.claims)
 
 
-def gain(advice: Advice) -> str:
+def gain(advice: Recommendation) -> str:
     """`about 0.045 nats (80 %: 0.030 to 0.060)`; empty where no law says."""
     if advice.gain is None:
         return ""
@@ -168,9 +168,9 @@ def gain(advice: Advice) -> str:
     return f"{said} (80 %: {advice.low:.3f} to {advice.high:.3f})"
 
 
-def behind(verdict: Verdict) -> list[int]:
-    """The numbers of the log's lines behind a verdict, each once."""
-    return sorted({line for condition in verdict.conditions for line in condition.lines})
+def behind(finding: Finding) -> list[int]:
+    """The numbers of the log's lines behind a finding, each once."""
+    return sorted({line for condition in finding.conditions for line in condition.lines})
 
 
 def quotes(history: History, numbers: Iterable[int]) -> list[Quote]:
@@ -186,27 +186,27 @@ def _short(line: str) -> str:
     return line if len(line) <= WIDEST_LINE else line[: WIDEST_LINE - 1] + "…"
 
 
-def refuted(verdict: Verdict) -> str:
-    """The first condition that a verdict fails on, as a question with its answer, and what the log shows before it."""
+def refuted(finding: Finding) -> str:
+    """The first condition that a finding fails on, as a question with its answer, and what the log shows before it."""
     shown = ""
-    for condition in verdict.conditions:
-        if condition.holds is False:
-            return f"{condition.asks}? {condition.found}{shown}"
-        if condition.holds is None and condition.lines:
-            shown += f"; {condition.found}"
+    for condition in finding.conditions:
+        if condition.result is False:
+            return f"{condition.question}? {condition.evidence}{shown}"
+        if condition.result is None and condition.lines:
+            shown += f"; {condition.evidence}"
     return ""
 
 
-def unmeasured(verdict: Verdict) -> list[str]:
+def unmeasured(finding: Finding) -> list[str]:
     """What would have to be measured or given for an answer, one thing each."""
-    held = [condition.missing for condition in verdict.conditions if condition.holds is None]
+    held = [condition.missing for condition in finding.conditions if condition.result is None]
     return list(dict.fromkeys(part for text in held for part in text.split("; ") if part))
 
 
 def needs(found: Diagnosis) -> list[tuple[str, list[str]]]:
-    """What is not known, and the verdicts that wait for it; what most of them wait for first."""
+    """What is not known, and the findings that wait for it; what most of them wait for first."""
     waiting: dict[str, list[str]] = {}
-    for verdict in found.verdicts:
-        for need in unmeasured(verdict) if verdict.status == "cannot tell" else ():
-            waiting.setdefault(need, []).append(verdict.id)
+    for finding in found.findings:
+        for need in unmeasured(finding) if finding.status == "unknown" else ():
+            waiting.setdefault(need, []).append(finding.id)
     return sorted(waiting.items(), key=lambda item: -len(item[1]))

@@ -1,10 +1,10 @@
-"""The figures behind verdicts, each against a slow or exact one."""
+"""The figures behind findings, each against a slow or exact one."""
 
 import numpy as np
 import pytest
 
-from jaxgpt.diagnose.verdicts import measure
-from jaxgpt.diagnose.verdicts.measure import Series
+from jaxgpt.diagnose.checks import series
+from jaxgpt.diagnose.checks.series import Series
 
 CHANCE = np.random.default_rng(3)
 
@@ -18,25 +18,25 @@ def of(values: np.ndarray) -> Series:
 def test_running_median_is_that_of_each_window(width: int) -> None:
     values = CHANCE.standard_normal(60)
     slow = [np.median(values[max(0, place - width + 1) : place + 1]) for place in range(60)]
-    np.testing.assert_allclose(measure.running_median(values, width), slow)
-    assert not len(measure.running_median(np.zeros(0), width))
+    np.testing.assert_allclose(series.running_median(values, width), slow)
+    assert not len(series.running_median(np.zeros(0), width))
 
 
 def test_trailing_level_is_the_end_of_the_line_through_the_last_losses() -> None:
     values = 5 - 0.01 * np.arange(300) + 0.1 * CHANCE.standard_normal(300)
-    found = measure.trailing(of(values), 250, 100)
+    found = series.trailing(of(values), 250, 100)
     assert found is not None
     slow = np.polyval(np.polyfit(np.arange(150, 250), values[150:250], 1), 250)
     assert found.value == pytest.approx(slow)
     assert found.lines == (150, 249)
-    assert measure.trailing(of(values), 7, 100) is None
+    assert series.trailing(of(values), 7, 100) is None
 
 
 def test_trailing_error_is_how_far_the_level_strays() -> None:
     strays, errors = [], []
     for seed in range(300):
         noise = 0.1 * np.random.default_rng(seed).standard_normal(100)
-        found = measure.trailing(of(5 - 0.01 * np.arange(100) + noise), 100, 100)
+        found = series.trailing(of(5 - 0.01 * np.arange(100) + noise), 100, 100)
         assert found is not None
         strays.append(found.value - 4.0)
         errors.append(found.error)
@@ -46,13 +46,13 @@ def test_trailing_error_is_how_far_the_level_strays() -> None:
 
 def test_scatter_is_the_noise_of_a_curve_and_not_its_fall() -> None:
     curve = 3 + 2 * np.linspace(0.1, 1, 2000) ** -0.5
-    found = measure.scatter(curve + 0.02 * CHANCE.standard_normal(2000))
+    found = series.scatter(curve + 0.02 * CHANCE.standard_normal(2000))
     assert found == pytest.approx(0.02, rel=0.1)
-    assert measure.scatter(curve[:7]) is None
+    assert series.scatter(curve[:7]) is None
 
 
 def test_what_is_no_number_is_left_out() -> None:
-    found = measure.series(
+    found = series.series(
         [(0, 1.0, 1), (1, None, 2), (2, float("nan"), 3), (3, float("inf"), 4), (4, 1e300, 5), (5, 2.0, 6)]
     )
     assert found.steps.tolist() == [0, 5]

@@ -1,4 +1,4 @@
-"""Numbers that verdicts are made of: series of a log without what is not finite, and robust figures over them."""
+"""Numbers that findings are made of: series of a log without what is not finite, and robust figures over them."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ MOST = 1e6  # no loss, gradient norm or other value of a run that is not broken 
 SECOND_DIFFERENCE = math.sqrt(6)  # standard deviation of a - 2 b + c over that of each
 
 
-class Level(NamedTuple):
+class Estimate(NamedTuple):
     """A value, its standard error, and the log's lines behind it."""
 
     value: float
@@ -73,7 +73,7 @@ def scatter(values: Floats) -> float | None:
     return float(stats.MAD_TO_SD * np.median(np.abs(bends)) / SECOND_DIFFERENCE)
 
 
-def trailing(losses: Series, step: float, most: int) -> Level | None:
+def trailing(losses: Series, step: float, most: int) -> Estimate | None:
     """The level of training losses at `step`: a line through the last `most` before it, read at its end.
 
     Its error says how little single batches know. The line is there because the mean of what lies behind is too high
@@ -89,7 +89,7 @@ def trailing(losses: Series, step: float, most: int) -> Level | None:
     slope = float(((x - middle) * near.values).sum()) / spread if spread else 0.0
     left = near.values - near.values.mean() - slope * (x - middle)
     error = stats.robust_sd(left) * math.sqrt(1 / len(x) + (middle**2 / spread if spread else 0.0))
-    return Level(float(near.values.mean()) - slope * middle, error, (int(near.lines[0]), int(near.lines[-1])))
+    return Estimate(float(near.values.mean()) - slope * middle, error, (int(near.lines[0]), int(near.lines[-1])))
 
 
 def running_median(values: Floats, width: int) -> Floats:

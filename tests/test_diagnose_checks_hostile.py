@@ -1,4 +1,4 @@
-"""Whatever a log and its setting hold, sixteen verdicts come out, each with a known status and plain numbers."""
+"""Whatever a log and its setting hold, sixteen findings come out, each with a known status and plain numbers."""
 
 import json
 import math
@@ -12,10 +12,10 @@ from jaxgpt.budget.scaling_law import CORPORA
 from jaxgpt.config import Optim, schedule
 from jaxgpt.config.command_line import load
 from jaxgpt.diagnose import diagnosis
+from jaxgpt.diagnose.checks import RunAnalysis, run_checks
 from jaxgpt.diagnose.claims import claims
+from jaxgpt.diagnose.finding import IDS
 from jaxgpt.diagnose.setting import Setting, Twin
-from jaxgpt.diagnose.verdict import IDS
-from jaxgpt.diagnose.verdicts import Case, judge
 from jaxgpt.logs.history import Evaluation, History, Replay, Stated, Step
 
 LOSSES = [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300, 1e-300, 3.5, 3.6, 10.8, None]
@@ -99,12 +99,12 @@ def test_nothing_raises(seed: int) -> None:
     dice = Dice(seed)
     twin = Twin(history(dice), setting(dice)) if dice.of.random() < 0.4 else None
     seen, own = history(dice), setting(dice, twin)
-    posterior, forecast, _ = diagnosis.heading(seen, own)
-    found = judge(seen, own, posterior, forecast)
-    claims(Case(seen, own, posterior, forecast))
-    assert sorted(verdict.id for verdict in found) == sorted(IDS)
-    for verdict in found:
-        json.dumps([condition._asdict() for condition in verdict.conditions])
-        assert all(condition.holds in (True, False, None) for condition in verdict.conditions)
-        assert all(isinstance(condition.holds, bool | None) for condition in verdict.conditions)
-        assert math.isfinite(verdict.weight)
+    posterior, forecast, _ = diagnosis.forecast_run(seen, own)
+    found = run_checks(seen, own, posterior, forecast)
+    claims(RunAnalysis(seen, own, posterior, forecast))
+    assert sorted(finding.id for finding in found) == sorted(IDS)
+    for finding in found:
+        json.dumps([condition._asdict() for condition in finding.conditions])
+        assert all(condition.result in (True, False, None) for condition in finding.conditions)
+        assert all(isinstance(condition.result, bool | None) for condition in finding.conditions)
+        assert math.isfinite(finding.weight)

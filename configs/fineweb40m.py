@@ -30,7 +30,7 @@ config = Config(
         activation="gelu",
         dropout=0.1,
     ),
-    data=Data(path="data/fineweb40m", micro_batch=16, accum=32),
+    data=Data(path="data/fineweb40m", corpus="fineweb", unique_tokens=3_680_000_000, micro_batch=16, accum=32),
     optim=Optim(
         learning_rate=1e-3,
         min_lr=1e-4,

@@ -24,7 +24,7 @@ config = Config(
         block_size=1024,
         vocab_size=50304,
     ),
-    data=Data(path="data/fineweb40m", micro_batch=16, accum=32),
+    data=Data(path="data/fineweb40m", corpus="fineweb", unique_tokens=3_680_000_000, micro_batch=16, accum=32),
     optim=Optim(learning_rate=1e-3, min_lr=1e-4, warmup_steps=2000),
     run=Run(name="fineweb40m_modern", steps=20_000, eval_every=500, save_every=500),
 )

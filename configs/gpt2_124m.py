@@ -15,7 +15,7 @@ from jaxgpt.config import Config, Data, Model, Optim, Run
 
 config = Config(
     model=Model(architecture="gpt2", n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50304),
-    data=Data(path="data/fineweb", micro_batch=16, accum=32),
+    data=Data(path="data/fineweb", corpus="fineweb", micro_batch=16, accum=32),
     optim=Optim(learning_rate=6e-4, min_lr=6e-5, warmup_steps=2000),
     run=Run(name="gpt2_124m", steps=19_073, eval_every=500, save_every=500),
 )

@@ -78,6 +78,8 @@ def test_every_field_has_help_and_an_option_that_sets_it(capsys: pytest.CaptureF
         (["--model.bias", "false"], "model.bias", False),
         (["--optim.decay-steps", "none"], "optim.decay_steps", None),
         (["--data.sources", "a.parquet", "b.parquet"], "data.sources", ("a.parquet", "b.parquet")),
+        (["--corpus", "fineweb"], "data.corpus", "fineweb"),
+        (["--unique-tokens", "3.68e9"], "data.unique_tokens", 3_680_000_000),
         (["--data.seed", "9007199254740993"], "data.seed", 9007199254740993),
     ],
 )
@@ -175,6 +177,20 @@ def test_derived_sizes() -> None:
     assert Model(n_embd=384, n_head=12).head_size == 32
     assert Config(data=Data(micro_batch=2, accum=3), mesh=Mesh(device="cpu")).tokens_per_step == 6 * 1024
     assert math.isclose(Optim(learning_rate=1).learning_rate, 1.0)
+
+
+def test_command_option_wins_over_field_of_same_name() -> None:
+    parser = Parser("train", "test")
+    parser.add_argument("--corpus")
+    config, options = parse_config(parser, ["--corpus", "c4", "quickstart"])
+    assert (options.corpus, config.data.corpus) == ("c4", "")
+
+
+def test_config_json_without_newer_fields_still_loads() -> None:
+    values = load("fineweb40m").to_dict()
+    del values["data"]["corpus"], values["data"]["unique_tokens"]
+    loaded = Config.from_dict(values)
+    assert (loaded.data.corpus, loaded.data.unique_tokens) == ("", None)
 
 
 def test_unknown_fields_in_a_stored_config_are_named() -> None:

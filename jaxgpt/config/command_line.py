@@ -68,8 +68,9 @@ def parse_config(parser: Parser, argv: Sequence[str]) -> tuple[Config, argparse.
     """
     parser.add_argument("config_file", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE", help="a config file, or the name of one that comes with jaxgpt")
+    own = {option for action in parser._actions for option in action.option_strings}
     fields = add_fields(parser)
-    options, unknown = parser.parse_known_args(_canonical(argv))
+    options, unknown = parser.parse_known_args(_canonical(argv, own))
     if unknown:
         raise _unknown(unknown[0], fields)
     config = load(options.config or options.config_file or "fineweb40m")
@@ -160,12 +161,15 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _canonical(argv: Sequence[str]) -> list[str]:
-    """`argv` with every spelling of a field written as its one option, and negative numbers tied to theirs."""
+def _canonical(argv: Sequence[str], own: set[str]) -> list[str]:
+    """`argv` with every spelling of a field written as its one option, and negative numbers tied to theirs.
+
+    Options in `own` belong to the command itself and stay as they are, whatever field has the same name.
+    """
     places, found = _places(), list[str]()
     for argument in argv:
         name, equals, value = argument.partition("=")
-        place = places.get(name[2:].replace("-", "_")) if name.startswith("--") else None
+        place = places.get(name[2:].replace("-", "_")) if name.startswith("--") and name not in own else None
         if place:
             found.append(_option(place) + equals + value)
         elif found and found[-1].startswith("--") and argument.startswith("-") and _number(argument) is not None:

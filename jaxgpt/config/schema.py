@@ -106,7 +106,11 @@ class Model(Section):
 class Data(Section):
     """The tokens, and how a step takes them."""
 
-    path: str = setting("data/fineweb40m", "folder of token shards, as `jaxgpt.prepare` writes it, or nanoGPT's bins")
+    path: str = setting("data/tokens", "folder of token shards, as `jaxgpt.prepare` writes it, or nanoGPT's bins")
+    corpus: str = setting("", "source of the text, such as fineweb (empty: unknown); plans and forecasts use it")
+    unique_tokens: int | None = setting(
+        None, "tokens before any repetition, for plans made before `path` exists (none: unknown)", least=1
+    )
     sources: tuple[str, ...] = setting(
         (),
         "parquet or text files (or python-stdlib) that train prepares into `path` when it has no shards yet",

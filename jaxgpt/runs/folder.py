@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Fields that may differ when a run is resumed: they change what is seen of the run, or where it runs, not its result.
 FREE = {
     "data.path": "the tokens themselves are compared",
+    "data.corpus": "only read by plans and forecasts",
+    "data.unique_tokens": "only read by plans and forecasts",
     "data.sources": "only read when the data is prepared",
     "data.tokenizer": "only read when the data is prepared",
     "data.train_tokenizer": "only read when the data is prepared",

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 from helpers.shards import Tokens, write_shards
+from helpers.training import write_tokens
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgpt._loader import Dataset
 
@@ -46,3 +48,29 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the reference material in ../shared, which a plain clone does not have")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def xla_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keeps compiled programs for this session: what is compiled for one test serves the next."""
+    folder = tmp_path_factory.getbasetemp() / "xla"
+    folder.mkdir(exist_ok=True)
+    settings = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # or it stays as it was when the first program was compiled
+        yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, xla_cache: Path) -> Path:
+    """A folder with tokens, which is the current one."""
+    write_tokens(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -14,29 +14,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from orbax.checkpoint import CheckpointManager
-from test_train import (
+from helpers.training import (
     STEPS,
     Crash,
     after_step,
     arguments,
-    bits,
-    folder_of,
-    losses,
-    place,
+    leaf_bytes,
+    logged_losses,
     records,
+    run_folder,
     saved_steps,
-    tiny,
-    xla_cache,
+    tiny_config,
 )
+from orbax.checkpoint import CheckpointManager
 
 from jaxgpt import errors, train
 from jaxgpt.config import Run
 from jaxgpt.errors import CheckpointError, JaxgptError, NonFiniteError, StorageError
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.step import TrainState
-
-__all__ = ["place", "xla_cache"]  # fixtures
 
 EVERY = {"run.save_every": 1, "run.eval_every": STEPS}
 
@@ -48,8 +44,8 @@ def state(number: int, **leaves: Any) -> TrainState:
 
 
 def template(like: TrainState) -> TrainState:
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    found: TrainState = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    found: TrainState = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
     return found
 
 
@@ -73,7 +69,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     with keeping(tmp_path) as checkpoints:
         checkpoints.save(7, noise, None)
     with Checkpoints(tmp_path) as checkpoints:
-        assert bits(checkpoints.restore(template(noise), 7)) == bits(noise)
+        assert leaf_bytes(checkpoints.restore(template(noise), 7)) == leaf_bytes(noise)
 
 
 def test_policies_hold_across_restarts_and_slow_saves(tmp_path: Path) -> None:
@@ -132,7 +128,7 @@ def test_a_missing_checkpoint_is_named_with_those_there_are(tmp_path: Path) -> N
         (state(1, w=jnp.zeros((3, 3))), "params.w is float32[3, 2]; the config needs float32[3, 3]"),
         (state(1, w=jnp.zeros((3, 2), jnp.bfloat16)), "params.w is float32[3, 2]; the config needs bfloat16[3, 2]"),
         (state(1, bias=jnp.zeros(3)), "has no params.bias; the config needs it"),
-        (state(1)._replace(opt_state={}), "holds opt_state.mu, which the config has no place for"),
+        (state(1)._replace(opt_state={}), "holds opt_state.mu, which the config has no workspace for"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused_by_its_first_difference(
@@ -250,31 +246,31 @@ def test_a_save_that_fails_last_of_all_is_told_on_the_way_out(tmp_path: Path, mo
 
 
 def test_a_run_whose_save_fails_ends_with_status_7_and_resumes(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
         BadDisk(patch, 8).let_go.set()
-        assert errors.run(train.main, arguments(place)) == 7
+        assert errors.run(train.main, arguments(workspace)) == 7
         err = capsys.readouterr().err
         assert "error[S005]: a checkpoint could not be written to" in err
         assert "No space left on device" in err
         assert "Traceback" not in err
-    assert saved_steps(folder_of(place)) == [4]
-    assert (errors.run(train.main, arguments(place)), capsys.readouterr().err) == (0, "")
-    assert list(losses(folder_of(place))) == list(range(STEPS))
+    assert saved_steps(run_folder(workspace)) == [4]
+    assert (errors.run(train.main, arguments(workspace)), capsys.readouterr().err) == (0, "")
+    assert list(logged_losses(run_folder(workspace))) == list(range(STEPS))
 
 
 def test_a_run_that_is_stopped_and_cannot_save_does_not_claim_that_it_did(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     BadDisk(monkeypatch, 7).let_go.set()
     after_step(monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert errors.run(train.main, arguments(place)) == 7
+    assert errors.run(train.main, arguments(workspace)) == 7
     assert "error[S005]" in capfd.readouterr().err
-    assert saved_steps(folder_of(place)) == [4]
+    assert saved_steps(run_folder(workspace)) == [4]
 
 
-def test_an_error_of_the_run_is_not_hidden_by_that_of_a_save(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_run_is_not_hidden_by_that_of_a_save(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = BadDisk(monkeypatch, 8)
 
     def crash() -> None:
@@ -283,7 +279,7 @@ def test_an_error_of_the_run_is_not_hidden_by_that_of_a_save(place: Path, monkey
 
     after_step(monkeypatch, 9, crash)
     with pytest.raises(Crash):
-        train.train(tiny(place))
+        train.train(tiny_config(workspace))
 
 
 def test_a_save_that_orbax_leaves_out_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,15 +293,15 @@ def test_a_save_that_orbax_leaves_out_is_an_error(tmp_path: Path, monkeypatch: p
 
 
 def test_a_loss_that_explodes_ends_the_run_with_status_5_and_only_finite_checkpoints(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wild = EVERY | {"optim.learning_rate": 10.0, "optim.weight_decay": 1e38, "optim.schedule": "constant"}
-    assert errors.run(train.main, arguments(place, wild)) == 5
+    assert errors.run(train.main, arguments(workspace, wild)) == 5
     err = capsys.readouterr().err
     assert "error[N001]" in err
     assert "lower --optim.learning-rate" in err
-    assert records(folder_of(place), "stop")[0]["reason"] == "N001"
-    with Checkpoints(folder_of(place).checkpoints) as checkpoints:
+    assert records(run_folder(workspace), "stop")[0]["reason"] == "N001"
+    with Checkpoints(run_folder(workspace).checkpoints) as checkpoints:
         assert len(checkpoints.steps()) < STEPS
         for number in checkpoints.steps():
             restored = checkpoints._manager.restore(number)["state"]
@@ -313,7 +309,7 @@ def test_a_loss_that_explodes_ends_the_run_with_status_5_and_only_finite_checkpo
 
 
 def test_parameters_that_become_nan_are_found_at_the_next_step(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = train.step.compile_train_step
 
@@ -330,8 +326,8 @@ def test_parameters_that_become_nan_are_found_at_the_next_step(
         return run
 
     monkeypatch.setattr(train.step, "compile_train_step", poisoned)
-    assert errors.run(train.main, arguments(place, {"run.eval_every": STEPS})) == 5
+    assert errors.run(train.main, arguments(workspace, {"run.eval_every": STEPS})) == 5
     assert "error[N001]: the loss of step 7 is not finite (loss nan, norm nan)" in capsys.readouterr().err
-    assert saved_steps(folder_of(place)) == [4]
-    last = records(folder_of(place))[-1]
+    assert saved_steps(run_folder(workspace)) == [4]
+    last = records(run_folder(workspace))[-1]
     assert (last["step"], last["loss"]) == (7, "nan")

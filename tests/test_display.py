@@ -10,21 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
-from test_train import (
-    NONE,
+from helpers.training import (
+    NO_CHANGES,
     STEPS,
     Changes,
     Crash,
     after_step,
     arguments,
     crash,
-    folder_of,
-    losses,
-    place,
-    tiny,
-    xla_cache,
+    logged_losses,
+    run_folder,
+    tiny_config,
 )
+from rich.console import Console
 
 from jaxgpt import errors, logs, train
 from jaxgpt.config.command_line import load
@@ -36,8 +34,6 @@ from jaxgpt.training.console import Lines, LivePanel, sparkline
 from jaxgpt.training.metrics import Score, Scores, StepRecord
 from jaxgpt.utils.eta import Eta
 from jaxgpt.utils.formatting import format_duration
-
-__all__ = ["place", "xla_cache"]  # fixtures
 
 STEP_LINE = re.compile(r"step (\d+): train loss (\S+), val loss (\S+)")
 ITER_LINE = re.compile(r"iter (\d+): loss (\S+), time ([\d.]+)ms(?:, mfu (-?[\d.]+)%)?")
@@ -63,19 +59,19 @@ def shown(panel: LivePanel, width: int = 80) -> str:
 # --- piped -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_line_of_a_piped_run_has_nanogpts_shape(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train.train(tiny(place))
+def test_every_line_of_a_piped_run_has_nanogpts_shape(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.train(tiny_config(workspace))
     lines = capsys.readouterr().out.splitlines()
     steps = [STEP_LINE.fullmatch(line) for line in lines if line.startswith("step ")]
     iters = [ITER_LINE.fullmatch(line) for line in lines if line.startswith("iter ")]
     assert [int(found[1]) for found in steps if found] == [0, 10, 20]
     assert [int(found[1]) for found in iters if found] == list(range(STEPS))
     assert None not in steps + iters
-    exact = [float.fromhex(both.split()[0]) for both in losses(folder_of(place)).values()]
+    exact = [float.fromhex(both.split()[0]) for both in logged_losses(run_folder(workspace)).values()]
     assert [float(found[2]) for found in iters if found] == [round(loss, 4) for loss in exact]
     assert lines[0] == "tokens per iteration will be: 128"
     assert re.fullmatch(r"number of parameters: [\d.]+M", lines[1])
-    printed, kept = logs.read_text("\n".join(lines), "printed"), logs.read(folder_of(place).path)
+    printed, kept = logs.read_text("\n".join(lines), "printed"), logs.read(run_folder(workspace).path)
     assert [step.step for step in printed.steps] == [step.step for step in kept.steps] == list(range(STEPS))
     assert [step.pure for step in printed.steps] == [step.pure for step in kept.steps] == [False] + [True] * (STEPS - 1)
     assert [round(e.val or 0, 4) for e in kept.evaluations] == [e.val for e in printed.evaluations]
@@ -97,7 +93,7 @@ def test_mfu_stands_where_the_peak_is_known_and_only_there() -> None:
 
 
 def test_time_leaves_evaluation_and_saving_out(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate, save = train.Evaluator.__call__, train.Checkpoints.save
 
@@ -111,21 +107,21 @@ def test_time_leaves_evaluation_and_saving_out(
 
     monkeypatch.setattr(train.Evaluator, "__call__", slow_evaluation)
     monkeypatch.setattr(train.Checkpoints, "save", slow_save)
-    train.train(tiny(place, {"run.eval_every": 6, "run.save_every": 9}))
+    train.train(tiny_config(workspace, {"run.eval_every": 6, "run.save_every": 9}))
     found = [ITER_LINE.fullmatch(line) for line in capsys.readouterr().out.splitlines()]
     times = {int(line[1]): float(line[3]) for line in found if line}
     assert max(time for step, time in times.items() if step > 1) < 700
 
 
 def test_a_reader_that_goes_away_costs_a_warning_and_not_the_run(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     read, write = os.pipe()
     with os.fdopen(write, "w") as out:
         after_step(monkeypatch, 5, lambda: os.close(read))
         monkeypatch.setattr(display, "open_display", lambda config: Lines(config, out))
-        train.train(tiny(place))
-    assert len(losses(folder_of(place))) == STEPS
+        train.train(tiny_config(workspace))
+    assert len(logged_losses(run_folder(workspace))) == STEPS
     assert capfd.readouterr().err == "warning: nothing is printed from here on: Broken pipe\n"
 
 
@@ -182,9 +178,9 @@ def test_the_panel_shows_the_forecast_of_the_final_loss() -> None:
     assert "forecast" not in shown(panel)
 
 
-def test_the_panel_of_a_run_shows_what_diagnose_says(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = run_on_a_terminal(place, monkeypatch, changes={"run.eval_every": 4})
-    found = own.of(folder_of(place)).forecast
+def test_the_panel_of_a_run_shows_what_diagnose_says(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = run_on_a_terminal(workspace, monkeypatch, changes={"run.eval_every": 4})
+    found = own.of(run_folder(workspace)).forecast
     assert found is not None
     assert f"forecast  {found.mean:.4f} at the end   (80 %: {found.low80:.4f} to {found.high80:.4f})" in text
 
@@ -196,8 +192,10 @@ def test_the_panel_says_when_the_last_evaluation_was_not_the_best() -> None:
     assert "val  3.3000 ± 0.0100 at step 1,000   best 3.1000 at step 500" in shown(panel)
 
 
-def test_a_run_on_a_terminal_shows_the_panel_and_the_result_below(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = run_on_a_terminal(place, monkeypatch)
+def test_a_run_on_a_terminal_shows_the_panel_and_the_result_below(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = run_on_a_terminal(workspace, monkeypatch)
     assert f"step {STEPS} of {STEPS}" in text
     assert "val" in text
     saved = re.search(rf"saved +step {STEPS}\b", text)  # as wide as the longest name of a row
@@ -206,21 +204,24 @@ def test_a_run_on_a_terminal_shows_the_panel_and_the_result_below(place: Path, m
     assert_terminal_is_left_in_order(text)
 
 
-def test_the_panel_ends_cleanly_when_the_run_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_panel_ends_cleanly_when_the_run_fails(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     after_step(monkeypatch, 12, crash)
-    text = run_on_a_terminal(place, monkeypatch, Crash)
+    text = run_on_a_terminal(workspace, monkeypatch, Crash)
     assert f"step 11 of {STEPS}" in text or f"step 12 of {STEPS}" in text
     assert_terminal_is_left_in_order(text)
 
 
 def run_on_a_terminal(
-    place: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception] | None = None, changes: Changes = NONE
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception] | None = None,
+    changes: Changes = NO_CHANGES,
 ) -> str:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, color_system=None)
     monkeypatch.setattr(display, "open_display", lambda config: LivePanel(config, console))
     with pytest.raises(error) if error else nullcontext():
-        train.train(tiny(place, changes))
+        train.train(tiny_config(workspace, changes))
     return screen.getvalue()
 
 
@@ -230,10 +231,10 @@ def assert_terminal_is_left_in_order(text: str) -> None:
 
 
 def test_an_error_after_the_panel_is_one_sentence(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(metrics, "fetch", lambda _: metrics.Metrics(math.inf, 1.0))  # type: ignore[arg-type]
-    assert errors.run(train.main, arguments(place)) == 5
+    assert errors.run(train.main, arguments(workspace)) == 5
     assert "error[N001]: the loss of step 0 is not finite (loss inf, norm 1.0)" in capsys.readouterr().err
 
 

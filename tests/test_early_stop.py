@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_train import STEPS, arguments, folder_of, losses, place, records, saved_steps, tiny, xla_cache
+from helpers.training import STEPS, arguments, logged_losses, records, run_folder, saved_steps, tiny_config
 
 from jaxgpt import errors, logs, train
 from jaxgpt.config import Optim
@@ -22,8 +22,6 @@ from jaxgpt.diagnose.watch import Watch
 from jaxgpt.logs.history import Evaluation, History, Step
 from jaxgpt.runs import log as runlog
 from jaxgpt.training.metrics import Score, Scores
-
-__all__ = ["place", "xla_cache"]  # fixtures
 
 PLANTED = ROOT / "tests" / "planted"
 EARLY = {"run.eval_every": 4, "run.early_stop": True, "run.save_every": STEPS}
@@ -126,61 +124,61 @@ def advised(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("advised")
-def test_the_run_stops_saves_and_says_why_and_how_to_go_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert errors.run(train.main, arguments(place, EARLY)) == 0
+def test_the_run_stops_saves_and_says_why_and_how_to_go_on(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert errors.run(train.main, arguments(workspace, EARLY)) == 0
     said = "stopped early, saved after step 8 of 20: severe-overfitting: minimum at 28 %"
     assert said in capsys.readouterr().out
-    assert saved_steps(folder_of(place))[-1] == 8
-    assert records(folder_of(place), "stop")[-1]["reason"] == "early-stop: severe-overfitting: minimum at 28 %"
+    assert saved_steps(run_folder(workspace))[-1] == 8
+    assert records(run_folder(workspace), "stop")[-1]["reason"] == "early-stop: severe-overfitting: minimum at 28 %"
 
-    assert errors.run(train.main, arguments(place, EARLY)) == 0
+    assert errors.run(train.main, arguments(workspace, EARLY)) == 0
     again = capsys.readouterr().out
     assert said in again
     assert "--run.early-stop false" in again
-    assert len(records(folder_of(place), "start")) == 1
+    assert len(records(run_folder(workspace), "start")) == 1
 
-    assert errors.run(train.main, arguments(place, EARLY | {"run.early_stop": False})) == 0
-    assert list(losses(folder_of(place))) == list(range(STEPS))
-    assert records(folder_of(place), "stop")[-1]["reason"] == "done"
-
-
-@pytest.mark.usefixtures("advised")
-def test_a_run_stops_early_only_if_it_was_asked_to(place: Path) -> None:
-    train.train(tiny(place, {"run.eval_every": 4}))
-    assert len(losses(folder_of(place))) == STEPS
+    assert errors.run(train.main, arguments(workspace, EARLY | {"run.early_stop": False})) == 0
+    assert list(logged_losses(run_folder(workspace))) == list(range(STEPS))
+    assert records(run_folder(workspace), "stop")[-1]["reason"] == "done"
 
 
 @pytest.mark.usefixtures("advised")
-def test_a_run_that_was_stopped_early_and_then_interrupted_goes_on(place: Path) -> None:
-    train.train(tiny(place, EARLY))
-    with runlog.RunLog(folder_of(place).log_file) as log:
+def test_a_run_stops_early_only_if_it_was_asked_to(workspace: Path) -> None:
+    train.train(tiny_config(workspace, {"run.eval_every": 4}))
+    assert len(logged_losses(run_folder(workspace))) == STEPS
+
+
+@pytest.mark.usefixtures("advised")
+def test_a_run_that_was_stopped_early_and_then_interrupted_goes_on(workspace: Path) -> None:
+    train.train(tiny_config(workspace, EARLY))
+    with runlog.RunLog(run_folder(workspace).log_file) as log:
         log.write("start", step=8)
-    train.train(tiny(place, EARLY))
-    assert len(losses(folder_of(place))) == 16  # two evaluations further on, it is advised to stop again
+    train.train(tiny_config(workspace, EARLY))
+    assert len(logged_losses(run_folder(workspace))) == 16  # two evaluations further on, it is advised to stop again
 
 
 def test_a_diagnosis_that_fails_costs_one_warning_and_not_the_run(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(folder: Any) -> Diagnosis:
         raise ZeroDivisionError("of course")
 
     monkeypatch.setattr(watch.own, "of", broken)
-    train.train(tiny(place, EARLY))
-    assert len(losses(folder_of(place))) == STEPS
+    train.train(tiny_config(workspace, EARLY))
+    assert len(logged_losses(run_folder(workspace))) == STEPS
     assert capsys.readouterr().err.count("warning: the run is not diagnosed while it trains: of course") == 1
 
 
 def test_nobody_who_asks_means_no_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch.own, "of", lambda folder: pytest.fail("a look"))
-    assert Watch(folder_of(tmp_path), shown=False, stopping=False).look() == (None, "")
+    assert Watch(run_folder(tmp_path), shown=False, stopping=False).look() == (None, "")
 
 
 # --- the report at the end -------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_its_report(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = train.train(tiny(place, {"run.name": "tea"}))
+def test_a_run_leaves_its_report(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train.train(tiny_config(workspace, {"run.name": "tea"}))
     page = folder.report_file.read_text()
     assert page.startswith("<!DOCTYPE html>")
     assert "tea" in page
@@ -188,17 +186,17 @@ def test_a_run_leaves_its_report(place: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_report_that_fails_costs_a_warning_and_not_the_run(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("jaxgpt.diagnose.page.page", lambda found: 1 / 0)
-    folder = train.train(tiny(place))
+    folder = train.train(tiny_config(workspace))
     assert capsys.readouterr().err == "warning: no report.html: division by zero\n"
     assert not folder.report_file.exists()
     assert records(folder, "stop")[-1]["reason"] == "done"
 
 
-def test_a_report_of_somebody_else_stays(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = train.train(tiny(place))
+def test_a_report_of_somebody_else_stays(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train.train(tiny_config(workspace))
     folder.report_file.write_text("my own notes")
     report.keep(folder)
     assert folder.report_file.read_text() == "my own notes"

@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_train import arguments, command, place, random_tokens, write_shard, xla_cache
+from helpers.training import arguments, random_tokens, start_training, write_shard
 
 import jaxgpt
 from jaxgpt import errors, train
 from jaxgpt.config import sections
 from jaxgpt.config.fields import field_types
 from jaxgpt.errors import JaxgptError, StorageError, printable
-
-__all__ = ["place", "xla_cache"]  # fixtures
 
 Refused = Callable[..., str]
 
@@ -32,18 +30,18 @@ def listing(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+def refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
     """Trains with the options given after the tiny run's own: it must end with that status and words, and no trace."""
 
     def run(status: int, words: str, *options: str, help: str = "") -> str:
-        before = listing(place)
-        assert errors.run(train.main, [*arguments(place), *options]) == status
+        before = listing(workspace)
+        assert errors.run(train.main, [*arguments(workspace), *options]) == status
         out, err = capsys.readouterr()
         assert err.startswith(f"error[{words}"), err
         assert help in err.partition("\n  help: ")[2], err
         assert "Traceback" not in out + err
         assert len(err.splitlines()) <= 2
-        assert listing(place) == before
+        assert listing(workspace) == before
         return err
 
     return run
@@ -52,10 +50,10 @@ def refused(place: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
 # --- the config ------------------------------------------------------------------------------------------------------
 
 
-def test_a_config_that_is_not_there_is_answered_with_those_that_are(refused: Refused, place: Path) -> None:
+def test_a_config_that_is_not_there_is_answered_with_those_that_are(refused: Refused, workspace: Path) -> None:
     refused(2, "C001]: config 'configs/run.py' not found", "--config", "configs/run.py", help="fineweb40m")
-    (place / "configs").mkdir()
-    (place / "configs/mine.py").write_text("")
+    (workspace / "configs").mkdir()
+    (workspace / "configs/mine.py").write_text("")
     refused(
         2, "C001]: config 'configs/run.py' not found", "--config", "configs/run.py", help="there are: configs/mine.py"
     )
@@ -75,13 +73,15 @@ def test_a_config_that_is_not_there_is_answered_with_those_that_are(refused: Ref
         ),
     ],
 )
-def test_a_config_with_a_mistake_is_named_with_its_line(refused: Refused, place: Path, text: str, words: str) -> None:
-    (place / "run.py").write_text(text)
+def test_a_config_with_a_mistake_is_named_with_its_line(
+    refused: Refused, workspace: Path, text: str, words: str
+) -> None:
+    (workspace / "run.py").write_text(text)
     refused(2, words, "--config", "run.py")
 
 
-def test_a_config_that_is_no_text_is_an_error(refused: Refused, place: Path) -> None:
-    (place / "run.py").write_bytes(b"\xff\xfe\x00")
+def test_a_config_that_is_no_text_is_an_error(refused: Refused, workspace: Path) -> None:
+    (workspace / "run.py").write_bytes(b"\xff\xfe\x00")
     refused(2, "C002]: run.py is not a text file", "--config", "run.py")
 
 
@@ -148,7 +148,7 @@ def test_every_field_refuses_a_value_of_another_type_by_its_name(refused: Refuse
                 assert f"{section}.{field.name} = 'twelve'" in refused(2, "C0", f"--{section}.{field.name}=twelve")
 
 
-def test_an_override_that_looks_like_code_is_text(refused: Refused, place: Path) -> None:
+def test_an_override_that_looks_like_code_is_text(refused: Refused, workspace: Path) -> None:
     code = "__import__('os').system('touch pwned')"
     refused(2, "C007]: model.n_layer = ", f"--model.n_layer={code}")
     refused(2, "C019]: run.name = ", f"--run.name={code}")
@@ -159,12 +159,12 @@ def test_an_override_that_looks_like_code_is_text(refused: Refused, place: Path)
 # --- the data --------------------------------------------------------------------------------------------------------
 
 
-def test_missing_data_is_answered_with_the_command_that_makes_it(refused: Refused, place: Path) -> None:
+def test_missing_data_is_answered_with_the_command_that_makes_it(refused: Refused, workspace: Path) -> None:
     make = "python -m jaxgpt.prepare SOURCE --out data/none"
     refused(3, "D002]: no token shards in 'data/none'", "--data.path=data/none", help=make)
-    (place / "empty").mkdir()
+    (workspace / "empty").mkdir()
     refused(3, "D002]: no token shards in 'empty'", "--data.path=empty", help="jaxgpt.prepare SOURCE --out empty")
-    (place / "file").write_text("")
+    (workspace / "file").write_text("")
     refused(3, "D002]: no token shards in 'file': it is a file", "--data.path=file")
 
 
@@ -245,9 +245,9 @@ def a_device(shard: Path) -> None:
     ],
 )
 def test_a_shard_that_cannot_be_used_is_named_with_what_is_wrong(
-    refused: Refused, place: Path, damage: Callable[[Path], None], code: str, words: str
+    refused: Refused, workspace: Path, damage: Callable[[Path], None], code: str, words: str
 ) -> None:
-    damage(place / "data/train_000000.bin")
+    damage(workspace / "data/train_000000.bin")
     err = refused(3, code)
     assert words in err
     if damage is not a_short_corpus:
@@ -257,27 +257,29 @@ def test_a_shard_that_cannot_be_used_is_named_with_what_is_wrong(
 # --- as a process ----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_itself_answers_with_the_same_words_and_nothing_else(place: Path) -> None:
-    before = listing(place)
-    with command(place, {"model.n_head": 7}) as run:
+def test_the_command_itself_answers_with_the_same_words_and_nothing_else(workspace: Path) -> None:
+    before = listing(workspace)
+    with start_training(workspace, {"model.n_head": 7}) as run:
         out, err = run.communicate(timeout=60)
     assert (run.returncode, out) == (2, "")
     assert err == "error[C010]: n_embd 32 is not divisible by n_head 7\n  help: nearest: 4, 8\n"
-    assert listing(place) == before
+    assert listing(workspace) == before
 
 
-def test_a_gpu_that_is_not_there_is_an_error_however_jax_was_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_there_is_an_error_however_jax_was_told(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    before = listing(place)
-    with command(place, {"mesh.device": "gpu"}) as run:
+    before = listing(workspace)
+    with start_training(workspace, {"mesh.device": "gpu"}) as run:
         out, err = run.communicate(timeout=60)
     assert (run.returncode, out) == (2, "")
     assert err.startswith("error[C020]: GPU asked for, JAX sees only: none (JAX_PLATFORMS=cuda)")
     assert "Traceback" not in err
-    assert listing(place) == before
+    assert listing(workspace) == before
 
 
-def test_the_command_line_is_read_and_refused_without_jax(place: Path) -> None:
+def test_the_command_line_is_read_and_refused_without_jax(workspace: Path) -> None:
     code = (
         "import sys; from jaxgpt import errors, overrides\n"
         "parser = overrides.Parser('train', '')\n"

@@ -9,18 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from test_train import (
+from helpers.training import (
     STEPS,
     VOCABULARY,
     arguments,
-    folder_of,
-    place,
     random_tokens,
     records,
-    tiny,
+    run_folder,
+    tiny_config,
     write_shard,
     write_tokens,
-    xla_cache,
 )
 
 from jaxgpt import errors, evaluate, train
@@ -34,23 +32,21 @@ from jaxgpt.training.checkpoint import resolved
 from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.metrics import Scores
 
-__all__ = ["place", "xla_cache"]  # fixtures
-
 BLOCK = 16
 
 
-def windows(place: Path, split: Split, **changes: Any) -> list[bytes]:
+def windows(workspace: Path, split: Split, **changes: Any) -> list[bytes]:
     """The windows that an evaluation of `split` counts, in its order."""
-    config = tiny(place, {name.replace("__", "."): value for name, value in changes.items()})
+    config = tiny_config(workspace, {name.replace("__", "."): value for name, value in changes.items()})
     mesh = make_mesh(config.mesh, config.data.micro_batch)
     with data.evaluation_batches(config, split, mesh, VOCABULARY) as batches:
         rows = [row.tobytes() for block in batches for row in np.asarray(block).reshape(-1, BLOCK + 1)]
     return rows[: data.evaluation_windows(config, split)]
 
 
-def scores(place: Path, **changes: Any) -> Scores:
-    """A new model's scores on `place`/data."""
-    config = tiny(place, {name.replace("__", "."): value for name, value in changes.items()})
+def scores(workspace: Path, **changes: Any) -> Scores:
+    """A new model's scores on `workspace`/data."""
+    config = tiny_config(workspace, {name.replace("__", "."): value for name, value in changes.items()})
     mesh = make_mesh(config.mesh, config.data.micro_batch)
     config = resolved(config, mesh)
     state = step.init_state(config, train.optim.make(config.optim, 10))
@@ -60,9 +56,9 @@ def scores(place: Path, **changes: Any) -> Scores:
 # --- which windows ---------------------------------------------------------------------------------------------------
 
 
-def test_the_windows_are_the_same_at_any_batch_size_seed_and_order(place: Path) -> None:
-    train_split = dataset.open_folder(place / "data").train
-    first = windows(place, train_split)
+def test_the_windows_are_the_same_at_any_batch_size_seed_and_order(workspace: Path) -> None:
+    train_split = dataset.open_folder(workspace / "data").train
+    first = windows(workspace, train_split)
     assert len(first) == 256 // BLOCK
     for changes in (
         {"data__micro_batch": 2},
@@ -71,28 +67,28 @@ def test_the_windows_are_the_same_at_any_batch_size_seed_and_order(place: Path) 
         {"data__accum": 1, "data__seed": 5, "run__seed": 5},
         {"data__order": "random", "data__slots": 3},
     ):
-        assert windows(place, train_split, **changes) == first
+        assert windows(workspace, train_split, **changes) == first
 
 
-def test_the_windows_are_spread_over_the_split(place: Path) -> None:
-    train_split = dataset.open_folder(place / "data").train
+def test_the_windows_are_spread_over_the_split(workspace: Path) -> None:
+    train_split = dataset.open_folder(workspace / "data").train
     whole = train_split.ids(0, train_split.tokens).tobytes()
-    places = [whole.find(window) // 2 for window in windows(place, train_split)]
+    places = [whole.find(window) // 2 for window in windows(workspace, train_split)]
     assert len(set(places)) == 16
     assert min(places) < train_split.tokens / 4
     assert max(places) > train_split.tokens * 3 / 4
 
 
 @pytest.mark.parametrize("micro_batch", [2, 8, 64])
-def test_a_split_smaller_than_an_evaluation_counts_each_window_once(place: Path, micro_batch: int) -> None:
-    val = dataset.open_folder(place / "data").val
+def test_a_split_smaller_than_an_evaluation_counts_each_window_once(workspace: Path, micro_batch: int) -> None:
+    val = dataset.open_folder(workspace / "data").val
     assert val is not None
-    found = windows(place, val, run__eval_tokens=10**9, data__micro_batch=micro_batch)
+    found = windows(workspace, val, run__eval_tokens=10**9, data__micro_batch=micro_batch)
     assert len(found) == val.windows(BLOCK) == len(set(found))
 
 
-def test_scores_do_not_depend_on_the_batch_size(place: Path) -> None:
-    one, other = (scores(place, data__micro_batch=size, run__eval_tokens=10**9) for size in (2, 12))
+def test_scores_do_not_depend_on_the_batch_size(workspace: Path) -> None:
+    one, other = (scores(workspace, data__micro_batch=size, run__eval_tokens=10**9) for size in (2, 12))
     assert one.train.windows == other.train.windows == 62
     assert one.val is not None
     assert other.val is not None
@@ -102,38 +98,38 @@ def test_scores_do_not_depend_on_the_batch_size(place: Path) -> None:
         assert left.standard_error == pytest.approx(right.standard_error, rel=1e-4)
 
 
-def test_the_standard_error_is_the_scatter_of_means_over_other_windows(place: Path) -> None:
+def test_the_standard_error_is_the_scatter_of_means_over_other_windows(workspace: Path) -> None:
     found = []
     for seed in range(12):
-        write_tokens(place / "data", train=1100, val=0, seed=10 + seed)
-        (place / "data/val_000000.bin").unlink(missing_ok=True)
-        found.append(scores(place, run__eval_tokens=10**9).train)
+        write_tokens(workspace / "data", train=1100, val=0, seed=10 + seed)
+        (workspace / "data/val_000000.bin").unlink(missing_ok=True)
+        found.append(scores(workspace, run__eval_tokens=10**9).train)
     scatter = np.std([score.loss for score in found], ddof=1)
     told = np.mean([score.standard_error for score in found])
     assert 0.5 < told / scatter < 2
 
 
-def test_dropout_is_off(place: Path) -> None:
-    assert scores(place, model__dropout=0.9) == scores(place, model__dropout=0.0)
+def test_dropout_is_off(workspace: Path) -> None:
+    assert scores(workspace, model__dropout=0.9) == scores(workspace, model__dropout=0.0)
 
 
-def test_the_loss_is_that_of_the_model(place: Path) -> None:
+def test_the_loss_is_that_of_the_model(workspace: Path) -> None:
     """Uniform logits cost ln 64 nats per token, whatever the text."""
-    config = resolved(tiny(place), make_mesh(tiny(place).mesh, 4))
+    config = resolved(tiny_config(workspace), make_mesh(tiny_config(workspace).mesh, 4))
     mesh = make_mesh(config.mesh, 4)
     state = step.init_state(config, train.optim.make(config.optim, 10))
     zeros = jax.tree.map(lambda leaf: leaf * 0, state.params)
-    found = Evaluator(config, dataset.open_folder(place / "data"), mesh, step.graph(config.model))(zeros)
+    found = Evaluator(config, dataset.open_folder(workspace / "data"), mesh, step.graph(config.model))(zeros)
     assert found.main.loss == pytest.approx(math.log(VOCABULARY), rel=1e-6)
     assert found.main.standard_error == pytest.approx(0, abs=1e-6)
 
 
-def test_bits_per_byte_count_the_bytes_of_the_text(place: Path) -> None:
+def test_bits_per_byte_count_the_bytes_of_the_text(workspace: Path) -> None:
     for number in range(30):
-        (place / f"text{number:02d}.txt").write_text(f"Number {number} says é and more. " * 20, encoding="utf-8")
-    prepare([str(place / "*.txt")], place / "words", train_tokenizer=300, val_tokens=1000)
-    tokens = dataset.open_folder(place / "words")
-    found = scores(place, data__path=str(place / "words"), model__vocab_size=300)
+        (workspace / f"text{number:02d}.txt").write_text(f"Number {number} says é and more. " * 20, encoding="utf-8")
+    prepare([str(workspace / "*.txt")], workspace / "words", train_tokenizer=300, val_tokens=1000)
+    tokens = dataset.open_folder(workspace / "words")
+    found = scores(workspace, data__path=str(workspace / "words"), model__vocab_size=300)
     assert found.val is not None
     assert tokens.val is not None
     assert tokens.val.bytes is not None
@@ -145,17 +141,17 @@ def test_bits_per_byte_count_the_bytes_of_the_text(place: Path) -> None:
 
 
 @pytest.fixture
-def trained(place: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    assert errors.run(train.main, arguments(place, {"run.eval_every": 4})) == 0
+def trained(workspace: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert errors.run(train.main, arguments(workspace, {"run.eval_every": 4})) == 0
     capsys.readouterr()
-    return place
+    return workspace
 
 
 LINE = r"step {}: {} loss (\d+\.\d{{4}}) ± (\d+\.\d{{4}})\n"
 
 
 def test_the_command_prints_what_the_run_had_measured(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluations = {record["step"]: record for record in records(folder_of(trained), "eval")}
+    evaluations = {record["step"]: record for record in records(run_folder(trained), "eval")}
     best = min((s for s in evaluations if s), key=lambda s: evaluations[s]["val_loss"])
     for argv, number in ((["a"], STEPS), (["runs/a", "--step", "best"], best), (["a", "--step", str(best)], best)):
         assert errors.run(evaluate.main, argv) == 0

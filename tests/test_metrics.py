@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_train import STEPS, arguments, folder_of, losses, place, records, tiny, xla_cache
+from helpers.training import STEPS, arguments, logged_losses, records, run_folder, tiny_config
 
 from jaxgpt import errors, train
 from jaxgpt.config import Config
@@ -15,8 +15,6 @@ from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.training import metrics
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training.metrics import Recorder, Score, Scores, StepRecord, learning_rates
-
-__all__ = ["place", "xla_cache"]  # fixtures
 
 
 class Paper:
@@ -45,19 +43,19 @@ class Clock:
         monkeypatch.setattr(metrics.time, "perf_counter", lambda: self.now)
 
 
-def recorder(place: Path, paper: Any, monkeypatch: pytest.MonkeyPatch, peak: float | None = None) -> Recorder:
+def recorder(workspace: Path, paper: Any, monkeypatch: pytest.MonkeyPatch, peak: float | None = None) -> Recorder:
     monkeypatch.setattr(metrics, "peak_flops", lambda _: peak)
-    mesh = train.make_mesh(tiny(place).mesh, 4)
-    return Recorder(tiny(place), paper, paper, paper, mesh, place / "board")
+    mesh = train.make_mesh(tiny_config(workspace).mesh, 4)
+    return Recorder(tiny_config(workspace), paper, paper, paper, mesh, workspace / "board")
 
 
 def told(losses: float) -> metrics.Metrics:
     return metrics.Metrics(np.float32(losses), np.float32(1))  # type: ignore[arg-type]
 
 
-def test_a_step_is_told_when_the_next_one_is_dispatched(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_told_when_the_next_one_is_dispatched(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paper = Paper()
-    with recorder(place, paper, monkeypatch) as record:
+    with recorder(workspace, paper, monkeypatch) as record:
         for step in range(3):
             record.step(step, told(step))
             assert [told[0].step for told in paper.told] == list(range(step))
@@ -65,10 +63,10 @@ def test_a_step_is_told_when_the_next_one_is_dispatched(place: Path, monkeypatch
 
 
 def test_pace_and_eta_leave_pauses_out_of_the_one_and_count_them_in_the_other(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paper, clock = Paper(), Clock(monkeypatch)
-    record = recorder(place, paper, monkeypatch)
+    record = recorder(workspace, paper, monkeypatch)
 
     def wait(values: Any) -> Any:
         clock.now += 2 if paper.told else 32  # it compiles first
@@ -88,22 +86,24 @@ def test_pace_and_eta_leave_pauses_out_of_the_one_and_count_them_in_the_other(
 
 
 def test_utilisation_is_of_all_devices_and_absent_where_the_peak_is_unknown(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for peak in (1e9, None):
         paper, clock = Paper(), Clock(monkeypatch)
-        record = recorder(place, paper, monkeypatch, peak)
+        record = recorder(workspace, paper, monkeypatch, peak)
         for step in range(3):
             clock.now += 0.5
             record.step(step, told(3))
         rate = 128 / 0.5
-        expected = None if peak is None else pytest.approx(rate * flops_per_token(tiny(place).model) / (2 * peak))
+        expected = (
+            None if peak is None else pytest.approx(rate * flops_per_token(tiny_config(workspace).model) / (2 * peak))
+        )
         assert paper.told[-1][0].mfu == expected
 
 
-def test_an_epoch_is_counted_in_windows(place: Path) -> None:
-    train.train(tiny(place))
-    found = [record["epoch"] for record in records(folder_of(place))]
+def test_an_epoch_is_counted_in_windows(workspace: Path) -> None:
+    train.train(tiny_config(workspace))
+    found = [record["epoch"] for record in records(run_folder(workspace))]
     assert found == [(step + 1) * 8 / 62 for step in range(STEPS)]
 
 
@@ -132,28 +132,30 @@ def test_means_of_many_windows_do_not_lose_precision() -> None:
 # --- TensorBoard -----------------------------------------------------------------------------------------------------
 
 
-def test_tensorboard_files_are_written_where_the_extra_is_installed(place: Path) -> None:
+def test_tensorboard_files_are_written_where_the_extra_is_installed(workspace: Path) -> None:
     pytest.importorskip("tensorboardX")
-    train.train(tiny(place, {"run.tensorboard": True}))
-    (events,) = folder_of(place).tensorboard.iterdir()
+    train.train(tiny_config(workspace, {"run.tensorboard": True}))
+    (events,) = run_folder(workspace).tensorboard.iterdir()
     written = events.read_bytes()
     for name in (b"train/loss", b"train/learning_rate", b"eval/train_loss", b"eval/val_loss"):
         assert name in written
 
 
 def test_a_run_goes_on_without_the_extra(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    assert errors.run(train.main, arguments(place, {"run.tensorboard": True})) == 0
+    assert errors.run(train.main, arguments(workspace, {"run.tensorboard": True})) == 0
     assert capsys.readouterr().err == ""
-    assert not folder_of(place).tensorboard.exists()
+    assert not run_folder(workspace).tensorboard.exists()
 
 
-def test_a_run_goes_on_where_the_folder_refuses_tensorboard(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_goes_on_where_the_folder_refuses_tensorboard(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("tensorboardX")
-    folder_of(place).path.mkdir(parents=True)
-    folder_of(place).tensorboard.write_text("a file")
-    assert errors.run(train.main, arguments(place, {"run.tensorboard": True})) == 0
-    assert capsys.readouterr().err.startswith(f"warning: no TensorBoard files: {folder_of(place).tensorboard}: ")
-    assert len(losses(folder_of(place))) == STEPS
+    run_folder(workspace).path.mkdir(parents=True)
+    run_folder(workspace).tensorboard.write_text("a file")
+    assert errors.run(train.main, arguments(workspace, {"run.tensorboard": True})) == 0
+    assert capsys.readouterr().err.startswith(f"warning: no TensorBoard files: {run_folder(workspace).tensorboard}: ")
+    assert len(logged_losses(run_folder(workspace))) == STEPS

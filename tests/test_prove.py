@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_train import folder_of, place, records, tiny, xla_cache
+from helpers.training import records, run_folder, tiny_config
 
 from jaxgpt import errors, logs, train
 from jaxgpt.config import Config
@@ -20,17 +20,15 @@ from jaxgpt.errors import CheckpointError, ConfigError, JaxgptError
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.training.metrics import learning_rates
 
-__all__ = ["place", "xla_cache"]  # fixtures
-
 RUN = {"run.steps": 60, "run.eval_every": 4, "run.save_every": 20, "run.keep_latest": 9, "optim.schedule": "constant"}
 FORECAST = Forecast(3.0, 0.1, 2.9, 3.1, 2.8, 3.2)
 
 
 @pytest.fixture
-def run(place: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+def run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A finished run of 60 steps with checkpoints at 20, 40 and 60, and the best."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return train.train(tiny(place, RUN))
+    return train.train(tiny_config(workspace, RUN))
 
 
 def paper(folder: Path, config: Config, *checkpoints: int) -> RunFolder:
@@ -85,8 +83,8 @@ def test_a_proof_forecasts_trains_compares_and_is_kept(run: RunFolder, capfd: py
     assert "put to the test: 1;" in " ".join(capfd.readouterr().out.split())
 
 
-def test_a_training_that_fails_is_told_in_its_own_words(run: RunFolder, place: Path) -> None:
-    (place / "data").rename(place / "elsewhere")
+def test_a_training_that_fails_is_told_in_its_own_words(run: RunFolder, workspace: Path) -> None:
+    (workspace / "data").rename(workspace / "elsewhere")
     said = refused("C058", prove.prove, str(run.path), prove.Request("40", 6))
     assert "D002" in said
     assert not run.proofs_file.exists()
@@ -115,7 +113,7 @@ def test_the_forecast_rests_on_nothing_after_the_checkpoint(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "wsd"])
 def test_the_forecast_is_for_the_rates_that_are_trained(tmp_path: Path, schedule: str) -> None:
-    config = tiny(tmp_path, {"run.steps": 100, "optim.schedule": schedule})
+    config = tiny_config(tmp_path, {"run.steps": 100, "optim.schedule": schedule})
     planned = prove.plan(paper(tmp_path, config, 30), steps=12)
     peak = config.optim.learning_rate
     held = prove.rates(planned, learning_rates(config) / peak, peak) * peak
@@ -126,7 +124,7 @@ def test_the_forecast_is_for_the_rates_that_are_trained(tmp_path: Path, schedule
 
 
 def test_a_log_with_too_few_losses_is_refused(tmp_path: Path) -> None:
-    run = paper(tmp_path, tiny(tmp_path, RUN), 20)
+    run = paper(tmp_path, tiny_config(tmp_path, RUN), 20)
     run.log_file.write_text('{"kind": "eval", "step": 0, "val_loss": 4.1}\n')
     assert "no forecast can be made at step 20" in refused("C057", prove.predict, prove.plan(run))
 
@@ -135,23 +133,23 @@ def test_a_log_with_too_few_losses_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_a_tenth_of_its_steps(tmp_path: Path) -> None:
-    planned = prove.plan(paper(tmp_path, tiny(tmp_path, RUN), 20, 55))
+    planned = prove.plan(paper(tmp_path, tiny_config(tmp_path, RUN), 20, 55))
     assert (planned.step, planned.steps, planned.folder.path) == (55, 6, tmp_path / "a-prove-55")
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    run = paper(tmp_path, tiny(tmp_path, RUN), 20, 40)
+    run = paper(tmp_path, tiny_config(tmp_path, RUN), 20, 40)
     assert "no checkpoint '30'" in refused("K003", prove.plan, run, "30")
     assert "there are: 20, 40" in refused("K003", prove.plan, run, "70")
 
 
 def test_a_rate_that_has_fallen_already_is_refused(tmp_path: Path) -> None:
-    run = paper(tmp_path, tiny(tmp_path, RUN | {"optim.schedule": "cosine"}), 58)
+    run = paper(tmp_path, tiny_config(tmp_path, RUN | {"optim.schedule": "cosine"}), 58)
     assert "no anneal is left to prove" in refused("C057", prove.plan, run)
 
 
 def test_another_length_is_another_run_and_the_same_one_goes_on(tmp_path: Path) -> None:
-    run = paper(tmp_path, tiny(tmp_path, RUN), 40)
+    run = paper(tmp_path, tiny_config(tmp_path, RUN), 40)
     first = prove.plan(run, steps=4)
     first.folder.path.mkdir()
     first.folder.config_file.write_text(json.dumps(first.config.to_dict()))
@@ -160,7 +158,7 @@ def test_another_length_is_another_run_and_the_same_one_goes_on(tmp_path: Path) 
 
 
 def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path) -> None:
-    run = paper(tmp_path, tiny(tmp_path, RUN), 40)
+    run = paper(tmp_path, tiny_config(tmp_path, RUN), 40)
     with run.claim():
         said = refused("S001", prove.prove, str(run.path), prove.Request())
     assert "when it has stopped or is done" in said
@@ -186,7 +184,7 @@ def test_a_log_alone_proves_nothing(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_the_anneal_to_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    planned = prove.plan(paper(tmp_path, tiny(tmp_path, RUN), 40))
+    planned = prove.plan(paper(tmp_path, tiny_config(tmp_path, RUN), 40))
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -235,8 +233,8 @@ def test_a_proof_belongs_to_its_run_alone(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_errors_are_of_their_kind(tmp_path: Path) -> None:
-    run = paper(tmp_path, tiny(tmp_path, RUN), 20)
+    run = paper(tmp_path, tiny_config(tmp_path, RUN), 20)
     with pytest.raises(CheckpointError):
         prove.plan(run, "30")
     with pytest.raises(ConfigError, match="C024"):
-        prove.prove(str(folder_of(tmp_path, "nobody").path), prove.Request())
+        prove.prove(str(run_folder(tmp_path, "nobody").path), prove.Request())

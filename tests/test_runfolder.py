@@ -12,28 +12,24 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from test_train import (
+from helpers.training import (
     STEPS,
     Crash,
     after_step,
     arguments,
-    command,
     crash,
-    folder_of,
-    losses,
-    place,
+    logged_losses,
     records,
-    tiny,
+    run_folder,
+    start_training,
+    tiny_config,
     write_tokens,
-    xla_cache,
 )
 
 from jaxgpt import errors, train
 from jaxgpt.config import Config, Model, Optim
 from jaxgpt.errors import CheckpointError, ConfigError, JaxgptError, StorageError
 from jaxgpt.runs.folder import RunFolder, differences, find, write_whole
-
-__all__ = ["place", "xla_cache"]  # fixtures
 
 IDENTITY = {"tokenizer": "gpt2", "tokenizer_sha256": "ab" * 32, "train_tokens": 1000, "tokens_sha256": "cd" * 32}
 
@@ -76,19 +72,19 @@ def test_a_folder_held_by_another_process_names_it_and_is_free_when_that_one_is_
 
 
 def test_a_second_run_of_the_same_name_is_refused_and_leaves_the_first_alone(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = []
 
     def second() -> None:
-        with command(place) as run:
+        with start_training(workspace) as run:
             answers.append((run.communicate(timeout=60)[1], run.returncode))
 
     after_step(monkeypatch, 10, second)
-    train.train(tiny(place))
-    where = f"'{folder_of(place).path}' is in use by pid {os.getpid()} on host {os.uname().nodename}"
+    train.train(tiny_config(workspace))
+    where = f"'{run_folder(workspace).path}' is in use by pid {os.getpid()} on host {os.uname().nodename}"
     assert answers == [(f"error[S001]: {where}\n  help: wait for it, or --run.name NEW\n", 7)]
-    assert len(losses(folder_of(place))) == len(records(folder_of(place))) == STEPS
+    assert len(logged_losses(run_folder(workspace))) == len(records(run_folder(workspace))) == STEPS
 
 
 # --- one config ------------------------------------------------------------------------------------------------------
@@ -121,24 +117,24 @@ def test_each_field_makes_another_run_unless_it_cannot_change_the_result() -> No
             assert differences(Config(), cast(Config, other)) == expected
 
 
-def test_a_run_goes_on_when_only_what_is_seen_of_it_changes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_when_only_what_is_seen_of_it_changes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         after_step(patch, 9, crash)
         with pytest.raises(Crash):
-            train.train(tiny(place))
-    shutil.move(place / "data", place / "moved")
-    seen = {"run.log_every": 5, "run.save_every": 3, "run.keep_latest": 1, "data.path": str(place / "moved")}
-    train.train(tiny(place, seen))
-    assert len(losses(folder_of(place))) == STEPS
-    assert folder_of(place).config().run.log_every == 5
+            train.train(tiny_config(workspace))
+    shutil.move(workspace / "data", workspace / "moved")
+    seen = {"run.log_every": 5, "run.save_every": 3, "run.keep_latest": 1, "data.path": str(workspace / "moved")}
+    train.train(tiny_config(workspace, seen))
+    assert len(logged_losses(run_folder(workspace))) == STEPS
+    assert run_folder(workspace).config().run.log_every == 5
 
 
 def test_a_run_that_was_started_with_another_config_is_left_as_it_is(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = started(folder_of(place).path, tiny(place))
+    folder = started(run_folder(workspace).path, tiny_config(workspace))
     before = {path: path.read_bytes() for path in folder.path.iterdir()}
-    assert errors.run(train.main, arguments(place, {"model.n_layer": 3})) == 4
+    assert errors.run(train.main, arguments(workspace, {"model.n_layer": 3})) == 4
     assert "error[K001]" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
 
@@ -146,12 +142,12 @@ def test_a_run_that_was_started_with_another_config_is_left_as_it_is(
 # --- one dataset -----------------------------------------------------------------------------------------------------
 
 
-def test_other_tokens_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train.train(tiny(place))
-    write_tokens(place / "data", seed=5)
-    assert errors.run(train.main, arguments(place)) == 4
+def test_other_tokens_are_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.train(tiny_config(workspace))
+    write_tokens(workspace / "data", seed=5)
+    assert errors.run(train.main, arguments(workspace)) == 4
     err = capsys.readouterr().err
-    assert f"error[K002]: '{folder_of(place).path}' was started on other data: tokens_sha256 " in err
+    assert f"error[K002]: '{run_folder(workspace).path}' was started on other data: tokens_sha256 " in err
     assert "help: give it its own data again (--data.path), or start a new run (--run.name NEW)" in err
 
 
@@ -169,12 +165,12 @@ def test_what_differs_between_two_datasets_is_named(tmp_path: Path) -> None:
 
 
 def test_a_parent_that_is_a_file_is_an_error_before_anything_is_made(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (place / "runs").write_text("not a folder")
-    assert errors.run(train.main, arguments(place)) == 7
+    (workspace / "runs").write_text("not a folder")
+    assert errors.run(train.main, arguments(workspace)) == 7
     err = capsys.readouterr().err
-    assert f"error[S002]: '{place}/runs/a' cannot be written: '{place}/runs' is a file" in err
+    assert f"error[S002]: '{workspace}/runs/a' cannot be written: '{workspace}/runs' is a file" in err
     assert "help: choose another --run.dir or --run.name" in err
 
 

@@ -6,28 +6,26 @@ import os
 from pathlib import Path
 
 import pytest
-from test_train import STEPS, arguments, bits, folder_of, place, records, saved_state, tiny, xla_cache
+from helpers.training import STEPS, arguments, leaf_bytes, records, run_folder, saved_state, tiny_config
 
 from jaxgpt import errors, train
 from jaxgpt.runs import log as runlog
 from jaxgpt.runs.log import RunLog, read
-
-__all__ = ["place", "xla_cache"]  # fixtures
 
 
 def refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
-def test_every_line_of_a_run_is_strict_json_with_a_kind_and_a_time(place: Path) -> None:
-    folder = train.train(tiny(place))
+def test_every_line_of_a_run_is_strict_json_with_a_kind_and_a_time(workspace: Path) -> None:
+    folder = train.train(tiny_config(workspace))
     lines = folder.log_file.read_text(encoding="utf-8").splitlines()
     found = [json.loads(line, parse_constant=refuse) for line in lines]
     assert all(isinstance(record["time"], float) for record in found)
     assert found[0]["kind"] == "start"
     assert found[-1] == {"kind": "stop", "time": found[-1]["time"], "reason": "done"}
     assert [record["step"] for record in found if record["kind"] == "step"] == list(range(STEPS))
-    assert found[0]["config"] == tiny(place).to_dict()
+    assert found[0]["config"] == tiny_config(workspace).to_dict()
     assert {"jaxgpt", "jax", "python"} <= found[0]["versions"].keys()
 
 
@@ -107,21 +105,23 @@ def test_a_disk_that_was_full_for_a_while_leaves_a_gap_and_no_torn_record(tmp_pa
     assert [record["step"] for record in read(tmp_path / "log") if record["kind"] == "step"] == [2, 3]
 
 
-def test_a_run_whose_log_is_on_a_full_disk_is_the_same_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train.train(tiny(place))
-    full = folder_of(place, "full")
+def test_a_run_whose_log_is_on_a_full_disk_is_the_same_run(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.train(tiny_config(workspace))
+    full = run_folder(workspace, "full")
     full.path.mkdir()
     full.log_file.symlink_to("/dev/full")
     capsys.readouterr()
-    assert errors.run(train.main, arguments(place, {"run.name": "full"})) == 0
+    assert errors.run(train.main, arguments(workspace, {"run.name": "full"})) == 0
     assert capsys.readouterr().err.count("warning: the log has gaps") == 1
-    assert bits(saved_state(tiny(place, {"run.name": "full"}))) == bits(saved_state(tiny(place)))
-    assert len(records(folder_of(place))) == STEPS
+    assert leaf_bytes(saved_state(tiny_config(workspace, {"run.name": "full"}))) == leaf_bytes(
+        saved_state(tiny_config(workspace))
+    )
+    assert len(records(run_folder(workspace))) == STEPS
 
 
-def test_a_log_that_cannot_be_opened_is_a_storage_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder_of(place).log_file.mkdir(parents=True)
-    assert errors.run(train.main, arguments(place)) == 7
+def test_a_log_that_cannot_be_opened_is_a_storage_error(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder(workspace).log_file.mkdir(parents=True)
+    assert errors.run(train.main, arguments(workspace)) == 7
     err = capsys.readouterr().err
     assert err.startswith("error[S009]: Is a directory: ")
     assert "log.jsonl" in err

@@ -69,7 +69,7 @@ def train(config: Config, fork: Fork | None = None) -> RunFolder:
         template = step.abstract_state(config, optimizer, mesh)
         if fork is not None and not folder.config_file.exists():
             check_fork(config, fork, tokens, template)
-        enter(folder.claim())
+        enter(folder.lock())
         folder.check_config(stated)
         folder.check_tokens(tokens.identity)
         checkpoints = enter(Checkpoints(folder.checkpoints, config.run))

@@ -159,7 +159,7 @@ def test_another_length_is_another_run_and_the_same_one_goes_on(tmp_path: Path) 
 
 def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path) -> None:
     run = paper(tmp_path, tiny_config(tmp_path, RUN), 40)
-    with run.claim():
+    with run.lock():
         said = refused("S001", prove.prove, str(run.path), prove.Request())
     assert "when it has stopped or is done" in said
 

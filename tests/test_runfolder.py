@@ -56,18 +56,18 @@ def refused(kind: type[JaxgptError], code: str, action: Any, *args: Any) -> Jaxg
 def test_a_folder_held_by_another_process_names_it_and_is_free_when_that_one_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from jaxgpt.runs.folder import RunFolder\n"
-        "with RunFolder(Path(sys.argv[1])).claim():\n    print('held', flush=True)\n    time.sleep(60)"
+        "with RunFolder(Path(sys.argv[1])).lock():\n    print('held', flush=True)\n    time.sleep(60)"
     )
     root = str(Path(errors.__file__).parents[1])
     line = [sys.executable, "-c", code, str(tmp_path / "a")]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root}) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == "held\n"
-        error = refused(StorageError, "S001", RunFolder(tmp_path / "a").claim().__enter__)
+        error = refused(StorageError, "S001", RunFolder(tmp_path / "a").lock().__enter__)
         holder.kill()
     assert error.message == f"'{tmp_path / 'a'}' is in use by pid {holder.pid} on host {os.uname().nodename}"
     assert holder.returncode == -signal.SIGKILL
-    with RunFolder(tmp_path / "a").claim():
+    with RunFolder(tmp_path / "a").lock():
         pass
 
 

@@ -186,7 +186,7 @@ def _standing_still(folder: RunFolder) -> Iterator[None]:
     """Holds the run's folder, so that nobody trains it on meanwhile."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(folder.claim())
+            stack.enter_context(folder.lock())
         except StorageError as error:
             raise StorageError(error.code, error.message, "prove it when it has stopped or is done") from error
         yield

@@ -9,17 +9,16 @@
 One process at a time holds a folder, by an advisory lock that the system drops with the process.
 """
 
-import fcntl
 import json
 import os
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxgpt.config import Config
 from jaxgpt.errors import CheckpointError, ConfigError, StorageError
+from jaxgpt.utils.lock import LockedError, lock_file
 
 if TYPE_CHECKING:
     from jaxgpt.data.tokenizer import Tokenizer  # the library behind it takes a third of a second to load
@@ -72,29 +71,21 @@ class RunFolder:
         return cls(Path(config.run.dir) / config.run.name)
 
     @contextmanager
-    def claim(self) -> Iterator[None]:
-        """Makes the folder and holds it; raises `StorageError` where another process does or it cannot be written."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise self._unwritable(error.strerror or str(error)) from error
-        try:
-            self._lock(lock)
-            yield
-        finally:
-            os.close(lock)
+    def lock(self) -> Iterator[None]:
+        """Makes the folder and locks it for this process.
 
-    def _lock(self, lock: int) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
-            raise StorageError(
-                "S001", f"'{self.path}' is in use by {holder or 'another process'}", "wait for it, or --run.name NEW"
-            ) from error
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
+        Raises `StorageError` S001 if another process holds the lock, S002 if the folder cannot be written.
+        """
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock_file(self.path / ".lock"))
+            except LockedError as error:
+                what = f"'{self.path}' is in use by {error.holder}"
+                raise StorageError("S001", what, "wait for it, or --run.name NEW") from error
+            except OSError as error:
+                raise self._unwritable(error.strerror or str(error)) from error
+            yield
 
     def config(self) -> Config:
         """The config that the run was started with."""

@@ -29,6 +29,7 @@ from jaxgpt.runs import folder as runfolder
 from jaxgpt.training import checkpoint, jax_setup
 from jaxgpt.training.step import cast_matrices
 
+DESCRIPTION = "Generates text with a run's model. The same seed gives the same text."
 LEAST_PROMPT = 32  # places that a prompt is filled up to
 LEAST_CACHE = 256  # places, unless the answer ends sooner: smaller ones would not pay for compiling more programs
 CACHE_STEP = 64  # by which the cache of a short answer is rounded up
@@ -284,7 +285,7 @@ def _read(file: Path) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Prints samples of a run."""
-    parser = Parser("sample", (__doc__ or "").split("\n\n")[1], "RUN [--prompt TEXT] [options]")
+    parser = Parser("sample", DESCRIPTION, "RUN [--prompt TEXT] [options]")
     parser.add_argument("run", help="a run folder, the name of a run under runs/, or one of its checkpoints")
     parser.add_argument("--step", default="latest", help="which checkpoint: a step, latest or best (default: latest)")
     parser.add_argument("--prompt", "--start", default="", help="text to continue; FILE:PATH reads it from a file")

@@ -41,6 +41,12 @@ from jaxgpt.training.metrics import Recorder, Scores
 from jaxgpt.training.step import TrainState
 from jaxgpt.utils.signals import StopRequest
 
+DESCRIPTION = (
+    "Trains a config. A run is its folder: the same command resumes it from the newest checkpoint, or says that it is "
+    "done. The batch of a step, its dropout and its learning rate depend only on the seed and the step, so a resumed "
+    "run is bitwise identical to an uninterrupted one."
+)
+
 
 class Fork(NamedTuple):
     """A checkpoint to start from: of which run, and its step or "latest"."""
@@ -232,7 +238,7 @@ def finish(trained: Loaded, tokens: TokenDataset, folder: RunFolder, between: Be
 
 def main(argv: Sequence[str]) -> None:
     """Trains the config that the command line describes."""
-    parser = Parser("train", (__doc__ or "").split("\n\n")[1], "[--config FILE] [--SECTION.FIELD VALUE ...]")
+    parser = Parser("train", DESCRIPTION, "[--config FILE] [--SECTION.FIELD VALUE ...]")
     parser.add_argument(
         "--fork",
         metavar="RUN",

@@ -8,7 +8,7 @@ import pytest
 from helpers import logsamples
 
 from jaxgpt import errors
-from jaxgpt.budget import __main__ as budget
+from jaxgpt import budget
 from jaxgpt.budget import calibrate, memory, options, plan, plan_file, scaling_law
 from jaxgpt.budget import query as question
 from jaxgpt.budget.devices import DEVICES

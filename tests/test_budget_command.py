@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from jaxgpt import errors
-from jaxgpt.budget import __main__ as budget
+from jaxgpt import budget
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from jaxgpt import errors
-from jaxgpt.budget import __main__ as budget
+from jaxgpt import budget
 from jaxgpt.budget import memory, options, plan
 from jaxgpt.budget import search as inverse
 from jaxgpt.budget.search import Choice, Goal

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from jaxgpt import errors
-from jaxgpt.budget import __main__ as budget
+from jaxgpt import budget
 from jaxgpt.budget import measure
 from jaxgpt.config.command_line import load
 from jaxgpt.errors import ConfigError

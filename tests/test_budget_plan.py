@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jaxgpt import errors
-from jaxgpt.budget import __main__ as budget
+from jaxgpt import budget
 from jaxgpt.budget import claims, names, options, plan, recommend
 from jaxgpt.budget import query as question
 from jaxgpt.budget import to_json as schema

@@ -1,27 +1,100 @@
-"""The commands, and what importing them loads."""
+"""The commands: each verb runs in three forms, and mistakes are answered before JAX is loaded."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jaxgpt import cli, errors
 
+FORMS = ("jaxgpt VERB", "python -m jaxgpt VERB", "python -m jaxgpt.VERB")
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False)
+# Runs `--help` of every verb in every form in one process; prints {form: {verb: [status, stdout, stderr]}}.
+HELP_OF_EVERY_VERB = """
+import contextlib, io, json, runpy, sys
+from jaxgpt import cli
+
+def capture(form, verb):
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv = ["jaxgpt", *([] if form == "python -m jaxgpt.VERB" else [verb]), "--help"]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            if form == "jaxgpt VERB":
+                cli.main()
+            else:
+                module = "jaxgpt" if form == "python -m jaxgpt VERB" else f"jaxgpt.{verb}"
+                sys.modules.pop(module if verb in module else "", None)
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as exit:
+            return [exit.code, out.getvalue(), err.getvalue()]
+
+print(json.dumps({form: {verb: capture(form, verb) for verb in cli.VERBS} for form in sys.argv[1:]}))
+"""
+
+# Runs each command line with a mistake in one process; prints the status, stderr and loaded JAX modules of each.
+MISTAKES = """
+import contextlib, io, json, sys
+from jaxgpt import cli, errors
+
+def answer(argv):
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        status = errors.run(cli.dispatch, argv)
+    return [status, err.getvalue(), [name for name in ("jax", "jaxlib", "flax", "orbax") if name in sys.modules]]
+
+print(json.dumps([answer(argv) for argv in json.loads(sys.argv[1])]))
+"""
 
 
-def test_the_commands_are_listed_and_each_explains_itself() -> None:
-    listing = run("-m", "jaxgpt", "--help").stdout
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+
+
+def parsed_json(*arguments: str, cwd: Path | None = None) -> Any:
+    done = run(*arguments, cwd=cwd)
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("flags", [[], ["-OO"]], ids=["plain", "optimized"])
+def test_help_of_every_verb_in_every_form(flags: list[str]) -> None:
+    answers = parsed_json(*flags, "-c", HELP_OF_EVERY_VERB, *FORMS)
+    for form in FORMS:
+        assert set(answers[form]) == set(cli.VERBS)
+        for verb, (status, out, err) in answers[form].items():
+            assert (form, verb, status, err) == (form, verb, 0, "")
+            usage, description = out.split("\n\n")[:2]
+            assert usage.startswith(f"usage: python -m jaxgpt.{verb}")
+            assert description[0].isupper()
+            assert description.endswith("."), description
+
+
+def test_every_verb_is_listed() -> None:
+    done = run("-m", "jaxgpt", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
     for verb in cli.VERBS:
-        assert f"jaxgpt {verb}" in listing
-        shown = run("-m", f"jaxgpt.{verb}", "--help")
-        assert (shown.returncode, shown.stderr) == (0, "")
-        assert shown.stdout.startswith(f"usage: python -m jaxgpt.{verb}")
+        assert f"  jaxgpt {verb} " in done.stdout
 
 
-def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_answered_before_jax_is_loaded(tmp_path: Path) -> None:
+    mistakes = {
+        "trian": (["trian"], 2, "did you mean 'jaxgpt train'?"),
+        "run of diagnose": (["diagnose", "none"], 3, "D043]"),
+        "config of budget": (["budget", "quickstrat"], 2, "C001]: config 'quickstrat' not found"),
+        "folder of audit": (["audit", "none"], 3, "D002]: no token shards in 'none'"),
+        "source of prepare": (["prepare", "none", "--out", "x"], 3, "D023]"),
+    }
+    answers = parsed_json("-c", MISTAKES, json.dumps([argv for argv, _, _ in mistakes.values()]), cwd=tmp_path)
+    for (name, (_, wanted_status, words)), (status, err, jax) in zip(mistakes.items(), answers, strict=True):
+        assert (name, status, jax) == (name, wanted_status, [])
+        assert words in err
+
+
+def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert errors.run(cli.dispatch, ["trian"]) == 2
     assert "did you mean 'jaxgpt train'?" in capsys.readouterr().err
 
@@ -29,18 +102,11 @@ def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     "module",
     [
-        *(
-            "jaxgpt",
-            "jaxgpt.prepare",
-            "jaxgpt.audit",
-            "jaxgpt.config.command_line",
-            "jaxgpt.config.model_size",
-            "jaxgpt.data.dataset",
-        ),
-        *("jaxgpt.logs", "jaxgpt.diagnose.setting"),
+        *(f"jaxgpt.{verb}" for verb in ("prepare", "audit", "budget", "diagnose", "doctor")),
+        *("jaxgpt", "jaxgpt.cli", "jaxgpt.config.command_line", "jaxgpt.config.model_size", "jaxgpt.config.schedule"),
+        *("jaxgpt.data.dataset", "jaxgpt.logs", "jaxgpt.diagnose.setting", "jaxgpt.budget.plan"),
     ],
 )
-def test_what_plans_and_prepares_loads_no_jax(module: str) -> None:
+def test_planning_and_preparing_load_no_jax(module: str) -> None:
     loaded = "[name for name in sys.modules if name.split('.')[0] in ('jax', 'jaxlib', 'flax')]"
-    code = f"import sys, {module}; print({loaded})"
-    assert run("-c", code).stdout.strip() == "[]"
+    assert run("-c", f"import sys, {module}; print({loaded})").stdout.strip() == "[]"

@@ -1,12 +1,10 @@
-"""What a folder of token shards is worth: `python -m jaxgpt.audit DIR`. Loads no JAX."""
+"""What a folder of token shards contains: duplicates, and validation documents that are also in train. Loads no JAX."""
 
 from collections.abc import Sequence
-
-from jaxgpt.audit.command import audit, run
-
-__all__ = ["audit", "main"]
 
 
 def main(argv: Sequence[str]) -> None:
     """Audits the folder on the command line."""
-    run(argv)
+    from jaxgpt.audit import command
+
+    command.main(argv)

@@ -1,10 +1,4 @@
-"""`python -m jaxgpt.audit DIR`: what a folder of token shards holds, and what of it is worth training on.
-
-It looks for exact and near-duplicate documents, for documents of validation that also stand in train, and for what is
-wrong with documents and ids. The folder gets audit.json, a report to read (audit.html), and the clusters by which a
-preparation keeps near-duplicates together (audit-clusters.bin). Data that did not change is not audited again.
-Folders of nanoGPT, llm.c and modded-nanogpt are audited too.
-"""
+"""The command `jaxgpt audit`."""
 
 import argparse
 from collections.abc import Sequence
@@ -20,6 +14,12 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.utils.progress import ProgressReporter
 
 MOST_THREADS = 1024
+DESCRIPTION = """Reports what a folder of token shards contains and how much of it is worth training on.
+
+It looks for exact and near-duplicate documents, validation documents that are also in train, and faulty documents and
+ids. It writes audit.json, a report (audit.html) and the clusters by which `prepare` keeps near-duplicates in one split
+(audit-clusters.bin). Unchanged data is not audited again. Folders of nanoGPT, llm.c and modded-nanogpt work too.
+"""
 EXAMPLES = """examples:
   python -m jaxgpt.audit data/fineweb40m
   python -m jaxgpt.audit data/fineweb40m --dedup data/fineweb40m-unique
@@ -95,9 +95,9 @@ def _count(text: str) -> int:
     return value
 
 
-def run(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Audits the folder on the command line."""
-    parser = Parser("audit", __doc__ or "", "DIR [options]")
+    parser = Parser("audit", DESCRIPTION, "DIR [options]")
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
     option = parser.add_argument
     option("folder", metavar="DIR", help="folder of token shards")

@@ -1,88 +1,9 @@
-"""`python -m jaxgpt.budget`: what a run will cost, whether it fits, what it will reach and how long it should be."""
+"""`python -m jaxgpt.budget`."""
 
-import json
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 
 from jaxgpt import errors
-from jaxgpt.budget import options
-from jaxgpt.budget import search as inverse
-from jaxgpt.budget.options import Request
-from jaxgpt.budget.plan import Inputs, plan
-from jaxgpt.budget.recommend import recommend
-from jaxgpt.errors import ConfigError
-
-
-def main(argv: Sequence[str]) -> None:
-    """Answers the request that the command line makes."""
-    request = options.read(argv)
-    if request.actual:
-        from jaxgpt.budget import plan_file
-        from jaxgpt.runs import folder as runfolder
-
-        print(plan_file.said(plan_file.against(runfolder.find(request.actual)[0])))
-        return
-    answer(request)
-
-
-def answer(request: Request) -> None:
-    """Plans, and says it as the request asks."""
-    inputs = learned(request)
-    choice = inverse.choose(inputs, request.goal) if request.goal else None
-    if choice:
-        inputs = choice.inputs
-    found = plan(inputs)
-    advice = recommend(found, request.claim)
-    claims = []
-    if request.claims:
-        from jaxgpt.budget.claims import compare
-
-        claims = compare(found)
-    if request.json:
-        from jaxgpt.budget.to_json import document
-
-        print(json.dumps(document(found, advice, claims, choice), indent=2))
-    elif request.html:
-        from jaxgpt.budget.html import page
-        from jaxgpt.utils import html as report
-
-        try:
-            report.write(request.html, page(found, advice, claims, choice))
-        except OSError as error:
-            raise ConfigError("C041", f"--html '{request.html}' cannot be written: {error.strerror}") from error
-        print(f"the plan is in {request.html}")
-    else:
-        from jaxgpt.budget import text
-        from jaxgpt.utils import terminal
-
-        text.Printer(terminal.console()).whole(found, advice, claims, choice)
-    if choice and request.write_config:
-        inverse.write_config(choice, request.write_config)
-        if not request.json:
-            print(f"\nwritten: {request.write_config}\n  python -m jaxgpt.train --config {request.write_config}")
-
-
-def learned(request: Request) -> Inputs:
-    """The inputs with what a run has to teach them: measured here, a pilot, or a log."""
-    inputs = request.inputs
-    if not (request.measure or request.pilot or request.calibrate):
-        return inputs
-    from jaxgpt.budget import calibrate
-
-    config = inputs.config
-    if request.calibrate:
-        record = calibrate.read(request.calibrate)
-    else:
-        from jaxgpt.budget import measure
-
-        print("measuring: a short training in a process of its own …", file=sys.stderr, flush=True)
-        record = measure.pilot(config, request.pilot) if request.pilot else measure.measure(config)
-    return replace(
-        inputs,
-        calibration=calibrate.calibration(record, config, inputs.device, inputs.corpus, inputs.tokens.unique),
-    )
-
+from jaxgpt.budget import main
 
 if __name__ == "__main__":
     sys.exit(errors.run(main))

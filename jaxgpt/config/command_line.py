@@ -117,7 +117,7 @@ def add_fields(parser: argparse.ArgumentParser) -> dict[str, tuple[Field[Any], A
     """One option per field, grouped by section; returns the fields by place."""
     found: dict[str, tuple[Field[Any], Any]] = {}
     for section, kind in sections().items():
-        group = parser.add_argument_group(section, (kind.__doc__ or "").strip())
+        group = parser.add_argument_group(section, kind.summary)
         for field, hint in field_types(kind).items():
             place = f"{section}.{field.name}"
             found[place] = (field, hint)

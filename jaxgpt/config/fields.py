@@ -9,7 +9,7 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from jaxgpt.errors import ConfigError
 
@@ -28,6 +28,8 @@ def setting(
 
 class Section:
     """A part of `Config` whose fields are checked one by one, then together by `check`."""
+
+    summary: ClassVar[str] = ""  # the section's line in --help; docstrings are missing under python -OO
 
     def __post_init__(self) -> None:
         for field, kind in field_types(type(self)).items():

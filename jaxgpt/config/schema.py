@@ -22,6 +22,8 @@ NORM_EPSILON = {"gpt2": 1e-5, "modern": 1e-6}
 class Model(Section):
     """The network."""
 
+    summary = "The network."
+
     architecture: Literal["gpt2", "modern"] = setting("gpt2", "gpt2: GPT-2's block; modern: Qwen3's dense block")
     n_layer: int = setting(12, "transformer blocks", least=1)
     n_head: int = setting(12, "attention heads", least=1)
@@ -106,6 +108,8 @@ class Model(Section):
 class Data(Section):
     """The tokens, and how a step takes them."""
 
+    summary = "The tokens, and how a step takes them."
+
     path: str = setting("data/tokens", "folder of token shards, as `jaxgpt.prepare` writes it, or nanoGPT's bins")
     corpus: str = setting("", "source of the text, such as fineweb (empty: unknown); plans and forecasts use it")
     unique_tokens: int | None = setting(
@@ -132,6 +136,8 @@ class Data(Section):
 @dataclass(frozen=True, kw_only=True)
 class Optim(Section):
     """The optimizer and its schedule."""
+
+    summary = "The optimizer and its schedule."
 
     optimizer: Literal["adamw"] = setting("adamw", "AdamW, with decay on matrices only")
     learning_rate: float = setting(6e-4, "peak learning rate", least=0.0, most=10.0)
@@ -164,6 +170,8 @@ class Optim(Section):
 class Mesh(Section):
     """The devices."""
 
+    summary = "The devices."
+
     device: Literal["auto", "cpu", "gpu"] = setting("auto", "where to run (auto: a GPU if JAX sees one)")
     data_parallel: int | None = setting(None, "devices that share each micro-batch (none: all that JAX sees)", least=1)
 
@@ -171,6 +179,8 @@ class Mesh(Section):
 @dataclass(frozen=True, kw_only=True)
 class Run(Section):
     """The run's length, record and folder."""
+
+    summary = "The run's length, record and folder."
 
     name: str = setting("run", "name of the run; its folder is `dir`/`name`")
     dir: str = setting("runs", "folder that holds the runs")

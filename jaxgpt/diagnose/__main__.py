@@ -1,3 +1,5 @@
+"""`python -m jaxgpt.diagnose`."""
+
 import sys
 
 from jaxgpt import errors

@@ -1,9 +1,4 @@
-"""`python -m jaxgpt.diagnose RUN | LOG | -`: where a run is heading, when it ends, and why it stalls.
-
-Reads runs of jaxgpt and the logs of nanoGPT, llm.c, modded-nanogpt, nanochat and build-nanogpt, or a table with columns
-such as step, lr, train_loss, val_loss; the format is found from the content, and `-` is standard input. What a log does
-not say (its schedule, its batch, its text) can be given; what is assumed is named in the answer.
-"""
+"""The command `jaxgpt diagnose`."""
 
 import argparse
 import dataclasses
@@ -24,6 +19,12 @@ from jaxgpt.logs.lines import encoding
 from jaxgpt.utils import html as report
 from jaxgpt.utils import terminal
 
+DESCRIPTION = """Reports where a run is heading, when it ends, and why it stalls.
+
+It reads runs of jaxgpt, the logs of nanoGPT, llm.c, modded-nanogpt, nanochat and build-nanogpt, and tables with columns
+such as step, lr, train_loss, val_loss. The format is detected from the content; `-` is standard input. Options state
+what a log does not contain (its schedule, batch size, corpus). The report lists what is assumed.
+"""
 EXAMPLES = """examples:
   python -m jaxgpt.diagnose runs/fineweb40m
   python -m jaxgpt.diagnose out.log --config fineweb40m --html diagnosis.html
@@ -46,7 +47,7 @@ class Request:
 
 def read(argv: Sequence[str]) -> Request:
     """The request that `argv` spells. Raises `ConfigError` for what is nonsense, before any log is read."""
-    parser = Parser("diagnose", __doc__ or "", "RUN|LOG|- [options]")
+    parser = Parser("diagnose", DESCRIPTION, "RUN|LOG|- [options]")
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
     parser.add_argument("source", metavar="RUN|LOG|-", help="a run's folder or name, a log, or - for standard input")
     options.add_options(parser)
@@ -62,7 +63,7 @@ def read(argv: Sequence[str]) -> Request:
     return Request(source=given.source, options=options.of(given), json=given.json, html=page, prove=proving)
 
 
-def run(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Answers the request on the command line."""
     request = read(argv)
     if request.prove:

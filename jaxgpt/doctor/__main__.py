@@ -1,6 +1,9 @@
+"""`python -m jaxgpt.doctor`."""
+
 import sys
 
 from jaxgpt import errors
 from jaxgpt.doctor import main
 
-sys.exit(errors.run(main))
+if __name__ == "__main__":
+    sys.exit(errors.run(main))

@@ -1,9 +1,4 @@
-"""`python -m jaxgpt.doctor`: whether this machine can train, on what, and what to do where it cannot.
-
-It looks at NVIDIA's driver and JAX's CUDA plugin, asks JAX in a process of its own which devices it sees (and tries
-cuDNN's attention and dma_map on a GPU), and at memory, disks, versions, the extension and the compilation cache. Exit
-status 0: a run can train, warnings or not; 2: there is a problem.
-"""
+"""The command `jaxgpt doctor`."""
 
 import json
 import os
@@ -20,6 +15,12 @@ from jaxgpt.doctor import jax_checks, machine, nvidia
 from jaxgpt.doctor.finding import Finding, worst
 from jaxgpt.errors import ConfigError
 
+DESCRIPTION = """Checks whether this machine can train, on which device, and what to do if it cannot.
+
+It inspects NVIDIA's driver and JAX's CUDA plugin, asks JAX in a separate process which devices it sees (and tries
+cuDNN's attention and dma_map on a GPU), and checks memory, disks, versions, the extension and the compilation cache.
+Exit status 0: a run can train, with or without warnings; 2: there is a problem.
+"""
 SECONDS = 120.0
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 VERDICTS = {
@@ -68,9 +69,9 @@ def show(findings: Sequence[Finding], console: Console) -> None:
     console.print(Text.assemble("\n", (VERDICTS[status], STYLES[status])))
 
 
-def run(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Prints what was found; raises `ConfigError` C065 if there is a problem."""
-    parser = Parser("doctor", (__doc__ or "").split("\n\n")[1], "[--json] [--runs DIR] [--data DIR]")
+    parser = Parser("doctor", DESCRIPTION, "[--json] [--runs DIR] [--data DIR]")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs, for its disk (default: runs)")
     parser.add_argument(

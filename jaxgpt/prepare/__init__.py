@@ -1,10 +1,10 @@
-"""`jaxgpt prepare`: text or parquet files into token shards. Loads no JAX."""
+"""Turns text or parquet files into token shards. Loads no JAX."""
 
 from collections.abc import Sequence
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the command line `argv`."""
-    from jaxgpt.prepare.pipeline import main as run
+    """Prepares the sources on the command line."""
+    from jaxgpt.prepare import pipeline
 
-    run(argv)
+    pipeline.main(argv)

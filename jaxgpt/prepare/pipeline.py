@@ -42,6 +42,16 @@ MOST_SHARD_TOKENS = 2**31 - 1  # a shard's header holds the count as an int32
 CLUSTERS = "audit-clusters.bin"
 CONTINUES = "the same command goes on where this one stopped"
 
+DESCRIPTION = """Turns documents into token shards, with a manifest and their tokenizer.
+
+It reads each file once, encodes and splits it, and records its progress every few seconds. After an interruption the
+same command continues, and the result is bitwise identical to that of an uninterrupted preparation. Documents keep
+their order, except those first set aside for validation and then not used; an end-of-text token follows each. The
+validation split takes whole documents by a hash of their text, so the choice does not depend on the order of the
+sources and equal documents stay in one split.
+
+Everything is written to a hidden folder beside DIR, which is renamed to DIR when it is complete.
+"""
 EXAMPLES = """examples:
   python -m jaxgpt.prepare 'fineweb/*.parquet' --out data/fineweb --val-tokens 10e6
   python -m jaxgpt.prepare 'hf://datasets/HuggingFaceFW/fineweb/sample/10BT/*.parquet' --out data/fineweb \\
@@ -282,7 +292,7 @@ def _weights(text: str) -> list[float]:
 
 def main(argv: Sequence[str]) -> None:
     """Prepares the sources on the command line."""
-    parser = Parser("prepare", __doc__ or "", "SOURCE... --out DIR [options]")
+    parser = Parser("prepare", DESCRIPTION, "SOURCE... --out DIR [options]")
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
     _add_options(parser)
     options = vars(parser.parse_args(argv))

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from helpers import logsamples
 
-from jaxgpt import errors
-from jaxgpt import budget
-from jaxgpt.budget import calibrate, memory, options, plan, plan_file, scaling_law
+from jaxgpt import budget, errors
+from jaxgpt.budget import calibrate, command, memory, options, plan, plan_file, scaling_law
 from jaxgpt.budget import query as question
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.config import Config
@@ -61,7 +60,7 @@ def test_nanogpts_log_gives_the_pace_without_evaluations_and_the_loss(tmp_path: 
 def test_a_finished_run_moves_the_offset_to_its_loss(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(NANOGPT)
     request = options.read(["--calibrate", "log"])
-    found = plan.plan(budget.learned(request))
+    found = plan.plan(command.learned(request))
     assert found.last.loss == pytest.approx(3.60, abs=0.005)
     assert found.paces["jaxgpt"].seconds == pytest.approx(3.99511)
     assert found.last.seconds == pytest.approx(plan.duration(CONFIG, 20_000, 3.99511))

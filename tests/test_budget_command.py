@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from jaxgpt import errors
-from jaxgpt import budget
+from jaxgpt import budget, errors
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from jaxgpt import errors
-from jaxgpt import budget
+from jaxgpt import budget, errors
 from jaxgpt.budget import memory, options, plan
 from jaxgpt.budget import search as inverse
 from jaxgpt.budget.search import Choice, Goal

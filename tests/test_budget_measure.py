@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from jaxgpt import errors
-from jaxgpt import budget
+from jaxgpt import budget, errors
 from jaxgpt.budget import measure
 from jaxgpt.config.command_line import load
 from jaxgpt.errors import ConfigError

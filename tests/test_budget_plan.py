@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from jaxgpt import errors
-from jaxgpt import budget
+from jaxgpt import budget, errors
 from jaxgpt.budget import claims, names, options, plan, recommend
 from jaxgpt.budget import query as question
 from jaxgpt.budget import to_json as schema

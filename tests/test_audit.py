@@ -17,8 +17,9 @@ import pytest
 from helpers.shards import llmc_bytes
 
 from jaxgpt import _loader, errors
-from jaxgpt.audit import audit, main
+from jaxgpt.audit import main
 from jaxgpt.audit import summary as screen
+from jaxgpt.audit.command import audit
 from jaxgpt.audit.record import Files
 from jaxgpt.data import dataset, manifest
 from jaxgpt.data.dataset import open_folder

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_audit import EOT, documents, files_of, folder, kept, refused, texts, with_file_limit
 
-from jaxgpt.audit import audit
+from jaxgpt.audit.command import audit
 from jaxgpt.data import manifest
 from jaxgpt.data.dataset import open_folder
 from jaxgpt.data.manifest import Manifest

@@ -39,7 +39,7 @@ from jaxgpt.training.console import Screen
 from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.metrics import Recorder, Scores
 from jaxgpt.training.step import TrainState
-from jaxgpt.utils.signals import StopRequest
+from jaxgpt.utils.signals import GracefulShutdown
 
 DESCRIPTION = (
     "Trains a config. A run is its folder: the same command resumes it from the newest checkpoint, or says that it is "
@@ -66,7 +66,7 @@ def train(config: Config, fork: Fork | None = None) -> RunFolder:
     folder = RunFolder.of(config)
     with ExitStack() as stack:
         enter = stack.enter_context
-        stop = enter(StopRequest())
+        stop = enter(GracefulShutdown())
         folder.check_place()
         folder.check_config(stated)
         plan_file.check_memory(config, jax_setup.device_bytes(mesh), mesh.size)
@@ -94,7 +94,7 @@ def train(config: Config, fork: Fork | None = None) -> RunFolder:
         log.write("start", **about(stated, mesh, first), fork=fork and str(fork.run.path))
         print(announce.opening(config, tokens, list(mesh.devices.flat), folder, first), flush=True)
         screen = enter(display.open_display(config))
-        stop.at_once = screen.close
+        stop.on_abort = screen.close
         record = enter(Recorder(config, log, screen, tokens.train, mesh, folder.tensorboard))
         watch = Watch(folder, shown=screen.live, stopping=run.early_stop)
         between = Between(run, Evaluator(config, tokens, mesh, graphdef), checkpoints, record, stop, watch)
@@ -121,7 +121,7 @@ class Between:
         evaluator: Evaluator,
         checkpoints: Checkpoints,
         record: Recorder,
-        stop: StopRequest,
+        stop: GracefulShutdown,
         watch: Watch,
     ) -> None:
         self._run, self._evaluator, self._checkpoints = run, evaluator, checkpoints
@@ -135,9 +135,9 @@ class Between:
 
         Raises `Stopped` if a signal asked for that.
         """
-        self._stop.from_now_on_save()
+        self._stop.enable_save()
         self._checkpoints.check()
-        last, stopping = done == self._run.steps, self._stop.status is not None
+        last, stopping = done == self._run.steps, self._stop.exit_status is not None
         scores = self.evaluate(done, state) if last or done % self._run.eval_every == 0 else None
         improved = scores is not None and scores.main.loss < self._best
         if scores is not None:
@@ -145,9 +145,10 @@ class Between:
         early = bool(self.advice) and not last
         if last or stopping or improved or early or done % self._run.save_every == 0:
             self._save(done, state, scores)
-        if self._stop.status is not None and stopping and not last:
+        if self._stop.exit_status is not None and stopping and not last:
             self._checkpoints.wait()
-            raise Stopped(f"stopped after step {done:,}, saved; the same command goes on from there", self._stop.status)
+            message = f"stopped after step {done:,}, saved; the same command goes on from there"
+            raise Stopped(message, self._stop.exit_status)
         if early:
             self._checkpoints.wait()
         return early

@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,6 @@ from helpers.training import (
 )
 from jax._src.array import ArrayImpl
 
-import jaxgpt
 from jaxgpt import errors, train
 from jaxgpt.config import Run
 from jaxgpt.training import metrics, step
@@ -208,35 +204,6 @@ def test_a_signal_while_the_run_closes_does_not_cost_its_last_checkpoint(
     monkeypatch.setattr(train, "finish", finish)
     assert errors.run(train.main, arguments(workspace)) == 0
     assert saved_steps(run_folder(workspace))[-1] == STEPS
-
-
-BUSY = """
-import hashlib, threading
-from jaxgpt.utils.signals import StopRequest
-with StopRequest(lambda: print("terminal in order", flush=True)):
-    threading.Timer(0.3, lambda: print("busy", flush=True)).start()
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # like a compiler: runs no Python before it is done
-"""
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_signal_before_the_first_step_is_answered_while_a_compiler_is_busy(
-    number: signal.Signals, status: int
-) -> None:
-    env = os.environ | {"PYTHONPATH": str(Path(jaxgpt.__file__).parents[1])}
-    line = [sys.executable, "-c", BUSY]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as run:
-        assert run.stdout
-        assert run.stdout.readline() == "busy\n"
-        begun = time.monotonic()
-        run.send_signal(number)
-        try:
-            out, err = run.communicate(timeout=20)
-        finally:
-            run.kill()
-    assert time.monotonic() - begun < 3
-    assert (run.returncode, out) == (status, "terminal in order\n")
-    assert err == "stopped before the first step; nothing is lost\n"
 
 
 def test_a_signal_before_the_first_step_ends_the_run_there(

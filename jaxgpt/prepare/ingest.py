@@ -22,11 +22,11 @@ from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.prepare import sources
 from jaxgpt.prepare.encoder import Encoder
 from jaxgpt.prepare.estimate import GENEROUS, Survey, check_split
-from jaxgpt.prepare.interrupt import Patience
 from jaxgpt.prepare.mixture import Mixture, Part, Place, Run, closing_all
 from jaxgpt.prepare.sources.base import Skipped, Source, Texts, Unchanged
 from jaxgpt.prepare.staging import Site, check_room
 from jaxgpt.utils.progress import ProgressReporter
+from jaxgpt.utils.signals import DeferredInterrupt
 
 MOST_SHARDS = 100_000
 Journal = dict[str, Any]
@@ -111,7 +111,7 @@ class Encoding:
         meter.begin("reading")
         self.encoder.ready()
         began = time.monotonic()
-        with translate_loader_errors(), Patience() as patience, closing_all(self._parts()) as parts:
+        with translate_loader_errors(), DeferredInterrupt() as interrupt, closing_all(self._parts()) as parts:
             order = Mixture(parts)
             self._check_parts(order)
             if self._progress is None:
@@ -120,9 +120,9 @@ class Encoding:
                 before = splitter.taken
                 meter.begin("encoding", int(self._expected), before)
                 self._noted = time.monotonic()
-                self._take(order.runs(), splitter, site, meter, patience)
+                self._take(order.runs(), splitter, site, meter, interrupt)
                 self._check_taken(splitter)
-                patience.look()
+                interrupt.raise_if_pending()
                 meter.begin("finishing")
                 tokens = splitter.taken[2] - before[2]
                 train, val = splitter.finish()
@@ -188,13 +188,18 @@ class Encoding:
             yield from sources.read(source, self.job.settings.text_column, record)
 
     def _take(
-        self, order: Iterator[Run], splitter: _loader.Splitter, site: Site, meter: ProgressReporter, patience: Patience
+        self,
+        order: Iterator[Run],
+        splitter: _loader.Splitter,
+        site: Site,
+        meter: ProgressReporter,
+        interrupt: DeferredInterrupt,
     ) -> None:
         """Has each run written while the next one is read and encoded, until there is none or the budget is used up."""
         with ThreadPoolExecutor(1, "write") as pool:
             pending: Future[int] | None = None
             for run in order:
-                patience.look()
+                interrupt.raise_if_pending()
                 if pending and pending.result() < 0:
                     return
                 if time.monotonic() - self._noted > NOTE_SECONDS:

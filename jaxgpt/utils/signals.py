@@ -1,78 +1,132 @@
-"""Asking a run to stop: the first Ctrl-C or SIGTERM ends it after the current step, a second one at once.
-
-Before the first step there is nothing to save, and the first signal ends the run at once, even while XLA compiles:
-Python's own handlers wait for the compiler, which can take minutes, so a thread of ours answers in their place.
-"""
+"""Ctrl-C and SIGTERM at a point where nothing is lost: after a training step, or between two steps of other work."""
 
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 from jaxgpt.errors import INTERRUPTED, PREEMPTED, Stopped
 
-STATUS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED}
+EXIT_STATUS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED}
 NOTHING_LOST = "stopped before the first step; nothing is lost"
-PATIENCE = 1.0  # seconds that the main thread has for its own answer
+MAIN_THREAD_SECONDS = 1.0  # that the main thread has to run its signal handler before the watcher ends the process
+
+Handler = Callable[[int, FrameType | None], Any]
 
 
-class StopRequest:
-    """A context in which SIGINT and SIGTERM are noted rather than raised; `status` is then the exit status to use.
+class GracefulShutdown:
+    """A context in which SIGINT and SIGTERM ask a run to stop; a second signal raises `KeyboardInterrupt`.
 
-    `at_once` is called before the process is ended while its main thread is busy: to leave the terminal in order.
+    Until `enable_save`, there is nothing to save, and the first signal raises `Stopped` in the main thread. A main
+    thread that XLA keeps busy compiling, for minutes perhaps, runs no signal handler: a watcher thread then calls
+    `on_abort`, to leave the terminal in order, and ends the process. After `enable_save`, the first signal only sets
+    `exit_status`, the status to exit with once the current step is done and saved.
     """
 
-    def __init__(self, at_once: Callable[[], object] = lambda: None) -> None:
-        self.status: int | None = None
-        self.at_once = at_once
-        self._something_to_save = False
-        self._left = threading.Event()
-        self._before: dict[signal.Signals, object] = {}
+    def __init__(self, on_abort: Callable[[], object] = lambda: None) -> None:
+        self.exit_status: int | None = None
+        self.on_abort = on_abort
+        self._save_enabled = False
+        self._main_thread_responded = threading.Event()
 
-    def from_now_on_save(self) -> None:
-        """There is something to save: a signal waits for the end of the step."""
-        self._something_to_save = True
+    def enable_save(self) -> None:
+        """From now on there is something to save, so a signal waits for the end of the step."""
+        self._save_enabled = True
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in STATUS}
-            self._ours, self._systems = socket.socketpair()
-            self._systems.setblocking(False)
-            self._fd_before = signal.set_wakeup_fd(self._systems.fileno(), warn_on_full_buffer=False)
-            threading.Thread(target=self._watch, name="signals", daemon=True).start()
+        self._context = self._installed()
+        self._context.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._left.set()
-        if self._before:
-            signal.set_wakeup_fd(self._fd_before)
-            self._systems.close()  # ends the thread
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # whatever signal.signal gave us
+    def __exit__(self, *exception: Any) -> None:
+        self._context.__exit__(*exception)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
-        """What the main thread does, between two of its Python instructions."""
-        if self.status is not None:
+    @contextmanager
+    def _installed(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        # The system writes the number of each signal to this socket as it arrives, whatever the main thread does.
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
+        try:
+            with signal_handler(self._handle, *EXIT_STATUS):
+                yield
+        finally:
+            self._main_thread_responded.set()
+            signal.set_wakeup_fd(previous)
+            writer.close()  # ends the watcher
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        """Runs in the main thread, between two Python instructions."""
+        self._main_thread_responded.set()
+        if self.exit_status is not None:
             raise KeyboardInterrupt
-        self.status = STATUS[signal.Signals(number)]
-        if not self._something_to_save:
-            raise Stopped(NOTHING_LOST, self.status)
-        tell("stopping after this step, then saving; once more stops at once")
+        self.exit_status = EXIT_STATUS[signal.Signals(number)]
+        if not self._save_enabled:
+            raise Stopped(NOTHING_LOST, self.exit_status)
+        write_stderr("stopping after this step, then saving; once more stops immediately")
 
-    def _watch(self) -> None:
-        """The thread: the system writes each signal's number to the socket the moment it arrives."""
-        with self._ours:
-            while number := self._ours.recv(1):
-                if number[0] not in STATUS or self._something_to_save or self._left.wait(PATIENCE):
+    def _watch(self, reader: socket.socket) -> None:
+        """Runs in the watcher thread: ends the process where the main thread cannot respond and nothing is lost."""
+        with reader:
+            while number := reader.recv(1):
+                if number[0] not in EXIT_STATUS or self._save_enabled:
                     continue
-                self.at_once()
-                tell(NOTHING_LOST)
-                os._exit(STATUS[signal.Signals(number[0])])
+                if self._main_thread_responded.wait(MAIN_THREAD_SECONDS):
+                    continue
+                self.on_abort()
+                write_stderr(NOTHING_LOST)
+                os._exit(EXIT_STATUS[signal.Signals(number[0])])
 
 
-def tell(text: str) -> None:
-    """Writes a line to stderr past Python's buffers, which a signal may have interrupted."""
-    os.write(2, f"{text}\n".encode())
+class DeferredInterrupt:
+    """A context in which Ctrl-C is noted and raised by `raise_if_pending`; a second one is raised immediately.
+
+    For work in libraries that turn a `KeyboardInterrupt` into another error.
+    """
+
+    def __init__(self) -> None:
+        self._pending = False
+        self._handler = signal_handler(self._handle, signal.SIGINT)
+
+    def __enter__(self) -> Self:
+        self._handler.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._handler.__exit__(*exception)
+
+    def raise_if_pending(self) -> None:
+        """Raises `KeyboardInterrupt` if Ctrl-C was pressed."""
+        if self._pending:
+            raise KeyboardInterrupt
+
+    def _handle(self, _: int, __: FrameType | None) -> None:
+        self.raise_if_pending()
+        self._pending = True
+
+
+@contextmanager
+def signal_handler(handler: Handler, *signals: signal.Signals) -> Iterator[None]:
+    """Handles `signals` by `handler` inside the block; does nothing outside the main thread, where Python cannot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def write_stderr(line: str) -> None:
+    """Writes `line` to stderr past Python's buffers, which a signal may have interrupted."""
+    os.write(2, f"{line}\n".encode())

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxgpt.budget import scaling_law
 from jaxgpt.budget.published_runs import REFERENCES, Reference
-from jaxgpt.budget.scaling_law import CORPORA, FITTED_RATIO, LAW, Law, Question, Recipe, expect
+from jaxgpt.budget.scaling_law import CORPORA, FITTED_RATIO, LAW, Law, Recipe, ScalingQuery, predict_loss
 from jaxgpt.utils.stats import Z80
 
 LEAST_PARAMETERS = 15e6
@@ -29,7 +29,7 @@ POSITIONS = 786_432  # GPT-2's learned positions, which some sources count
 NAMES = {"FineWeb 10B": "fineweb", "FineWeb": "fineweb", "FineWeb-Edu": "fineweb-edu", "OpenWebText": "openwebtext"}
 NAMES |= {"OpenWebText2": "openwebtext2", "RefinedWeb": "refinedweb", "C4": "c4"}
 # Of the earlier fit (six FineWeb runs, no term for the recipe), one run of 355M is not among these data.
-EARLIER = Law(capacity=1.101, alpha=0.223, data=0.286, beta=0.249, cautious=0.0)
+EARLIER = Law(capacity=1.101, alpha=0.223, data=0.286, beta=0.249, undertuned_lr=0.0)
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,20 @@ class Point:
     what: str = ""
     same_recipe: bool = True
 
-    def ask(self, offset: float | None = None, sd: float | None = None) -> Question:
+    def ask(self, offset: float | None = None, sd: float | None = None) -> ScalingQuery:
         corpus = CORPORA[self.corpus]
         if offset is not None:
             corpus = replace(corpus, offset=offset, sd=corpus.sd if sd is None else sd)
         differences = () if self.same_recipe else ("another recipe",)
         recipe = Recipe(learning_rate=self.learning_rate, differences=differences)
-        return Question(
+        return ScalingQuery(
             parameters=self.parameters, tokens=self.tokens, recipe=recipe, corpus=corpus, unique=self.unique
         )
 
     @property
     def cautious(self) -> float:
         """How much of the cost of a cautious learning rate it bears, 0 to 1."""
-        return scaling_law.recipe_terms(self.ask())["cautious"] / LAW.cautious
+        return scaling_law.recipe_costs(self.ask())["undertuned_lr"] / LAW.undertuned_lr
 
 
 def fineweb_runs() -> list[Point]:
@@ -92,12 +92,12 @@ def fit(groups: Sequence[Sequence[Point]], *, recipe: bool = True) -> tuple[Law,
     points = [point for group in groups for point in group]
     member = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     size, tokens, loss = (np.array([getattr(p, name) for p in points]) for name in ("parameters", "tokens", "loss"))
-    cautious = np.array([point.cautious for point in points])
-    recipe = recipe and bool(cautious.any())
+    undertuned_lr = np.array([point.cautious for point in points])
+    recipe = recipe and bool(undertuned_lr.any())
 
     def solve(alpha: float, beta: float) -> tuple[float, np.ndarray]:
         columns = [np.eye(len(groups))[member], (size / 1e8) ** -alpha, (tokens / 1e10) ** -beta]
-        matrix = np.column_stack([*columns, cautious] if recipe else columns)
+        matrix = np.column_stack([*columns, undertuned_lr] if recipe else columns)
         found, *_ = np.linalg.lstsq(matrix, loss, rcond=None)
         return float(np.sum((matrix @ found - loss) ** 2)), found
 
@@ -114,7 +114,7 @@ def fit(groups: Sequence[Sequence[Point]], *, recipe: bool = True) -> tuple[Law,
         alpha=float(alpha),
         data=float(found[count + 1]),
         beta=float(beta),
-        cautious=float(found[count + 2]) if recipe else 0.0,
+        undertuned_lr=float(found[count + 2]) if recipe else 0.0,
     )
     return law, [float(value) for value in found[:count]]
 
@@ -122,7 +122,7 @@ def fit(groups: Sequence[Sequence[Point]], *, recipe: bool = True) -> tuple[Law,
 def left_out(runs: list[Point], others: list[list[Point]], out: Sequence[int], *, recipe: bool = True) -> list[float]:
     """Errors (observed minus expected) of the runs `out` when the law is fitted without them."""
     law, offsets = fit([[run for n, run in enumerate(runs) if n not in out], *others], recipe=recipe)
-    return [runs[n].loss - expect(runs[n].ask(offsets[0]), law).loss for n in out]
+    return [runs[n].loss - predict_loss(runs[n].ask(offsets[0]), law).loss for n in out]
 
 
 def published(folder: Path) -> list[Point]:
@@ -176,7 +176,7 @@ def by_corpus(points: list[Point]) -> list[str]:
     """The table of all published runs: bias, MAE and coverage with the shipped constants."""
     groups = defaultdict(list)
     for point in points:
-        expected = expect(point.ask())
+        expected = predict_loss(point.ask())
         inside = expected.low <= point.loss <= expected.high
         groups[(point.corpus, study(point))].append((point.loss - expected.loss, inside, bool(expected.outside)))
     lines = [
@@ -200,17 +200,17 @@ def leave_one_out(points: list[Point]) -> list[str]:
     lines = ["| corpus | n | bias | MAE | inside 80 % |", "|---|---|---|---|---|"]
     groups = defaultdict(list)
     for point in points:
-        if not expect(point.ask()).outside:
+        if not predict_loss(point.ask()).outside:
             groups[point.corpus].append(point)
     whole = []
     for corpus, members in sorted(groups.items()):
         if len(members) < 3:
             continue
-        rest = [p.loss - expect(p.ask(0.0)).loss for p in members]
+        rest = [p.loss - predict_loss(p.ask(0.0)).loss for p in members]
         entries = []
         for number, point in enumerate(members):
             others = np.array(rest[:number] + rest[number + 1 :])
-            expected = expect(point.ask(float(np.median(others)), float(np.std(others, ddof=1))))
+            expected = predict_loss(point.ask(float(np.median(others)), float(np.std(others, ddof=1))))
             entries.append((point.loss - expected.loss, expected.low <= point.loss <= expected.high))
         whole += entries
         lines.append(_coverage_line(corpus, entries))
@@ -240,11 +240,11 @@ def constants(runs: list[Point], others: list[list[Point]]) -> list[str]:
     ]
     for name, law, offsets in fits:
         owner = Point("fineweb", 40.56e6, 20_000 * 524_288, 0.0, 1e-3, 3.68e9)
-        loss = expect(owner.ask(offsets[0]), law).loss
+        loss = predict_loss(owner.ask(offsets[0]), law).loss
         shown = ", ".join(f"{offset:.3f}" for offset in offsets)
         lines.append(
             f"| {name} | {shown} | {law.capacity:.3f} | {law.alpha:.3f} | {law.data:.3f} | {law.beta:.3f} | "
-            f"{law.cautious:.3f} | {loss:.3f} |"
+            f"{law.undertuned_lr:.3f} | {loss:.3f} |"
         )
     return lines
 

@@ -37,7 +37,7 @@ import numpy as np
 from sides import Held, Side, Variant, cache_in, compile_times, variant
 
 from jaxgpt.budget.devices import peak_flops
-from jaxgpt.budget.memory import JAX_SHARE
+from jaxgpt.budget.memory import JAX_MEMORY_FRACTION
 from jaxgpt.config import Config
 from jaxgpt.config.command_line import load
 from jaxgpt.config.model_size import flops_per_token
@@ -334,7 +334,7 @@ def main(argv: Sequence[str]) -> int:
             variant(named(text), one) if one else named(text)  # a mistake is told before an hour of work
     found: dict[str, Any] = {"about": common.about_from_outside(), "command": ["bench/step.py", *argv]}
     options.on_gpu = found["about"]["platform"] == "gpu"
-    given = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", JAX_SHARE))
+    given = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", JAX_MEMORY_FRACTION))
     whole = (found["about"]["bytes_limit"] or 0) / given / GIB
     options.memory = [gib for gib in options.memory if not options.on_gpu or gib <= whole]
     options.share = lambda gib: gib / whole if options.on_gpu and gib else 0.0

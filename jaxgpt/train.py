@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 import jaxgpt
 from jaxgpt import errors, sample
-from jaxgpt.budget import plan_file
+from jaxgpt.budget import plan_file, preflight
 from jaxgpt.config import Config, Run
 from jaxgpt.config.command_line import Parser, parse_config
 from jaxgpt.data import dataset
@@ -69,7 +69,7 @@ def train(config: Config, fork: Fork | None = None) -> RunFolder:
         stop = enter(GracefulShutdown())
         folder.check_place()
         folder.check_config(stated)
-        plan_file.check_memory(config, jax_setup.device_bytes(mesh), mesh.size)
+        preflight.check_memory(config, jax_setup.device_bytes(mesh), mesh.size)
         tokens = open_tokens(config)
         optimizer = optim.make(config.optim, config.run.steps)
         template = step.abstract_state(config, optimizer, mesh)
@@ -85,7 +85,7 @@ def train(config: Config, fork: Fork | None = None) -> RunFolder:
             print(over)
             return folder
         folder.record(stated, tokens.identity, tokens.tokenizer)
-        plan_file.keep(folder, config, tokens.train.tokens, mesh.devices.flat[0].device_kind)
+        plan_file.write_plan(folder, config, tokens.train.tokens, mesh.devices.flat[0].device_kind)
 
         graphdef = step.graph(config.model)
         train_step = step.compile_train_step(config, graphdef, optimizer, mesh)
@@ -234,7 +234,7 @@ def finish(trained: Loaded, tokens: TokenDataset, folder: RunFolder, between: Be
         screen.say(f"\nsample:\n{run.sample_prompt}{text}\n")
     if between.last:
         screen.say(announce.closing(between.last, tokens, folder, trained.step))
-        screen.say(plan_file.closing(folder))
+        screen.say(plan_file.final_comparison(folder))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -8,8 +8,7 @@ import pytest
 from helpers import logsamples
 
 from jaxgpt import budget, errors
-from jaxgpt.budget import calibrate, command, memory, options, plan, plan_file, scaling_law
-from jaxgpt.budget import query as question
+from jaxgpt.budget import calibrate, command, memory, options, plan, plan_file, preflight, query, scaling_law
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.config import Config
 from jaxgpt.config.command_line import load
@@ -33,7 +32,7 @@ iter 300: loss 5.0, time 4001.00ms
 
 @pytest.fixture(autouse=True)
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("jaxgpt.budget.devices.local", lambda: None)
+    monkeypatch.setattr("jaxgpt.budget.devices.local_gpu", lambda: None)
     monkeypatch.setattr("jaxgpt.budget.step_time.measured", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
@@ -76,7 +75,7 @@ def test_a_running_run_is_compared_as_if_its_rate_had_fallen(tmp_path: Path) -> 
     log.write_text(log.read_text() + json.dumps({"kind": "eval", "step": steps, "val_loss": loss}) + "\n")
     record = calibrate.read("run")
     found = calibrate.calibration(record, CONFIG, DEVICES["RTX 4070"], FINEWEB, 3.68e9)
-    expected = scaling_law.expect(question.ask(CONFIG, steps, FINEWEB, 3.68e9))
+    expected = scaling_law.predict_loss(query.build_query(CONFIG, steps, FINEWEB, 3.68e9))
     assert found.shift == pytest.approx(loss - 0.026 - expected.loss, abs=0.003)
     assert found.sd == calibrate.RUNNING_SD
 
@@ -121,14 +120,14 @@ def test_a_runs_plan_is_kept_once_and_compared_with_what_it_did(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = run_of(tmp_path, CONFIG, 40, 4.5, 3.9)
-    plan_file.keep(folder, CONFIG, 3_680_000_000, "NVIDIA GeForce RTX 4070")
+    plan_file.write_plan(folder, CONFIG, 3_680_000_000, "NVIDIA GeForce RTX 4070")
     first = (folder.path / plan_file.NAME).read_text()
     held = json.loads(first)
     assert held["data"]["unique"] == 3.68e9
     assert [row["max_iters"] for row in held["rows"]] == [20_000]
-    plan_file.keep(folder, load("gpt2_124m"), 1, "H100")
+    plan_file.write_plan(folder, load("gpt2_124m"), 1, "H100")
     assert (folder.path / plan_file.NAME).read_text() == first
-    lines = {line.what: line for line in plan_file.against(folder)}
+    lines = {line.what: line for line in plan_file.compare_with_actual(folder)}
     assert lines["steps"].actual == "40"
     assert lines["seconds per step"].inside is True
     assert "so far" in lines["loss at the end"].actual
@@ -144,9 +143,9 @@ def test_a_plan_that_fails_is_a_warning_and_not_the_runs_end(
 
     folder = run_of(tmp_path, CONFIG, 1, 1.0, None)
     monkeypatch.setattr(plan_file, "make", broken)
-    plan_file.keep(folder, CONFIG, 10**9, "cpu")
+    plan_file.write_plan(folder, CONFIG, 10**9, "cpu")
     assert "planned badly" in capsys.readouterr().err
-    assert plan_file.closing(folder) == ""
+    assert plan_file.final_comparison(folder) == ""
 
 
 @pytest.mark.parametrize("text", [None, "", "{}", "[]", '{"rows": []}'])
@@ -155,25 +154,25 @@ def test_a_run_without_a_readable_plan_is_told_so(text: str | None, tmp_path: Pa
     if text is not None:
         (folder.path / plan_file.NAME).write_text(text)
     with pytest.raises(ConfigError) as caught:
-        plan_file.against(runfolder.find("run")[0])
+        plan_file.compare_with_actual(runfolder.find("run")[0])
     assert caught.value.code == "C046"
 
 
 def test_a_run_that_does_not_fit_is_refused_with_the_micro_batch_that_does() -> None:
-    needed = memory.need(CONFIG).total
-    plan_file.check_memory(CONFIG, None)
-    plan_file.check_memory(CONFIG, needed)
+    needed = memory.estimate(CONFIG).total
+    preflight.check_memory(CONFIG, None)
+    preflight.check_memory(CONFIG, needed)
     with pytest.raises(ConfigError) as caught:
-        plan_file.check_memory(CONFIG, needed // 2)
+        preflight.check_memory(CONFIG, needed // 2)
     assert caught.value.code == "C022"
     assert "GiB is free" in caught.value.message
     words = caught.value.help.split()
     micro_batch, accum = int(words[1]), int(words[3])
     assert micro_batch * accum == 16 * 32
     smaller = CONFIG.replace({"data": {"micro_batch": micro_batch, "accum": accum}})
-    assert memory.need(smaller).total <= needed // 2
+    assert memory.estimate(smaller).total <= needed // 2
     with pytest.raises(ConfigError, match="needs about"):
-        plan_file.check_memory(CONFIG, 1000)
+        preflight.check_memory(CONFIG, 1000)
 
 
 def test_a_run_far_outside_the_law_is_promised_no_loss() -> None:

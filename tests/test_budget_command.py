@@ -13,7 +13,7 @@ from jaxgpt import budget, errors
 
 @pytest.fixture(autouse=True)
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("jaxgpt.budget.devices.local", lambda: None)
+    monkeypatch.setattr("jaxgpt.budget.devices.local_gpu", lambda: None)
     monkeypatch.chdir(tmp_path)
 
 

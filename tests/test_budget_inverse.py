@@ -12,8 +12,7 @@ import pytest
 from conftest import ROOT
 
 from jaxgpt import budget, errors
-from jaxgpt.budget import memory, options, plan
-from jaxgpt.budget import search as inverse
+from jaxgpt.budget import memory, options, plan, search
 from jaxgpt.budget.search import Choice, Goal
 from jaxgpt.config.command_line import load
 from jaxgpt.errors import ConfigError
@@ -23,7 +22,7 @@ Json = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("jaxgpt.budget.devices.local", lambda: None)
+    monkeypatch.setattr("jaxgpt.budget.devices.local_gpu", lambda: None)
     monkeypatch.setattr("jaxgpt.budget.step_time.measured", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
@@ -31,7 +30,7 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def chosen(*argv: str) -> Choice:
     request = options.read(argv)
     assert request.goal
-    return inverse.choose(request.inputs, request.goal)
+    return search.best_run(request.inputs, request.goal)
 
 
 @pytest.mark.parametrize("gpu", ["RTX 4070", "H100"])
@@ -44,7 +43,7 @@ def test_a_run_of_some_hours_fills_them_and_no_other_candidate_ends_lower(gpu: s
     assert all(one.ratio >= 15 for one in found.frontier)
     inside = [one for one in found.frontier if not one.row.expectation.outside]
     assert row.loss == min(one.row.loss for one in inside)
-    needed = memory.need(found.best.config).total
+    needed = memory.estimate(found.best.config).total
     device = found.inputs.device
     assert device
     assert needed <= device.usable * memory.GIB
@@ -70,9 +69,9 @@ def test_a_target_is_reached_by_the_shortest_run_and_one_step_less_misses_it() -
     exact = [one for one in found.frontier if one.ratio > 16]
     assert exact
     for one in exact:
-        shorter = inverse.with_steps(one.config, one.row.max_iters - 1)
+        shorter = search.with_steps(one.config, one.row.max_iters - 1)
         inputs = plan.replace(found.inputs, config=shorter)
-        assert one.row.loss <= 3.4 < plan.expect(inputs, one.row.max_iters - 1).loss + 1e-9
+        assert one.row.loss <= 3.4 < plan.predict_loss(inputs, one.row.max_iters - 1).loss + 1e-9
 
 
 def test_repeated_tokens_can_put_a_target_out_of_reach() -> None:
@@ -136,7 +135,7 @@ def test_the_written_config_trains_as_it_is(tmp_path: Path) -> None:
 def test_a_written_configs_text_can_hold_nothing_but_what_was_planned(tmp_path: Path) -> None:
     """Every field comes back; the docstring's words are numbers and names of tables."""
     found = chosen("--hours", "20")
-    inverse.write_config(found, tmp_path / "a b.py")
+    search.write_config(found, tmp_path / "a b.py")
     again = load(str(tmp_path / "a b.py"))
     assert again.run.name == "a-b"
     assert again.replace({"run": {"name": found.best.config.run.name}}) == found.best.config

@@ -61,7 +61,7 @@ def test_state_is_the_bytes_of_every_configs_own_state(name: str) -> None:
     config = load(name).replace({"model": {"dtype": "float32", "attention": "xla"}})
     state = jax.eval_shape(partial(step.init_state, config, optim.make(config.optim, config.run.steps)))
     assert memory.state_bytes(config.model) == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    held = memory.need(config)
+    held = memory.estimate(config)
     assert held.parameters + held.optimizer == memory.state_bytes(config.model)
 
 
@@ -70,17 +70,17 @@ def test_activations_grow_with_the_micro_batch_as_xlas_temporaries_do(name: str)
     """XLA's CPU backend fuses less than a GPU's, so the two agree in their size, not to the byte."""
     model = SMALL[name]
     measured = [compiled(small(model, rows)).temp_size_in_bytes for rows in (8, 32)]
-    held = [memory.need(small(model, rows), flash=False) for rows in (8, 32)]
+    held = [memory.estimate(small(model, rows), flash=False) for rows in (8, 32)]
     planned = [part.activations + part.workspace + part.logits for part in held]
     assert 0.6 < (planned[1] - planned[0]) / (measured[1] - measured[0]) < 1.7
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     config, usable = load("fineweb40m"), DEVICES["RTX 4070"].usable
-    most = memory.largest(config, usable)
-    assert memory.need(config, most).total <= usable * memory.GIB < memory.need(config, most + 1).total
-    assert most < memory.largest(config, usable, remat=memory.BLOCKS)
-    assert memory.largest(config, 0.5) == 0
+    most = memory.max_micro_batch(config, usable)
+    assert memory.estimate(config, most).total <= usable * memory.GIB < memory.estimate(config, most + 1).total
+    assert most < memory.max_micro_batch(config, usable, remat=memory.REMAT_BLOCKS)
+    assert memory.max_micro_batch(config, 0.5) == 0
 
 
 def test_the_loss_holds_as_many_logits_as_its_chunks() -> None:
@@ -88,7 +88,7 @@ def test_the_loss_holds_as_many_logits_as_its_chunks() -> None:
     model = Model(loss_chunk=4096)
     assert [memory.loss_chunk(model, tokens) for tokens in (16_384, 4_097, 1_000)] == [4096, 2049, 1000]
     dense = load("fineweb40m").replace({"model": {"loss_chunk": 16_384}})
-    assert memory.need(dense).logits > 3 * memory.need(load("fineweb40m")).logits
+    assert memory.estimate(dense).logits > 3 * memory.estimate(load("fineweb40m")).logits
 
 
 def test_written_out_attention_keeps_its_probabilities() -> None:
@@ -118,7 +118,7 @@ def test_the_plan_is_what_a_gpus_compiler_counts_and_room_for_libraries(line: st
     sequences = base.data.micro_batch * base.data.accum
     for remat, counted in zip(("none", "attention", "blocks"), counts, strict=True):
         data = {"micro_batch": int(rows), "accum": sequences // int(rows)}
-        held = memory.need(base.replace({"data": data, "model": {"remat": remat}}))
+        held = memory.estimate(base.replace({"data": data, "model": {"remat": remat}}))
         program = (held.total - memory.LIBRARIES) / (1 + memory.FRAGMENTS)
         least, most = {"none": (0.98, 1.02), "attention": (0.975, 1.04), "blocks": (1.0, 1.16)}[remat]
         assert least < program / (float(counted) * 1e9) < most

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from jaxgpt import budget, errors
-from jaxgpt.budget import claims, names, options, plan, recommend
-from jaxgpt.budget import query as question
+from jaxgpt.budget import claims, names, options, plan, query, recommend
 from jaxgpt.budget import to_json as schema
 from jaxgpt.budget.plan import Plan
 from jaxgpt.config.command_line import load
@@ -22,7 +21,7 @@ Json = dict[str, Any]
 @pytest.fixture(autouse=True)
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The tests' machine may have a card and results of its own."""
-    monkeypatch.setattr("jaxgpt.budget.devices.local", lambda: None)
+    monkeypatch.setattr("jaxgpt.budget.devices.local_gpu", lambda: None)
     monkeypatch.setattr("jaxgpt.budget.step_time.measured", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
@@ -86,9 +85,10 @@ def test_worth_is_where_a_tenth_more_steps_brings_less_than_one_run_can_show() -
     found = planned()
     worth = recommend.worth_iters(found)
     gain = [
-        plan.expect(found.inputs, n).loss - plan.expect(found.inputs, round(1.1 * n)).loss for n in (worth, 2 * worth)
+        plan.predict_loss(found.inputs, n).loss - plan.predict_loss(found.inputs, round(1.1 * n)).loss
+        for n in (worth, 2 * worth)
     ]
-    assert gain[0] >= 0.98 * recommend.WORTH > gain[1]
+    assert gain[0] >= 0.98 * recommend.MEASURABLE_GAIN > gain[1]
 
 
 def test_stopping_early_is_better_planned_than_cut_off() -> None:
@@ -238,11 +238,11 @@ def test_evaluation_is_part_of_the_time() -> None:
 def test_the_plan_is_made_of_plain_values() -> None:
     found = planned()
     assert dataclasses.is_dataclass(found)
-    assert question.stated_tokens("about 3.68B unique tokens") == 3.68e9
+    assert query.stated_tokens("about 3.68B unique tokens") == 3.68e9
     json.dumps(schema.document(found, recommend.recommend(found)), allow_nan=False)
 
 
 def test_unique_tokens_are_those_of_train(tmp_path: Path) -> None:
     text = {"effective_unique_tokens": 90, "splits": {"train": {"effective_unique_tokens": 70}}}
     (tmp_path / "audit.json").write_text(json.dumps(text))
-    assert question._audited(tmp_path / "audit.json") == 70
+    assert query._audited(tmp_path / "audit.json") == 70

@@ -9,13 +9,12 @@ from types import ModuleType
 import pytest
 from conftest import ROOT
 
-from jaxgpt.budget import query as question
-from jaxgpt.budget import scaling_law
-from jaxgpt.budget.scaling_law import CORPORA, LAW, Question, Recipe, expect
+from jaxgpt.budget import query, scaling_law
+from jaxgpt.budget.scaling_law import CORPORA, LAW, Recipe, ScalingQuery, predict_loss
 from jaxgpt.config.command_line import load
 from jaxgpt.utils.stats import Z80
 
-OWNER = Question(
+OWNER = ScalingQuery(
     parameters=40.56e6,
     tokens=20_000 * 524_288,
     recipe=Recipe(learning_rate=1e-3),
@@ -37,7 +36,7 @@ def refit() -> ModuleType:
 
 
 def test_the_reference_run_is_expected_at_3_52_from_the_law_alone() -> None:
-    expected = expect(OWNER)
+    expected = predict_loss(OWNER)
     assert expected.loss == pytest.approx(3.52, abs=0.05)
     assert expected.low < 3.53 < expected.high
     assert expected.loss == pytest.approx(sum(expected.terms.values()))
@@ -45,37 +44,37 @@ def test_the_reference_run_is_expected_at_3_52_from_the_law_alone() -> None:
 
 
 def test_repetition_is_the_fitted_formula_and_starts_with_the_second_epoch() -> None:
-    assert scaling_law.repetition(1e8, 1e9, 1e9) == scaling_law.repetition(1e8, 1e9, None) == 0.0
+    assert scaling_law.repetition_cost(1e8, 1e9, 1e9) == scaling_law.repetition_cost(1e8, 1e9, None) == 0.0
     epochs, ratio = 14.0, 0.7
     by_hand = 0.0224 * (epochs - 1) ** 0.683 * ratio**0.578
-    assert scaling_law.repetition(0.7e9, 14e9, 1e9) == pytest.approx(by_hand)
-    assert expect(OWNER).terms["repetition"] == pytest.approx(0.0025, abs=0.0005)
+    assert scaling_law.repetition_cost(0.7e9, 14e9, 1e9) == pytest.approx(by_hand)
+    assert predict_loss(OWNER).terms["repetition"] == pytest.approx(0.0025, abs=0.0005)
 
 
 def test_a_cautious_rate_costs_what_llm_c_pays_and_nothing_at_the_reference_runs() -> None:
-    stock = Question(parameters=123.6e6, tokens=1e10, recipe=Recipe(learning_rate=6e-4), corpus=CORPORA["fineweb"])
-    assert scaling_law.recipe_terms(stock)["cautious"] == pytest.approx(LAW.cautious, rel=0.02)
-    assert scaling_law.recipe_terms(OWNER)["cautious"] == 0.0
+    stock = ScalingQuery(parameters=123.6e6, tokens=1e10, recipe=Recipe(learning_rate=6e-4), corpus=CORPORA["fineweb"])
+    assert scaling_law.recipe_costs(stock)["undertuned_lr"] == pytest.approx(LAW.undertuned_lr, rel=0.02)
+    assert scaling_law.recipe_costs(OWNER)["undertuned_lr"] == 0.0
 
 
 def test_a_rate_that_stays_up_costs_a_tenth() -> None:
     config = load("fineweb40m")
     constant = config.replace({"optim": {"schedule": "constant"}})
-    losses = [expect(question.ask(c, 20_000, CORPORA["fineweb"], None)).loss for c in (config, constant)]
+    losses = [predict_loss(query.build_query(c, 20_000, CORPORA["fineweb"], None)).loss for c in (config, constant)]
     assert losses[1] - losses[0] == pytest.approx(0.11 * 0.9, abs=1e-3)
 
 
 def test_the_interval_widens_with_the_recipe_the_corpus_and_the_distance() -> None:
     def width(parameters: float = 1e8, corpus: str = "fineweb", differences: tuple[str, ...] = ()) -> float:
         recipe = Recipe(learning_rate=1e-3, differences=differences)
-        asked = Question(parameters=parameters, tokens=1e10, recipe=recipe, corpus=CORPORA[corpus])
-        return expect(asked).sigma
+        asked = ScalingQuery(parameters=parameters, tokens=1e10, recipe=recipe, corpus=CORPORA[corpus])
+        return predict_loss(asked).sigma
 
     assert width() == pytest.approx(0.04, abs=0.005)
     assert width(differences=("other",)) == pytest.approx(0.07, abs=0.005)
     assert width(corpus="unknown") == pytest.approx(0.155, abs=0.01)
     assert width(parameters=1e6) > 0.5
-    assert expect(OWNER).outside == ()
+    assert predict_loss(OWNER).outside == ()
 
 
 def test_the_tables_constants_are_those_that_the_script_fits(refit: ModuleType, shared: Path) -> None:
@@ -86,7 +85,7 @@ def test_the_tables_constants_are_those_that_the_script_fits(refit: ModuleType, 
     ]
     assert sum(map(len, others)) == 78
     law, offsets = refit.fit([refit.fineweb_runs(), *others])
-    for name in ("capacity", "alpha", "data", "beta", "cautious"):
+    for name in ("capacity", "alpha", "data", "beta", "undertuned_lr"):
         assert getattr(law, name) == pytest.approx(getattr(LAW, name), abs=0.003), name
     assert offsets[0] == pytest.approx(CORPORA["fineweb"].offset, abs=0.003)
 
@@ -110,7 +109,7 @@ def test_eighty_percent_intervals_hold_about_eighty_percent_of_the_published_run
     refit: ModuleType, shared: Path
 ) -> None:
     points = refit.published(shared / "forecast")
-    hits = sum((e := expect(point.ask())).low <= point.loss <= e.high for point in points)
+    hits = sum((e := predict_loss(point.ask())).low <= point.loss <= e.high for point in points)
     low, high = refit.binomial(hits, len(points))
     assert low <= 0.80 <= high
 

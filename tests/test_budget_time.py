@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxgpt.budget import step_time as time
+from jaxgpt.budget import step_time
 from jaxgpt.budget.devices import DEVICES
-from jaxgpt.budget.step_time import pace
+from jaxgpt.budget.step_time import estimate
 from jaxgpt.config import Optim, model_size, schedule
 from jaxgpt.config.command_line import load
 from jaxgpt.training import optimizer as optim
@@ -25,7 +25,7 @@ def unmeasured(tmp_path: Path) -> Path:
 
 
 def test_the_owners_pace_is_inside_nanogpts_interval_and_above_the_roofline(unmeasured: Path) -> None:
-    found = pace(REFERENCE, CARD, "nanogpt", unmeasured)
+    found = estimate(REFERENCE, CARD, "nanogpt", unmeasured)
     assert found.low < 3.995 < found.high
     assert found.low > REFERENCE.tokens_per_step * model_size.flops_per_token(REFERENCE.model, causal=True) / 64.2e12
 
@@ -39,7 +39,7 @@ def test_published_paces_of_the_124m_model_are_inside_the_interval(
 ) -> None:
     """nanoGPT on a 4090 (issue 182), llm.c on A100 and H100: none of them was used to choose a share."""
     cfg = load(config)
-    found = pace(cfg, DEVICES[device], "nanogpt", unmeasured)
+    found = estimate(cfg, DEVICES[device], "nanogpt", unmeasured)
     assert found.low < cfg.tokens_per_step / tokens_per_second < found.high
 
 
@@ -48,16 +48,16 @@ def test_published_paces_of_the_124m_model_are_inside_the_interval(
 def test_no_device_is_planned_beyond_its_peak(device: str, software: str, unmeasured: Path) -> None:
     for name in ("fineweb40m", "fineweb40m_modern", "gpt2_124m"):
         cfg = load(name)
-        found = pace(cfg, DEVICES[device], software, unmeasured)
+        found = estimate(cfg, DEVICES[device], software, unmeasured)
         work = cfg.tokens_per_step * model_size.flops_per_token(cfg.model, causal=True)
         assert found.low < found.seconds < found.high
         assert work / found.low < 1.1 * DEVICES[device].tflops * 1e12
-        assert 0.02 < time.mfu(cfg, found.seconds, DEVICES[device]) < 0.75
+        assert 0.02 < step_time.mfu(cfg, found.seconds, DEVICES[device]) < 0.75
 
 
 def test_kernels_do_the_models_operations_and_no_fewer() -> None:
     """Blocks and head are 6 N; attention counts the causal half, backward as two and a half forwards."""
-    done = {kernel.name: kernel.flops for kernel in time.kernels(REFERENCE, CARD, "jaxgpt", best=True)}
+    done = {kernel.name: kernel.flops for kernel in step_time.kernels(REFERENCE, CARD, "jaxgpt", best=True)}
     tokens = REFERENCE.tokens_per_step
     assert done["blocks"] + done["head"] == pytest.approx(6 * model_size.parameters(REFERENCE.model) * tokens, rel=1e-6)
     assert done["attention"] == pytest.approx(
@@ -73,14 +73,14 @@ def test_a_measured_result_replaces_the_roofline_for_its_device_alone(tmp_path: 
     (tmp_path / "one.json").write_text(json.dumps(result("NVIDIA GeForce RTX 4070", 4100.0)))
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "other.json").write_text(json.dumps(result("NVIDIA H100 80GB HBM3", 300.0)))
-    found = pace(REFERENCE, CARD, "jaxgpt", tmp_path)
+    found = estimate(REFERENCE, CARD, "jaxgpt", tmp_path)
     assert found.seconds == pytest.approx(4.1)
     assert found.low > 3.9
     assert "one.json" in found.why
-    assert pace(REFERENCE, CARD, "nanogpt", tmp_path) == pace(REFERENCE, CARD, "nanogpt", tmp_path / "none")
-    other = pace(load("gpt2_124m"), CARD, "jaxgpt", tmp_path)
-    assert other.seconds / pace(load("gpt2_124m"), CARD, "jaxgpt", tmp_path / "none").seconds == pytest.approx(
-        4.1 / pace(REFERENCE, CARD, "jaxgpt", tmp_path / "none").seconds
+    assert estimate(REFERENCE, CARD, "nanogpt", tmp_path) == estimate(REFERENCE, CARD, "nanogpt", tmp_path / "none")
+    other = estimate(load("gpt2_124m"), CARD, "jaxgpt", tmp_path)
+    assert other.seconds / estimate(load("gpt2_124m"), CARD, "jaxgpt", tmp_path / "none").seconds == pytest.approx(
+        4.1 / estimate(REFERENCE, CARD, "jaxgpt", tmp_path / "none").seconds
     )
 
 
@@ -89,7 +89,7 @@ def test_the_newest_result_by_its_date_counts_and_no_tiny_one(tmp_path: Path) ->
         (tmp_path / name).write_text(json.dumps(result("NVIDIA GeForce RTX 4070", ms) | more))
 
     def source() -> str:
-        found = time.measured(CARD, tmp_path)
+        found = step_time.measured(CARD, tmp_path)
         return found[2] if found else ""
 
     write("c.json", 4300.0, date="2026-03-01T09:00:00", command=["bench/gpu.py", "--tiny"])

@@ -46,10 +46,10 @@ def setting(**changes: Any) -> Setting:
 
 def clean(own: Setting) -> Curve:
     """The curve of a healthy run, which ends where the law says."""
-    asked = scaling_law.Question(
+    asked = scaling_law.ScalingQuery(
         parameters=SIZE, tokens=BATCH * TOTAL, recipe=scaling_law.Recipe(learning_rate=1e-3), corpus=CORPORA["fineweb"]
     )
-    end = scaling_law.expect(asked).loss
+    end = scaling_law.predict_loss(asked).loss
 
     def loss(steps: np.ndarray) -> np.ndarray:
         rates = np.append(own.rates, own.rates[-1])[np.minimum(steps.astype(int), len(own.rates))]

@@ -42,7 +42,7 @@ def nanogpt(done: int = 14_000, name: str = "") -> str:
 
 @pytest.fixture(autouse=True)
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxgpt.budget.devices.local", lambda: None)
+    monkeypatch.setattr("jaxgpt.budget.devices.local_gpu", lambda: None)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def ours(when: float) -> str:
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("jaxgpt.budget.devices.local", lambda: None)
+    monkeypatch.setattr("jaxgpt.budget.devices.local_gpu", lambda: None)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -139,7 +139,7 @@ def test_a_larger_model_is_advised_inside_the_fitted_range_alone() -> None:
     larger = next(one for one in found.recommendations if "for as many FLOPs" in one.what)
     config, _ = parsed(larger.command)
     size, tokens = parameters(config.model), config.run.steps * config.tokens_per_step
-    assert scaling_law.distance(size, tokens)[0] == ()
+    assert scaling_law.extrapolation(size, tokens)[0] == ()
     assert size > SIZE
     assert size * tokens == pytest.approx(SIZE * BATCH * TOTAL, rel=0.01)
     assert larger.gain is not None
@@ -230,7 +230,7 @@ def test_repeated_text_is_named_by_the_missing_and_the_stronger() -> None:
     assert best.command == "python -m jaxgpt.evaluate runs/mine --step best"
     decay = found["missing-regularization"].recommendations[0]
     assert parsed(decay.command)[0].optim.weight_decay == recommendations.STRONG_DECAY
-    assert decay.gain == pytest.approx(recommendations.MENDED * scaling_law.repetition(2e8, 1e10, 1e9))
+    assert decay.gain == pytest.approx(recommendations.MENDED * scaling_law.repetition_cost(2e8, 1e10, 1e9))
 
 
 def test_twin_and_claim_are_options(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_repetition_of_a_setting_is_the_planners() -> None:
     assert len(cost) == 20_001
     assert cost[7_000] == 0
     for step in (7_100, 13_500, 20_000):
-        assert cost[step] == pytest.approx(scaling_law.repetition(40.56e6, step * 524_288.0, 3.68e9))
+        assert cost[step] == pytest.approx(scaling_law.repetition_cost(40.56e6, step * 524_288.0, 3.68e9))
     assert prior.repetition(setting(unique_tokens=None)) is None
     assert prior.repetition(setting(unique_tokens=1e12)) is None
 

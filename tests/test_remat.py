@@ -9,8 +9,7 @@ import pytest
 from test_budget_memory import compiled, small
 from test_step import MODERN, Training, assert_close, block, configured, gradient
 
-from jaxgpt.budget import memory, plan_file
-from jaxgpt.budget import step_time as time
+from jaxgpt.budget import memory, preflight, step_time
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.config import Model
 from jaxgpt.config.command_line import load
@@ -42,7 +41,7 @@ def test_each_policy_needs_less_than_the_one_before_and_the_planner_knows_how_mu
     for policy in ("none", *POLICIES):
         model = dataclasses.replace(LARGE, remat=policy)
         grown = [compiled(small(model, rows)).temp_size_in_bytes for rows in (4, 16)]
-        held = [memory.need(small(model, rows), flash=False).total for rows in (4, 16)]
+        held = [memory.estimate(small(model, rows), flash=False).total for rows in (4, 16)]
         measured.append(grown[1] - grown[0])
         planned.append(held[1] - held[0])
     assert measured[1] < 0.75 * measured[0]
@@ -66,9 +65,9 @@ def test_the_planner_reads_the_configs_policy_and_lets_it_cost_time() -> None:
     kept, slower = [], []
     for policy in ("none", "attention", "blocks"):
         config = plain.replace({"model": {"remat": policy}})
-        kept.append(memory.need(config).activations)
-        slower.append(time.modelled(config, DEVICES["RTX 4070"], "jaxgpt").seconds)
-        assert memory.need(plain, remat=policy) == memory.need(config)
+        kept.append(memory.estimate(config).activations)
+        slower.append(step_time.roofline(config, DEVICES["RTX 4070"], "jaxgpt").seconds)
+        assert memory.estimate(plain, remat=policy) == memory.estimate(config)
     assert kept[0] > kept[1] > kept[2]
     assert slower[0] < slower[1] < slower[2] < 1.4 * slower[0]
 
@@ -87,10 +86,10 @@ def test_evaluation_computes_nothing_twice() -> None:
 
 def test_a_run_that_does_not_fit_is_told_what_recomputing_would_need() -> None:
     config = load("fineweb40m")
-    limit = memory.need(config, remat="blocks").total + 1
+    limit = memory.estimate(config, remat="blocks").total + 1
     with pytest.raises(ConfigError, match="C022") as raised:
-        plan_file.check_memory(config, limit)
+        preflight.check_memory(config, limit)
     assert "--model.remat blocks needs about" in raised.value.help
     with pytest.raises(ConfigError, match="C022") as raised:
-        plan_file.check_memory(config.replace({"model": {"remat": "blocks"}}), limit // 2)
+        preflight.check_memory(config.replace({"model": {"remat": "blocks"}}), limit // 2)
     assert "--model.remat" not in raised.value.help

@@ -9,9 +9,7 @@ import math
 from dataclasses import dataclass
 
 from jaxgpt import logs
-from jaxgpt.budget import query as question
-from jaxgpt.budget import scaling_law
-from jaxgpt.budget import step_time as time
+from jaxgpt.budget import query, scaling_law, step_time
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.plan import Calibration
 from jaxgpt.budget.scaling_law import Corpus
@@ -23,7 +21,7 @@ from jaxgpt.errors import ConfigError, DataError
 FINISHED_SD, RUNNING_SD = (
     0.010,
     0.026,
-)  # nats; the second is what the fall of the rate is unsure by (see LAW.unannealed)
+)  # nats; the second is what the fall of the rate is unsure by (see LAW.undecayed_lr)
 EARLY = 0.25  # before this share of a run its loss says little about its end
 SETTLED = 5  # records before which compiling and warming up stand
 BELIEVABLE = 0.3  # nats: a shift beyond it is another corpus, tokenizer or an error, and widens the interval
@@ -92,7 +90,7 @@ def _work(config: Config, device: Device | None) -> float:
     """What a step costs, to compare two of them: seconds of the kernel model, or operations where there is none."""
     if device is None:
         return float(config.tokens_per_step * flops_per_token(config.model))
-    return time.modelled(config, device, "jaxgpt").seconds
+    return step_time.roofline(config, device, "jaxgpt").seconds
 
 
 def _shift(record: Record, ran: Config, corpus: Corpus, unique: float | None) -> tuple[float | None, float]:
@@ -103,11 +101,11 @@ def _shift(record: Record, ran: Config, corpus: Corpus, unique: float | None) ->
     if step < EARLY * ran.run.steps or step < 1:
         return None, 0.0
     done = step >= ran.run.steps
-    asked = question.ask(ran, step, corpus, unique)
+    asked = query.build_query(ran, step, corpus, unique)
     share = schedule.learning_rate(ran.optim, ran.run.steps, min(step, ran.run.steps - 1)) / ran.optim.learning_rate
-    expected = scaling_law.expect(asked)
-    unannealed = scaling_law.LAW.unannealed * max(share - 0.1, 0.0)
-    fallen = expected.loss - scaling_law.recipe_terms(asked)["unannealed"]
+    expected = scaling_law.predict_loss(asked)
+    unannealed = scaling_law.LAW.undecayed_lr * max(share - 0.1, 0.0)
+    fallen = expected.loss - scaling_law.recipe_costs(asked)["undecayed_lr"]
     distance = expected.sigmas["outside the fitted range"]  # a pilot is short: so far from the law it tells less
     shift = loss - unannealed - fallen
     strange = max(abs(shift) - BELIEVABLE, 0.0)

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from jaxgpt.budget import plan as plans
-from jaxgpt.budget import query as question
+from jaxgpt.budget import plan, query
 from jaxgpt.budget.memory import GIB
 from jaxgpt.budget.plan import Plan
 from jaxgpt.budget.recommend import needed
-from jaxgpt.budget.scaling_law import expect
+from jaxgpt.budget.scaling_law import predict_loss
 from jaxgpt.budget.step_time import Range
 from jaxgpt.config.model_size import flops_per_token, parameters
 
@@ -36,7 +35,7 @@ def compare(found: Plan) -> list[Claim]:
 def _losses(found: Plan) -> list[Claim]:
     claims = []
     for iters, claimed in LOSSES.items():
-        expected = plans.expect(found.inputs, iters)
+        expected = plan.predict_loss(found.inputs, iters)
         off = expected.loss - claimed.best
         verdict = f"{off:.2f} too low" if expected.low > claimed.best else "possible"
         claims.append(
@@ -50,7 +49,7 @@ def _losses(found: Plan) -> list[Claim]:
 
 
 def _gpt2(found: Plan) -> Claim:
-    loss = plans.expect(found.inputs, CLAIMED_STEPS).loss
+    loss = plan.predict_loss(found.inputs, CLAIMED_STEPS).loss
     short = loss - GPT2_ON_FINEWEB
     what = f"{short:.2f} short" if short > 0 else "reached, by the middle of the interval"
     here = f"{loss:.2f} against its {GPT2_ON_FINEWEB:.3f} on FineWeb"
@@ -112,8 +111,8 @@ def _memory(found: Plan) -> Claim:
 def _more_data(found: Plan) -> Claim:
     inputs = found.inputs
     iters = max(1, round(CLAIMED_TOKENS / inputs.config.tokens_per_step))
-    asked = question.ask(inputs.config, iters, inputs.corpus, CLAIMED_TOKENS)
-    expected = expect(asked)
+    asked = query.build_query(inputs.config, iters, inputs.corpus, CLAIMED_TOKENS)
+    expected = predict_loss(asked)
     off = expected.loss - CLAIMED_AT_TOKENS.best
     return Claim(
         claim="15B tokens bring 3.0–3.2",

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from jaxgpt.budget import options
-from jaxgpt.budget import search as inverse
+from jaxgpt.budget import options, search
 from jaxgpt.budget.options import Request
 from jaxgpt.budget.plan import Inputs, plan
 from jaxgpt.budget.recommend import recommend
@@ -20,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
         from jaxgpt.budget import plan_file
         from jaxgpt.runs import folder as runfolder
 
-        print(plan_file.said(plan_file.against(runfolder.find(request.actual)[0])))
+        print(plan_file.format_comparison(plan_file.compare_with_actual(runfolder.find(request.actual)[0])))
         return
     answer(request)
 
@@ -28,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
 def answer(request: Request) -> None:
     """Plans, and says it as the request asks."""
     inputs = learned(request)
-    choice = inverse.choose(inputs, request.goal) if request.goal else None
+    choice = search.best_run(inputs, request.goal) if request.goal else None
     if choice:
         inputs = choice.inputs
     found = plan(inputs)
@@ -57,7 +56,7 @@ def answer(request: Request) -> None:
 
         text.Printer(terminal.console()).whole(found, advice, claims, choice)
     if choice and request.write_config:
-        inverse.write_config(choice, request.write_config)
+        search.write_config(choice, request.write_config)
         if not request.json:
             print(f"\nwritten: {request.write_config}\n  python -m jaxgpt.train --config {request.write_config}")
 

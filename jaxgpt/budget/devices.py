@@ -201,7 +201,7 @@ def peak_flops(name: str) -> float | None:
     return device.tflops * 1e12 if device else None
 
 
-def local() -> str | None:
+def local_gpu() -> str | None:
     """The name of this machine's first NVIDIA GPU, asked of the driver and not of JAX; None if there is none."""
     for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         found = re.search(r"^Model:\s*(.+)$", information.read_text(errors="replace"), re.MULTILINE)

@@ -6,7 +6,7 @@ from jaxgpt.budget import plot
 from jaxgpt.budget.claims import Claim
 from jaxgpt.budget.memory import GIB
 from jaxgpt.budget.plan import Plan
-from jaxgpt.budget.recommend import Recommendation, tokens_shown
+from jaxgpt.budget.recommend import Recommendation, format_tokens
 from jaxgpt.budget.search import Choice
 from jaxgpt.budget.text import row_cells
 from jaxgpt.config.model_size import parameters
@@ -34,7 +34,7 @@ def _opening(found: Plan) -> Iterable[Block]:
     between = formatting.format_hours_range(last.seconds_low, last.seconds_high, last.seconds)
     yield report.paragraph(
         f"{facts.parameters / 1e6:.2f}M parameters ({facts.non_embedding_parameters / 1e6:.2f}M outside embedding and "
-        f"head) on {device}: {last.max_iters:,} steps read {tokens_shown(last.tokens)} tokens, take "
+        f"head) on {device}: {last.max_iters:,} steps read {format_tokens(last.tokens)} tokens, take "
         f"{formatting.format_hours(last.seconds)} ({between}) and end at a validation loss of {last.loss:.2f} "
         f" ({last.loss_low:.2f} to {last.loss_high:.2f}) on {inputs.corpus.name} "
         f"({inputs.corpus_why}). Intervals hold 80 %."

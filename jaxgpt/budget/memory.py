@@ -17,14 +17,14 @@ from jaxgpt.config import Config, Model
 from jaxgpt.config.model_size import parameters, positions
 from jaxgpt.utils import stats
 
-BLOCKS = "blocks"  # of `model.remat`: the policy that keeps least
+REMAT_BLOCKS = "blocks"  # of `model.remat`: the policy that keeps least
 
 GIB = 2**30
 FLOAT32 = 4
 LIBRARIES = 256 * 2**20  # cuBLASLt's and cuDNN's workspaces and the compiled program
 FRAGMENTS = 0.03  # of the whole: alignment and holes between buffers
 SMALL_STEPS = 3 * 4  # the update's number, and Adam's and the schedule's counts, int32
-JAX_SHARE = 0.75  # of a device that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says another
+JAX_MEMORY_FRACTION = 0.75  # of a device that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says another
 LIMIT = 4096  # the largest micro-batch that is looked for
 
 
@@ -49,7 +49,7 @@ def state_bytes(model: Model) -> int:
     return 3 * FLOAT32 * (parameters(model) + positions(model)) + SMALL_STEPS
 
 
-def need(config: Config, micro_batch: int | None = None, *, remat: str = "", flash: bool | None = None) -> Memory:
+def estimate(config: Config, micro_batch: int | None = None, *, remat: str = "", flash: bool | None = None) -> Memory:
     """What a step of `config` needs on each of its devices with `micro_batch` sequences (default: the config's).
 
     `remat` takes the place of the config's. `flash` says that attention keeps no probabilities; by
@@ -60,7 +60,7 @@ def need(config: Config, micro_batch: int | None = None, *, remat: str = "", fla
     tokens = (micro_batch or config.data.micro_batch) * model.block_size
     count = parameters(model) + positions(model)
     flash = flash_attention(model) if flash is None else flash
-    kept = kept_bytes(model, remat or model.remat, flash=flash)
+    kept = saved_activation_bytes(model, remat or model.remat, flash=flash)
     passing = block_bytes(model, flash=flash) - kept  # what a block computes again, while it is gone through
     ends = (4 * model.n_embd + 2 * model.n_embd) * size  # embedding, last norm, and their gradients
     backward = 2 * max(model.inner, 3 * model.n_embd) * size  # gradients of the block that is being gone through
@@ -113,9 +113,9 @@ def attention_bytes(model: Model, *, flash: bool) -> int:
     return arrays * number_size(model) + (FLOAT32 * model.n_head if flash else _probabilities(model))
 
 
-def kept_bytes(model: Model, remat: str, *, flash: bool) -> int:
+def saved_activation_bytes(model: Model, remat: str, *, flash: bool) -> int:
     """Those of a block's bytes that are kept from its forward to its backward pass; the rest is computed again."""
-    if remat == BLOCKS:
+    if remat == REMAT_BLOCKS:
         return model.n_embd * number_size(model)
     return block_bytes(model, flash=flash) - (attention_bytes(model, flash=flash) if remat == "attention" else 0)
 
@@ -126,12 +126,12 @@ def _probabilities(model: Model) -> int:
     return int(share * model.n_head * model.block_size * (FLOAT32 + number_size(model)))
 
 
-def largest(config: Config, usable_gib: float, *, remat: str = "") -> int:
+def max_micro_batch(config: Config, usable_gib: float, *, remat: str = "") -> int:
     """The largest micro-batch whose step fits into `usable_gib`; 0 if none does."""
-    return stats.largest_integer(lambda size: need(config, size, remat=remat).total <= usable_gib * GIB, LIMIT)
+    return stats.largest_integer(lambda size: estimate(config, size, remat=remat).total <= usable_gib * GIB, LIMIT)
 
 
-def choices(config: Config) -> list[int]:
+def candidate_micro_batches(config: Config) -> list[int]:
     """Micro-batches worth naming: powers of two that divide the sequences of a step, and the config's own."""
     sequences = config.data.micro_batch * config.data.accum
     powers = [2**n for n in range(9) if sequences % 2**n == 0]

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxgpt.budget import devices
-from jaxgpt.budget import query as question
+from jaxgpt.budget import devices, query
 from jaxgpt.budget.plan import Inputs
 from jaxgpt.budget.search import Goal
 from jaxgpt.config import Config
@@ -89,9 +88,9 @@ def read(argv: Sequence[str]) -> Request:
     unique = _given("--unique-tokens", options.unique_tokens)
     folder = Path(options.data) if options.data else None
     gpu, why = (options.gpu, "--gpu") if options.gpu is not None else _local_device()
-    corpus, corpus_why = question.assumed_corpus(config, text)
+    corpus, corpus_why = query.config_corpus(config, text)
     if options.corpus:
-        corpus, corpus_why = question.corpus_named(options.corpus), "--corpus"
+        corpus, corpus_why = query.find_corpus(options.corpus), "--corpus"
     inputs = Inputs(
         config=config,
         name=Path(name).stem,
@@ -99,7 +98,7 @@ def read(argv: Sequence[str]) -> Request:
         device=None if gpu.lower() == devices.CPU else devices.find(gpu),
         device_why=why,
         iters=_iters(options.iters, config),
-        tokens=question.tokens_at_hand(config, unique, folder, text),
+        tokens=query.available_tokens(config, unique, folder, text),
         corpus=corpus,
         corpus_why=corpus_why,
         price=number("--price", "0.30" if options.price is None else options.price, least=0),
@@ -129,7 +128,7 @@ def number(
     option: str, text: str, *, least: float | None = None, above: float | None = None, code: str = "C038"
 ) -> float:
     """The finite number that an option's text spells (`3.68e9`, `3.68B`), in its range; else `ConfigError` `code`."""
-    scale = question.SUFFIX.get(text.strip()[-1:].lower(), 1.0)
+    scale = query.SUFFIX.get(text.strip()[-1:].lower(), 1.0)
     try:
         value = float(text.replace(",", "") if scale == 1.0 else text.strip()[:-1].replace(",", "")) * scale
     except ValueError:
@@ -171,7 +170,7 @@ def _iters(texts: list[str] | None, config: Config) -> tuple[int, ...]:
 
 def _local_device() -> tuple[str, str]:
     """This machine's GPU where the table has it; else the device of the reference run."""
-    name = devices.local()
+    name = devices.local_gpu()
     known = name and devices.lookup(name)
     if known:
         return known.name, "this machine's"

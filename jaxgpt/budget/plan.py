@@ -4,15 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jaxgpt.budget import memory, scaling_law
-from jaxgpt.budget import query as question
-from jaxgpt.budget import step_time as time
+from jaxgpt.budget import memory, query, scaling_law, step_time
 from jaxgpt.budget.devices import CPU, Device
 from jaxgpt.budget.memory import GIB, Memory
 from jaxgpt.budget.names import size_warnings
 from jaxgpt.budget.published_runs import Reference, nearest
 from jaxgpt.budget.query import Tokens
-from jaxgpt.budget.scaling_law import CORPORA, Corpus, Expectation, Question
+from jaxgpt.budget.scaling_law import CORPORA, Corpus, LossPrediction, ScalingQuery
 from jaxgpt.budget.step_time import Pace
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token, non_embedding_parameters, parameters, positions
@@ -75,7 +73,7 @@ class Row:
     loss_low: float
     loss_high: float
     gain_per_hour: float | None
-    expectation: Expectation
+    expectation: LossPrediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +149,7 @@ def plan(inputs: Inputs) -> Plan:
         fit=fit(inputs.config, inputs.device),
         gains=gains(inputs, last.max_iters),
         nearest=tuple(nearest(parameters(inputs.config.model), last.tokens, inputs.corpus.name)),
-        elsewhere={name: expect(inputs, last.max_iters, corpus=CORPORA[name]).loss for name in sorted(others)},
+        elsewhere={name: predict_loss(inputs, last.max_iters, corpus=CORPORA[name]).loss for name in sorted(others)},
         warnings=tuple(warnings(inputs, last)),
     )
 
@@ -172,25 +170,29 @@ def _paces(inputs: Inputs) -> dict[str, Pace]:
     """Seconds per step of jaxgpt and of nanoGPT-class software; none for a device that must be measured first."""
     found = {}
     if inputs.device:
-        found = {software: time.pace(inputs.config, inputs.device, software) for software in ("jaxgpt", "nanogpt")}
+        found = {
+            software: step_time.estimate(inputs.config, inputs.device, software) for software in ("jaxgpt", "nanogpt")
+        }
     if inputs.calibration and inputs.calibration.pace:
         found["jaxgpt"] = inputs.calibration.pace
     return found
 
 
-def expect(inputs: Inputs, iters: int, *, corpus: Corpus | None = None, unique: float | None = None) -> Expectation:
+def predict_loss(
+    inputs: Inputs, iters: int, *, corpus: Corpus | None = None, unique: float | None = None
+) -> LossPrediction:
     """What the law expects of a run of `iters` steps of these inputs, or of another corpus or count of tokens."""
     held = inputs.tokens.unique if unique is None else unique
-    return scaling_law.expect(question.ask(inputs.config, iters, corpus or inputs.corpus, held))
+    return scaling_law.predict_loss(query.build_query(inputs.config, iters, corpus or inputs.corpus, held))
 
 
 def row(inputs: Inputs, pace: Pace | None, iters: int, above: Row | None = None) -> Row:
     """The row of a run of `iters` steps; `above` is the shorter run that its marginal gain is measured against."""
-    config, expected = inputs.config, expect(inputs, iters)
+    config, expected = inputs.config, predict_loss(inputs, iters)
     tokens = iters * config.tokens_per_step
     unique = inputs.tokens.unique
     low, middle, high = (None if pace is None else duration(config, iters, p) for p in _ends(pace))
-    energy = time.energy_kwh(inputs.device, middle) if middle is not None and inputs.device else None
+    energy = step_time.energy_kwh(inputs.device, middle) if middle is not None and inputs.device else None
     gained = None
     if above is not None and middle is not None and above.seconds is not None:
         gained = (above.loss - expected.loss) / ((middle - above.seconds) / 3600)
@@ -225,7 +227,7 @@ def duration(config: Config, iters: int, seconds_per_step: float) -> float:
 
 def gains(inputs: Inputs, iters: int) -> dict[str, Gain]:
     """What twice the model, twice the steps and twice the different tokens would each bring to the run of `iters`."""
-    asked = question.ask(inputs.config, iters, inputs.corpus, inputs.tokens.unique)
+    asked = query.build_query(inputs.config, iters, inputs.corpus, inputs.tokens.unique)
     now = _without_recipe(asked)
     flops = asked.tokens * flops_per_token(inputs.config.model)
     more = {
@@ -238,22 +240,22 @@ def gains(inputs: Inputs, iters: int) -> dict[str, Gain]:
     return found | {"double_unique_data": Gain(nats=now - varied, flops=flops)}
 
 
-def _without_recipe(asked: Question) -> float:
+def _without_recipe(asked: ScalingQuery) -> float:
     """The expected loss as if the recipe were tuned to each size: a gain is not to be one of the learning rate."""
-    expected = scaling_law.expect(asked)
+    expected = scaling_law.predict_loss(asked)
     return expected.loss - expected.terms["recipe"]
 
 
 def fit(config: Config, device: Device | None) -> Fit:
     """Memory of a step of `config`, and which micro-batches fit on `device`."""
     usable = None if device is None else device.usable
-    sizes = {size: memory.need(config, size).total / GIB for size in memory.choices(config)}
+    sizes = {size: memory.estimate(config, size).total / GIB for size in memory.candidate_micro_batches(config)}
     return Fit(
-        need=memory.need(config),
-        remat=memory.need(config, remat=memory.BLOCKS),
+        need=memory.estimate(config),
+        remat=memory.estimate(config, remat=memory.REMAT_BLOCKS),
         usable_gib=usable,
-        largest=None if usable is None else memory.largest(config, usable),
-        largest_remat=None if usable is None else memory.largest(config, usable, remat=memory.BLOCKS),
+        largest=None if usable is None else memory.max_micro_batch(config, usable),
+        largest_remat=None if usable is None else memory.max_micro_batch(config, usable, remat=memory.REMAT_BLOCKS),
         table=tuple((size, held, None if usable is None else held <= usable) for size, held in sizes.items()),
     )
 
@@ -271,7 +273,7 @@ def warnings(inputs: Inputs, last: Row) -> list[str]:
         why = inputs.corpus_why or "no corpus is given"
         found.append(f"corpus unknown ({why}): it alone moves the loss by ±0.3; --corpus NAME, or --calibrate RUN")
     found += [f"outside the law's fitted range, so the interval is wide: {how}" for how in last.expectation.outside]
-    found += [f"recipe: {how}" for how in question.recipe(inputs.config, last.max_iters).differences]
+    found += [f"recipe: {how}" for how in query.config_recipe(inputs.config, last.max_iters).differences]
     if inputs.tokens.unique is None:
         found.append("how many different tokens there are is unknown (--unique-tokens or --data): epochs are left out")
     elif last.epochs and last.epochs > EPOCHS_OF_CARE:
@@ -280,7 +282,7 @@ def warnings(inputs: Inputs, last: Row) -> list[str]:
     if room.fits is False:
         what = f"does not fit: {room.need.total / GIB:.1f} GiB of {room.usable_gib:.1f} GiB usable"
         found.append(f"{what}; the largest micro-batch that fits is {room.largest}")
-    if inputs.device and room.fits and room.need.total > memory.JAX_SHARE * inputs.device.memory * GIB:
+    if inputs.device and room.fits and room.need.total > memory.JAX_MEMORY_FRACTION * inputs.device.memory * GIB:
         found.append(
             "JAX takes three quarters of a GPU by default: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 for this run"
         )

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.budget import devices, memory
-from jaxgpt.budget import query as question
+from jaxgpt.budget import devices, query
 from jaxgpt.budget import to_json as schema
-from jaxgpt.budget.memory import GIB
 from jaxgpt.budget.plan import Inputs, plan
 from jaxgpt.budget.query import Tokens
 from jaxgpt.budget.recommend import recommend
@@ -24,8 +22,6 @@ from jaxgpt.utils import formatting
 
 NAME = "plan.json"
 NO_PROMISE = 1.0  # nats of interval beyond which an expected loss says nothing
-MOST_SHARE = 0.9  # of a device that JAX can be given
-SURE = 0.9  # of an estimate that is up to a tenth off: what is refused even so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +37,7 @@ class Line:
 def make(config: Config, tokens: Tokens, device: str) -> dict[str, Any]:
     """The plan of `config` on the device of that name with the different tokens at hand."""
     held = devices.lookup(device)
-    corpus, why = question.assumed_corpus(config, "")
+    corpus, why = query.config_corpus(config, "")
     inputs = Inputs(
         config=config,
         name=config.run.name,
@@ -56,7 +52,7 @@ def make(config: Config, tokens: Tokens, device: str) -> dict[str, Any]:
     return schema.document(found, recommend(found))
 
 
-def keep(folder: RunFolder, config: Config, tokens: int, device: str) -> None:
+def write_plan(folder: RunFolder, config: Config, tokens: int, device: str) -> None:
     """Writes the run's `plan.json` unless it has one; a plan that fails costs a warning, never the run."""
     path = folder.path / NAME
     if path.exists():
@@ -70,35 +66,12 @@ def keep(folder: RunFolder, config: Config, tokens: int, device: str) -> None:
 def _tokens(config: Config, count: int) -> Tokens:
     """What an audit of the run's data folder says, else all `count` tokens that the run has opened."""
     try:
-        return question.folder_tokens(Path(config.data.path), config.model.block_size)
+        return query.count_tokens(Path(config.data.path), config.model.block_size)
     except JaxgptError:
         return Tokens(unique=float(count), raw=float(count), source=f"the run's tokens in {config.data.path}")
 
 
-def check_memory(config: Config, limit: int | None, devices: int = 1) -> None:
-    """Raises `ConfigError` C022 if a step needs more than `limit` bytes of each device; None is not known."""
-    rows = max(1, config.data.micro_batch // devices)
-    needed = memory.need(config, rows).total
-    if limit is None or SURE * needed <= limit:
-        return
-    fits = memory.largest(config, limit / GIB) * devices
-    what = f"needs about {needed / GIB:.1f} GiB, {limit / GIB:.1f} GiB is free"
-    recomputed = memory.need(config, rows, remat=memory.BLOCKS).total
-    again = f"--model.remat blocks needs about {recomputed / GIB:.1f} GiB, for a slower step"
-    if not fits:
-        help = "no micro-batch of this model fits: choose a smaller one"
-        raise ConfigError("C022", what, again if recomputed <= limit else help)
-    sequences = config.data.micro_batch * config.data.accum
-    size = max(n for n in range(1, fits + 1) if sequences % n == 0)
-    help = f"--data.micro-batch {size} --data.accum {sequences // size} keeps the step and fits"
-    if recomputed <= limit:
-        help += f"; or {again}"
-    if needed <= MOST_SHARE / memory.JAX_SHARE * limit:
-        help += "; or XLA_PYTHON_CLIENT_MEM_FRACTION=0.9, as JAX takes three quarters of a GPU by default"
-    raise ConfigError("C022", what, help)
-
-
-def against(folder: RunFolder) -> list[Line]:
+def compare_with_actual(folder: RunFolder) -> list[Line]:
     """Plan against actual, as far as the run has come. Raises `ConfigError` C046 if it has no plan."""
     try:
         promised: dict[str, Any] = json.loads((folder.path / NAME).read_text(encoding="utf-8"))
@@ -139,17 +112,17 @@ def _loss_line(loss: float, row: dict[str, Any], *, done: bool) -> Line:
     )
 
 
-def said(lines: list[Line]) -> str:
+def format_comparison(lines: list[Line]) -> str:
     """The comparison as text."""
     words = {True: "inside", False: "outside", None: ""}
     rows = [f"  {line.what}: promised {line.promised}; {line.actual} {words[line.inside]}".rstrip() for line in lines]
     return "\n".join(["plan against actual:", *rows])
 
 
-def closing(folder: RunFolder) -> str:
+def final_comparison(folder: RunFolder) -> str:
     """`said(against(folder))`, or nothing where there is no plan."""
     try:
-        return said(against(folder))
+        return format_comparison(compare_with_actual(folder))
     except Exception as error:  # the end of a run is no place to fail over its plan
         runlog.warn(f"no plan against actual: {error}")
         return ""

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from jaxgpt.budget import plan as plans
+from jaxgpt.budget import plan
 from jaxgpt.budget.plan import Plan, Row
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def curve(found: Plan, points: int = POINTS) -> list[Row]:
     longest = found.last.max_iters
     first = min(max(0.1, 3 * found.inputs.config.optim.warmup_steps / longest), 0.5)
     lengths = sorted({max(1, round(longest * (first + (1 - first) * n / (points - 1)))) for n in range(points)})
-    return [plans.row(found.inputs, pace, iters) for iters in lengths]
+    return [plan.row(found.inputs, pace, iters) for iters in lengths]
 
 
 def terminal(found: Plan, width: int) -> str:

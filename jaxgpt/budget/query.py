@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.budget import scaling_law
-from jaxgpt.budget.scaling_law import CORPORA, Corpus, Question, Recipe
+from jaxgpt.budget.scaling_law import CORPORA, Corpus, Recipe, ScalingQuery
 from jaxgpt.config import Config, Optim, schedule
 from jaxgpt.config.model_size import parameters
 from jaxgpt.data import manifest
@@ -17,7 +17,7 @@ from jaxgpt.errors import ConfigError, DataError, JaxgptError
 
 AUDIT = "audit.json"
 SUFFIX = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
-SIMILAR_BATCH = (2**17, 2**21)  # tokens per step of the runs behind the law
+FITTED_BATCH = (2**17, 2**21)  # tokens per step of the runs behind the law
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,12 @@ class Tokens:
     raw: float | None = None
 
 
-def recipe(config: Config, steps: int) -> Recipe:
+def config_recipe(config: Config, steps: int) -> Recipe:
     """What of the config's recipe moves the loss of a run of `steps`."""
-    return recipe_of(config.optim, steps, parameters(config.model), config.tokens_per_step, config.model.dropout)
+    return make_recipe(config.optim, steps, parameters(config.model), config.tokens_per_step, config.model.dropout)
 
 
-def recipe_of(optim: Optim, steps: int, size: float, tokens_per_step: float, dropout: float) -> Recipe:
+def make_recipe(optim: Optim, steps: int, size: float, tokens_per_step: float, dropout: float) -> Recipe:
     """The same of a run that is known by its numbers: `size` is all parameters."""
     steps = max(steps, 1)
     share = schedule.end_share(optim, steps)
@@ -44,7 +44,7 @@ def recipe_of(optim: Optim, steps: int, size: float, tokens_per_step: float, dro
         different.append(f"a peak learning rate of {optim.learning_rate:g} (tuned runs of this size: {tuned:.1e})")
     if share > 0.3:
         different.append(f"a last learning rate of {share:.0%} of the peak (the law's runs end at 0 to 10 %)")
-    if not SIMILAR_BATCH[0] <= tokens_per_step <= SIMILAR_BATCH[1]:
+    if not FITTED_BATCH[0] <= tokens_per_step <= FITTED_BATCH[1]:
         different.append(f"{tokens_per_step:,} tokens per step (the law's runs: 131,072 to 2,097,152)")
     if optim.weight_decay > 0.3 or dropout > 0.1:
         different.append("more regularisation than the law's runs")
@@ -53,19 +53,19 @@ def recipe_of(optim: Optim, steps: int, size: float, tokens_per_step: float, dro
     return Recipe(learning_rate=optim.learning_rate, end_share=share, differences=tuple(different))
 
 
-def ask(config: Config, steps: int, corpus: Corpus, unique: float | None) -> Question:
+def build_query(config: Config, steps: int, corpus: Corpus, unique: float | None) -> ScalingQuery:
     """The question for a run of `steps` steps that is annealed at its end."""
-    return Question(
+    return ScalingQuery(
         parameters=parameters(config.model),
         tokens=float(steps) * config.tokens_per_step,
-        recipe=recipe(config, steps),
+        recipe=config_recipe(config, steps),
         corpus=corpus,
         unique=unique,
         ceiling=math.log(config.model.vocab_size),
     )
 
 
-def corpus_named(name: str) -> Corpus:
+def find_corpus(name: str) -> Corpus:
     """The corpus of that name in any spelling; `ConfigError` C040 with the names if there is none."""
     plain = {re.sub(r"[^a-z0-9]", "", known): known for known in CORPORA} | {
         "owt": "openwebtext",
@@ -79,12 +79,12 @@ def corpus_named(name: str) -> Corpus:
     raise ConfigError("C040", f"the corpus {name!r} is not known", f"{hint}There are: {', '.join(CORPORA)}")
 
 
-def assumed_corpus(config: Config, text: str) -> tuple[Corpus, str]:
+def config_corpus(config: Config, text: str) -> tuple[Corpus, str]:
     """The corpus that the config's file or data folder names, and who says so; unknown where none does.
 
     Losses are per token of GPT-2's vocabulary: a config of another size has no offset that is known.
     """
-    least, most = scaling_law.TOKENIZER_ROWS
+    least, most = scaling_law.GPT2_VOCAB_SIZES
     if not least <= config.model.vocab_size <= most or config.data.train_tokenizer:
         why = f"its {config.model.vocab_size:,} tokens are not GPT-2's, so no published loss can be compared"
         return CORPORA["unknown"], why
@@ -92,13 +92,13 @@ def assumed_corpus(config: Config, text: str) -> tuple[Corpus, str]:
     if marked and marked[1] in CORPORA:
         return CORPORA[marked[1]], "the config's own text says so"
     for place, words in (("data.path", config.data.path), ("the config's own text", text)):
-        found = corpus_in(words)
+        found = match_corpus(words)
         if found.name != "unknown":
             return found, f"assumed, because {place} says so"
     return CORPORA["unknown"], "neither the config nor --corpus names one"
 
 
-def corpus_in(text: str) -> Corpus:
+def match_corpus(text: str) -> Corpus:
     """The corpus that `text` names; unknown where it names none."""
     flat = re.sub(r"edu-?fineweb", "fineweb-edu", text.lower().replace("_", "-")).replace("than fineweb-edu", "")
     for name in ("fineweb-edu", "fineweb", "openwebtext2", "openwebtext", "refinedweb", "c4"):
@@ -113,7 +113,7 @@ def stated_tokens(text: str) -> float | None:
     return None if not found else float(found[1].replace(",", "")) * SUFFIX[found[2].lower()]
 
 
-def folder_tokens(folder: Path, block: int) -> Tokens:
+def count_tokens(folder: Path, block: int) -> Tokens:
     """What `manifest.json` and `audit.json` of a folder of shards say; no shard is opened.
 
     Raises `DataError` D002 or D018 for the manifest, D013 if the training split is shorter than a window of
@@ -163,16 +163,16 @@ def check_corpus(unique: float, block: int) -> None:
         raise DataError("D013", what, "more text, or a smaller --model.block-size")
 
 
-def tokens_at_hand(config: Config, unique: float | None, folder: Path | None, text: str) -> Tokens:
+def available_tokens(config: Config, unique: float | None, folder: Path | None, text: str) -> Tokens:
     """The different tokens: as given, as the folder says, as the config's own folder or text says; else unknown."""
     block = config.model.block_size
     if unique is not None:
         check_corpus(unique, block)
         return Tokens(unique=unique, raw=unique, source="--unique-tokens")
     if folder is not None:
-        return folder_tokens(folder, block)
+        return count_tokens(folder, block)
     try:
-        return folder_tokens(Path(config.data.path), block)
+        return count_tokens(Path(config.data.path), block)
     except JaxgptError as error:
         if error.code != "D002":
             raise

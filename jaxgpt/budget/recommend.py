@@ -3,15 +3,20 @@
 import math
 from dataclasses import dataclass, replace
 
-from jaxgpt.budget import plan as plans
-from jaxgpt.budget import query as question
-from jaxgpt.budget import scaling_law
+from jaxgpt.budget import plan, query, scaling_law
 from jaxgpt.budget.plan import Plan
-from jaxgpt.budget.scaling_law import FITTED_PARAMETERS, FITTED_RATIO, FITTED_TOKENS, Corpus, Expectation, Question
+from jaxgpt.budget.scaling_law import (
+    FITTED_PARAMETERS,
+    FITTED_RATIO,
+    FITTED_TOKENS,
+    Corpus,
+    LossPrediction,
+    ScalingQuery,
+)
 from jaxgpt.config import schedule
 
 SEED_SD = 0.0013  # nats between runs that differ in their seed alone (modded-nanogpt's repeated records)
-WORTH = 3 * SEED_SD  # a gain that one run can show
+MEASURABLE_GAIN = 3 * SEED_SD  # a gain that one run can show
 CLAIMED_UNIQUE = (1.0e9, 1.5e9)  # what was claimed to be left of the reference run's tokens without duplicates
 
 
@@ -21,7 +26,7 @@ class Best:
 
     parameters: float
     tokens: float
-    expectation: Expectation
+    expectation: LossPrediction
     bound: bool
 
 
@@ -54,24 +59,24 @@ def worth_iters(found: Plan) -> int:
 
     def gain(iters: int) -> float:
         longer = math.ceil(1.1 * iters)
-        return plans.expect(found.inputs, iters).loss - plans.expect(found.inputs, longer).loss
+        return plan.predict_loss(found.inputs, iters).loss - plan.predict_loss(found.inputs, longer).loss
 
     below = max(found.inputs.config.optim.warmup_steps, 10)
     above = 100 * max(found.last.max_iters, below)
     while above - below > max(1, below // 100):
         middle = (below + above) // 2
-        below, above = (middle, above) if gain(middle) >= WORTH else (below, middle)
+        below, above = (middle, above) if gain(middle) >= MEASURABLE_GAIN else (below, middle)
     digits = int(10 ** max(0, int(math.log10(below)) - 1))
     return below // digits * digits
 
 
 def best_model(found: Plan) -> Best | None:
-    """`best_for` the longest run of the plan."""
+    """`best_model_for` the longest run of the plan."""
     unique = found.inputs.tokens.unique
-    return best_for(question.ask(found.inputs.config, found.last.max_iters, found.inputs.corpus, unique))
+    return best_model_for(query.build_query(found.inputs.config, found.last.max_iters, found.inputs.corpus, unique))
 
 
-def best_for(asked: Question) -> Best | None:
+def best_model_for(asked: ScalingQuery) -> Best | None:
     """The size that ends lowest for the same 6 N D, among sizes and ratios that the law was fitted to; None if none."""
     product = asked.parameters * asked.tokens
     most = min(math.sqrt(product / FITTED_RATIO), FITTED_PARAMETERS[1])
@@ -81,15 +86,15 @@ def best_for(asked: Question) -> Best | None:
     sizes = [least * (most / least) ** (n / 400) for n in range(401)]
     tuned = replace(asked.recipe, differences=())
 
-    def at(size: float) -> Question:
+    def at(size: float) -> ScalingQuery:
         rate = scaling_law.tuned_learning_rate(size)
         return replace(asked, parameters=size, tokens=product / size, recipe=replace(tuned, learning_rate=rate))
 
-    size = min(sizes, key=lambda n: scaling_law.expect(at(n)).loss)
+    size = min(sizes, key=lambda n: scaling_law.predict_loss(at(n)).loss)
     return Best(
         parameters=size,
         tokens=product / size,
-        expectation=scaling_law.expect(at(size)),
+        expectation=scaling_law.predict_loss(at(size)),
         bound=size >= 0.999 * most and most < FITTED_PARAMETERS[1],
     )
 
@@ -97,10 +102,10 @@ def best_for(asked: Question) -> Best | None:
 def stop_early(found: Plan) -> tuple[int, float, float]:
     """Three quarters of the run: its steps, its loss with the decay ending there, and its loss when just cut off."""
     iters = max(1, 3 * found.last.max_iters // 4)
-    annealed = plans.expect(found.inputs, iters).loss
+    annealed = plan.predict_loss(found.inputs, iters).loss
     rate = schedule.learning_rate(found.inputs.config.optim, found.last.max_iters, iters)
     share = rate / max(found.inputs.config.optim.learning_rate, 1e-12)
-    return iters, annealed, annealed + scaling_law.LAW.unannealed * max(share - 0.1, 0.0)
+    return iters, annealed, annealed + scaling_law.LAW.undecayed_lr * max(share - 0.1, 0.0)
 
 
 def sensitivity(found: Plan) -> tuple[tuple[float, float], ...]:
@@ -110,7 +115,7 @@ def sensitivity(found: Plan) -> tuple[tuple[float, float], ...]:
         return ()
     fewer = CLAIMED_UNIQUE if unique > 2 * CLAIMED_UNIQUE[1] and unique < 1e10 else (unique / 4, unique / 2)
     return tuple(
-        (count, plans.expect(found.inputs, found.last.max_iters, unique=count).loss) for count in (*fewer, unique)
+        (count, plan.predict_loss(found.inputs, found.last.max_iters, unique=count).loss) for count in (*fewer, unique)
     )
 
 
@@ -126,13 +131,13 @@ def _sentences(
         f" (which lies beyond the {FITTED_TOKENS[1] / 1e9:.0f}B tokens of the fit)" if tokens > FITTED_TOKENS[1] else ""
     )
     said = [
-        f"Beyond about {worth:,} steps a tenth more of them brings less than {WORTH:.3f} nats, which one run cannot "
-        f"tell from its seed; {last.max_iters:,} steps are {'past' if last.max_iters > worth else 'before'} "
-        f"that point{far}.{hour}"
+        f"Beyond about {worth:,} steps a tenth more of them brings less than {MEASURABLE_GAIN:.3f} nats, which "
+        f"one run cannot tell from its seed; {last.max_iters:,} steps are "
+        f"{'past' if last.max_iters > worth else 'before'} that point{far}.{hour}"
     ]
     said.append(_best_sentence(last.loss, best))
     if unique:
-        parts = ", ".join(f"{loss:.3f} with {tokens_shown(count)}" for count, loss in unique)
+        parts = ", ".join(f"{loss:.3f} with {format_tokens(count)}" for count, loss in unique)
         said.append(f"How many tokens really differ: expected {parts} different tokens.")
     said.append(
         f"To stop early, plan it: {iters:,} steps whose learning rate falls by then end at {annealed:.3f} "
@@ -166,10 +171,10 @@ def least_loss(parameters: float, corpus: Corpus) -> float:
 
 def needed(found: Plan, loss: float) -> str:
     """What a claimed loss takes by the law, as the end of a sentence: more tokens, or a larger model on how many."""
-    return needed_by(found.facts.parameters, found.inputs.corpus, loss)
+    return required_for_loss(found.facts.parameters, found.inputs.corpus, loss)
 
 
-def needed_by(parameters: float, corpus: Corpus, loss: float) -> str:
+def required_for_loss(parameters: float, corpus: Corpus, loss: float) -> str:
     """The same for any model and corpus."""
     law, least = scaling_law.LAW, least_loss(parameters, corpus)
     if loss > least:
@@ -196,8 +201,8 @@ def _best_sentence(loss: float, best: Best | None) -> str:
             f"No model of {FITTED_PARAMETERS[0] / 1e6:.0f}M parameters and 15 tokens for each can be trained with so "
             "few FLOPs: the law's fitted range is not reached, and all losses here are rough."
         )
-    model = f"{best.parameters / 1e6:,.0f}M parameters on {tokens_shown(best.tokens)} tokens"
-    if loss - best.expectation.loss <= WORTH:
+    model = f"{best.parameters / 1e6:,.0f}M parameters on {format_tokens(best.tokens)} tokens"
+    if loss - best.expectation.loss <= MEASURABLE_GAIN:
         return f"The size fits the FLOPs: the best model that the law knows for as many 6ND has {model}."
     bound = ", on the bound of 15 tokens per parameter within which the law was fitted" if best.bound else ""
     return (
@@ -210,9 +215,9 @@ def _hour(found: Plan) -> float | None:
     """What the last hour of the longest run brings, in nats; None where no pace is known or the run is shorter."""
     pace = found.paces.get("jaxgpt")
     less = found.last.max_iters - round(3600 / pace.seconds) if pace else 0
-    return plans.expect(found.inputs, less).loss - found.last.loss if less > 0 else None
+    return plan.predict_loss(found.inputs, less).loss - found.last.loss if less > 0 else None
 
 
-def tokens_shown(count: float) -> str:
+def format_tokens(count: float) -> str:
     """`2.52B`, `480M`."""
     return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.3g}M" if count >= 1e6 else f"{count:,.0f}"

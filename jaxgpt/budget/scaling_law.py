@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 
 from jaxgpt.utils.stats import Z80
 
-TOKENIZER_ROWS = (50_000, 51_000)  # GPT-2's vocabulary and its paddings: whose nats the offsets are in
+GPT2_VOCAB_SIZES = (50_000, 51_000)  # GPT-2's vocabulary and its paddings: whose nats the offsets are in
 
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """Constants of the fit: `capacity` and `alpha` go with N, `data` and `beta` with D; see `recipe_terms`."""
+    """Constants of the fit: `capacity` and `alpha` go with N, `data` and `beta` with D; see `recipe_costs`."""
 
     capacity: float
     alpha: float
     data: float
     beta: float
-    cautious: float
-    unannealed: float = 0.11
+    undertuned_lr: float
+    undecayed_lr: float = 0.11
 
     def capacity_term(self, parameters: float) -> float:
         return float(self.capacity * (parameters / 1e8) ** -self.alpha)
@@ -34,7 +34,7 @@ class Law:
 
 
 # bench/refit.py: 78 tuned points of Porian et al. (2024), 7 annealed Adam(W) runs on FineWeb, one offset per corpus.
-LAW = Law(capacity=1.155, alpha=0.214, data=0.269, beta=0.262, cautious=0.050)
+LAW = Law(capacity=1.155, alpha=0.214, data=0.269, beta=0.262, undertuned_lr=0.050)
 FITTED_PARAMETERS = (2e7, 1.5e9)
 FITTED_TOKENS = (1e9, 4e10)
 FITTED_RATIO = 15.0  # tokens per parameter, at least
@@ -111,7 +111,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class ScalingQuery:
     """What is asked of the law. `unique` tokens are those that differ; None counts none as repeated."""
 
     parameters: float
@@ -123,7 +123,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expectation:
+class LossPrediction:
     """The answer in nats per token: loss, 80 % interval, the terms it is the sum of, and where sigma comes from."""
 
     loss: float
@@ -138,18 +138,18 @@ class Expectation:
         return math.hypot(*self.sigmas.values())
 
 
-def expect(question: Question, law: Law = LAW) -> Expectation:
+def predict_loss(question: ScalingQuery, law: Law = LAW) -> LossPrediction:
     """The expected validation loss at the end of the run that `question` describes."""
-    repeated = repetition(question.parameters, question.tokens, question.unique)
+    repeated = repetition_cost(question.parameters, question.tokens, question.unique)
     terms = {
         "irreducible": question.corpus.offset,
         "capacity": law.capacity_term(question.parameters),
         "data": law.data_term(question.tokens),
         "repetition": repeated,
-        "recipe": sum(recipe_terms(question, law).values()),
+        "recipe": sum(recipe_costs(question, law).values()),
     }
     terms["data"] -= max(sum(terms.values()) - question.ceiling, 0.0)  # few tokens teach little, but nothing false
-    outside, stretch = distance(question.parameters, question.tokens)
+    outside, stretch = extrapolation(question.parameters, question.tokens)
     recipe = OTHER_RECIPE if question.recipe.differences else SAME_RECIPE
     sigmas = {
         "recipe": recipe,
@@ -158,7 +158,7 @@ def expect(question: Question, law: Law = LAW) -> Expectation:
         "repetition": REPETITION_SPREAD * repeated,
     }
     loss, sigma = sum(terms.values()), math.hypot(*sigmas.values())
-    return Expectation(
+    return LossPrediction(
         loss=loss,
         low=max(loss - Z80 * sigma, 0.0),
         high=min(loss + Z80 * sigma, max(question.ceiling, loss)),
@@ -173,7 +173,7 @@ REPETITION_SCALE, REPETITION_EPOCHS, REPETITION_RATIO = 0.0224, 0.683, 0.578
 REPETITION_SPREAD = 0.7  # times or divided by 1.7 is one standard deviation
 
 
-def repetition(parameters: float, tokens: float, unique: float | None) -> float:
+def repetition_cost(parameters: float, tokens: float, unique: float | None) -> float:
     """What repeating `unique` tokens until `tokens` are read costs against as many different ones, in nats."""
     if unique is None or tokens <= unique:
         return 0.0
@@ -186,26 +186,29 @@ def tuned_learning_rate(parameters: float) -> float:
     return float(1.8e-3 * (parameters / 1.236e8) ** -0.274)
 
 
-def recipe_terms(question: Question, law: Law = LAW) -> dict[str, float]:
+def recipe_costs(question: ScalingQuery, law: Law = LAW) -> dict[str, float]:
     """Known costs of a recipe, in nats.
 
-    cautious: llm.c and nanoGPT train 124M at a peak of 6e-4, a third of what later tuning found, and end 0.05 higher.
+    undertuned_lr: llm.c and nanoGPT train 124M at a peak of 6e-4, a third of what later tuning found, and end 0.05
+    higher.
     Between a third and six tenths of the tuned rate the cost is linear in the logarithm. It was seen at that size
     alone: the reference run, of a third of it and at 0.41 of its tuned rate, stands on the law, so the cost fades to
-    nothing at a factor of three. unannealed: a rate that does not fall to a tenth of its peak leaves noise that a fall
+    nothing at a factor of three.
+
+    undecayed_lr: a rate that does not fall to a tenth of its peak leaves noise that a fall
     removes.
     """
     share = question.recipe.learning_rate / tuned_learning_rate(question.parameters)
     steep = math.log(0.6 / max(share, 1e-9)) / math.log(0.6 / 0.334)
     fade = 1 - abs(math.log(question.parameters / 1.236e8)) / math.log(3)
-    cautious = law.cautious * min(max(steep, 0.0), 1.0) * max(fade, 0.0)
+    undertuned_lr = law.undertuned_lr * min(max(steep, 0.0), 1.0) * max(fade, 0.0)
     return {
-        "cautious": cautious,
-        "unannealed": law.unannealed * max(question.recipe.end_share - 0.1, 0.0),
+        "undertuned_lr": undertuned_lr,
+        "undecayed_lr": law.undecayed_lr * max(question.recipe.end_share - 0.1, 0.0),
     }
 
 
-def distance(parameters: float, tokens: float) -> tuple[tuple[str, ...], float]:
+def extrapolation(parameters: float, tokens: float) -> tuple[tuple[str, ...], float]:
     """In words how the question lies outside the fitted range, and the standard deviation in nats that this adds.
 
     A factor e below or above the sizes adds 0.3, of the tokens 0.1, below the ratio of tokens to parameters 0.2: about

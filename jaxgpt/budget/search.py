@@ -10,9 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxgpt.budget import memory, scaling_law
-from jaxgpt.budget import plan as plans
-from jaxgpt.budget import step_time as time
+from jaxgpt.budget import memory, plan, scaling_law, step_time
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.plan import Inputs, Row
 from jaxgpt.config import Config, Model
@@ -26,7 +24,7 @@ SHAPES = (
     (12, 576), (12, 640), (12, 704), (12, 768), (14, 832), (16, 896), (18, 960), (20, 1024), (24, 1024), (24, 1152),
     (24, 1280), (28, 1344), (32, 1408), (36, 1536), (40, 1600), (48, 1600),
 )  # fmt: skip
-LEAST_STEPS = 20
+MIN_STEPS = 20
 WARMUP_SHARE, MOST_WARMUP = 0.1, 2000
 GPT2_MOST_RATE = 1e-3  # the highest rate that a run with learned positions was seen to train well at
 
@@ -64,7 +62,7 @@ class Choice:
     inputs: Inputs
 
 
-def choose(inputs: Inputs, goal: Goal) -> Choice:
+def best_run(inputs: Inputs, goal: Goal) -> Choice:
     """The best run for the goal on the inputs' device and data. Raises `ConfigError` C044 if there is none.
 
     For hours and energy the lowest loss wins, for a target the shortest run. Runs stay where the law was fitted: 15
@@ -72,7 +70,7 @@ def choose(inputs: Inputs, goal: Goal) -> Choice:
     """
     if inputs.device is None:
         raise ConfigError("C044", "without a GPU's pace nothing can be chosen", "--gpu NAME")
-    tried = [c for shape in SHAPES if (c := candidate(inputs, inputs.device, shaped(inputs.config, *shape), goal))]
+    tried = [c for shape in SHAPES if (c := candidate(inputs, inputs.device, with_shape(inputs.config, *shape), goal))]
     found = [c for c in tried if c.ratio >= scaling_law.FITTED_RATIO] or tried
     inside = [c for c in found if not c.row.expectation.outside] or found
     if not inside:
@@ -90,7 +88,7 @@ def _hint(inputs: Inputs, goal: Goal) -> str:
     return f"the corpus's own irreducible loss is {inputs.corpus.offset:.2f}; choose a higher target or a faster device"
 
 
-def shaped(config: Config, layers: int, width: int) -> Config:
+def with_shape(config: Config, layers: int, width: int) -> Config:
     """`config` with another shape of the same architecture, its learning rate tuned to its size."""
     model = dataclasses.replace(
         config.model,
@@ -118,23 +116,23 @@ def candidate(inputs: Inputs, device: Device, config: Config, goal: Goal) -> Can
     if batched is None:
         return None
     inputs = replace(inputs, config=batched)
-    pace = time.pace(batched, device)
+    pace = step_time.estimate(batched, device)
     if inputs.calibration and inputs.calibration.pace:
-        pace = pace.scaled(inputs.calibration.pace.seconds / time.pace(inputs.config, device).seconds)
+        pace = pace.scaled(inputs.calibration.pace.seconds / step_time.estimate(inputs.config, device).seconds)
     steps = _steps(inputs, pace.seconds, device, goal)
-    if steps is None or steps < LEAST_STEPS:
+    if steps is None or steps < MIN_STEPS:
         return None
     done = with_steps(batched, steps)
     inputs = replace(inputs, config=done)
     count = parameters(done.model)
     ratio = steps * done.tokens_per_step / count
-    return Candidate(config=done, row=plans.row(inputs, time.pace(done, device), steps), ratio=ratio)
+    return Candidate(config=done, row=plan.row(inputs, step_time.estimate(done, device), steps), ratio=ratio)
 
 
 def with_batch(config: Config, device: Device) -> Config | None:
     """`config` with the largest micro-batch of at most 64 that fits and divides a step; None if not even 1 does."""
     sequences = config.data.micro_batch * config.data.accum
-    fits = memory.largest(config, device.usable)
+    fits = memory.max_micro_batch(config, device.usable)
     sizes = [size for size in range(1, min(fits, 64, sequences) + 1) if sequences % size == 0]
     return config.replace({"data": {"micro_batch": sizes[-1], "accum": sequences // sizes[-1]}}) if sizes else None
 
@@ -152,10 +150,10 @@ def _steps(inputs: Inputs, pace: float, device: Device, goal: Goal) -> int | Non
         return _steps_to(inputs, goal.target_loss)
     hours = goal.hours
     if hours is None and goal.kwh is not None:
-        hours = goal.kwh / time.energy_kwh(device, 3600)
+        hours = goal.kwh / step_time.energy_kwh(device, 3600)
     seconds = (hours or 0.0) * 3600
     steps = int(seconds / pace)
-    while steps > 0 and plans.duration(inputs.config, steps, pace) > seconds:
+    while steps > 0 and plan.duration(inputs.config, steps, pace) > seconds:
         steps -= max(1, steps // 500)
     return steps
 
@@ -176,7 +174,7 @@ def _steps_to(inputs: Inputs, loss: float) -> int | None:
 
 def expected(inputs: Inputs, steps: int) -> float:
     config = with_steps(inputs.config, steps)
-    return plans.expect(replace(inputs, config=config), steps).loss
+    return plan.predict_loss(replace(inputs, config=config), steps).loss
 
 
 def with_config(inputs: Inputs, best: Candidate) -> Inputs:

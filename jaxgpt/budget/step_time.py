@@ -119,14 +119,14 @@ class Pace:
         return replace(self, seconds=self.seconds * factor, low=self.low * factor, high=self.high * factor)
 
 
-def pace(config: Config, device: Device, software: str = "jaxgpt", results: Path | None = None) -> Pace:
+def estimate(config: Config, device: Device, software: str = "jaxgpt", results: Path | None = None) -> Pace:
     """What a step of `config` takes on `device` under `software`, measured where a result for the device exists."""
-    guess = modelled(config, device, software)
+    guess = roofline(config, device, software)
     found = measured(device, results) if software == "jaxgpt" else None
     if found is None:
         return guess
     reference, seconds, source = found
-    factor = seconds / modelled(reference, device, software).seconds
+    factor = seconds / roofline(reference, device, software).seconds
     known = guess.scaled(factor)
     spread = 0.03 if reference.model == config.model else 0.10
     return replace(
@@ -137,7 +137,7 @@ def pace(config: Config, device: Device, software: str = "jaxgpt", results: Path
     )
 
 
-def modelled(config: Config, device: Device, software: str) -> Pace:
+def roofline(config: Config, device: Device, software: str) -> Pace:
     low, high = (sum(k.seconds for k in kernels(config, device, software, best=best)) for best in (True, False))
     if software == "jaxgpt":
         high /= JAX_BESIDE_TORCH.worst

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from jaxgpt.budget import plot
-from jaxgpt.budget import step_time as time
+from jaxgpt.budget import plot, step_time
 from jaxgpt.budget.claims import Claim
 from jaxgpt.budget.memory import GIB
 from jaxgpt.budget.plan import Plan, Row
@@ -93,8 +92,8 @@ class Printer(Sheet):
             drawn.add_row(*cells, gain.replace("0.", ".", 1))
         self.show(drawn)
         self.line(
-            f"time, energy and cost are jaxgpt's, with evaluations and start; board at {time.BOARD_SHARE:.0%} and "
-            f"{time.HOST_WATTS:g} W for the rest; {found.inputs.price:g} per kWh; "
+            f"time, energy and cost are jaxgpt's, with evaluations and start; board at {step_time.BOARD_SHARE:.0%} and "
+            f"{step_time.HOST_WATTS:g} W for the rest; {found.inputs.price:g} per kWh; "
             "'per h': nats gained per extra hour against the row above"
         )
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from jaxgpt.budget import step_time as time
+from jaxgpt.budget import step_time
 from jaxgpt.budget.claims import Claim
 from jaxgpt.budget.memory import GIB
 from jaxgpt.budget.plan import Plan, Row
@@ -66,7 +66,7 @@ def pace(found: Plan, software: str, value: Pace) -> dict[str, Any]:
         "seconds_low": value.low,
         "seconds_high": value.high,
         "tokens_per_second": tokens / value.seconds,
-        "mfu": None if held is None else time.mfu(found.inputs.config, value.seconds, held),
+        "mfu": None if held is None else step_time.mfu(found.inputs.config, value.seconds, held),
         "software": SOFTWARE[software],
         "why": value.why,
         "kernels": [dataclasses.asdict(kernel) for kernel in value.kernels],

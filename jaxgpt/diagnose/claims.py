@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxgpt.budget import scaling_law
 from jaxgpt.budget.claims import LOSSES
-from jaxgpt.budget.recommend import needed_by
+from jaxgpt.budget.recommend import required_for_loss
 from jaxgpt.config import schedule
 from jaxgpt.config.command_line import load
 from jaxgpt.config.model_size import parameters
@@ -62,7 +62,7 @@ def _judged(case: RunAnalysis, steps: int, low: float, high: float) -> Claim | N
 
 def _needs(case: RunAnalysis, loss: float) -> str:
     size = case.setting.parameters
-    return "takes a larger model, or another corpus" if not size else needed_by(size, case.setting.corpus, loss)
+    return "takes a larger model, or another corpus" if not size else required_for_loss(size, case.setting.corpus, loss)
 
 
 def ending_at(case: RunAnalysis, steps: int) -> Forecast | None:
@@ -76,5 +76,5 @@ def ending_at(case: RunAnalysis, steps: int) -> Forecast | None:
     asked = case.query_for(steps)
     if asked is None:
         return None
-    law = scaling_law.expect(asked)
+    law = scaling_law.predict_loss(asked)
     return gaussian(law.loss, law.sigma)

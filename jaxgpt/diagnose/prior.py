@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxgpt.budget import scaling_law
-from jaxgpt.budget.query import recipe_of
-from jaxgpt.budget.scaling_law import Question
+from jaxgpt.budget.query import make_recipe
+from jaxgpt.budget.scaling_law import ScalingQuery
 from jaxgpt.diagnose.annealing import MISFIT, Curve, Posterior, fit
 from jaxgpt.diagnose.mixture import Forecast, gaussian
 from jaxgpt.diagnose.setting import Setting
@@ -27,11 +27,13 @@ def pre_run(setting: Setting, steps: int | None = None) -> Forecast | None:
     steps = setting.total_steps if steps is None else steps
     if not setting.parameters or not setting.tokens_per_step or not steps or steps < 1:
         return None
-    found = scaling_law.expect(
-        Question(
+    found = scaling_law.predict_loss(
+        ScalingQuery(
             parameters=setting.parameters,
             tokens=setting.tokens_per_step * steps,
-            recipe=recipe_of(setting.optim, steps, setting.parameters, setting.tokens_per_step, setting.dropout or 0.0),
+            recipe=make_recipe(
+                setting.optim, steps, setting.parameters, setting.tokens_per_step, setting.dropout or 0.0
+            ),
             corpus=setting.corpus,
             unique=setting.unique_tokens or None,
             ceiling=math.log(setting.vocab_size) if setting.vocab_size and setting.vocab_size > 1 else math.inf,
@@ -50,7 +52,7 @@ def repetition(setting: Setting, steps: int | None = None) -> NDArray[np.float64
     if not again[-1]:
         return None
     cost: NDArray[np.float64] = (
-        scaling_law.repetition(parameters, 2 * unique, unique) * again**scaling_law.REPETITION_EPOCHS
+        scaling_law.repetition_cost(parameters, 2 * unique, unique) * again**scaling_law.REPETITION_EPOCHS
     )
     return cost
 

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxgpt import logs
-from jaxgpt.budget import devices
-from jaxgpt.budget import query as question
+from jaxgpt.budget import devices, query
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.query import Tokens
 from jaxgpt.budget.scaling_law import CORPORA, Corpus
@@ -157,14 +156,14 @@ class _Facts:
 
     def unique_tokens(self) -> float | None:
         found = first(self.options.unique_tokens, self._data().unique, self.history.stated.unique_tokens)
-        return found if found is not None or self.config is None else question.stated_tokens(self._text())
+        return found if found is not None or self.config is None else query.stated_tokens(self._text())
 
     def _data(self) -> Tokens:
         """What the run's own folder of tokens says; nothing where it cannot be reached or read."""
         if self.history.config is None:
             return Tokens(unique=None, source="")
         try:
-            return question.folder_tokens(Path(self.history.config.data.path), self.history.config.model.block_size)
+            return query.count_tokens(Path(self.history.config.data.path), self.history.config.model.block_size)
         except JaxgptError as error:
             if error.code != "D002":
                 self.assumed.append(f"the run's data tells nothing: {error.message} (--unique-tokens)")
@@ -178,7 +177,7 @@ class _Facts:
         if self.history.config is None:
             return None
         try:
-            held = json.loads((Path(self.history.config.data.path) / question.AUDIT).read_text(encoding="utf-8"))
+            held = json.loads((Path(self.history.config.data.path) / query.AUDIT).read_text(encoding="utf-8"))
             entropy = (held["splits"].get("val") or held["splits"]["train"])["unigram_entropy"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -213,13 +212,13 @@ class _Facts:
 
     def corpus(self) -> Corpus:
         if self.options.corpus is not None:
-            return question.corpus_named(self.options.corpus)
+            return query.find_corpus(self.options.corpus)
         named = str(self.history.stated.settings.get("dataset", ""))
         config = self.config
         if config is None:
-            found, why = question.corpus_in(named), f"the log names {named!r}"
+            found, why = query.match_corpus(named), f"the log names {named!r}"
         else:
-            found, why = question.assumed_corpus(config, f"{self._text()}\n{named}")
+            found, why = query.config_corpus(config, f"{self._text()}\n{named}")
         unknown = found is CORPORA["unknown"]
         self.assumed.append(
             "no corpus is named, so that the level of the loss cannot be judged (--corpus)"

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.budget import query as questions
-from jaxgpt.budget import scaling_law
-from jaxgpt.budget.scaling_law import Expectation, Question
+from jaxgpt.budget import query, scaling_law
+from jaxgpt.budget.scaling_law import LossPrediction, ScalingQuery
 from jaxgpt.diagnose import annealing, endings, rates
 from jaxgpt.diagnose.annealing import Posterior
 from jaxgpt.diagnose.arrival import Arrival
@@ -190,7 +189,7 @@ class RunAnalysis:
         held = setting.unique_tokens if unique is None else unique
         if not setting.parameters or not setting.tokens_per_step or not held:
             return None
-        return scaling_law.repetition(setting.parameters, step * setting.tokens_per_step, held)
+        return scaling_law.repetition_cost(setting.parameters, step * setting.tokens_per_step, held)
 
     @cached_property
     def gap_growth(self) -> Growth | None:
@@ -267,20 +266,20 @@ class RunAnalysis:
         return float(means[0] - means[1])
 
     @cached_property
-    def query(self) -> Question | None:
+    def query(self) -> ScalingQuery | None:
         """The question that the run is to the law of the loss; None where its size or tokens are unknown."""
         return self.query_for(self.total_steps)
 
-    def query_for(self, steps: int) -> Question | None:
+    def query_for(self, steps: int) -> ScalingQuery | None:
         """The question of a run like this of `steps`; None where its size or batch is unknown."""
         setting = self.setting
         if not setting.parameters or not setting.tokens_per_step or steps < 1:
             return None
         size, batch = setting.vocab_size, setting.tokens_per_step
-        return Question(
+        return ScalingQuery(
             parameters=setting.parameters,
             tokens=batch * steps,
-            recipe=questions.recipe_of(
+            recipe=query.make_recipe(
                 setting.optim, self.total_steps, setting.parameters, batch, setting.dropout or 0.0
             ),
             corpus=setting.corpus,
@@ -289,15 +288,17 @@ class RunAnalysis:
         )
 
     @cached_property
-    def predicted_loss(self) -> Expectation | None:
-        return None if self.query is None else scaling_law.expect(self.query)
+    def predicted_loss(self) -> LossPrediction | None:
+        return None if self.query is None else scaling_law.predict_loss(self.query)
 
     @cached_property
-    def predicted_loss_now(self) -> Expectation | None:
+    def predicted_loss_now(self) -> LossPrediction | None:
         """What the law expects of a run that ends, annealed, where this one stands."""
         asked = self.query_for(self.steps_done)
         return (
-            None if asked is None else scaling_law.expect(replace(asked, recipe=replace(asked.recipe, end_share=0.0)))
+            None
+            if asked is None
+            else scaling_law.predict_loss(replace(asked, recipe=replace(asked.recipe, end_share=0.0)))
         )
 
     @cached_property
@@ -336,8 +337,8 @@ class RunAnalysis:
         """What the run with `changes` to its question would end lower, its recipe tuned to either, in nats."""
         if self.query is None:
             return None
-        other = scaling_law.expect(replace(self.query, **changes))  # type: ignore[arg-type]
-        mine = scaling_law.expect(self.query)
+        other = scaling_law.predict_loss(replace(self.query, **changes))  # type: ignore[arg-type]
+        mine = scaling_law.predict_loss(self.query)
         return (mine.loss - mine.terms["recipe"]) - (other.loss - other.terms["recipe"])
 
     @cached_property

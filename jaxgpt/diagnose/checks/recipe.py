@@ -1,7 +1,7 @@
 """A loss that neither size nor text explains: faults of the recipe, of the data or of the code."""
 
-from jaxgpt.budget.query import SIMILAR_BATCH
-from jaxgpt.budget.scaling_law import TOKENIZER_ROWS, tuned_learning_rate
+from jaxgpt.budget.query import FITTED_BATCH
+from jaxgpt.budget.scaling_law import GPT2_VOCAB_SIZES, tuned_learning_rate
 from jaxgpt.diagnose.checks import baseline, instabilities
 from jaxgpt.diagnose.checks.analysis import RunAnalysis
 from jaxgpt.diagnose.checks.repetition import overfitting, worse
@@ -51,7 +51,7 @@ def unigram(run: RunAnalysis) -> tuple[float | None, str]:
     entropy, rows = run.setting.unigram_entropy, run.setting.vocab_size
     if entropy is not None:
         return entropy, "by the data's audit"
-    if rows is not None and TOKENIZER_ROWS[0] <= rows <= TOKENIZER_ROWS[1]:
+    if rows is not None and GPT2_VOCAB_SIZES[0] <= rows <= GPT2_VOCAB_SIZES[1]:
         return UNIGRAM, "of GPT-2 tokens"
     return None, ""
 
@@ -120,7 +120,7 @@ def _above_law(run: RunAnalysis) -> Condition:
 def _remarks(run: RunAnalysis) -> list[str]:
     """Oddities of the recipe, which are no fault by themselves."""
     setting, remarks = run.setting, list[str]()
-    if setting.tokens_per_step and setting.tokens_per_step < SIMILAR_BATCH[0]:
+    if setting.tokens_per_step and setting.tokens_per_step < FITTED_BATCH[0]:
         remarks.append(
             f"{setting.tokens_per_step:,.0f} tokens per step are few for a rate of "
             f"{setting.optim.learning_rate:g}; the law's runs have 131,072 to 2,097,152"

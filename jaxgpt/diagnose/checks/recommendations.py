@@ -8,10 +8,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxgpt.budget import query as question
-from jaxgpt.budget import scaling_law
-from jaxgpt.budget import search as inverse
-from jaxgpt.budget.recommend import WORTH, best_for, tokens_shown
+from jaxgpt.budget import query, scaling_law, search
+from jaxgpt.budget.recommend import MEASURABLE_GAIN, best_model_for, format_tokens
 from jaxgpt.budget.scaling_law import FITTED_RATIO
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import parameters
@@ -70,7 +68,7 @@ def more_text(run: RunAnalysis) -> list[Recommendation]:
     unique = run.setting.unique_tokens
     if not unique or not run.setting.tokens_per_step:
         return []
-    what = f"train on twice the different tokens ({tokens_shown(2 * unique)} instead of {tokens_shown(unique)})"
+    what = f"train on twice the different tokens ({format_tokens(2 * unique)} instead of {format_tokens(unique)})"
     if (run.setting.parameters or 0.0) < repetition.LAW_FROM:
         return [Recommendation(what=what)]
     gain = (run.repetition_cost(run.total_steps) or 0.0) - (run.repetition_cost(run.total_steps, 2 * unique) or 0.0)
@@ -113,16 +111,16 @@ def larger_model(run: RunAnalysis) -> list[Recommendation]:
     if run.query is None or run.law_inapplicable_reason or config is None:
         return []
     now = heading.mean if heading else run.predicted_loss.loss if run.predicted_loss else math.nan
-    best, chosen = best_for(run.query), _shape(run, config)
+    best, chosen = best_model_for(run.query), _shape(run, config)
     if best is None or chosen is None:
         return []
-    loss = scaling_law.expect(
-        question.ask(chosen, chosen.run.steps, run.setting.corpus, run.setting.unique_tokens)
+    loss = scaling_law.predict_loss(
+        query.build_query(chosen, chosen.run.steps, run.setting.corpus, run.setting.unique_tokens)
     ).loss
     model = chosen.model
     what = (
         f"for as many FLOPs, a model of {parameters(model) / 1e6:,.0f}M parameters on "
-        f"{tokens_shown(chosen.run.steps * chosen.tokens_per_step)} tokens"
+        f"{format_tokens(chosen.run.steps * chosen.tokens_per_step)} tokens"
     )
     fields = {
         name: getattr(model, name) for name in ("n_layer", "n_head", "n_embd", "n_kv_head", "head_dim", "n_inner")
@@ -152,19 +150,21 @@ def _shape(run: RunAnalysis, config: Config) -> Config | None:
     if asked is None:
         return None
     product, found = asked.parameters * asked.tokens, list[tuple[float, Config]]()
-    for shape in inverse.SHAPES:
+    for shape in search.SHAPES:
         try:
-            shaped = inverse.shaped(config, *shape)
+            shaped = search.with_shape(config, *shape)
         except ConfigError:
             continue
         if run.setting.device is not None:
-            shaped = inverse.with_batch(shaped, run.setting.device) or shaped
+            shaped = search.with_batch(shaped, run.setting.device) or shaped
         size = parameters(shaped.model)
         steps = int(product / size / shaped.tokens_per_step)
-        if steps < inverse.LEAST_STEPS or steps * shaped.tokens_per_step < FITTED_RATIO * size:
+        if steps < search.MIN_STEPS or steps * shaped.tokens_per_step < FITTED_RATIO * size:
             continue
-        planned = inverse.with_steps(shaped, steps)
-        expected = scaling_law.expect(question.ask(planned, steps, run.setting.corpus, run.setting.unique_tokens))
+        planned = search.with_steps(shaped, steps)
+        expected = scaling_law.predict_loss(
+            query.build_query(planned, steps, run.setting.corpus, run.setting.unique_tokens)
+        )
         if not expected.outside:
             found.append((expected.loss, planned))
     return min(found, key=lambda pair: pair[0])[1] if found else None
@@ -213,7 +213,7 @@ def _ending(run: RunAnalysis, ending: whatif.Ending | None, words: str) -> list[
     rates = ending.rates(run.setting)
     gain = float(run.posterior.at([run.total_steps])[0][0] - run.posterior.at([ending.steps], rates)[0][0])
     drop, sd = run.posterior.drop
-    spread = math.hypot(gain * sd / max(abs(drop), 1e-3), 0.5 * WORTH)
+    spread = math.hypot(gain * sd / max(abs(drop), 1e-3), 0.5 * MEASURABLE_GAIN)
     command = whatif.command(run.history, run.setting, ending)
     return [_gaining(f"{words} {ending.what}", command, gain, spread)] if gain > 0 else []
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.budget import step_time as time
+from jaxgpt.budget import step_time
 from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.diagnose.checks.analysis import RunAnalysis
 from jaxgpt.diagnose.finding import Condition, Finding, any_of, unknown
@@ -80,12 +80,12 @@ def _roofline(run: RunAnalysis) -> Condition:
     middle = float(np.median(seconds))
     if config is None or device is None:
         return unknown(question, "the card and the model: --gpu NAME --config NAME", f"{middle:.3g} s per step")
-    allowed = time.modelled(config, device, _software(run))
+    allowed = step_time.roofline(config, device, _software(run))
     held = middle > BEYOND * allowed.high
     bound = "data, another program or its clock" if held else "its arithmetic"
     found = (
         f"{middle:.3g} s per step; {device.name} allows {allowed.low:.3g} to {allowed.high:.3g}, "
-        f"MFU {time.mfu(config, middle, device):.0%}: bound by {bound}"
+        f"MFU {step_time.mfu(config, middle, device):.0%}: bound by {bound}"
     )
     return Condition(question, found, held)
 
@@ -103,7 +103,7 @@ def _hoped(run: RunAnalysis) -> Condition:
         return unknown(
             question, "the card and the model: --gpu NAME --config NAME", f"{hoped:g} s per step are hoped for"
         )
-    least = time.modelled(config, device, _software(run)).low
+    least = step_time.roofline(config, device, _software(run)).low
     needs = config.tokens_per_step * flops_per_token(config.model) / hoped / 1e12
     found = f"{hoped:g} s per step would need {needs:,.0f} TFLOP/s; {device.name} has {device.tflops:g}"
     return Condition(question, found, hoped < least)

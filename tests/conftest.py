@@ -26,8 +26,8 @@ SHARED = ROOT.parent / "shared"
 def memory_goes_back() -> Iterator[None]:
     """What commands ask of the C library holds for their whole process, and this one is not a command's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxgpt.training.jax_setup.keep_freed_memory", lambda: None)
-        patch.setattr("jaxgpt.utils.malloc.reuse", lambda: None)
+        patch.setattr("jaxgpt.utils.malloc.keep_step_memory", lambda: None)
+        patch.setattr("jaxgpt.utils.malloc.keep_batch_memory", lambda: None)
         yield
 
 

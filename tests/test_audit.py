@@ -21,7 +21,7 @@ from jaxgpt.audit import main
 from jaxgpt.audit import summary as screen
 from jaxgpt.audit.command import audit
 from jaxgpt.audit.record import Files
-from jaxgpt.data import dataset, manifest
+from jaxgpt.data import dataset, entropy, manifest
 from jaxgpt.data.dataset import open_folder
 from jaxgpt.data.tokenizer import gpt2
 from jaxgpt.errors import JaxgptError
@@ -146,7 +146,7 @@ def test_figures_of_the_text(folder: Path) -> None:
     made = manifest.read_manifest(folder)
     ids = data.train.ids(0, data.train.tokens)
     split = record["splits"]["train"]
-    assert split["unigram_entropy"] == pytest.approx(dataset.unigram_entropy(data.train, data.vocab_size))
+    assert split["unigram_entropy"] == pytest.approx(entropy.unigram_entropy(data.train, data.vocab_size))
     assert split["bytes_per_token"] == made.splits["train"].bytes / len(ids)
     assert split["documents"] == made.splits["train"].documents == split["eot"]["count"] == np.sum(ids == EOT)
     assert split["distinct_ids"] == len(np.unique(ids))

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from jaxgpt import _loader
-from jaxgpt.data import dataset, manifest
-from jaxgpt.data.dataset import TokenDataset, check_vocabulary, open_folder, unigram_entropy
+from jaxgpt.data import dataset, entropy, manifest
+from jaxgpt.data.dataset import TokenDataset, check_vocabulary, open_folder
+from jaxgpt.data.entropy import unigram_entropy
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, StorageError
 from jaxgpt.prepare.pipeline import prepare
 
@@ -244,7 +245,7 @@ def test_malformed_manifests(ours: Path, text: str) -> None:
     [
         (("format",), 2, "format 2; this version of jaxgpt reads format 1"),
         (("dtype",), "float32", "dtype is"),
-        (("splits", "train", "tokens"), 7, "splits.train.tokens is 7; its shards have another sum"),
+        (("splits", "train", "tokens"), 7, "splits.train.tokens is 7; the sum of its shards differs"),
         (("splits", "train", "tokens"), -7, "splits.train.tokens is -7; a whole number"),
         (("splits", "train", "tokens"), True, "splits.train.tokens is true; a whole number"),
         (("splits", "train", "shards"), {}, "splits.train.shards is {}; a list is needed"),
@@ -272,7 +273,7 @@ def test_files_that_are_not_those_of_the_manifest(ours: Path) -> None:
     path = ours / "val_000000.bin"
     original = path.read_bytes()
     shard(path, TOKENS[:9])
-    assert f"{path} holds 9 tokens, the manifest says " in refused("D019", ours).message
+    assert f"{path} has 9 tokens, the manifest says " in refused("D019", ours).message
     path.unlink()
     assert str(path) in refused("D016", ours).message
     path.write_bytes(original)
@@ -302,7 +303,7 @@ def test_errors_of_the_loader_keep_their_words() -> None:
 
 
 def test_unigram_entropy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "CHUNK", 7)
+    monkeypatch.setattr(entropy, "CHUNK_TOKENS", 7)
     shard(tmp_path / "a.bin", np.array([0, 1, 2, 3] * 100 + [9] * 100, dtype="<u2"))
     train = open_folder(tmp_path).train
     assert unigram_entropy(train, 50257) == pytest.approx(math.log(5))
@@ -330,7 +331,7 @@ def test_validation_that_is_training_again(tmp_path: Path) -> None:
     shard(tmp_path / "one" / "train_000001.bin", TOKENS[::-1])
     for folder in (tmp_path / "one", tmp_path):
         with pytest.raises(
-            DataError, match=r"D012.*val.*\.bin of validation holds the same as .*train.*\.bin of train"
+            DataError, match=r"D012.*val.*\.bin of validation has the same content as .*train.*\.bin of train"
         ):
             open_folder(folder).verify()
     shard(tmp_path / "one" / "val_000000.bin", TOKENS[:-1])

@@ -368,5 +368,5 @@ def test_the_direct_copy_compares_what_arrives() -> None:
 
 
 def test_impossible_seconds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert errors.run(command.run, ["--seconds", "0"]) == 2
+    assert errors.run(command.main, ["--seconds", "0"]) == 2
     assert "C009" in capsys.readouterr().err

@@ -39,8 +39,8 @@ def strange_texts(count: int) -> list[str]:
 
 
 def ids(encoder: Encoder, texts: list[str]) -> list[list[int]]:
-    ends, data = module.buffers(pa.array(texts, pa.large_string()))
-    found, id_ends = encoder._fast_ids(ends, data)
+    ends, data = module.utf8_buffers(pa.array(texts, pa.large_string()))
+    found, id_ends = encoder._encode_fast(ends, data)
     return [found[a:b].tolist() for a, b in itertools.pairwise(id_ends)]
 
 
@@ -69,7 +69,7 @@ def test_a_slice_of_an_array_is_encoded_as_itself() -> None:
 
 def wrong(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, text: str, place: int) -> None:
     """Lets the fast library read `text` otherwise, at that token."""
-    right = Encoder._fast_ids
+    right = Encoder._encode_fast
 
     def altered(self: Encoder, ends: Any, data: Any) -> Any:
         found, id_ends = right(self, ends, data)
@@ -79,7 +79,7 @@ def wrong(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, text: str, place: i
                 found[a + place] += 1
         return found, id_ends
 
-    monkeypatch.setattr(Encoder, "_fast_ids", altered)
+    monkeypatch.setattr(Encoder, "_encode_fast", altered)
 
 
 @pytest.mark.parametrize("at", [0, 16 * 3])
@@ -89,7 +89,7 @@ def test_a_difference_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         "jaxgpt.prepare.sources.base.BATCH_BYTES", 1
     )  # a document, or what a row group cuts, is a batch
-    monkeypatch.setattr(module, "CHECK_EVERY", 1)
+    monkeypatch.setattr(module, "CHECK_INTERVAL", 1)
     wrong(Encoder(gpt2()), monkeypatch, texts[at], 3)
     with pytest.raises(DataError, match=r"D040.*gigatoken and tokenizers differ on") as caught:
         prepare([str(path)], tmp_path / "data")
@@ -122,7 +122,7 @@ def unigram() -> Tokenizer:
 
 def test_a_tokenizer_that_gigatoken_does_not_know(tmp_path: Path) -> None:
     encoder, texts = Encoder(unigram()), stories(20, 1)
-    encoder.ready()
+    encoder.load()
     unigram_file = tmp_path / "tokenizer.json"
     encoder.tokenizer.save(unigram_file)
     prepare([str(parquet(tmp_path / "a.parquet", text=texts))], tmp_path / "data", tokenizer=str(unigram_file))

@@ -22,13 +22,13 @@ from jaxgpt.prepare.sources import base as source
 COMMAND = """
 import resource, signal
 from jaxgpt import errors
-from jaxgpt.prepare import pipeline as prepare
+from jaxgpt.prepare import command
 from jaxgpt.prepare.sources import base as source
 from jaxgpt.prepare import ingest
-source.BATCH_BYTES, ingest.NOTE_SECONDS = 20_000, {seconds}
+source.BATCH_BYTES, ingest.JOURNAL_SECONDS = 20_000, {seconds}
 signal.signal(signal.SIGINT, signal.default_int_handler)
 {first}
-raise SystemExit(errors.run(prepare.main))
+raise SystemExit(errors.run(command.main))
 """
 
 
@@ -100,7 +100,7 @@ def broken_after(batches: int, monkeypatch: pytest.MonkeyPatch, starts: list[int
     """Lets reading fail after so many batches; `starts` gets the records from which sources are read."""
     read, left = sources.read, [batches]
 
-    def reading(one: sources.Source, column: str | None, start: int = 0) -> Iterator[sources.Texts]:
+    def reading(one: sources.Source, column: str | None, start: int = 0) -> Iterator[sources.TextBatch]:
         starts.append(start)
         for texts in read(one, column, start):
             left[0] -= 1
@@ -114,7 +114,7 @@ def broken_after(batches: int, monkeypatch: pytest.MonkeyPatch, starts: list[int
 def test_going_on_at_every_batch(
     tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "NOTE_SECONDS", 0.01)
+    monkeypatch.setattr(ingest, "JOURNAL_SECONDS", 0.01)
     starts: list[int] = []
     for _ in range(100):
         with monkeypatch.context() as patch:
@@ -134,7 +134,7 @@ def test_a_full_disk(tmp_path: Path, parts: list[str], undisturbed: dict[str, by
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 7
     assert "error[S003]: cannot write" in output
-    assert "the same command goes on where this one stopped" in output
+    assert "the same command resumes where this one stopped" in output
     prepare(**options(parts, tmp_path / "data"))
     assert files_in(tmp_path / "data") == undisturbed
 
@@ -145,7 +145,7 @@ def test_ctrl_c(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes])
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == errors.INTERRUPTED
-    assert output == "interrupted: the same command goes on where this one stopped\n"
+    assert output == "interrupted: the same command resumes where this one stopped\n"
     prepare(**options(parts, tmp_path / "data"))
     assert files_in(tmp_path / "data") == undisturbed
 
@@ -160,7 +160,7 @@ def test_nothing_is_left_of_what_had_only_begun(tmp_path: Path, parts: list[str]
 
 def interrupted(tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A preparation that stopped on its way, with a journal."""
-    monkeypatch.setattr(ingest, "NOTE_SECONDS", 0.01)
+    monkeypatch.setattr(ingest, "JOURNAL_SECONDS", 0.01)
     with monkeypatch.context() as patch:
         broken_after(40, patch, [])
         with pytest.raises(Broken):
@@ -212,13 +212,13 @@ def test_a_tokenizer_in_training_is_not_lost(tmp_path: Path, parts: list[str], m
         return options(parts, tmp_path / out) | {"train_tokenizer": 400}
 
     prepare(**asked("undisturbed"))
-    monkeypatch.setattr(ingest, "NOTE_SECONDS", 0.01)
+    monkeypatch.setattr(ingest, "JOURNAL_SECONDS", 0.01)
     with monkeypatch.context() as patch:
         broken_after(110, patch, [])
         with pytest.raises(Broken):
             prepare(**asked("data"))
     assert (hidden(tmp_path / "data") / "tokenizer.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("jaxgpt.prepare.learn", None)
+        patch.setattr("jaxgpt.prepare.pipeline.train_tokenizer", None)
         prepare(**asked("data"))
     assert files_in(tmp_path / "data") == files_in(tmp_path / "undisturbed")

@@ -83,11 +83,11 @@ def test_the_fast_road_is_taken_and_gives_what_the_slow_one_gives(shared: Path, 
     texts = texts_of(shared / "corpus" / "000_00000.parquet")[:300]
     path = write(tmp_path / "a.jsonl", *objects([*texts, *RECORDS]))
     found = find_sources([str(path)])[0]
-    with jsonl.opened(path, "") as stream:
-        (block,) = jsonl._blocks(stream, found, 1 << 30)
-    fast = jsonl._by_arrow(block.data, "text")
-    assert block.tidy() == len(fast) == 360
-    assert fast.equals(jsonl._by_line(found, block, "text")[0])
+    with jsonl.open_stream(path, "") as stream:
+        (block,) = jsonl._read_blocks(stream, found, 1 << 30)
+    fast = jsonl._parse_with_arrow(block.data, "text")
+    assert block.well_formed_line_count() == len(fast) == 360
+    assert fast.equals(jsonl._parse_by_line(found, block, "text")[0])
     assert fast.to_pylist() == [*texts, *RECORDS]
     assert texts_of(path) == [text for text in [*texts, *RECORDS] if text]
 
@@ -112,7 +112,7 @@ def test_lone_surrogates_are_mended_and_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "a\\ud800b"}', {"text": "c"}, b'{"text": "\\udc00\\ud83d\\ude00"}')
     batches = batches_of(path)
     assert [text for batch in batches for text in batch.texts.to_pylist()] == ["a\ufffdb", "c", "\ufffd😀"]
-    assert skipped_in(batches).mended == 2
+    assert skipped_in(batches).repaired == 2
     check_every_start(find_sources([str(path)])[0], ["a\ufffdb", "c", "\ufffd😀"])
 
 
@@ -145,7 +145,7 @@ def test_a_document_of_a_hundred_megabytes(tmp_path: Path) -> None:
 
 
 def test_an_estimate_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "PROBE_BYTES", 1_000_000)
+    monkeypatch.setattr(jsonl, "SAMPLE_BYTES", 1_000_000)
     source = random.Random(1)
     texts = [f"{n:05} " + source.randbytes(100).hex() for n in range(20_000)]
     for suffix in ("", ".gz", ".zst"):
@@ -161,14 +161,14 @@ def test_an_estimate_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[bytes, int, str]] = {
-    "no JSON": (b"hello", 0, "no JSON: Expecting value"),
-    "cut off": (b'{"text": "a', 9, "no JSON: Unterminated string"),
-    "after umlauts": ('{"text": "ääh", x}'.encode(), 18, "no JSON: Expecting property name"),
+    "no JSON": (b"hello", 0, "not JSON: Expecting value"),
+    "cut off": (b'{"text": "a', 9, "not JSON: Unterminated string"),
+    "after umlauts": ('{"text": "ääh", x}'.encode(), 18, "not JSON: Expecting property name"),
     "a list": (b'["a"]', 0, '["a"], not an object'),
     "a number": (b'{"text": 3}', 0, "field 'text' holds 3, not a string"),
     "an object": (b'{"text": {"a": 1}}', 0, "field 'text' holds {\"a\": 1}, not a string"),
-    "a comma after": (b'{"text": "a"},', 13, "no JSON: Extra data"),
-    "a control character": (b'{"text": "a\x01"}', 11, "no JSON: Invalid control character"),
+    "a comma after": (b'{"text": "a"},', 13, "not JSON: Extra data"),
+    "a control character": (b'{"text": "a\x01"}', 11, "not JSON: Invalid control character"),
     "too deep": (b'{"text": "a", "x": ' + b"[" * 100_000 + b"}", 0, "JSON that cannot be read"),
 }
 

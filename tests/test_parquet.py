@@ -18,7 +18,7 @@ from helpers.reading import batches_of, check_every_start, refused, refused_in_l
 from jaxgpt.errors import DataError
 from jaxgpt.prepare.sources import base as source
 from jaxgpt.prepare.sources import estimate, find_sources, parquet, read
-from jaxgpt.prepare.sources.parquet_pages import Compact, chunks, footer, pages
+from jaxgpt.prepare.sources.parquet_pages import ThriftReader, column_chunks, read_footer, read_pages
 
 RECORDS = [None if n % 7 == 3 else "" if n % 11 == 5 else f"{n} é " * (n % 13) for n in range(60)]
 
@@ -265,8 +265,8 @@ def test_a_dictionary_that_was_given_up_does_not_fill_the_memory_either(tmp_path
     texts = [longest] * 1900 + noise
     options = {"write_batch_size": 2000, "dictionary_pagesize_limit": 1_000_000, "row_group_size": 3000}
     path = write(tmp_path / "a.parquet", texts, **options)
-    with parquet.opened(find_sources([str(path)])[0], None) as column:
-        found = parquet._pages(column, 0)
+    with parquet.open_column(find_sources([str(path)])[0], None) as column:
+        found = parquet._read_pages(column, 0)
     assert {page.is_indices for page in found if not page.is_dictionary} == {True, False}
     assert f"{path}, row group 0: " in refused_in_little_memory("D035", path)
 
@@ -290,8 +290,8 @@ def test_a_page_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) -> Non
 def test_a_page_header_that_lies(tmp_path: Path) -> None:
     """The first page says that it unpacks to 2 GB: nothing is given to it."""
     path = write(tmp_path / "a.parquet", use_dictionary=False, row_group_size=100)
-    with parquet.opened(find_sources([str(path)])[0], None) as column:
-        first = parquet._pages(column, 0)[0]
+    with parquet.open_column(find_sources([str(path)])[0], None) as column:
+        first = parquet._read_pages(column, 0)[0]
     data = path.read_bytes()
     old, new = varint(first.unpacked * 2), varint((2**31 - 1) * 2)
     place = data.index(b"\x15" + old, first.offset + 2)
@@ -332,8 +332,8 @@ def test_page_headers_say_what_arrow_knows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", use_dictionary=False, data_page_size=64, write_batch_size=4)
     column = pq.ParquetFile(path).metadata.row_group(1).column(1)
     with path.open("rb") as file:
-        chunk = chunks(footer(file), 1)[1]
-        found = list(pages(file, chunk.begin, chunk.packed))
+        chunk = column_chunks(read_footer(file), 1)[1]
+        found = list(read_pages(file, chunk.begin, chunk.packed))
     sizes = column.data_page_offset, column.total_compressed_size, column.total_uncompressed_size
     assert (chunk.begin, chunk.packed, chunk.unpacked) == sizes
     assert (chunk.rows, chunk.nulls, chunk.codec) == (17, column.statistics.null_count, 1)
@@ -349,11 +349,11 @@ def test_noise_is_no_page_header_and_never_a_surprise(tmp_path: Path, seed: int)
     noise = random.Random(seed).randbytes(300)
     (tmp_path / "noise").write_bytes(noise)
     with (tmp_path / "noise").open("rb") as file:
-        found = caught(lambda: list(pages(file, 0, 300)), ValueError)
+        found = caught(lambda: list(read_pages(file, 0, 300)), ValueError)
     assert "page" in str(found) or all(page.packed <= 300 for page in found)
 
 
 def test_a_struct_in_structs_without_end() -> None:
     with pytest.raises(ValueError, match="structs within structs"):
-        Compact(b"\x1c" * 1000).struct()
-    assert json.dumps(Compact(b"\x15\x04\x00").struct()) == '{"1": 2}'
+        ThriftReader(b"\x1c" * 1000).read_struct()
+    assert json.dumps(ThriftReader(b"\x15\x04\x00").read_struct()) == '{"1": 2}'

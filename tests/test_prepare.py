@@ -16,7 +16,8 @@ from jaxgpt.data.dataset import open_folder
 from jaxgpt.data.tokenizer import gpt2
 from jaxgpt.errors import JaxgptError
 from jaxgpt.prepare import sources
-from jaxgpt.prepare.pipeline import main, prepare
+from jaxgpt.prepare.command import main
+from jaxgpt.prepare.pipeline import prepare
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_a_finished_dataset_is_left_as_it_is(tmp_path: Path, plain: Path, capsys
 def test_nothing_of_a_person_is_overwritten(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo").write_text("x")
-    assert "holds files that are no dataset: todo" in refused("S012", plain, "--out", tmp_path / "notes").message
+    assert "contains files that are not a dataset: todo" in refused("S012", plain, "--out", tmp_path / "notes").message
     assert "is a file" in refused("S012", plain, "--out", plain).message
     assert "is a file" in refused("S002", plain, "--out", plain / "data").message
     (tmp_path / "empty").mkdir()
@@ -187,7 +188,7 @@ def test_options_that_cannot_be(tmp_path: Path, plain: Path, options: str) -> No
 
 
 def test_too_many_files(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxgpt.prepare.ingest.MOST_SHARDS", 100)
+    monkeypatch.setattr("jaxgpt.prepare.ingest.MAX_SHARDS", 100)
     error = refused("C028", plain, "--out", tmp_path / "data", "--shard-tokens", "10")
     assert "would make about" in error.message
     assert list(tmp_path.iterdir()) == [plain]

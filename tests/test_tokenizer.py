@@ -10,7 +10,7 @@ from tokenizers import models
 
 from jaxgpt import _loader
 from jaxgpt.data import tokenizer
-from jaxgpt.data.tokenizer import PIECE, Tokenizer, gpt2, load, pieces, train
+from jaxgpt.data.tokenizer import PIECE_LENGTH, Tokenizer, gpt2, load, split_text, train
 from jaxgpt.errors import ConfigError, DataError
 
 ENGLISH = "The ship's crew had 12 sailors, and the captain's ship wasn't the crew's ship. " * 40
@@ -101,10 +101,10 @@ def test_pieces_of_a_long_text_have_the_ids_of_the_whole() -> None:
     source = random.Random(3)
     for _ in range(1000):
         text = random_text(source, 60)
-        parts = pieces(text, 3)
+        parts = split_text(text, 3)
         assert "".join(parts) == text
         assert [i for part in parts for i in gpt2().encode(part)] == gpt2().encode(text)
-    assert len(pieces(ENGLISH * 400)) == len(ENGLISH) * 400 // PIECE + 1
+    assert len(split_text(ENGLISH * 400)) == len(ENGLISH) * 400 // PIECE_LENGTH + 1
 
 
 def test_a_lone_surrogate_becomes_the_replacement_character() -> None:
@@ -168,7 +168,7 @@ def test_a_malformed_tokenizer_is_said_to_be(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"D027.*tokenizer.json is not a tokenizer.json: \S+") as caught:
         load(path)
-    assert ("it holds no model" in caught.value.message) is (text in ("{}", "[]", "[" * 100_000) or ": 3" in text)
+    assert ("it has no model" in caught.value.message) is (text in ("{}", "[]", "[" * 100_000) or ": 3" in text)
 
 
 def test_a_missing_tokenizer_and_an_impossible_size(tmp_path: Path) -> None:

@@ -91,11 +91,11 @@ class Analysis:
         return found
 
 
-def analyse(subject: AuditTarget, temporary: Path, meter: ProgressReporter, threads: int = 0) -> Analysis:
+def analyse(subject: AuditTarget, temporary: Path, progress: ProgressReporter, threads: int = 0) -> Analysis:
     """Audits the data; `DataError` D011 or D017 if the files are not what they should be."""
     data, began = subject.data, time.monotonic()
     threads = threads or _cores()
-    _check_files(subject, meter, threads)
+    _check_files(subject, progress, threads)
     with translate_loader_errors():
         audit = _loader.audit(
             data.train.shards,
@@ -105,7 +105,7 @@ def analyse(subject: AuditTarget, temporary: Path, meter: ProgressReporter, thre
             eot=subject.eot,
             placement=subject.placement,
             threads=threads,
-            progress=AuditProgress(meter),
+            progress=AuditProgress(progress),
         )
     found = json.loads(audit.report)
     record = {
@@ -138,26 +138,26 @@ def _cores() -> int:
 
 
 class AuditProgress:
-    """Shows the core's progress on a meter."""
+    """Shows the core's progress on a progress."""
 
-    def __init__(self, meter: ProgressReporter) -> None:
-        self._meter, self._stage = meter, ""
+    def __init__(self, progress: ProgressReporter) -> None:
+        self._reporter, self._stage = progress, ""
         self._before = (0, 0, 0)
 
     def __call__(self, stage: str, documents: int, tokens: int, size: int, total: int) -> None:
         if stage != self._stage:
             self._stage, self._before = stage, (0, 0, 0)
-            self._meter.begin(stage, total or None)
+            self._reporter.start_stage(stage, total or None)
         now = (documents, size, tokens)
-        self._meter.advance(*(new - old for new, old in zip(now, self._before)))
+        self._reporter.advance(*(new - old for new, old in zip(now, self._before)))
         self._before = now
 
 
-def _check_files(subject: AuditTarget, meter: ProgressReporter, threads: int) -> None:
+def _check_files(subject: AuditTarget, progress: ProgressReporter, threads: int) -> None:
     """Compares every file with its checksum, where the manifest has them."""
     for name, split in subject.splits():
         if split.checksums:
-            show = functools.partial(AuditProgress(meter), f"checking {name}", 0, 0)
+            show = functools.partial(AuditProgress(progress), f"checking {name}", 0, 0)
             with translate_loader_errors():
                 split.shards.verify(None, split.checksums, threads, show)
 

@@ -48,19 +48,19 @@ def audit(
     _check(files, tmp)
     target = Path(dedup) if dedup else None
     made = unique.check(subject, target) if target else None
-    with ProgressReporter() as meter:
+    with ProgressReporter() as progress:
         record = None if again else _known(subject, files)
         if record and not (target and not made):
-            meter.say(f"'{folder}' is audited already (--again repeats it)")
+            progress.print(f"'{folder}' is audited already (--again repeats it)")
         else:
-            analysis = analyse(subject, Path(tmp) if tmp else files.folder, meter, threads)
+            analysis = analyse(subject, Path(tmp) if tmp else files.folder, progress, threads)
             record = record or _written(Path(folder), files, analysis)
             if target and not made:
-                made = unique.write(analysis, target, meter)
-        meter.begin("")
-        meter.say(summary.text(Path(folder), files, record, hint=not target))
+                made = unique.write(analysis, target, progress)
+        progress.start_stage("")
+        progress.print(summary.text(Path(folder), files, record, hint=not target))
         if target and made:
-            meter.say(unique.described(target, made))
+            progress.print(unique.described(target, made))
     return record
 
 

@@ -16,7 +16,7 @@ from jaxgpt.data import manifest
 from jaxgpt.data.dataset import Split, SplitWriter
 from jaxgpt.data.manifest import Manifest, PrepareSettings, TokenizerEntry
 from jaxgpt.errors import ConfigError, DataError, StorageError
-from jaxgpt.prepare.staging import building, check_room, check_target
+from jaxgpt.prepare.staging import check_disk_space, check_target, staging_dir
 from jaxgpt.utils.progress import ProgressReporter
 
 SHARD_TOKENS = 100_000_000
@@ -51,7 +51,7 @@ def check(subject: AuditTarget, out: Path) -> Manifest | None:
     return None
 
 
-def write(analysis: Analysis, out: Path, meter: ProgressReporter) -> Manifest:
+def write(analysis: Analysis, out: Path, progress: ProgressReporter) -> Manifest:
     """Makes the folder `out`. `DataError` D031 if nothing of train would remain."""
     subject, kept = analysis.subject, analysis.kept()
     data = subject.data
@@ -60,13 +60,13 @@ def write(analysis: Analysis, out: Path, meter: ProgressReporter) -> Manifest:
         raise DataError("D031", what, "split the data anew: python -m jaxgpt.prepare … --val-tokens N")
     dtype = np.dtype(data.train.shards.dtype)
     shard_tokens = data.manifest.settings.shard_tokens if data.manifest else SHARD_TOKENS
-    with building(out) as site:
+    with staging_dir(out) as site:
         folder = site.folder
-        check_room(folder, out, sum(int((places[:, 1] - places[:, 0]).sum()) for places in kept) * dtype.itemsize)
+        check_disk_space(folder, out, sum(int((places[:, 1] - places[:, 0]).sum()) for places in kept) * dtype.itemsize)
         splits = {}
         for (name, split), places in zip(subject.splits(), kept):
             writer = SplitWriter(folder, name, dtype, subject.eot, shard_tokens)
-            _copy(split, places, writer, _sizes(subject, split), meter)
+            _copy(split, places, writer, _sizes(subject, split), progress)
             splits[name] = writer.finish()
         made = _manifest(subject, splits, dtype, shard_tokens)
         data.tokenizer.save(folder / made.tokenizer.file)
@@ -74,8 +74,10 @@ def write(analysis: Analysis, out: Path, meter: ProgressReporter) -> Manifest:
     return made
 
 
-def _copy(split: Split, places: npt.NDArray[Any], writer: SplitWriter, sizes: "Sizes", meter: ProgressReporter) -> None:
-    meter.begin("writing", int((places[:, 1] - places[:, 0]).sum()) * sizes.itemsize)
+def _copy(
+    split: Split, places: npt.NDArray[Any], writer: SplitWriter, sizes: "Sizes", progress: ProgressReporter
+) -> None:
+    progress.start_stage("writing", int((places[:, 1] - places[:, 0]).sum()) * sizes.itemsize)
     for group in _groups(places):
         start = int(group[0, 0])
         ids = split.ids(start, int(group[-1, 1]) - start)
@@ -83,7 +85,7 @@ def _copy(split: Split, places: npt.NDArray[Any], writer: SplitWriter, sizes: "S
             document = ids[begin:end]
             writer.add(sizes.of(document), document.astype(np.uint32))
         tokens = int((group[:, 1] - group[:, 0]).sum())
-        meter.advance(len(group), tokens * sizes.itemsize, tokens)
+        progress.advance(len(group), tokens * sizes.itemsize, tokens)
 
 
 def _groups(places: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:

@@ -1,8 +1,8 @@
-"""Folders of token shards: which files are for training and validation, which tokenizer made them, how to write them.
+"""Folders of token shards: which files are for training and validation, and which tokenizer made them.
 
-Three layouts are known: ours with a `manifest.json`, nanoGPT's headerless `train.bin` and `val.bin`, and the shards of
-llm.c and modded-nanogpt (`*_train_*.bin`, `*_val_*.bin`, or just `*.bin`). A layout without a manifest does not say
-which tokenizer made it; `TokenDataset.notes` says what was assumed. Nothing is unpickled, ever.
+Three layouts are supported: jaxgpt's own with a `manifest.json`, nanoGPT's headerless `train.bin` and `val.bin`, and
+the shards of llm.c and modded-nanogpt (`*_train_*.bin`, `*_val_*.bin`, or just `*.bin`). A layout without a manifest
+does not name its tokenizer; `TokenDataset.notes` lists what was assumed. Nothing is ever unpickled.
 """
 
 import functools
@@ -19,15 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxgpt import _loader
-from jaxgpt.data import manifest, tokenizer
+from jaxgpt.data import audit_files, manifest, tokenizer
 from jaxgpt.data.manifest import Manifest
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, StorageError
 
-Progress = Callable[[int, int], object]
-ENTROPY_TOKENS = 50_000_000
+ProgressCallback = Callable[[int, int], object]
 WRITE_TOKENS = 1 << 20  # tokens that are written at a time
-CHUNK = 1 << 22  # tokens
+REFETCH_HELP = "fetch or prepare the folder again"
 
 
 @dataclass(frozen=True)
@@ -43,20 +42,24 @@ class Split:
     def tokens(self) -> int:
         return self.shards.tokens
 
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        return np.dtype(self.shards.dtype)
+
     def windows(self, block: int) -> int:
-        """How many windows of `block + 1` tokens an epoch has; `DataError` D013 if there is none."""
+        """The number of windows of `block + 1` tokens per epoch. Raises `DataError` D013 if there is none."""
         with translate_loader_errors():
             return self.shards.windows(block)
 
     def ids(self, start: int, count: int) -> npt.NDArray[Any]:
         """A copy of `count` tokens from the index `start` on."""
         with translate_loader_errors():
-            return np.frombuffer(self.shards.read(start, count), np.dtype(self.shards.dtype))
+            return np.frombuffer(self.shards.read(start, count), self.dtype)
 
 
 @dataclass(frozen=True)
 class TokenDataset:
-    """An opened folder. `vocab_size` is the tokenizer's; `fingerprint` is the same for the same tokens anywhere."""
+    """An opened folder. `vocab_size` is the tokenizer's; `fingerprint` identifies the tokens in any location."""
 
     folder: Path
     train: Split
@@ -70,20 +73,21 @@ class TokenDataset:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, loaded at its first use. `DataError` D019 if it is not the one that made the tokens."""
+        """The tokenizer, loaded at first use. Raises `DataError` D019 if it is not the one that made the tokens."""
         if self.tokenizer_file is None:
             return tokenizer.load(self.tokenizer_name)
-        found = tokenizer.load(self.tokenizer_file)
-        wanted = self.manifest and self.manifest.tokenizer.fingerprint
-        if wanted and found.fingerprint != wanted:
-            said = f"its sha256 is {found.fingerprint[:12]}…, the manifest says {wanted[:12]}…"
-            raise DataError("D019", f"{self.tokenizer_file} is another tokenizer than the data's: {said}", AGAIN)
-        found.name = self.tokenizer_name
-        return found
+        loaded = tokenizer.load(self.tokenizer_file)
+        expected = self.manifest and self.manifest.tokenizer.fingerprint
+        if expected and loaded.fingerprint != expected:
+            difference = f"its sha256 is {loaded.fingerprint[:12]}…, the manifest says {expected[:12]}…"
+            message = f"{self.tokenizer_file} is another tokenizer than the data's: {difference}"
+            raise DataError("D019", message, REFETCH_HELP)
+        loaded.name = self.tokenizer_name
+        return loaded
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a resumed run compares, as plain JSON values."""
+        """What a resumed run compares, as JSON values."""
         return {
             "tokenizer": self.tokenizer.name,
             "tokenizer_sha256": self.tokenizer.fingerprint,
@@ -92,25 +96,23 @@ class TokenDataset:
             "tokens_sha256": self.fingerprint,
         }
 
-    def verify(self, progress: Progress | None = None, threads: int = 2) -> None:
-        """Reads every token: `DataError` D010 for an id outside the vocabulary, D011 for a changed file.
+    def verify(self, progress: ProgressCallback | None = None, threads: int = 2) -> None:
+        """Reads every token. Raises `DataError` D010 for an id outside the vocabulary, D011 for a changed file.
 
-        D012 if a file of validation is also one of train: a loss on it would say nothing.
+        Raises D012 if a validation file is also a training file: its loss would measure memorization.
         """
-        found: dict[str, Path] = {}
+        seen: dict[str, Path] = {}
         for split in (self.train, self.val):
             if split is None:
                 continue
             with translate_loader_errors():
                 checksums = split.shards.verify(self.vocab_size, split.checksums, threads, progress)
             for (name, tokens), checksum in zip(split.shards.shards, checksums, strict=True):
-                if split is self.val and tokens and checksum in found:
-                    what = f"{name} of validation holds the same as {found[checksum]} of train"
-                    raise DataError("D012", what, "split the documents: python -m jaxgpt.prepare … --val-tokens N")
-                found.setdefault(checksum, Path(name))
-
-
-AGAIN = "fetch or prepare the folder again"
+                if split is self.val and tokens and checksum in seen:
+                    message = f"{name} of validation has the same content as {seen[checksum]} of train"
+                    help = "split the documents: python -m jaxgpt.prepare SOURCE --out DIR --val-tokens N"
+                    raise DataError("D012", message, help)
+                seen.setdefault(checksum, Path(name))
 
 
 @contextmanager
@@ -126,56 +128,57 @@ def translate_loader_errors() -> Iterator[None]:
 def open_folder(path: str | Path) -> TokenDataset:
     """Opens the token shards in `path` and checks their lengths and headers, not yet their tokens.
 
-    Raises `DataError` D002 if there are none, and D003 to D019 for what cannot be what it should be.
+    Raises `DataError` D002 if there are none, and D003 to D019 for files that are not what they should be.
     """
     folder = Path(path)
     if (folder / manifest.FILE_NAME).exists():
-        return _open_ours(folder, manifest.read_manifest(folder))
+        return _open_with_manifest(folder, manifest.read_manifest(folder))
     if (folder / "train.bin").exists():
         return _open_nanogpt(folder)
-    return _open_shards(folder)
+    return _open_llmc(folder)
 
 
-def _nothing(folder: Path) -> DataError:
-    """D002 with the command that would make the shards, from what lies in the folder if that is text."""
+def _no_shards_error(folder: Path) -> DataError:
+    """D002 with a command that would make the shards, from the folder's own parquet files if it has some."""
     is_folder = folder.is_dir()
     if folder.exists() and not is_folder:
         return DataError("D002", f"no token shards in '{folder}': it is a file", "name the folder that holds them")
-    source, out = "SOURCE", str(folder)
+    source = "SOURCE"
+    out = str(folder)
     if is_folder and any(folder.glob("*.parquet")):
-        source, out = f"'{folder}/*.parquet'", f"{out.rstrip('/')}-tokens"
+        source = f"'{folder}/*.parquet'"
+        out = f"{out.rstrip('/')}-tokens"
     help = f"python -m jaxgpt.prepare {source} --out {out} --val-tokens 10e6"
     return DataError("D002", f"no token shards in '{folder}'", help)
 
 
-def _open_ours(folder: Path, found: Manifest) -> TokenDataset:
-    train = _open_split(folder, found, "train")
+def _open_with_manifest(folder: Path, entry: Manifest) -> TokenDataset:
     return TokenDataset(
         folder=folder,
-        train=train,
-        val=_open_split(folder, found, "val") if "val" in found.splits else None,
-        tokenizer_name=found.tokenizer.name,
-        vocab_size=found.tokenizer.vocab_size,
-        fingerprint=found.fingerprint,
-        tokenizer_file=folder / found.tokenizer.file,
-        manifest=found,
+        train=_open_manifest_split(folder, entry, "train"),
+        val=_open_manifest_split(folder, entry, "val") if "val" in entry.splits else None,
+        tokenizer_name=entry.tokenizer.name,
+        vocab_size=entry.tokenizer.vocab_size,
+        fingerprint=entry.fingerprint,
+        tokenizer_file=folder / entry.tokenizer.file,
+        manifest=entry,
     )
 
 
-def _open_split(folder: Path, found: Manifest, name: str) -> Split:
-    """A split of the manifest, its files opened and compared with what it says of their lengths and type."""
-    entry = found.splits[name]
+def _open_manifest_split(folder: Path, whole: Manifest, name: str) -> Split:
+    """Opens a split and compares the lengths and the type of its files with the manifest."""
+    entry = whole.splits[name]
     if not entry.shards:
-        raise DataError("D002", f"no token shards in '{folder}' for {name}", AGAIN)
-    split = _split([folder / shard.name for shard in entry.shards], found.settings.layout == "nanogpt")
+        raise DataError("D002", f"no token shards in '{folder}' for {name}", REFETCH_HELP)
+    split = _open_split([folder / shard.name for shard in entry.shards], whole.settings.layout == "nanogpt")
     for (path, tokens), shard in zip(split.shards.shards, entry.shards, strict=True):
         if tokens != shard.tokens:
-            raise DataError("D019", f"{path} holds {tokens:,} tokens, the manifest says {shard.tokens:,}", AGAIN)
-    if split.shards.dtype != found.dtype:
-        said = f"{split.shards.dtype} tokens, the manifest says {found.dtype}"
-        raise DataError("D019", f"{split.paths[0]} holds {said}", AGAIN)
-    checksums = tuple(shard.xxh3_128 for shard in entry.shards)
-    return Split(split.paths, split.shards, entry.bytes, checksums)
+            message = f"{path} has {tokens:,} tokens, the manifest says {shard.tokens:,}"
+            raise DataError("D019", message, REFETCH_HELP)
+    if split.dtype != whole.dtype:
+        message = f"{split.paths[0]} has {split.dtype} tokens, the manifest says {whole.dtype}"
+        raise DataError("D019", message, REFETCH_HELP)
+    return Split(split.paths, split.shards, entry.bytes, tuple(shard.xxh3_128 for shard in entry.shards))
 
 
 def _open_nanogpt(folder: Path) -> TokenDataset:
@@ -183,39 +186,37 @@ def _open_nanogpt(folder: Path) -> TokenDataset:
     notes = []
     if (folder / "meta.pkl").exists():
         notes.append(
-            f"{folder}/meta.pkl is not read, since a pickle can run code: if the tokens are no GPT-2 tokens (nanoGPT's "
+            f"{folder}/meta.pkl is not read, since a pickle can run code: if the tokens are not GPT-2's (nanoGPT's "
             "shakespeare_char), put their tokenizer.json beside them"
         )
-    return _assumed(folder, _split([folder / "train.bin"]), _split([val]) if val.exists() else None, notes)
+    train = _open_split([folder / "train.bin"])
+    return _without_manifest(folder, train, _open_split([val]) if val.exists() else None, notes)
 
 
-def _open_shards(folder: Path) -> TokenDataset:
-    ours = ("audit-clusters.bin",)  # an audit's, beside the shards
-    names = sorted(
-        path.name for path in folder.glob("*.bin") if not path.name.startswith(".") and path.name not in ours
-    )
-    train = [name for name in names if re.search(r"(^|_)train_", name)]
-    val = [name for name in names if re.search(r"(^|_)val_", name)]
-    train = train or [name for name in names if name not in val and name != "val.bin"]
+def _open_llmc(folder: Path) -> TokenDataset:
+    paths = sorted(path for path in folder.glob("*.bin") if not path.name.startswith("."))
+    paths = [path for path in paths if not audit_files.is_clusters_file(path)]
+    val = [path for path in paths if re.search(r"(^|_)val_", path.name)]
+    train = [path for path in paths if re.search(r"(^|_)train_", path.name)]
+    train = train or [path for path in paths if path not in val and path.name != "val.bin"]
     if not train:
-        raise _nothing(folder)
-    splits = [_split([folder / name for name in part]) if part else None for part in (train, val)]
-    unused = len(names) - len(train) - len(val)
+        raise _no_shards_error(folder)
+    unused = len(paths) - len(train) - len(val)
     notes = [f"{unused} other .bin files in {folder} are not used"] if unused else []
-    assert splits[0] is not None
-    return _assumed(folder, splits[0], splits[1], notes)
+    return _without_manifest(folder, _open_split(train), _open_split(val) if val else None, notes)
 
 
-def _assumed(folder: Path, train: Split, val: Split | None, notes: list[str]) -> TokenDataset:
-    """TokenDataset without a manifest: its `tokenizer.json`, or GPT-2's tokenizer where the tokens can be GPT-2's."""
-    own = folder / "tokenizer.json"
-    name, size = "gpt2", tokenizer.GPT2_SIZE
-    if own.is_file():
-        found = tokenizer.load(own)
-        name, size = found.name, found.vocab_size
-    elif train.shards.dtype != "uint16":
-        help = "put the tokenizer.json that made them beside them"
-        raise DataError("D019", f"'{folder}' holds uint32 tokens and does not say which tokenizer made them", help)
+def _without_manifest(folder: Path, train: Split, val: Split | None, notes: list[str]) -> TokenDataset:
+    """Uses the folder's `tokenizer.json`, or assumes GPT-2's tokenizer where the tokens can be GPT-2's."""
+    file = folder / "tokenizer.json"
+    has_tokenizer = file.is_file()
+    name, vocab_size = "gpt2", tokenizer.GPT2_SIZE
+    if has_tokenizer:
+        loaded = tokenizer.load(file)
+        name, vocab_size = loaded.name, loaded.vocab_size
+    elif train.dtype != "uint16":
+        message = f"'{folder}' has uint32 tokens and does not say which tokenizer made them"
+        raise DataError("D019", message, "put the tokenizer.json that made them beside them")
     else:
         notes.append(f"{folder} does not name its tokenizer: gpt2 is assumed")
     return TokenDataset(
@@ -223,60 +224,41 @@ def _assumed(folder: Path, train: Split, val: Split | None, notes: list[str]) ->
         train=train,
         val=val,
         tokenizer_name=name,
-        vocab_size=size,
+        vocab_size=vocab_size,
         fingerprint=_sample_fingerprint([train, val]),
         notes=tuple(notes),
-        tokenizer_file=own if own.is_file() else None,
+        tokenizer_file=file if has_tokenizer else None,
     )
 
 
-def _split(paths: Sequence[Path], headerless: bool | None = None) -> Split:
+def _open_split(paths: Sequence[Path], headerless: bool | None = None) -> Split:
     with translate_loader_errors():
         return Split(tuple(paths), _loader.Dataset(paths, headerless=headerless))
 
 
 def _sample_fingerprint(splits: Sequence[Split | None]) -> str:
-    """sha256 of each file's length and of its first, middle and last tokens: tells apart data that has no checksums."""
+    """sha256 of each file's length and its first, middle and last tokens: identifies data without checksums."""
     digest = hashlib.sha256()
     for split in splits:
         start = 0
         for _, tokens in split.shards.shards if split else []:
             digest.update(f"{tokens};".encode())
             size = min(tokens, 4096)
-            for place in (0, (tokens - size) // 2, tokens - size):
-                digest.update(split.ids(start + place, size).tobytes() if split else b"")
+            for offset in (0, (tokens - size) // 2, tokens - size):
+                digest.update(split.ids(start + offset, size).tobytes() if split else b"")
             start += tokens
         digest.update(b"|")
     return digest.hexdigest()
 
 
-def check_vocabulary(rows: int, data: TokenDataset) -> None:
-    """Raises `ConfigError` C018 if a model of `rows` ids cannot hold those of the data's tokenizer."""
-    if rows < data.vocab_size:
+def check_vocabulary(rows: int, dataset: TokenDataset) -> None:
+    """Raises `ConfigError` C018 if a model with `rows` token embeddings cannot embed all ids of the tokenizer."""
+    if rows < dataset.vocab_size:
         raise ConfigError(
             "C018",
-            f"model.vocab_size {rows} is smaller than the tokenizer's {data.vocab_size}",
-            f"--model.vocab-size {math.ceil(data.vocab_size / 128) * 128}",
+            f"model.vocab_size {rows} is smaller than the tokenizer's {dataset.vocab_size}",
+            f"--model.vocab-size {math.ceil(dataset.vocab_size / 128) * 128}",
         )
-
-
-def unigram_entropy(split: Split, vocab_size: int, limit: int = ENTROPY_TOKENS) -> float:
-    """Nats per token of the best guess that ignores context: where a loss stalls that has learned only frequencies.
-
-    Exact over the first `limit` tokens. Times tokens / bytes / ln 2, it is in bits per byte.
-    """
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    total = min(limit, split.tokens)
-    for start in range(0, total, CHUNK):
-        ids = split.ids(start, min(CHUNK, total - start))
-        found = np.bincount(ids, minlength=vocab_size)
-        if len(found) > vocab_size:
-            place = int(np.argmax(ids >= vocab_size))
-            said = f"token {ids[place]} at position {start + place:,}; the tokenizer's vocabulary is {vocab_size}"
-            raise DataError("D010", said, "the data was made with another tokenizer, or the file is damaged")
-        counts += found
-    share = counts[counts > 0] / max(total, 1)
-    return float(-(share * np.log(share)).sum())
 
 
 class SplitWriter:

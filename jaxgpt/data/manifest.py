@@ -1,19 +1,24 @@
-"""What a folder of token shards holds: `manifest.json`.
+"""The manifest of a folder of token shards: `manifest.json`.
 
-Reading checks every field and every file name, because a manifest may come from a stranger: a name must be that of a
-file in the folder itself. The files' contents are not touched; their checksums are for whoever reads them.
+Reading checks every field and every file name, because a manifest may come from an untrusted source: it may name only
+files in its own folder. The content of these files is not read; their checksums are for whoever reads them.
 """
 
 import dataclasses
 import hashlib
 import json
-import os
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, Self, get_args, get_origin, get_type_hints
 
 from jaxgpt.errors import DataError
+from jaxgpt.utils.files import write_text
+
+if TYPE_CHECKING:
+    from jaxgpt._loader import WrittenSplit
+    from jaxgpt.data.tokenizer import Tokenizer  # the library behind it takes a third of a second to load
 
 FILE_NAME = "manifest.json"
 FORMAT = 1
@@ -23,7 +28,7 @@ VOCAB_LIMITS = {"uint16": 1 << 16, "uint32": 1 << 24}
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """A token file of the folder. `xxh3_128` is that of the whole file, in hexadecimal."""
+    """A token file of the folder. `xxh3_128` is the hash of the whole file, in hexadecimal."""
 
     name: str
     tokens: int
@@ -32,13 +37,27 @@ class ShardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitEntry:
-    """Documents, tokens (end-of-text ones included), and bytes of the UTF-8 text that the tokens stand for."""
+    """Counts of documents, tokens (end-of-text ones included) and bytes of UTF-8 text, and the files."""
 
     documents: int
     tokens: int
     bytes: int
     max_token: int | None
     shards: tuple[ShardEntry, ...]
+
+    @classmethod
+    def from_written(cls, written: "WrittenSplit") -> Self:
+        """Describes a split that was written into the manifest's folder."""
+        return cls(
+            documents=written.documents,
+            tokens=written.tokens,
+            bytes=written.bytes,
+            max_token=max((shard.max_token or 0 for shard in written.shards), default=None),
+            shards=tuple(
+                ShardEntry(name=Path(shard.path).name, tokens=shard.tokens, xxh3_128=shard.xxh3_128)
+                for shard in written.shards
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +70,23 @@ class TokenizerEntry:
     vocab_size: int
     eot: int | None
 
+    @classmethod
+    def from_tokenizer(cls, tokenizer: "Tokenizer", eot: int | None) -> Self:
+        """Describes `tokenizer`, saved as `tokenizer.json`; `eot` is the id that separates documents."""
+        return cls(
+            name=tokenizer.name,
+            fingerprint=tokenizer.fingerprint,
+            file="tokenizer.json",
+            vocab_size=tokenizer.vocab_size,
+            eot=eot,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceEntry:
-    """Where documents came from: a file's size and xxh3-128, and the documents, bytes of text and tokens taken of it.
+    """A source file: its size and xxh3-128, and the documents, bytes of text and tokens that were taken from it.
 
-    A file that was not needed for the tokens that were asked for has no hash.
+    A file that was not needed for the requested tokens has no hash.
     """
 
     name: str
@@ -69,10 +99,11 @@ class SourceEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings:
-    """What else the tokens depend on, as it was asked for.
+    """The options of `prepare` that the tokens depend on.
 
-    `tokens` is 0 for all there are; `weights` are the shares of the sources in the tokens, none for one source after
-    another; `layout` is "shards" or "nanogpt" (one headerless file for each split).
+    `tokens` is 0 for all there are; `weights` are the proportions of the sources in tokens, empty for one source after
+    another; `layout` is "shards" or "nanogpt" (one headerless file per split); `clusters` is the hash of the audit's
+    file of near-duplicates.
     """
 
     train_tokenizer: int
@@ -87,9 +118,9 @@ class PrepareSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A finished folder of shards. `eot_position` is "appended" (to each document) or "none".
+    """A complete folder of shards. `eot_position` is "appended" (to each document) or "none".
 
-    `derived` says how the tokens came from those of another folder, None where they came from the sources.
+    `derived` describes how the tokens were made from those of another folder; None if they come from the sources.
     """
 
     format: int = FORMAT
@@ -104,20 +135,14 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of what the tokens are: tokenizer, type, and the shards' tokens and checksums, not where they are."""
+        """sha256 over tokenizer, dtype, and the shards' tokens and checksums: independent of the folder's location."""
         shards = {name: [[s.tokens, s.xxh3_128] for s in split.shards] for name, split in sorted(self.splits.items())}
         canonical = json.dumps([self.tokenizer.fingerprint, self.dtype, shards])
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        """Writes the manifest into `folder` in one piece: a reader or a crash finds all of it or none."""
-        temporary = folder / f".{FILE_NAME}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(self), file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / FILE_NAME)
+        """Writes the manifest into `folder` atomically: a reader or a crash sees all of it or none."""
+        write_text(folder / FILE_NAME, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -131,58 +156,68 @@ def read_manifest(folder: Path) -> Manifest:
         _refuse(path, f"it is not JSON: {error}")
     if isinstance(values, dict) and values.get("format") != FORMAT:
         _refuse(path, f"format {values.get('format')!r}; this version of jaxgpt reads format {FORMAT}")
-    manifest: Manifest = _decoded(path, "", Manifest, values)
+    manifest: Manifest = _decode(path, "", Manifest, values)
     _check(path, manifest)
     return manifest
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:
-    help = "prepare the data again into another folder: python -m jaxgpt.prepare SOURCE --out DIR"
+    help = "prepare the data into another folder: python -m jaxgpt.prepare SOURCE --out DIR"
     raise DataError("D018", f"{path}: {reason}", help)
 
 
-def _decoded(path: Path, place: str, kind: Any, value: Any) -> Any:
-    """`value` as the type `kind`: a dataclass, tuple of one, dict by name, number from 0 on, text, or None."""
-    origin, options = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return _decoded_dataclass(path, place, kind, value)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_decoded(path, f"{place}[{n}]", options[0], item) for n, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {name: _decoded(path, f"{place}.{name}", options[1], item) for name, item in value.items()}
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+SCALARS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    str: ("a text", lambda value: isinstance(value, str)),
+    int: ("a whole number, 0 or more,", lambda value: isinstance(value, int) and _is_number(value)),
+    float: ("a number, 0 or more,", _is_number),
+}
+
+
+def _decode(path: Path, location: str, kind: Any, value: Any) -> Any:
+    """Converts a JSON value to the type `kind`: a dataclass, tuple or dict of one, number from 0 on, text, or None."""
+    origin, arguments = get_origin(kind), get_args(kind)
     if origin is types.UnionType:
-        return None if value is None else _decoded(path, place, options[0], value)
-    if kind is str and isinstance(value, str):
-        return value
-    if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
-        return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**63:
-        return float(value)
-    wanted = {int: "a whole number, 0 or more,", float: "a number, 0 or more,", str: "a text"}.get(
-        kind, "a list" if origin is tuple else "an object"
-    )
-    _refuse(path, f"{place or 'the file'} is {_short(value)}; {wanted} is needed")
+        return None if value is None else _decode(path, location, arguments[0], value)
+    if kind in SCALARS:
+        expected, matches = SCALARS[kind]
+        if matches(value):
+            return kind(value)
+    elif origin is tuple:
+        expected = "a list"
+        if isinstance(value, list):
+            return tuple(_decode(path, f"{location}[{n}]", arguments[0], item) for n, item in enumerate(value))
+    else:
+        expected = "an object"
+        if isinstance(value, dict) and origin is dict:
+            return {name: _decode(path, f"{location}.{name}", arguments[1], item) for name, item in value.items()}
+        if isinstance(value, dict):
+            return _decode_dataclass(path, location, kind, value)
+    _refuse(path, f"{location or 'the file'} is {_abbreviate(value)}; {expected} is needed")
 
 
-def _decoded_dataclass(path: Path, place: str, kind: Any, value: dict[str, Any]) -> Any:
-    hints, found = get_type_hints(kind), {}
+def _decode_dataclass(path: Path, location: str, kind: Any, value: dict[str, Any]) -> Any:
+    hints = get_type_hints(kind)
+    arguments = {}
     for field in fields(kind):
-        inner = f"{place}.{field.name}".lstrip(".")
-        if field.name not in value and field.default is not dataclasses.MISSING:
-            continue  # an older version wrote it
-        if field.name not in value:
-            _refuse(path, f"{inner} is missing")
-        found[field.name] = _decoded(path, inner, hints[field.name], value[field.name])
-    return kind(**found)
+        name = f"{location}.{field.name}".lstrip(".")
+        if field.name in value:
+            arguments[field.name] = _decode(path, name, hints[field.name], value[field.name])
+        elif field.default is dataclasses.MISSING:  # fields with a default were added later
+            _refuse(path, f"{name} is missing")
+    return kind(**arguments)
 
 
-def _short(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _check(path: Path, manifest: Manifest) -> None:
-    """What the types do not say: names, sums, and ids within the vocabulary."""
+    """Checks what the types do not express: names, sums, and ids within the vocabulary."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     names = [shard.name for shard in shards]
     for name in [*names, manifest.tokenizer.file]:
@@ -190,25 +225,27 @@ def _check(path: Path, manifest: Manifest) -> None:
     if len(set(names)) < len(names):
         _refuse(path, f"it names {max(names, key=names.count)!r} twice")
     if manifest.dtype not in VOCAB_LIMITS:
-        _refuse(path, f"dtype is {_short(manifest.dtype)}; one of: {', '.join(VOCAB_LIMITS)}")
+        _refuse(path, f"dtype is {_abbreviate(manifest.dtype)}; one of: {', '.join(VOCAB_LIMITS)}")
     if manifest.tokenizer.vocab_size > VOCAB_LIMITS[manifest.dtype]:
         _refuse(path, f"tokenizer.vocab_size is {manifest.tokenizer.vocab_size}, too many for {manifest.dtype}")
     if not manifest.splits.keys() <= {"train", "val"} or "train" not in manifest.splits:
         _refuse(path, f"its splits are {', '.join(manifest.splits) or 'none'}; train, and perhaps val, are needed")
     if manifest.settings.layout not in LAYOUTS:
-        _refuse(path, f"settings.layout is {_short(manifest.settings.layout)}; one of: {', '.join(LAYOUTS)}")
+        _refuse(path, f"settings.layout is {_abbreviate(manifest.settings.layout)}; one of: {', '.join(LAYOUTS)}")
     for name, split in manifest.splits.items():
         if sum(shard.tokens for shard in split.shards) != split.tokens:
-            _refuse(path, f"splits.{name}.tokens is {split.tokens:,}; its shards have another sum")
+            _refuse(path, f"splits.{name}.tokens is {split.tokens:,}; the sum of its shards differs")
         if split.max_token is not None and split.max_token >= manifest.tokenizer.vocab_size:
             size = manifest.tokenizer.vocab_size
             _refuse(path, f"splits.{name}.max_token is {split.max_token}; the tokenizer's vocabulary is {size}")
 
 
 def _check_name(path: Path, name: str) -> None:
-    """Only a plain name of a file in the folder itself; D014 for whatever leads, or could lead, out of it."""
-    inside = name not in ("", ".", "..") and not any(c in "/\\" or not c.isprintable() for c in name)
-    if inside and (path.parent / name).resolve().parent == path.parent.resolve():
+    """Raises `DataError` D014 unless `name` is the plain name of a file in the folder itself."""
+    is_plain = name not in ("", ".", "..") and not any(c in "/\\" or not c.isprintable() for c in name)
+    if is_plain and (path.parent / name).resolve().parent == path.parent.resolve():
         return
-    why = "it is a link to a file elsewhere" if inside else "a plain name of a file in the same folder is needed"
-    raise DataError("D014", f"{path} names the file {name!r}; {why}", "do not use data from a source you do not trust")
+    reason = "it is a link to a file elsewhere" if is_plain else "a plain name of a file in the same folder is needed"
+    raise DataError(
+        "D014", f"{path} names the file {name!r}; {reason}", "do not use data from a source you do not trust"
+    )

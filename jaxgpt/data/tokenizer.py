@@ -1,9 +1,9 @@
 """Text to token ids and back: GPT-2's byte-level BPE built in, any `tokenizer.json`, or one trained on your own text.
 
-Special tokens are never parsed out of text: "<|endoftext|>" inside a document is thirteen ordinary characters, and
-only the preparation puts the end-of-text id between documents. Byte-level tokenizers (GPT-2's and those trained here)
-are lossless: `decode(encode(text)) == text` for every text. The one exception is a lone surrogate, half a character
-that no UTF-8 text can hold; it is read as U+FFFD.
+Special tokens are never parsed out of text: "<|endoftext|>" inside a document is thirteen ordinary characters; only
+`prepare` puts the end-of-text id between documents. Byte-level tokenizers (GPT-2's and those trained here) are
+lossless: `decode(encode(text)) == text` for every text. The one exception is a lone surrogate, half a character that
+UTF-8 cannot represent; it becomes U+FFFD.
 """
 
 import functools
@@ -26,33 +26,34 @@ from jaxgpt.errors import ConfigError, DataError
 
 EOT = "<|endoftext|>"
 EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
-FEWEST_TOKENS = 257  # every byte, and the end of text
-MOST_TOKENS = 1 << 24
+MIN_VOCAB_SIZE = 257  # every byte, and the end of text
+MAX_VOCAB_SIZE = 1 << 24
 GPT2_SIZE = 50257
-GPT2_FINGERPRINT = "499d53154063d39623ad3b63dc9ef7db2191c6e3ff48268dbb9080bab8a2c42a"  # computed: 0.1 s
+GPT2_FINGERPRINT = "499d53154063d39623ad3b63dc9ef7db2191c6e3ff48268dbb9080bab8a2c42a"  # computing it takes 0.1 s
 
-# A text is encoded in pieces of about this many characters, so that one long document is spread over the cores and its
-# encoding, some hundred bytes per token, does not fill the memory.
-PIECE = 1 << 18
-# GPT-2's pattern never joins what comes before a blank with the blank, and looks ahead only from blanks: pieces that
-# are cut here have the ids of the whole.
-CUT = re.compile(r"(?<=[!-~])(?=[ \n])")
+# Characters per piece of a long text: pieces are encoded on all cores, and at about 100 bytes per token the encoding of
+# a whole document could fill the memory.
+PIECE_LENGTH = 1 << 18
+# GPT-2's pattern never joins a character with a blank after it, and looks ahead only from blanks: pieces cut here have
+# the same ids as the uncut text.
+CUT_POINT = re.compile(r"(?<=[!-~])(?=[ \n])")
 
 
 @final
 class Tokenizer:
-    """Text to ids and ids to text. `name` is what messages call it.
+    """Text to ids and ids to text. `name` identifies it in messages.
 
-    `source` is the library's tokenizer, or what gives the text of a `tokenizer.json`; it is asked at the first use.
+    `source` is the library's tokenizer, or a function that returns the text of a `tokenizer.json`, called at first use.
     """
 
     def __init__(self, name: str, source: tokenizers.Tokenizer | Callable[[], str]) -> None:
-        self.name, self._source = name, source
+        self.name = name
+        self._source = source
         if isinstance(source, tokenizers.Tokenizer):
-            self.ready()
+            self.load()
 
-    def ready(self) -> None:
-        """Builds what encoding needs; of GPT-2's, a tenth of a second, without Python's lock."""
+    def load(self) -> None:
+        """Builds what encoding needs; takes 0.1 s for GPT-2, without holding Python's lock."""
         _ = self._inner
 
     @functools.cached_property
@@ -61,22 +62,22 @@ class Tokenizer:
         inner = source if isinstance(source, tokenizers.Tokenizer) else tokenizers.Tokenizer.from_str(self.to_json())
         inner.no_padding()
         inner.no_truncation()
-        inner.encode_special_tokens = True  # the library's name for: read them as ordinary text
+        inner.encode_special_tokens = True  # the library's name for reading them as ordinary text
         return inner
 
     @functools.cached_property
     def _vocabulary(self) -> dict[str, int]:
-        found: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
-        return found
+        vocabulary: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
+        return vocabulary
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """How many ids there are, the end-of-text token included."""
+        """The number of ids, end-of-text token included."""
         return max(self._vocabulary.values(), default=-1) + 1
 
     @functools.cached_property
     def eot(self) -> int | None:
-        """The id of the end-of-text token, None where there is none."""
+        """The id of the end-of-text token, None if the tokenizer has none."""
         return next((self._vocabulary[name] for name in EOT_NAMES if name in self._vocabulary), None)
 
     def __repr__(self) -> str:
@@ -84,14 +85,14 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 of the vocabulary in the order of its ids and of the merges: the same for the same tokenizer."""
+        """sha256 of the vocabulary, ordered by id, and the merges: identifies the tokenizer."""
         tokens = sorted(self._vocabulary.items(), key=itemgetter(1))
         merges = (pair if isinstance(pair, str) else "\1".join(pair) for pair in self._model.get("merges", []))
         canonical = "\0".join([f"{number} {token}" for token, number in tokens] + ["", *merges])
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The tokenizer as the text of a `tokenizer.json`."""
+        """Returns the text of its `tokenizer.json`."""
         return self._text
 
     @functools.cached_property
@@ -108,7 +109,7 @@ class Tokenizer:
 
     @functools.cached_property
     def byte_lengths(self) -> npt.NDArray[np.int64] | None:
-        """How many bytes of text each id stands for, None where that depends on its neighbours (no byte-level BPE)."""
+        """Bytes of text per id; None if that depends on neighboring ids, as without byte-level BPE."""
         described = json.loads(self.to_json())
         if (described.get("decoder") or {}).get("type") != "ByteLevel":
             return None
@@ -120,19 +121,20 @@ class Tokenizer:
         return lengths
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without any end-of-text token."""
+        """Returns the ids of `text`, without an end-of-text token."""
         ids: list[int] = self.encode_batch([text])[0].tolist()
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """The ids of each text, encoded on all cores."""
-        parts = [self._parts(well_formed(text)) for text in texts]
-        encoded = self._inner.encode_batch_fast([part for text in parts for part in text], add_special_tokens=False)
+        """Returns the ids of each text, encoded on all cores."""
+        texts_in_pieces = [self._split(replace_lone_surrogates(text)) for text in texts]
+        pieces = [piece for text in texts_in_pieces for piece in text]
+        encoded = self._inner.encode_batch_fast(pieces, add_special_tokens=False)
         ids = iter([np.array(encoding.ids, dtype=np.uint32) for encoding in encoded])
-        return [np.concatenate([next(ids) for _ in text]) for text in parts]
+        return [np.concatenate([next(ids) for _ in text]) for text in texts_in_pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD. An id outside the vocabulary is a `DataError`."""
+        """Returns the text of `ids`; invalid UTF-8 becomes U+FFFD. Raises `DataError` D010 for other ids."""
         numbers = [int(number) for number in ids]
         for number in numbers:
             if not 0 <= number < self.vocab_size:
@@ -141,20 +143,19 @@ class Tokenizer:
         return text
 
     def save(self, path: str | Path) -> None:
-        """Writes a `tokenizer.json`, which `load` and Hugging Face's libraries read."""
+        """Writes a `tokenizer.json`, which `load` and Hugging Face's libraries can read."""
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
-    def _parts(self, text: str) -> list[str]:
-        return pieces(text) if len(text) > PIECE and self._cuttable else [text]
+    def _split(self, text: str) -> list[str]:
+        return split_text(text) if len(text) > PIECE_LENGTH and self._can_split else [text]
 
     @functools.cached_property
-    def _cuttable(self) -> bool:
-        """Whether the tokenizer splits text by GPT-2's pattern and does nothing to it before."""
+    def _can_split(self) -> bool:
+        """Whether the tokenizer splits text by GPT-2's pattern, without normalizing it before."""
         described = json.loads(self.to_json())
         splitter = described.get("pre_tokenizer") or {}
-        plain = not any(not token["special"] for token in described["added_tokens"])
         return (
-            plain
+            all(token["special"] for token in described["added_tokens"])
             and described.get("normalizer") is None
             and splitter.get("type") == "ByteLevel"
             and splitter.get("use_regex", True)
@@ -162,8 +163,8 @@ class Tokenizer:
         )
 
 
-def well_formed(text: str) -> str:
-    """`text` with each lone surrogate replaced by U+FFFD."""
+def replace_lone_surrogates(text: str) -> str:
+    """`text` with U+FFFD in place of each lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -171,79 +172,78 @@ def well_formed(text: str) -> str:
     return text
 
 
-def pieces(text: str, size: int = PIECE) -> list[str]:
-    """`text` cut after about every `size` characters, only where its ids stay the same; never empty."""
-    found, start = [], 0
+def split_text(text: str, size: int = PIECE_LENGTH) -> list[str]:
+    """Splits `text` after about every `size` characters, only where its ids stay the same; never empty."""
+    pieces = []
+    start = 0
     while len(text) - start > size:
-        cut = CUT.search(text, start + size)
+        cut = CUT_POINT.search(text, start + size)
         if cut is None:
             break
-        found.append(text[start : cut.start()])
+        pieces.append(text[start : cut.start()])
         start = cut.start()
-    return [*found, text[start:]]
+    return [*pieces, text[start:]]
 
 
 def load(name: str | Path) -> Tokenizer:
-    """The tokenizer "gpt2", that of a `tokenizer.json` or of a folder that holds one, or OWNER/NAME on the hub.
+    """Loads "gpt2", a `tokenizer.json`, a folder that contains one, or OWNER/NAME from the hub.
 
-    What is on this disk goes before the hub. Raises `ConfigError` C026 if there is no such file or repository, C034 to
-    C036 if the hub cannot be asked, `DataError` D027 if the file holds no tokenizer.
+    Files on this disk take precedence over the hub. Raises `ConfigError` C026 if there is no such file or repository,
+    C034 to C036 if the hub cannot be reached, `DataError` D027 if the file is not a tokenizer.
     """
     if str(name) == "gpt2":
         return gpt2()
     path = Path(name) / "tokenizer.json" if Path(name).is_dir() else Path(name)
     if path.is_file():
-        return _read(path, path.resolve().parent.name if path.name == "tokenizer.json" else path.stem)
+        return load_file(path, path.resolve().parent.name if path.name == "tokenizer.json" else path.stem)
     if isinstance(name, str) and not Path(name).exists() and hub.REPOSITORY.fullmatch(name):
-        return _read(_fetched(name), name)
-    raise _missing(name)
+        return load_file(_fetch(name), name)
+    raise _not_found_error(name)
 
 
-def load_named(path: Path, name: str) -> Tokenizer:
-    """The tokenizer of the file `path`, which does not say what it is called."""
-    return _read(path, name)
-
-
-def _fetched(name: str) -> Path:
+def _fetch(name: str) -> Path:
     try:
         return hub.fetch_tokenizer(name)
     except DataError as error:
-        raise _missing(name) from error
+        raise _not_found_error(name) from error
 
 
-def _missing(name: str | Path) -> ConfigError:
+def _not_found_error(name: str | Path) -> ConfigError:
     help = "gpt2, the path of a tokenizer.json, or OWNER/NAME of a repository on the hub that has one"
     return ConfigError("C026", f"tokenizer '{name}' not found", help)
 
 
-def _read(path: Path, name: str) -> Tokenizer:
-    """The tokenizer in the file `path`, called `name`."""
+def load_file(path: Path, name: str) -> Tokenizer:
+    """Loads the file `path` and calls the tokenizer `name`. Raises `DataError` D027 if it is not a tokenizer."""
     try:
         text = path.read_text(encoding="utf-8")
-        model = json.loads(text)["model"]  # the library's own messages do not say what is wrong
+        model = json.loads(text)["model"]  # checked here: the library's messages do not say what is wrong
         if len(model["vocab"]) == 0:
             raise ValueError("its vocabulary is empty")
         return Tokenizer(name, tokenizers.Tokenizer.from_str(text))
     except (KeyError, TypeError, RecursionError) as error:
-        raise _malformed(path, "it holds no model with a vocabulary") from error
-    except Exception as error:  # the library raises nothing more precise
-        raise _malformed(path, str(error)) from error
+        raise _malformed_error(path, "it has no model with a vocabulary") from error
+    except Exception as error:  # the library raises plain exceptions
+        raise _malformed_error(path, str(error)) from error
 
 
-def _malformed(path: Path, reason: str) -> DataError:
-    return DataError("D027", f"{path} is not a tokenizer.json: {reason}", "save it anew with Hugging Face's tokenizers")
+def _malformed_error(path: Path, reason: str) -> DataError:
+    help = "save it again with Hugging Face's tokenizers"
+    return DataError("D027", f"{path} is not a tokenizer.json: {reason}", help)
 
 
 @functools.cache
 def gpt2() -> Tokenizer:
     """GPT-2's tokenizer: 50,000 merges over 256 bytes, and the end of text as the last of 50,257 ids."""
-    made = Tokenizer("gpt2", _gpt2_text)
-    made.fingerprint, made.vocab_size, made.eot = GPT2_FINGERPRINT, GPT2_SIZE, GPT2_SIZE - 1
-    return made
+    tokenizer = Tokenizer("gpt2", _gpt2_json)
+    tokenizer.fingerprint = GPT2_FINGERPRINT
+    tokenizer.vocab_size = GPT2_SIZE
+    tokenizer.eot = GPT2_SIZE - 1
+    return tokenizer
 
 
-def _gpt2_text() -> str:
-    """The text of GPT-2's `tokenizer.json`: that of an empty tokenizer, with the vocabulary and the merges put in."""
+def _gpt2_json() -> str:
+    """GPT-2's `tokenizer.json`: that of an empty tokenizer, with the vocabulary and the merges inserted."""
     empty = _byte_level(models.BPE())
     _add_eot(empty)
     described = json.loads(empty.to_str())
@@ -254,12 +254,12 @@ def _gpt2_text() -> str:
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` ids, learned from `texts`; the end of text is its last id.
+    """Trains a byte-level BPE of at most `vocab_size` ids on `texts`; the end of text is its last id.
 
-    The same texts in the same order give the same tokenizer. Few texts give fewer ids: a merge is learned only from a
-    pair that occurs twice. Raises `ConfigError` C027 if `vocab_size` cannot hold all bytes.
+    Deterministic for the same texts in the same order. Few texts give fewer ids, since merges need a pair that occurs
+    twice. Raises `ConfigError` C027 if `vocab_size` cannot contain all bytes.
     """
-    check_size(vocab_size)
+    check_vocab_size(vocab_size)
     inner = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
@@ -267,17 +267,17 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(_printable_bytes().values()),
         show_progress=False,
     )
-    inner.train_from_iterator((well_formed(text) for text in texts), trainer)
+    inner.train_from_iterator((replace_lone_surrogates(text) for text in texts), trainer)
     _add_eot(inner)
     return Tokenizer(f"bpe-{inner.get_vocab_size()}", inner)
 
 
-def check_size(vocab_size: int) -> None:
+def check_vocab_size(vocab_size: int) -> None:
     """Raises `ConfigError` C027 if no tokenizer of `vocab_size` ids can be trained."""
-    if not FEWEST_TOKENS <= vocab_size <= MOST_TOKENS:
+    if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
         raise ConfigError(
             "C027",
-            f"a tokenizer of {vocab_size} tokens; {FEWEST_TOKENS} to {MOST_TOKENS:,} are possible",
+            f"a tokenizer of {vocab_size} tokens; {MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE:,} are possible",
             "4096 suits a small corpus, 32768 a large one",
         )
 
@@ -294,7 +294,7 @@ def _add_eot(inner: tokenizers.Tokenizer) -> None:
 
 
 def _printable_bytes() -> dict[int, str]:
-    """The character by which GPT-2's files write each byte: itself where it is printable, or one from 256 on."""
-    own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in own]
-    return {byte: chr(byte) for byte in own} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+    """The character for each byte in GPT-2's files: the byte itself if it is printable, else one from 256 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}

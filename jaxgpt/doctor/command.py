@@ -14,6 +14,7 @@ from jaxgpt.config.command_line import Parser
 from jaxgpt.doctor import jax_checks, machine, nvidia
 from jaxgpt.doctor.finding import Finding, worst
 from jaxgpt.errors import ConfigError
+from jaxgpt.utils.user_cache import compilation_cache_dir
 
 DESCRIPTION = """Checks whether this machine can train, on which device, and what to do if it cannot.
 
@@ -43,7 +44,7 @@ def examine(
         found += [plugin] if plugin else []
         found += nvidia.check_environment(os.environ, seen)
         memory = nvidia.check_memory(here)
-        rest = [machine.check_host(), machine.check_cache(machine.cache_folder())]
+        rest = [machine.check_host(), machine.check_cache(compilation_cache_dir())]
         rest += [machine.check_disk(folder) for folder in dict.fromkeys((runs, data))]
         return [
             *found,

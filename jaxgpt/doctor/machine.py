@@ -82,12 +82,6 @@ def check_cache(folder: Path) -> Finding:
     return Finding("compilation cache", "ok", str(folder))
 
 
-def cache_folder() -> Path:
-    """Where `runtime.set_up` keeps compiled programs."""
-    named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxgpt" / "xla"
-
-
 def check_host() -> Finding:
     """Cores that this process may use, and memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,6 +5,6 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str]) -> None:
     """Prepares the sources on the command line."""
-    from jaxgpt.prepare import pipeline
+    from jaxgpt.prepare import command
 
-    pipeline.main(argv)
+    command.main(argv)

@@ -1,8 +1,8 @@
-"""The pass over a corpus: read, encode, split, write, and note how far it is.
+"""The single pass over a corpus: read, encode, split, write, and record progress.
 
-Three things go on at once, each without Python's lock: a thread reads ahead, the encoder uses all cores, and another
-thread writes what was encoded before. Every few seconds everything is brought to the disk and noted in the site's
-journal; whoever goes on from there makes the same bytes.
+Three things run in parallel, each without Python's lock: a thread prefetches texts, the encoder uses all cores, and
+another thread writes the previous documents. Every few seconds everything is flushed to the disk and recorded in the
+staging folder's journal; resuming from there produces the same bytes.
 """
 
 import time
@@ -21,48 +21,49 @@ from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.prepare import sources
 from jaxgpt.prepare.encoder import Encoder
-from jaxgpt.prepare.estimate import GENEROUS, Survey, check_split
-from jaxgpt.prepare.mixture import Mixture, Part, Place, Run, closing_all
-from jaxgpt.prepare.sources.base import Skipped, Source, Texts, Unchanged
-from jaxgpt.prepare.staging import Site, check_room
+from jaxgpt.prepare.estimate import HOLDOUT_FACTOR, CorpusEstimate, check_val_tokens
+from jaxgpt.prepare.mixture import Cursor, DocumentRange, Mixture, MixtureComponent, closing_all
+from jaxgpt.prepare.sources import Skipped, Source, TextBatch
+from jaxgpt.prepare.sources.base import FileGuard
+from jaxgpt.prepare.staging import StagingDir, check_disk_space
 from jaxgpt.utils.progress import ProgressReporter
 from jaxgpt.utils.signals import DeferredInterrupt
 
-MOST_SHARDS = 100_000
+MAX_SHARDS = 100_000
+JOURNAL_SECONDS = 10.0  # of work that a kill can lose
 Journal = dict[str, Any]
-NOTE_SECONDS = 10.0  # of work that a kill can cost
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be prepared, and how."""
+    """What to prepare, and how. `clusters` is an audit's file of near-duplicates."""
 
     sources: tuple[Source, ...]
     settings: PrepareSettings
     eot: bool
     clusters: Path | None = None
 
-    def plan(self, known: Tokenizer | None) -> dict[str, Any]:
-        """What must be the same for an interrupted preparation to go on, as plain JSON values."""
+    def plan(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
+        """What must be equal to resume an interrupted preparation, as JSON values. No `tokenizer` if it is trained."""
         settings = asdict(self.settings) | {"weights": list(self.settings.weights)}
         return {
             "sources": [[source.name, source.group] for source in self.sources],
-            "tokenizer": known.fingerprint if known else None,
+            "tokenizer": tokenizer.fingerprint if tokenizer else None,
             "end_of_text": self.eot,
             **settings,
         }
 
     def groups(self) -> list[list[int]]:
-        """The numbers of the sources of each part of the mixture: all in one without weights."""
+        """The indices of the sources of each component of the mixture; one component if there are no weights."""
         if not self.settings.weights:
             return [list(range(len(self.sources)))]
         groups = range(len(self.settings.weights))
-        return [[number for number, source in enumerate(self.sources) if source.group == group] for group in groups]
+        return [[index for index, source in enumerate(self.sources) if source.group == group] for group in groups]
 
 
 @dataclass
-class Opened:
-    """A source that was read, or begun: its checksum, and what was taken of it."""
+class SourceState:
+    """A source that was opened: its checksum, and what was taken from it so far."""
 
     size: int
     xxh3_128: str
@@ -72,7 +73,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Result:
+class IngestResult:
     """What was written."""
 
     dtype: "np.dtype[Any]"
@@ -81,189 +82,208 @@ class Result:
     skipped: Skipped
 
 
-class Encoding:
-    """The pass, from its beginning or, with a journal, from where that ends.
+class Ingest:
+    """The pass, from the start or from where `journal` ends.
 
-    Raises `DataError` D026 if a file that the journal knows changed since.
+    Raises `DataError` D026 if a file that the journal lists has changed since.
     """
 
-    def __init__(self, job: Job, encoder: Encoder, found: Survey, plan: Journal, journal: Journal) -> None:
-        self.job, self.encoder = job, encoder
-        self._found, self._plan = found, plan
-        self._places = [Place(group[0]) for group in job.groups()]
-        self._opened: dict[int, Opened] = {}
-        self._limit = self._expected = 0.0
-        self._progress: str | None = None
-        self.rate = 0.0  # tokens per second, once it has run
-        self._noted = time.monotonic()
+    def __init__(self, job: Job, encoder: Encoder, corpus: CorpusEstimate, plan: Journal, journal: Journal) -> None:
+        self.job = job
+        self.encoder = encoder
+        self.tokens_per_second = 0.0  # known after `run`
+        self._corpus = corpus
+        self._plan = plan
+        self._cursors = [Cursor(group[0]) for group in job.groups()]
+        self._states: dict[int, SourceState] = {}
+        self._key_limit = 0.0  # documents with lower keys are held out until it is clear which validation needs
+        self._expected_bytes = 0.0
+        self._writer_state: str | None = None
+        self._journal_time = time.monotonic()
         if "progress" in journal:
             self._restore(journal)
 
     def _restore(self, journal: Journal) -> None:
-        self._places = [Place(**place | {"skipped": Skipped(**place["skipped"])}) for place in journal["places"]]
-        self._opened = {int(number): Opened(**entry) for number, entry in journal["opened"].items()}
-        self._limit, self._expected, self._progress = journal["limit"], journal["expected"], journal["progress"]
-        for number, entry in self._opened.items():
-            _check_unchanged(self.job.sources[number], entry)
+        self._cursors = [_cursor_from_json(values) for values in journal["places"]]
+        self._states = {int(index): SourceState(**values) for index, values in journal["opened"].items()}
+        self._key_limit = journal["limit"]
+        self._expected_bytes = journal["expected"]
+        self._writer_state = journal["progress"]
+        for index, state in self._states.items():
+            _check_unchanged(self.job.sources[index], state)
 
-    def run(self, out: Path, site: Site, meter: ProgressReporter) -> Result:
-        """Writes the shards of `out` into the site's folder."""
-        meter.begin("reading")
-        self.encoder.ready()
-        began = time.monotonic()
-        with translate_loader_errors(), DeferredInterrupt() as interrupt, closing_all(self._parts()) as parts:
-            order = Mixture(parts)
-            self._check_parts(order)
-            if self._progress is None:
-                self._measure(order, out, site)
-            with self._splitter(site) as splitter:
+    def run(self, out: Path, staging: StagingDir, progress: ProgressReporter) -> IngestResult:
+        """Writes the shards of `out` into the staging folder."""
+        progress.start_stage("reading")
+        self.encoder.load()
+        start = time.monotonic()
+        with translate_loader_errors(), DeferredInterrupt() as interrupt, closing_all(self._components()) as components:
+            mixture = Mixture(components)
+            if self._writer_state is None:
+                self._check_components(mixture)
+                self._measure(mixture, out, staging)
+            with self._splitter(staging) as splitter:
                 before = splitter.taken
-                meter.begin("encoding", int(self._expected), before)
-                self._noted = time.monotonic()
-                self._take(order.runs(), splitter, site, meter, interrupt)
+                progress.start_stage("encoding", int(self._expected_bytes), before)
+                self._journal_time = time.monotonic()
+                self._write_all(mixture.ranges(), splitter, staging, progress, interrupt)
                 self._check_taken(splitter)
                 interrupt.raise_if_pending()
-                meter.begin("finishing")
+                progress.start_stage("finishing")
                 tokens = splitter.taken[2] - before[2]
                 train, val = splitter.finish()
-        self.rate = tokens / (time.monotonic() - began)
+        self.tokens_per_second = tokens / (time.monotonic() - start)
         splits = {"train": train} | ({"val": val} if val else {})
-        return Result(self.encoder.dtype, splits, self._entries(), self._skipped())
+        return IngestResult(self.encoder.dtype, splits, self._source_entries(), self._skipped())
 
-    def _check_parts(self, order: Mixture) -> None:
-        """A mixture needs a document of each part to begin with: `DataError` D024 names the part that has none."""
-        if self.job.settings.weights and self._progress is None:
-            for index in order.empty:
-                names = ", ".join(self.job.sources[number].name for number in self.job.groups()[index][:3])
-                raise DataError("D024", f"no text in {names}: there is nothing to mix", "leave it and its weight out")
+    def _check_components(self, mixture: Mixture) -> None:
+        """Raises `DataError` D024 if a component of a weighted mixture has no document at all."""
+        if not self.job.settings.weights:
+            return
+        for component in mixture.exhausted:
+            names = ", ".join(self.job.sources[index].name for index in self.job.groups()[component][:3])
+            raise DataError("D024", f"no text in {names}: there is nothing to mix", "leave it and its weight out")
 
-    def _measure(self, order: Mixture, out: Path, site: Site) -> None:
-        """From the first batches: how dense the text is, and hence what validation needs, and the disk.
+    def _measure(self, mixture: Mixture, out: Path, staging: StagingDir) -> None:
+        """Measures bytes per token on the first batches; derives what to hold out, and checks the disk space.
 
-        Raises `DataError` D025 and `StorageError` S011.
+        Raises `DataError` D025, `ConfigError` C028 or `StorageError` S011.
         """
-        settings, density = self.job.settings, order.density
-        tokens = self._found.bytes / density
+        settings = self.job.settings
+        bytes_per_token = mixture.bytes_per_token
+        tokens = self._corpus.bytes / bytes_per_token
         if settings.tokens:
             tokens = min(tokens, settings.tokens)
-        check_split(tokens, self._found.documents, settings.val_tokens)
-        if settings.layout == "shards" and tokens / settings.shard_tokens > MOST_SHARDS:
-            what = (
-                f"shard_tokens = {settings.shard_tokens} would make about {tokens / settings.shard_tokens:,.0f} files"
-            )
-            raise ConfigError("C028", what, f"--shard-tokens {max(int(tokens / 100), 1000)}")
-        check_room(site.folder, out, int(tokens) * self.encoder.dtype.itemsize)
-        self._limit = self._found.share(GENEROUS * settings.val_tokens * density)
-        self._expected = tokens * density
+        check_val_tokens(tokens, self._corpus.documents, settings.val_tokens)
+        shards = tokens / settings.shard_tokens
+        if settings.layout == "shards" and shards > MAX_SHARDS:
+            message = f"shard_tokens = {settings.shard_tokens} would make about {shards:,.0f} files"
+            raise ConfigError("C028", message, f"--shard-tokens {max(int(tokens / 100), 1000)}")
+        check_disk_space(staging.folder, out, int(tokens) * self.encoder.dtype.itemsize)
+        self._key_limit = self._corpus.key_fraction(HOLDOUT_FACTOR * settings.val_tokens * bytes_per_token)
+        self._expected_bytes = tokens * bytes_per_token
 
-    def _splitter(self, site: Site) -> _loader.Splitter:
+    def _splitter(self, staging: StagingDir) -> _loader.Splitter:
         settings = self.job.settings
         return _loader.Splitter(
-            site.folder,
+            staging.folder,
             self.encoder.dtype.name,
             shard_tokens=settings.shard_tokens,
             end_of_text=self.encoder.tokenizer.eot if self.job.eot else None,
             val_tokens=settings.val_tokens,
-            limit=self._limit,
+            limit=self._key_limit,
             budget=settings.tokens or None,
             plain=settings.layout == "nanogpt",
             clusters=self.job.clusters,
-            progress=self._progress,
+            progress=self._writer_state,
         )
 
-    def _parts(self) -> list[Part]:
+    def _components(self) -> list[MixtureComponent]:
         weights = self.job.settings.weights or (1.0,)
-        names = [source.name for source in self.job.sources].__getitem__
+        names = [source.name for source in self.job.sources]
         return [
-            Part(group, place, self._read, self.encoder, int(self.job.eot), names, weight)
-            for group, place, weight in zip(self.job.groups(), self._places, weights, strict=True)
+            MixtureComponent(group, cursor, self._read, self.encoder, int(self.job.eot), names, weight)
+            for group, cursor, weight in zip(self.job.groups(), self._cursors, weights, strict=True)
         ]
 
-    def _read(self, number: int, record: int) -> Iterator[Texts]:
-        """Reads a source from a record on; its checksum first."""
-        source = self.job.sources[number]
-        with Unchanged.watch(source.local(), source.name):
-            if number not in self._opened:
-                self._opened[number] = Opened(source.size, sources.checksum(source))
+    def _read(self, index: int, record: int) -> Iterator[TextBatch]:
+        """Yields the texts of a source from a record on, after computing its checksum."""
+        source = self.job.sources[index]
+        with FileGuard.watch(source.local(), source.name):
+            if index not in self._states:
+                self._states[index] = SourceState(source.size, sources.checksum(source))
             yield from sources.read(source, self.job.settings.text_column, record)
 
-    def _take(
+    def _write_all(
         self,
-        order: Iterator[Run],
+        ranges: Iterator[DocumentRange],
         splitter: _loader.Splitter,
-        site: Site,
-        meter: ProgressReporter,
+        staging: StagingDir,
+        progress: ProgressReporter,
         interrupt: DeferredInterrupt,
     ) -> None:
-        """Has each run written while the next one is read and encoded, until there is none or the budget is used up."""
+        """Writes each range while the next one is read and encoded, until the last one or the token budget."""
         with ThreadPoolExecutor(1, "write") as pool:
-            pending: Future[int] | None = None
-            for run in order:
+            pending: Future[bool] | None = None
+            for documents in ranges:
                 interrupt.raise_if_pending()
-                if pending and pending.result() < 0:
+                if pending and not pending.result():
                     return
-                if time.monotonic() - self._noted > NOTE_SECONDS:
-                    self._note(splitter, site)
-                pending = pool.submit(self._write, splitter, run, meter)
+                if time.monotonic() - self._journal_time > JOURNAL_SECONDS:
+                    self._write_journal(splitter, staging)
+                pending = pool.submit(self._write, splitter, documents, progress)
             if pending:
                 pending.result()
 
-    def _write(self, splitter: _loader.Splitter, run: Run, meter: ProgressReporter) -> int:
-        """How many documents were written; -1 if not all, because the budget is used up."""
-        taken = splitter.add(run.batch.encoded, run.first, run.last)
-        done = run._replace(last=run.first + taken)
-        entry = self._opened[run.batch.source]
-        entry.documents += taken
-        entry.bytes += done.bytes
-        entry.tokens += done.tokens
-        meter.advance(taken, done.bytes, done.tokens)
-        return -1 if splitter.full else taken
+    def _write(self, splitter: _loader.Splitter, documents: DocumentRange, progress: ProgressReporter) -> bool:
+        """Writes documents; returns False once the token budget is used up."""
+        count = splitter.add(documents.batch.encoded, documents.first, documents.last)
+        written = documents._replace(last=documents.first + count)
+        state = self._states[documents.source]
+        state.documents += count
+        state.bytes += written.bytes
+        state.tokens += written.tokens
+        progress.advance(count, written.bytes, written.tokens)
+        return not splitter.full
 
-    def _note(self, splitter: _loader.Splitter, site: Site) -> None:
-        self._progress = splitter.sync()
-        site.note(
+    def _write_journal(self, splitter: _loader.Splitter, staging: StagingDir) -> None:
+        self._writer_state = splitter.sync()
+        staging.write_journal(
             {
                 "plan": self._plan,
                 "tokenizer": self.encoder.tokenizer.name,
-                "limit": self._limit,
-                "expected": self._expected,
-                "places": [asdict(place) for place in self._places],
-                "opened": {str(number): asdict(entry) for number, entry in list(self._opened.items())},
-                "progress": self._progress,
+                "limit": self._key_limit,
+                "expected": self._expected_bytes,
+                "places": [_cursor_to_json(cursor) for cursor in self._cursors],
+                "opened": {str(index): asdict(state) for index, state in list(self._states.items())},
+                "progress": self._writer_state,
             }
         )
-        self._noted = time.monotonic()
+        self._journal_time = time.monotonic()
 
     def _check_taken(self, splitter: _loader.Splitter) -> None:
+        """Raises `DataError` D024 if there was no document, D025 if validation would take all of them."""
         documents, _, tokens = splitter.taken
+        val_tokens = self.job.settings.val_tokens
         if not documents:
             names = ", ".join(source.name for source in self.job.sources[:3])
-            raise DataError(
-                "D024", f"no text in {names} ({str(self._skipped()) or 'no documents'})", "give other sources"
-            )
-        if self.job.settings.val_tokens >= tokens:
-            what = (
-                f"val_tokens = {self.job.settings.val_tokens:,} leaves nothing to train on: there are {tokens:,} tokens"
-            )
-            raise DataError("D025", what, f"--val-tokens {tokens // 20}")
+            message = f"no text in {names} ({str(self._skipped()) or 'no documents'})"
+            raise DataError("D024", message, "give other sources")
+        if val_tokens >= tokens:
+            message = f"val_tokens = {val_tokens:,} leaves nothing to train on: there are {tokens:,} tokens"
+            raise DataError("D025", message, f"--val-tokens {tokens // 20}")
 
-    def _entries(self) -> tuple[SourceEntry, ...]:
-        entries = [self._opened.get(number) for number in range(len(self.job.sources))]
-        return tuple(
-            SourceEntry(name=source.name, **asdict(entry))
-            if entry
-            else SourceEntry(name=source.name, size=source.size, documents=0, bytes=0)
-            for source, entry in zip(self.job.sources, entries, strict=True)
-        )
+    def _source_entries(self) -> tuple[SourceEntry, ...]:
+        entries = []
+        for index, source in enumerate(self.job.sources):
+            state = self._states.get(index)
+            if state:
+                entries.append(SourceEntry(name=source.name, **asdict(state)))
+            else:
+                entries.append(SourceEntry(name=source.name, size=source.size, documents=0, bytes=0))
+        return tuple(entries)
 
     def _skipped(self) -> Skipped:
         total = Skipped()
-        for place in self._places:
-            total.add(place.skipped)
+        for cursor in self._cursors:
+            total.add(cursor.skipped)
         return total
 
 
-def _check_unchanged(source: Source, entry: Opened) -> None:
-    if source.size != entry.size or sources.checksum(source) != entry.xxh3_128:
-        what = f"{source.name} changed since the preparation was interrupted"
-        raise DataError("D026", what, "restore it, or --restart to begin anew")
+def _cursor_to_json(cursor: Cursor) -> dict[str, Any]:
+    """The journal's form of a cursor; it calls repaired texts "mended"."""
+    values = asdict(cursor)
+    values["skipped"]["mended"] = values["skipped"].pop("repaired")
+    return values
+
+
+def _cursor_from_json(values: dict[str, Any]) -> Cursor:
+    counts = dict(values["skipped"])
+    counts["repaired"] = counts.pop("mended")
+    return Cursor(**values | {"skipped": Skipped(**counts)})
+
+
+def _check_unchanged(source: Source, state: SourceState) -> None:
+    if source.size != state.size or sources.checksum(source) != state.xxh3_128:
+        message = f"{source.name} changed since the preparation was interrupted"
+        raise DataError("D026", message, "restore it, or start from scratch with --restart")

@@ -1,8 +1,8 @@
-"""Documents of several sources in one order: one source after another, or mixed by weight.
+"""The order of documents from several sources: one source after another, or mixed by weight.
 
-In a mixture, the next document always comes from the part that is furthest behind its share of the tokens, so that the
-shares hold all along, not only at the end. Nothing is repeated: the mixture ends when a part is at its turn and has no
-document left. Its order is a function of the documents and the weights, not of how they are read in batches.
+In a mixture, the next document always comes from the component that is furthest behind its weight in tokens, so the
+proportions hold throughout, not only at the end. Nothing is repeated: the mixture ends when a component has its turn
+and no document left. The order depends on the documents and the weights, not on how they are read in batches.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,17 +13,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from jaxgpt import _loader
-from jaxgpt.prepare.encoder import Encoder
-from jaxgpt.prepare.prefetch import ahead
-from jaxgpt.prepare.sources.base import Skipped, Texts
+from jaxgpt.prepare.encoder import EncodedBatch, Encoder
+from jaxgpt.prepare.prefetch import prefetch
+from jaxgpt.prepare.sources import Skipped, TextBatch
 
-Read = Callable[[int, int], Iterator[Texts]]
+ReadSource = Callable[[int, int], Iterator[TextBatch]]
 
 
 @dataclass
-class Place:
-    """How far a part is: `taken` documents after record `record` of source `source`, and `tokens` tokens in all.
+class Cursor:
+    """The position in a component: `taken` documents after record `record` of source `source`; `tokens` in total.
 
     `skipped` counts what was left out before that record.
     """
@@ -35,20 +34,11 @@ class Place:
     skipped: Skipped = field(default_factory=Skipped)
 
 
-class Batch(NamedTuple):
-    """Encoded documents of one source. `sizes` are the bytes, `tokens` the tokens of each, end-of-text included."""
+class DocumentRange(NamedTuple):
+    """Documents `first` to `last` (exclusive) of a batch of `source`, which are consecutive in the order."""
 
     source: int
-    encoded: _loader.Encoded
-    sizes: npt.NDArray[np.int64]
-    tokens: npt.NDArray[np.int64]
-
-
-class Run(NamedTuple):
-    """Documents `first` to `last` (exclusive) of a batch, which follow each other in the order."""
-
-    part: int
-    batch: Batch
+    batch: EncodedBatch
     first: int
     last: int
 
@@ -61,73 +51,79 @@ class Run(NamedTuple):
         return int(self.batch.tokens[self.first : self.last].sum())
 
 
-class Part:
-    """The sources of one argument, in their order. `weight` is its share of the tokens; `place` is how far it is.
+class MixtureComponent:
+    """The sources of one argument, in their order, with a `weight` in tokens.
 
-    `read(source, record)` reads a source from a record on. A thread of the part's own reads ahead.
+    `read(source, record)` reads a source from a record on; a thread of the component prefetches from it.
+    `eot_tokens` is the number of end-of-text tokens after each document, `names` the names of all sources.
     """
 
     def __init__(
         self,
         sources: Sequence[int],
-        place: Place,
-        read: Read,
+        cursor: Cursor,
+        read: ReadSource,
         encoder: Encoder,
-        ends: int,
-        names: Callable[[int], str],
+        eot_tokens: int,
+        names: Sequence[str],
         weight: float = 1.0,
     ) -> None:
-        self.place, self.weight = place, weight
-        self._encoder, self._ends, self._names = encoder, ends, names
-        self._before, self._leaving = place.taken, Skipped()
-        self._texts = ahead(_texts(sources, place.source, place.record, read))
-        self.batch: Batch | None = None
-        self.ends_at = place.tokens
+        self.cursor = cursor
+        self.weight = weight
+        self.batch: EncodedBatch | None = None
+        self._encoder = encoder
+        self._eot_tokens = eot_tokens
+        self._names = names
+        self._resume_after = cursor.taken  # documents after the cursor's record that an earlier process took
+        self._batch_skipped = Skipped()
+        self._batch_end_tokens = cursor.tokens
+        self._texts = prefetch(_read_batches(sources, cursor.source, cursor.record, read))
 
     def advance(self) -> bool:
-        """Makes the next batch the current one; False if there is no document left."""
+        """Moves to the next batch that has documents; returns False if there is none."""
         self.batch = None
         for source, record, texts in self._texts:
-            self._enter(source, record, texts.skipped)
-            self.place.taken = min(self._before, len(texts.texts))
-            self._before -= self.place.taken
-            if self.place.taken < len(texts.texts):
-                self.batch = self._encode(source, texts)
-                self.ends_at = self.place.tokens + int(self.batch.tokens[self.place.taken :].sum())
+            self._move_to(source, record, texts.skipped)
+            self.cursor.taken = min(self._resume_after, len(texts.texts))
+            self._resume_after -= self.cursor.taken
+            if self.cursor.taken < len(texts.texts):
+                batch = self._encoder.encode(texts.texts, self._names[source])
+                self.batch = batch._replace(tokens=batch.tokens + self._eot_tokens)
+                self._batch_end_tokens = self.cursor.tokens + int(self.batch.tokens[self.cursor.taken :].sum())
                 return True
-        self._enter(self.place.source, self.place.record, Skipped())
+        self._move_to(self.cursor.source, self.cursor.record, Skipped())
         return False
 
-    def _enter(self, source: int, record: int, skipped: Skipped) -> None:
-        self.place.skipped.add(self._leaving)
-        self.place.source, self.place.record, self._leaving = source, record, skipped
+    def _move_to(self, source: int, record: int, skipped: Skipped) -> None:
+        self.cursor.skipped.add(self._batch_skipped)
+        self.cursor.source = source
+        self.cursor.record = record
+        self._batch_skipped = skipped
 
-    def _encode(self, source: int, texts: Texts) -> Batch:
-        found = self._encoder.encode(texts.texts, self._names(source))
-        return Batch(source, found.encoded, found.sizes, found.tokens + self._ends)
-
-    def keys(self) -> npt.NDArray[np.float64]:
-        """When the turn of each document of the batch is: how far the part's share is before it."""
+    def turns(self) -> npt.NDArray[np.float64]:
+        """The turn of each remaining document of the batch: tokens of the component before it ÷ weight."""
         assert self.batch is not None
-        tokens = self.batch.tokens[self.place.taken :]
-        return (self.place.tokens + np.cumsum(tokens) - tokens) / self.weight
+        tokens = self.batch.tokens[self.cursor.taken :]
+        return (self.cursor.tokens + np.cumsum(tokens) - tokens) / self.weight
 
     @property
-    def end(self) -> float:
-        """When the turn of the document after the batch is."""
-        return self.ends_at / self.weight
+    def next_turn(self) -> float:
+        """The turn of the document after the batch."""
+        return self._batch_end_tokens / self.weight
 
-    def took(self, run: Run) -> None:
-        self.place.taken += run.last - run.first
-        self.place.tokens += run.tokens
+    def mark_taken(self, documents: DocumentRange) -> None:
+        self.cursor.taken += documents.last - documents.first
+        self.cursor.tokens += documents.tokens
 
     def close(self) -> None:
         """Ends the thread."""
         self._texts.close()
 
 
-def _texts(sources: Sequence[int], first: int, record: int, read: Read) -> Iterator[tuple[int, int, Texts]]:
-    """Batches of the sources from a record of source `first` on, with the source and the record where they begin."""
+def _read_batches(
+    sources: Sequence[int], first: int, record: int, read: ReadSource
+) -> Iterator[tuple[int, int, TextBatch]]:
+    """Yields batches from a record of source `first` on, with the source and the record where each batch starts."""
     for source in sources[sources.index(first) :]:
         for texts in read(source, record):
             yield source, record, texts
@@ -136,58 +132,62 @@ def _texts(sources: Sequence[int], first: int, record: int, read: Read) -> Itera
 
 
 class Mixture:
-    """The order of the documents of `parts`. The first batch of each is read and encoded at once."""
+    """The documents of `components` in their order. Reads and encodes the first batch of each immediately."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self._parts = parts
-        ready = [part.advance() for part in parts]  # each of them, whether or not another has nothing
-        self._complete = all(ready)
-
-    @property
-    def empty(self) -> list[int]:
-        """The parts that have no document left."""
-        return [index for index, part in enumerate(self._parts) if part.batch is None]
+    def __init__(self, components: Sequence[MixtureComponent]) -> None:
+        self._components = components
+        has_documents = [component.advance() for component in components]
+        self._complete = all(has_documents)
 
     @property
-    def density(self) -> float:
-        """Bytes of text per token in the first batches, end-of-text tokens counted, in the shares of the mixture."""
-        first = [(part.batch, part.weight) for part in self._parts if part.batch]
-        weights = sum(weight for _, weight in first)
-        shares = [weight * batch.sizes.sum() / max(batch.tokens.sum(), 1) for batch, weight in first]
-        return max(float(sum(shares)) / weights, 1e-3) if first else 1.0
+    def exhausted(self) -> list[int]:
+        """The indices of the components that have no document left."""
+        return [index for index, component in enumerate(self._components) if component.batch is None]
 
-    def runs(self) -> Iterator[Run]:
-        """All documents in their order. Each run counts as taken when the next one is asked for."""
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text per token in the first batches, weighted like the mixture; includes end-of-text tokens."""
+        batches = [(component.batch, component.weight) for component in self._components if component.batch]
+        if not batches:
+            return 1.0
+        total = sum(weight for _, weight in batches)
+        densities = [weight * batch.sizes.sum() / max(batch.tokens.sum(), 1) for batch, weight in batches]
+        return max(float(sum(densities)) / total, 1e-3)
+
+    def ranges(self) -> Iterator[DocumentRange]:
+        """Yields all documents in their order. A range counts as taken when the next one is asked for."""
         while self._complete:
-            last = min(range(len(self._parts)), key=lambda index: (self._parts[index].end, index))
-            yield from _before(self._parts, (self._parts[last].end, last))
-            self._complete = self._parts[last].advance()
+            last = min(range(len(self._components)), key=lambda index: (self._components[index].next_turn, index))
+            yield from _ranges_before(self._components, self._components[last].next_turn, last)
+            self._complete = self._components[last].advance()
 
 
 @contextmanager
-def closing_all(parts: Sequence[Part]) -> Iterator[Sequence[Part]]:
-    """Ends the threads of `parts` with the block."""
+def closing_all(components: Sequence[MixtureComponent]) -> Iterator[Sequence[MixtureComponent]]:
+    """Ends the threads of `components` with the block."""
     try:
-        yield parts
+        yield components
     finally:
-        for part in parts:
-            part.close()
+        for component in components:
+            component.close()
 
 
-def _before(parts: Sequence[Part], limit: tuple[float, int]) -> Iterator[Run]:
-    """The documents at hand whose turn is before `limit`, a key and the index of a part."""
-    keys, owners = [], []
-    for index, part in enumerate(parts):
-        found = part.keys()
-        due = found[(found < limit[0]) | ((found == limit[0]) & (index < limit[1]))]
-        keys.append(due)
+def _ranges_before(components: Sequence[MixtureComponent], turn: float, limit: int) -> Iterator[DocumentRange]:
+    """Yields the encoded documents that come before `turn` of component number `limit`."""
+    turns = []
+    owners = []
+    for index, component in enumerate(components):
+        remaining = component.turns()
+        due = remaining[(remaining < turn) | ((remaining == turn) & (index < limit))]
+        turns.append(due)
         owners.append(np.full(len(due), index))
-    owner = np.concatenate(owners)[np.lexsort((np.concatenate(owners), np.concatenate(keys)))]
-    edges = np.flatnonzero(np.diff(owner)) + 1
-    for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), len(owner)]):
+    owner = np.concatenate(owners)[np.lexsort((np.concatenate(owners), np.concatenate(turns)))]
+    edges = (np.flatnonzero(np.diff(owner)) + 1).tolist()
+    for start, stop in zip([0, *edges], [*edges, len(owner)]):
         if start < stop:
-            part = parts[owner[start]]
-            assert part.batch is not None
-            run = Run(int(owner[start]), part.batch, part.place.taken, part.place.taken + stop - start)
-            yield run
-            part.took(run)
+            component = components[owner[start]]
+            assert component.batch is not None
+            first = component.cursor.taken
+            documents = DocumentRange(component.cursor.source, component.batch, first, first + stop - start)
+            yield documents
+            component.mark_taken(documents)

@@ -1,4 +1,4 @@
-"""Reading ahead: an iterator that a thread of its own runs, a few items in front of whoever consumes it."""
+"""Prefetching: a thread runs an iterator a few items ahead of its consumer."""
 
 import queue
 import threading
@@ -6,18 +6,18 @@ from collections.abc import Generator, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-LOOK = 0.1  # seconds between looks at whether the consumer is gone
+POLL_SECONDS = 0.1  # between checks for a consumer that has stopped
 
 
-def ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
-    """The same items; up to `depth` of them wait. An error is raised at its item's turn; closing ends the thread."""
-    waiting: queue.Queue[tuple[Any, BaseException | None, bool]] = queue.Queue(depth)
-    gone = threading.Event()
+def prefetch(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
+    """Yields `items`, up to `depth` computed ahead. Raises an error at its item's turn; closing ends the thread."""
+    ready: queue.Queue[tuple[Any, BaseException | None, bool]] = queue.Queue(depth)
+    stopped = threading.Event()
 
-    def put(item: Any, error: BaseException | None = None, last: bool = False) -> None:
-        while not gone.is_set():
+    def put(item: Any, error: BaseException | None = None, is_end: bool = False) -> None:
+        while not stopped.is_set():
             try:
-                waiting.put((item, error, last), timeout=LOOK)
+                ready.put((item, error, is_end), timeout=POLL_SECONDS)
             except queue.Full:
                 continue
             return
@@ -26,22 +26,22 @@ def ahead(items: Iterable[T], depth: int = 2) -> Generator[T, None, None]:
         try:
             for item in items:
                 put(item)
-                if gone.is_set():
+                if stopped.is_set():
                     return
-            put(None, last=True)
+            put(None, is_end=True)
         except BaseException as error:
             put(None, error)
 
-    thread = threading.Thread(target=work, name="read ahead", daemon=True)
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
         while True:
-            item, error, last = waiting.get()
+            item, error, is_end = ready.get()
             if error:
                 raise error
-            if last:
+            if is_end:
                 return
             yield item
     finally:
-        gone.set()
+        stopped.set()
         thread.join()

@@ -1,138 +1,130 @@
-"""How a folder of token shards comes to be: whole or not at all, and never from the beginning if it need not.
+"""Staging folders: a folder of token shards appears complete or not at all, and its preparation can be resumed.
 
-Everything is written into a hidden folder beside the one that is asked for, which gets that name at the end. A site
-that keeps a journal can be gone on with after a kill or a full disk; one that does not is cleared and begun again.
+Everything is written into a hidden folder beside the requested one, which is renamed at the end. A staging folder with
+a journal can be resumed after a kill or a full disk; one without is cleared.
 """
 
-import fcntl
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxgpt.errors import StorageError
+from jaxgpt.utils.files import write_text
+from jaxgpt.utils.lock import LockedError, lock_file
 
 JOURNAL = ".journal.json"
-OURS = re.compile(
-    r"\.?(train|val)(_\d{6})?\.bin(\.tmp)?|\.?manifest\.json(\.tmp)?|\.?tokenizer\.json(\.tmp)?"
-    r"|\.aside\.(tokens|index)\.tmp|\.journal\.json(\.tmp)?"
+KNOWN_FILES = re.compile(
+    r"\.{0,2}(manifest|tokenizer|journal)\.json(\.tmp)?|\.?(train|val)(_\d{6})?\.bin(\.tmp)?"
+    r"|\.(holdout|aside)\.(tokens|index)\.tmp"
 )
 
 
 @dataclass
-class Site:
-    """A hidden folder in the making. `journal` is what was noted last, by an earlier process perhaps."""
+class StagingDir:
+    """A hidden folder in preparation. `journal` is what was recorded last, possibly by an earlier process."""
 
     folder: Path
     journal: dict[str, Any] | None = None
 
-    def note(self, journal: dict[str, Any]) -> None:
-        """Keeps `journal` for whoever goes on: on the disk, and whole, when this returns."""
-        temporary = self.folder / f"{JOURNAL}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(journal, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.folder / JOURNAL)
+    def write_journal(self, journal: dict[str, Any]) -> None:
+        """Replaces the journal atomically; it is on the disk when this returns."""
+        write_text(self.folder / JOURNAL, json.dumps(journal))
         self.journal = journal
 
     def clear(self) -> None:
-        """Forgets everything; S012 if there is anything that is not ours to remove."""
+        """Removes all files. Raises `StorageError` S012 if there are files that are not from a preparation."""
         paths = sorted(self.folder.iterdir())
         for path in paths:
-            if not OURS.fullmatch(path.name):
+            if not KNOWN_FILES.fullmatch(path.name):
                 raise StorageError("S012", f"'{path}' is not from a preparation", "move it elsewhere")
         for path in paths:
             path.unlink()
         self.journal = None
 
-    def finish(self) -> None:
+    def remove_temporary_files(self) -> None:
         """Removes what only an unfinished folder needs."""
         for path in self.folder.glob(".*"):
             path.unlink()
 
 
 @contextmanager
-def building(folder: Path) -> Iterator[Site]:
-    """A site for `folder`, held by this process, that gets its name when the block ends without an error.
+def staging_dir(folder: Path) -> Iterator[StagingDir]:
+    """Yields a locked staging folder, which is renamed to `folder` when the block ends without an error.
 
-    When an error ends the block, the site stays if it has a journal, and is removed if it has none. Raises
-    `StorageError` S001 if another process is building `folder`, S002 or S012 if it cannot be made.
+    After an error it stays if it has a journal, and is removed otherwise. Raises `StorageError` S001 if another
+    process is preparing `folder`, S002 or S012 if it cannot be created.
     """
     folder = folder.resolve()
-    hidden = hidden_name(folder)
-    handle = _open(folder, hidden)
-    try:
-        _claim(handle, folder)
-        site = Site(hidden, _journal(hidden))
-        if site.journal is None:
-            site.clear()
+    hidden = staging_path(folder)
+    with _locked(folder, hidden):
+        staging = StagingDir(hidden, _read_journal(hidden))
+        if staging.journal is None:
+            staging.clear()
         try:
-            yield site
-            site.finish()
+            yield staging
+            staging.remove_temporary_files()
             hidden.rename(folder)
         except BaseException:
-            if site.journal is None:
+            if staging.journal is None:
                 with suppress(OSError, StorageError):
-                    site.clear()
+                    staging.clear()
                     hidden.rmdir()
             raise
-    finally:
-        os.close(handle)
 
 
-def hidden_name(folder: Path) -> Path:
-    """Where `folder` is built."""
+def staging_path(folder: Path) -> Path:
+    """The staging folder of `folder`."""
     return folder.with_name(f".{folder.name}.preparing")
 
 
-def _open(folder: Path, hidden: Path) -> int:
-    try:
-        hidden.mkdir(parents=True, exist_ok=True)
-        return os.open(hidden, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        what = f"'{folder}' cannot be made: {error.strerror} ({hidden})"
-        raise StorageError("S002", what, "choose another --out") from error
+@contextmanager
+def _locked(folder: Path, hidden: Path) -> Iterator[None]:
+    """Creates the hidden folder and locks it by a file beside it, which is removed at the end."""
+    lock = hidden.with_name(f"{hidden.name}.lock")
+    with ExitStack() as stack:
+        try:
+            hidden.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_file(lock))
+        except LockedError as error:
+            message = f"'{folder}' is being prepared by another process, {error.holder}"
+            raise StorageError("S001", message, "wait for it, or choose another --out") from error
+        except OSError as error:
+            message = f"'{folder}' cannot be made: {error.strerror} ({hidden})"
+            raise StorageError("S002", message, "choose another --out") from error
+        stack.callback(lock.unlink, missing_ok=True)
+        yield
 
 
-def _journal(hidden: Path) -> dict[str, Any] | None:
-    """What was noted last; one that cannot be read was not written by us, who write it in one piece."""
+def _read_journal(hidden: Path) -> dict[str, Any] | None:
+    """What was recorded last. An unreadable journal counts as none: journals are written atomically."""
     try:
-        found = json.loads((hidden / JOURNAL).read_text(encoding="utf-8"))
+        journal = json.loads((hidden / JOURNAL).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
-
-
-def _claim(handle: int, folder: Path) -> None:
-    """Holds the hidden folder by a lock that the system drops with the process."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        what = f"'{folder}' is being prepared by another process"
-        raise StorageError("S001", what, "wait for it, or choose another --out") from error
+    return journal if isinstance(journal, dict) else None
 
 
 def check_target(folder: Path) -> None:
-    """Raises `StorageError` S002 or S012 if `folder`, which does not exist or is empty, cannot be made."""
+    """Raises `StorageError` S002 or S012 if `folder`, which does not exist or is empty, cannot be created."""
     target = folder.resolve()
     if target == Path.cwd() or os.path.ismount(target):
-        why = "the current folder" if target == Path.cwd() else "a mount point"
-        raise StorageError("S012", f"'{folder}' is {why} and cannot be replaced", f"--out {folder / 'tokens'}")
-    above = next(parent for parent in target.parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        why = "it cannot be written" if above.is_dir() else "it is a file"
-        raise StorageError("S002", f"'{folder}' cannot be made in '{above}': {why}", "choose another --out")
+        reason = "the current folder" if target == Path.cwd() else "a mount point"
+        raise StorageError("S012", f"'{folder}' is {reason} and cannot be replaced", f"--out {folder / 'tokens'}")
+    parent = next(parent for parent in target.parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        reason = "it cannot be written" if parent.is_dir() else "it is a file"
+        raise StorageError("S002", f"'{folder}' cannot be made in '{parent}': {reason}", "choose another --out")
 
 
-def check_room(place: Path, folder: Path, need: int) -> None:
-    """Raises `StorageError` S011 if the disk of `place` has less than `need` bytes free, and a little over."""
-    free = shutil.disk_usage(place).free
-    if free < need * 1.05:
-        what = f"'{folder}' needs about {need / 1e9:,.2f} GB, its disk has {free / 1e9:,.2f} GB free"
-        raise StorageError("S011", what, "free some space, or choose an --out on another disk")
+def check_disk_space(location: Path, folder: Path, required: int) -> None:
+    """Raises `StorageError` S011 if the disk of `location` has less than `required` bytes free, plus 5 %."""
+    free = shutil.disk_usage(location).free
+    if free < required * 1.05:
+        message = f"'{folder}' needs about {required / 1e9:,.2f} GB, its disk has {free / 1e9:,.2f} GB free"
+        raise StorageError("S011", message, "free some space, or choose an --out on another disk")

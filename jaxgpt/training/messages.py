@@ -7,8 +7,8 @@ import jax
 
 from jaxgpt.config import Config, Run
 from jaxgpt.config.model_size import non_embedding_parameters, parameters
-from jaxgpt.data import dataset
 from jaxgpt.data.dataset import TokenDataset
+from jaxgpt.data.entropy import unigram_entropy
 from jaxgpt.diagnose.stopper import MARK
 from jaxgpt.errors import FOR_A_GPU
 from jaxgpt.runs import log as runlog
@@ -41,7 +41,7 @@ def opening(config: Config, tokens: TokenDataset, devices: list[jax.Device], fol
 def unigram_line(tokens: TokenDataset) -> str:
     """The loss of a model that knows only how often each token occurs, which is where learning begins."""
     split = tokens.val or tokens.train
-    entropy = dataset.unigram_entropy(split, tokens.vocab_size)
+    entropy = unigram_entropy(split, tokens.vocab_size)
     bits = entropy / math.log(2) * split.tokens / split.bytes if split.bytes else None
     per_byte = "" if bits is None else f", {bits:.3f} bits per byte"
     return f"unigram entropy of the same text: {entropy:.4f} nats per token{per_byte}"

@@ -1,25 +1,39 @@
-"""Memory that is used again, rather than given back and asked for anew with every batch.
+"""Settings of glibc's malloc that keep freed memory for the next batch or step.
 
-Fresh memory is dear: the system clears each page, and under a hypervisor may first have to find it. Every batch needs
-the same few large blocks, so that keeping them costs little: the peak is what it was.
+Fresh memory is expensive: the system clears each page, and a hypervisor may first have to allocate it. Every batch and
+every step needs the same few large blocks, so keeping them does not raise the peak. Settings hold for the whole
+process, so only commands change them, never library functions.
 """
 
 import ctypes
 
-import pyarrow as pa
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8  # glibc's malloc.h
 
-TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8  # glibc's malloc.h
-KEPT_BYTES, BLOCK_BYTES = 1 << 28, 1 << 25  # free memory to keep; larger blocks come and go alone
+# For batches of text: keeps 256 MiB; blocks above 32 MiB come from the system and go back to it.
+BATCHES = {M_MMAP_THRESHOLD: 1 << 25, M_TRIM_THRESHOLD: 1 << 28, M_ARENA_MAX: 1}
+# For steps of XLA's CPU client, whose temporaries are one allocation above any mmap threshold: without this, every step
+# would wait for all of its pages to be cleared (a third of its time). Only the first arena can hold so large a block.
+STEPS = {M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
 
 
-def reuse() -> None:
-    """Tells the C library to keep what is freed, for all threads alike, and Arrow to use that; glibc only.
+def keep_step_memory() -> None:
+    """Keeps what XLA's CPU client frees after a step. Call it before JAX starts its threads."""
+    _configure(STEPS)
 
-    It holds for the whole process, so that only a command does it, never a library's function.
-    """
+
+def keep_batch_memory() -> None:
+    """Keeps what is freed after a batch of text, and lets Arrow allocate from it."""
+    import pyarrow as pa  # not needed for steps
+
+    if _configure(BATCHES):
+        pa.set_memory_pool(pa.system_memory_pool())
+
+
+def _configure(settings: dict[int, int]) -> bool:
+    """Applies `mallopt` settings; returns False if one is refused, or if the C library is not glibc."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
-        return
-    if mallopt(MMAP_THRESHOLD, BLOCK_BYTES) and mallopt(TRIM_THRESHOLD, KEPT_BYTES) and mallopt(ARENA_MAX, 1):
-        pa.set_memory_pool(pa.system_memory_pool())
+        return False
+    accepted = [mallopt(parameter, value) for parameter, value in settings.items()]
+    return all(accepted)

@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, elsewhere a line now and then."""
+"""Progress of long jobs: a bar on a terminal, elsewhere an occasional line."""
 
 import time
 from typing import Self
@@ -9,103 +9,110 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from jaxgpt.errors import printable
 from jaxgpt.utils.formatting import format_bytes, pluralize
 
-LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
+BAR_SECONDS = 0.1  # between updates of a bar
+LINE_SECONDS = 10.0  # between lines where there is no terminal
 
-_shown: list[Progress] = []  # the bars on the terminal: one display at a time can be there
+_active: list[Progress] = []  # bars on the terminal, which can show one display at a time
 
 
 class ProgressReporter:
-    """Progress: a bar on a terminal, elsewhere a line now and then. Counts documents, bytes of text and tokens."""
+    """Shows a job's progress in documents, bytes of text and tokens: a bar on a terminal, else occasional lines."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
-        self._bar = _bar(self._console)
+        self._bar = _progress_bar(self._console)
         self._task = self._bar.add_task("", visible=False, figures="")
-        self.begin("")
+        self.start_stage("")
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._bar.start()
-            _shown.append(self._bar)
+            _active.append(self._bar)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._console.is_terminal:
             self._bar.stop()
-            _shown.remove(self._bar)
+            _active.remove(self._bar)
 
-    def begin(self, what: str, total: int | None = None, done: tuple[int, int, int] = (0, 0, 0)) -> None:
-        """A new stage of `total` bytes of text, None if that is not known yet.
+    def start_stage(self, name: str, total: int | None = None, done: tuple[int, int, int] = (0, 0, 0)) -> None:
+        """Starts a stage of `total` bytes of text, None if unknown.
 
-        `done` are documents, bytes and tokens from before an interruption.
+        `done` are the documents, bytes and tokens from before an interruption.
         """
-        self._what, self._total, self._done = what, total, done
+        self._stage = name
+        self._total = total
+        self._initial = done
         self._documents, self._bytes, self.tokens = done
-        self._began = self._said = time.monotonic()
-        self._bar.reset(self._task, description=what, total=total, visible=bool(what), figures="")
+        self._start = self._last_shown = time.monotonic()
+        self._bar.reset(self._task, description=name, total=total, visible=bool(name), figures="")
 
     @property
     def seconds(self) -> float:
-        return max(time.monotonic() - self._began, 1e-9)
+        return max(time.monotonic() - self._start, 1e-9)
 
     @property
-    def rate(self) -> float:
-        """Tokens per second since the stage began."""
-        return (self.tokens - self._done[2]) / self.seconds
+    def tokens_per_second(self) -> float:
+        """Since the start of the stage."""
+        return (self.tokens - self._initial[2]) / self.seconds
 
     def advance(self, documents: int, size: int, tokens: int = 0) -> None:
-        self._documents, self._bytes, self.tokens = (
-            self._documents + documents,
-            self._bytes + size,
-            self.tokens + tokens,
-        )
+        """Adds documents, bytes of text and tokens, and shows them from time to time."""
+        self._documents += documents
+        self._bytes += size
+        self.tokens += tokens
+        is_terminal = self._console.is_terminal
         now = time.monotonic()
-        if self._console.is_terminal and now - self._said > 0.1:
-            self._said = now
+        if now - self._last_shown <= (BAR_SECONDS if is_terminal else LINE_SECONDS):
+            return
+        self._last_shown = now
+        if is_terminal:
             self._bar.update(self._task, completed=self._bytes, figures=self._figures())
-        elif not self._console.is_terminal and now - self._said > LINE_SECONDS:
-            self._said = now
-            self.say(f"{self._what}: {self._figures()}{self._left()}")
+        else:
+            self.print(f"{self._stage}: {self._figures()}{self._time_left()}")
 
     def _figures(self) -> str:
-        read = pluralize(self._documents, "document")
+        documents = pluralize(self._documents, "document")
         if not self.tokens:
-            return f"{read}, {format_bytes(self._bytes)}"
-        return f"{read}, {self.tokens / 1e6:,.1f} M tokens, {self.rate:,.0f} tokens/s"
+            return f"{documents}, {format_bytes(self._bytes)}"
+        return f"{documents}, {self.tokens / 1e6:,.1f} M tokens, {self.tokens_per_second:,.0f} tokens/s"
 
-    def _left(self) -> str:
-        fresh = self._bytes - self._done[1]
-        if not self._total or fresh <= 0:
+    def _time_left(self) -> str:
+        new_bytes = self._bytes - self._initial[1]
+        if not self._total or new_bytes <= 0:
             return ""
-        return f", {self.seconds * max(self._total - self._bytes, 0) / fresh:,.0f} s left"
+        return f", {self.seconds * max(self._total - self._bytes, 0) / new_bytes:,.0f} s left"
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
+        """Prints `text` above the bar."""
         self._console.print(printable(text), markup=False)
 
 
 class DownloadProgress:
-    """A bar for one file that is fetched, `done` bytes of which are here; where there is no terminal, a line.
+    """A bar for the download of one file, `done` bytes of which exist already; one line where there is no terminal.
 
-    While a `ProgressReporter` is shown, the bar stands under it.
+    Appears below the bar of an active `ProgressReporter`.
     """
 
     def __init__(self, name: str, size: int, done: int = 0) -> None:
         self._console = Console(highlight=False, soft_wrap=True, stderr=True)
-        self._bar = _shown[-1] if _shown else _bar(self._console)
-        self._own = not _shown
-        self._name, self._size, self._done = printable(name), size, done
+        self._is_own_bar = not _active
+        self._bar = _progress_bar(self._console) if self._is_own_bar else _active[-1]
+        self._name = printable(name)
+        self._size = size
+        self._done = done
 
     def __enter__(self) -> Self:
         self._task = self._bar.add_task(self._name, total=self._size, completed=self._done, figures=self._figures())
-        if self._own and self._console.is_terminal:
+        if self._is_own_bar and self._console.is_terminal:
             self._bar.start()
-        elif self._own:
+        elif self._is_own_bar:
             self._console.print(f"fetching {self._name}: {self._figures()}", markup=False)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.remove_task(self._task)
-        if self._own and self._console.is_terminal:
+        if self._is_own_bar and self._console.is_terminal:
             self._bar.stop()
 
     def advance(self, count: int) -> None:
@@ -116,6 +123,6 @@ class DownloadProgress:
         return f"{format_bytes(self._done)} of {format_bytes(self._size)}" if self._done else format_bytes(self._size)
 
 
-def _bar(console: Console) -> Progress:
+def _progress_bar(console: Console) -> Progress:
     columns = TextColumn("{task.description}", markup=False), BarColumn(12), TextColumn("{task.fields[figures]}")
     return Progress(*columns, TimeRemainingColumn(compact=True), console=console, transient=True)

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from jaxgpt.errors import JaxgptError
-from jaxgpt.prepare.sources import Skipped, Source, Texts, find_sources, read
+from jaxgpt.prepare.sources import Skipped, Source, TextBatch, find_sources, read
 
 LITTLE = 400_000_000  # bytes of address space beyond what the interpreter and its libraries take
 
 
-def batches_of(path: str | Path, text_column: str | None = None, start: int = 0) -> list[Texts]:
+def batches_of(path: str | Path, text_column: str | None = None, start: int = 0) -> list[TextBatch]:
     return [batch for source in find_sources([str(path)], text_column) for batch in read(source, text_column, start)]
 
 
-def texts_in(batches: Iterable[Texts]) -> list[str]:
+def texts_in(batches: Iterable[TextBatch]) -> list[str]:
     return [str(text) for batch in batches for text in batch.texts]
 
 
@@ -25,7 +25,7 @@ def texts_of(path: str | Path, text_column: str | None = None, start: int = 0) -
     return texts_in(batches_of(path, text_column, start))
 
 
-def skipped_in(batches: Iterable[Texts]) -> Skipped:
+def skipped_in(batches: Iterable[TextBatch]) -> Skipped:
     total = Skipped()
     for batch in batches:
         total.add(batch.skipped)

@@ -1,7 +1,7 @@
-"""Where the pages of a parquet column are, from the footer and the page headers, without unpacking any page.
+"""The pages of a parquet column, located by the footer and the page headers without decompressing any page.
 
-Page headers say how large each page becomes before memory is given to it, and how many values it holds. The footer is
-read here too because Arrow's own view of a damaged one can end the process. Both are in Thrift's compact protocol:
+Page headers give the size of each page in memory and its number of values before anything is allocated. The footer is
+parsed here too because Arrow's own parser can end the process on a damaged one. Both are in Thrift's compact protocol:
 https://github.com/apache/parquet-format (parquet.thrift, FileMetaData and PageHeader).
 """
 
@@ -9,18 +9,18 @@ import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-HEADER_BYTES = (1 << 10, 1 << 16, 1 << 24)  # to read for a header: most are short, some hold the longest value
-DICTIONARY = 2  # a page's type
+HEADER_BYTES = (1 << 10, 1 << 16, 1 << 24)  # to read for a header: most are short, some contain the longest value
+DICTIONARY_PAGE = 2  # a page type
 DICTIONARY_ENCODINGS = (2, 8)
 PLAIN = 0
-DELTA_PREFIXES = 7
-DEPTH = 16  # structs and lists within each other: a footer has seven
+DELTA_BYTE_ARRAY = 7  # strings without the prefix that they share with the one before
+MAX_DEPTH = 16  # of nested structs and lists; a footer has seven
 
 Struct = dict[int, Any]
 
 
 class Chunk(NamedTuple):
-    """The pages of one column in one row group. `begin`, `packed` and `unpacked` are in bytes, `nulls` may be unknown.
+    """One column in one row group. `begin`, `packed` and `unpacked` are in bytes; `nulls` is 0 if unknown.
 
     `codec` and `encodings` are numbers of the format.
     """
@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
 
 
 class Page(NamedTuple):
-    """`packed` and `unpacked` are its bytes on disk, from `content` on, and in memory; `values` counts nulls too."""
+    """`packed` counts bytes on disk, from `content` on, `unpacked` bytes in memory; `values` includes nulls."""
 
     offset: int
     content: int
@@ -47,12 +47,12 @@ class Page(NamedTuple):
 
     @property
     def is_indices(self) -> bool:
-        """Whether its values are numbers of the dictionary's entries."""
+        """Whether its values are indices into the dictionary."""
         return not self.is_dictionary and self.encoding in DICTIONARY_ENCODINGS
 
 
-def footer(file: BinaryIO) -> Struct:
-    """The file's description of itself. Raises `ValueError` if it is none."""
+def read_footer(file: BinaryIO) -> Struct:
+    """The file's metadata. Raises `ValueError` if it is damaged."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 8))
     length = int.from_bytes(file.read(8)[:4], "little")
@@ -60,58 +60,59 @@ def footer(file: BinaryIO) -> Struct:
         raise ValueError(f"its footer would have {length:,} bytes")
     file.seek(size - 8 - length)
     try:
-        return Compact(file.read(length)).struct()
+        return ThriftReader(file.read(length)).read_struct()
     except IndexError as error:
         raise ValueError("its footer has no end") from error
 
 
-def is_encrypted(described: Struct) -> bool:
+def is_encrypted(footer: Struct) -> bool:
     """Whether the file has encrypted columns."""
-    return 8 in described
+    return 8 in footer
 
 
-def chunks(described: Struct, leaf: int) -> list[Chunk]:
-    """The column number `leaf` in each row group. Raises `ValueError` if the footer does not describe it."""
-    return [_chunk(group, leaf, number) for number, group in enumerate(described.get(4) or [])]
+def column_chunks(footer: Struct, leaf: int) -> list[Chunk]:
+    """Column number `leaf` in each row group. Raises `ValueError` if the footer does not describe it."""
+    return [_column_chunk(group, leaf, number) for number, group in enumerate(footer.get(4) or [])]
 
 
-def _chunk(group: Struct, leaf: int, number: int) -> Chunk:
+def _column_chunk(group: Struct, leaf: int, number: int) -> Chunk:
     try:
         column: Struct = group[1][leaf][3]
         begin = column.get(11) or column[9]
         nulls = (column.get(12) or {}).get(3) or 0
-        found = Chunk(group[3], begin, column[7], column[6], column[4], tuple(column[2]), nulls)
-        if min(found[:4]) < 0:
+        chunk = Chunk(group[3], begin, column[7], column[6], column[4], tuple(column[2]), nulls)
+        if min(chunk[:4]) < 0:
             raise ValueError(f"its footer has a negative size in row group {number}")
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"its footer does not describe row group {number}") from error
-    return found
+    return chunk
 
 
-def pages(file: BinaryIO, start: int, size: int) -> Iterator[Page]:
-    """The pages of the column chunk at `start`. Raises `ValueError` if its bytes are no page headers."""
-    offset, end = start, start + size
+def read_pages(file: BinaryIO, start: int, size: int) -> Iterator[Page]:
+    """Yields the pages of the column chunk at `start`. Raises `ValueError` if its bytes are not page headers."""
+    offset = start
+    end = start + size
     while offset < end:
-        header, length = _header(file, offset)
+        header, length = _read_header(file, offset)
         page = _page(header, offset, offset + length)
         yield page
         offset = page.content + page.packed
         if offset > end:
-            raise ValueError(f"the page at byte {page.offset:,} goes beyond its column chunk")
+            raise ValueError(f"the page at byte {page.offset:,} extends beyond its column chunk")
 
 
 def _page(header: Struct, offset: int, content: int) -> Page:
-    described: Struct = next((header[field] for field in (5, 7, 8) if isinstance(header.get(field), dict)), {})
-    found = [*map(header.get, (1, 2, 3)), described.get(1), described.get(4 if 8 in header else 2)]
-    numbers = [number for number in found if isinstance(number, int) and number >= 0]
-    if len(numbers) < len(found):
-        raise ValueError(f"no page header at byte {offset:,}")
+    details: Struct = next((header[field] for field in (5, 7, 8) if isinstance(header.get(field), dict)), {})
+    fields = [*map(header.get, (1, 2, 3)), details.get(1), details.get(4 if 8 in header else 2)]
+    numbers = [number for number in fields if isinstance(number, int) and number >= 0]
+    if len(numbers) < len(fields):
+        raise ValueError(f"not a page header at byte {offset:,}")
     kind, unpacked, packed, values, encoding = numbers
-    return Page(offset, content, packed, unpacked, values, encoding, kind == DICTIONARY)
+    return Page(offset, content, packed, unpacked, values, encoding, kind == DICTIONARY_PAGE)
 
 
 def longest_entry(content: bytes) -> int:
-    """The length of the longest string in a dictionary page: each is preceded by its length in four bytes."""
+    """Bytes of the longest string in a dictionary page; each string has its length in 4 bytes in front."""
     longest = offset = 0
     while offset + 4 <= len(content):
         length = int.from_bytes(content[offset : offset + 4], "little")
@@ -120,35 +121,37 @@ def longest_entry(content: bytes) -> int:
     return longest
 
 
-def _header(file: BinaryIO, offset: int) -> tuple[Struct, int]:
+def _read_header(file: BinaryIO, offset: int) -> tuple[Struct, int]:
+    """The page header at `offset` and its length in bytes."""
     for size in HEADER_BYTES:
         file.seek(offset)
-        reader = Compact(file.read(size))
+        reader = ThriftReader(file.read(size))
         try:
-            return reader.struct(), reader.position
+            return reader.read_struct(), reader.position
         except IndexError:
             continue
         except ValueError as error:
-            raise ValueError(f"no page header at byte {offset:,}: {error}") from error
+            raise ValueError(f"not a page header at byte {offset:,}: {error}") from error
     raise ValueError(f"the page header at byte {offset:,} has no end")
 
 
-class Compact:
-    """Reads a struct of Thrift's compact protocol. `IndexError` if the data ends before it, `ValueError` if damaged."""
+class ThriftReader:
+    """Reads structs in Thrift's compact protocol. Raises `IndexError` at its end, `ValueError` if damaged."""
 
     def __init__(self, data: bytes) -> None:
-        self._data, self.position = data, 0
+        self._data = data
+        self.position = 0
 
-    def struct(self, depth: int = 0) -> Struct:
-        """Its fields by number: numbers, booleans, structs and lists; strings and fractions are None."""
-        if depth > DEPTH:
+    def read_struct(self, depth: int = 0) -> Struct:
+        """Returns its fields by number: integers, booleans, structs and lists; strings and floats are None."""
+        if depth > MAX_DEPTH:
             raise ValueError(f"structs within structs at byte {self.position}")
-        found: Struct = {}
+        fields: Struct = {}
         number = 0
         while (head := self._byte()) != 0:
             number = number + (head >> 4) if head >> 4 else self._signed()
-            found[number] = self._value(head & 15, depth)
-        return found
+            fields[number] = self._value(head & 15, depth)
+        return fields
 
     def _value(self, kind: int, depth: int) -> Any:
         if kind in (1, 2):
@@ -162,13 +165,13 @@ class Compact:
         if kind in (9, 10):
             return self._list(depth)
         if kind == 12:
-            return self.struct(depth + 1)
+            return self.read_struct(depth + 1)
         raise ValueError(f"a field of unknown type {kind} at byte {self.position}")
 
     def _list(self, depth: int) -> list[Any]:
         head = self._byte()
         count = head >> 4 if head >> 4 < 15 else self._unsigned()
-        if head & 15 in (1, 2):  # booleans, a byte each here
+        if head & 15 in (1, 2):  # booleans: in lists, one byte each
             return [self._byte() == 1 for _ in range(count)]
         return [self._value(head & 15, depth + 1) for _ in range(count)]
 
@@ -190,7 +193,7 @@ class Compact:
             if byte < 128:
                 return number
             if shift > 63:
-                raise ValueError(f"a number without end at byte {self.position}")
+                raise ValueError(f"a number that does not end at byte {self.position}")
 
     def _signed(self) -> int:
         number = self._unsigned()

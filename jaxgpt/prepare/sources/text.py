@@ -1,4 +1,4 @@
-"""Texts that are whole files: plain text, packed or not, and the modules of Python's own standard library."""
+"""Sources in which each file is one document: text files, compressed or not, and Python's standard library."""
 
 import os
 import sysconfig
@@ -9,38 +9,39 @@ from pathlib import Path
 import pyarrow as pa
 
 from jaxgpt.errors import DataError
-from jaxgpt.prepare.sources import base as common
-from jaxgpt.prepare.sources.base import Batcher, Estimate, Source, Texts, Unchanged, too_long
-from jaxgpt.prepare.sources.streams import codec, opened
+from jaxgpt.prepare.sources import base
+from jaxgpt.prepare.sources.base import Batcher, Estimate, FileGuard, Source, TextBatch, document_too_long_error
+from jaxgpt.prepare.sources.streams import codec, open_stream
 
 STANDARD_LIBRARY = "python-stdlib"
-NOT_ITS_OWN = ("site-packages", "dist-packages", "__pycache__")
-BROKEN_ON_PURPOSE = ("lib2to3", "tests", "data")
-PROBE_BYTES = 1_000_000
+EXCLUDED_FOLDERS = ("site-packages", "dist-packages", "__pycache__")
+INVALID_TEST_DATA = ("lib2to3", "tests", "data")  # modules with syntax errors, for lib2to3's own tests
+SAMPLE_BYTES = 1_000_000
 
 
-def read_text(source: Source, start: int = 0) -> Iterator[Texts]:
-    """The one document of a text file, if `start` is 0. Raises `DataError` D026, D035, D038, D039."""
+def read_text(source: Source, start: int = 0) -> Iterator[TextBatch]:
+    """Yields the one document of a text file if `start` is 0. Raises `DataError` D026, D035, D038 or D039."""
     if start:
         return
-    path, batcher = source.local(), Batcher(0)
-    with Unchanged.watch(path, source.name):
-        data = _content(source, path)
-    text, mended = _decoded(data)
-    yield from batcher.add(pa.array([text], pa.large_string()), mended=mended)
-    yield from batcher.rest()
+    path = source.local()
+    batcher = Batcher(0)
+    with FileGuard.watch(path, source.name):
+        data = _read_bytes(source, path)
+    text, repaired = _decode(data)
+    yield from batcher.add(pa.array([text], pa.large_string()), repaired=repaired)
+    yield from batcher.flush()
 
 
-def _content(source: Source, path: Path) -> bytes:
-    with opened(path, source.name) as stream:
-        data = stream.read(common.DOCUMENT_LIMIT + 1)
-    if len(data) > common.DOCUMENT_LIMIT:
-        raise too_long(source.name, "", max(len(data), source.size))
+def _read_bytes(source: Source, path: Path) -> bytes:
+    with open_stream(path, source.name) as stream:
+        data = stream.read(base.DOCUMENT_LIMIT + 1)
+    if len(data) > base.DOCUMENT_LIMIT:
+        raise document_too_long_error(source.name, "", max(len(data), source.size))
     return data
 
 
-def _decoded(data: bytes) -> tuple[str, bool]:
-    """The text, and whether bytes that are not UTF-8 became U+FFFD."""
+def _decode(data: bytes) -> tuple[str, bool]:
+    """Decodes UTF-8, and says whether invalid bytes had to be replaced by U+FFFD."""
     try:
         return data.decode("utf-8-sig"), False
     except UnicodeDecodeError:
@@ -48,49 +49,52 @@ def _decoded(data: bytes) -> tuple[str, bool]:
 
 
 def estimate_text(source: Source) -> Estimate:
-    """Exact for a file that is not packed, unless bytes of it have to be mended."""
+    """Exact for a file that is not compressed, unless invalid bytes have to be replaced."""
     path = source.local()
     if codec(path) is None:
         return Estimate(source.size, int(source.size > 0), True)
-    with opened(path, source.name) as stream:
-        stream.read(PROBE_BYTES)
-        return Estimate(round(stream.given * source.size / max(1, stream.consumed)), int(stream.given > 0))
+    with open_stream(path, source.name) as stream:
+        stream.read(SAMPLE_BYTES)
+        return Estimate(round(stream.produced * source.size / max(1, stream.consumed)), int(stream.produced > 0))
 
 
 def standard_library() -> Source:
+    """The source `python-stdlib`. Raises `DataError` D023 if this Python comes without its `.py` files."""
     folder = Path(sysconfig.get_path("stdlib"))
     size = sum(path.stat().st_size for path in library_files(folder))
     if not size:
-        raise DataError("D023", f"this Python has no sources of its standard library in '{folder}'", "name files")
+        message = f"this Python has no sources of its standard library in '{folder}'"
+        raise DataError("D023", message, "name text files instead")
     return Source(folder, "python", size, STANDARD_LIBRARY)
 
 
 def library_files(folder: Path) -> Iterator[Path]:
-    """Every module of the standard library, in a fixed order."""
-    for place, folders, names in os.walk(folder):
-        here = Path(place).relative_to(folder).parts
-        folders[:] = sorted(set(folders).difference(NOT_ITS_OWN)) if here != BROKEN_ON_PURPOSE else []
-        wanted = here[:3] != BROKEN_ON_PURPOSE
-        yield from (Path(place, name) for name in sorted(names) if wanted and name.endswith(".py"))
+    """Yields every module of the standard library in a fixed order."""
+    for parent, folders, names in os.walk(folder):
+        location = Path(parent).relative_to(folder).parts
+        is_test_data = location[:3] == INVALID_TEST_DATA
+        folders[:] = [] if location == INVALID_TEST_DATA else sorted(set(folders).difference(EXCLUDED_FOLDERS))
+        yield from (Path(parent, name) for name in sorted(names) if name.endswith(".py") and not is_test_data)
 
 
-def read_python(source: Source, start: int = 0) -> Iterator[Texts]:
-    """Every module from number `start` on, in the encoding that it declares (PEP 263)."""
+def read_python(source: Source, start: int = 0) -> Iterator[TextBatch]:
+    """Yields every module from number `start` on, decoded as it declares (PEP 263)."""
     batcher = Batcher(start)
     for path in list(library_files(source.path))[start:]:
-        text = _module(path)
+        text = _read_module(path)
         texts = pa.array([] if text is None else [text], pa.large_string())
         yield from batcher.add(texts, unreadable=text is None)
-    yield from batcher.rest()
+    yield from batcher.flush()
 
 
-def _module(path: Path) -> str | None:
+def _read_module(path: Path) -> str | None:
+    """The text of a module; None for test data whose encoding is wrong on purpose."""
     try:
         with tokenize.open(path) as file:
             text = file.read()
         text.encode()
     except (SyntaxError, UnicodeError):
-        return None  # test data that is broken on purpose
+        return None
     return text
 
 

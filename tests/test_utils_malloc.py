@@ -1,4 +1,4 @@
-"""Memory that is used again: what it changes, and that it asks for nothing where the C library cannot do it."""
+"""Memory that is kept for the next batch, and no effect where the C library is not glibc."""
 
 import ctypes
 import subprocess
@@ -7,16 +7,16 @@ import sys
 import pyarrow as pa
 import pytest
 
-from jaxgpt.utils import malloc as memory
+from jaxgpt.utils import malloc
 
-reuse = memory.reuse  # before conftest takes it away
+keep_batch_memory = malloc.keep_batch_memory  # before conftest replaces it
 HAS_MALLOPT = hasattr(ctypes.CDLL(None), "mallopt")
 SCRIPT = """
 import resource
 import pyarrow as pa
-from jaxgpt.utils import malloc as memory
+from jaxgpt.utils import malloc
 
-memory.reuse()
+malloc.keep_batch_memory()
 print(pa.default_memory_pool().backend_name)
 
 def faults():
@@ -30,15 +30,15 @@ print(faults() - before)
 
 
 @pytest.mark.skipif(not HAS_MALLOPT, reason="the C library has no mallopt")
-def test_the_same_memory_serves_again() -> None:
+def test_freed_memory_is_reused() -> None:
     command = [sys.executable, "-c", SCRIPT]
     backend, faults = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert backend == "system"
-    assert int(faults) < 100  # anew, it would be two times 4,883 pages of 4 KiB
+    assert int(faults) < 100  # without reuse, two times 4,883 pages of 4 KiB
 
 
 def test_without_mallopt_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     before = pa.default_memory_pool().backend_name
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    reuse()
+    keep_batch_memory()
     assert pa.default_memory_pool().backend_name == before

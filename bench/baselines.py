@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.diagnose.course import LEAST_RATE, Course
+from jaxgpt.diagnose.forecast.schedule_integrals import MIN_LR_FRACTION, ScheduleIntegral
 
 Floats = NDArray[np.float64]
-Forecaster = Callable[[Floats, Floats, Course], float]
+Forecaster = Callable[[Floats, Floats, ScheduleIntegral], float]
 
 POWERS = np.geomspace(0.02, 3.0, 200)
 MEMORY = 0.999  # Tissue et al.'s decay of the annealing momentum, per step
@@ -21,33 +21,33 @@ PLACES = 96  # falls of the rate that the Multi-Power Law's kernel tells apart
 STARTS = 8
 
 
-def last_value(steps: Floats, losses: Floats, course: Course) -> float:
+def last_value(steps: Floats, losses: Floats, course: ScheduleIntegral) -> float:
     return float(losses[-3:].mean())
 
 
-def log_linear(steps: Floats, losses: Floats, course: Course) -> float:
+def log_linear(steps: Floats, losses: Floats, course: ScheduleIntegral) -> float:
     """A line in the logarithm of the step through the last half."""
     late = steps >= steps[-1] / 2 if np.count_nonzero(steps >= steps[-1] / 2) > 2 else slice(None)
     slope, level = np.polyfit(np.log(steps[late]), losses[late], 1)
     return float(level + slope * np.log(course.length))
 
 
-def power(steps: Floats, losses: Floats, course: Course) -> float:
+def power(steps: Floats, losses: Floats, course: ScheduleIntegral) -> float:
     """L0 + A step^-alpha: no learning rate."""
     return _best(steps, losses, lambda at, alpha: [at**-alpha], course.length)
 
 
-def tissue(steps: Floats, losses: Floats, course: Course) -> float:
+def tissue(steps: Floats, losses: Floats, course: ScheduleIntegral) -> float:
     """L0 + A S1^-alpha - C S2 (Tissue et al., 2024), C at least 0."""
     momentum = _momentum(course)
 
     def columns(at: Floats, alpha: float) -> list[Floats]:
-        return [course.travel(1.0, at) ** -alpha, -np.interp(at, course.edges, momentum)]
+        return [course.cumulative_lr(1.0, at) ** -alpha, -np.interp(at, course.edges, momentum)]
 
     return _best(steps, losses, columns, course.length)
 
 
-def _momentum(course: Course) -> Floats:
+def _momentum(course: ScheduleIntegral) -> Floats:
     """S2 at the edges: the sum of past falls, each forgotten at the rate `MEMORY`."""
     width, falls = np.diff(course.edges), -np.diff(course.rates, prepend=0.0)
     falls[course.edges[:-1] <= course.warmup + width] = 0.0  # a block that the warmup ends in is no fall
@@ -61,7 +61,7 @@ def _momentum(course: Course) -> Floats:
     return held
 
 
-def multi_power(steps: Floats, losses: Floats, course: Course) -> float:
+def multi_power(steps: Floats, losses: Floats, course: ScheduleIntegral) -> float:
     """L0 + A S1^-alpha - B x the kernel of all falls: seven free constants (Luo et al., 2025), A and B at least 0."""
     kernel = _Kernel(np.append(steps, course.length), course)
 
@@ -79,16 +79,16 @@ def multi_power(steps: Floats, losses: Floats, course: Course) -> float:
 class _Kernel:
     """The falls of a schedule in at most `PLACES` groups, seen from each of `steps`."""
 
-    def __init__(self, steps: Floats, course: Course) -> None:
-        self.travel = course.travel(1.0, steps)
+    def __init__(self, steps: Floats, course: ScheduleIntegral) -> None:
+        self.travel = course.cumulative_lr(1.0, steps)
         fallen = np.where(course.edges[:-1] < course.warmup, 0.0, 1 - course.rates)
         weight = np.abs(np.diff(fallen, prepend=0.0))
         falling = np.flatnonzero(weight)
         groups = np.array_split(falling, PLACES) if len(falling) else []
         groups = [group for group in groups if len(group)]
         self.falls = np.array([np.diff(fallen, prepend=0.0)[group].sum() for group in groups])
-        self.rates = np.maximum([course.rates[group].mean() for group in groups], LEAST_RATE)
-        places = course.travel(1.0, course.edges[:-1])
+        self.rates = np.maximum([course.rates[group].mean() for group in groups], MIN_LR_FRACTION)
+        places = course.cumulative_lr(1.0, course.edges[:-1])
         self.distance = np.maximum(self.travel[:, None] - np.array([places[group].mean() for group in groups]), 0.0)
 
     def columns(self, alpha: float, speed: float, power_: float, gamma: float) -> list[Floats]:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxgpt.budget.scaling_law import repetition
-from jaxgpt.diagnose.annealing import Curve
-from jaxgpt.diagnose.course import Course
+from jaxgpt.diagnose.forecast.annealing import LossCurve
+from jaxgpt.diagnose.forecast.schedule_integrals import ScheduleIntegral
 
 Floats = NDArray[np.float64]
 Row = Mapping[str, str]
@@ -53,13 +53,13 @@ class Recorded:
         return self.kind in ("cosine", "wsd")
 
     @cached_property
-    def course(self) -> Course:
-        return Course.of(self.rates, self.warmup)
+    def course(self) -> ScheduleIntegral:
+        return ScheduleIntegral.from_lr_fractions(self.rates, self.warmup)
 
-    def seen(self, share: float) -> Curve:
+    def seen(self, share: float) -> LossCurve:
         """What a forecaster gets to see when `share` of the run is done."""
         kept = self.steps <= share * self.total
-        return Curve(
+        return LossCurve(
             steps=self.steps[kept],
             losses=self.losses[kept],
             rates=self.rates,

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxgpt import logs
-from jaxgpt.diagnose import diagnosis, setting
+from jaxgpt.diagnose import diagnosis
+from jaxgpt.diagnose.context import resolve_context
+from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.diagnose.options import Options
 
 
@@ -56,7 +58,7 @@ def median(work: Callable[[], Any], runs: int) -> Took:
 def measured(path: Path, steps: int, runs: int) -> dict[str, Took]:
     options = Options(config="fineweb40m", total_steps=steps)
     history = logs.read(path)
-    held = setting.of(history, options)
+    held = resolve_context(history, options)
     command = [
         sys.executable,
         "-m",
@@ -73,7 +75,7 @@ def measured(path: Path, steps: int, runs: int) -> dict[str, Took]:
         subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
 
     return {
-        "forecast": median(lambda: diagnosis.forecast_run(history, held), runs),
+        "forecast": median(lambda: forecast_run(history, held), runs),
         "diagnosis": median(lambda: diagnosis.diagnose(history, held, now=0.0), runs),
         "read": median(lambda: logs.read(path), min(runs, 3)),
         "command": median(lambda: whole(command), min(runs, 3)),

@@ -18,8 +18,8 @@ import numpy as np
 from baselines import METHODS
 from curves import Recorded, read
 
-from jaxgpt.diagnose.annealing import ALPHAS, SHAPES, Curve, Shape, fit
-from jaxgpt.diagnose.mixture import Forecast
+from jaxgpt.diagnose.forecast.annealing import ALPHAS, LAW_VARIANTS, LawVariant, LossCurve, fit
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 
 SHARES = (0.2, 0.3, 0.5, 0.7, 0.9)
 WIDE = ((0.5, 0.3), (0.12, 0.08))  # alpha and B before any curve is seen
@@ -67,12 +67,12 @@ class Result:
         return low <= self.curve.last <= high
 
 
-def learn(curves: Sequence[Recorded], shapes: Sequence[Shape] = SHAPES) -> tuple[Shape, ...]:
+def learn(curves: Sequence[Recorded], shapes: Sequence[LawVariant] = LAW_VARIANTS) -> tuple[LawVariant, ...]:
     """The shapes with priors from whole curves: mean, spread and correlation of what each curve says of alpha and B."""
     return tuple(_learned(shape, curves) for shape in shapes)
 
 
-def _learned(shape: Shape, curves: Sequence[Recorded]) -> Shape:
+def _learned(shape: LawVariant, curves: Sequence[Recorded]) -> LawVariant:
     wide = replace(shape, alpha=WIDE[0], drop=WIDE[1], rho=0.0)
     found = np.array([_estimate(curve.seen(1.0), wide) for curve in curves])
     mean, sd = found.mean(axis=0), found.std(axis=0)
@@ -80,10 +80,10 @@ def _learned(shape: Shape, curves: Sequence[Recorded]) -> Shape:
     return replace(shape, alpha=(float(mean[0]), float(sd[0])), drop=(float(mean[1]), float(sd[1])), rho=rho)
 
 
-def _estimate(curve: Curve, shape: Shape) -> tuple[float, float]:
+def _estimate(curve: LossCurve, shape: LawVariant) -> tuple[float, float]:
     """The posterior means of alpha and B."""
     posterior = fit(curve, shapes=(shape,))
-    return float(posterior.weights @ ALPHAS), posterior.drop[0]
+    return float(posterior.weights @ ALPHAS), posterior.annealing_gain[0]
 
 
 def run_checks(curves: Sequence[Recorded], shares: Sequence[float] = SHARES, baselines: bool = True) -> list[Result]:
@@ -93,10 +93,10 @@ def run_checks(curves: Sequence[Recorded], shares: Sequence[float] = SHARES, bas
     for curve in curves:
         for share in shares:
             seen = curve.seen(share)
-            used = seen.used()
+            used = seen.usable()
             if np.count_nonzero(used) < 3:
                 continue
-            found = fit(seen, shapes=prior(curve.family)).final()
+            found = fit(seen, shapes=prior(curve.family)).final_loss()
             results.append(Result(curve, share, LAW, found.mean - curve.last, found))
             if baselines:
                 steps, losses = seen.steps[used].astype(np.float64), seen.losses[used]
@@ -105,13 +105,13 @@ def run_checks(curves: Sequence[Recorded], shares: Sequence[float] = SHARES, bas
     return results
 
 
-def _priors(curves: Sequence[Recorded]) -> Callable[[str], tuple[Shape, ...]]:
+def _priors(curves: Sequence[Recorded]) -> Callable[[str], tuple[LawVariant, ...]]:
     """family -> shapes learned from the other families; the shipped ones where those have too few curves."""
 
     @cache
-    def of(family: str) -> tuple[Shape, ...]:
+    def of(family: str) -> tuple[LawVariant, ...]:
         others = [curve for curve in curves if curve.core and curve.family != family]
-        return learn(others) if len(others) >= FEWEST else SHAPES
+        return learn(others) if len(others) >= FEWEST else LAW_VARIANTS
 
     return of
 
@@ -237,7 +237,7 @@ def _one(result: Result | None) -> str:
 
 def _constants(curves: Sequence[Recorded]) -> str:
     rows = []
-    for shipped, now in zip(SHAPES, learn([curve for curve in curves if curve.core])):
+    for shipped, now in zip(LAW_VARIANTS, learn([curve for curve in curves if curve.core])):
         rows.append(
             [
                 f"p {shipped.p:g}, q {shipped.q:g}, {'delayed' if shipped.kernel else 'at once'}",

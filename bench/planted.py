@@ -1,11 +1,11 @@
-"""Small runs of ours, each with one planted cause, beside a clean twin: what a diagnosis is tried on.
+"""Small runs of ours, each with one planted cause, beside a clean baseline: what a diagnosis is tried on.
 
     python bench/planted.py [--only NAME ...] [--work DIR] [--out DIR]
 
 Each run is `python -m jaxgpt.train` in a process of its own on the CPU, a minute or less on 2 cores, on the source code
 of Python's standard library (prepared under DIR, temporary by default, with a vocabulary of 1,024). From each, its
 `log.jsonl` with figures cut to 5 digits, `config.json` and `data.json` go to `--out` (`tests/planted`), nothing else.
-The validation text is the same for all; only the cause and what it needs differ from its twin. What was measured
+The validation text is the same for all; only the cause and what it needs differ from its baseline. What was measured
 (2 x86 cores, Python 3.11's library; nats per token, unigram entropy 5.84):
 
     run              what differs                                          val at the end  twin
@@ -15,12 +15,12 @@ The validation text is the same for all; only the cause and what it needs differ
     tiny-corpus      7,168 different tokens, 50 epochs                              8.150  4.824 (5.444 at step 98)
     shuffled-labels  from step 175 on, tokens in random order                       5.860  4.824 (5.183 at step 168)
     no-decay         constant 1.2e-2                                                4.710  4.657
-    no-decay-twin    1.2e-2, falling to 0 over the last 70 steps                    4.657
+    no-decay-baseline    1.2e-2, falling to 0 over the last 70 steps                    4.657
     no-warmup        6 layers of width 128, 3e-3, beta2 0.999, no warmup            5.772  4.971
-    no-warmup-twin   the same with 30 steps of warmup, 150 steps as well            4.971
+    no-warmup-baseline   the same with 30 steps of warmup, 150 steps as well            4.971
 
-`no-decay` has a twin of its own: after 350 steps the loss still falls so fast that a constant 6e-3 beats the cosine of
-`clean` (4.664). So has `no-warmup`: smaller models do not mind its absence (docs/experiments.md).
+`no-decay` has a baseline of its own: after 350 steps the loss still falls so fast that a constant 6e-3 beats the
+cosine of `clean` (4.664). So has `no-warmup`: smaller models do not mind its absence (docs/experiments.md).
 """
 
 import argparse
@@ -73,17 +73,17 @@ RUNS = {
     "clean": Planted(),
     "lr-10x": Planted({"optim": {"learning_rate": 6e-2}}),
     "no-decay": Planted({"optim": {"learning_rate": 1.2e-2, "schedule": "constant"}}),
-    "no-decay-twin": Planted({"optim": {"learning_rate": 1.2e-2, "schedule": "wsd", "decay_steps": 70}}),
+    "no-decay-baseline": Planted({"optim": {"learning_rate": 1.2e-2, "schedule": "wsd", "decay_steps": 70}}),
     "tiny-corpus": Planted(tokens="tiny"),
     "no-warmup": Planted(DEEPER | {"optim": STEEP | {"warmup_steps": 0}}),
-    "no-warmup-twin": Planted(DEEPER | {"optim": STEEP | {"warmup_steps": 30}}),
+    "no-warmup-baseline": Planted(DEEPER | {"optim": STEEP | {"warmup_steps": 30}}),
     "two-layers": Planted({"model": {"n_layer": 2, "n_head": 2, "n_embd": 16}}),
     "shuffled-labels": Planted({"data": {"order": "sequential"}}, tokens="shuffled"),
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Small runs with a planted cause each, and a clean twin.")
+    parser = argparse.ArgumentParser(description="Small runs with a planted cause each, and a clean baseline.")
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME", help="these runs only")
     parser.add_argument("--work", type=Path, help="where tokens and runs are kept (default: nowhere)")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder of the records (default: {OUT})")

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxgpt import logs
-from jaxgpt.diagnose import command, setting
+from jaxgpt.diagnose import command
+from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.text import Printer
 from jaxgpt.utils import terminal
@@ -22,7 +23,7 @@ def main() -> None:
     out, *arguments = sys.argv[1:]
     request = command.read(arguments)
     history = logs.read(request.source)
-    found = diagnose(history, setting.of(history, request.options), request.options.now)
+    found = diagnose(history, resolve_context(history, request.options), request.options.now)
     shown = io.StringIO()
     screen = Console(file=shown, width=terminal.WIDTH, force_terminal=True, highlight=False, color_system="standard")
     printer = Printer(screen)

@@ -15,7 +15,7 @@ from jaxgpt.runs import log as runlog
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.training.console import LivePanel
 from jaxgpt.training.metrics import Score, Scores, StepRecord
-from jaxgpt.utils.eta import eta
+from jaxgpt.utils.eta import estimate_eta
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
             break
         if record["kind"] == "step":
             paces.append(record["seconds"])
-            left = eta(paces[1:], config.run.steps - record["step"] - 1)
+            left = estimate_eta(paces[1:], config.run.steps - record["step"] - 1)
             panel.step(StepRecord(**{name: record[name] for name in StepRecord._fields}), left)
         elif record["kind"] == "eval":
             train, val = (

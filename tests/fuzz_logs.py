@@ -3,8 +3,8 @@
     python tests/fuzz_logs.py [--lines 1e6] [--seed S]
 
 Every execution takes the log of one program, some of another's lines, and changes bytes, numbers, places and ends
-of lines. A tenth of what is read goes on to `setting.of`, which must hold to the same. What fails is printed with its
-seed.
+of lines. A tenth of what is read goes on to `resolve_context`, which must hold to the same. What fails is printed with
+its seed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from helpers import logsamples
 
 from jaxgpt import logs
-from jaxgpt.diagnose import setting
+from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.options import Options
 from jaxgpt.errors import JaxgptError
 from jaxgpt.logs import lines
@@ -106,7 +106,7 @@ def run(count: int, seed: int, say: Callable[[str], None]) -> Counter[str]:
             history = logs.read_text(text, "fuzzed")
             found[history.format] += 1
             if chance.random() < 0.1:
-                setting.of(history, Options(total_steps=chance.choice([None, 100_000])))
+                resolve_context(history, Options(total_steps=chance.choice([None, 100_000])))
         except JaxgptError as error:
             found[error.code] += 1
         except BaseException:

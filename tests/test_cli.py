@@ -104,7 +104,7 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     [
         *(f"jaxgpt.{verb}" for verb in ("prepare", "audit", "budget", "diagnose", "doctor")),
         *("jaxgpt", "jaxgpt.cli", "jaxgpt.config.command_line", "jaxgpt.config.model_size", "jaxgpt.config.schedule"),
-        *("jaxgpt.data.dataset", "jaxgpt.logs", "jaxgpt.diagnose.setting", "jaxgpt.budget.plan"),
+        *("jaxgpt.data.dataset", "jaxgpt.logs", "jaxgpt.diagnose.context", "jaxgpt.budget.plan"),
     ],
 )
 def test_planning_and_preparing_load_no_jax(module: str) -> None:

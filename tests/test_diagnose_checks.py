@@ -11,40 +11,40 @@ from jaxgpt.budget import devices, scaling_law
 from jaxgpt.budget.scaling_law import CORPORA
 from jaxgpt.config import Optim, schedule
 from jaxgpt.config.command_line import load
-from jaxgpt.diagnose import diagnosis
 from jaxgpt.diagnose.checks import run_checks
+from jaxgpt.diagnose.context import RunContext
 from jaxgpt.diagnose.finding import IDS, Finding
-from jaxgpt.diagnose.setting import Setting
-from jaxgpt.logs.history import Evaluation, History, Replay, Stated, Step
+from jaxgpt.diagnose.forecast.run_forecast import forecast_run
+from jaxgpt.logs.history import Evaluation, History, Replay, RunMetadata, Step
 
-Curve = Callable[[np.ndarray], np.ndarray]
+LossCurve = Callable[[np.ndarray], np.ndarray]
 TOTAL, WARMUP, EVERY = 2000, 100, 50
 COSINE = Optim(learning_rate=1e-3, min_lr=1e-4, schedule="cosine", warmup_steps=WARMUP)
 CONSTANT = replace(COSINE, schedule="constant")
 SIZE, BATCH = 4e7, 5e6  # 10B tokens, 250 per parameter: where the law was fitted
 
 
-def setting(**changes: Any) -> Setting:
+def context(**changes: Any) -> RunContext:
     """Of a run that reads no token twice, on FineWeb."""
     optim = changes.get("optim", COSINE)
     total = changes.get("total_steps", TOTAL)
     usual = {
         "total_steps": total,
         "optim": optim,
-        "rates": schedule.learning_rates(optim, total or TOTAL) / optim.learning_rate,
+        "lr_fractions": schedule.learning_rates(optim, total or TOTAL) / optim.learning_rate,
         "corpus": CORPORA["fineweb"],
         "tokens_per_step": BATCH,
-        "fixed_eval": True,
+        "fixed_eval_set": True,
         "unique_tokens": 2e10,
         "parameters": SIZE,
         "weight_decay": 0.1,
         "dropout": 0.0,
         "vocab_size": 50304,
     }
-    return Setting(**(usual | changes))
+    return RunContext(**(usual | changes))
 
 
-def clean(own: Setting) -> Curve:
+def clean(own: RunContext) -> LossCurve:
     """The curve of a healthy run, which ends where the law says."""
     asked = scaling_law.ScalingQuery(
         parameters=SIZE, tokens=BATCH * TOTAL, recipe=scaling_law.Recipe(learning_rate=1e-3), corpus=CORPORA["fineweb"]
@@ -52,21 +52,21 @@ def clean(own: Setting) -> Curve:
     end = scaling_law.predict_loss(asked).loss
 
     def loss(steps: np.ndarray) -> np.ndarray:
-        rates = np.append(own.rates, own.rates[-1])[np.minimum(steps.astype(int), len(own.rates))]
+        rates = np.append(own.lr_fractions, own.lr_fractions[-1])[np.minimum(steps.astype(int), len(own.lr_fractions))]
         return end + 0.4 * ((steps + 20) / TOTAL) ** -0.5 - 0.4 + 0.12 * (rates - 0.1)
 
     return loss
 
 
 def history(
-    own: Setting,
+    own: RunContext,
     *,
     done: int = TOTAL,
-    val: Curve | None = None,
-    gap: Curve | None = None,
-    losses: Curve | None = None,
-    norms: Curve | None = None,
-    seconds: Curve | None = None,
+    val: LossCurve | None = None,
+    gap: LossCurve | None = None,
+    losses: LossCurve | None = None,
+    norms: LossCurve | None = None,
+    seconds: LossCurve | None = None,
     noise: float = 0.003,
     **more: Any,
 ) -> History:
@@ -86,13 +86,13 @@ def history(
     return History(**({"source": "made", "format": "table", "steps": steps, "evaluations": evaluations} | more))
 
 
-def judged(own: Setting, seen: History) -> dict[str, Finding]:
-    posterior, forecast, _ = diagnosis.forecast_run(seen, own)
+def judged(own: RunContext, seen: History) -> dict[str, Finding]:
+    posterior, forecast, _ = forecast_run(seen, own)
     return {finding.id: finding for finding in run_checks(seen, own, posterior, forecast)}
 
 
-def made(changes: Mapping[str, Any] | None = None, **told: Any) -> tuple[Setting, History]:
-    own = setting(**(changes or {}))
+def made(changes: Mapping[str, Any] | None = None, **told: Any) -> tuple[RunContext, History]:
+    own = context(**(changes or {}))
     return own, history(own, **told)
 
 
@@ -112,15 +112,15 @@ def flat(steps: np.ndarray) -> np.ndarray:
     return 3.5 + np.exp(-steps / 100)
 
 
-def training(level: Curve, noise: float = 0.02) -> Curve:
+def training(level: LossCurve, noise: float = 0.02) -> LossCurve:
     return lambda steps: level(steps) + noise * np.random.default_rng(1).standard_normal(len(steps))
 
 
-def jump(at: int, width: float, to: float = 7.5) -> Curve:
+def jump(at: int, width: float, to: float = 7.5) -> LossCurve:
     return lambda steps: 3.6 + (to - 3.6) * np.clip((steps - at) / width, 0, 1)
 
 
-def nan_from(at: int) -> Curve:
+def nan_from(at: int) -> LossCurve:
     return lambda steps: np.where(steps < at, 4.0, np.nan)
 
 
@@ -145,10 +145,10 @@ CARD: dict[str, Any] = {"config": REFERENCE, "config_name": "fineweb40m", "devic
 LARGER = scaling_law.LAW.capacity_term(SIZE) - scaling_law.LAW.capacity_term(
     6e8
 )  # what the larger model gains by the law
-NOISY: dict[str, Any] = {"fixed_eval": False, "eval_tokens": 3.3e6}
+NOISY: dict[str, Any] = {"fixed_eval_set": False, "eval_tokens": 3.3e6}
 RESUMED: dict[str, Any] = {"starts": (0, 1000)}
 
-SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
+SUPPORTED: dict[str, list[tuple[RunContext, History]]] = {
     "overfitting": [made(REPEATED, val=rising, gap=widening), made(REPEATED, gap=widening)],
     "severe-overfitting": [made(REPEATED, val=rising, gap=widening)],
     "repetition-risk": [made(REPEATED, done=400)],
@@ -162,7 +162,7 @@ SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
     "recipe-or-bug": [
         made(val=lambda steps: 7.5 + 0 * steps),
         made({"parameters": 1e6}, val=lambda steps: 7.5 + 0 * steps),
-        made(val=lambda steps: clean(setting())(steps) + 0.3),
+        made(val=lambda steps: clean(context())(steps) + 0.3),
         made({"optim": replace(COSINE, decay_steps=1000)}),
         made({"optim": replace(COSINE, warmup_steps=1000)}),
         made(losses=training(jump(1000, 1e-9))),
@@ -179,19 +179,19 @@ SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
     ],
     "throughput": [made(losses=training(flat), seconds=slower)],
     "input-or-overhead-bound": [
-        made(losses=training(flat), seconds=steady, stated=Stated(pauses=900.0)),
-        made(CARD | {"hoped_seconds": 0.2}, losses=training(flat), seconds=lambda s: 3.995 + 0 * s),
+        made(losses=training(flat), seconds=steady, metadata=RunMetadata(pauses=900.0)),
+        made(CARD | {"target_step_time": 0.2}, losses=training(flat), seconds=lambda s: 3.995 + 0 * s),
         made(CARD, losses=training(flat), seconds=lambda s: 9.0 + 0 * s),
     ],
 }
-NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
+NOT_SUPPORTED: dict[str, list[tuple[RunContext, History]]] = {
     "overfitting": [made(gap=widening), made(REPEATED, gap=lambda s: 0 * s), made({"unique_tokens": 5e9})],
     "severe-overfitting": [made(REPEATED, gap=widening), made()],
     "repetition-risk": [made(), made({"unique_tokens": 8e9})],
     "lr-too-high": [made(), made(done=500)],
     "capacity-limited": [
-        made(val=lambda steps: clean(setting())(steps) + 0.3),
-        made({"parameters": 6e8}, val=lambda steps: clean(setting())(steps) - LARGER),
+        made(val=lambda steps: clean(context())(steps) + 0.3),
+        made({"parameters": 6e8}, val=lambda steps: clean(context())(steps) - LARGER),
     ],
     "data-limited": [made()],
     "missing-regularization": [made(REPEATED | {"weight_decay": 0.8}, val=rising, gap=widening), made()],
@@ -204,7 +204,7 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
         made(),
         made(NOISY, done=300),
         made(NOISY, done=TOTAL - 10, seconds=steady),
-        made(NOISY, done=1600, val=lambda steps: clean(setting())(steps) - 0.3 * (steps >= 1580)),
+        made(NOISY, done=1600, val=lambda steps: clean(context())(steps) - 0.3 * (steps >= 1580)),
     ],
     "not-annealed": [made(), made(done=50), made({"parameters": None}, done=50)],
     "recipe-or-bug": [made(), made(losses=training(jump(1000, 60)))],
@@ -225,21 +225,21 @@ NOT_SUPPORTED: dict[str, list[tuple[Setting, History]]] = {
         made(losses=training(flat), seconds=lambda s: 1.3 - slower(s)),
     ],
     "input-or-overhead-bound": [
-        made(CARD, losses=training(flat), seconds=lambda s: 3.995 + 0 * s, stated=Stated(pauses=9.0))
+        made(CARD, losses=training(flat), seconds=lambda s: 3.995 + 0 * s, metadata=RunMetadata(pauses=9.0))
     ],
 }
 EMPTY = History(source="made", format="table")
-CANNOT_TELL: dict[str, list[tuple[Setting, History]]] = {
+CANNOT_TELL: dict[str, list[tuple[RunContext, History]]] = {
     "overfitting": [
         made({"unique_tokens": None}),
         made(REPEATED, val=rising),
-        made(REPEATED | {"fixed_eval": False, "eval_tokens": 1e5}, gap=lambda steps: widening(steps) / 4),
+        made(REPEATED | {"fixed_eval_set": False, "eval_tokens": 1e5}, gap=lambda steps: widening(steps) / 4),
     ],
     "severe-overfitting": [made(REPEATED, val=rising)],
     "repetition-risk": [made(REPEATED | {"parameters": None}), made({"unique_tokens": None})],
     "lr-too-high": [
-        made({"optim": CONSTANT, "known_schedule": False}, val=flat),
-        (setting(optim=CONSTANT), replace(EMPTY, saves=(1000,), steps=(Step(1800, 4.0),))),
+        made({"optim": CONSTANT, "schedule_known": False}, val=flat),
+        (context(optim=CONSTANT), replace(EMPTY, saves=(1000,), steps=(Step(1800, 4.0),))),
     ],
     "capacity-limited": [made({"corpus": CORPORA["unknown"]}), made({"parameters": 1e6}), made({"parameters": None})],
     "data-limited": [made({"unique_tokens": None}), made({"unique_tokens": 1e8, "parameters": 4e6})],
@@ -247,12 +247,12 @@ CANNOT_TELL: dict[str, list[tuple[Setting, History]]] = {
     "unneeded-dropout": [made({"dropout": None}), made(REPEATED | {"dropout": 0.1, "unique_tokens": 4e9})],
     "noise-not-plateau": [made(NOISY | {"total_steps": None}, done=1600), made(done=50)],
     "not-annealed": [
-        made({"optim": CONSTANT, "known_schedule": False}),
-        (replace(setting(), rates=np.zeros(0), total_steps=None), made()[1]),
+        made({"optim": CONSTANT, "schedule_known": False}),
+        (replace(context(), lr_fractions=np.zeros(0), total_steps=None), made()[1]),
     ],
     "recipe-or-bug": [made({"parameters": 1e6}), made({"corpus": CORPORA["unknown"]})],
     "divergence": [
-        (setting(), EMPTY),
+        (context(), EMPTY),
         made(REPEATED, val=lambda steps: rising(steps) + np.maximum(steps - 900, 0) / 500),
     ],
     "loss-spikes": [made()],
@@ -270,7 +270,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "status", "own", "seen"), CASES)
-def test_status(name: str, status: str, own: Setting, seen: History) -> None:
+def test_status(name: str, status: str, own: RunContext, seen: History) -> None:
     found = judged(own, seen)[name]
     assert (found.status, found.conditions) == (status, found.conditions)
     for condition in found.conditions:
@@ -308,7 +308,7 @@ def test_gradients_that_grow_are_told_before_the_loss_rises() -> None:
 
 def test_all_verdicts_are_told_once_supported_first_by_weight() -> None:
     own, seen = made(REPEATED, val=rising, gap=widening)
-    found = run_checks(seen, own, *diagnosis.forecast_run(seen, own)[:2])
+    found = run_checks(seen, own, *forecast_run(seen, own)[:2])
     assert sorted(finding.id for finding in found) == sorted(IDS)
     held = [finding for finding in found if finding.status == "confirmed"]
     assert found[: len(held)] == tuple(held)

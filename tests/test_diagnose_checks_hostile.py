@@ -1,4 +1,4 @@
-"""Whatever a log and its setting hold, sixteen findings come out, each with a known status and plain numbers."""
+"""Whatever a log and its context hold, sixteen findings come out, each with a known status and plain numbers."""
 
 import json
 import math
@@ -11,12 +11,12 @@ from jaxgpt.budget import devices
 from jaxgpt.budget.scaling_law import CORPORA
 from jaxgpt.config import Optim, schedule
 from jaxgpt.config.command_line import load
-from jaxgpt.diagnose import diagnosis
 from jaxgpt.diagnose.checks import RunAnalysis, run_checks
 from jaxgpt.diagnose.claims import claims
+from jaxgpt.diagnose.context import Baseline, RunContext
 from jaxgpt.diagnose.finding import IDS
-from jaxgpt.diagnose.setting import Setting, Twin
-from jaxgpt.logs.history import Evaluation, History, Replay, Stated, Step
+from jaxgpt.diagnose.forecast.run_forecast import forecast_run
+from jaxgpt.logs.history import Evaluation, History, Replay, RunMetadata, Step
 
 LOSSES = [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300, 1e-300, 3.5, 3.6, 10.8, None]
 SECONDS = [math.nan, math.inf, 0.0, -1.0, 1e9, 1e-9, 1.0, 1.1, None]
@@ -59,25 +59,25 @@ def history(dice: Dice) -> History:
         evaluations=evaluations,
         starts=dice.one([(), (0,), (0, 5, 10**9)]),
         replays=dice.one([(), (Replay(0, 10, 3),), (Replay(5, 10**9, 3),)]),
-        stated=Stated(pauses=dice.one([0.0, 5.0, 1e12])),
+        metadata=RunMetadata(pauses=dice.one([0.0, 5.0, 1e12])),
     )
 
 
-def setting(dice: Dice, twin: Twin | None = None) -> Setting:
+def context(dice: Dice, baseline: Baseline | None = None) -> RunContext:
     total = dice.one([None, 1, 2, 100, 3000])
     rate = dice.one([0.0, 1e-9, 6e-4, 10.0])
     kind = dice.one(["cosine", "linear", "constant", "wsd"])
     optim = Optim(learning_rate=rate, min_lr=dice.one([0.0, rate]), schedule=kind, warmup_steps=dice.one([0, 1, 5000]))
     rates = schedule.learning_rates(optim, total or 50) / (rate or 1.0)
     config = dice.one([None, load("fineweb40m")])
-    return Setting(
+    return RunContext(
         total_steps=total,
         optim=optim,
-        rates=dice.one([rates, rates, np.zeros(0), np.zeros(len(rates))]),
+        lr_fractions=dice.one([rates, rates, np.zeros(0), np.zeros(len(rates))]),
         corpus=dice.one(list(CORPORA.values())),
         tokens_per_step=dice.one(FACTS),
         eval_tokens=dice.one(FACTS),
-        fixed_eval=dice.one([True, False]),
+        fixed_eval_set=dice.one([True, False]),
         unique_tokens=dice.one(FACTS),
         parameters=dice.one(FACTS),
         weight_decay=dice.one(FACTS),
@@ -87,19 +87,19 @@ def setting(dice: Dice, twin: Twin | None = None) -> Setting:
         device=dice.one([None, devices.find("rtx 4070")]),
         config=config,
         config_name=config and "fineweb40m",
-        known_schedule=dice.one([True, False]),
-        hoped_seconds=dice.one([None, 0.2]),
-        claim=dice.one([None, 2.5]),
-        twin=twin,
+        schedule_known=dice.one([True, False]),
+        target_step_time=dice.one([None, 0.2]),
+        target_loss=dice.one([None, 2.5]),
+        baseline=baseline,
     )
 
 
 @pytest.mark.parametrize("seed", [*range(120), 368, 487, 827])
 def test_nothing_raises(seed: int) -> None:
     dice = Dice(seed)
-    twin = Twin(history(dice), setting(dice)) if dice.of.random() < 0.4 else None
-    seen, own = history(dice), setting(dice, twin)
-    posterior, forecast, _ = diagnosis.forecast_run(seen, own)
+    baseline = Baseline(history(dice), context(dice)) if dice.of.random() < 0.4 else None
+    seen, own = history(dice), context(dice, baseline)
+    posterior, forecast, _ = forecast_run(seen, own)
     found = run_checks(seen, own, posterior, forecast)
     claims(RunAnalysis(seen, own, posterior, forecast))
     assert sorted(finding.id for finding in found) == sorted(IDS)

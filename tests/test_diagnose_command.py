@@ -18,10 +18,10 @@ import pytest
 from conftest import ROOT
 
 from jaxgpt import cli, diagnose, errors
-from jaxgpt.diagnose import messages, proofs
+from jaxgpt.diagnose import backtest, messages
+from jaxgpt.diagnose.backtest import Backtest
 from jaxgpt.diagnose.finding import IDS
-from jaxgpt.diagnose.mixture import gaussian
-from jaxgpt.diagnose.proofs import Proof
+from jaxgpt.diagnose.forecast.gaussian_mixture import gaussian_forecast
 from jaxgpt.runs.folder import RunFolder
 
 ONE_LINE = "iter 100: loss 3.9012, time 3995.11ms, mfu 20.11%\n"
@@ -157,7 +157,7 @@ SCHEMA = {
             "high": NUMBER,
             "arrives": TEXT,
             "counted_from": TEXT,
-            "pace": ({"seconds": NUMBER, "low": NUMBER, "high": NUMBER, "rests_on": WHOLE}, None),
+            "pace": ({"seconds": NUMBER, "low": NUMBER, "high": NUMBER, "steps_used": WHOLE}, None),
             "parts": [{"name": TEXT, "spent": (NUMBER, None), "left": NUMBER}],
             "trend": (
                 {
@@ -177,11 +177,11 @@ SCHEMA = {
         None,
     ),
     "forecast": (FORECAST, None),
-    "what_ifs": [{"what": TEXT, "steps": WHOLE, "command": TEXT} | FORECAST],
+    "scenarios": [{"what": TEXT, "steps": WHOLE, "command": TEXT} | FORECAST],
     "findings": [{"id": TEXT, "status": TEXT, "conditions": [EVIDENCE], "recommendations": [ADVICE]}],
     "recommendations": [ADVICE],
     "claims": [CLAIM],
-    "proofs": [PROOF],
+    "backtests": [PROOF],
     "assumed": [TEXT],
     "missing": [TEXT],
     "notes": [TEXT],
@@ -232,7 +232,7 @@ def test_json_is_as_documented(
     found = json.loads(answered(capsys, str(path), "--json", *options), parse_constant=refuse)
     check(found, SCHEMA)
     assert {finding["status"] for finding in found["findings"]} <= STATUS
-    for forecast in [found["forecast"], *found["what_ifs"]]:
+    for forecast in [found["forecast"], *found["scenarios"]]:
         if forecast:
             assert forecast["low95"] <= forecast["low80"] <= forecast["final_loss"] <= forecast["high80"]
             assert forecast["high80"] <= forecast["high95"]
@@ -250,9 +250,9 @@ def test_every_field_of_the_json_is_in_the_documentation() -> None:
 
 
 def test_a_claim_is_judged(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = " ".join(answered(capsys, str(log), "--config", "fineweb40m", "--claim", "2.5").split())
+    text = " ".join(answered(capsys, str(log), "--config", "fineweb40m", "--target-loss", "2.5").split())
     assert re.search(r"20,000 steps end at 2\.5: impossible; .* that is out of reach", text)
-    found = json.loads(answered(capsys, str(log), "--config", "fineweb40m", "--claim", "2.5", "--json"))
+    found = json.loads(answered(capsys, str(log), "--config", "fineweb40m", "--target-loss", "2.5", "--json"))
     assert [one["possible"] for one in found["claims"] if one["high"] == one["low"] == 2.5] == [False]
 
 
@@ -265,11 +265,11 @@ def run_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_proofs_that_are_kept_with_a_run_are_told(run_of_ours: str, capsys: pytest.CaptureFixture[str]) -> None:
-    made = Proof(run="p", step=200, steps=20, forecast=gaussian(3.0, 0.01), observed=3.005, time=1.75e9)
-    proofs.add(RunFolder(Path("runs") / run_of_ours), made)
+    made = Backtest(run="p", step=200, steps=20, forecast=gaussian_forecast(3.0, 0.01), observed=3.005, time=1.75e9)
+    backtest.append_backtest(RunFolder(Path("runs") / run_of_ours), made)
     found = json.loads(answered(capsys, run_of_ours, "--json"), parse_constant=refuse)
     check(found, SCHEMA)
-    assert [one["inside80"] for one in found["proofs"]] == [True]
+    assert [one["inside80"] for one in found["backtests"]] == [True]
     assert "observed 3.0050" in " ".join(answered(capsys, run_of_ours).split())
 
 
@@ -303,7 +303,7 @@ def test_it_is_a_verb_of_jaxgpt(log: Path, capsys: pytest.CaptureFixture[str]) -
         (["--schedule", "cosin"], "C048", ["cosin", "cosine"]),
         (["--config", "nothing"], "C001", ["nothing"]),
         (["--itres", "5"], "C006", ["--itres"]),
-        (["--prove"], "C056", ["out.log"]),
+        (["--backtest"], "C056", ["out.log"]),
     ],
 )
 def test_nonsense_is_refused_with_a_sentence(

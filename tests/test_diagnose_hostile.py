@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from jaxgpt import diagnose, errors, logs
-from jaxgpt.diagnose import setting
+from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.options import Options
 
 
@@ -96,7 +96,7 @@ def test_an_end_beyond_the_calendar_is_said(capsys: pytest.CaptureFixture[str]) 
 def test_a_loss_that_is_lost_has_no_forecast(loss: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = asked(capsys, nanogpt(loss), "--config", "fineweb40m")
     assert status(found, "divergence") == "confirmed"
-    assert (found["forecast"], found["what_ifs"]) == (None, [])
+    assert (found["forecast"], found["scenarios"]) == (None, [])
     assert "its loss is not finite" in found["summary"][1]
 
 
@@ -120,8 +120,8 @@ def test_rates_that_are_none_say_nothing_of_the_schedule(rate: float, capsys: py
 def test_tokens_in_the_column_of_steps_cost_no_memory() -> None:
     rows = [f"{n * 1_000_000},{5 - n / 100}" for n in range(100)]
     history = logs.read_text("step,val_loss\n" + "\n".join(rows) + "\n", "log")
-    found = setting.of(history, Options())
-    assert len(found.rates) == 10_000_000
+    found = resolve_context(history, Options())
+    assert len(found.lr_fractions) == 10_000_000
     assert any("if they are tokens" in said for said in found.assumed)
 
 
@@ -134,10 +134,10 @@ def test_tokens_in_the_column_of_steps_cost_no_memory() -> None:
         "--unique-tokens 1",
         "--eval-tokens 1e-5",
         "--peak-lr 1e9",
-        "--hoped-seconds 1e-300",
+        "--target-step-time 1e-300",
         "--now 1e300",
         "--now 1e18",
-        "--claim 1e300",
+        "--target-loss 1e300",
     ],
 )
 def test_numbers_out_of_this_world_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:

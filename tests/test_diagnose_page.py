@@ -9,18 +9,18 @@ from test_report import Reader
 
 from jaxgpt import diagnose, errors, logs
 from jaxgpt.diagnose import messages
+from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.diagnosis import diagnose as diagnosed
 from jaxgpt.diagnose.options import Options
 from jaxgpt.diagnose.page import page
-from jaxgpt.diagnose.setting import of
 
 NASTY = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
 def found(text: str, source: str = "out.log", config: str | None = "fineweb40m") -> Diagnosis:
     history = logs.read_text(text, source)
-    return diagnosed(history, of(history, Options(config=config)), now=1.75e9)
+    return diagnosed(history, resolve_context(history, Options(config=config)), now=1.75e9)
 
 
 def test_it_says_what_the_terminal_says() -> None:

@@ -17,12 +17,12 @@ from test_diagnose_checks import (
     SUPPORTED,
     TOTAL,
     clean,
+    context,
     history,
     judged,
     jump,
     made,
     rising,
-    setting,
     training,
     widening,
 )
@@ -31,10 +31,12 @@ from jaxgpt.budget import scaling_law
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.command_line import Parser, load, parse_config
 from jaxgpt.config.model_size import parameters
-from jaxgpt.diagnose import diagnosis, suggested_commands, whatif
+from jaxgpt.diagnose import diagnosis, suggested_commands
 from jaxgpt.diagnose.checks import recommendations
+from jaxgpt.diagnose.context import Baseline, RunContext
 from jaxgpt.diagnose.finding import Finding, Recommendation
-from jaxgpt.diagnose.setting import Setting, Twin
+from jaxgpt.diagnose.forecast import scenarios
+from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.logs.history import History
 
 CONFIG = load("fineweb40m").replace({"run": {"steps": TOTAL, "name": "mine"}, "optim": {"warmup_steps": 100}})
@@ -49,7 +51,7 @@ def parsed(command: str) -> tuple[Config, argparse.Namespace]:
     return parse_config(parser, words[3:])
 
 
-def of_ours(own: Setting, seen: History) -> tuple[Setting, History]:
+def of_ours(own: RunContext, seen: History) -> tuple[RunContext, History]:
     """The same run as one of jaxgpt's, with a config."""
     config = CONFIG.replace({"optim": {"warmup_steps": min(own.optim.warmup_steps, own.total_steps or 1)}})
     return replace(own, config=config), replace(seen, format=suggested_commands.OWN)
@@ -59,11 +61,11 @@ EVERY = [pytest.param(*case, id=f"{name} {i}") for name, held in SUPPORTED.items
 
 
 @pytest.mark.parametrize(("own", "seen"), EVERY)
-def test_every_command_is_taken(own: Setting, seen: History) -> None:
+def test_every_command_is_taken(own: RunContext, seen: History) -> None:
     own, seen = of_ours(own, seen)
-    posterior, *_ = diagnosis.forecast_run(seen, own)
+    posterior, *_ = forecast_run(seen, own)
     told = [one.command for finding in judged(own, seen).values() for one in finding.recommendations]
-    told += [one.command for one in (whatif.what_ifs(seen, own, posterior) if posterior else ())]
+    told += [one.command for one in (scenarios.forecast_scenarios(seen, own, posterior) if posterior else ())]
     for command in filter(None, told):
         if shlex.split(command)[2] == "jaxgpt.train":
             config, options = parsed(command)
@@ -72,31 +74,31 @@ def test_every_command_is_taken(own: Setting, seen: History) -> None:
 
 def test_what_is_forecast_is_what_the_command_trains() -> None:
     own, seen = of_ours(*made(done=1000))
-    for ending in whatif.endings(seen, own):
-        config, options = parsed(whatif.command(seen, own, ending))
+    for ending in scenarios.possible_scenarios(seen, own):
+        config, options = parsed(scenarios.scenario_command(seen, own, ending))
         assert options.fork == "runs/mine"
         assert config.run.steps == ending.steps
         trained = schedule.learning_rates(config.optim, config.run.steps)[1000:] / own.optim.learning_rate
-        np.testing.assert_allclose(ending.rates(own)[1000:], trained, atol=2e-3)
-        np.testing.assert_array_equal(ending.rates(own)[:1000], own.rates[:1000])
+        np.testing.assert_allclose(ending.lr_fractions(own)[1000:], trained, atol=2e-3)
+        np.testing.assert_array_equal(ending.lr_fractions(own)[:1000], own.lr_fractions[:1000])
 
 
 def test_ending_now_falls_to_nothing_from_where_the_rate_stands() -> None:
     own, _ = made(done=1000)
-    ending = whatif.stopped(own, 1000)
+    ending = scenarios.cooldown_now(own, 1000)
     assert ending is not None
-    rates = ending.rates(own)
+    rates = ending.lr_fractions(own)
     assert len(rates) == 1100
-    assert rates[1000] == pytest.approx(own.rates[999], rel=0.02)
+    assert rates[1000] == pytest.approx(own.lr_fractions[999], rel=0.02)
     assert np.all(np.diff(rates[1000:]) < 0)
     assert rates[-1] < 0.02
 
 
 def test_a_log_of_other_software_has_nothing_to_fork() -> None:
     own, seen = of_ours(*made(done=1000))
-    posterior, *_ = diagnosis.forecast_run(seen, own)
+    posterior, *_ = forecast_run(seen, own)
     assert posterior is not None
-    foreign = whatif.what_ifs(replace(seen, format="nanogpt"), own, posterior)
+    foreign = scenarios.forecast_scenarios(replace(seen, format="nanogpt"), own, posterior)
     assert [one.command for one in foreign if one.what.startswith("end now")] == [""]
     assert not any("--fork" in one.command for one in foreign)
     assert sum(bool(one.command) for one in foreign) == len(foreign) - 1
@@ -160,11 +162,13 @@ def test_what_surely_gains_comes_first() -> None:
     assert told == (large, small, unsure, words)
 
 
-def beside(own: dict[str, Any], twin: dict[str, Any] | None = None, above: float = 0.3, **told: Any) -> dict[str, str]:
-    """Statuses of a run that ends `above` the clean curve beside a twin on it."""
-    other = setting(**(twin or {}))
-    lifted = told.pop("val", lambda steps: clean(setting())(steps) + above * steps / TOTAL)
-    mine = setting(twin=Twin(history(other), other), **own)
+def beside(
+    own: dict[str, Any], baseline: dict[str, Any] | None = None, above: float = 0.3, **told: Any
+) -> dict[str, str]:
+    """Statuses of a run that ends `above` the clean curve beside a baseline on it."""
+    other = context(**(baseline or {}))
+    lifted = told.pop("val", lambda steps: clean(context())(steps) + above * steps / TOTAL)
+    mine = context(baseline=Baseline(history(other), other), **own)
     return {name: finding.status for name, finding in judged(mine, history(mine, val=lifted, **told)).items()}
 
 
@@ -181,19 +185,19 @@ HOT, HELD = replace(COSINE, learning_rate=5e-3, min_lr=5e-4), replace(COSINE, sc
         ({"unique_tokens": 1e9}, {"val": rising, "gap": widening}, {"overfitting", "data-limited"}),
         ({}, {}, {"recipe-or-bug"}),
         ({"optim": replace(COSINE, warmup_steps=0)}, {}, {"recipe-or-bug"}),
-        ({"optim": HELD}, {"val": lambda steps: clean(setting())(steps) + 0.3}, set()),
+        ({"optim": HELD}, {"val": lambda steps: clean(context())(steps) + 0.3}, set()),
         ({}, {"above": 0.0}, set()),
         ({"optim": HOT, "parameters": 1e7}, {"above": 0.0}, set()),
     ],
 )  # fmt: skip
-def test_beside_a_twin_the_difference_that_matters_is_the_cause(
+def test_beside_a_baseline_the_difference_that_matters_is_the_cause(
     own: dict[str, Any], told: dict[str, Any], cause: set[str]
 ) -> None:
     found = beside(own, **told)
     assert {name for name in CAUSES if found[name] == "confirmed"} == cause
 
 
-def test_a_twin_that_still_warms_up_has_not_decayed_earlier() -> None:
+def test_a_baseline_that_still_warms_up_has_not_decayed_earlier() -> None:
     found = beside(
         {"optim": replace(COSINE, warmup_steps=0)}, {"optim": replace(COSINE, warmup_steps=400)}, done=200, above=3.0
     )
@@ -202,11 +206,13 @@ def test_a_twin_that_still_warms_up_has_not_decayed_earlier() -> None:
 
 
 def test_the_missing_warmup_is_named_with_a_command() -> None:
-    other = setting()
+    other = context()
     lifted = history(other, val=lambda steps: clean(other)(steps) + 0.1)
-    own, seen = of_ours(setting(optim=replace(COSINE, warmup_steps=0), twin=Twin(history(other), other)), lifted)
+    own, seen = of_ours(
+        context(optim=replace(COSINE, warmup_steps=0), baseline=Baseline(history(other), other)), lifted
+    )
     fault = judged(own, seen)["recipe-or-bug"]
-    assert "a warmup of 0 steps, the twin's 100" in fault.conditions[0].evidence
+    assert "a warmup of 0 steps, the baseline's 100" in fault.conditions[0].evidence
     assert parsed(fault.recommendations[0].command)[0].optim.warmup_steps == 100
     assert fault.recommendations[0].gain == pytest.approx(0.1, abs=0.02)
 
@@ -216,10 +222,10 @@ def test_two_differences_at_once_are_told_apart_by_nothing() -> None:
     assert found["lr-too-high"] == found["capacity-limited"] == "ruled out"
 
 
-def test_a_twin_that_covers_other_steps_says_nothing() -> None:
-    other = setting()
+def test_a_baseline_that_covers_other_steps_says_nothing() -> None:
+    other = context()
     far = replace(history(other), evaluations=())
-    mine = setting(optim=HOT, twin=Twin(far, other))
+    mine = context(optim=HOT, baseline=Baseline(far, other))
     assert judged(mine, history(mine))["lr-too-high"].status == "unknown"
 
 
@@ -233,16 +239,18 @@ def test_repeated_text_is_named_by_the_missing_and_the_stronger() -> None:
     assert decay.gain == pytest.approx(recommendations.MENDED * scaling_law.repetition_cost(2e8, 1e10, 1e9))
 
 
-def test_twin_and_claim_are_options(tmp_path: Path) -> None:
+def test_baseline_and_claim_are_options(tmp_path: Path) -> None:
     from jaxgpt import logs
-    from jaxgpt.diagnose import setting as settings
+    from jaxgpt.diagnose.context import resolve_context
     from jaxgpt.diagnose.options import Options
 
-    for name, last in (("mine", 4.5), ("twin", 4.0)):
+    for name, last in (("mine", 4.5), ("baseline", 4.0)):
         rows = [f"{step},{last + 100 / (step + 20)}" for step in range(0, 1001, 50)]
         (tmp_path / f"{name}.csv").write_text("step,val_loss\n" + "\n".join(rows))
     seen = logs.read(tmp_path / "mine.csv")
-    own = settings.of(seen, Options(twin=str(tmp_path / "twin.csv"), claim=3.0, total_steps=1000, config="fineweb40m"))
+    own = resolve_context(
+        seen, Options(baseline=str(tmp_path / "baseline.csv"), target_loss=3.0, total_steps=1000, config="fineweb40m")
+    )
     found = diagnosis.diagnose(seen, own, now=0.0)
     level = next(v for v in found.findings if v.id == "recipe-or-bug").conditions[0]
     assert "+0.500" in level.evidence

@@ -27,7 +27,7 @@ from rich.console import Console
 from jaxgpt import errors, logs, train
 from jaxgpt.config.command_line import load
 from jaxgpt.diagnose import own
-from jaxgpt.diagnose.mixture import Forecast
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.training import console as display
 from jaxgpt.training import metrics
 from jaxgpt.training.console import Lines, LivePanel, sparkline
@@ -75,9 +75,9 @@ def test_every_line_of_a_piped_run_has_nanogpts_shape(workspace: Path, capsys: p
     assert [step.step for step in printed.steps] == [step.step for step in kept.steps] == list(range(STEPS))
     assert [step.pure for step in printed.steps] == [step.pure for step in kept.steps] == [False] + [True] * (STEPS - 1)
     assert [round(e.val or 0, 4) for e in kept.evaluations] == [e.val for e in printed.evaluations]
-    assert (printed.saves, printed.stated.total_steps) == (kept.saves, kept.stated.total_steps)
-    assert printed.stated.tokens_per_step == kept.stated.tokens_per_step == 128
-    assert (printed.stated.single_batch_loss, kept.stated.end, printed.starts) == (False, "done", (0,))
+    assert (printed.saves, printed.metadata.total_steps) == (kept.saves, kept.metadata.total_steps)
+    assert printed.metadata.tokens_per_step == kept.metadata.tokens_per_step == 128
+    assert (printed.metadata.single_batch_loss, kept.metadata.end, printed.starts) == (False, "done", (0,))
 
 
 def test_mfu_stands_where_the_peak_is_known_and_only_there() -> None:

@@ -12,10 +12,11 @@ from helpers.training import STEPS, arguments, logged_losses, records, run_folde
 
 from jaxgpt import errors, logs, train
 from jaxgpt.config import Optim
-from jaxgpt.diagnose import diagnosis, report, setting, stopper, watch
+from jaxgpt.diagnose import diagnosis, report, stopper, watch
+from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.finding import Condition, Finding
-from jaxgpt.diagnose.mixture import gaussian
+from jaxgpt.diagnose.forecast.gaussian_mixture import gaussian_forecast
 from jaxgpt.diagnose.options import Options
 from jaxgpt.diagnose.stopper import Stopper
 from jaxgpt.diagnose.watch import Watch
@@ -33,7 +34,7 @@ class Line:
     def __init__(self, slope: float) -> None:
         self._slope = slope
 
-    def at(self, steps: list[int]) -> tuple[Any, Any]:
+    def predict(self, steps: list[int]) -> tuple[Any, Any]:
         return np.array([5 - self._slope * step for step in steps]), np.zeros(len(steps))
 
 
@@ -47,12 +48,12 @@ def found(*supported: str, done: int = 80, slope: float = 1e-3, schedule: str = 
         evaluations=(Evaluation(done, 4.0, 4.0, 0.01),),
     )
     rates = np.ones(100) if schedule == "constant" else np.array([1.0] * 50 + [0.5] * 10 + [0.1] * 40)
-    held = dataclasses.replace(setting.of(history, Options(total_steps=100)), rates=rates, optim=Optim())
+    held = dataclasses.replace(resolve_context(history, Options(total_steps=100)), lr_fractions=rates, optim=Optim())
     return dataclasses.replace(
         diagnosis.diagnose(history, held),
         findings=tuple(Finding(id=name, conditions=conditions) for name in supported),
         posterior=Line(slope),  # type: ignore[arg-type]
-        forecast=gaussian(5 - slope * 100, 0.01),
+        forecast=gaussian_forecast(5 - slope * 100, 0.01),
     )
 
 
@@ -85,13 +86,13 @@ def test_a_gain_below_the_evaluations_error_stops_the_run_once_the_rate_is_at_it
 def stopped_at(name: str) -> int | None:
     """The step at which the planted run of that name would have stopped."""
     lines = (PLANTED / name / "log.jsonl").read_text().splitlines(keepends=True)
-    tokens = logs.read(PLANTED / name).stated.unique_tokens
+    tokens = logs.read(PLANTED / name).metadata.unique_tokens
     asked = Stopper()
     for number, line in enumerate(lines, start=1):
         if '"eval"' in line:
             history = logs.read_text("".join(lines[:number]), name)
-            if asked.ask(diagnosis.diagnose(history, setting.of(history, Options(unique_tokens=tokens)))):
-                return history.done
+            if asked.ask(diagnosis.diagnose(history, resolve_context(history, Options(unique_tokens=tokens)))):
+                return history.steps_done
     return None
 
 

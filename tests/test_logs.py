@@ -30,20 +30,20 @@ def test_nanogpts_lines_one_by_one() -> None:
     assert found.evaluations[1].val == pytest.approx(loss(500), abs=1e-4)
     assert found.evaluations[1].train == pytest.approx(loss(500) - 0.01, abs=1e-4)
     assert (found.saves, found.starts, found.replays, found.notes) == ((500, 1000), (0,), (), ())
-    assert found.done == 1001
+    assert found.steps_done == 1001
     for record in (*found.steps, *found.evaluations):
         assert str(record.step) in found.lines[record.line - 1]
 
 
 def test_nanogpts_header_tells_the_settings() -> None:
-    stated = logs.read_text(logsamples.NANOGPT_HEAD + logsamples.nanogpt(), "log").stated
+    stated = logs.read_text(logsamples.NANOGPT_HEAD + logsamples.nanogpt(), "log").metadata
     assert (stated.parameters, stated.tokens_per_step, stated.total_steps) == (40.56e6, 524_288, 20_000)
     assert stated.single_batch_loss
     expected = {"learning_rate": 1e-3, "min_lr": 1e-4, "n_embd": 384.0, "dropout": 0.1, "dataset": "openwebtext"}
-    assert expected.items() <= dict(stated.settings).items()
-    assert stated.settings["gradient_accumulation_steps"] == 32
+    assert expected.items() <= dict(stated.hyperparameters).items()
+    assert stated.hyperparameters["gradient_accumulation_steps"] == 32
     without = logsamples.NANOGPT_HEAD.replace("tokens per iteration will be: 524,288\n", "")
-    assert logs.read_text(without + logsamples.nanogpt(), "log").stated.tokens_per_step == 32 * 16 * 1024
+    assert logs.read_text(without + logsamples.nanogpt(), "log").metadata.tokens_per_step == 32 * 16 * 1024
 
 
 def test_a_resumed_nanogpt_run_keeps_the_later_lines() -> None:
@@ -60,7 +60,7 @@ def test_a_resumed_nanogpt_run_keeps_the_later_lines() -> None:
     assert not next(step for step in found.steps if step.step == 500).pure  # it compiles again
     assert [e.step for e in found.evaluations] == [0, 100, 200, 300, 400, 500, 600, 700]
     assert (found.evaluations[5].val or 0) > 4
-    assert found.stated.parameters == 40.56e6
+    assert found.metadata.parameters == 40.56e6
     assert "steps 500 to 540" in found.notes[0]
 
 
@@ -82,16 +82,16 @@ def test_old_nanogpt_has_no_mfu_and_some_have_no_validation() -> None:
 
 def test_our_own_log() -> None:
     found = logs.read_text(logsamples.ALL["jaxgpt"], "log")
-    assert (found.format, found.config, found.done) == ("jaxgpt", CONFIG, 80)
+    assert (found.format, found.config, found.steps_done) == ("jaxgpt", CONFIG, 80)
     assert (found.starts, found.saves, found.replays) == ((0, 60), (20, 40, 60, 80), ())
     assert {step.step for step in found.steps if not step.pure} == {0, 60}
     assert {step.seconds for step in found.steps if step.pure} == {2.0}
     assert [(e.step, e.seconds, e.standard_error) for e in found.evaluations] == [
         (step, 5.0, 0.01) for step in (20, 40, 60, 80)
     ]
-    assert found.stated.pauses == 4 * 6.0
-    assert (found.stated.device, found.stated.end) == ("RTX 4070", None)
-    assert (found.stated.total_steps, found.stated.tokens_per_step, found.stated.eval_tokens) == (100, 64, 640)
+    assert found.metadata.pauses == 4 * 6.0
+    assert (found.metadata.device, found.metadata.end) == ("RTX 4070", None)
+    assert (found.metadata.total_steps, found.metadata.tokens_per_step, found.metadata.eval_tokens) == (100, 64, 640)
     assert found.steps[7].learning_rate == pytest.approx(1e-3 * 8 / 11)
     assert found.steps[7].time == 1044.0
 
@@ -102,7 +102,7 @@ def test_our_own_run_that_was_killed_goes_on_from_its_checkpoint() -> None:
     assert [step.step for step in found.steps] == list(range(70))
     assert found.replays == (Replay(40, 49, 56),)
     assert found.starts == (0, 40)
-    assert found.stated.end == "N001"
+    assert found.metadata.end == "N001"
     assert found.saves == (20, 40, 60)
 
 
@@ -115,7 +115,7 @@ def test_a_run_folder_and_a_name_under_runs(tmp_path: Path, monkeypatch: pytest.
     for path in (folder, str(folder / "log.jsonl"), "small"):
         found = logs.read(path)
         assert found.config == CONFIG
-        assert found.stated.total_steps == 100
+        assert found.metadata.total_steps == 100
     (folder / "config.json").unlink()
     assert logs.read("small").config is None
 
@@ -136,8 +136,8 @@ iter 500: loss 5.1, time 30.00ms, mfu 12.10%
 """
     found = logs.read_text(text, "log")
     assert [(step.step, step.pure) for step in found.steps] == [(0, False), (500, True)]
-    assert (found.saves, found.stated.total_steps, found.stated.unique_tokens) == ((500,), 2000, 20_000)
-    assert (found.stated.device, found.stated.single_batch_loss) == ("NVIDIA GeForce RTX 4070", False)
+    assert (found.saves, found.metadata.total_steps, found.metadata.unique_tokens) == ((500,), 2000, 20_000)
+    assert (found.metadata.device, found.metadata.single_batch_loss) == ("NVIDIA GeForce RTX 4070", False)
 
 
 def test_llmcs_main_log() -> None:
@@ -153,11 +153,13 @@ def test_what_llmc_prints() -> None:
     found = logs.read_text(logsamples.LLMC_SCREEN, "log")
     assert [(step.step, step.seconds) for step in found.steps] == [(0, 2.73472), (1, 2.39152), (2, 2.39711)]
     assert [(e.step, e.val) for e in found.evaluations] == [(0, 11.006021), (3, 10.4021)]
-    stated = found.stated
+    stated = found.metadata
     assert (stated.total_steps, stated.tokens_per_step, stated.device) == (21_479, 458_752, "NVIDIA GeForce RTX 4090")
     assert stated.parameters == 124_475_904 - 1024 * 768  # without positions
     assert stated.eval_tokens == 20 * 56 * 1024
-    assert {"schedule": "cosine", "end_share": 0.0, "warmup_iters": 700.0}.items() <= dict(stated.settings).items()
+    assert {"schedule": "cosine", "end_share": 0.0, "warmup_iters": 700.0}.items() <= dict(
+        stated.hyperparameters
+    ).items()
 
 
 @pytest.mark.parametrize("train_loss", [True, False])
@@ -171,9 +173,11 @@ def test_moddeds_log(train_loss: bool) -> None:
     assert not found.steps[0].pure
     assert found.steps[10].seconds is None  # the clock was set back
     assert {round(step.seconds or 0, 6) for step in found.steps[11:]} == {0.214}
-    stated = found.stated
+    stated = found.metadata
     assert (stated.total_steps, stated.tokens_per_step, stated.eval_tokens) == (200, 524_288, 10_485_760)
-    assert {"schedule": "wsd", "warmdown_iters": 60.0, "learning_rate": 0.0036}.items() <= dict(stated.settings).items()
+    assert {"schedule": "wsd", "warmdown_iters": 60.0, "learning_rate": 0.0036}.items() <= dict(
+        stated.hyperparameters
+    ).items()
 
 
 def test_modded_with_evaluations_alone_and_seconds() -> None:
@@ -183,7 +187,7 @@ def test_modded_with_evaluations_alone_and_seconds() -> None:
     found = logs.read_text(text, "log")
     assert [(step.step, step.seconds) for step in found.steps] == [(124, 0.8), (249, 0.72)]
     assert [e.step for e in found.evaluations] == [0, 125, 250]
-    assert found.done == 250
+    assert found.steps_done == 250
 
 
 def test_nanochats_log_in_nats_per_token() -> None:
@@ -194,7 +198,7 @@ def test_nanochats_log_in_nats_per_token() -> None:
     for evaluation in found.evaluations:
         assert evaluation.val == pytest.approx(loss(evaluation.step), rel=1e-3)
     assert "4.500 bytes per token" in found.notes[0]
-    stated = found.stated
+    stated = found.metadata
     assert (stated.smoothed_loss, stated.single_batch_loss, stated.relative_rate) == (True, True, True)
     assert (stated.total_steps, stated.tokens_per_step, stated.parameters) == (400, 524_288, 561_971_200)
 
@@ -217,7 +221,7 @@ def test_what_buildnanogpt_prints() -> None:
     expected = [(0, 30.24011, False), (1, 2.81252, True)]
     assert [(step.step, step.seconds, step.pure) for step in found.steps[:2]] == expected
     assert [(e.step, e.val) for e in found.evaluations] == [(0, 10.9541), (3, 10.6122)]
-    assert (found.stated.tokens_per_step, found.steps[1].learning_rate) == (524_288, 1.6783e-06)
+    assert (found.metadata.tokens_per_step, found.steps[1].learning_rate) == (524_288, 1.6783e-06)
 
 
 def test_real_logs_of_the_shared_curves(shared: Path) -> None:

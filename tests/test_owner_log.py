@@ -6,7 +6,7 @@ import pytest
 
 from jaxgpt import logs
 from jaxgpt.config.command_line import Parser, parse_config
-from jaxgpt.diagnose import setting
+from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import Diagnosis, diagnose
 from jaxgpt.diagnose.finding import IDS
 from jaxgpt.diagnose.options import Options
@@ -38,7 +38,7 @@ def table(*, train: bool, steps: list[int] | None = None) -> str:
 
 def diagnosed(text: str) -> Diagnosis:
     history = logs.read_text(text, "owner")
-    return diagnose(history, setting.of(history, OPTIONS), now=0.0)
+    return diagnose(history, resolve_context(history, OPTIONS), now=0.0)
 
 
 def status(found: Diagnosis) -> dict[str, str]:
@@ -103,7 +103,7 @@ def test_earlier_claims_are_impossible_and_why() -> None:
 
 def test_a_claim_that_can_be_is_possible() -> None:
     history = logs.read_text(TEXTS["table"], "owner")
-    own = setting.of(history, Options(config="fineweb40m", corpus="fineweb", claim=3.51))
+    own = resolve_context(history, Options(config="fineweb40m", corpus="fineweb", target_loss=3.51))
     assert diagnose(history, own, now=0.0).claims[0].possible
 
 
@@ -124,7 +124,7 @@ def test_advice_can_be_run_and_is_ordered(name: str) -> None:
     assert gains == sorted(gains, reverse=True)
     for one in found.recommendations:
         assert one.gain is None or one.low is None or one.low > 0
-    commands = [one.command for one in (*found.recommendations, *found.what_ifs) if one.command]
+    commands = [one.command for one in (*found.recommendations, *found.scenarios) if one.command]
     assert len(commands) >= 6
     for command in commands:
         words = shlex.split(command)

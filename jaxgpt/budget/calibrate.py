@@ -47,7 +47,7 @@ def read(path: str) -> Record:
     except DataError as error:
         what = f"there is no run or log at {path!r}" if error.code == "D043" else f"'{path}' holds no step of a run"
         raise ConfigError("C043", what, error.help) from error
-    settled = found.steps[SETTLED:] if found.format == logs.ours.NAME else found.steps
+    settled = found.steps[SETTLED:] if found.format == logs.jaxgpt_log.NAME else found.steps
     seconds = tuple(step.seconds for step in settled if step.pure and step.seconds is not None)
     losses = [(e.step, e.train if e.val is None else e.val) for e in found.evaluations]
     evaluations = tuple((step, loss) for step, loss in losses if loss is not None and possible(step, loss))

@@ -12,7 +12,7 @@ from jaxgpt.config import schedule
 from jaxgpt.config.command_line import load
 from jaxgpt.config.model_size import parameters
 from jaxgpt.diagnose.checks.analysis import RunAnalysis
-from jaxgpt.diagnose.mixture import Forecast, gaussian
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast, gaussian_forecast
 
 REFERENCE = "fineweb40m"  # the run that the known claims were made of
 SAME = 0.02  # relative difference of two sizes that are the same model's
@@ -31,8 +31,12 @@ class Claim(NamedTuple):
 
 
 def claims(case: RunAnalysis) -> tuple[Claim, ...]:
-    """The reader's own claim for the run's end (`--claim`), and for the reference run those made before it ran."""
-    asked = [] if case.setting.claim is None else [(case.total_steps, case.setting.claim, case.setting.claim)]
+    """The reader's own claim for the run's end (`--target-loss`), and those made of the reference run."""
+    asked = (
+        []
+        if case.context.target_loss is None
+        else [(case.total_steps, case.context.target_loss, case.context.target_loss)]
+    )
     if of_reference(case):
         asked += [(steps, min(claimed), max(claimed)) for steps, claimed in LOSSES.items()]
     found = [_judged(case, steps, low, high) for steps, low, high in asked]
@@ -41,11 +45,11 @@ def claims(case: RunAnalysis) -> tuple[Claim, ...]:
 
 def of_reference(case: RunAnalysis) -> bool:
     """Whether this is the run that the known claims speak of: its size, its batch, its corpus."""
-    config, setting = load(REFERENCE), case.setting
-    if not setting.parameters or setting.tokens_per_step != config.tokens_per_step:
+    config, context = load(REFERENCE), case.context
+    if not context.parameters or context.tokens_per_step != config.tokens_per_step:
         return False
-    same = abs(setting.parameters / parameters(config.model) - 1) <= SAME
-    return same and setting.corpus.name == "fineweb"
+    same = abs(context.parameters / parameters(config.model) - 1) <= SAME
+    return same and context.corpus.name == "fineweb"
 
 
 def _judged(case: RunAnalysis, steps: int, low: float, high: float) -> Claim | None:
@@ -61,20 +65,20 @@ def _judged(case: RunAnalysis, steps: int, low: float, high: float) -> Claim | N
 
 
 def _needs(case: RunAnalysis, loss: float) -> str:
-    size = case.setting.parameters
-    return "takes a larger model, or another corpus" if not size else required_for_loss(size, case.setting.corpus, loss)
+    size = case.context.parameters
+    return "takes a larger model, or another corpus" if not size else required_for_loss(size, case.context.corpus, loss)
 
 
 def ending_at(case: RunAnalysis, steps: int) -> Forecast | None:
     """The loss of this run if it had been planned for `steps`; the law's where the curve gives no forecast."""
-    if steps == case.setting.total_steps and case.forecast is not None:
+    if steps == case.context.total_steps and case.forecast is not None:
         return case.forecast
-    optim = case.setting.optim
+    optim = case.context.optim
     if case.posterior is not None and optim.learning_rate and steps > optim.warmup_steps:
         planned = optim if optim.schedule == "wsd" else replace(optim, decay_steps=None)
-        return case.posterior.final(np.asarray(schedule.learning_rates(planned, steps) / optim.learning_rate))
+        return case.posterior.final_loss(np.asarray(schedule.learning_rates(planned, steps) / optim.learning_rate))
     asked = case.query_for(steps)
     if asked is None:
         return None
     law = scaling_law.predict_loss(asked)
-    return gaussian(law.loss, law.sigma)
+    return gaussian_forecast(law.loss, law.sigma)

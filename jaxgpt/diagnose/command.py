@@ -10,7 +10,8 @@ from pathlib import Path
 
 from jaxgpt import logs
 from jaxgpt.config.command_line import Parser
-from jaxgpt.diagnose import options, proofs, prove, setting
+from jaxgpt.diagnose import backtest, options
+from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.options import Options
 from jaxgpt.errors import ConfigError, DataError
@@ -28,7 +29,7 @@ what a log does not contain (its schedule, batch size, corpus). The report lists
 EXAMPLES = """examples:
   python -m jaxgpt.diagnose runs/fineweb40m
   python -m jaxgpt.diagnose out.log --config fineweb40m --html diagnosis.html
-  python -m jaxgpt.diagnose runs/fineweb40m --prove
+  python -m jaxgpt.diagnose runs/fineweb40m --backtest
   python -m jaxgpt.diagnose - --total-steps 6000 < nanogpt.txt
 """
 STDIN = "-"
@@ -42,7 +43,7 @@ class Request:
     options: Options
     json: bool
     html: Path | None
-    prove: prove.Request | None
+    prove: backtest.BacktestRequest | None
 
 
 def read(argv: Sequence[str]) -> Request:
@@ -54,12 +55,12 @@ def read(argv: Sequence[str]) -> Request:
     answer = parser.add_argument_group("answer", "How to say it.").add_argument
     answer("--json", action="store_true", help="as JSON (docs/diagnose.md)")
     answer("--html", metavar="FILE", help="as a page")
-    prove.add_options(parser)
+    backtest.add_options(parser)
     given = parser.parse_args(argv)
     if given.json and given.html:
         raise ConfigError("C053", "--json and --html exclude each other", "leave one of them out")
     page = report.place("--html", given.html)
-    proving = prove.request(given)
+    proving = backtest.parse_request(given)
     return Request(source=given.source, options=options.of(given), json=given.json, html=page, prove=proving)
 
 
@@ -67,11 +68,11 @@ def main(argv: Sequence[str]) -> None:
     """Answers the request on the command line."""
     request = read(argv)
     if request.prove:
-        print(prove.prove(request.source, request.prove))
+        print(backtest.run_backtest(request.source, request.prove))
         return
     history = opened(request.source, request.options)
-    found = diagnose(history, setting.of(history, request.options), request.options.now)
-    found = dataclasses.replace(found, proofs=proofs.beside(request.source))
+    found = diagnose(history, resolve_context(history, request.options), request.options.now)
+    found = dataclasses.replace(found, backtests=backtest.find_backtests(request.source))
     if request.json:
         from jaxgpt.diagnose.to_json import document
 

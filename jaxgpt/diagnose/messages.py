@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose.completion import CompletionEstimate
+from jaxgpt.diagnose.completion.trend import MIN_BLOCKS, Trend
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.finding import Finding, Recommendation
-from jaxgpt.diagnose.mixture import Forecast
-from jaxgpt.diagnose.trend import FEWEST, Trend
-from jaxgpt.diagnose.whatif import WhatIf
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
+from jaxgpt.diagnose.forecast.scenarios import ScenarioForecast
 from jaxgpt.logs.history import History
 from jaxgpt.utils.formatting import format_date, format_duration
 
@@ -50,11 +50,11 @@ def opening(found: Diagnosis) -> tuple[str, str, str]:
 
 def arrives(found: Diagnosis) -> str:
     """When it ends."""
-    held = found.arrival
+    held = found.completion
     if held is None:
-        return f"When it ends cannot be told without {found.no_arrival}."
+        return f"When it ends cannot be told without {found.no_completion}."
     if held.done:
-        return f"It is done: {found.history.done:,} steps, the last of them {format_date(held.clock)}."
+        return f"It is done: {found.history.steps_done:,} steps, the last of them {format_date(held.clock)}."
     return (
         f"It ends in {left(held.seconds)} (80 %: {format_duration(held.low)} to {format_duration(held.high)}), "
         f"{format_date(held.clock)}, counted from {held.counted_from}."
@@ -63,10 +63,10 @@ def arrives(found: Diagnosis) -> str:
 
 def ends(found: Diagnosis) -> str:
     """Where it ends."""
-    steps, forecast = len(found.setting.rates), found.forecast
+    steps, forecast = len(found.context.lr_fractions), found.forecast
     if forecast is None:
         return f"Where it ends cannot be told: {found.no_forecast}."
-    verb = "ended" if found.arrival and found.arrival.done else "will end"
+    verb = "ended" if found.completion and found.completion.done else "will end"
     return (
         f"At {steps:,} steps it {verb} at a validation loss of {forecast.mean:.3f} "
         f"(80 %: {forecast.low80:.3f} to {forecast.high80:.3f}; 95 %: {forecast.low95:.3f} to {forecast.high95:.3f})."
@@ -101,17 +101,17 @@ def left(seconds: float) -> str:
     return format_duration(seconds, parts=3 if seconds < PRECISE else 2)
 
 
-def pace(held: Arrival) -> str:
+def pace(held: CompletionEstimate) -> str:
     """`3.995 s per step (3.60 to 4.99), from 1 line`."""
     if held.pace is None:
         return "not known"
-    lines = "1 line" if held.pace.rests_on == 1 else f"the last {held.pace.rests_on:,} lines that count"
+    lines = "1 line" if held.pace.steps_used == 1 else f"the last {held.pace.steps_used:,} lines that count"
     return f"{held.pace.seconds:.4g} s per step (80 %: {held.pace.low:.4g} to {held.pace.high:.4g}), from {lines}"
 
 
-def trend(held: Arrival) -> str:
+def trend(held: CompletionEstimate) -> str:
     """Faster or slower, by how much, since when."""
-    if held.pace is None or held.pace.rests_on < FEWEST:
+    if held.pace is None or held.pace.steps_used < MIN_BLOCKS:
         return "too few lines have a time to see one"
     if held.trend is None:
         return "neither faster nor slower, as far as the log shows"
@@ -137,16 +137,16 @@ def cells(forecast: Forecast) -> tuple[str, str, str]:
     return middle, interval(forecast.low80, forecast.high80), interval(forecast.low95, forecast.high95)
 
 
-def endings(found: Diagnosis) -> list[WhatIf]:
+def endings(found: Diagnosis) -> list[ScenarioForecast]:
     """The end that the run is heading for, and the others."""
     if found.forecast is None:
         return []
-    return [WhatIf("as it runs", len(found.setting.rates), found.forecast), *found.what_ifs]
+    return [ScenarioForecast("as it runs", len(found.context.lr_fractions), found.forecast), *found.scenarios]
 
 
 def until(found: Diagnosis, steps: int) -> str:
     """How long it takes until `steps` are done, evaluations included; a dash where that is not known."""
-    held, ahead = found.arrival, steps - found.history.done
+    held, ahead = found.completion, steps - found.history.steps_done
     if held is None or held.pace is None or ahead <= 0:
         return "–"
     each = held.seconds / held.steps_left if held.steps_left else held.pace.seconds

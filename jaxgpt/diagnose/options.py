@@ -30,9 +30,9 @@ class Options:
     corpus: str | None = None
     config: str | None = None
     gpu: str | None = None
-    twin: str | None = None
-    hoped_seconds: float | None = None  # per step
-    claim: float | None = None  # nats per token
+    baseline: str | None = None
+    target_step_time: float | None = None  # per step
+    target_loss: float | None = None  # nats per token
     now: float | None = None  # seconds since 1970
 
     def __post_init__(self) -> None:
@@ -47,8 +47,8 @@ RANGES = {  # what each of the other numbers can be
     "eval_tokens": (1.0, 1e15),
     "unique_tokens": (100.0, 1e18),
     "params": (1.0, 1e15),
-    "hoped_seconds": (1e-6, 86_400.0),
-    "claim": (1e-6, 1e3),
+    "target_step_time": (1e-6, 86_400.0),
+    "target_loss": (1e-6, 1e3),
     "min_lr": (0.0, 10.0),
     "weight_decay": (0.0, 1e3),
     "dropout": (0.0, 1.0),
@@ -71,9 +71,9 @@ HELP: dict[str, tuple[str, str]] = {
     "corpus": ("NAME", "fineweb, fineweb-edu, openwebtext, openwebtext2, refinedweb, c4 or unknown"),
     "config": ("FILE", "a config file of jaxgpt, or the name of one that comes with it, for what neither says"),
     "gpu": ("NAME", "the device that the run is on, in any usual spelling"),
-    "twin": ("RUN|LOG", "a clean run to hold the losses against, where the law says nothing of runs like these"),
-    "hoped_seconds": ("S", "seconds per step that are hoped for, to be held against the device's roofline"),
-    "claim": ("LOSS", "a final loss that is claimed or hoped for, to be held against the forecast"),
+    "baseline": ("RUN|LOG", "a clean run to hold the losses against, where the law says nothing of runs like these"),
+    "target_step_time": ("S", "seconds per step that are hoped for, to be held against the device's roofline"),
+    "target_loss": ("LOSS", "a final loss that is claimed or hoped for, to be held against the forecast"),
     "now": ("SECONDS", "the time at which the log ends, in seconds since 1970 (default: the file's, or the clock's)"),
 }
 

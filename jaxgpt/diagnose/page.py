@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from jaxgpt.diagnose import messages, plots, proofs
-from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose import backtest, messages, plots
+from jaxgpt.diagnose.completion import CompletionEstimate
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.finding import Finding
 from jaxgpt.logs.history import History
@@ -14,7 +14,7 @@ from jaxgpt.utils.html import Block
 
 def page(found: Diagnosis) -> str:
     """The whole report."""
-    history, total = found.history, found.setting.total_steps
+    history, total = found.history, found.context.total_steps
     of = f" of {total:,}" if total else ""
     blocks = [
         *(report.paragraph(sentence) for sentence in messages.opening(found)),
@@ -22,11 +22,13 @@ def page(found: Diagnosis) -> str:
         *plots.figures(found),
         *_advice(found),
         *_verdicts(found),
-        *(_when(found.arrival) if found.arrival else ()),
+        *(_when(found.completion) if found.completion else ()),
         *_sentences("Claims", messages.claims(found)),
-        *_sentences("Put to the test", proofs.sentences(found.proofs)),
-        *_sentences("Assumed", found.setting.assumed),
-        *_sentences("How the log was read", (f"{history.format}, {history.done:,} steps{of} done", *history.notes)),
+        *_sentences("Put to the test", backtest.format_backtests(found.backtests)),
+        *_sentences("Assumed", found.context.assumed),
+        *_sentences(
+            "How the log was read", (f"{history.format}, {history.steps_done:,} steps{of} done", *history.notes)
+        ),
     ]
     return report.page(f"Diagnosis of {history.source}", blocks)
 
@@ -80,7 +82,7 @@ def _quotes(finding: Finding, history: History) -> Iterable[Block]:
         yield report.code("\n".join(f"{number:>7,}  {text}" for number, text in lines))
 
 
-def _when(held: Arrival) -> Iterable[Block]:
+def _when(held: CompletionEstimate) -> Iterable[Block]:
     yield report.heading("When it ends")
     parts = [
         (
@@ -92,7 +94,7 @@ def _when(held: Arrival) -> Iterable[Block]:
     ]
     yield report.table(("", "so far", "ahead"), parts)
     for sentence in (
-        f"Pace: {messages.pace(held)}.",
+        f"StepTimeEstimate: {messages.pace(held)}.",
         f"Trend: {messages.trend(held)}.",
         *(f"{note}." for note in held.notes),
     ):

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.diagnose import rates, trend
-from jaxgpt.diagnose.annealing import Posterior
-from jaxgpt.diagnose.arrival import Paces
 from jaxgpt.diagnose.checks.analysis import RunAnalysis
 from jaxgpt.diagnose.checks.series import Series
+from jaxgpt.diagnose.completion import StepTimes, trend
+from jaxgpt.diagnose.context import RunContext, schedule_detection
 from jaxgpt.diagnose.diagnosis import Diagnosis
-from jaxgpt.diagnose.setting import Setting
+from jaxgpt.diagnose.forecast.annealing import Posterior
 from jaxgpt.utils.html import Block, figure
 from jaxgpt.utils.stats import Z80, Z95
 
@@ -29,12 +28,12 @@ POINTS = 400  # of a curve: more cannot be seen
 
 def figures(found: Diagnosis) -> Iterable[Block]:
     """The figures for which there is something to draw."""
-    case = RunAnalysis(found.history, found.setting)
+    case = RunAnalysis(found.history, found.context)
     if len(case.val_losses) or len(case.train_losses):
         yield _loss(found, case)
-    if len(found.setting.rates) > 1:
+    if len(found.context.lr_fractions) > 1:
         yield _rate(found)
-    if len(Paces.of(found.history).steps) > 2:
+    if len(StepTimes.from_history(found.history).steps) > 2:
         yield _pace(found)
     if len(case.gaps) > 1:
         yield _gap(case)
@@ -56,16 +55,16 @@ def _loss(found: Diagnosis, case: RunAnalysis) -> Block:
             case.val_losses.steps, case.val_losses.values, mark, ms=4, lw=1.2, color=VAL, label="validation", zorder=4
         )
         axes.set(ylabel="nats per token", ylim=_limits(found, case))
-        _updates(axes, found.setting)
+        _updates(axes, found.context)
         axes.legend(frameon=False)
     return drawn.block
 
 
 def _fan(axes: "Axes", found: Diagnosis, posterior: Posterior) -> None:
-    total, done = len(found.setting.rates), min(found.history.done, len(found.setting.rates))
-    first = max(1, found.setting.optim.warmup_steps, total // 50)
+    total, done = len(found.context.lr_fractions), min(found.history.steps_done, len(found.context.lr_fractions))
+    first = max(1, found.context.optim.warmup_steps, total // 50)
     steps = np.unique(np.linspace(first, total, POINTS).round().astype(np.int64))
-    mean, sd = posterior.at(steps)
+    mean, sd = posterior.predict(steps)
     axes.plot(steps, mean, color=LAW, lw=1.4, label="the law", zorder=3)
     ahead = steps >= done
     if ahead.sum() > 1:
@@ -89,31 +88,31 @@ def _limits(found: Diagnosis, case: RunAnalysis) -> tuple[float, float]:
 
 
 def _rate(found: Diagnosis) -> Block:
-    setting = found.setting
-    told = "as the log and the config say" if setting.known_schedule else "as it is assumed to go"
-    logged = list(zip(*rates.logged(found.history.steps)))
-    dots = "; the dots are those of the log" if logged and not found.history.stated.relative_rate else ""
+    context = found.context
+    told = "as the log and the config say" if context.schedule_known else "as it is assumed to go"
+    logged = list(zip(*schedule_detection.logged_rates(found.history.steps)))
+    dots = "; the dots are those of the log" if logged and not found.history.metadata.relative_rate else ""
     with figure(f"Learning rate, {told}{dots}.", height=2.2) as drawn:
-        peak, total = setting.optim.learning_rate, len(setting.rates)
+        peak, total = context.optim.learning_rate, len(context.lr_fractions)
         places = np.unique(np.linspace(0, total - 1, POINTS).round().astype(np.int64))
-        drawn.axes.plot(places, peak * setting.rates[places], color=LAW)
+        drawn.axes.plot(places, peak * context.lr_fractions[places], color=LAW)
         if dots:
             shown = logged[:: -(-len(logged) // 40)]
             drawn.axes.plot(*zip(*shown), "o", ms=2.5, color=VAL)
-        drawn.axes.axvline(found.history.done, color=QUIET, lw=0.8, ls=":")
+        drawn.axes.axvline(found.history.steps_done, color=QUIET, lw=0.8, ls=":")
         drawn.axes.set(ylabel="learning rate", ylim=(0, None))
         drawn.axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-        _updates(drawn.axes, found.setting)
+        _updates(drawn.axes, found.context)
     return drawn.block
 
 
 def _pace(found: Diagnosis) -> Block:
-    lines = Paces.of(found.history)
+    lines = StepTimes.from_history(found.history)
     ordinary = lines.ordinary
-    held = trend.blocks(ordinary.steps, ordinary.seconds)
+    held = trend.median_blocks(ordinary.steps, ordinary.seconds)
     with figure("Seconds per step: medians of neighbouring lines, without evaluation and saving.", 2.2) as drawn:
         drawn.axes.plot(held.steps, held.paces, color=LAW, lw=1.2)
-        change = found.arrival.trend if found.arrival else None
+        change = found.completion.trend if found.completion else None
         if change:
             drawn.axes.axvline(change.since, color=VAL, lw=1, ls="--")
             drawn.axes.annotate(f"{change.change:+.0%}", (change.since, held.paces.max()), (4, -4), color=VAL,
@@ -121,7 +120,7 @@ def _pace(found: Diagnosis) -> Block:
         middle = float(np.median(held.paces))
         drawn.axes.set(ylabel="s per step")
         drawn.axes.set_ylim(min(0.9 * middle, held.paces.min()), max(1.1 * middle, held.paces.max()))
-        _updates(drawn.axes, found.setting)
+        _updates(drawn.axes, found.context)
     return drawn.block
 
 
@@ -138,7 +137,7 @@ def _gap(case: RunAnalysis) -> Block:
                 case.first_epoch_steps, 0.98, " epoch 1 ends", color=QUIET, fontsize=8, va="top", transform=above
             )
         drawn.axes.set(ylabel="nats per token")
-        _updates(drawn.axes, case.setting)
+        _updates(drawn.axes, case.context)
     return drawn.block
 
 
@@ -156,10 +155,10 @@ def thinned(held: Series, most: int = POINTS) -> Series:
     )
 
 
-def _updates(axes: "Axes", setting: Setting) -> None:
+def _updates(axes: "Axes", context: RunContext) -> None:
     """The whole run from left to right, so that the figures stand one below the other."""
     from matplotlib.ticker import FuncFormatter
 
-    length = len(setting.rates)
+    length = len(context.lr_fractions)
     axes.set(xlabel="updates", xlim=(-0.02 * length, 1.08 * length))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -45,13 +45,13 @@ def little_to_gain(found: Diagnosis) -> str:
 
     Only where the learning rate has fallen to its last value: before that, annealing is still to come.
     """
-    done, rates = found.history.done, found.setting.rates
+    done, rates = found.history.steps_done, found.context.lr_fractions
     error = next((e.standard_error for e in reversed(found.history.evaluations) if e.standard_error), None)
     if found.posterior is None or found.forecast is None or error is None or not 0 < done < len(rates):
         return ""
     if rates.max() - rates[-1] < NEAR or np.abs(rates[done:] - rates[-1]).max() > NEAR:
         return ""
-    now = float(found.posterior.at([done])[0][0])
+    now = float(found.posterior.predict([done])[0][0])
     gain = now - found.forecast.mean
     if gain >= error:
         return ""

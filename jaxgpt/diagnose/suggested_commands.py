@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxgpt.config import Config, sections
 from jaxgpt.config.command_line import load
-from jaxgpt.diagnose.setting import Setting
+from jaxgpt.diagnose.context import RunContext
 from jaxgpt.errors import JaxgptError
 from jaxgpt.logs.history import History
 
@@ -17,25 +17,25 @@ Changes = Mapping[str, Mapping[str, Any]]
 OWN = "jaxgpt"  # the format of our logs: only such a run has checkpoints to go on from
 
 
-def train(history: History, setting: Setting, changes: Changes, *, name: str = "", fork: bool | int = False) -> str:
+def train(history: History, context: RunContext, changes: Changes, *, name: str = "", fork: bool | int = False) -> str:
     """`python -m jaxgpt.train …` with the run's config and `changes` to it; empty where the config is not known.
 
     `name` is added to the run's, as changed runs need; none goes on with the run itself. With `fork` it starts from
     the newest checkpoint of a run of ours that has steps left, or from that of the step `fork`; of others it starts
     anew. Empty as well where the changes contradict the config.
     """
-    if setting.config is None:
+    if context.config is None:
         return ""
-    own = setting.config.run
+    own = context.config.run
     try:
-        config = setting.config.replace({section: dict(fields) for section, fields in changes.items()})
+        config = context.config.replace({section: dict(fields) for section, fields in changes.items()})
         if name:
             config = config.replace({"run": {"name": f"{own.name[:80]}-{name}"}})
-        base, words = _nearest(config, setting.config_name)
+        base, words = _nearest(config, context.config_name)
     except JaxgptError:
         return ""
     place = f"{own.dir}/{own.name}" + ("" if isinstance(fork, bool) else f"/checkpoints/{fork}")
-    done = history.done if isinstance(fork, bool) else fork
+    done = history.steps_done if isinstance(fork, bool) else fork
     if fork is not False and history.format == OWN and done < config.run.steps:
         words += ["--fork", place]
     return shlex.join(["python", "-m", "jaxgpt.train", "--config", base, *words])

@@ -2,7 +2,7 @@
 
 from rich.text import Text
 
-from jaxgpt.diagnose import messages, proofs
+from jaxgpt.diagnose import backtest, messages
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.finding import Finding
 from jaxgpt.errors import printable
@@ -23,19 +23,19 @@ class Printer(Sheet):
         self.findings(found)
         self.recommendations(found)
         self.sentences("Claims", messages.claims(found))
-        self.sentences("Put to the test", proofs.sentences(found.proofs))
-        self.sentences("Assumed", found.setting.assumed)
+        self.sentences("Put to the test", backtest.format_backtests(found.backtests))
+        self.sentences("Assumed", found.context.assumed)
         self.sentences("How the log was read", found.history.notes)
 
     def opening(self, found: Diagnosis) -> None:
-        history, total = found.history, found.setting.total_steps
+        history, total = found.history, found.context.total_steps
         of = f" of {total:,}" if total else ""
-        self.head(f"{history.source}: {history.format}, {history.done:,} steps{of} done")
+        self.head(f"{history.source}: {history.format}, {history.steps_done:,} steps{of} done")
         for sentence in messages.opening(found):
             self.line(sentence)
 
     def when(self, found: Diagnosis) -> None:
-        held = found.arrival
+        held = found.completion
         if held is None:
             return
         self.head("When")

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jaxgpt.budget.to_json import finite
-from jaxgpt.diagnose import messages, proofs
-from jaxgpt.diagnose.arrival import Arrival
+from jaxgpt.diagnose import backtest, messages
 from jaxgpt.diagnose.claims import Claim
+from jaxgpt.diagnose.completion import CompletionEstimate
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.finding import Condition, Finding, Recommendation
-from jaxgpt.diagnose.mixture import Forecast
-from jaxgpt.diagnose.whatif import WhatIf
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
+from jaxgpt.diagnose.forecast.scenarios import ScenarioForecast
 from jaxgpt.logs.history import History
 from jaxgpt.utils.formatting import LAST_DATE
 
@@ -24,22 +24,22 @@ VERSION = 2
 
 def document(found: Diagnosis) -> dict[str, Any]:
     """The whole diagnosis as plain JSON values."""
-    history, setting = found.history, found.setting
+    history, context = found.history, found.context
     whole = {
         "version": VERSION,
         "source": history.source,
         "format": history.format,
-        "steps_done": history.done,
-        "total_steps": setting.total_steps or None,
+        "steps_done": history.steps_done,
+        "total_steps": context.total_steps or None,
         "summary": list(messages.opening(found)),
-        "eta": found.arrival and arrival(found.arrival),
+        "eta": found.completion and arrival(found.completion),
         "forecast": found.forecast and forecast(found.forecast),
-        "what_ifs": [what_if(one) for one in found.what_ifs],
+        "scenarios": [what_if(one) for one in found.scenarios],
         "findings": [finding(one, history) for one in found.findings],
         "recommendations": [advice(one) for one in found.recommendations],
         "claims": [claim(one) for one in found.claims],
-        "proofs": [proofs.document(one) | {"forecast": forecast(one.forecast)} for one in found.proofs],
-        "assumed": list(setting.assumed),
+        "backtests": [backtest.to_dict(one) | {"forecast": forecast(one.forecast)} for one in found.backtests],
+        "assumed": list(context.assumed),
         "missing": list(found.missing),
         "notes": list(history.notes),
     }
@@ -47,7 +47,7 @@ def document(found: Diagnosis) -> dict[str, Any]:
     return plain
 
 
-def arrival(held: Arrival) -> dict[str, Any]:
+def arrival(held: CompletionEstimate) -> dict[str, Any]:
     return {
         "done": held.done,
         "steps_left": held.steps_left,
@@ -82,7 +82,7 @@ def forecast(held: Forecast) -> dict[str, float]:
     }
 
 
-def what_if(held: WhatIf) -> dict[str, Any]:
+def what_if(held: ScenarioForecast) -> dict[str, Any]:
     return {"what": held.what, "steps": held.steps, "command": held.command} | forecast(held.forecast)
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from jaxgpt.diagnose import own
-from jaxgpt.diagnose.mixture import Forecast
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.diagnose.stopper import Stopper
 from jaxgpt.runs import log as runlog
 from jaxgpt.runs.folder import RunFolder

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxgpt.errors import DataError
-from jaxgpt.logs import buildnanogpt, llmc, modded, nanochat, nanogpt, ours, table
+from jaxgpt.logs import buildnanogpt, jaxgpt_log, llmc, modded, nanochat, nanogpt, table
 from jaxgpt.logs import lines as text_lines
 from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.history import History
 from jaxgpt.runs.folder import RunFolder
 
-FORMATS: dict[str, Any] = {format.NAME: format for format in (ours, nanogpt, llmc, modded, nanochat, buildnanogpt)}
+FORMATS: dict[str, Any] = {
+    format.NAME: format for format in (jaxgpt_log, nanogpt, llmc, modded, nanochat, buildnanogpt)
+}
 ENOUGH = 50  # lines of one format that settle which it is
 KNOWN_ARE = (
     "known are: a run folder of jaxgpt or its log.jsonl, what nanoGPT prints, llm.c's main.log, modded-nanogpt's and "
@@ -48,7 +50,7 @@ def read(path: str | Path, batch_tokens: float | None = None) -> History:
         raise DataError(
             "D045", f"'{place}' cannot be read: {error.strerror or error}", "choose another file"
         ) from error
-    return ours.completed(found, RunFolder(place.parent)) if found.format == ours.NAME else found
+    return jaxgpt_log.completed(found, RunFolder(place.parent)) if found.format == jaxgpt_log.NAME else found
 
 
 def read_text(text: str, source: str) -> History:

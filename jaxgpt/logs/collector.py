@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxgpt.config import Config
-from jaxgpt.logs.history import Evaluation, History, Replay, Stated, Step
+from jaxgpt.logs.history import Evaluation, History, Replay, RunMetadata, Step
 
 MOST_STEP = 10**9  # a larger number is no step
 MOST_RECORDS = 1_000_000  # beyond, every second one is dropped
@@ -181,7 +181,7 @@ class Collector:
             starts=tuple(self.starts),
             replays=tuple(self.replays),
             config=self.config,
-            stated=Stated(settings=self.all_settings(), **self.facts),
+            metadata=RunMetadata(hyperparameters=self.all_settings(), **self.facts),
             lines=lines,
             notes=tuple(self._notes),
         )

@@ -45,7 +45,7 @@ class Replay(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stated:
+class RunMetadata:
     """Facts of the run that its log states."""
 
     parameters: float | None = None  # total, a tied head once, positions left out
@@ -60,7 +60,7 @@ class Stated:
     smoothed_loss: bool = False  # a step's loss is a running mean
     relative_rate: bool = False  # a step's learning rate is its share of a peak that the log does not name
     counted_from_tokens: bool = False  # steps are tokens over an assumed `tokens_per_step`
-    settings: Mapping[str, float | bool | str] = field(default_factory=dict)  # in nanoGPT's words, as the log has them
+    hyperparameters: Mapping[str, float | bool | str] = field(default_factory=dict)  # under nanoGPT's names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +75,12 @@ class History:
     starts: tuple[int, ...] = ()  # updates done when each process of the run began
     replays: tuple[Replay, ...] = ()
     config: Config | None = None
-    stated: Stated = field(default_factory=Stated)
+    metadata: RunMetadata = field(default_factory=RunMetadata)
     lines: Sequence[str] = ()  # the file's text, for evidence; of a large file read when asked for
     notes: tuple[str, ...] = ()  # how what is odd in the file was understood, one sentence each
 
     @property
-    def done(self) -> int:
+    def steps_done(self) -> int:
         """Updates that the log shows to be done."""
         trained = self.steps[-1].step + 1 if self.steps else 0
         return max(trained, self.evaluations[-1].step if self.evaluations else 0)

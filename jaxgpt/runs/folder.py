@@ -4,7 +4,7 @@
     tokenizer.json, data.json   the tokenizer, and what identifies the tokens that were read
     plan.json     what `budget` promised when the run was started
     log.jsonl  checkpoints/  tensorboard/
-    report.html   the diagnosis at the end; proofs.jsonl   forecasts that were put to the test
+    report.html   the diagnosis at the end; backtests.jsonl   forecasts that were put to the test
 
 One process at a time holds a folder, by an advisory lock that the system drops with the process.
 """
@@ -64,7 +64,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.report_file = path / "report.html"
-        self.proofs_file = path / "proofs.jsonl"
+        self.backtests_file = path / "backtests.jsonl"
 
     @classmethod
     def of(cls, config: Config) -> "RunFolder":

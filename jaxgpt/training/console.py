@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxgpt.config import Config
-from jaxgpt.diagnose.mixture import Forecast
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.runs.log import warn
 from jaxgpt.training.metrics import Display, Scores, StepRecord
 from jaxgpt.utils.eta import Eta

@@ -19,12 +19,12 @@ from jaxgpt.budget.devices import peak_flops
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.data.dataset import Split
-from jaxgpt.diagnose.mixture import Forecast
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.errors import GENTLER, NonFiniteError
 from jaxgpt.runs.log import RunLog, warn
 from jaxgpt.training.optimizer import schedule
 from jaxgpt.training.step import Metrics
-from jaxgpt.utils.eta import Eta, eta
+from jaxgpt.utils.eta import Eta, estimate_eta
 
 
 class StepRecord(NamedTuple):
@@ -170,7 +170,7 @@ class Recorder:
 
     def _left(self, step: int) -> Eta | None:
         overhead = self._paused / max(len(self._paces), 1)
-        return eta(self._paces, self._config.run.steps - step - 1, overhead)
+        return estimate_eta(self._paces, self._config.run.steps - step - 1, overhead)
 
     def _derive(self, step: int, loss: float, grad_norm: float, seconds: float) -> StepRecord:
         tokens = self._config.tokens_per_step

@@ -23,16 +23,16 @@ class Eta(NamedTuple):
     high: float
 
 
-class Pace(NamedTuple):
+class StepTimeEstimate(NamedTuple):
     """Seconds per step: the expectation, an 80 % interval for the steps to come, and how many steps it rests on."""
 
     seconds: float
     low: float
     high: float
-    rests_on: int
+    steps_used: int
 
 
-def pace(step_seconds: Sequence[float] | NDArray[np.float64]) -> Pace | None:
+def estimate_step_time(step_seconds: Sequence[float] | NDArray[np.float64]) -> StepTimeEstimate | None:
     """The pace of the last steps; None without any.
 
     `step_seconds` are durations of single steps without evaluation and saving. The median resists the odd slow step;
@@ -47,22 +47,24 @@ def pace(step_seconds: Sequence[float] | NDArray[np.float64]) -> Pace | None:
     middle = float(np.median(recent))
     if count in FEW:
         below, above = FEW[count]
-        return Pace(middle, middle * (1 - below), middle * (1 + above), count)
+        return StepTimeEstimate(middle, middle * (1 - below), middle * (1 + above), count)
     deviation = stats.robust_sd(recent)
     excess = recent - middle
     late = excess[excess > max(HICCUP * deviation, SHORT_LOOK * middle)]
     hiccups = float(np.minimum(late, MOST_OF_ONE * middle).sum()) / count
     error = math.hypot(stats.MEDIAN_ERROR * deviation / math.sqrt(count), SHORT_LOOK * middle, hiccups / 2)
     usual = middle + hiccups
-    return Pace(usual, max(0.0, usual - stats.Z80 * error), usual + stats.Z80 * error, count)
+    return StepTimeEstimate(usual, max(0.0, usual - stats.Z80 * error), usual + stats.Z80 * error, count)
 
 
-def eta(step_seconds: Sequence[float] | NDArray[np.float64], steps_left: int, overhead: float = 0.0) -> Eta | None:
+def estimate_eta(
+    step_seconds: Sequence[float] | NDArray[np.float64], steps_left: int, overhead: float = 0.0
+) -> Eta | None:
     """The time that `steps_left` steps take at the `pace` of the last ones; None before there is one.
 
     `overhead` is the time per step that evaluation and saving take on average.
     """
-    found = pace(step_seconds)
+    found = estimate_step_time(step_seconds)
     if found is None:
         return None
     return Eta(*(steps_left * (seconds + overhead) for seconds in found[:3]))

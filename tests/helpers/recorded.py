@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxgpt import logs
-from jaxgpt.diagnose import diagnosis
-from jaxgpt.diagnose import setting as settings
-from jaxgpt.diagnose.annealing import Posterior
+from jaxgpt.diagnose.context import RunContext, resolve_context
+from jaxgpt.diagnose.forecast.annealing import Posterior
+from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.diagnose.options import Options
-from jaxgpt.diagnose.setting import Setting
 from jaxgpt.logs.history import History
 
 STEPS = 20_000  # of a curve whose table has tokens alone
@@ -26,19 +25,19 @@ class Known:
     ratio: float  # parameters over unique tokens
     spiky: bool
     history: History
-    setting: Setting
+    context: RunContext
 
     def until(self, share: float) -> "Known":
         """The run as it stood after that share of its steps."""
-        last = share * len(self.setting.rates)
+        last = share * len(self.context.lr_fractions)
         steps = tuple(step for step in self.history.steps if step.step <= last)
         seen = tuple(e for e in self.history.evaluations if e.step <= last)
         return replace(self, history=replace(self.history, steps=steps, evaluations=seen))
 
 
-def posterior(history: History, setting: Setting) -> Posterior | None:
+def posterior(history: History, context: RunContext) -> Posterior | None:
     """The annealing law fitted to what the history has shown; None where it cannot be."""
-    return diagnosis.forecast_run(history, setting)[0]
+    return forecast_run(history, context)[0]
 
 
 def read(folder: Path) -> list[Known]:
@@ -56,7 +55,7 @@ def _known(folder: Path, row: dict[str, str]) -> Known:
     history = logs.read(path, batch)
     corpus = next((name for name in ("c4", "fineweb") if row["dataset"].lower().startswith(name)), "unknown")
     given = Options(
-        total_steps=max(steps, history.done),
+        total_steps=max(steps, history.steps_done),
         batch_tokens=batch,
         unique_tokens=unique,
         params=size,
@@ -66,7 +65,7 @@ def _known(folder: Path, row: dict[str, str]) -> Known:
         **_schedule(row, steps),
     )
     spiky = "spiky" in row["quality"]
-    return Known(row["id"], epochs, size / unique, spiky, history, settings.of(history, given))
+    return Known(row["id"], epochs, size / unique, spiky, history, resolve_context(history, given))
 
 
 def _schedule(row: dict[str, str], total: int) -> dict[str, float | int | str]:

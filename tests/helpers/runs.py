@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.diagnose.annealing import Curve, Shape
-from jaxgpt.diagnose.course import Course
+from jaxgpt.diagnose.forecast.annealing import LawVariant, LossCurve
+from jaxgpt.diagnose.forecast.schedule_integrals import ScheduleIntegral
 
 Floats = NDArray[np.float64]
 
@@ -26,22 +26,22 @@ def step_drop(total: int, at: int, end: float) -> Floats:
     return np.where(np.arange(total) < at, 1.0, end)
 
 
-def drawn(random: np.random.Generator, rates: Floats, warmup: int, shape: Shape, misfit: float = 0.0) -> Curve:
+def drawn(random: np.random.Generator, rates: Floats, warmup: int, shape: LawVariant, misfit: float = 0.0) -> LossCurve:
     """A whole run from the law's own prior, evaluated forty times."""
     alpha = min(max(random.normal(*shape.alpha), 0.12), 1.18)
     away = (alpha - shape.alpha[0]) / shape.alpha[1]
     drop = random.normal(shape.drop[0] + shape.rho * shape.drop[1] * away, shape.drop[1] * math.sqrt(1 - shape.rho**2))
     level, scale = random.uniform(2, 3.5), random.uniform(0.15, 0.5)
-    course = Course.of(rates, warmup)
+    course = ScheduleIntegral.from_lr_fractions(rates, warmup)
     steps = np.linspace(0, len(rates), 41).astype(np.int64)[1:]
     at = steps.astype(np.float64)
-    share = course.travel(shape.p, at) / course.travel(shape.p, at[-1:])
-    losses = level + scale * share**-alpha - drop * course.anneal(shape.q, shape.kernel, at)
-    return Curve(
+    share = course.cumulative_lr(shape.p, at) / course.cumulative_lr(shape.p, at[-1:])
+    losses = level + scale * share**-alpha - drop * course.annealing_progress(shape.q, shape.kernel, at)
+    return LossCurve(
         steps=steps, losses=losses + random.normal(0, misfit, len(steps)), rates=rates, warmup=warmup, sigma=misfit
     )
 
 
-def upto(curve: Curve, share: float) -> Curve:
+def upto(curve: LossCurve, share: float) -> LossCurve:
     kept = curve.steps <= share * len(curve.rates)
     return replace(curve, steps=curve.steps[kept], losses=curve.losses[kept])

@@ -1,14 +1,12 @@
 """Why a run is where it is: sixteen possible causes, each judged by conditions with their numbers.
 
 A finding is `ruled out` as soon as one necessary condition is refuted, `unknown` if none is refuted and one was
-not measured. Given a clean twin (`Setting.twin`), losses are held against its curve instead of the law's.
+not measured. Given a clean baseline (`RunContext.baseline`), losses are held against its curve instead of the law's.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from jaxgpt.diagnose.annealing import Posterior
-from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.checks import (
     capacity,
     instabilities,
@@ -19,9 +17,11 @@ from jaxgpt.diagnose.checks import (
     throughput,
 )
 from jaxgpt.diagnose.checks.analysis import RunAnalysis
+from jaxgpt.diagnose.completion import CompletionEstimate
+from jaxgpt.diagnose.context import RunContext
 from jaxgpt.diagnose.finding import IDS, Finding
-from jaxgpt.diagnose.mixture import Forecast
-from jaxgpt.diagnose.setting import Setting
+from jaxgpt.diagnose.forecast.annealing import Posterior
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.logs.history import History
 
 CHECKS: dict[str, Callable[[RunAnalysis], Finding]] = {
@@ -55,14 +55,14 @@ ORDER = {"confirmed": 0, "unknown": 1, "ruled out": 2}
 
 def run_checks(
     history: History,
-    setting: Setting,
+    context: RunContext,
     posterior: Posterior | None = None,
     forecast: Forecast | None = None,
-    arrival: Arrival | None = None,
+    completion: CompletionEstimate | None = None,
 ) -> tuple[Finding, ...]:
     """All sixteen findings: supported ones first, by weight; then what cannot be told, then the rest, as in `IDS`."""
-    twin = None if setting.twin is None else RunAnalysis(setting.twin.history, setting.twin.setting)
-    return findings(RunAnalysis(history, setting, posterior, forecast, arrival, twin))
+    baseline = None if context.baseline is None else RunAnalysis(context.baseline.history, context.baseline.context)
+    return findings(RunAnalysis(history, context, posterior, forecast, completion, baseline))
 
 
 def findings(run: RunAnalysis) -> tuple[Finding, ...]:

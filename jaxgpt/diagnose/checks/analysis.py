@@ -1,4 +1,4 @@
-"""What is judged: a run's log, setting and forecast, and the figures that several findings ask for."""
+"""What is judged: a run's log, context and forecast, and the figures that several findings ask for."""
 
 import bisect
 import math
@@ -11,13 +11,13 @@ import numpy as np
 
 from jaxgpt.budget import query, scaling_law
 from jaxgpt.budget.scaling_law import LossPrediction, ScalingQuery
-from jaxgpt.diagnose import annealing, endings, rates
-from jaxgpt.diagnose.annealing import Posterior
-from jaxgpt.diagnose.arrival import Arrival
 from jaxgpt.diagnose.checks import series
 from jaxgpt.diagnose.checks.series import Estimate, Series
-from jaxgpt.diagnose.mixture import Forecast
-from jaxgpt.diagnose.setting import Setting
+from jaxgpt.diagnose.completion import CompletionEstimate
+from jaxgpt.diagnose.context import RunContext, schedule_detection
+from jaxgpt.diagnose.forecast import annealing, scenarios
+from jaxgpt.diagnose.forecast.annealing import Posterior
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.logs.history import Evaluation, History
 
 # The measured standard error of an evaluation on random windows of 1,024 tokens.
@@ -64,20 +64,20 @@ class RunAnalysis:
     """One run before its judges. Nothing here raises: what is not known is None or empty."""
 
     history: History
-    setting: Setting
+    context: RunContext
     posterior: Posterior | None = None
     forecast: Forecast | None = None
-    arrival: Arrival | None = None
+    completion: CompletionEstimate | None = None
     baseline: "RunAnalysis | None" = None
 
     @property
     def steps_done(self) -> int:
-        return self.history.done
+        return self.history.steps_done
 
     @property
     def total_steps(self) -> int:
         """The run's length; where nothing says it, what is done."""
-        return self.setting.total_steps or max(self.steps_done, 1)
+        return self.context.total_steps or max(self.steps_done, 1)
 
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -94,14 +94,14 @@ class RunAnalysis:
     @cached_property
     def eval_stderr(self) -> float | None:
         """Standard error of one evaluation against the next, in nats: text for random batches, else its scatter."""
-        setting, tail = self.setting, self.val_losses.values[-40:]
-        if setting.fixed_eval:
+        context, tail = self.context, self.val_losses.values[-40:]
+        if context.fixed_eval_set:
             return max(FIXED_TEXT_ERROR, series.scatter(tail) or 0.0)
         stated = [e.standard_error for e in self.evaluations if e.standard_error and series.number(e.standard_error)]
         if stated:
             return float(np.median(stated))
-        if setting.eval_tokens:
-            return RANDOM_TEXT_ERROR * math.sqrt(RANDOM_TEXT_TOKENS / setting.eval_tokens)
+        if context.eval_tokens:
+            return RANDOM_TEXT_ERROR * math.sqrt(RANDOM_TEXT_TOKENS / context.eval_tokens)
         found = series.scatter(tail)
         return None if found is None else max(found, FIXED_TEXT_ERROR)
 
@@ -141,26 +141,26 @@ class RunAnalysis:
 
     def lr_fraction(self, step: int) -> float | None:
         """The learning rate of update `step` over the peak; None without a schedule."""
-        shares = self.setting.rates
+        shares = self.context.lr_fractions
         return float(shares[min(max(step, 0), len(shares) - 1)]) if len(shares) else None
 
     @property
     def lr_fraction_now(self) -> float | None:
         """The learning rate of the last update over the peak; None where it is only assumed."""
-        known = self.setting.known_schedule or len(rates.logged(self.history.steps).rates) > 0
+        known = self.context.schedule_known or len(schedule_detection.logged_rates(self.history.steps).rates) > 0
         return self.lr_fraction(self.steps_done - 1) if known else None
 
     @property
     def epochs(self) -> float | None:
-        return self.setting.epochs(self.steps_done)
+        return self.context.epochs(self.steps_done)
 
     @cached_property
     def first_epoch_steps(self) -> float | None:
         """Updates until each token has been read once."""
-        setting = self.setting
-        if not setting.unique_tokens or not setting.tokens_per_step:
+        context = self.context
+        if not context.unique_tokens or not context.tokens_per_step:
             return None
-        return setting.unique_tokens / setting.tokens_per_step
+        return context.unique_tokens / context.tokens_per_step
 
     @cached_property
     def gaps(self) -> tuple[Gap, ...]:
@@ -185,20 +185,20 @@ class RunAnalysis:
 
     def repetition_cost(self, step: float, unique: float | None = None) -> float | None:
         """What repeated tokens cost after `step` updates by the law, in nats; None where sizes are unknown."""
-        setting = self.setting
-        held = setting.unique_tokens if unique is None else unique
-        if not setting.parameters or not setting.tokens_per_step or not held:
+        context = self.context
+        held = context.unique_tokens if unique is None else unique
+        if not context.parameters or not context.tokens_per_step or not held:
             return None
-        return scaling_law.repetition_cost(setting.parameters, step * setting.tokens_per_step, held)
+        return scaling_law.repetition_cost(context.parameters, step * context.tokens_per_step, held)
 
     @cached_property
     def gap_growth(self) -> Growth | None:
-        """The gap now (mean of the last three) less the gap at the end of epoch 1; beside the twin's, if it has one."""
+        """The gap now (mean of the last three) less the gap at the end of epoch 1; relative to the baseline, if any."""
         end = self.first_epoch_steps
         if end is None or not self.gaps or self.gaps[-1].step <= end:
             return None
         if self.baseline is not None and self.baseline.gaps:
-            return self._growth_over_twin(self.baseline.gaps)
+            return self._growth_over_baseline(self.baseline.gaps)
         steps = [gap.step for gap in self.gaps]
         now, error = _mean(self.gaps[-3:])
         start = self.gaps[max(bisect.bisect_right(steps, end) - 1, 0)]
@@ -209,12 +209,12 @@ class RunAnalysis:
         exact = steps[0] <= NEAR_END * end
         return Growth(now - then, math.hypot(error, start.error), said, exact, (*start.lines, *self.gaps[-1].lines))
 
-    def _growth_over_twin(self, others: tuple[Gap, ...]) -> Growth:
-        """How much wider than the twin's the gap is, which a run that repeats nothing keeps at nothing."""
+    def _growth_over_baseline(self, others: tuple[Gap, ...]) -> Growth:
+        """How much wider than the baseline's the gap is, which a run that repeats nothing keeps at nothing."""
         now, error = _mean(self.gaps[-3:])
         steps = [gap.step for gap in self.gaps[-3:]]
         usual = float(np.interp(steps, [gap.step for gap in others], [gap.value for gap in others]).mean())
-        said = f"gap {now:+.3f} at step {steps[-1]:,}, the twin's {usual:+.3f}"
+        said = f"gap {now:+.3f} at step {steps[-1]:,}, the baseline's {usual:+.3f}"
         return Growth(now - usual, error, said, True, self.gaps[-1].lines)
 
     @cached_property
@@ -230,7 +230,7 @@ class RunAnalysis:
         if known is None or self.val_losses.steps[-1] <= (end or 0.0):
             return None
         last = self.val_losses.between(max(end or 0.0, self.val_losses.steps[-3]), math.inf)
-        means, sds = known.at(last.steps.astype(np.int64))
+        means, sds = known.predict(last.steps.astype(np.int64))
         apart = float((last.values - means).mean())
         return Estimate(apart, math.hypot(float(sds[-1]), self.eval_stderr or 0.0), tuple(int(n) for n in last.lines))
 
@@ -254,7 +254,9 @@ class RunAnalysis:
         if self.posterior is None:
             return Estimate(DROP[0] * share**DROP_POWER, DROP[1] * share**DROP_POWER)
         return Estimate(
-            *self.posterior.remaining_drop(self.steps_done, endings.annealed(self.setting.rates, self.steps_done))
+            *self.posterior.remaining_annealing_gain(
+                self.steps_done, scenarios.cooldown(self.context.lr_fractions, self.steps_done)
+            )
         )
 
     @cached_property
@@ -262,7 +264,7 @@ class RunAnalysis:
         """What the forecast expects the loss to fall by over the window of `flat`, in nats."""
         if self.plateau_window is None or self.posterior is None:
             return None
-        means, _ = self.posterior.at([self.plateau_window.first.step, self.plateau_window.last.step])
+        means, _ = self.posterior.predict([self.plateau_window.first.step, self.plateau_window.last.step])
         return float(means[0] - means[1])
 
     @cached_property
@@ -272,18 +274,18 @@ class RunAnalysis:
 
     def query_for(self, steps: int) -> ScalingQuery | None:
         """The question of a run like this of `steps`; None where its size or batch is unknown."""
-        setting = self.setting
-        if not setting.parameters or not setting.tokens_per_step or steps < 1:
+        context = self.context
+        if not context.parameters or not context.tokens_per_step or steps < 1:
             return None
-        size, batch = setting.vocab_size, setting.tokens_per_step
+        size, batch = context.vocab_size, context.tokens_per_step
         return ScalingQuery(
-            parameters=setting.parameters,
+            parameters=context.parameters,
             tokens=batch * steps,
             recipe=query.make_recipe(
-                setting.optim, self.total_steps, setting.parameters, batch, setting.dropout or 0.0
+                context.optim, self.total_steps, context.parameters, batch, context.dropout or 0.0
             ),
-            corpus=setting.corpus,
-            unique=setting.unique_tokens or None,
+            corpus=context.corpus,
+            unique=context.unique_tokens or None,
             ceiling=math.log(size) if size and size > 1 else math.inf,
         )
 
@@ -311,7 +313,7 @@ class RunAnalysis:
             or self.predicted_loss_now is None
         ):
             return None
-        if self.steps_done <= self.setting.optim.warmup_steps:
+        if self.steps_done <= self.context.optim.warmup_steps:
             return None
         error = math.hypot(self.predicted_loss_now.sigma, self.annealing_gain.error, self.current_val_loss.error)
         return Estimate(
@@ -327,9 +329,9 @@ class RunAnalysis:
             return "the run's size or tokens are not known (--params, --batch-tokens)"
         if self.predicted_loss_now.outside:
             return "outside the law's fitted range: " + ", ".join(self.predicted_loss_now.outside)
-        if self.setting.corpus.sd > KNOWN_CORPUS:
+        if self.context.corpus.sd > KNOWN_CORPUS:
             return (
-                f"the level of the corpus ({self.setting.corpus.name}) is not known to {KNOWN_CORPUS:g} nats (--corpus)"
+                f"the level of the corpus ({self.context.corpus.name}) is not known to {KNOWN_CORPUS:g} nats (--corpus)"
             )
         return ""
 
@@ -343,7 +345,7 @@ class RunAnalysis:
 
     @cached_property
     def loss_above_baseline(self) -> Estimate | None:
-        """How far the last evaluations stand above the twin's at the same steps, and the error of that."""
+        """How far the last evaluations stand above the baseline's at the same steps, and the error of that."""
         return self.loss_above_baseline_where(lambda step: True, 3)
 
     def loss_above_baseline_where(self, test: Callable[[int], bool], most: int = 1_000_000) -> Estimate | None:

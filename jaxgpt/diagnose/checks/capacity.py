@@ -35,7 +35,7 @@ def _level(run: RunAnalysis) -> Condition:
     level = run.residual_from_law
     if level is None:
         why = run.law_inapplicable_reason or "no validation loss after the warmup"
-        return unknown(question, f"{why}: a clean twin to compare with (--twin RUN)")
+        return unknown(question, f"{why}: a clean baseline to compare with (--baseline RUN)")
     found = f"{level.value:+.3f} ± {level.error:.3f} from the law"
     if run.forecast is not None and run.predicted_loss is not None:
         found += f"; forecast of the end {run.forecast.mean:.3f}, the law's {run.predicted_loss.loss:.3f}"
@@ -49,7 +49,8 @@ def _ratio(run: RunAnalysis) -> Condition:
         return unknown(question, "the model's size and tokens per step: --params, --batch-tokens, or --config NAME")
     if run.predicted_loss is not None and run.predicted_loss.outside:
         return unknown(
-            question, f"outside the law's fitted range: {run.predicted_loss.outside[0]}: a clean twin (--twin RUN)"
+            question,
+            f"outside the law's fitted range: {run.predicted_loss.outside[0]}: a clean baseline (--baseline RUN)",
         )
     times = f", {size / tokens:.1f} times" if tokens > 0 else ""
     return Condition(question, f"{size:.3f} against {tokens:.3f} nats{times}", size > max(RATIO * tokens, 0.0))

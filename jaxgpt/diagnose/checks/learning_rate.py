@@ -10,7 +10,7 @@ MUCH_LEFT = 0.05  # nats that annealing would take off: clean runs have .128 +- 
 WORTH = 0.01  # nats: what is left to anneal is worth a sentence
 ANNEALED = 0.15  # of the peak; the law's runs end at 0 to 10 %
 OVER = 0.99  # of the steps: a run that has come so far is over
-AROSE = 0.5  # of the distance to the twin must have come about while its rate fell
+AROSE = 0.5  # of the distance to the baseline must have come about while its rate fell
 
 SCHEDULE = "the schedule: --schedule … --warmup N --total-steps N"
 TWO = "two evaluations after step 0, and their size (--eval-tokens N)"
@@ -68,7 +68,7 @@ def _standing(run: RunAnalysis) -> Condition:
     flat = run.plateau_window
     if flat is None or flat.error is None:
         return unknown(question, TWO)
-    warm = run.setting.optim.warmup_steps
+    warm = run.context.optim.warmup_steps
     if flat.first.step < warm:
         return Condition(question, f"the warmup lasts until step {warm:,}", False)
     return Condition(question, _fell(run), flat.fall < (run.eval_stderr or 0.0), (flat.first.line, flat.last.line))
@@ -87,7 +87,7 @@ def _still_high(run: RunAnalysis) -> Condition:
     share = run.lr_fraction_now
     if share is None:
         return unknown(question, SCHEDULE)
-    past = run.steps_done > run.setting.optim.warmup_steps
+    past = run.steps_done > run.context.optim.warmup_steps
     found = f"{share:.0%} of the peak at step {run.steps_done:,}" + ("" if past else ", in the warmup")
     return Condition(question, found, past and share > ANNEALED)
 
@@ -102,19 +102,19 @@ def _worth(run: RunAnalysis) -> Condition:
 
 
 def _arose(run: RunAnalysis) -> Condition:
-    question = "most of the distance to the twin came about while the twin's rate fell"
-    twin, excess = run.baseline, run.loss_above_baseline
-    if twin is None or excess is None:
-        return unknown(question, "a twin whose evaluations cover the same steps")
-    before = run.loss_above_baseline_where(lambda step: (twin.lr_fraction(step) or 0.0) >= 0.7)
+    question = "most of the distance to the baseline came about while the baseline's rate fell"
+    baseline, excess = run.baseline, run.loss_above_baseline
+    if baseline is None or excess is None:
+        return unknown(question, "a baseline whose evaluations cover the same steps")
+    before = run.loss_above_baseline_where(lambda step: (baseline.lr_fraction(step) or 0.0) >= 0.7)
     if before is None:
-        return unknown(question, "evaluations while the twin's rate was high")
+        return unknown(question, "evaluations while the baseline's rate was high")
     found = f"{before.value:+.3f} while its rate was above 70 % of its peak, {excess.value:+.3f} now"
     return Condition(question, found, before.value <= (1 - AROSE) * excess.value, before.lines)
 
 
 def _goes_on(run: RunAnalysis) -> Condition:
-    total = run.setting.total_steps
+    total = run.context.total_steps
     if total is None:
         return unknown("the run is not over", "how long the run is: --total-steps N")
     return Condition("the run is not over", f"{run.steps_done:,} of {total:,} steps", run.steps_done < OVER * total)

@@ -48,7 +48,7 @@ def _unexplained(run: RunAnalysis) -> Condition:
 
 def unigram(run: RunAnalysis) -> tuple[float | None, str]:
     """Nats per token of guessing by frequency alone, and who says so."""
-    entropy, rows = run.setting.unigram_entropy, run.setting.vocab_size
+    entropy, rows = run.context.unigram_entropy, run.context.vocab_size
     if entropy is not None:
         return entropy, "by the data's audit"
     if rows is not None and GPT2_VOCAB_SIZES[0] <= rows <= GPT2_VOCAB_SIZES[1]:
@@ -63,7 +63,7 @@ def stuck(run: RunAnalysis) -> Condition:
     now = run.current_val_loss
     if now is None:
         return unknown(question, "a validation loss", "")
-    if run.steps_done < max(ENOUGH, 2 * run.setting.optim.warmup_steps):
+    if run.steps_done < max(ENOUGH, 2 * run.context.optim.warmup_steps):
         return Condition(question, f"too early to tell: {run.steps_done:,} updates", False)
     if entropy is None:
         if len(run.val_losses) > 2 and run.val_losses.values[0] - now.value > 2.0:
@@ -90,10 +90,10 @@ def jumped(run: RunAnalysis) -> Condition:
 
 def schedule(run: RunAnalysis) -> Condition:
     """Whether the learning rate ends elsewhere than the run does."""
-    optim, total = run.setting.optim, run.total_steps
+    optim, total = run.context.optim, run.total_steps
     question = "the schedule ends elsewhere than the run"
     end = optim.decay_steps if optim.schedule in ("cosine", "linear") else None
-    if not run.setting.known_schedule:
+    if not run.context.schedule_known:
         return Condition(question, "", False)
     if end is None or abs(end - total) <= OTHER_LENGTH * total:
         return Condition(question, "the schedule ends with the run", False)
@@ -102,8 +102,8 @@ def schedule(run: RunAnalysis) -> Condition:
 
 def warmup(run: RunAnalysis) -> Condition:
     question = f"the warmup takes more than {LONG_WARMUP:.0%} of the run"
-    steps, total = run.setting.optim.warmup_steps, run.total_steps
-    long = run.setting.known_schedule and steps > LONG_WARMUP * total
+    steps, total = run.context.optim.warmup_steps, run.total_steps
+    long = run.context.schedule_known and steps > LONG_WARMUP * total
     return Condition(question, f"warmup {steps:,} of {total:,} steps", long)
 
 
@@ -112,24 +112,24 @@ def _above_law(run: RunAnalysis) -> Condition:
     level = run.residual_from_law
     if level is None:
         why = run.law_inapplicable_reason or "no validation loss after the warmup"
-        return unknown(question, f"{why}: a clean twin to compare with (--twin RUN)", "")
+        return unknown(question, f"{why}: a clean baseline to compare with (--baseline RUN)", "")
     found = f"{level.value:+.3f} ± {level.error:.3f} from the law"
     return Condition(question, found, level.value > ABOVE_LAW, level.lines)
 
 
 def _remarks(run: RunAnalysis) -> list[str]:
     """Oddities of the recipe, which are no fault by themselves."""
-    setting, remarks = run.setting, list[str]()
-    if setting.tokens_per_step and setting.tokens_per_step < FITTED_BATCH[0]:
+    context, remarks = run.context, list[str]()
+    if context.tokens_per_step and context.tokens_per_step < FITTED_BATCH[0]:
         remarks.append(
-            f"{setting.tokens_per_step:,.0f} tokens per step are few for a rate of "
-            f"{setting.optim.learning_rate:g}; the law's runs have 131,072 to 2,097,152"
+            f"{context.tokens_per_step:,.0f} tokens per step are few for a rate of "
+            f"{context.optim.learning_rate:g}; the law's runs have 131,072 to 2,097,152"
         )
-    if setting.parameters and setting.optim.learning_rate > 3 * tuned_learning_rate(setting.parameters):
-        remarks.append(f"tuned runs of this size peak at {tuned_learning_rate(setting.parameters):.1e}")
-    twin = run.baseline
-    if twin is not None and setting.optim.warmup_steps < twin.setting.optim.warmup_steps / 2:
+    if context.parameters and context.optim.learning_rate > 3 * tuned_learning_rate(context.parameters):
+        remarks.append(f"tuned runs of this size peak at {tuned_learning_rate(context.parameters):.1e}")
+    baseline = run.baseline
+    if baseline is not None and context.optim.warmup_steps < baseline.context.optim.warmup_steps / 2:
         remarks.append(
-            f"a warmup of {setting.optim.warmup_steps:,} steps, the twin's {twin.setting.optim.warmup_steps:,}"
+            f"a warmup of {context.optim.warmup_steps:,} steps, the baseline's {baseline.context.optim.warmup_steps:,}"
         )
     return remarks

@@ -13,11 +13,12 @@ from jaxgpt.budget.recommend import MEASURABLE_GAIN, best_model_for, format_toke
 from jaxgpt.budget.scaling_law import FITTED_RATIO
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import parameters
-from jaxgpt.diagnose import suggested_commands, whatif
+from jaxgpt.diagnose import suggested_commands
 from jaxgpt.diagnose.checks import instabilities, recipe, repetition
 from jaxgpt.diagnose.checks.analysis import CALM, RANDOM_TEXT_ERROR, RANDOM_TEXT_TOKENS, RunAnalysis
 from jaxgpt.diagnose.finding import Finding, Recommendation
-from jaxgpt.diagnose.mixture import Forecast
+from jaxgpt.diagnose.forecast import scenarios
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.errors import ConfigError
 from jaxgpt.utils.stats import Z80
 
@@ -56,20 +57,20 @@ def _gaining(what: str, command: str, gain: float, sd: float) -> Recommendation:
 
 
 def _train(run: RunAnalysis, changes: suggested_commands.Changes, name: str = "", *, fork: bool | int = False) -> str:
-    return suggested_commands.train(run.history, run.setting, changes, name=name, fork=fork)
+    return suggested_commands.train(run.history, run.context, changes, name=name, fork=fork)
 
 
 def _heading(run: RunAnalysis) -> Forecast | None:
-    return run.forecast or (run.posterior.final() if run.posterior else None)
+    return run.forecast or (run.posterior.final_loss() if run.posterior else None)
 
 
 def more_text(run: RunAnalysis) -> list[Recommendation]:
     """Twice the different tokens; by the repetition law alone, which needs no level of the loss."""
-    unique = run.setting.unique_tokens
-    if not unique or not run.setting.tokens_per_step:
+    unique = run.context.unique_tokens
+    if not unique or not run.context.tokens_per_step:
         return []
     what = f"train on twice the different tokens ({format_tokens(2 * unique)} instead of {format_tokens(unique)})"
-    if (run.setting.parameters or 0.0) < repetition.LAW_FROM:
+    if (run.context.parameters or 0.0) < repetition.LAW_FROM:
         return [Recommendation(what=what)]
     gain = (run.repetition_cost(run.total_steps) or 0.0) - (run.repetition_cost(run.total_steps, 2 * unique) or 0.0)
     return [_gaining(what, "", gain, REPEATED * gain)]
@@ -79,7 +80,7 @@ def best_checkpoint(run: RunAnalysis) -> list[Recommendation]:
     lowest = int(run.val_losses.values.argmin())
     gain = float(run.val_losses.values[-1] - run.val_losses.values[lowest])
     what = f"take the checkpoint of step {run.val_losses.steps[lowest]:,.0f}, where validation was lowest"
-    own = run.setting.config.run if run.setting.config and run.history.format == suggested_commands.OWN else None
+    own = run.context.config.run if run.context.config and run.history.format == suggested_commands.OWN else None
     command = shlex.join(["python", "-m", "jaxgpt.evaluate", f"{own.dir}/{own.name}", "--step", "best"]) if own else ""
     return [_gaining(what, command, gain, math.sqrt(2) * (run.eval_stderr or 0.0))]
 
@@ -92,7 +93,7 @@ def regularise(run: RunAnalysis) -> list[Recommendation]:
     )
     command = _train(run, changes, "regularised")
     cost = run.repetition_cost(run.total_steps)
-    if cost is None or (run.setting.parameters or 0.0) < repetition.LAW_FROM:
+    if cost is None or (run.context.parameters or 0.0) < repetition.LAW_FROM:
         return [Recommendation(what=what, command=command)]
     return [_gaining(what, command, MENDED * cost, MENDED_SD * cost)]
 
@@ -105,9 +106,9 @@ def no_dropout(run: RunAnalysis) -> list[Recommendation]:
 
 def larger_model(run: RunAnalysis) -> list[Recommendation]:
     """The best shape for as many FLOPs, where the law was fitted."""
-    config, heading = run.setting.config, _heading(run)
+    config, heading = run.context.config, _heading(run)
     if run.baseline is not None:
-        return _as_large_as_twin(run)
+        return _as_large_as_baseline(run)
     if run.query is None or run.law_inapplicable_reason or config is None:
         return []
     now = heading.mean if heading else run.predicted_loss.loss if run.predicted_loss else math.nan
@@ -115,7 +116,7 @@ def larger_model(run: RunAnalysis) -> list[Recommendation]:
     if best is None or chosen is None:
         return []
     loss = scaling_law.predict_loss(
-        query.build_query(chosen, chosen.run.steps, run.setting.corpus, run.setting.unique_tokens)
+        query.build_query(chosen, chosen.run.steps, run.context.corpus, run.context.unique_tokens)
     ).loss
     model = chosen.model
     what = (
@@ -135,11 +136,11 @@ def larger_model(run: RunAnalysis) -> list[Recommendation]:
     return [_gaining(what, _train(run, changes, "larger"), now - loss, PAIR)]
 
 
-def _as_large_as_twin(run: RunAnalysis) -> list[Recommendation]:
-    config, excess = run.baseline.setting.config if run.baseline else None, run.loss_above_baseline
+def _as_large_as_baseline(run: RunAnalysis) -> list[Recommendation]:
+    config, excess = run.baseline.context.config if run.baseline else None, run.loss_above_baseline
     if config is None or excess is None:
         return []
-    what = f"a model of the twin's size, {parameters(config.model):,} parameters"
+    what = f"a model of the baseline's size, {parameters(config.model):,} parameters"
     command = _train(run, {"model": {name: getattr(config.model, name) for name in SHAPE}}, "larger")
     return [_gaining(what, command, excess.value, excess.error)]
 
@@ -155,15 +156,15 @@ def _shape(run: RunAnalysis, config: Config) -> Config | None:
             shaped = search.with_shape(config, *shape)
         except ConfigError:
             continue
-        if run.setting.device is not None:
-            shaped = search.with_batch(shaped, run.setting.device) or shaped
+        if run.context.device is not None:
+            shaped = search.with_batch(shaped, run.context.device) or shaped
         size = parameters(shaped.model)
         steps = int(product / size / shaped.tokens_per_step)
         if steps < search.MIN_STEPS or steps * shaped.tokens_per_step < FITTED_RATIO * size:
             continue
         planned = search.with_steps(shaped, steps)
         expected = scaling_law.predict_loss(
-            query.build_query(planned, steps, run.setting.corpus, run.setting.unique_tokens)
+            query.build_query(planned, steps, run.context.corpus, run.context.unique_tokens)
         )
         if not expected.outside:
             found.append((expected.loss, planned))
@@ -172,14 +173,14 @@ def _shape(run: RunAnalysis, config: Config) -> Config | None:
 
 def longer(run: RunAnalysis) -> list[Recommendation]:
     """A quarter more steps, if that gains what one run can show."""
-    if run.steps_done >= run.total_steps and run.setting.total_steps is None:
+    if run.steps_done >= run.total_steps and run.context.total_steps is None:
         return []
-    return _ending(run, whatif.longer(run.setting, MORE_STEPS, _kept(run)), "go on for")
+    return _ending(run, scenarios.extend(run.context, MORE_STEPS, _kept(run)), "go on for")
 
 
 def anneal(run: RunAnalysis) -> list[Recommendation]:
     """To end with a lower rate, or to end now."""
-    found = _ending(run, whatif.lowered(run.setting, _kept(run)), "bring the learning rate down to 0:")
+    found = _ending(run, scenarios.decay_to_zero(run.context, _kept(run)), "bring the learning rate down to 0:")
     heading = _heading(run)
     if (
         heading is not None
@@ -187,13 +188,13 @@ def anneal(run: RunAnalysis) -> list[Recommendation]:
         and run.annealing_gain
         and run.steps_done < run.total_steps
     ):
-        stopped = whatif.stopped(run.setting, run.steps_done)
-        if stopped is not None and run.setting.optim.schedule == "constant":
+        stopped = scenarios.cooldown_now(run.context, run.steps_done)
+        if stopped is not None and run.context.optim.schedule == "constant":
             found += _ending(run, stopped, "or sooner:")
         elif run.lr_fraction(run.total_steps) is not None and (run.lr_fraction(run.total_steps) or 0.0) < (
             run.lr_fraction(run.steps_done) or 0.0
         ):
-            left = run.posterior.remaining_drop(run.steps_done) if run.posterior else None
+            left = run.posterior.remaining_annealing_gain(run.steps_done) if run.posterior else None
             if left is not None and left[0] > 0:
                 what = f"let the schedule go on to step {run.total_steps:,}: its fall alone brings"
                 found.append(_gaining(what, _train(run, {}), *left))
@@ -205,25 +206,25 @@ def _kept(run: RunAnalysis) -> int:
     return 0 if run.steps_done >= run.total_steps else run.steps_done
 
 
-def _ending(run: RunAnalysis, ending: whatif.Ending | None, words: str) -> list[Recommendation]:
+def _ending(run: RunAnalysis, ending: scenarios.Scenario | None, words: str) -> list[Recommendation]:
     """An ending as advice, its gain against the end that the run is heading for."""
     heading = _heading(run)
     if ending is None or run.posterior is None or heading is None:
         return []
-    rates = ending.rates(run.setting)
-    gain = float(run.posterior.at([run.total_steps])[0][0] - run.posterior.at([ending.steps], rates)[0][0])
-    drop, sd = run.posterior.drop
+    rates = ending.lr_fractions(run.context)
+    gain = float(run.posterior.predict([run.total_steps])[0][0] - run.posterior.predict([ending.steps], rates)[0][0])
+    drop, sd = run.posterior.annealing_gain
     spread = math.hypot(gain * sd / max(abs(drop), 1e-3), 0.5 * MEASURABLE_GAIN)
-    command = whatif.command(run.history, run.setting, ending)
+    command = scenarios.scenario_command(run.history, run.context, ending)
     return [_gaining(f"{words} {ending.what}", command, gain, spread)] if gain > 0 else []
 
 
 def gentler(run: RunAnalysis) -> list[Recommendation]:
     """A lower peak rate from the last good checkpoint on."""
-    optim = run.setting.optim
+    optim = run.context.optim
     rate = float(f"{optim.learning_rate / GENTLER:.2g}")
-    if run.baseline is not None and run.baseline.setting.optim.learning_rate < optim.learning_rate:
-        rate = run.baseline.setting.optim.learning_rate
+    if run.baseline is not None and run.baseline.context.optim.learning_rate < optim.learning_rate:
+        rate = run.baseline.context.optim.learning_rate
     changed = {"optim": {"learning_rate": rate, "min_lr": min(optim.min_lr, rate / 10)}}
     command = _train(run, changed, "gentler", fork=_last_good(run))
     what = f"a peak learning rate of {rate:g} instead of {optim.learning_rate:g}"
@@ -249,7 +250,7 @@ def lower_rate(run: RunAnalysis) -> list[Recommendation]:
 def larger_evaluation(run: RunAnalysis) -> list[Recommendation]:
     """As many tokens as show the fall that is expected."""
     fall = run.expected_decrease
-    if not fall or fall <= 0 or run.setting.fixed_eval:
+    if not fall or fall <= 0 or run.context.fixed_eval_set:
         return []
     tokens = math.ceil((CALM * RANDOM_TEXT_ERROR / fall) ** 2 * RANDOM_TEXT_TOKENS / 1e6) * 1_000_000
     if tokens > 10_000_000:
@@ -259,7 +260,7 @@ def larger_evaluation(run: RunAnalysis) -> list[Recommendation]:
 
 
 def mend_recipe(run: RunAnalysis) -> list[Recommendation]:
-    optim, found = run.setting.optim, list[Recommendation]()
+    optim, found = run.context.optim, list[Recommendation]()
     if recipe.schedule(run).result:
         found.append(
             Recommendation(
@@ -271,24 +272,24 @@ def mend_recipe(run: RunAnalysis) -> list[Recommendation]:
     if recipe.warmup(run).result:
         what = f"a warmup of {steps:,} steps"
         found.append(Recommendation(what=what, command=_train(run, {"optim": {"warmup_steps": steps}}, "warmed-up")))
-    twin = run.baseline
-    if twin is not None and optim.warmup_steps < twin.setting.optim.warmup_steps / 2:
-        steps = twin.setting.optim.warmup_steps
+    baseline = run.baseline
+    if baseline is not None and optim.warmup_steps < baseline.context.optim.warmup_steps / 2:
+        steps = baseline.context.optim.warmup_steps
         gain = run.loss_above_baseline
         command = _train(run, {"optim": {"warmup_steps": steps}}, "warmed-up")
-        what = f"warm up for {steps:,} steps, as the twin does"
+        what = f"warm up for {steps:,} steps, as the baseline does"
         found.append(
             _gaining(what, command, gain.value, gain.error) if gain else Recommendation(what=what, command=command)
         )
     if recipe.jumped(run).result:
         found.append(Recommendation(what="look at the data where the loss jumped: order, labels, a broken shard"))
     return found or [
-        Recommendation(what="train a short run on known data with a known recipe, and compare (--twin RUN)")
+        Recommendation(what="train a short run on known data with a known recipe, and compare (--baseline RUN)")
     ]
 
 
 def calmer(run: RunAnalysis) -> list[Recommendation]:
-    clip = run.setting.optim.grad_clip
+    clip = run.context.optim.grad_clip
     if 0 < clip <= 0.5:
         return []
     what = "clip gradients at a norm of 0.5, which takes the height off such spikes"
@@ -306,7 +307,7 @@ def other_batches(run: RunAnalysis) -> list[Recommendation]:
 
 
 def fewer_pauses(run: RunAnalysis) -> list[Recommendation]:
-    config = run.setting.config
+    config = run.context.config
     if config is None or run.steps_done >= run.total_steps:
         return []
     changes = {"run": {"eval_every": 2 * config.run.eval_every, "save_every": 2 * config.run.save_every}}

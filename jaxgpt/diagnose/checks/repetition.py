@@ -39,7 +39,7 @@ def severe(run: RunAnalysis) -> Finding:
 
 def risk(run: RunAnalysis) -> Finding:
     total = run.total_steps
-    epochs, expected = run.setting.epochs(total), run.repetition_cost(total)
+    epochs, expected = run.context.epochs(total), run.repetition_cost(total)
     question = "text will be read more than once by the end"
     first = (
         unknown(question, TOKENS)
@@ -56,7 +56,7 @@ def risk(run: RunAnalysis) -> Finding:
 
 
 def missing_regularisation(run: RunAnalysis) -> Finding:
-    decay = run.setting.weight_decay
+    decay = run.context.weight_decay
     question = f"weight decay is {LIGHT_DECAY:g} or less"
     light = (
         unknown(question, "the weight decay: --config NAME")
@@ -68,13 +68,13 @@ def missing_regularisation(run: RunAnalysis) -> Finding:
 
 
 def needless_regularisation(run: RunAnalysis) -> Finding:
-    setting = run.setting
-    epochs = setting.epochs(run.total_steps)
+    context = run.context
+    epochs = context.epochs(run.total_steps)
     question = "dropout is on"
     on = (
         unknown(question, "the dropout: --config NAME")
-        if setting.dropout is None
-        else Condition(question, f"dropout {setting.dropout:g}", setting.dropout > 0)
+        if context.dropout is None
+        else Condition(question, f"dropout {context.dropout:g}", context.dropout > 0)
     )
     question = f"the whole run reads its text fewer than {FEW_EPOCHS:g} times"
     few = (
@@ -87,16 +87,18 @@ def needless_regularisation(run: RunAnalysis) -> Finding:
 
 def data_limited(run: RunAnalysis) -> Finding:
     """Whether new text would help more than a larger model would."""
-    unique, size = run.setting.unique_tokens, run.setting.parameters
+    unique, size = run.context.unique_tokens, run.context.parameters
     if run.baseline is not None:
-        return _fewer_than_twin(run)
+        return _fewer_than_baseline(run)
     question = "twice the different tokens at the same steps gain more than twice the model"
     if not unique or not size or run.query is None:
         return Finding(id="data-limited", conditions=(unknown(question, f"the model's size (--params) and {TOKENS}"),))
     data, model = run.gain(unique=2 * unique) or 0.0, run.gain(parameters=2 * size) or 0.0
     found = f"{data:.3f} nats against {model:.3f}"
     worth = Condition(f"and at least {DAMAGE:g} nats", f"{data:.3f}", data >= DAMAGE)
-    missing = f"{run.law_inapplicable_reason}: a run with more text to compare with (--twin RUN)" if _far(run) else ""
+    missing = (
+        f"{run.law_inapplicable_reason}: a run with more text to compare with (--baseline RUN)" if _far(run) else ""
+    )
     more = Condition(question, found, None if missing else data > model, (), missing)
     return Finding(id="data-limited", conditions=(worth, more), weight=data)
 
@@ -106,10 +108,10 @@ def _far(run: RunAnalysis) -> bool:
     return run.predicted_loss is None or bool(run.predicted_loss.outside)
 
 
-def _fewer_than_twin(run: RunAnalysis) -> Finding:
-    twin = run.baseline
-    mine, other = run.setting.unique_tokens, twin.setting.unique_tokens if twin else None
-    question = "it has half of the twin's different tokens or fewer"
+def _fewer_than_baseline(run: RunAnalysis) -> Finding:
+    baseline = run.baseline
+    mine, other = run.context.unique_tokens, baseline.context.unique_tokens if baseline else None
+    question = "it has half of the baseline's different tokens or fewer"
     if mine is None or other is None:
         fewer = unknown(question, TOKENS)
     else:
@@ -156,7 +158,7 @@ def stands(gap: float, step: int) -> str:
 
 
 def damage(run: RunAnalysis) -> Condition:
-    """Whether repetition has cost validation loss: by the forecast, the twin, the law, or because it rises."""
+    """Whether repetition has cost validation loss: by the forecast, the baseline, the law, or because it rises."""
     question = f"it has cost at least {DAMAGE:g} nats of validation loss"
     if run.baseline is not None:
         return worse(run)
@@ -172,11 +174,11 @@ def damage(run: RunAnalysis) -> Condition:
 
 
 def worse(run: RunAnalysis) -> Condition:
-    """Whether the run's validation loss stands above its twin's."""
-    question = f"validation stands {DAMAGE:g} nats or more above the twin's at the same steps"
+    """Whether the run's validation loss stands above its baseline's."""
+    question = f"validation stands {DAMAGE:g} nats or more above the baseline's at the same steps"
     excess = run.loss_above_baseline
     if excess is None:
-        return unknown(question, "a twin whose evaluations cover the same steps")
+        return unknown(question, "a baseline whose evaluations cover the same steps")
     found = f"{excess.value:+.3f} ± {excess.error:.3f}"
     return Condition(question, found, excess.value >= max(DAMAGE, 2 * excess.error), excess.lines)
 
@@ -188,12 +190,12 @@ def expected(run: RunAnalysis) -> Condition:
     if cost is None:
         return unknown(question, f"the model's size (--params) and {TOKENS}", "")
     if not _lawful(run):
-        return unknown(question, "a run with more text to compare with (--twin RUN)", "")
+        return unknown(question, "a run with more text to compare with (--baseline RUN)", "")
     return Condition(question, f"repetition is expected to have cost {cost:.4f} nats", cost >= DAMAGE)
 
 
 def _lawful(run: RunAnalysis) -> bool:
-    return (run.setting.parameters or 0.0) >= LAW_FROM
+    return (run.context.parameters or 0.0) >= LAW_FROM
 
 
 def forecast_excess(run: RunAnalysis) -> Condition:
@@ -211,7 +213,7 @@ def drop(run: RunAnalysis, least: float) -> Condition:
     question = f"the drop to a rate of zero, B, is below {least:g} (clean runs: 0.128 ± 0.025)"
     if run.fit_without_prior is None:
         return unknown(question, "evaluations after the warmup, three or more", "")
-    mean, sd = run.fit_without_prior.drop
+    mean, sd = run.fit_without_prior.annealing_gain
     found, below, above = f"B {mean:.3f} ± {sd:.3f}", mean + Z80 * sd < least, mean - Z80 * sd > least
     if below or (above and (run.lr_fraction_now or 1.0) <= FALLEN):
         return Condition(question, found, below)

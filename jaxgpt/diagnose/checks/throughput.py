@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from jaxgpt.budget import step_time
 from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.diagnose.checks.analysis import RunAnalysis
+from jaxgpt.diagnose.completion.trend import Trend, find_trend
 from jaxgpt.diagnose.finding import Condition, Finding, any_of, unknown
-from jaxgpt.diagnose.trend import Trend, trend
 
 SLOWER = 0.05  # of the pace: a smaller change is one of the room's temperature
 LEAST_TIMES = 16  # lines with a time in which a change can be seen
@@ -20,7 +20,7 @@ def throughput(run: RunAnalysis) -> Finding:
     steps, seconds = _times(run)
     if len(seconds) < LEAST_TIMES:
         return Finding(id="throughput", conditions=(unknown(question, f"times of {LEAST_TIMES} steps or more"),))
-    change = run.arrival.trend if run.arrival else trend(steps, seconds)
+    change = run.completion.trend if run.completion else find_trend(steps, seconds)
     if change is None:
         middle = float(np.median(seconds))
         return Finding(id="throughput", conditions=(Condition(question, f"{middle:.3g} s per step throughout", False),))
@@ -53,7 +53,7 @@ def pace(run: RunAnalysis) -> Finding:
 def _pauses(run: RunAnalysis) -> Condition:
     question = f"evaluation and saving take {PAUSES:.0%} of the time"
     _, seconds = _times(run)
-    spent = run.history.stated.pauses or _inside(run)
+    spent = run.history.metadata.pauses or _inside(run)
     if not len(seconds) or not spent:
         return unknown(question, "what evaluations take (our log.jsonl, or nanoGPT's output with its iter lines)", "")
     training = float(np.median(seconds)) * run.steps_done
@@ -73,7 +73,7 @@ def _inside(run: RunAnalysis) -> float:
 
 def _roofline(run: RunAnalysis) -> Condition:
     question = "a step takes longer than the card's roofline at its worst"
-    config, device = run.setting.config, run.setting.device
+    config, device = run.context.config, run.context.device
     _, seconds = _times(run)
     if not len(seconds):
         return unknown(question, "the time of a step", "")
@@ -96,7 +96,7 @@ def _software(run: RunAnalysis) -> str:
 
 def _hoped(run: RunAnalysis) -> Condition:
     question = "the pace that is hoped for is beyond the card"
-    config, device, hoped = run.setting.config, run.setting.device, run.setting.hoped_seconds
+    config, device, hoped = run.context.config, run.context.device, run.context.target_step_time
     if hoped is None:
         return Condition(question, "", False)
     if config is None or device is None:

@@ -1,0 +1,247 @@
+"""A forecast put to the test: what is forecast, what is trained, what is kept, and what is left alone."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from helpers.training import records, run_folder, tiny_config
+
+from jaxgpt import errors, logs, train
+from jaxgpt.config import Config
+from jaxgpt.diagnose import backtest, command
+from jaxgpt.diagnose.backtest import Backtest
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
+from jaxgpt.errors import CheckpointError, ConfigError, JaxgptError
+from jaxgpt.runs.folder import RunFolder
+from jaxgpt.training.metrics import learning_rates
+
+RUN = {"run.steps": 60, "run.eval_every": 4, "run.save_every": 20, "run.keep_latest": 9, "optim.schedule": "constant"}
+FORECAST = Forecast(3.0, 0.1, 2.9, 3.1, 2.8, 3.2)
+
+
+@pytest.fixture
+def run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A finished run of 60 steps with checkpoints at 20, 40 and 60, and the best."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return train.train(tiny_config(workspace, RUN))
+
+
+def paper(folder: Path, config: Config, *checkpoints: int) -> RunFolder:
+    """A run's folder with a config and places of checkpoints, nothing else."""
+    made = RunFolder.of(config.replace({"run": {"dir": str(folder), "name": "a"}}))
+    for step in checkpoints:
+        (made.checkpoints / str(step)).mkdir(parents=True)
+    (made.checkpoints / "70.orbax-checkpoint-tmp").mkdir(parents=True)
+    made.config_file.write_text(json.dumps(config.to_dict()))
+    return made
+
+
+def refused(code: str, action: Any, *arguments: Any) -> str:
+    with pytest.raises(JaxgptError) as caught:
+        action(*arguments)
+    assert caught.value.code == code
+    return str(caught.value)
+
+
+def proof(observed: float) -> Backtest:
+    return Backtest(run="a-backtest-20", step=20, steps=6, forecast=FORECAST, observed=observed, time=1.5)
+
+
+# --- the whole of it -------------------------------------------------------------------------------------------------
+
+
+def test_a_proof_forecasts_trains_compares_and_is_kept(run: RunFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    asked = [str(run.path), "--backtest", "--backtest-at", "40", "--backtest-steps", "6"]
+    assert errors.run(command.main, asked) == 0
+    out = capfd.readouterr().out
+    assert out.index("forecast: ") < out.index("annealed from step 40 in 6 steps: forecast ")
+
+    kept = backtest.load_backtests(run)
+    anneal = RunFolder(run.path.with_name("a-backtest-40"))
+    assert [(one.run, one.step, one.steps) for one in kept] == [("a-backtest-40", 40, 6)]
+    assert kept[0].observed == records(anneal, "eval")[-1]["val_loss"]
+    assert [record["step"] for record in records(anneal)] == list(range(40, 46))
+    fall = [record["learning_rate"] for record in records(anneal)]
+    assert fall == pytest.approx(np.linspace(1e-2, 1e-3, 7)[:6])
+    assert records(anneal)[0]["loss"] == records(run)[40]["loss"]  # the same state on the same batch
+    after = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert {path.name for path in after.keys() - before.keys()} == {"backtests.jsonl"}
+    assert all(after[path] == before[path] for path in before)
+
+    assert errors.run(command.main, asked) == 0  # nothing is trained or kept twice
+    assert len(records(anneal, "start")) == len(backtest.load_backtests(run)) == 1
+    capfd.readouterr()
+    assert errors.run(command.main, [str(run.path), "--json"]) == 0
+    assert [one["observed"] for one in json.loads(capfd.readouterr().out)["backtests"]] == [kept[0].observed]
+    assert errors.run(command.main, [str(run.path)]) == 0
+    assert "put to the test: 1;" in " ".join(capfd.readouterr().out.split())
+
+
+def test_a_training_that_fails_is_told_in_its_own_words(run: RunFolder, workspace: Path) -> None:
+    (workspace / "data").rename(workspace / "elsewhere")
+    said = refused("C058", backtest.run_backtest, str(run.path), backtest.BacktestRequest("40", 6))
+    assert "D002" in said
+    assert not run.backtests_file.exists()
+
+
+# --- what is forecast ------------------------------------------------------------------------------------------------
+
+
+def test_the_forecast_rests_on_nothing_after_the_checkpoint(tmp_path: Path) -> None:
+    log = (ROOT / "tests" / "planted" / "clean" / "log.jsonl").read_text()
+    changed = []
+    for line in log.splitlines():
+        record = json.loads(line)
+        if record["kind"] == "eval" and record["step"] > 140:
+            record["val_loss"] += 1.0
+        changed.append(json.dumps(record) + "\n")
+    config = Config.from_dict(json.loads((ROOT / "tests" / "planted" / "clean" / "config.json").read_text()))
+    run = paper(tmp_path, config, 140)
+    made = []
+    for text in (log, "".join(changed)):
+        run.log_file.write_text(text)
+        made.append(backtest.forecast_cooldown(backtest.plan_cooldown(run)))
+    assert made[0] == made[1]
+    assert logs.read(run.log_file).evaluations[-1].val != json.loads(log.splitlines()[-3]).get("val_loss")
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", "wsd"])
+def test_the_forecast_is_for_the_rates_that_are_trained(tmp_path: Path, schedule: str) -> None:
+    config = tiny_config(tmp_path, {"run.steps": 100, "optim.schedule": schedule})
+    planned = backtest.plan_cooldown(paper(tmp_path, config, 30), steps=12)
+    peak = config.optim.learning_rate
+    held = backtest.lr_fractions(planned, learning_rates(config) / peak, peak) * peak
+    assert len(held) == planned.config.run.steps == 42
+    assert held[:30] == pytest.approx(learning_rates(config)[:30])
+    assert held[30:] == pytest.approx(learning_rates(planned.config)[30:], rel=1e-5)
+    assert held[30] == pytest.approx(learning_rates(config)[30])
+
+
+def test_a_log_with_too_few_losses_is_refused(tmp_path: Path) -> None:
+    run = paper(tmp_path, tiny_config(tmp_path, RUN), 20)
+    run.log_file.write_text('{"kind": "eval", "step": 0, "val_loss": 4.1}\n')
+    assert "no forecast can be made at step 20" in refused(
+        "C057", backtest.forecast_cooldown, backtest.plan_cooldown(run)
+    )
+
+
+# --- from where ------------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_a_tenth_of_its_steps(tmp_path: Path) -> None:
+    planned = backtest.plan_cooldown(paper(tmp_path, tiny_config(tmp_path, RUN), 20, 55))
+    assert (planned.step, planned.steps, planned.folder.path) == (55, 6, tmp_path / "a-backtest-55")
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    run = paper(tmp_path, tiny_config(tmp_path, RUN), 20, 40)
+    assert "no checkpoint '30'" in refused("K003", backtest.plan_cooldown, run, "30")
+    assert "there are: 20, 40" in refused("K003", backtest.plan_cooldown, run, "70")
+
+
+def test_a_rate_that_has_fallen_already_is_refused(tmp_path: Path) -> None:
+    run = paper(tmp_path, tiny_config(tmp_path, RUN | {"optim.schedule": "cosine"}), 58)
+    assert "no anneal is left to prove" in refused("C057", backtest.plan_cooldown, run)
+
+
+def test_another_length_is_another_run_and_the_same_one_goes_on(tmp_path: Path) -> None:
+    run = paper(tmp_path, tiny_config(tmp_path, RUN), 40)
+    first = backtest.plan_cooldown(run, steps=4)
+    first.folder.path.mkdir()
+    first.folder.config_file.write_text(json.dumps(first.config.to_dict()))
+    assert backtest.plan_cooldown(run, steps=4) == first
+    assert backtest.plan_cooldown(run, steps=5).folder.path.name == "a-backtest-40-2"
+
+
+def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path) -> None:
+    run = paper(tmp_path, tiny_config(tmp_path, RUN), 40)
+    with run.lock():
+        said = refused("S001", backtest.run_backtest, str(run.path), backtest.BacktestRequest())
+    assert "when it has stopped or is done" in said
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--backtest-at", "20"],
+        ["--backtest", "--json"],
+        ["--backtest", "--backtest-at", "best"],
+        ["--backtest", "--backtest-steps", "0"],
+        ["--backtest", "--backtest-steps", "many"],
+    ],
+)
+def test_what_makes_no_proof_is_refused(more: list[str]) -> None:
+    refused("C056", command.read, ["runs/a", *more])
+
+
+def test_a_log_alone_proves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("iter 0: loss 3.0, time 1.0ms\n")
+    refused("C056", backtest.run_backtest, str(tmp_path / "log.txt"), backtest.BacktestRequest())
+
+
+def test_ctrl_c_leaves_the_anneal_to_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = backtest.plan_cooldown(paper(tmp_path, tiny_config(tmp_path, RUN), 40))
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backtest.training_process, "train", interrupted)
+    with pytest.raises(errors.Stopped, match="the same command goes on") as caught:
+        backtest.train_cooldown(planned)
+    assert caught.value.status == errors.INTERRUPTED
+
+
+# --- the record ------------------------------------------------------------------------------------------------------
+
+
+def test_proofs_are_kept_as_they_are_and_torn_lines_are_left_out(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert backtest.load_backtests(run) == ()
+    backtest.append_backtest(run, proof(3.05))
+    with run.backtests_file.open("a") as file:
+        file.write('{"run": "x", "step": 4, "forecast": {"mean": NaN}}\n{"ru\n')
+    backtest.append_backtest(run, proof(3.15))
+    assert backtest.load_backtests(run) == (proof(3.05), proof(3.15))
+
+
+def test_the_score_counts_what_was_inside() -> None:
+    held = [proof(3.05), proof(3.15), proof(3.3)]
+    assert [(one.inside80, one.inside95) for one in held] == [(True, True), (False, True), (False, False)]
+    assert [(one.inside80, one.inside95) for one in (proof(2.85), proof(2.7))] == [(False, True), (False, False)]
+    assert math.isclose(held[2].error, -0.3)
+    said = backtest.summarize(held)
+    assert "put to the test: 3; inside the 80 % interval 1, inside the 95 % interval 2, mean error 0.1667 nats" in said
+    assert backtest.summarize(()) == ""
+    assert "outside its 95 % interval" in str(held[2])
+    assert "inside its 80 % interval" in str(held[0])
+
+
+def test_a_proof_belongs_to_its_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path / "runs" / "a")
+    run.path.mkdir(parents=True)
+    run.log_file.write_text("")
+    backtest.append_backtest(run, proof(3.05))
+    (run.path / "other.txt").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert all(len(backtest.find_backtests(name)) == 1 for name in ("a", "runs/a", str(run.path), str(run.log_file)))
+    assert (
+        backtest.find_backtests(str(run.path / "other.txt"))
+        == backtest.find_backtests("b")
+        == backtest.find_backtests("-")
+        == ()
+    )
+    assert dataclasses.asdict(backtest.find_backtests("a")[0])["observed"] == 3.05
+
+
+def test_the_errors_are_of_their_kind(tmp_path: Path) -> None:
+    run = paper(tmp_path, tiny_config(tmp_path, RUN), 20)
+    with pytest.raises(CheckpointError):
+        backtest.plan_cooldown(run, "30")
+    with pytest.raises(ConfigError, match="C024"):
+        backtest.run_backtest(str(run_folder(tmp_path, "nobody").path), backtest.BacktestRequest())

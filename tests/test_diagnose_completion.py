@@ -1,0 +1,267 @@
+"""When a run ends: the arithmetic, what must not move it, and what it says of how little it knows."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxgpt.budget.scaling_law import CORPORA
+from jaxgpt.config import Optim
+from jaxgpt.diagnose.completion import CompletionEstimate, estimate_completion, missing_for_completion, trend
+from jaxgpt.diagnose.completion.estimate import steps_left
+from jaxgpt.diagnose.context import RunContext
+from jaxgpt.logs.history import Evaluation, History, Replay, RunMetadata, Step
+from jaxgpt.utils.eta import estimate_eta, estimate_step_time
+
+NOW = 1_750_000_000.0
+THEIRS = RunMetadata(single_batch_loss=True)  # nanoGPT itself, not our lines in its shape
+
+
+def context(steps: int) -> RunContext:
+    return RunContext(total_steps=steps, optim=Optim(), lr_fractions=np.ones(max(steps, 0)), corpus=CORPORA["unknown"])
+
+
+def history(seconds: Sequence[float], every: int = 1, **facts: Any) -> History:
+    steps = tuple(Step(every * n, 3.0, took, line=n + 1) for n, took in enumerate(seconds))
+    return History(**{"source": "<stdin>", "format": "jaxgpt", "steps": steps} | facts)
+
+
+def found(log: History, steps: int, now: float = NOW) -> CompletionEstimate:
+    answer = estimate_completion(log, context(steps), now)
+    assert answer
+    return answer
+
+
+def noisy(count: int, level: float = 4.0, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return level * (1 + 0.01 * np.random.default_rng(seed).standard_normal(count))
+
+
+# --- one line --------------------------------------------------------------------------------------------------------
+
+
+def test_one_line_gives_the_time_and_says_how_little_it_rests_on() -> None:
+    log = History(source="<stdin>", format="nanogpt", metadata=THEIRS, steps=(Step(100, 3.9, 3.99511, line=1),))
+    answer = found(log, 6000)
+    whole = round(answer.seconds)
+    assert (whole // 3600, whole % 3600 // 60, whole % 60) == (6, 32, 51)  # updates 101 to 6,000
+    assert answer.low < 0.92 * answer.seconds
+    assert answer.high > 1.2 * answer.seconds
+    assert any("one line" in note for note in answer.notes)
+    assert any("evaluation" in note for note in answer.notes)
+    assert answer.trend is None
+    assert answer.clock == pytest.approx(NOW + answer.seconds, abs=0.01)
+    assert answer.counted_from == "now"
+
+
+def test_the_interval_narrows_as_lines_come() -> None:
+    widths = [(p.high - p.low) / p.seconds for n in (1, 2, 3, 50, 5000) if (p := estimate_step_time(noisy(n)))]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > 0.3
+    assert 0.03 < widths[-1] < 0.08
+
+
+def test_our_own_runs_end_one_step_before_their_length_is_a_step() -> None:
+    assert steps_left(history([1.0] * 101), context(6000)) == 5899
+    assert steps_left(history([1.0] * 101, format="nanogpt", metadata=THEIRS), context(6000)) == 5900
+    evaluated = History(source="x", format="nanogpt", metadata=THEIRS, evaluations=(Evaluation(6000, 3.5),))
+    assert steps_left(evaluated, context(6000)) == 0
+    assert steps_left(history([1.0] * 101, format="nanogpt"), context(6000)) == 5899  # ours, piped
+    assert steps_left(history([1.0] * 7000), context(6000)) == 0
+
+
+# --- what must not move it -------------------------------------------------------------------------------------------
+
+
+def test_the_panel_and_the_log_agree() -> None:
+    seconds = noisy(500)
+    left = estimate_eta(list(seconds), 1500)
+    assert left
+    assert found(history(seconds), 2000).seconds == pytest.approx(left.seconds, rel=1e-12)
+
+
+@pytest.mark.parametrize("spoiled", [{0: 300.0}, {390: 28_800.0}, {7: 100.0, 300: 50.0}])
+def test_odd_steps_do_not_spoil_it(spoiled: dict[int, float]) -> None:
+    seconds = noisy(400)
+    for step, took in spoiled.items():
+        seconds[step] = took
+    assert found(history(seconds), 2000).seconds == pytest.approx(1600 * 4.0, rel=0.06)
+
+
+def test_regular_hiccups_are_counted_and_one_night_is_not() -> None:
+    seconds = noisy(200)
+    seconds[::10] += 8.0  # a tenth of the steps waits for data: 0.8 s per step
+    assert found(history(seconds), 1200).seconds == pytest.approx(1000 * 4.8, rel=0.02)
+
+
+def test_nights_between_processes_are_told_and_not_counted() -> None:
+    steps, clock = [], NOW - 100_000.0
+    for n in range(300):
+        clock += 4.0 + (40_000.0 if n == 150 else 0.0)
+        steps.append(Step(n, 3.0, 4.0, line=n + 1, pure=n not in (0, 150), time=clock))
+    answer = found(History(source="x", format="jaxgpt", steps=tuple(steps), starts=(0, 150)), 1000, now=clock + 5)
+    assert answer.seconds == pytest.approx(700 * 4.0)
+    assert answer.clock == pytest.approx(clock + 2800.0, abs=0.01)
+    assert answer.counted_from == "the log's last record"
+    parts = {part.name: part for part in answer.parts}
+    assert parts["between processes"].spent == pytest.approx(40_000.0)
+    assert parts["training"].spent == pytest.approx(1200.0)
+    assert max(s.seconds for s in answer.scenarios if "stops" in s.what) > 10 * answer.seconds
+
+
+def test_a_log_that_fell_silent_counts_from_now() -> None:
+    steps = tuple(Step(n, 3.0, 4.0, time=NOW - 90_000 + 4 * n) for n in range(100))
+    answer = found(History(source="x", format="jaxgpt", steps=steps), 200)
+    assert answer.clock == pytest.approx(NOW + 400.0, abs=0.01)
+    assert answer.counted_from == "now, if it goes on: the log's last record is 25 hours old"
+
+
+def test_a_file_without_times_counts_from_its_last_change(tmp_path: Path) -> None:
+    place = tmp_path / "out.log"
+    place.write_text("x")
+    changed = place.stat().st_mtime
+    answer = found(history([4.0] * 50, source=str(place)), 100, now=changed + 60)
+    assert answer.clock == pytest.approx(changed + 200.0, abs=0.01)
+    assert answer.counted_from == "the file's last change"
+
+
+# --- evaluation and saving -------------------------------------------------------------------------------------------
+
+
+def nanogpt(every: int = 10, evaluate: int = 500, length: int = 2000) -> History:
+    """3 s per step, 60 s for each evaluation inside the time of the step after it, 40 s of compiling in the first."""
+    steps = tuple(
+        Step(n, 3.0, 3.0 + 60.0 * (n % evaluate == 0) + 40.0 * (n == 0), pure=n % evaluate != 0)
+        for n in range(0, length + 1, every)
+    )
+    evaluations = tuple(Evaluation(n, 3.1) for n in range(0, length + 1, evaluate))
+    return History(source="-", format="nanogpt", metadata=THEIRS, steps=steps, evaluations=evaluations)
+
+
+def test_evaluation_inside_a_steps_time_is_taken_out_and_counted_ahead() -> None:
+    answer = found(nanogpt(), 5000)
+    parts = {part.name: part for part in answer.parts}
+    assert parts["training"].left == pytest.approx(3000 * 3.0)  # updates 2,001 to 5,000
+    assert parts["training"].spent == pytest.approx(2001 * 3.0)
+    assert parts["evaluation and saving"].spent == pytest.approx(4 * 60.0)
+    assert parts["evaluation and saving"].left == pytest.approx(6 * 60.0)  # 2,500 to 5,000
+    assert parts["compiling"].spent == pytest.approx(100.0)  # with the first evaluation, which no line tells apart
+    assert answer.seconds == pytest.approx(9360.0)
+    assert {s.what: s.seconds for s in answer.scenarios}["without evaluation and saving"] == pytest.approx(9000.0)
+
+
+def test_pauses_that_our_log_tells_apart_are_counted_ahead() -> None:
+    evaluations = tuple(Evaluation(n, 3.1) for n in (100, 200, 300, 400))
+    log = history([2.0] * 401, evaluations=evaluations, metadata=RunMetadata(pauses=80.0))
+    assert found(log, 1000).seconds == pytest.approx(599 * 2.0 + 6 * 20.0)
+
+
+def test_evaluations_whose_cost_the_log_hides_are_named() -> None:
+    log = history([2.0] * 401, evaluations=(Evaluation(200, 3.1), Evaluation(400, 3.0)))
+    assert any("none is counted" in note for note in found(log, 1000).notes)
+
+
+def test_steps_done_twice_are_told() -> None:
+    log = history([2.0] * 400, replays=(Replay(300, 349, line=350),))
+    assert {part.name: part.spent for part in found(log, 1000).parts}["steps done twice"] == pytest.approx(100.0)
+
+
+# --- trend -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_hot_card_is_seen_with_its_step_and_its_pace_counts() -> None:
+    seconds = np.concatenate([noisy(3000, 4.0), noisy(1000, 5.0, seed=1)])
+    answer = found(history(seconds), 10_000)
+    assert answer.trend
+    assert answer.trend.kind == "jump"
+    assert answer.trend.since == pytest.approx(3000, abs=20)
+    assert answer.trend.change == pytest.approx(0.25, abs=0.01)
+    assert answer.seconds == pytest.approx(6000 * 5.0, rel=0.02)
+
+
+def test_only_what_follows_a_jump_sets_the_pace() -> None:
+    seconds = np.concatenate([noisy(60, 4.0), noisy(60, 5.0, seed=1)])  # all of them among the last 200 lines
+    assert found(history(seconds), 1120).seconds == pytest.approx(1000 * 5.0, rel=0.02)
+
+
+def test_a_small_change_is_not_worth_a_sentence() -> None:
+    seconds = np.concatenate([noisy(3000, 4.0), noisy(3000, 4.04, seed=1)])
+    assert found(history(seconds), 10_000).trend is None
+
+
+def test_a_card_that_cooled_again_counts_with_its_own_pace() -> None:
+    seconds = np.concatenate([noisy(1000), noisy(1000, 5.0, seed=1), noisy(1000, 4.0, seed=2)])
+    answer = found(history(seconds), 10_000)
+    assert answer.trend
+    assert answer.trend.since == pytest.approx(2000, abs=30)
+    assert answer.trend.change == pytest.approx(-0.2, abs=0.01)
+    assert answer.seconds == pytest.approx(7000 * 4.0, rel=0.02)
+
+
+def test_a_drift_is_told_from_a_jump_and_widens_the_interval() -> None:
+    seconds = noisy(4000) * np.linspace(1, 1.2, 4000)
+    answer, steady = found(history(seconds), 8000), found(history(noisy(4000)), 8000)
+    assert answer.trend
+    assert answer.trend.kind == "drift"
+    assert answer.trend.slope == pytest.approx(4.0 * 0.2 / 4000, rel=0.05)
+    assert answer.high / answer.seconds > steady.high / steady.seconds + 0.05
+    assert any("goes on changing" in scenario.what for scenario in answer.scenarios)
+
+
+def test_steady_paces_have_no_trend() -> None:
+    """Of 200 steady runs, at a significance of 0.01, and with a noticeable size, next to none changes."""
+    seeds = range(200)
+    seen = [trend.find_trend(np.arange(400), noisy(400, seed=seed)) is not None for seed in seeds]
+    assert sum(seen) <= 1
+    assert trend.find_trend(np.arange(400), np.full(400, 3.99511)) is None
+
+
+def test_pettitt_agrees_with_shuffling() -> None:
+    """The slow oracle: how often a shuffled series has so large a statistic."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(40)
+    values[22:] += 0.9
+
+    def statistic(series: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+        signs = np.sign(series[:, None] - series[None, :])
+        return max(abs(float(signs[:t, t:].sum())) for t in range(1, len(series)))
+
+    shuffled = [statistic(rng.permutation(values)) for _ in range(2000)]
+    chance = float(np.mean([one >= statistic(values) for one in shuffled]))
+    assert trend._pettitt(values) == pytest.approx(chance, abs=0.02)
+
+
+# --- edges -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_done_has_arrived() -> None:
+    steps = tuple(Step(n, 3.0, 4.0, time=NOW + 4 * n) for n in range(100))
+    answer = found(History(source="x", format="jaxgpt", steps=steps), 100, now=NOW + 10_000)
+    assert answer.done
+    assert (answer.seconds, answer.low, answer.high) == (0.0, 0.0, 0.0)
+    assert answer.clock == NOW + 396
+    assert answer.parts[0].spent == pytest.approx(400.0)
+
+
+def test_without_a_time_or_a_length_the_answer_says_what_is_missing() -> None:
+    timeless = History(source="x", format="csv", evaluations=(Evaluation(100, 4.0), Evaluation(200, 3.9)))
+    assert estimate_completion(timeless, context(1000), NOW) is None
+    assert "time of a step" in missing_for_completion(timeless, context(1000))
+    assert estimate_completion(history([1.0] * 9), context(0), NOW) is None
+    assert "--total-steps" in missing_for_completion(history([1.0] * 9), context(0))
+    assert found(replace(timeless, evaluations=(Evaluation(1000, 3.5),)), 1000).done
+
+
+def test_times_that_are_none_are_left_out() -> None:
+    log = history([4.0, math.nan, -1.0, 0.0, 1e9, math.inf, 4.0, 4.0])
+    assert found(log, 108).seconds == pytest.approx(400.0)
+
+
+def test_a_million_steps_take_no_longer_than_they_must() -> None:
+    blocks = trend.median_blocks(np.arange(1_000_000), noisy(1_000_000))
+    assert 100 <= len(blocks.paces) <= 200
+    assert blocks.steps[0] == 0
+    assert blocks.steps[-1] < 1_000_000

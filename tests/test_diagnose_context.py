@@ -1,0 +1,269 @@
+"""What is known of a run: an option beats its log, the log a config, a config an assumption; and what contradicts."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import logsamples
+from helpers.logsamples import CONFIG
+
+from jaxgpt import logs
+from jaxgpt.config import Optim, schedule
+from jaxgpt.config.command_line import load
+from jaxgpt.diagnose import options as command_line
+from jaxgpt.diagnose.context import RunContext, resolve_context
+from jaxgpt.diagnose.options import Options
+from jaxgpt.errors import ConfigError
+
+SIX = "step,val_loss\n6000,3.68\n8000,3.64\n10000,3.6\n12000,3.58\n13500,3.57\n14500,3.5696\n"
+NANOGPT = logsamples.NANOGPT_HEAD + logsamples.nanogpt()
+
+
+def of(text: str, **options: Any) -> RunContext:
+    return resolve_context(logs.read_text(text, "log"), Options(**options))
+
+
+def rates_table(optim: Optim, steps: int, first: int, seen: int, every: int, digits: int = 6) -> str:
+    """A log that has the rates of `optim` from update `first` on."""
+    rows = [f"{n},{schedule.learning_rate(optim, steps, n):.{digits}g},3.5" for n in range(first, seen, every)]
+    return "step,lr,val_loss\n" + "\n".join(rows) + "\n"
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant", "wsd"])
+@pytest.mark.parametrize("fall", [None, 30, 70])
+def test_all_rates_at_once_are_the_rates_one_by_one(name: Any, fall: int | None) -> None:
+    optim = Optim(schedule=name, warmup_steps=10, decay_steps=fall)
+    for steps in (100, 11, 5):
+        expected = [schedule.learning_rate(optim, steps, update) for update in range(steps)]
+        assert schedule.learning_rates(optim, steps) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_log_with_nothing_but_losses_says_what_is_assumed() -> None:
+    found = of(SIX)
+    assert found.total_steps is None
+    assert len(found.lr_fractions) == 14_500
+    assert found.lr_fractions[-1] == 1.0  # a fall needs an end
+    assert (found.tokens, found.tokens_per_step, found.parameters, found.weight_decay) == (None, None, None, None)
+    assert not found.schedule_known
+    said = "\n".join(found.assumed)
+    for option in ("--schedule", "--peak-lr", "--warmup", "--min-lr", "--corpus"):
+        assert option in said
+
+
+def test_the_owners_six_points_with_options() -> None:
+    found = of(
+        SIX,
+        schedule="cosine",
+        total_steps=20_000,
+        warmup=200,
+        peak_lr=1e-3,
+        min_lr=1e-4,
+        batch_tokens=524_288.0,
+        unique_tokens=3.68e9,
+        params=40.56e6,
+        corpus="fineweb",
+        gpu="rtx4070",
+        dropout=0.1,
+        weight_decay=0.2,
+    )
+    assert (found.assumed, found.schedule_known) == ((), True)
+    assert (found.tokens, found.epochs(14_500)) == (20_000 * 524_288, pytest.approx(2.0658, abs=1e-3))
+    optim = Optim(learning_rate=1e-3, min_lr=1e-4, warmup_steps=200, weight_decay=0.2)
+    assert found.optim == optim
+    assert found.lr_fractions == pytest.approx(schedule.learning_rates(optim, 20_000) / 1e-3)
+    assert (found.corpus.name, found.device and found.device.name) == ("fineweb", "RTX 4070")
+    assert (found.dropout, found.weight_decay) == (0.1, 0.2)
+
+
+def test_a_config_fills_what_neither_says() -> None:
+    found = of(SIX, config="fineweb40m", warmup=100)
+    config = load("fineweb40m")
+    assert (found.config, found.config_name, found.total_steps) == (config, "fineweb40m", 20_000)
+    assert (found.optim.warmup_steps, found.optim.learning_rate) == (100, 1e-3)
+    assert (found.parameters, found.unique_tokens, found.dropout) == (pytest.approx(40.56e6, rel=1e-3), 3.68e9, 0.1)
+    assert (found.corpus.name, found.eval_tokens) == ("fineweb", 3_276_800)
+
+
+def test_the_log_beats_the_config_and_an_option_the_log() -> None:
+    found = of(NANOGPT, config="gpt2_124m")
+    assert (found.total_steps, found.optim.learning_rate, found.optim.min_lr) == (20_000, 1e-3, 1e-4)
+    assert (found.parameters, found.tokens_per_step, found.dropout) == (40.56e6, 524_288, 0.1)
+    found = of(NANOGPT, total_steps=30_000, peak_lr=2e-3, batch_tokens=1000.0, params=5e6, dropout=0.3)
+    assert (found.total_steps, found.optim.learning_rate, found.optim.decay_steps) == (30_000, 2e-3, 20_000)
+    assert (found.parameters, found.tokens_per_step, found.dropout) == (5e6, 1000, 0.3)
+
+
+def test_nanogpts_defaults_are_assumed_where_its_header_stands() -> None:
+    found = of(NANOGPT)
+    assert (found.weight_decay, found.eval_tokens, found.optim.warmup_steps) == (0.1, 200 * 16 * 1024, 2000)
+    said = "\n".join(found.assumed)
+    assert "--weight-decay" in said
+    assert "--eval-tokens" in said
+    assert "--dropout" not in said
+    assert (found.corpus.name, found.fixed_eval_set) == ("openwebtext", False)
+    assert of(logsamples.nanogpt()).weight_decay is None
+
+
+def test_ours_needs_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = of(logsamples.ALL["jaxgpt"])
+    assert (found.config, found.optim, found.total_steps) == (CONFIG, CONFIG.optim, 100)
+    assert found.lr_fractions == pytest.approx(schedule.learning_rates(CONFIG.optim, 100) / 1e-3)
+    assert (found.fixed_eval_set, found.schedule_known, found.unique_tokens) == (True, True, None)
+    assert found.assumed == ("no corpus is named, so that the level of the loss cannot be judged (--corpus)",)
+    folder = tmp_path / "nowhere"
+    folder.mkdir()
+    (folder / "train.bin").write_bytes(bytes(2 * 5000))
+    assert of(logsamples.ALL["jaxgpt"]).unique_tokens == 5000
+    (folder / "audit.json").write_text(json.dumps({"splits": {"train": {"unigram_entropy": 4.5}}}))
+    assert of(logsamples.ALL["jaxgpt"]).unigram_entropy == 4.5
+    (folder / "audit.json").write_text("{")
+    assert of(logsamples.ALL["jaxgpt"]).unigram_entropy is None
+    (folder / "manifest.json").write_text("{")
+    assert "tells nothing" in "\n".join(of(logsamples.ALL["jaxgpt"]).assumed)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+@pytest.mark.parametrize("first", [0, 3000])
+def test_the_schedule_is_read_off_the_logged_rates(name: Any, first: int) -> None:
+    optim = Optim(
+        schedule=name, learning_rate=1e-3, min_lr=0.0, warmup_steps=700, decay_steps=8000 if name == "wsd" else None
+    )
+    found = of(rates_table(optim, 20_000, first, 15_000, 100))
+    assert (found.optim.schedule, found.schedule_known) == (name, True)
+    assert found.total_steps == pytest.approx(20_000, rel=0.02)
+    assert found.optim.learning_rate == pytest.approx(1e-3, rel=0.03)
+    assert found.optim.min_lr == pytest.approx(0.0, abs=2e-5)
+    if first == 0:
+        assert found.optim.warmup_steps == pytest.approx(700, abs=1)
+    expected = schedule.learning_rates(optim, 20_000)[3000:19_500] / 1e-3
+    assert np.abs(found.lr_fractions[3000:19_500] - expected).max() < 0.03
+    said = "\n".join(found.assumed)
+    assert "read off the logged rates" in said
+    assert "--total-steps" in said
+
+
+def test_with_the_length_given_the_last_rate_is_read_too() -> None:
+    optim = Optim(learning_rate=1e-3, min_lr=3e-4, warmup_steps=100)
+    found = of(rates_table(optim, 10_000, 0, 6000, 50), total_steps=10_000)
+    assert found.optim.min_lr == pytest.approx(3e-4, rel=0.01)
+    assert found.optim.decay_steps is None
+
+
+def test_a_rate_that_has_not_fallen_yet() -> None:
+    optim = Optim(schedule="wsd", learning_rate=1e-3, min_lr=0.0, warmup_steps=100, decay_steps=2000)
+    text = rates_table(optim, 10_000, 0, 6000, 50)
+    found = of(text)
+    assert (found.optim.schedule, found.schedule_known, found.total_steps) == ("constant", False, None)
+    assert "has not fallen so far" in "\n".join(found.assumed)
+    given = of(text, schedule="trapezoid", total_steps=10_000, decay_steps=2000)
+    assert given.lr_fractions == pytest.approx(schedule.learning_rates(optim, 10_000) / 1e-3)
+    assert given.schedule_known
+
+
+def test_rates_that_follow_no_schedule_stand_for_the_part_seen() -> None:
+    rows = [(n, 1e-3 if n < 4000 else 2e-4) for n in range(0, 8000, 100)]
+    text = "step,lr,val_loss\n" + "".join(f"{n},{rate},3.5\n" for n, rate in rows)
+    found = of(text, total_steps=10_000)
+    assert found.lr_fractions[[0, 3900, 4000, 7900, 9999]] == pytest.approx([1, 1, 0.2, 0.2, 0.2])
+    assert "follow no known schedule" in "\n".join(found.assumed)
+
+
+def test_llmc_and_modded_say_their_schedules() -> None:
+    found = of(logsamples.llmc())
+    assert (found.optim.schedule, found.total_steps) == ("cosine", pytest.approx(1000, abs=5))
+    found = of(logsamples.modded())
+    assert (found.optim.schedule, found.optim.decay_steps, found.optim.min_lr) == ("wsd", 60, 0.0)
+    assert (found.optim.warmup_steps, found.corpus.name, found.fixed_eval_set) == (0, "fineweb", True)
+    found = of(logsamples.LLMC_SCREEN)
+    assert (found.optim.schedule, found.optim.learning_rate, found.optim.min_lr) == ("cosine", 2e-3, 0.0)
+    found = of(logsamples.nanochat())
+    assert (found.optim.schedule, found.total_steps, found.optim.decay_steps) == ("wsd", 400, pytest.approx(200, abs=3))
+    assert "--peak-lr" in "\n".join(found.assumed)
+
+
+def test_a_run_that_went_on_beyond_its_length() -> None:
+    found = of(NANOGPT.replace("max_iters = 20000", "max_iters = 500").replace("lr_decay_iters = 20000\n", ""))
+    assert found.total_steps is None
+    assert "longer than the 500 steps" in "\n".join(found.assumed)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ({"total_steps": 14_000}, "C049", ["14,000", "14,500"]),
+        ({"total_steps": 20_000, "warmup": 20_001}, "C050", ["20001", "20000"]),
+        ({"total_steps": 20_000, "warmup": 9000, "schedule": "wsd", "decay_steps": 12_000}, "C050", ["21000"]),
+        ({"config": "fineweb40m", "warmup": 20_001}, "C050", ["20001", "20,000"]),
+        ({"config": "fineweb40m", "schedule": "wsd", "decay_steps": 19_000}, "C050", ["19000", "2000"]),
+        ({"schedule": "cosine", "warmup": 500, "decay_steps": 400}, "C050", ["400"]),
+        ({"min_lr": 1e-3, "peak_lr": 1e-4}, "C051", ["0.001", "0.0001"]),
+        ({"config": "fineweb40m", "min_lr": 0.5}, "C051", ["0.5", "0.001"]),
+        ({"schedule": "constant", "decay_steps": 5}, "C052", ["--decay-steps"]),
+        ({"schedule": "constant", "min_lr": 1e-5}, "C052", ["--min-lr"]),
+        ({"schedule": "trapezoid", "min_lr": 1e-5}, "C052", ["--min-lr"]),
+        ({"dropout": 1.0}, "C048", ["--dropout"]),
+        ({"corpus": "finweb"}, "C040", ["finweb"]),
+        ({"gpu": "RTX 9999"}, "C037", ["9999"]),
+        ({"config": "nothing"}, "C001", ["nothing"]),
+    ],
+)
+def test_options_that_contradict_each_other_or_the_log(options: dict[str, Any], code: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        of(SIX, **options)
+    assert caught.value.code == code
+    for word in words:
+        assert word in caught.value.message
+
+
+def parsed(*argv: str) -> Options:
+    parser = argparse.ArgumentParser()
+    command_line.add_options(parser)
+    return command_line.of(parser.parse_args(list(argv)))
+
+
+def test_the_command_line() -> None:
+    words = "--schedule Trapezoid --warmup 200 --total-steps 20k --decay-steps 4000 --peak-lr 1e-3 --batch-tokens 0.5M"
+    found = parsed(*words.split(), "--unique-tokens", "3.68B", "--params", "40.56M", "--gpu", "4070", "--now", "5")
+    assert (found.schedule, found.warmup, found.total_steps, found.decay_steps) == ("trapezoid", 200, 20_000, 4000)
+    assert (found.peak_lr, found.batch_tokens, found.unique_tokens) == (1e-3, 5e5, 3.68e9)
+    assert (found.params, found.gpu, found.now) == (40.56e6, "4070", 5.0)
+    assert parsed() == Options()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--schedule sine",
+        "--warmup -1",
+        "--warmup 1.5",
+        "--total-steps 0",
+        "--total-steps 1e9",
+        "--total-steps nan",
+        "--peak-lr 0",
+        "--min-lr -1",
+        "--batch-tokens inf",
+        "--eval-tokens many",
+        "--unique-tokens 0",
+        "--params -5M",
+        "--dropout 1.2",
+        "--now yesterday",
+    ],
+)
+def test_nonsense_on_the_command_line(words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parsed(*words.replace(" -", "=-").split() if " -" in words else words.split())
+    assert caught.value.code == "C048"
+    assert words.split()[0] in caught.value.message
+
+
+def test_no_rate_of_a_log_can_break_the_recognition() -> None:
+    for rate in ("1e308", "nan", "-1", "inf", "0"):
+        rows = [f"{n},{rate if n % 3 else 1e-3},3.5" for n in range(0, 500, 10)]
+        found = of("step,lr,val_loss\n" + "\n".join(rows) + "\n")
+        assert np.isfinite(found.lr_fractions).all()
+        assert math.isfinite(found.optim.learning_rate)

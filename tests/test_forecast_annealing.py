@@ -1,0 +1,340 @@
+"""The annealing law against slow oracles, simulated runs and its limits."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers.runs import Floats, cosine, drawn, step_drop, trapezoid, upto
+from numpy.typing import NDArray
+
+from jaxgpt.diagnose.forecast import annealing
+from jaxgpt.diagnose.forecast.annealing import ALPHAS, LAW_VARIANTS, LawVariant, LossCurve, fit
+from jaxgpt.diagnose.forecast.gaussian_mixture import gaussian_forecast, mixture_forecast
+from jaxgpt.diagnose.forecast.schedule_integrals import MIN_LR_FRACTION, ScheduleIntegral
+
+SCHEDULES = {
+    "cosine": (cosine(3000, 100), 100),
+    "trapezoid": (trapezoid(2000, 500), 0),
+    "step": (step_drop(1500, 900, 0.1), 0),
+    "constant": (np.ones(500), 0),
+    "up again": (np.concatenate((cosine(400), cosine(400))), 0),
+}
+
+
+def slow_anneal(shape: LawVariant, rates: Floats, warmup: int, updates: int) -> float:
+    """D after `updates`, one update at a time."""
+    before, done, travelled = 0.0, 0.0, float(rates[:updates].sum())
+    for k in range(updates):
+        fallen = 0.0 if k < warmup else 1 - rates[k] ** shape.q
+        effect = 1.0
+        if shape.kernel:
+            distance = travelled - rates[:k].sum()
+            effect = 1 - (1 + 0.11 * max(rates[k], MIN_LR_FRACTION) ** -0.64 * distance) ** -0.58
+        done += (fallen - before) * effect
+        before = fallen
+    return done
+
+
+def slow_rows(shape: LawVariant, curve: LossCurve, updates: list[int]) -> Callable[[float], Floats]:
+    """alpha -> what (L0, a, B, m) are multiplied with after each of `updates`."""
+    whole = (curve.rates**shape.p).sum()
+    share = np.array([(curve.rates[:t] ** shape.p).sum() / whole for t in updates])
+    done = np.array([slow_anneal(shape, curve.rates, curve.warmup, t) for t in updates])
+    cost = np.array([0.0 if curve.repetition is None else curve.repetition[t] for t in updates])
+    return lambda alpha: np.stack((np.ones(len(updates)), share**-alpha, -done, cost), axis=1)
+
+
+def slow_final(curve: LossCurve) -> tuple[float, float, float, float]:
+    """Mean, sd, and the 10 % and 90 % points: losses seen and to come as one Gaussian, conditioned on those seen."""
+    used = curve.usable()
+    steps, seen = [int(t) for t in curve.steps[used]], curve.losses[used]
+    noise = annealing.MISFIT**2 * max(len(steps) / 25, 1) + max(curve.sigma**2 - annealing.MISFIT**2, 0)
+    parts = []
+    for shape in LAW_VARIANTS:
+        (a, a_sd), (b, b_sd) = shape.alpha, shape.drop
+        weight = np.exp(-0.5 * ((ALPHAS - a) / a_sd) ** 2)
+        rows_at = slow_rows(shape, curve, [*steps, len(curve.rates)])
+        for alpha, own in zip(ALPHAS, weight / weight.sum()):
+            rows = rows_at(float(alpha))
+            mean = rows @ [2.5, 0.25, b + shape.rho * b_sd * (alpha - a) / a_sd, 1.0]
+            spread = np.diag([25.0, 1.0, b_sd**2 * (1 - shape.rho**2), 0.53**2])
+            joint = rows @ spread @ rows.T
+            within = joint[:-1, :-1] + noise * np.eye(len(seen))
+            gain = np.linalg.solve(within, joint[:-1, -1])
+            rest = seen - mean[:-1]
+            log = -0.5 * (rest @ np.linalg.solve(within, rest) + np.linalg.slogdet(within)[1])
+            variance = joint[-1, -1] - gain @ joint[:-1, -1] + annealing.FLOOR**2
+            parts.append((math.log(own) + log, mean[-1] + gain @ rest, math.sqrt(variance)))
+    logs, means, sds = (np.array(x) for x in zip(*parts))
+    weights = np.exp(logs - logs.max()) / np.exp(logs - logs.max()).sum()
+    mean = float(weights @ means)
+    sd = math.sqrt(weights @ (sds**2 + means**2) - mean**2)
+    return mean, sd, slow_point(weights, means, sds, 0.1), slow_point(weights, means, sds, 0.9)
+
+
+def slow_point(weights: Floats, means: Floats, sds: Floats, level: float) -> float:
+    low, high = means.min() - 9 * sds.max(), means.max() + 9 * sds.max()
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = sum(w * (1 + math.erf((middle - m) / s / math.sqrt(2))) / 2 for w, m, s in zip(weights, means, sds))
+        low, high = (middle, high) if below < level else (low, middle)
+    return float(low)
+
+
+@pytest.fixture
+def run() -> LossCurve:
+    """A usual cosine run of 20,000 updates without noise."""
+    course, steps = ScheduleIntegral.from_lr_fractions(cosine(20_000, 500), 500), np.arange(500, 20_001, 500)
+    at = steps.astype(np.float64)
+    losses = 2.9 + 0.3 * (course.cumulative_lr(0.25, at) / course.cumulative_lr(0.25, at[-1:])) ** -0.5
+    losses -= 0.12 * course.annealing_progress(1.0, True, at)
+    return LossCurve(steps=steps, losses=losses, rates=cosine(20_000, 500), warmup=500)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("shape", LAW_VARIANTS[:2], ids=["delayed", "at once"])
+def test_anneal_is_the_sum_over_all_updates(name: str, shape: LawVariant) -> None:
+    rates, warmup = SCHEDULES[name]
+    course = ScheduleIntegral.from_lr_fractions(rates, warmup)
+    at = [1, len(rates) // 3, int(0.62 * len(rates)), len(rates) - 1, len(rates)]
+    fast = course.annealing_progress(shape.q, shape.kernel, np.array(at, np.float64))
+    np.testing.assert_allclose(fast, [slow_anneal(shape, rates, warmup, t) for t in at], atol=2e-3)
+
+
+def test_long_schedule_is_as_good_as_all_its_updates() -> None:
+    rates = cosine(50_000, 2000)
+    for kernel, q in ((True, 1.0), (False, 0.85)):
+        coarse = ScheduleIntegral.from_lr_fractions(rates, 2000)
+        exact = ScheduleIntegral(np.arange(50_001, dtype=np.float64), rates, 2000)
+        at = np.linspace(3000, 50_000, 40).round()
+        np.testing.assert_allclose(coarse.cumulative_lr(0.5, at), exact.cumulative_lr(0.5, at), rtol=1e-4)
+        # a thousandth of the drop is a ten-thousandth of a nat
+        np.testing.assert_allclose(
+            coarse.annealing_progress(q, kernel, at), exact.annealing_progress(q, kernel, at), atol=1e-3
+        )
+
+
+def test_many_places_are_filled_in_between_a_few() -> None:
+    course = ScheduleIntegral.from_lr_fractions(cosine(20_000), 0)
+    at = np.arange(20_000, dtype=np.float64)
+    np.testing.assert_allclose(
+        course.annealing_progress(1.0, True, at)[::97], course.annealing_progress(1.0, True, at[::97]), atol=1.5e-3
+    )
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("sigma", [0.003, 0.02])
+def test_forecast_is_the_conditional_of_one_joint_gaussian(repeated: bool, sigma: float) -> None:
+    curve = upto(drawn(np.random.default_rng(1), cosine(300, 10), 10, LAW_VARIANTS[0], 0.004), 0.8)
+    cost = np.maximum(np.arange(301) / 100 - 1, 0) ** 0.7 * 0.02 if repeated else None
+    curve = replace(curve, sigma=sigma, repetition=cost)
+    found = fit(curve).final_loss()
+    mean, sd, low, high = slow_final(curve)
+    assert found.mean == pytest.approx(mean, abs=2e-4)
+    assert found.sd == pytest.approx(sd, rel=0.02)
+    assert (found.low80, found.high80) == pytest.approx((low, high), abs=3e-4)
+
+
+def test_intervals_of_a_mixture_hold_what_they_say() -> None:
+    random = np.random.default_rng(0)
+    weights, means, sds = np.array([0.5, 0.3, 0.2]), np.array([3.0, 3.1, 3.5]), np.array([0.02, 0.05, 0.01])
+    kind = random.choice(3, 200_000, p=weights)
+    samples = random.normal(means[kind], sds[kind])
+    found = mixture_forecast(weights, means, sds)
+    assert (found.mean, found.sd) == pytest.approx((samples.mean(), samples.std()), abs=2e-3)
+    assert found[2:] == pytest.approx(np.quantile(samples, (0.1, 0.9, 0.025, 0.975)), abs=2e-3)
+
+
+@pytest.mark.parametrize(("share", "bound"), [(0.5, 0.012), (0.7, 0.007)])
+def test_runs_drawn_from_the_law_lie_in_the_intervals_as_often_as_they_say(share: float, bound: float) -> None:
+    random = np.random.default_rng(5)
+    inside80, inside95, errors = [], [], []
+    for i in range(120):
+        whole = drawn(random, cosine(4000, 100), 100, LAW_VARIANTS[i % 6], 0.003)
+        found = fit(upto(whole, share)).final_loss()
+        end = whole.losses[-1]
+        inside80.append(found.low80 <= end <= found.high80)
+        inside95.append(found.low95 <= end <= found.high95)
+        errors.append(abs(found.mean - end))
+    assert 0.70 <= np.mean(inside80) <= 0.92
+    assert np.mean(inside95) >= 0.90
+    assert np.mean(errors) < bound
+
+
+def test_drop_is_found_once_the_rate_has_fallen() -> None:
+    random, rates = np.random.default_rng(2), trapezoid(5000, 1500)
+    course = ScheduleIntegral.from_lr_fractions(rates, 0)
+    steps = np.arange(100, 5001, 100)
+    at = steps.astype(np.float64)
+    share = course.cumulative_lr(0.25, at) / 5000
+    losses = 3 + 0.25 * share**-0.5 - 0.17 * course.annealing_progress(1.0, True, at) + random.normal(0, 5e-4, len(at))
+    whole = LossCurve(steps=steps, losses=losses, rates=rates)
+    before, after = fit(upto(whole, 0.6)).annealing_gain, fit(whole, shapes=LAW_VARIANTS[2:3]).annealing_gain
+    assert before == pytest.approx((LAW_VARIANTS[2].drop[0], 0.025), abs=0.02)  # the prior's
+    assert after[0] == pytest.approx(0.17, abs=0.012)
+    assert after[1] < 0.6 * before[1]
+
+
+def test_length_in_updates_does_not_matter_where_nothing_is_delayed() -> None:
+    at_once = [shape for shape in LAW_VARIANTS if not shape.kernel]
+    short = upto(drawn(np.random.default_rng(4), cosine(4000), 0, at_once[1], 0.003), 0.6)
+    long = replace(short, steps=short.steps * 25, rates=np.repeat(short.rates, 25))
+    assert fit(long, shapes=at_once).final_loss() == pytest.approx(fit(short, shapes=at_once).final_loss(), abs=5e-4)
+
+
+def test_a_million_updates_are_forecast_like_their_blocks() -> None:
+    whole = drawn(np.random.default_rng(8), cosine(1_000_000, 2000), 2000, LAW_VARIANTS[2])
+    assert abs(fit(upto(whole, 0.7)).final_loss().mean - whole.losses[-1]) < 0.01
+
+
+def test_level_of_the_losses_goes_through(run: LossCurve) -> None:
+    seen = upto(run, 0.5)
+    higher = replace(seen, losses=seen.losses + 0.5)
+    assert fit(higher).final_loss().mean - fit(seen).final_loss().mean == pytest.approx(0.5, abs=2e-3)
+
+
+def test_order_of_the_shapes_does_not_matter(run: LossCurve) -> None:
+    seen = upto(run, 0.5)
+    assert fit(seen, shapes=LAW_VARIANTS[::-1]).final_loss() == pytest.approx(fit(seen).final_loss(), abs=1e-9)
+
+
+def test_many_evaluations_are_forecast_like_means_of_neighbours(run: LossCurve) -> None:
+    steps = np.arange(10, 14_000, 10)
+    dense = replace(run, steps=steps, losses=np.interp(steps, run.steps, run.losses))
+    sparse = replace(dense, steps=steps[9::10], losses=dense.losses[9::10])
+    assert fit(dense).final_loss().mean == pytest.approx(fit(sparse).final_loss().mean, abs=2e-3)
+
+
+def test_many_noisy_evaluations_say_more_than_few(run: LossCurve) -> None:
+    spreads = []
+    for every in (200, 20, 2):
+        steps = np.arange(every, 10_000, every)
+        dense = replace(run, steps=steps, losses=np.interp(steps, run.steps, run.losses), sigma=0.2)
+        spreads.append(fit(dense).final_loss().sd)
+    assert spreads[1] < 0.8 * spreads[0]
+    assert spreads[2] < 0.8 * spreads[1]
+
+
+def test_without_a_curve_the_prior_stands() -> None:
+    nothing = LossCurve(steps=np.zeros(0, np.int64), losses=np.zeros(0), rates=cosine(1000))
+    found = fit(nothing, gaussian_forecast(3.2, 0.05)).final_loss()
+    assert (found.mean, found.sd) == pytest.approx((3.2, 0.05), abs=2e-3)
+    assert (found.low80, found.high95) == pytest.approx((3.2 - 1.28 * 0.05, 3.2 + 1.96 * 0.05), abs=4e-3)
+
+
+def test_prior_gives_way_as_the_run_goes_on(run: LossCurve) -> None:
+    wrong = gaussian_forecast(run.losses[-1] + 0.2, 0.05)
+    errors = [fit(upto(run, share), wrong).final_loss().mean - run.losses[-1] for share in (0.02, 0.2, 0.5, 1.0)]
+    assert errors[0] > 0.15
+    assert 0.15 > errors[1] > 0.001
+    assert abs(errors[2]) < 0.02
+    assert abs(errors[3]) < 0.003
+
+
+def test_prior_of_no_certainty_changes_nothing_and_a_certain_one_is_believed(run: LossCurve) -> None:
+    seen = upto(run, 0.4)
+    assert fit(seen, gaussian_forecast(9.0, 1e4)).final_loss() == pytest.approx(fit(seen).final_loss(), abs=1e-4)
+    assert fit(seen, gaussian_forecast(run.losses[-1] + 0.01, 1e-5)).final_loss().mean == pytest.approx(
+        run.losses[-1] + 0.01, abs=1e-3
+    )
+
+
+def test_too_little_to_go_on_is_said(run: LossCurve) -> None:
+    early = replace(run, steps=np.array([0, 1, 400]), losses=np.array([10.8, 10.7, 5.0]))
+    with pytest.raises(ValueError, match="usable evaluations"):
+        fit(early)
+    with pytest.raises(ValueError, match="usable evaluations"):
+        fit(replace(run, losses=np.full(len(run.steps), np.nan)))
+
+
+def test_losses_that_are_no_numbers_are_left_out(run: LossCurve) -> None:
+    seen = upto(run, 0.6)
+    broken = seen.losses.copy()
+    broken[[5, 9]] = np.nan, np.inf
+    kept = np.isfinite(broken)
+    clean = replace(seen, steps=seen.steps[kept], losses=seen.losses[kept])
+    assert fit(replace(seen, losses=broken)).final_loss() == fit(clean).final_loss()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"losses": np.ones(3)},
+        {"rates": np.ones(0)},
+        {"repetition": np.ones(7)},
+        {"steps": np.arange(40)[::-1]},
+    ],
+)
+def test_curve_whose_parts_do_not_go_together_is_refused(run: LossCurve, wrong: dict[str, NDArray[np.generic]]) -> None:
+    with pytest.raises(ValueError, match="curve"):
+        replace(run, **wrong)
+
+
+def test_end_of_the_fan_is_the_forecast(run: LossCurve) -> None:
+    found = fit(upto(run, 0.5), gaussian_forecast(3.0, 0.1))
+    mean, sd = found.predict([5_000, 20_000])
+    assert (mean[1], sd[1]) == pytest.approx(found.final_loss()[:2], rel=1e-9)
+    assert sd[0] < sd[1]
+    assert mean[0] == pytest.approx(np.interp(5_000, run.steps, run.losses), abs=0.005)
+
+
+def test_longer_runs_end_lower_and_lower_rates_too(run: LossCurve) -> None:
+    found = fit(upto(run, 0.5))
+    lengths = [found.final_loss(cosine(total, 500)).mean for total in (12_000, 20_000, 30_000, 60_000)]
+    assert np.all(np.diff(lengths) < 0)
+    ends = [found.final_loss(cosine(20_000, 500, end)).mean for end in (0.5, 0.3, 0.1, 0.03)]
+    assert np.all(np.diff(ends) < 0)
+
+
+def test_what_is_done_does_not_depend_on_what_comes(run: LossCurve) -> None:
+    found = fit(upto(run, 0.5))
+    longer = np.concatenate((run.rates[:10_000], np.linspace(run.rates[9_999], 0, 25_000)))
+    for planned, other in zip(found.predict([4_000, 9_000]), found.predict([4_000, 9_000], longer)):
+        assert planned == pytest.approx(other, abs=2e-4)
+
+
+def test_stopping_now_and_annealing_is_between_now_and_the_end(run: LossCurve) -> None:
+    found = fit(upto(run, 0.5))
+    fall = np.linspace(1, 0.1, 1000) * run.rates[9_999] / 1.0
+    branch = found.final_loss(np.concatenate((run.rates[:10_000], fall)))
+    now = found.predict([10_000])[0][0]
+    assert found.final_loss().mean < branch.mean < now
+    left = found.remaining_annealing_gain(10_000, np.concatenate((run.rates[:10_000], fall)))
+    assert 0 < left[0] < found.annealing_gain[0]
+
+
+def test_what_annealing_still_takes_off_ends_at_nothing(run: LossCurve) -> None:
+    found = fit(upto(run, 0.5))
+    left = [found.remaining_annealing_gain(step)[0] for step in (600, 5_000, 10_000, 20_000)]
+    assert left == sorted(left, reverse=True)
+    assert left[-1] == 0
+    assert left[0] == pytest.approx(0.9 * found.annealing_gain[0], rel=0.15)
+
+
+def test_repetition_is_learned_and_goes_on(run: LossCurve) -> None:
+    cost = 0.05 * np.maximum(np.arange(20_001) / 5_000 - 1, 0) ** 0.683
+    for times in (0.6, 1.0, 1.4):
+        whole = replace(run, losses=run.losses + times * cost[run.steps], repetition=cost)
+        with_cost = fit(upto(whole, 0.7)).final_loss()
+        without = fit(replace(upto(whole, 0.7), repetition=None)).final_loss()
+        assert abs(with_cost.mean - whole.losses[-1]) < 0.012
+        assert abs(with_cost.mean - whole.losses[-1]) < abs(without.mean - whole.losses[-1])
+        assert with_cost.low80 <= whole.losses[-1] <= with_cost.high80
+
+
+def test_unlearned_repetition_widens_the_interval(run: LossCurve) -> None:
+    cost = 0.1 * np.maximum(np.arange(20_001) / 12_000 - 1, 0)  # none yet at half of the run
+    known, unknown = fit(upto(run, 0.5)).final_loss(), fit(replace(upto(run, 0.5), repetition=cost)).final_loss()
+    assert unknown.mean - known.mean == pytest.approx(cost[-1], abs=2e-3)
+    assert unknown.sd == pytest.approx(math.hypot(known.sd, 0.53 * cost[-1]), rel=0.03)
+
+
+def test_repetition_goes_on_beyond_the_planned_end(run: LossCurve) -> None:
+    cost = 1e-5 * np.arange(20_001)
+    found = fit(replace(run, repetition=cost), gaussian_forecast(3.0, 1.0))
+    longer = cosine(30_000, 500)
+    assert found.final_loss(longer).mean == pytest.approx(
+        found.final_loss(longer, 1e-5 * np.arange(30_001)).mean, abs=1e-6
+    )

@@ -1,0 +1,108 @@
+"""What is known before a run, and the owner's log with and without it."""
+
+import math
+
+import numpy as np
+import pytest
+
+from jaxgpt.budget import scaling_law
+from jaxgpt.budget.scaling_law import CORPORA
+from jaxgpt.config import Optim, schedule
+from jaxgpt.diagnose.context import RunContext
+from jaxgpt.diagnose.forecast import annealing, prior
+from jaxgpt.diagnose.forecast.annealing import fit
+from jaxgpt.logs.history import Evaluation, History
+
+OWNERS_LOG = (
+    (0, 10.87),
+    (2000, 4.03),
+    (5000, 3.76),
+    (8000, 3.65),
+    (11000, 3.61),
+    (13500, 3.57),
+    (14500, 3.569),
+)
+
+
+def context(warmup: int = 2000, **changed: object) -> RunContext:
+    """The owner's run: 20,000 steps of half a million tokens of FineWeb."""
+    optim = Optim(learning_rate=1e-3, min_lr=1e-4, warmup_steps=warmup)
+    values: dict[str, object] = {
+        "total_steps": 20_000,
+        "optim": optim,
+        "lr_fractions": np.array([schedule.learning_rate(optim, 20_000, i) for i in range(20_000)]) / 1e-3,
+        "corpus": CORPORA["fineweb"],
+        "tokens_per_step": 524_288.0,
+        "eval_tokens": 200.0 * 16 * 1024,
+        "unique_tokens": 3.68e9,
+        "parameters": 40.56e6,
+        "vocab_size": 50_304,
+    }
+    return RunContext(**(values | changed))  # type: ignore[arg-type]
+
+
+def history(points: tuple[tuple[int, float], ...] = OWNERS_LOG) -> History:
+    return History(
+        source="log", format="nanogpt", evaluations=tuple(Evaluation(step=step, val=val) for step, val in points)
+    )
+
+
+@pytest.mark.parametrize("warmup", [200, 1000, 2000])
+@pytest.mark.parametrize("digits", [2, 3])
+def test_owners_run_ends_where_the_law_and_its_log_say(warmup: int, digits: int) -> None:
+    points = tuple((step, round(val, digits)) for step, val in OWNERS_LOG)
+    known = context(warmup)
+    curve = prior.loss_curve(history(points), known)
+    for found in (fit(curve).final_loss(), fit(curve, prior.scaling_law_prior(known)).final_loss()):
+        assert 3.50 <= found.mean <= 3.56
+        assert 0.008 <= found.sd <= 0.02
+
+
+@pytest.mark.parametrize("last", [8_000, 11_000])
+def test_owners_run_was_forecast_early(last: int) -> None:
+    found = prior.posterior(history(tuple(p for p in OWNERS_LOG if p[0] <= last)), context())
+    assert found is not None
+    assert 3.50 <= found.final_loss().mean <= 3.56
+    assert found.final_loss().low80 <= 3.53 <= found.final_loss().high80
+
+
+def test_prior_is_the_planners_law() -> None:
+    found = prior.scaling_law_prior(context())
+    assert found is not None
+    assert found.mean == pytest.approx(3.530, abs=0.002)
+    assert found.sd == pytest.approx(math.hypot(scaling_law.SAME_RECIPE, 0.01, 0.7 * 0.0025), abs=1e-4)
+    shorter = prior.scaling_law_prior(context(), 10_000)
+    assert shorter is not None
+    assert shorter.mean > found.mean
+    assert prior.scaling_law_prior(context(parameters=None)) is None
+    assert prior.scaling_law_prior(context(tokens_per_step=None)) is None
+
+
+def test_repetition_of_a_setting_is_the_planners() -> None:
+    cost = prior.repetition_costs(context())
+    assert cost is not None
+    assert len(cost) == 20_001
+    assert cost[7_000] == 0
+    for step in (7_100, 13_500, 20_000):
+        assert cost[step] == pytest.approx(scaling_law.repetition_cost(40.56e6, step * 524_288.0, 3.68e9))
+    assert prior.repetition_costs(context(unique_tokens=None)) is None
+    assert prior.repetition_costs(context(unique_tokens=1e12)) is None
+
+
+def test_noise_of_an_evaluation_goes_with_its_tokens() -> None:
+    assert prior.evaluation_error(context()) == pytest.approx(0.0176, abs=1e-4)
+    assert prior.evaluation_error(context(eval_tokens=4 * 200 * 16 * 1024.0)) == pytest.approx(0.0088, abs=1e-4)
+    assert prior.evaluation_error(context(fixed_eval_set=True)) == annealing.MISFIT
+
+
+def test_log_without_a_loss_leaves_the_prior_and_without_both_nothing() -> None:
+    alone = prior.posterior(history(((0, 10.9),)), context())
+    assert alone is not None
+    assert alone.final_loss().mean == pytest.approx(3.530, abs=0.003)
+    assert prior.posterior(history(((0, 10.9),)), context(parameters=None)) is None
+
+
+def test_evaluation_that_stands_twice_counts_once() -> None:
+    curve = prior.loss_curve(history(((0, 10.9), (500, 5.0), (500, 4.9), (1000, math.nan))), context())
+    assert curve.steps.tolist() == [0, 500]
+    assert curve.losses.tolist() == [10.9, 4.9]

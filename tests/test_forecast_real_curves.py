@@ -1,0 +1,58 @@
+"""Verdicts on real curves whose number of epochs is known. `docs/diagnose.md` has the figures and the misses.
+
+The thresholds are those of the study that recovered these curves; none was changed after looking at a single one.
+"""
+
+from pathlib import Path
+
+import pytest
+from helpers import recorded
+from helpers.recorded import Known
+
+from jaxgpt.diagnose.checks import run_checks
+
+HALF, END = 0.5, 1.0
+
+
+@pytest.fixture(scope="module")
+def known(shared: Path) -> list[Known]:
+    return recorded.read(shared / "forecast" / "curves")
+
+
+def status(curve: Known, share: float, finding: str = "overfitting") -> str:
+    seen = curve.until(share)
+    judged = run_checks(seen.history, seen.context, recorded.posterior(seen.history, seen.context))
+    return next(found.status for found in judged if found.id == finding)
+
+
+@pytest.mark.parametrize("share", [HALF, END])
+def test_no_run_of_few_epochs_is_called_overfitted(known: list[Known], share: float) -> None:
+    few = [curve for curve in known if curve.epochs < 4.1]
+    assert len(few) >= 20
+    called = [
+        (curve.name, v)
+        for curve in few
+        for v in ("overfitting", "severe-overfitting")
+        if status(curve, share, v) == "confirmed"
+    ]
+    assert called == []
+
+
+def test_many_epochs_are_found_by_half_time(known: list[Known]) -> None:
+    many = [curve for curve in known if curve.epochs > 13 and curve.ratio >= 0.3 and not curve.spiky]
+    assert len(many) >= 3
+    assert [curve.name for curve in many if status(curve, HALF) != "confirmed"] == []
+    assert [curve.name for curve in many if status(curve, END, "severe-overfitting") != "confirmed"] == []
+
+
+def test_seven_epochs_are_found_by_the_end(known: list[Known]) -> None:
+    seven = [curve for curve in known if 6 < curve.epochs < 8 and curve.ratio >= 0.3 and not curve.spiky]
+    assert seven
+    assert [curve.name for curve in seven if status(curve, END) != "confirmed"] == []
+
+
+def test_what_is_missed_is_missed_for_a_reason(known: list[Known]) -> None:
+    """The 8.7B runs fell from divergences all through their first epoch, so that their gap began wide and closed."""
+    many = [curve for curve in known if curve.epochs > 6 and curve.ratio >= 0.3]
+    missed = [curve.name for curve in many if status(curve, END) != "confirmed"]
+    assert missed == ["db_8b7_14ep", "db_8b7_7ep"]

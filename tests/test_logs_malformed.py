@@ -1,0 +1,234 @@
+"""Logs with a history of their own: prefixes, encodings, seams, torn lines, sizes; and files that are no log."""
+
+import os
+from pathlib import Path
+
+import fuzz_logs
+import pytest
+from helpers import logsamples
+from helpers.logsamples import loss
+
+from jaxgpt import errors, logs
+from jaxgpt.errors import DataError
+from jaxgpt.logs import collector, lines
+
+PLAIN = logsamples.NANOGPT_HEAD + logsamples.nanogpt()
+PREFIXES = ["2024-05-01 12:00:00,123 INFO ", "[rank0]: ", "wandb: ", "0: ", "[2024-05-01T12:00:00Z] gpu-1 | ", "\t"]
+
+
+def same(text: str, like: str = PLAIN) -> None:
+    """Both are read alike."""
+    found, wanted = logs.read_text(text, "log"), logs.read_text(like, "log")
+    assert (found.format, found.steps, found.evaluations) == (wanted.format, wanted.steps, wanted.evaluations)
+    assert (found.metadata, found.starts) == (wanted.metadata, wanted.starts)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("name", [name for name in logsamples.ALL if name != "table"])
+def test_any_prefix(name: str, prefix: str) -> None:
+    text = logsamples.ALL[name]
+    if name == "modded":  # its log is a file, whose source is not prefixed
+        text = text[text.index("step:0") :]
+    same("".join(prefix + line + "\n" for line in text.splitlines()), text)
+
+
+@pytest.mark.parametrize("name", logsamples.ALL)
+def test_windows_line_ends_and_a_last_line_without_end(name: str) -> None:
+    text = logsamples.ALL[name]
+    same(text.replace("\n", "\r\n"), text)
+    same(text.removesuffix("\n"), text)
+    same("\ufeff" + text, text)
+
+
+def test_colours_and_bars_that_redraw_their_line() -> None:
+    coloured = PLAIN.replace("iter ", "\x1b[1;32miter \x1b[0m").replace("loss ", "loss \x1b[31m")
+    same(coloured.replace(", time", "\x1b[0m, time"))
+    bars = "\n".join(f"  3%|▎ | 1/30\r 97%|█▉| 29/30\r\x1b[K{line}" for line in PLAIN.splitlines())
+    same(bars)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_encodings(encoding: str, tmp_path: Path) -> None:
+    data = PLAIN.encode(encoding)
+    (tmp_path / "log").write_bytes(b"\xfe\xff" + data if encoding == "utf-16-be" else data)
+    found = logs.read(tmp_path / "log")
+    assert found.steps == logs.read_text(PLAIN, "log").steps
+    assert list(found.lines) == PLAIN.splitlines()
+
+
+def test_garbage_between_and_a_torn_last_line(tmp_path: Path) -> None:
+    body = [line.encode() for line in PLAIN.splitlines()]
+    body[40:40] = [bytes(range(256)).replace(b"\n", b""), b"\xff" * 100_000, b"Traceback (most recent call last):"]
+    (tmp_path / "log").write_bytes(b"\n".join(body) + b"\niter 1010: loss 3.2, ti")
+    found, wanted = logs.read(tmp_path / "log"), logs.read_text(PLAIN, "log")
+    assert [step._replace(line=0) for step in found.steps[:-1]] == [step._replace(line=0) for step in wanted.steps]
+    assert found.steps[-1][:3] == (1010, 3.2, None)
+    assert found.lines[found.steps[30].line - 1].startswith(f"iter {found.steps[30].step}:")
+
+
+def test_of_several_runs_the_last_one_is_taken() -> None:
+    first = "Overriding: dropout = 0.2\ntokens per iteration will be: 1,024\n" + logsamples.nanogpt(0, 300, 100)
+    last = "Overriding: max_iters = 50\ntokens per iteration will be: 2,048\n" + logsamples.nanogpt(0, 40, 20)
+    found = logs.read_text(first + last, "log")
+    assert (found.steps_done, found.starts, found.replays) == (41, (0,), ())
+    assert (found.metadata.tokens_per_step, found.metadata.total_steps) == (2048, 50)
+    assert "dropout" not in found.metadata.hyperparameters
+    assert found.notes == ("the file holds 2 runs; the last one is taken",)
+
+
+def test_a_seam_without_a_word_of_a_start() -> None:
+    text = logsamples.nanogpt(0, 740, 10_000) + logsamples.nanogpt(600, 900, 10_000)
+    found = logs.read_text(text, "log")
+    assert [(seam.first, seam.last) for seam in found.replays] == [(600, 740)]
+    assert found.starts == (0, 600)
+    assert [step.step for step in found.steps] == list(range(0, 901, 10))
+
+
+def test_a_single_line_out_of_order_is_no_seam() -> None:
+    text = (
+        logsamples.nanogpt(0, 200, 10_000) + "iter 55: loss 4.0, time 5.00ms\n" + logsamples.nanogpt(210, 300, 10_000)
+    )
+    found = logs.read_text(text, "log")
+    assert [step.step for step in found.steps] == sorted([*range(0, 301, 10), 55])
+    assert (found.replays, found.starts) == ((), (0,))
+    assert "out of order" in found.notes[0]
+
+
+def test_lines_of_every_process_count_once() -> None:
+    ordered = "".join(f"[rank0]: {line}\n[rank1]: {line}\n" for line in PLAIN.splitlines())
+    assert len(logs.read_text(ordered, "log").steps) == 101
+    assert logs.read_text(ordered, "log").replays == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "iter 1000000000000000000000000000000: loss 3.1, time 5.00ms",
+        "iter 5: loss 1e400, time 1e400ms",
+        "iter 5: loss 3.1, time -5.00ms",
+        "iter 5: loss ٣, time 5.00ms",
+        "step 99999999999: train loss 1, val loss 2",
+        '{"kind": "step", "step": 1e400, "loss": 1}',
+        '{"kind": "step", "step": ' + "9" * 5000 + "}",
+        '{"kind": "step", "step": true, "seconds": {}}',
+        '{"kind": "start", "config": {"optim": 5}}',
+        '{"kind": "start", "config": {"data": {"micro_batch": 1e300}}}',
+        '{"kind": "eval", "step": 2, "val_loss": [1]}',
+        "[" * 100_000,
+        "s:3 trl:nan lr:1e999 norm:-inf",
+        "step:3/0 val_loss:nan train_time:nanms",
+    ],
+)
+def test_absurd_numbers_are_left_out(line: str) -> None:
+    for text in (PLAIN, logsamples.ALL["jaxgpt"], logsamples.llmc(), logsamples.modded()):
+        before = logs.read_text(text, "log")
+        found = logs.read_text(text + line + "\n", "log")
+        assert found.format == before.format
+        assert found.steps_done == before.steps_done
+        assert all(step.seconds is None or 0 < step.seconds < 86_400 for step in found.steps)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_tables(separator: str) -> None:
+    found = logs.read_text(logsamples.table(separator), "log")
+    assert (found.format, found.metadata.tokens_per_step) == ("table", 524_288)
+    assert [e.step for e in found.evaluations] == list(range(0, 2001, 100))
+    assert found.evaluations[1].train == pytest.approx(loss(100), abs=1e-4)
+    assert (found.evaluations[2].train, found.steps[2].loss) == (None, None)
+    assert found.steps[2].learning_rate == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("iter,loss,val\n10,3.5,3.6\n20,3.4,3.5\n", [(10, 3.6, 3.5), (20, 3.5, 3.4)]),
+        ("val_loss,step\n3.6,10\n,20\n3.4,30\n", [(10, 3.6, None), (30, 3.4, None)]),
+        (
+            '"Step","run-1 - val/loss","run-1 - val/loss__MIN"\n10,3.6,3.6\n20,3.5,3.5\n',
+            [(10, 3.6, None), (20, 3.5, None)],
+        ),
+        ("# comment\n\nIteration;Validation Loss\n10;3,6\n1000;3,5\n", [(10, 3.6, None), (1000, 3.5, None)]),
+        ("tokens,val_loss\n524288000,3.6\n1048576000,3.5\n", [(1000, 3.6, None), (2000, 3.5, None)]),
+        ("step,val_loss\n30,3.4\n20,3.5\n10,3.6\n", [(10, 3.6, None), (20, 3.5, None), (30, 3.4, None)]),
+        ("step,val_loss\n10,3.6\nx,y\n20,nan\n1e30,3\n-5,3\n", [(10, 3.6, None)]),
+        (logsamples.MARKDOWN, [(12_000, 3.5935, 3.61), (13_500, 3.57, None), (14_500, 3.5696, 3.6415)]),
+    ],
+)
+def test_tables_of_other_hands(text: str, expected: list[tuple[int, float, float | None]]) -> None:
+    found = logs.read_text(text, "log")
+    assert [(e.step, e.val, e.train) for e in found.evaluations if e.val == e.val] == expected
+    assert found.format == "table"
+
+
+def test_tokens_turn_into_steps_of_the_batch_that_is_given(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("tokens,val_loss\n1000000,3.6\n2000000,3.5\n")
+    assert [e.step for e in logs.read(tmp_path / "log", batch_tokens=1000.0).evaluations] == [1000, 2000]
+    found = logs.read(tmp_path / "log")
+    assert found.metadata.counted_from_tokens
+    assert "--batch-tokens" in found.notes[0]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "hello\nworld\n", "\x00\x01\x02", "a,b\n1,2\n", "{}", "step,val_loss\n"])
+def test_no_known_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log").write_text(text)
+    assert errors.run(lambda argv: void(logs.read(argv[0])), [str(tmp_path / "log")]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"error[D041]: the log '{tmp_path}/log' ")
+    assert ("is empty" in said) is (text == "")
+    for name in ("log.jsonl", "nanoGPT", "llm.c", "modded-nanogpt", "nanochat", "build-nanogpt", "step,tokens,lr"):
+        assert name in said
+
+
+def void(_: object) -> None:
+    pass
+
+
+def test_places_that_are_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.log").write_text(PLAIN)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.txt").write_text(PLAIN)
+    os.mkfifo(tmp_path / "pipe")
+    expected = {"trian.log": ("D043", "train.log"), "nothing": ("D043", ""), "other": ("D044", "other/a.txt")}
+    for path, (code, hint) in (expected | {"pipe": ("D045", ""), "": ("D044", "train.log")}).items():
+        with pytest.raises(DataError) as caught:
+            logs.read(path)
+        assert caught.value.code == code
+        assert hint in caught.value.help
+    with pytest.raises(DataError, match="no column 'step' or 'tokens'") as caught:
+        logs.read_text("epoch,val_loss\n1,3.5\n", "log")
+    assert caught.value.code == "D042"
+
+
+def test_a_large_file_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as in memory, line by line, with chunks that end anywhere."""
+    text = "\r\n".join([*PLAIN.splitlines(), "é" * 1000, "\xff", "iter 1010: loss 3.1, time 5.00ms"])
+    path = tmp_path / "log"
+    path.write_bytes(text.encode())
+    whole = logs.read(path)
+    monkeypatch.setattr(lines, "IN_MEMORY", 1000)
+    monkeypatch.setattr(lines, "MARK_EVERY", 7)
+    for chunk in (1, 7, 64, 100_000):
+        monkeypatch.setattr(lines, "CHUNK", chunk)
+        found = logs.read(path)
+        assert isinstance(found.lines, lines.FileLines)
+        assert list(found.lines) == list(whole.lines) == [found.lines[i] for i in range(len(found.lines))]
+        assert (found.steps, found.evaluations) == (whole.steps, whole.evaluations)
+    assert found.lines[-1] == whole.lines[-1]
+    assert found.lines[3:5] == list(whole.lines[3:5])
+    monkeypatch.setattr(lines, "LONGEST", 50)
+    path.write_bytes(b"x" * 1000 + b"\n" + text.encode())
+    assert len(next(iter(logs.read(path).lines))) == 50
+
+
+def test_records_beyond_what_is_kept_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "MOST_RECORDS", 50)
+    found = logs.read_text(PLAIN, "log")
+    assert 25 <= len(found.steps) <= 50
+    assert (found.steps[0].step, found.steps_done) == (0, 1001)
+    assert "dropped" in found.notes[0]
+
+
+def test_mutated_lines_never_do_worse_than_a_typed_error() -> None:
+    found = fuzz_logs.run(20_000, seed=3, say=print)
+    assert set(logsamples.ALL) | {"D041"} <= set(found)

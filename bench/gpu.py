@@ -4,7 +4,7 @@
     python bench/gpu.py --tiny                                                 the same road on a CPU
 
 The parts, each in a process of its own so that none holds the device while another runs: the doctor; `numerics` (tests
-of the update on this device against the definition); `transfer.py` (batches with and without dma_map, slots poisoned
+of the update on this device against the definition); `transfer.py` (batches with and without dma_map, buffers poisoned
 on release); `start.py` (the reference run through `train`, cold and warm); `step.py` (configs × micro-batches, and its
 A/B sides); `attention.py` (kernels beside each other); `step.py --fit` (largest micro-batch); `sample.py`;
 `vs_nanogpt.py` if a checkout of nanoGPT is named. Raw figures of all go to the JSON file after each part, with device,
@@ -29,7 +29,7 @@ import common
 from cuda_options import SWITCHES
 from rivals import Order, check
 
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.errors import ConfigError
 
 HERE = Path(__file__).parent
@@ -157,7 +157,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--tiny", action="store_true", help="small models: shows that the script runs anywhere")
     options = parser.parse_args(argv)
     if options.nanogpt:
-        check(Order("nanogpt", load("fineweb40m").to_dict(), str(options.nanogpt)))  # rather now than after an hour
+        check(
+            Order("nanogpt", load_config("fineweb40m").to_dict(), str(options.nanogpt))
+        )  # rather now than after an hour
     found = begun(options, argv)
     for part in wanted(options, found):
         print(f"== {part.name}: {' '.join(part.command)}", flush=True)

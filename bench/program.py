@@ -36,7 +36,7 @@ from sides import Variant, variant
 
 from jaxgpt.budget import devices
 from jaxgpt.config import Config
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.config.model_size import attention_flops_per_token
 from jaxgpt.errors import ConfigError
 from jaxgpt.model import gpt
@@ -203,7 +203,7 @@ def main(words: Sequence[str]) -> None:
     common.ready(args.json)
     if args.kernels < 0:
         raise ConfigError("C009", f"--kernels = {args.kernels}; must be 0 or more")
-    device, config, console = devices.find(args.gpu), load(args.config), Console(stderr=True)
+    device, config, console = devices.find(args.gpu), load_config(args.config), Console(stderr=True)
     found: dict[str, Any] = {}
     wanted = [Variant("as it is", config), *(variant(config, text) for text in dict.fromkeys(args.set))]
     for each in track(wanted, description=f"compiling for {device.name}", console=console, transient=True):

@@ -23,7 +23,7 @@ from flax import nnx
 
 from jaxgpt import sample
 from jaxgpt.config import Model
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.model import gpt
 from jaxgpt.training import jax_setup, step
 
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     jax_setup.set_up()
     about = common.about()
     settings = gpt.resolve(
-        load(options.config).replace({"model": TINY} if options.tiny else {}).model, about["platform"]
+        load_config(options.config).replace({"model": TINY} if options.tiny else {}).model, about["platform"]
     )
     if options.tiny:
         options.prompt, options.tokens, options.rounds = 8, 24, 2

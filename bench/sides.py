@@ -15,7 +15,8 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgpt.config import Config
-from jaxgpt.config.command_line import Parser, parse_config
+from jaxgpt.config.command_line import parse_config
+from jaxgpt.config.options import Parser
 from jaxgpt.errors import ConfigError
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxgpt.budget.devices import peak_flops
 from jaxgpt.config import Config
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.errors import ConfigError
 from jaxgpt.runs import log as runlog
@@ -34,7 +34,7 @@ NOT_STEADY = 5  # steps at the start of a run that its pace is not read from
 
 def configured(name: str, folder: Path, steps: int, changes: dict[str, Any]) -> Config:
     """The config, `steps` long, on one device, without evaluation on the way."""
-    base = load(name).replace(changes)
+    base = load_config(name).replace(changes)
     run = {"steps": steps, "eval_every": steps, "save_every": steps, "eval_tokens": base.model.block_size}
     run |= {"dir": str(folder / "runs"), "log_every": 10, "sample_prompt": "", "tensorboard": False}
     data, one = {"path": str(folder), "sources": ()}, {"data_parallel": 1}

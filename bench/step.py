@@ -39,7 +39,7 @@ from sides import Held, Side, Variant, cache_in, compile_times, variant
 from jaxgpt.budget.devices import peak_flops
 from jaxgpt.budget.memory import JAX_MEMORY_FRACTION
 from jaxgpt.config import Config
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.data import dataset
 from jaxgpt.training import batches as data
@@ -268,7 +268,7 @@ def said(answer: dict[str, Any]) -> str:
 def named(text: str) -> Config:
     """A config by name, changed by what follows a colon: `fineweb40m:model.remat=blocks`."""
     name, _, changes = text.partition(":")
-    config = load(name)
+    config = load_config(name)
     return variant(config, changes).config if changes else config
 
 

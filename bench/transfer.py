@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxgpt import _loader
 from jaxgpt.config import Config
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.data import dataset
 from jaxgpt.training import batches as data
 from jaxgpt.training import jax_setup
@@ -60,7 +60,7 @@ def identical(config: Config, direct: bool) -> bool | None:
 
 def reuse(config: Config, blocks: int) -> int:
     """How many of `blocks` were other tokens than those of their step when a busy device came to read them."""
-    config = config.replace({"data": {"slots": 3}, "optim": {"warmup_steps": 1}, "run": {"steps": blocks}})
+    config = config.replace({"data": {"prefetch_buffers": 3}, "optim": {"warmup_steps": 1}, "run": {"steps": blocks}})
     mesh = make_mesh(config.mesh, config.data.micro_batch)
     split = dataset.open_folder(config.data.path).train
     ids, sums = split.ids(0, split.tokens), []
@@ -172,7 +172,7 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as place:
         common.random_tokens(Path(place), 200_000 if options.tiny else 50_000_000)
         small = {"micro_batch": 2, "accum": 2} if options.tiny else {}
-        config = load("fineweb40m").replace({"data": {"path": place, **small}, "mesh": {"data_parallel": 1}})
+        config = load_config("fineweb40m").replace({"data": {"path": place, **small}, "mesh": {"data_parallel": 1}})
         found["identical"] = identical(config, direct=False)
         found["identical_with_dma_map"] = identical(config, direct=True)
         found["reused_too_early"] = {"blocks": blocks, "wrong": reuse(config, blocks)}

@@ -38,7 +38,8 @@ from rich.table import Table
 from rivals import Order, Turn, check
 
 from jaxgpt.config import Config
-from jaxgpt.config.command_line import Parser, parse_config
+from jaxgpt.config.command_line import parse_config
+from jaxgpt.config.options import Parser
 from jaxgpt.errors import ConfigError
 
 PAUSE = 0.1  # seconds between turns; OpenMP's threads spin for some milliseconds after their last work

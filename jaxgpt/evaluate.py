@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from jaxgpt import errors
 from jaxgpt.config import Config
-from jaxgpt.config.command_line import Parser
+from jaxgpt.config.options import Parser
 from jaxgpt.data import dataset
 from jaxgpt.data.dataset import Split, TokenDataset
 from jaxgpt.errors import CheckpointError, DataError

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from jaxgpt import config, errors
-from jaxgpt.config.command_line import Parser
+from jaxgpt.config.options import Parser
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import ConfigError, DataError, NonFiniteError
 from jaxgpt.model.gpt import KVCache, compute_dtype

@@ -17,7 +17,8 @@ import jaxgpt
 from jaxgpt import errors, sample
 from jaxgpt.budget import plan_file, preflight
 from jaxgpt.config import Config, Run
-from jaxgpt.config.command_line import Parser, parse_config
+from jaxgpt.config.command_line import parse_config
+from jaxgpt.config.options import Parser
 from jaxgpt.data import dataset
 from jaxgpt.data.dataset import TokenDataset
 from jaxgpt.diagnose import report

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.errors import ConfigError
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -50,7 +50,7 @@ def test_a_cell_measures_base_loader_and_sides_in_turns() -> None:
 
 
 def test_a_side_is_fields_and_compiler_options() -> None:
-    step, config = bench("step"), load("fineweb40m")
+    step, config = bench("step"), load_config("fineweb40m")
     found = step.variant(config, "model.attention=xla,xla_gpu_autotune_level=0,model.remat=blocks")
     assert found.config == config.replace({"model": {"attention": "xla", "remat": "blocks"}})
     assert found.compiler == (("xla_gpu_autotune_level", "0"),)
@@ -67,7 +67,7 @@ def test_a_side_is_fields_and_compiler_options() -> None:
 
 @pytest.mark.parametrize("size", [1, 4, 6, 16, 64, 512])
 def test_another_micro_batch_keeps_the_tokens_of_a_step(size: int) -> None:
-    config = load("fineweb40m")
+    config = load_config("fineweb40m")
     found = bench("step").sized(config, size)
     assert found.data.micro_batch == size
     assert abs(found.tokens_per_step / config.tokens_per_step - 1) <= size / 2 / 512
@@ -261,8 +261,8 @@ def test_heads_without_a_size_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["quickstart", "fineweb40m", "gpt2_124m"])
 def test_nanogpt_has_the_configs_that_it_is_compared_on(name: str) -> None:
-    m = load(name).model
+    m = load_config(name).model
     size = {"n_layer": m.n_layer, "n_head": m.n_head, "n_embd": m.n_embd, "dropout": m.dropout}
-    assert bench("rivals").nanogpt_size(load(name)).items() >= size.items()
+    assert bench("rivals").nanogpt_size(load_config(name)).items() >= size.items()
     with pytest.raises(ConfigError, match="C062"):
-        bench("rivals").nanogpt_size(load("fineweb40m_modern"))
+        bench("rivals").nanogpt_size(load_config("fineweb40m_modern"))

@@ -15,7 +15,7 @@ from test_budget_memory import COMPILED
 
 from jaxgpt import errors
 from jaxgpt.budget import devices
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.errors import ConfigError
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -131,7 +131,7 @@ def test_a_kernel_takes_as_long_as_its_traffic_or_its_products() -> None:
 
 
 def test_parts_are_told_by_what_a_kernel_makes() -> None:
-    program, hlo, config = bench("program"), bench("hlo"), load("fineweb40m")
+    program, hlo, config = bench("program"), bench("hlo"), load_config("fineweb40m")
 
     def part(kind: str, shape: str, count: int = 32) -> str:
         name: str = program.part(hlo.Kernel("k", kind, count, 0, 0, shape, ""), config)
@@ -149,7 +149,7 @@ def test_parts_are_told_by_what_a_kernel_makes() -> None:
 
 
 def test_attention_has_the_planners_operations() -> None:
-    program, hlo, config = bench("program"), bench("hlo"), load("fineweb40m")
+    program, hlo, config = bench("program"), bench("hlo"), load_config("fineweb40m")
     layer = [hlo.Kernel(name, "attention", 32, 0, 0, "", source) for name, source in (("a", "fwd"), ("b", "x_bwd"))]
     forward, backward = (kernel.flops for kernel in program.with_attention(layer, config))
     assert 2 * backward == 5 * forward
@@ -182,7 +182,7 @@ needs_plugin = pytest.mark.skipif(
 def test_the_program_for_a_gpu_keeps_to_its_design() -> None:
     """Of the reference model with two layers, where sizes are the real ones."""
     program = bench("program")
-    config = load("fineweb40m").replace({"model": {"n_layer": 2}})
+    config = load_config("fineweb40m").replace({"model": {"n_layer": 2}})
     compiled = program.compiled(program.Variant("", config), devices.find("H200"))
     found = program.told(compiled, config, devices.find("H200"))
     m, tokens = config.model, config.data.micro_batch * config.data.accum * config.model.block_size
@@ -211,7 +211,7 @@ def test_the_program_for_a_gpu_keeps_to_its_design() -> None:
 @pytest.mark.parametrize("remat", ["none", "attention", "blocks"])
 def test_recorded_memory_is_what_xla_still_counts(remat: str) -> None:
     """`test_budget_memory` holds the plan against these records; a change of the step must bring them up to date."""
-    config = load("fineweb40m").replace({"model": {"remat": remat}})
+    config = load_config("fineweb40m").replace({"model": {"remat": remat}})
     line = next(line.split() for line in COMPILED.splitlines() if line.split()[:2] == ["fineweb40m", "16"])
     memory = bench("program").compiled(bench("sides").Variant("", config), devices.find("H100")).memory_analysis()
     counted = memory.argument_size_in_bytes + memory.temp_size_in_bytes

@@ -11,12 +11,12 @@ from jaxgpt import budget, errors
 from jaxgpt.budget import calibrate, command, memory, options, plan, plan_file, preflight, query, scaling_law
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.config import Config
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.errors import ConfigError
 from jaxgpt.runs import folder as runfolder
 from jaxgpt.runs.folder import RunFolder
 
-CONFIG = load("fineweb40m")
+CONFIG = load_config("fineweb40m")
 FINEWEB = scaling_law.CORPORA["fineweb"]
 NANOGPT = """tokens per iteration will be: 524,288
 number of parameters: 40.56M
@@ -90,7 +90,7 @@ def test_a_run_that_has_only_begun_leaves_the_loss_to_the_law(tmp_path: Path) ->
 
 def test_another_models_pace_is_scaled_by_the_work(tmp_path: Path) -> None:
     run_of(tmp_path, CONFIG, 50, 4.0, None)
-    record, larger = calibrate.read("run"), load("gpt2_124m")
+    record, larger = calibrate.read("run"), load_config("gpt2_124m")
     for device in (DEVICES["RTX 4070"], None):
         found = calibrate.calibration(record, larger, device, FINEWEB, None)
         assert found.pace
@@ -125,7 +125,7 @@ def test_a_runs_plan_is_kept_once_and_compared_with_what_it_did(
     held = json.loads(first)
     assert held["data"]["unique"] == 3.68e9
     assert [row["max_iters"] for row in held["rows"]] == [20_000]
-    plan_file.write_plan(folder, load("gpt2_124m"), 1, "H100")
+    plan_file.write_plan(folder, load_config("gpt2_124m"), 1, "H100")
     assert (folder.path / plan_file.NAME).read_text() == first
     lines = {line.what: line for line in plan_file.compare_with_actual(folder)}
     assert lines["steps"].actual == "40"

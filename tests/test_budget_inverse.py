@@ -14,7 +14,7 @@ from conftest import ROOT
 from jaxgpt import budget, errors
 from jaxgpt.budget import memory, options, plan, search
 from jaxgpt.budget.search import Choice, Goal
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.errors import ConfigError
 
 Json = dict[str, Any]
@@ -136,7 +136,7 @@ def test_a_written_configs_text_can_hold_nothing_but_what_was_planned(tmp_path: 
     """Every field comes back; the docstring's words are numbers and names of tables."""
     found = chosen("--hours", "20")
     search.write_config(found, tmp_path / "a b.py")
-    again = load(str(tmp_path / "a b.py"))
+    again = load_config(str(tmp_path / "a b.py"))
     assert again.run.name == "a-b"
     assert again.replace({"run": {"name": found.best.config.run.name}}) == found.best.config
     assert str(Goal(hours=20)) in (tmp_path / "a b.py").read_text()

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from jaxgpt import budget, errors
 from jaxgpt.budget import measure
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.errors import ConfigError
 
 TINY = {"n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 16, "vocab_size": 64, "loss_chunk": 64}
@@ -23,7 +23,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_some_steps_are_timed_and_scaled_to_the_whole_step(tmp_path: Path) -> None:
-    config = load("quickstart").replace({"model": TINY, "data": {"micro_batch": 2, "accum": 8}})
+    config = load_config("quickstart").replace({"model": TINY, "data": {"micro_batch": 2, "accum": 8}})
     before = sorted(tmp_path.iterdir())
     record = measure.measure(config)
     assert len(record.seconds) >= 10
@@ -38,12 +38,12 @@ def test_two_micro_batches_of_eight_stand_for_a_quarter_of_the_step(
     log = tmp_path / "log.jsonl"
     log.write_text("".join(json.dumps({"kind": "step", "step": n, "seconds": 1.0}) + "\n" for n in range(20)))
     monkeypatch.setattr(measure, "_train", lambda *_, **__: log)
-    record = measure.measure(load("quickstart").replace({"data": {"accum": 8}}))
+    record = measure.measure(load_config("quickstart").replace({"data": {"accum": 8}}))
     assert set(record.seconds) == {4.0}
 
 
 def test_a_training_that_fails_is_told_with_its_own_words() -> None:
-    config = load("quickstart").replace({"model": TINY, "data": {"micro_batch": 3, "accum": 1}})
+    config = load_config("quickstart").replace({"model": TINY, "data": {"micro_batch": 3, "accum": 1}})
     with pytest.raises(ConfigError, match="C013") as caught:
         measure.measure(config)
     assert caught.value.code == "C045"

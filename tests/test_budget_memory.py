@@ -10,7 +10,7 @@ import pytest
 from jaxgpt.budget import memory
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.config import Config, Data, Model, Run
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
 from jaxgpt.training.mesh import make_mesh
@@ -58,7 +58,7 @@ def test_state_is_what_xla_counts_as_argument_beside_the_tokens(name: str) -> No
 
 @pytest.mark.parametrize("name", ["quickstart", "books", "fineweb40m", "fineweb40m_modern", "gpt2_124m"])
 def test_state_is_the_bytes_of_every_configs_own_state(name: str) -> None:
-    config = load(name).replace({"model": {"dtype": "float32", "attention": "xla"}})
+    config = load_config(name).replace({"model": {"dtype": "float32", "attention": "xla"}})
     state = jax.eval_shape(partial(step.init_state, config, optim.make(config.optim, config.run.steps)))
     assert memory.state_bytes(config.model) == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     held = memory.estimate(config)
@@ -76,7 +76,7 @@ def test_activations_grow_with_the_micro_batch_as_xlas_temporaries_do(name: str)
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
-    config, usable = load("fineweb40m"), DEVICES["RTX 4070"].usable
+    config, usable = load_config("fineweb40m"), DEVICES["RTX 4070"].usable
     most = memory.max_micro_batch(config, usable)
     assert memory.estimate(config, most).total <= usable * memory.GIB < memory.estimate(config, most + 1).total
     assert most < memory.max_micro_batch(config, usable, remat=memory.REMAT_BLOCKS)
@@ -87,12 +87,12 @@ def test_the_loss_holds_as_many_logits_as_its_chunks() -> None:
     """`cross_entropy._chunks` makes as few equal chunks as the limit allows."""
     model = Model(loss_chunk=4096)
     assert [memory.loss_chunk(model, tokens) for tokens in (16_384, 4_097, 1_000)] == [4096, 2049, 1000]
-    dense = load("fineweb40m").replace({"model": {"loss_chunk": 16_384}})
-    assert memory.estimate(dense).logits > 3 * memory.estimate(load("fineweb40m")).logits
+    dense = load_config("fineweb40m").replace({"model": {"loss_chunk": 16_384}})
+    assert memory.estimate(dense).logits > 3 * memory.estimate(load_config("fineweb40m")).logits
 
 
 def test_written_out_attention_keeps_its_probabilities() -> None:
-    model = load("fineweb40m").model
+    model = load_config("fineweb40m").model
     assert memory.block_bytes(model, flash=False) > 3 * memory.block_bytes(model, flash=True)
 
 
@@ -114,7 +114,7 @@ COMPILED = """
 @pytest.mark.parametrize("line", COMPILED.strip().splitlines(), ids=lambda line: " ".join(line.split()[:2]))
 def test_the_plan_is_what_a_gpus_compiler_counts_and_room_for_libraries(line: str) -> None:
     name, rows, *counts = line.split()
-    base = load(name)
+    base = load_config(name)
     sequences = base.data.micro_batch * base.data.accum
     for remat, counted in zip(("none", "attention", "blocks"), counts, strict=True):
         data = {"micro_batch": int(rows), "accum": sequences // int(rows)}

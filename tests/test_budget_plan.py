@@ -13,7 +13,7 @@ from jaxgpt import budget, errors
 from jaxgpt.budget import claims, names, options, plan, query, recommend
 from jaxgpt.budget import to_json as schema
 from jaxgpt.budget.plan import Plan
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 
 Json = dict[str, Any]
 
@@ -185,7 +185,7 @@ def test_nanogpts_files_are_counted_by_their_size(tmp_path: Path) -> None:
     ],
 )
 def test_a_config_that_states_another_size_is_told_so(name: str, text: str, said: str) -> None:
-    found = names.size_warnings(name, text, load("fineweb40m"))
+    found = names.size_warnings(name, text, load_config("fineweb40m"))
     assert len(found) == bool(said)
     assert not said or (said in found[0] and "40.56M" in found[0])
 
@@ -230,7 +230,7 @@ def test_numbers_are_read_as_people_write_them() -> None:
 
 
 def test_evaluation_is_part_of_the_time() -> None:
-    config = load("fineweb40m")
+    config = load_config("fineweb40m")
     often = config.replace({"run": {"eval_every": 10}})
     assert plan.duration(often, 1000, 4.0) > plan.duration(config, 1000, 4.0) > 4000
 

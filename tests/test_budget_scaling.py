@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from jaxgpt.budget import query, scaling_law
 from jaxgpt.budget.scaling_law import CORPORA, LAW, Recipe, ScalingQuery, predict_loss
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.utils.stats import Z80
 
 OWNER = ScalingQuery(
@@ -58,7 +58,7 @@ def test_a_cautious_rate_costs_what_llm_c_pays_and_nothing_at_the_reference_runs
 
 
 def test_a_rate_that_stays_up_costs_a_tenth() -> None:
-    config = load("fineweb40m")
+    config = load_config("fineweb40m")
     constant = config.replace({"optim": {"schedule": "constant"}})
     losses = [predict_loss(query.build_query(c, 20_000, CORPORA["fineweb"], None)).loss for c in (config, constant)]
     assert losses[1] - losses[0] == pytest.approx(0.11 * 0.9, abs=1e-3)

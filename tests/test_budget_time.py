@@ -11,10 +11,10 @@ from jaxgpt.budget import step_time
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.budget.step_time import estimate
 from jaxgpt.config import Optim, model_size, schedule
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.training import optimizer as optim
 
-REFERENCE = load("fineweb40m")
+REFERENCE = load_config("fineweb40m")
 CARD = DEVICES["RTX 4070"]
 
 
@@ -38,7 +38,7 @@ def test_published_paces_of_the_124m_model_are_inside_the_interval(
     config: str, device: str, tokens_per_second: float, unmeasured: Path
 ) -> None:
     """nanoGPT on a 4090 (issue 182), llm.c on A100 and H100: none of them was used to choose a share."""
-    cfg = load(config)
+    cfg = load_config(config)
     found = estimate(cfg, DEVICES[device], "nanogpt", unmeasured)
     assert found.low < cfg.tokens_per_step / tokens_per_second < found.high
 
@@ -47,7 +47,7 @@ def test_published_paces_of_the_124m_model_are_inside_the_interval(
 @pytest.mark.parametrize("software", ["jaxgpt", "nanogpt"])
 def test_no_device_is_planned_beyond_its_peak(device: str, software: str, unmeasured: Path) -> None:
     for name in ("fineweb40m", "fineweb40m_modern", "gpt2_124m"):
-        cfg = load(name)
+        cfg = load_config(name)
         found = estimate(cfg, DEVICES[device], software, unmeasured)
         work = cfg.tokens_per_step * model_size.flops_per_token(cfg.model, causal=True)
         assert found.low < found.seconds < found.high
@@ -78,10 +78,10 @@ def test_a_measured_result_replaces_the_roofline_for_its_device_alone(tmp_path: 
     assert found.low > 3.9
     assert "one.json" in found.why
     assert estimate(REFERENCE, CARD, "nanogpt", tmp_path) == estimate(REFERENCE, CARD, "nanogpt", tmp_path / "none")
-    other = estimate(load("gpt2_124m"), CARD, "jaxgpt", tmp_path)
-    assert other.seconds / estimate(load("gpt2_124m"), CARD, "jaxgpt", tmp_path / "none").seconds == pytest.approx(
-        4.1 / estimate(REFERENCE, CARD, "jaxgpt", tmp_path / "none").seconds
-    )
+    other = estimate(load_config("gpt2_124m"), CARD, "jaxgpt", tmp_path)
+    assert other.seconds / estimate(
+        load_config("gpt2_124m"), CARD, "jaxgpt", tmp_path / "none"
+    ).seconds == pytest.approx(4.1 / estimate(REFERENCE, CARD, "jaxgpt", tmp_path / "none").seconds)
 
 
 def test_the_newest_result_by_its_date_counts_and_no_tiny_one(tmp_path: Path) -> None:

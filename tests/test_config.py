@@ -3,11 +3,14 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jaxgpt.config import Config, Data, Mesh, Model, Optim, Run, command_line, sections
-from jaxgpt.config.command_line import Parser, load, parse_config
+from jaxgpt.config import Config, Data, Mesh, Model, Optim, Run, nanogpt, sections
+from jaxgpt.config.command_line import parse_config
+from jaxgpt.config.files import load_config
+from jaxgpt.config.options import Parser, format_value, parse_value
 from jaxgpt.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -15,7 +18,9 @@ NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
 def parse(*argv: str) -> Config:
-    return parse_config(Parser("train", "test"), list(argv))[0]
+    """The config that `train fineweb40m` makes of `argv`, which may name another config."""
+    with_config = ["--config", "fineweb40m", *argv]
+    return parse_config(Parser("train", "test"), with_config)[0]
 
 
 def refused(*argv: str) -> str:
@@ -27,8 +32,8 @@ def refused(*argv: str) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_loads_by_name_and_by_path_and_survives_json(name: str) -> None:
-    config = load(name)
-    assert config == load(ROOT / "configs" / f"{name}.py")
+    config = load_config(name)
+    assert config == load_config(ROOT / "configs" / f"{name}.py")
     assert Config.from_dict(config.to_dict()) == config
     assert "Device:" in (ROOT / "configs" / f"{name}.py").read_text()
 
@@ -41,7 +46,7 @@ def test_the_wheel_carries_every_config() -> None:
 
 
 def test_the_reference_run_is_its_owners() -> None:
-    config = load("fineweb40m")
+    config = load_config("fineweb40m")
     assert config.tokens_per_step == 524_288
     assert config.tokens_per_step * config.run.steps == 10_485_760_000
     wanted = {"n_layer": 12, "n_head": 12, "n_embd": 384, "block_size": 1024, "vocab_size": 50304, "dropout": 0.1}
@@ -114,7 +119,7 @@ def test_fields_are_spelled_in_many_ways(argv: list[str], place: str, value: obj
         (["--eval_iters", "5"], ["C005", "--run.eval-tokens"]),
         (["--init_from=resume"], ["C005", "resumes by itself"]),
         (["--n_layer"], ["C006", "--model.n-layer", "--help"]),
-        (["configs/quickstart.py", "more"], ["C006", "more"]),
+        (["more"], ["C006", "two configs are given: fineweb40m and more"]),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_a_sentence(argv: list[str], wanted: list[str]) -> None:
@@ -179,6 +184,38 @@ def test_derived_sizes() -> None:
     assert math.isclose(Optim(learning_rate=1).learning_rate, 1.0)
 
 
+def test_list_option_leaves_the_config_after_it() -> None:
+    config, options = parse_config(Parser("train", "test"), ["--data.sources", "a", "b", "quickstart"])
+    assert (options.config, config.run.name, config.data.sources) == ("quickstart", "quickstart", ("a", "b"))
+    path = str(ROOT / "configs" / "books.py")
+    assert parse_config(Parser("train", "test"), ["--data.sources", "a", path])[0].data.sources == ("a",)
+    only_sources = parse_config(Parser("train", "test"), ["books", "--data.sources", "a", "quickstart"])[0]
+    assert only_sources.data.sources == ("a", "quickstart")
+
+
+@pytest.mark.parametrize("argv", [[], ["--run.steps", "30"], ["--data.sources", "a", "b"]])
+def test_no_config_is_an_error_that_lists_them(argv: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(Parser("train", "test"), argv)
+    message = str(caught.value)
+    assert message.startswith("error[C006]: no config is given")
+    assert all(name in message for name in NAMES)
+
+
+def test_negative_number_after_a_complete_option_is_not_glued() -> None:
+    message = refused("--run.steps=30", "-1")
+    assert "30=-1" not in message
+    assert "'-1' is not understood" in message
+
+
+@pytest.mark.parametrize("value", [None, (), ("a", "b"), True, False, 0.1 + 0.2, 1.23456789e-5, 2**60 + 1, "", "x y"])
+def test_printed_value_parses_back_exactly(value: Any) -> None:
+    kinds = {type(None): int | None, tuple: tuple[str, ...]}
+    kind = kinds.get(type(value), type(value))
+    words = format_value(value)
+    assert parse_value(words if isinstance(value, tuple) else words[0], kind) == value
+
+
 def test_command_option_wins_over_field_of_same_name() -> None:
     parser = Parser("train", "test")
     parser.add_argument("--corpus")
@@ -186,10 +223,12 @@ def test_command_option_wins_over_field_of_same_name() -> None:
     assert (options.corpus, config.data.corpus) == ("c4", "")
 
 
-def test_config_json_without_newer_fields_still_loads() -> None:
-    values = load("fineweb40m").to_dict()
+def test_config_json_of_older_versions_still_loads() -> None:
+    values = load_config("fineweb40m").to_dict()
     del values["data"]["corpus"], values["data"]["unique_tokens"]
+    values["data"]["slots"] = values["data"].pop("prefetch_buffers") + 5
     loaded = Config.from_dict(values)
+    assert loaded.data.prefetch_buffers == 9
     assert (loaded.data.corpus, loaded.data.unique_tokens) == ("", None)
 
 
@@ -200,4 +239,4 @@ def test_unknown_fields_in_a_stored_config_are_named() -> None:
 
 def test_nanogpt_words_point_at_fields_that_exist() -> None:
     places = {f"{name}.{field.name}" for name, kind in sections().items() for field in dataclasses.fields(kind)}
-    assert set(command_line.NANOGPT.values()) <= places
+    assert set(nanogpt.ALIASES.values()) <= places

@@ -10,7 +10,7 @@ import pytest
 from jaxgpt.budget import devices, scaling_law
 from jaxgpt.budget.scaling_law import CORPORA
 from jaxgpt.config import Optim, schedule
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.diagnose.checks import run_checks
 from jaxgpt.diagnose.context import RunContext
 from jaxgpt.diagnose.finding import IDS, Finding
@@ -140,7 +140,7 @@ def steady(steps: np.ndarray) -> np.ndarray:
     return 1.0 + 0.01 * np.random.default_rng(2).standard_normal(len(steps))
 
 
-REFERENCE = load("fineweb40m")
+REFERENCE = load_config("fineweb40m")
 CARD: dict[str, Any] = {"config": REFERENCE, "config_name": "fineweb40m", "device": devices.find("rtx 4070")}
 LARGER = scaling_law.LAW.capacity_term(SIZE) - scaling_law.LAW.capacity_term(
     6e8

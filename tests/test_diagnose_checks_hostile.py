@@ -10,7 +10,7 @@ import pytest
 from jaxgpt.budget import devices
 from jaxgpt.budget.scaling_law import CORPORA
 from jaxgpt.config import Optim, schedule
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.diagnose.checks import RunAnalysis, run_checks
 from jaxgpt.diagnose.claims import claims
 from jaxgpt.diagnose.context import Baseline, RunContext
@@ -69,7 +69,7 @@ def context(dice: Dice, baseline: Baseline | None = None) -> RunContext:
     kind = dice.one(["cosine", "linear", "constant", "wsd"])
     optim = Optim(learning_rate=rate, min_lr=dice.one([0.0, rate]), schedule=kind, warmup_steps=dice.one([0, 1, 5000]))
     rates = schedule.learning_rates(optim, total or 50) / (rate or 1.0)
-    config = dice.one([None, load("fineweb40m")])
+    config = dice.one([None, load_config("fineweb40m")])
     return RunContext(
         total_steps=total,
         optim=optim,

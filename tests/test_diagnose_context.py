@@ -13,7 +13,7 @@ from helpers.logsamples import CONFIG
 
 from jaxgpt import logs
 from jaxgpt.config import Optim, schedule
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.diagnose import options as command_line
 from jaxgpt.diagnose.context import RunContext, resolve_context
 from jaxgpt.diagnose.options import Options
@@ -81,7 +81,7 @@ def test_the_owners_six_points_with_options() -> None:
 
 def test_a_config_fills_what_neither_says() -> None:
     found = of(SIX, config="fineweb40m", warmup=100)
-    config = load("fineweb40m")
+    config = load_config("fineweb40m")
     assert (found.config, found.config_name, found.total_steps) == (config, "fineweb40m", 20_000)
     assert (found.optim.warmup_steps, found.optim.learning_rate) == (100, 1e-3)
     assert (found.parameters, found.unique_tokens, found.dropout) == (pytest.approx(40.56e6, rel=1e-3), 3.68e9, 0.1)

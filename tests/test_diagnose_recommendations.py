@@ -29,8 +29,10 @@ from test_diagnose_checks import (
 
 from jaxgpt.budget import scaling_law
 from jaxgpt.config import Config, schedule
-from jaxgpt.config.command_line import Parser, load, parse_config
+from jaxgpt.config.command_line import parse_config
+from jaxgpt.config.files import load_config
 from jaxgpt.config.model_size import parameters
+from jaxgpt.config.options import Parser
 from jaxgpt.diagnose import diagnosis, suggested_commands
 from jaxgpt.diagnose.checks import recommendations
 from jaxgpt.diagnose.context import Baseline, RunContext
@@ -39,7 +41,7 @@ from jaxgpt.diagnose.forecast import scenarios
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.logs.history import History
 
-CONFIG = load("fineweb40m").replace({"run": {"steps": TOTAL, "name": "mine"}, "optim": {"warmup_steps": 100}})
+CONFIG = load_config("fineweb40m").replace({"run": {"steps": TOTAL, "name": "mine"}, "optim": {"warmup_steps": 100}})
 
 
 def parsed(command: str) -> tuple[Config, argparse.Namespace]:
@@ -129,7 +131,7 @@ def test_a_contradiction_gives_no_command() -> None:
 
 def test_a_config_without_a_name_is_written_as_changes_to_the_nearest() -> None:
     own, seen = of_ours(*made())
-    small = load("quickstart").replace({"optim": {"beta2": 0.97}})
+    small = load_config("quickstart").replace({"optim": {"beta2": 0.97}})
     command = suggested_commands.train(seen, replace(own, config=small), {}, name="again")
     assert "--config quickstart --optim.beta2 0.97 --run.name" in command
     assert parsed(command)[0].optim == small.optim

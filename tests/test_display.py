@@ -25,7 +25,7 @@ from helpers.training import (
 from rich.console import Console
 
 from jaxgpt import errors, logs, train
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.diagnose import own
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.training import console as display
@@ -46,7 +46,7 @@ SCORES = Scores(Score(3.2, 0.01, 3200, None), Score(3.24117, 0.01123, 3200, 1.01
 def on_a_terminal(width: int = 80) -> tuple[LivePanel, io.StringIO]:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=width, color_system=None, legacy_windows=False)
-    return LivePanel(load("fineweb40m"), console), screen
+    return LivePanel(load_config("fineweb40m"), console), screen
 
 
 def shown(panel: LivePanel, width: int = 80) -> str:
@@ -82,7 +82,7 @@ def test_every_line_of_a_piped_run_has_nanogpts_shape(workspace: Path, capsys: p
 
 def test_mfu_stands_where_the_peak_is_known_and_only_there() -> None:
     out = io.StringIO()
-    lines = Lines(load("fineweb40m"), out)
+    lines = Lines(load_config("fineweb40m"), out)
     for record in (RECORD, RECORD._replace(step=50), RECORD._replace(step=60, mfu=None)):
         lines.step(record, None)
     assert out.getvalue().splitlines() == [

@@ -16,7 +16,7 @@ from helpers import oracle
 from jax.extend.core import jaxprs_in_params
 
 from jaxgpt.config import Config, Model, model_size
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.errors import ConfigError
 from jaxgpt.model import gpt
 from jaxgpt.training import optimizer as optim
@@ -74,7 +74,7 @@ def size(tree: Any) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_budget_counts_every_configs_parameters(name: str) -> None:
-    cfg = load(name)
+    cfg = load_config(name)
     cfg = cfg.replace({"model": {"dtype": "float32", "attention": "xla"}})
     params = abstract_parameters(cfg)
     positions = cfg.model.block_size * cfg.model.n_embd if cfg.model.architecture == "gpt2" else 0
@@ -91,7 +91,7 @@ def test_budget_counts_biases_grouped_heads_and_an_untied_head(settings: Model) 
 
 
 def test_the_reference_run_has_40_56_million_parameters_and_300_megaflops_a_token() -> None:
-    reference, modern = load("fineweb40m").model, load("fineweb40m_modern").model
+    reference, modern = load_config("fineweb40m").model, load_config("fineweb40m_modern").model
     width, layers, block, vocabulary = 384, 12, 1024, 50304
     blocks = layers * (12 * width * width + 2 * width) + width
     assert model_size.non_embedding_parameters(reference) == blocks == 21_243_264

@@ -5,7 +5,8 @@ import shlex
 import pytest
 
 from jaxgpt import logs
-from jaxgpt.config.command_line import Parser, parse_config
+from jaxgpt.config.command_line import parse_config
+from jaxgpt.config.options import Parser
 from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import Diagnosis, diagnose
 from jaxgpt.diagnose.finding import IDS

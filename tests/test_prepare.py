@@ -116,7 +116,7 @@ def test_a_finished_dataset_is_left_as_it_is(tmp_path: Path, plain: Path, capsys
     out = tmp_path / "data"
     made = prepare([str(plain)], out, val_tokens=4000)
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
-    assert "next: python -m jaxgpt.train --data.path" in capsys.readouterr().out
+    assert "next: python -m jaxgpt.train --config NAME --data.path" in capsys.readouterr().out
     assert prepare([str(plain)], out, val_tokens=4000) == made
     assert "already prepared from these sources" in capsys.readouterr().out
 

@@ -12,7 +12,7 @@ from test_step import MODERN, Training, assert_close, block, configured, gradien
 from jaxgpt.budget import memory, preflight, step_time
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.config import Model
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.errors import ConfigError
 from jaxgpt.runs import folder as runfolder
 from jaxgpt.training import step
@@ -50,9 +50,9 @@ def test_each_policy_needs_less_than_the_one_before_and_the_planner_knows_how_mu
 
 
 def test_a_policy_is_no_detail_of_a_run_because_it_changes_the_last_bits() -> None:
-    assert runfolder.differences(load("books"), load("books").replace({"model": {"remat": "blocks"}})) == [
-        "model.remat none → blocks"
-    ]
+    assert runfolder.differences(
+        load_config("books"), load_config("books").replace({"model": {"remat": "blocks"}})
+    ) == ["model.remat none → blocks"]
 
 
 def test_an_unknown_policy_is_refused() -> None:
@@ -61,7 +61,7 @@ def test_an_unknown_policy_is_refused() -> None:
 
 
 def test_the_planner_reads_the_configs_policy_and_lets_it_cost_time() -> None:
-    plain = load("fineweb40m")
+    plain = load_config("fineweb40m")
     kept, slower = [], []
     for policy in ("none", "attention", "blocks"):
         config = plain.replace({"model": {"remat": policy}})
@@ -85,7 +85,7 @@ def test_evaluation_computes_nothing_twice() -> None:
 
 
 def test_a_run_that_does_not_fit_is_told_what_recomputing_would_need() -> None:
-    config = load("fineweb40m")
+    config = load_config("fineweb40m")
     limit = memory.estimate(config, remat="blocks").total + 1
     with pytest.raises(ConfigError, match="C022") as raised:
         preflight.check_memory(config, limit)

@@ -8,7 +8,7 @@ from jaxgpt.audit import dedup as unique
 from jaxgpt.audit import summary
 from jaxgpt.audit.analysis import Analysis, AuditTarget, analyse
 from jaxgpt.audit.record import NAME, Files, Record
-from jaxgpt.config.command_line import Parser, from_text
+from jaxgpt.config.options import Parser, integer
 from jaxgpt.data import dataset
 from jaxgpt.errors import ConfigError
 from jaxgpt.utils.progress import ProgressReporter
@@ -88,13 +88,6 @@ def _written(folder: Path, files: Files, analysis: Analysis) -> Record:
     return files.write(analysis.record, page.html(folder.resolve().name, analysis), analysis.audit)
 
 
-def _count(text: str) -> int:
-    value = from_text("", text, int)
-    if not isinstance(value, int):
-        raise argparse.ArgumentTypeError(f"{text!r}; a whole number is needed")
-    return value
-
-
 def main(argv: Sequence[str]) -> None:
     """Audits the folder on the command line."""
     parser = Parser("audit", DESCRIPTION, "DIR [options]")
@@ -102,10 +95,10 @@ def main(argv: Sequence[str]) -> None:
     option = parser.add_argument
     option("folder", metavar="DIR", help="folder of token shards")
     option("--dedup", metavar="OUT", help="also make the folder OUT, without the duplicates")
-    option("--eot", type=_count, metavar="ID", help="end-of-text token (default: the manifest's or tokenizer's)")
+    option("--eot", type=integer, metavar="ID", help="end-of-text token (default: the manifest's or tokenizer's)")
     option("--out", metavar="FILE", help="write to FILE.json and beside it (default: DIR/audit.json)")
     option("--tmp", metavar="DIR", help="folder of the temporary file, 328 bytes per document (default: beside --out)")
-    option("--threads", type=_count, default=0, metavar="N", help="threads (default: one per core)")
+    option("--threads", type=integer, default=0, metavar="N", help="threads (default: one per core)")
     option("--again", action="store_true", help="audit data that did not change")
     options = vars(parser.parse_args(argv))
     audit(options.pop("folder"), **options)

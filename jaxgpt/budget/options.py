@@ -11,7 +11,9 @@ from jaxgpt.budget import devices, query
 from jaxgpt.budget.plan import Inputs
 from jaxgpt.budget.search import Goal
 from jaxgpt.config import Config
-from jaxgpt.config.command_line import Parser, find, parse_config
+from jaxgpt.config.command_line import parse_config
+from jaxgpt.config.files import find_config
+from jaxgpt.config.options import Parser
 from jaxgpt.errors import ConfigError
 from jaxgpt.utils import html as report
 
@@ -83,8 +85,8 @@ def read(argv: Sequence[str]) -> Request:
     config, options = parse_config(parser, argv)
     _contradictions(options)
     goal = _goal(options)
-    name = options.config or options.config_file or "fineweb40m"
-    text = find(name).read_text(encoding="utf-8")
+    name: str = options.config
+    text = find_config(name).read_text(encoding="utf-8")
     unique = _given("--unique-tokens", options.unique_tokens)
     folder = Path(options.data) if options.data else None
     gpu, why = (options.gpu, "--gpu") if options.gpu is not None else _local_device()

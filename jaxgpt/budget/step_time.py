@@ -257,9 +257,9 @@ def result_config(result: dict[str, Any]) -> Config:
     """The config that a result was measured with: its own, or the reference run, which `bench/gpu.py` trains."""
     if "config" in result:
         return Config.from_dict(result["config"])
-    from jaxgpt.config.command_line import load
+    from jaxgpt.config.files import load_config
 
-    return load("fineweb40m")
+    return load_config("fineweb40m")
 
 
 def energy_kwh(device: Device, seconds: float) -> float:

@@ -1,98 +1,132 @@
-"""Fields that check themselves: the vocabulary in which `config.py` describes a run.
+"""Dataclass fields that carry their help text and range, and dataclasses that check them.
 
-A field's metadata holds its help text and its range; its annotation holds its type (int, float, bool, str, Literal,
-tuple of str, or one of them or None). The same two are what the command line and `--help` are made of.
+The sections of a run's config and the options of a command are both described this way: the annotation gives a field's
+type (int, float, bool, str, Literal, a tuple of str or int, or one of these or None), `field` gives the rest. The
+command line and its `--help` are made from the same description (`jaxgpt.config.options`).
 """
 
 import dataclasses
 import math
 import types
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from jaxgpt.errors import ConfigError
 
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
-def setting(
+
+def field(
     default: Any,
     help: str,
     *,
-    least: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    metavar: str = "",
+    parse: Callable[[str], Any] | None = None,
 ) -> Any:
-    """A config field: its default, what it means (with its unit), and the closed or half-open range it allows."""
-    return dataclasses.field(default=default, metadata={"help": help, "least": least, "most": most, "below": below})
+    """A field with its default, its help text (with the unit) and the range of its values.
+
+    `parse` reads the option's text where the type alone does not say how; `metavar` stands for the value in `--help`.
+    """
+    limits = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar, "parse": parse, **limits})
 
 
-class Section:
-    """A part of `Config` whose fields are checked one by one, then together by `check`."""
+class Checked:
+    """A dataclass whose fields are checked when it is made: each against its type and range, then by `check`."""
 
-    summary: ClassVar[str] = ""  # the section's line in --help; docstrings are missing under python -OO
+    title: ClassVar[str] = ""  # heading of its options in --help
+    summary: ClassVar[str] = ""  # the line below that heading; docstrings are missing under python -OO
+    error_code: ClassVar[str] = ""  # code of every error; empty: C007 to C017, by the kind of error
 
     def __post_init__(self) -> None:
-        for field, kind in field_types(type(self)).items():
-            place = f"{section_name(type(self))}.{field.name}"
-            object.__setattr__(self, field.name, checked(place, getattr(self, field.name), kind, field.metadata))
+        for name, (dataclass_field, kind) in field_types(type(self)).items():
+            label = self.label(name)
+            value = validate(label, getattr(self, name), kind, dataclass_field.metadata, self.error_code)
+            object.__setattr__(self, name, value)
         self.check()
 
+    @classmethod
+    def label(cls, name: str) -> str:
+        """How messages call the field `name`."""
+        raise NotImplementedError
+
     def check(self) -> None:
-        """Raises `ConfigError` where two fields of this section contradict each other."""
+        """Raises `ConfigError` where fields contradict each other."""
 
 
-def section_name(section: type[Any]) -> str:
-    return section.__name__.lower()
+class Section(Checked):
+    """A section of `Config`; messages call its fields `section.field`."""
+
+    @classmethod
+    def label(cls, name: str) -> str:
+        return f"{cls.__name__.lower()}.{name}"
 
 
-def field_types(section: type[Any]) -> dict[dataclasses.Field[Any], Any]:
-    hints = get_type_hints(section)
-    return {field: hints[field.name] for field in fields(section)}
+class Options(Checked):
+    """Options of a command; messages call them as they are typed, such as `--unique-tokens`."""
+
+    @classmethod
+    def label(cls, name: str) -> str:
+        return "--" + name.replace("_", "-")
+
+
+def field_types(cls: type[Any]) -> Mapping[str, tuple[dataclasses.Field[Any], Any]]:
+    """The fields of a dataclass with their types, by name."""
+    hints = get_type_hints(cls)
+    return {field.name: (field, hints[field.name]) for field in dataclasses.fields(cls)}
 
 
 def field_default(field: dataclasses.Field[Any]) -> Any:
+    """The default of `field`; None if it has none."""
     return None if field.default is MISSING else field.default
 
 
-WANTED = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+def optional_type(kind: Any) -> Any:
+    """X if `kind` is `X | None`, else None."""
+    return get_args(kind)[0] if get_origin(kind) in (Union, types.UnionType) else None
 
 
-def checked(place: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> Any:
-    """`value` as the field's type; raises `ConfigError` naming `place`, the value and what is needed."""
-    options = get_args(kind)
-    if get_origin(kind) in (Union, types.UnionType):
-        return None if value is None else checked(place, value, options[0], limits)
+def validate(label: str, value: Any, kind: Any, limits: Mapping[str, Any], code: str = "") -> Any:
+    """Returns `value` as the type `kind`; raises `ConfigError` with `label`, the value and what is needed."""
+    if optional_type(kind) is not None:
+        return None if value is None else validate(label, value, optional_type(kind), limits, code)
     if get_origin(kind) is Literal:
-        if value not in options:
-            raise ConfigError("C017", f"{place} = {value!r} is not known", f"one of: {', '.join(options)}")
+        if value not in get_args(kind):
+            choices = ", ".join(get_args(kind))
+            raise ConfigError(code or "C017", f"{label} = {value!r} is not known", f"one of: {choices}")
         return value
     if get_origin(kind) is tuple:
-        return _checked_tuple(place, value)
+        if isinstance(value, str):
+            raise ConfigError(code or "C007", f"{label} = {value!r}; a list is needed")
+        return tuple(validate(label, item, get_args(kind)[0], limits, code) for item in value)
+    if kind not in TYPE_NAMES:
+        return value
     if isinstance(value, bool) is not (kind is bool):
-        code = "C008" if isinstance(value, bool) else "C007"
-        raise ConfigError(code, f"{place} = {value!r}; {WANTED[kind]} is needed")
+        default_code = "C008" if isinstance(value, bool) else "C007"
+        raise ConfigError(code or default_code, f"{label} = {value!r}; {TYPE_NAMES[kind]} is needed")
     if kind is float and isinstance(value, int):
         value = float(value)
     if not isinstance(value, kind):
-        raise ConfigError("C007", f"{place} = {value!r}; {WANTED[kind]} is needed")
+        raise ConfigError(code or "C007", f"{label} = {value!r}; {TYPE_NAMES[kind]} is needed")
     if kind in (int, float):
-        _check_range(place, value, limits)
+        _check_range(label, value, limits, code)
     return value
 
 
-def _checked_tuple(place: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not all(isinstance(item, str) for item in value):
-        raise ConfigError("C007", f"{place} = {value!r}; a list of texts is needed")
-    return tuple(value)
-
-
-def _check_range(place: str, value: float, limits: Mapping[str, Any]) -> None:
-    least, most, below = (limits.get(name) for name in ("least", "most", "below"))
+def _check_range(label: str, value: float, limits: Mapping[str, Any], code: str) -> None:
     if not math.isfinite(value):
-        raise ConfigError("C008", f"{place} = {value} is not finite")
-    if least is not None and value < least:
-        raise ConfigError("C009", f"{place} = {value}; must be {least:g} or more")
-    if most is not None and value > most:
-        raise ConfigError("C009", f"{place} = {value}; must be {most:g} or less")
-    if below is not None and value >= below:
-        raise ConfigError("C016", f"{place} = {value}; must be below {below:g}")
+        raise ConfigError(code or "C008", f"{label} = {value} is not finite")
+    ge, gt, le, lt = (limits.get(name) for name in ("ge", "gt", "le", "lt"))
+    if ge is not None and value < ge:
+        raise ConfigError(code or "C009", f"{label} = {value}; must be {ge:g} or more")
+    if gt is not None and value <= gt:
+        raise ConfigError(code or "C009", f"{label} = {value}; must be above {gt:g}")
+    if le is not None and value > le:
+        raise ConfigError(code or "C009", f"{label} = {value}; must be {le:g} or less")
+    if lt is not None and value >= lt:
+        raise ConfigError(code or "C016", f"{label} = {value}; must be below {lt:g}")

@@ -1,20 +1,18 @@
-"""A run, described: frozen dataclasses that validate themselves, and the files that hold them.
+"""What a run is: frozen dataclasses, a section for each part of it, that check themselves when they are made.
 
-A config file is a Python program that defines `config = Config(...)`; loading one runs it, so read a stranger's
-before you do. A run stores its resolved config as JSON, and resume, sample and export read only that.
-
-Each fact has one field. Sizes count tokens, sequences or steps as the field's help says; nothing here loads JAX.
+Each fact has one field. Sizes count tokens, sequences or steps, as the field's help says. Nothing here loads JAX.
 """
 
 import dataclasses
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from jaxgpt.config.fields import Section, setting
+from jaxgpt.config.fields import Section, field, field_types
 from jaxgpt.errors import ConfigError
 
+RENAMED = {"data.slots": "data.prefetch_buffers"}  # fields of older config.json files
 NORM_EPSILON = {"gpt2": 1e-5, "modern": 1e-6}
 
 
@@ -24,36 +22,43 @@ class Model(Section):
 
     summary = "The network."
 
-    architecture: Literal["gpt2", "modern"] = setting("gpt2", "gpt2: GPT-2's block; modern: Qwen3's dense block")
-    n_layer: int = setting(12, "transformer blocks", least=1)
-    n_head: int = setting(12, "attention heads", least=1)
-    n_kv_head: int | None = setting(None, "key/value heads of modern (none: as many as n_head)", least=1)
-    n_embd: int = setting(768, "width of the residual stream", least=1)
-    head_dim: int | None = setting(None, "width of a head (none: n_embd / n_head)", least=1)
-    n_inner: int | None = setting(
-        None, "width of the MLP (none: gpt2 4 n_embd; modern 8/3 n_embd, up to a 64)", least=1
+    architecture: Literal["gpt2", "modern"] = field("gpt2", "gpt2: GPT-2's block; modern: Qwen3's dense block")
+    n_layer: int = field(12, "transformer blocks", ge=1)
+    n_head: int = field(12, "attention heads", ge=1)
+    n_kv_head: int | None = field(None, "key/value heads, modern only (none: n_head)", ge=1)
+    n_embd: int = field(768, "width of the residual stream", ge=1)
+    head_dim: int | None = field(None, "width of an attention head (none: n_embd / n_head)", ge=1)
+    n_inner: int | None = field(
+        None, "width of the MLP (none: gpt2 4 n_embd; modern 8/3 n_embd, rounded up to a multiple of 64)", ge=1
     )
-    block_size: int = setting(1024, "context length in tokens", least=1)
-    vocab_size: int = setting(50304, "rows of the embedding and the head; at least the tokenizer's", least=1)
-    bias: bool = setting(False, "biases in linear layers and layer norms (gpt2 only)")
-    activation: Literal["gelu", "gelu_tanh"] = setting("gelu", "gpt2's MLP: erf GELU (nanoGPT) or tanh (GPT-2)")
-    dropout: float = setting(0.0, "dropout on embeddings and residual branches", least=0.0, below=1.0)
-    attention_dropout: float = setting(
-        0.0, "dropout on attention probabilities; above 0 takes the exact, slower path", least=0.0, below=1.0
+    block_size: int = field(1024, "context length in tokens", ge=1)
+    vocab_size: int = field(
+        50304, "rows of the token embedding and the LM head; at least the tokenizer's vocabulary", ge=1
     )
-    tie_embeddings: bool = setting(True, "the head shares the token embedding's weights")
-    rope_theta: float = setting(10_000.0, "base of modern's rotary position encoding", least=1.0)
-    norm_eps: float | None = setting(None, "epsilon of the norms (none: gpt2 1e-5, modern 1e-6)", least=0.0, below=1.0)
-    dtype: Literal["auto", "bfloat16", "float32"] = setting(
-        "auto", "compute type (auto: bfloat16 on a GPU, float32 on a CPU); parameters stay float32"
+    bias: bool = field(False, "biases in linear layers and layer norms (gpt2 only)")
+    activation: Literal["gelu", "gelu_tanh"] = field(
+        "gelu", "activation of gpt2's MLP: exact GELU (nanoGPT) or its tanh approximation (GPT-2)"
     )
-    attention: Literal["auto", "xla", "cudnn"] = setting(
+    dropout: float = field(0.0, "dropout on embeddings and residual branches", ge=0.0, lt=1.0)
+    attention_dropout: float = field(
+        0.0,
+        "dropout on attention probabilities; above 0 needs the slower attention without a fused kernel",
+        ge=0.0,
+        lt=1.0,
+    )
+    tie_embeddings: bool = field(True, "share weights between the token embedding and the LM head")
+    rope_theta: float = field(10_000.0, "base of RoPE (modern only)", ge=1.0)
+    norm_eps: float | None = field(None, "epsilon of the norms (none: gpt2 1e-5, modern 1e-6)", ge=0.0, lt=1.0)
+    dtype: Literal["auto", "bfloat16", "float32"] = field(
+        "auto", "dtype of activations (auto: bfloat16 on a GPU, float32 on a CPU); parameters stay float32"
+    )
+    attention: Literal["auto", "xla", "cudnn"] = field(
         "auto", "attention kernel (auto: cudnn on CUDA with bfloat16, otherwise xla)"
     )
-    remat: Literal["none", "blocks", "attention"] = setting(
-        "none", "what the backward pass computes again instead of keeping it: slower, for less memory"
+    remat: Literal["none", "blocks", "attention"] = field(
+        "none", "activations that the backward pass recomputes instead of storing: less memory, slower"
     )
-    loss_chunk: int = setting(4096, "tokens whose logits the loss holds at a time", least=1)
+    loss_chunk: int = field(4096, "tokens per chunk of the loss; only a chunk's logits are in memory", ge=1)
 
     @property
     def kv_heads(self) -> int:
@@ -90,7 +95,7 @@ class Model(Section):
         if self.head_size % 2:
             raise ConfigError(
                 "C011",
-                f"head size {self.head_size} is odd; rotary positions turn pairs of numbers",
+                f"head size {self.head_size} is odd; RoPE rotates pairs of numbers",
                 f"choose n_embd and n_head so that n_embd / n_head is even, or --model.head-dim {self.head_size + 1}",
             )
         if self.n_head % self.kv_heads:
@@ -106,31 +111,31 @@ class Model(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Section):
-    """The tokens, and how a step takes them."""
+    """The tokens, and how steps are made of them."""
 
-    summary = "The tokens, and how a step takes them."
+    summary = "The tokens, and how steps are made of them."
 
-    path: str = setting("data/tokens", "folder of token shards, as `jaxgpt.prepare` writes it, or nanoGPT's bins")
-    corpus: str = setting("", "source of the text, such as fineweb (empty: unknown); plans and forecasts use it")
-    unique_tokens: int | None = setting(
-        None, "tokens before any repetition, for plans made before `path` exists (none: unknown)", least=1
+    path: str = field("data/tokens", "folder of token shards, as `jaxgpt.prepare` writes it, or nanoGPT's bins")
+    corpus: str = field("", "source of the text, such as fineweb (empty: unknown); plans and forecasts use it")
+    unique_tokens: int | None = field(
+        None, "tokens before any repetition, for plans made before `path` exists (none: unknown)", ge=1
     )
-    sources: tuple[str, ...] = setting(
+    sources: tuple[str, ...] = field(
         (),
-        "parquet or text files (or python-stdlib) that train prepares into `path` when it has no shards yet",
+        "parquet or text files (or python-stdlib) that train prepares into `path` if it has no shards",
     )
-    tokenizer: str = setting("gpt2", "tokenizer of that preparation: gpt2 or the path of a tokenizer.json")
-    train_tokenizer: int = setting(0, "vocabulary of a new tokenizer that the preparation trains (0: none)", least=0)
-    val_tokens: int = setting(0, "size of that preparation's validation split in tokens (0: no split)", least=0)
-    micro_batch: int = setting(16, "sequences of a micro-batch, over all devices", least=1)
-    accum: int = setting(32, "micro-batches whose gradients make one step", least=1)
-    order: Literal["epoch", "random", "sequential"] = setting(
+    tokenizer: str = field("gpt2", "tokenizer for `sources`: gpt2, or the path of a tokenizer.json")
+    train_tokenizer: int = field(0, "train a tokenizer of this many tokens on `sources` (0: do not)", ge=0)
+    val_tokens: int = field(0, "tokens of the validation split made from `sources` (0: no split)", ge=0)
+    micro_batch: int = field(16, "sequences per micro-batch, over all devices", ge=1)
+    accum: int = field(32, "gradient accumulation: micro-batches per step", ge=1)
+    order: Literal["epoch", "random", "sequential"] = field(
         "epoch",
-        "epoch: each window once, shuffled; random: nanoGPT's, with replacement; sequential: as stored",
+        "epoch: each window once per epoch, shuffled; random: with replacement (nanoGPT); sequential: as stored",
     )
-    seed: int = setting(1337, "seed of the order", least=0, most=2**63 - 1)
-    slots: int = setting(4, "step blocks that the loader holds in memory", least=3, most=64)
-    threads: int = setting(1, "threads that read blocks ahead", least=1, most=64)
+    seed: int = field(1337, "seed of the data order", ge=0, le=2**63 - 1)
+    prefetch_buffers: int = field(4, "steps of data that the loader holds in memory", ge=3, le=64)
+    threads: int = field(1, "threads that read ahead", ge=1, le=64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,23 +144,23 @@ class Optim(Section):
 
     summary = "The optimizer and its schedule."
 
-    optimizer: Literal["adamw"] = setting("adamw", "AdamW, with decay on matrices only")
-    learning_rate: float = setting(6e-4, "peak learning rate", least=0.0, most=10.0)
-    min_lr: float = setting(6e-5, "learning rate at the end of the decay", least=0.0)
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = setting(
-        "cosine", "decay after warmup; wsd (trapezoid) holds the peak and falls linearly over decay_steps"
+    optimizer: Literal["adamw"] = field("adamw", "AdamW; weight decay applies to matrices only")
+    learning_rate: float = field(6e-4, "peak learning rate", ge=0.0, le=10.0)
+    min_lr: float = field(6e-5, "learning rate at the end of the decay", ge=0.0)
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = field(
+        "cosine", "decay after warmup; wsd (trapezoid) keeps the peak, then decays linearly over decay_steps"
     )
-    warmup_steps: int = setting(2000, "steps of linear warmup", least=0)
-    decay_steps: int | None = setting(
+    warmup_steps: int = field(2000, "steps of linear warmup", ge=0)
+    decay_steps: int | None = field(
         None,
-        "cosine, linear: the step of min_lr (none: the run's end); wsd: the length of the fall (none: a fifth)",
-        least=1,
+        "cosine, linear: step that reaches min_lr (none: the last); wsd: steps of decay (none: a fifth of the run)",
+        ge=1,
     )
-    beta1: float = setting(0.9, "AdamW's first decay rate", least=0.0, below=1.0)
-    beta2: float = setting(0.95, "AdamW's second decay rate", least=0.0, below=1.0)
-    eps: float = setting(1e-8, "AdamW's epsilon", least=0.0)
-    weight_decay: float = setting(0.1, "decoupled weight decay", least=0.0)
-    grad_clip: float = setting(1.0, "largest global gradient norm (0: no clipping)", least=0.0)
+    beta1: float = field(0.9, "AdamW's beta1", ge=0.0, lt=1.0)
+    beta2: float = field(0.95, "AdamW's beta2", ge=0.0, lt=1.0)
+    eps: float = field(1e-8, "AdamW's epsilon", ge=0.0)
+    weight_decay: float = field(0.1, "decoupled weight decay", ge=0.0)
+    grad_clip: float = field(1.0, "clip the global gradient norm to this (0: no clipping)", ge=0.0)
 
     def check(self) -> None:
         if self.schedule != "constant" and self.min_lr > self.learning_rate:
@@ -172,33 +177,33 @@ class Mesh(Section):
 
     summary = "The devices."
 
-    device: Literal["auto", "cpu", "gpu"] = setting("auto", "where to run (auto: a GPU if JAX sees one)")
-    data_parallel: int | None = setting(None, "devices that share each micro-batch (none: all that JAX sees)", least=1)
+    device: Literal["auto", "cpu", "gpu"] = field(
+        "auto", "where to run (auto: a GPU if JAX sees one)", parse=lambda text: {"cuda": "gpu"}.get(text, text)
+    )
+    data_parallel: int | None = field(None, "devices that split each micro-batch (none: all that JAX sees)", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Section):
-    """The run's length, record and folder."""
+    """The run's length, logging, evaluation, checkpoints and folder."""
 
-    summary = "The run's length, record and folder."
+    summary = "The run's length, logging, evaluation, checkpoints and folder."
 
-    name: str = setting("run", "name of the run; its folder is `dir`/`name`")
-    dir: str = setting("runs", "folder that holds the runs")
-    steps: int = setting(20_000, "optimizer steps (nanoGPT's max_iters)", least=1)
-    seed: int = setting(1337, "seed of initialisation and dropout", least=0, most=2**31 - 1)
-    log_every: int = setting(10, "steps between printed lines; the log holds every step", least=1)
-    eval_every: int = setting(500, "steps between evaluations", least=1)
-    eval_tokens: int = setting(3_276_800, "tokens of each evaluation, the same ones every time", least=1)
-    save_every: int = setting(500, "steps between checkpoints", least=1)
-    keep_latest: int = setting(2, "newest checkpoints that are kept", least=1)
-    keep_best: int = setting(1, "checkpoints of lowest validation loss that are kept", least=0)
-    keep_every: int | None = setting(None, "also keep each checkpoint at a multiple of this step", least=1)
-    early_stop: bool = setting(
-        False, "end at an evaluation where the run's own diagnosis says that going on is in vain"
-    )
-    tensorboard: bool = setting(True, "write TensorBoard files where the extra `tensorboard` is installed")
-    sample_prompt: str = setting("", "text that a sample continues at the end of the run (empty: no sample)")
-    sample_tokens: int = setting(200, "tokens of that sample", least=1)
+    name: str = field("run", "name of the run; its folder is `dir`/`name`")
+    dir: str = field("runs", "folder of all runs")
+    steps: int = field(20_000, "optimizer steps (nanoGPT's max_iters)", ge=1)
+    seed: int = field(1337, "seed of initialization and dropout", ge=0, le=2**31 - 1)
+    log_every: int = field(10, "steps between printed lines; log.jsonl has every step", ge=1)
+    eval_every: int = field(500, "steps between evaluations", ge=1)
+    eval_tokens: int = field(3_276_800, "tokens per evaluation, the same ones every time", ge=1)
+    save_every: int = field(500, "steps between checkpoints", ge=1)
+    keep_latest: int = field(2, "newest checkpoints to keep", ge=1)
+    keep_best: int = field(1, "checkpoints with the lowest validation loss to keep", ge=0)
+    keep_every: int | None = field(None, "also keep checkpoints at multiples of this step", ge=1)
+    early_stop: bool = field(False, "stop at an evaluation where the diagnosis finds that more training will not help")
+    tensorboard: bool = field(True, "write TensorBoard files if the extra `tensorboard` is installed")
+    sample_prompt: str = field("", "prompt of a sample at the end of the run (empty: no sample)")
+    sample_tokens: int = field(200, "tokens of that sample", ge=1)
 
     def check(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
@@ -211,7 +216,7 @@ class Run(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run. Sections check themselves; what spans two sections is checked here."""
+    """A run. Sections check themselves; rules that span two sections are checked here."""
 
     model: Model = Model()
     data: Data = Data()
@@ -229,18 +234,18 @@ class Config:
                 f"optim.warmup_steps = {self.optim.warmup_steps} is longer than the run (run.steps = {self.run.steps})",
                 f"--optim.warmup-steps {max(self.run.steps // 10, 1)}",
             )
-        fall = self.optim.decay_steps
-        if self.optim.schedule == "wsd" and fall is not None and fall + self.optim.warmup_steps > self.run.steps:
+        decay = self.optim.decay_steps
+        if self.optim.schedule == "wsd" and decay is not None and decay + self.optim.warmup_steps > self.run.steps:
             raise ConfigError(
                 "C014",
-                f"optim.warmup_steps + decay_steps = {self.optim.warmup_steps + fall}; run.steps = {self.run.steps}",
+                f"optim.warmup_steps + decay_steps = {self.optim.warmup_steps + decay}; run.steps = {self.run.steps}",
                 "shorten one of them",
             )
-        if self.optim.schedule in ("cosine", "linear") and fall is not None and fall < self.optim.warmup_steps:
+        if self.optim.schedule in ("cosine", "linear") and decay is not None and decay < self.optim.warmup_steps:
             raise ConfigError(
                 "C014",
-                f"optim.decay_steps = {fall} ends before optim.warmup_steps = {self.optim.warmup_steps}",
-                "the decay ends at the step optim.decay_steps, counted from the start",
+                f"optim.decay_steps = {decay} ends before optim.warmup_steps = {self.optim.warmup_steps}",
+                "the decay ends at step optim.decay_steps, counted from the start of the run",
             )
 
     @property
@@ -248,36 +253,43 @@ class Config:
         return self.data.micro_batch * self.data.accum * self.model.block_size
 
     def replace(self, changes: dict[str, dict[str, Any]]) -> Self:
-        """This config with `{"section": {"field": value}}` changed, checked anew as a whole."""
+        """This config with `{"section": {"field": value}}` changed, and checked."""
         new = {name: dataclasses.replace(getattr(self, name), **changed) for name, changed in changes.items()}
         return dataclasses.replace(self, **new)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain JSON values, section by section; `from_dict` gives the config back."""
-        return {name: _plain(getattr(self, name)) for name in sections()}
+        """JSON values by section and field; `from_dict` is the inverse."""
+        return {name: _json_values(getattr(self, name)) for name in sections()}
 
     @classmethod
     def from_dict(cls, values: dict[str, dict[str, Any]]) -> Self:
-        """Raises `ConfigError` for a field that this version does not know."""
-        known = sections()
-        unknown = [name for name in values if name not in known]
-        for name, kind in known.items():
-            names = {field.name for field in fields(kind)}
-            unknown += [f"{name}.{field}" for field in values.get(name, {}) if field not in names]
-        if unknown:
-            raise ConfigError("C005", f"unknown field {unknown[0]!r}", "it was written by another version of jaxgpt")
-        return cls(**{name: kind(**_tuples(values.get(name, {}))) for name, kind in known.items()})
+        """The config of a `to_dict`, also of an older version that had fewer fields or other names.
+
+        Raises `ConfigError` C005 for a field that this version does not know.
+        """
+        changes: dict[str, dict[str, Any]] = {name: {} for name in sections()}
+        for section, stored in values.items():
+            if section not in changes:
+                raise _unknown_field(section)
+            for old_name, value in stored.items():
+                label = RENAMED.get(f"{section}.{old_name}", f"{section}.{old_name}")
+                name = label.split(".")[1]
+                if name not in field_types(sections()[section]):
+                    raise _unknown_field(label)
+                changes[section][name] = tuple(value) if isinstance(value, list) else value
+        made: dict[str, Any] = {name: section(**changes[name]) for name, section in sections().items()}
+        return cls(**made)
 
 
-def sections() -> dict[str, type[Any]]:
+def sections() -> dict[str, type[Section]]:
     """The sections of `Config` in order."""
-    return {field.name: field.type for field in fields(Config)}  # type: ignore[misc]
+    return {field.name: field.type for field in dataclasses.fields(Config)}  # type: ignore[misc]
 
 
-def _plain(section: Any) -> dict[str, Any]:
-    values = {field.name: getattr(section, field.name) for field in fields(section)}
+def _unknown_field(label: str) -> ConfigError:
+    return ConfigError("C005", f"unknown field {label!r}", "another version of jaxgpt wrote it")
+
+
+def _json_values(section: Section) -> dict[str, Any]:
+    values = {name: getattr(section, name) for name in field_types(type(section))}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -9,7 +9,7 @@ from jaxgpt.budget import scaling_law
 from jaxgpt.budget.claims import LOSSES
 from jaxgpt.budget.recommend import required_for_loss
 from jaxgpt.config import schedule
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.config.model_size import parameters
 from jaxgpt.diagnose.checks.analysis import RunAnalysis
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast, gaussian_forecast
@@ -45,7 +45,7 @@ def claims(case: RunAnalysis) -> tuple[Claim, ...]:
 
 def of_reference(case: RunAnalysis) -> bool:
     """Whether this is the run that the known claims speak of: its size, its batch, its corpus."""
-    config, context = load(REFERENCE), case.context
+    config, context = load_config(REFERENCE), case.context
     if not context.parameters or context.tokens_per_step != config.tokens_per_step:
         return False
     same = abs(context.parameters / parameters(config.model) - 1) <= SAME

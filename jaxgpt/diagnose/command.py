@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgpt import logs
-from jaxgpt.config.command_line import Parser
+from jaxgpt.config.options import Parser
 from jaxgpt.diagnose import backtest, options
 from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import diagnose

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.config import Config, sections
-from jaxgpt.config.command_line import load
+from jaxgpt.config.files import load_config
 from jaxgpt.diagnose.context import RunContext
 from jaxgpt.errors import JaxgptError
 from jaxgpt.logs.history import History
@@ -44,7 +44,7 @@ def train(history: History, context: RunContext, changes: Changes, *, name: str 
 def _nearest(config: Config, name: str | None) -> tuple[str, list[str]]:
     """The config of that name, else the one of those that come with jaxgpt with the fewest changes; and the changes."""
     if name is not None:
-        return name, overrides(config, load(name))
+        return name, overrides(config, load_config(name))
     found = [(known, overrides(config, base)) for known, base in bundled().items()]
     return min(found, key=lambda pair: len(pair[1]))
 
@@ -53,7 +53,7 @@ def _nearest(config: Config, name: str | None) -> tuple[str, list[str]]:
 def bundled() -> dict[str, Config]:
     """The configs that come with jaxgpt."""
     folder = Path(str(resources.files("jaxgpt"))) / "configs"
-    return {path.stem: load(path) for path in sorted(folder.glob("*.py"))}
+    return {path.stem: load_config(path) for path in sorted(folder.glob("*.py"))}
 
 
 def overrides(config: Config, base: Config) -> list[str]:

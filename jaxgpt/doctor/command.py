@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from jaxgpt.config.command_line import Parser
+from jaxgpt.config.options import Parser
 from jaxgpt.doctor import jax_checks, machine, nvidia
 from jaxgpt.doctor.finding import Finding, worst
 from jaxgpt.errors import ConfigError

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from jaxgpt.config.command_line import Parser, from_text
+from jaxgpt.config.options import Parser, parse_value
 from jaxgpt.data.manifest import LAYOUTS
 from jaxgpt.prepare.encoder import ENGINES
 from jaxgpt.prepare.pipeline import SHARD_TOKENS, prepare
@@ -69,7 +69,7 @@ def _add_options(parser: Parser) -> None:
 
 
 def _integer(text: str) -> int:
-    value = from_text("", text, int)
+    value = parse_value(text, int)
     if not isinstance(value, int):
         raise argparse.ArgumentTypeError(f"{text!r}; an integer is needed")
     return value

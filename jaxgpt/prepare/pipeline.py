@@ -256,5 +256,5 @@ def _summary(out: Path, made: Manifest, result: IngestResult, tokens_per_second:
     lines.append(f"  {made.tokenizer.name}, {size / tokens:.3f} bytes per token, {tokens_per_second:,.0f} tokens/s")
     vocab_size = made.tokenizer.vocab_size
     option = "" if vocab_size == tokenizers.GPT2_SIZE else f" --model.vocab-size {vocab_size}"
-    lines.append(f"next: python -m jaxgpt.train --data.path {shlex.quote(str(out))}{option}")
+    lines.append(f"next: python -m jaxgpt.train --config NAME --data.path {shlex.quote(str(out))}{option}")
     return "\n".join(lines)

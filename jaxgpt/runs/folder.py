@@ -32,7 +32,7 @@ FREE = {
     "data.tokenizer": "only read when the data is prepared",
     "data.train_tokenizer": "only read when the data is prepared",
     "data.val_tokens": "only read when the data is prepared",
-    "data.slots": "",
+    "data.prefetch_buffers": "",
     "data.threads": "",
     "model.loss_chunk": "",
     "mesh.device": "",

@@ -14,7 +14,7 @@ from jaxgpt.budget.devices import Device
 from jaxgpt.budget.query import Tokens
 from jaxgpt.budget.scaling_law import CORPORA, Corpus
 from jaxgpt.config import Config, Optim
-from jaxgpt.config.command_line import find, load
+from jaxgpt.config.files import find_config, load_config
 from jaxgpt.config.model_size import parameters
 from jaxgpt.diagnose.context import hyperparameters
 from jaxgpt.diagnose.options import Options
@@ -74,7 +74,7 @@ def resolve_context(history: History, options: Options) -> RunContext:
 
     Raises `ConfigError` for options that contradict each other or the log, and for a config that cannot be read.
     """
-    given = load(options.config) if options.config is not None else None
+    given = load_config(options.config) if options.config is not None else None
     config = history.config or given
     found = hyperparameters.resolve(history, options, given if history.config is None else history.config)
     facts = _Facts(history, options, config, given, list(found.assumed))
@@ -170,7 +170,7 @@ class _Facts:
             return Tokens(unique=None, source="")
 
     def _text(self) -> str:
-        return find(self.options.config).read_text(encoding="utf-8") if self.options.config is not None else ""
+        return find_config(self.options.config).read_text(encoding="utf-8") if self.options.config is not None else ""
 
     def unigram_entropy(self) -> float | None:
         """Of the validation text where the audit has one, in nats per token."""
@@ -232,7 +232,7 @@ class _Facts:
         if self.history.config is None:
             return None
         try:
-            load(self.history.config.run.name)
+            load_config(self.history.config.run.name)
         except JaxgptError:
             return None
         return self.history.config.run.name

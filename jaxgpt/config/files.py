@@ -1,0 +1,69 @@
+"""Config files: Python programs that define `config = Config(...)`, found by path or by a built-in config's name."""
+
+import difflib
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from jaxgpt.config.schema import Config
+from jaxgpt.errors import ConfigError
+
+
+def load_config(name: str | Path) -> Config:
+    """The config of the file `name`, or of the built-in config of that name. Runs the file.
+
+    Raises `ConfigError` C001 to C004 if it is missing or wrong, and the config's own errors with the file's line.
+    """
+    path = find_config(str(name))
+    namespace: dict[str, Any] = {"__name__": "jaxgpt_config", "__file__": str(path)}
+    try:
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
+    except SyntaxError as error:
+        raise ConfigError("C002", f"{path}:{error.lineno}: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("C002", f"{path} is not a text file ({error.reason} at byte {error.start})") from error
+    except ConfigError as error:
+        raise ConfigError(error.code, f"{error.message} ({path}:{_line(error, str(path))})", error.help) from error
+    except Exception as error:
+        message = f"{path}:{_line(error, str(path))}: {type(error).__name__}: {error}"
+        raise ConfigError("C004", message, "fix the file") from error
+    config = namespace.get("config")
+    if not isinstance(config, Config):
+        raise ConfigError("C003", f"{path} defines no 'config = Config(...)'", "see configs/quickstart.py")
+    return config
+
+
+def find_config(name: str) -> Traversable:
+    """The config file at that path, or the built-in one of that name; raises `ConfigError` C001 if there is none."""
+    built_in = files("jaxgpt") / "configs"
+    candidates = [Path(name), built_in / Path(name).name, built_in / f"{name}.py"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    close = difflib.get_close_matches(Path(name).stem, built_in_configs(), n=1)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    raise ConfigError("C001", f"config {name!r} not found", f"{guess}there are: {available_configs()}")
+
+
+def built_in_configs() -> list[str]:
+    """The names of the configs that come with jaxgpt."""
+    entries = (files("jaxgpt") / "configs").iterdir()
+    return sorted(entry.name.removesuffix(".py") for entry in entries if entry.name.endswith(".py"))
+
+
+def available_configs() -> str:
+    """The configs in ./configs, or the built-in ones if there are none, as a list for messages."""
+    local = [path.as_posix() for path in sorted(Path("configs").glob("*.py"))]
+    return ", ".join(local or built_in_configs())
+
+
+def _line(error: BaseException, path: str) -> int:
+    """The line of `path` that was running when `error` was raised; 0 if none was."""
+    line = 0
+    trace = error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename == path:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line

@@ -6,22 +6,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from jaxgpt.budget import options, search
-from jaxgpt.budget.options import Request
+from jaxgpt.budget.options import OutputOptions, Request
 from jaxgpt.budget.plan import Inputs, plan
 from jaxgpt.budget.recommend import recommend
+from jaxgpt.config.options import read_options
 from jaxgpt.errors import ConfigError
 
 
 def main(argv: Sequence[str]) -> None:
     """Answers the request that the command line makes."""
-    request = options.read(argv)
-    if request.actual:
+    parsed = options.parse(argv)
+    actual = read_options(OutputOptions, parsed).actual
+    if actual:
         from jaxgpt.budget import plan_file
         from jaxgpt.runs import folder as runfolder
 
-        print(plan_file.format_comparison(plan_file.compare_with_actual(runfolder.find(request.actual)[0])))
+        print(plan_file.format_comparison(plan_file.compare_with_actual(runfolder.find(actual)[0])))
         return
-    answer(request)
+    answer(options.build_request(parsed))
 
 
 def answer(request: Request) -> None:
@@ -33,11 +35,11 @@ def answer(request: Request) -> None:
     found = plan(inputs)
     advice = recommend(found, request.claim)
     claims = []
-    if request.claims:
+    if request.output.compare_claims:
         from jaxgpt.budget.claims import compare
 
         claims = compare(found)
-    if request.json:
+    if request.output.json:
         from jaxgpt.budget.to_json import document
 
         print(json.dumps(document(found, advice, claims, choice), indent=2))
@@ -57,25 +59,25 @@ def answer(request: Request) -> None:
         text.Printer(terminal.console()).whole(found, advice, claims, choice)
     if choice and request.write_config:
         search.write_config(choice, request.write_config)
-        if not request.json:
+        if not request.output.json:
             print(f"\nwritten: {request.write_config}\n  python -m jaxgpt.train --config {request.write_config}")
 
 
 def learned(request: Request) -> Inputs:
     """The inputs with what a run has to teach them: measured here, a pilot, or a log."""
     inputs = request.inputs
-    if not (request.measure or request.pilot or request.calibrate):
+    if not (request.learning.measure or request.learning.pilot or request.learning.calibrate):
         return inputs
     from jaxgpt.budget import calibrate
 
     config = inputs.config
-    if request.calibrate:
-        record = calibrate.read(request.calibrate)
+    if request.learning.calibrate:
+        record = calibrate.read(request.learning.calibrate)
     else:
         from jaxgpt.budget import measure
 
         print("measuring: a short training in a process of its own …", file=sys.stderr, flush=True)
-        record = measure.pilot(config, request.pilot) if request.pilot else measure.measure(config)
+        record = measure.pilot(config, request.learning.pilot) if request.learning.pilot else measure.measure(config)
     return replace(
         inputs,
         calibration=calibrate.calibration(record, config, inputs.device, inputs.corpus, inputs.tokens.unique),

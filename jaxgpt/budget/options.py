@@ -1,7 +1,6 @@
-"""The command line of the planner, read into `Inputs` and what is to be done with them."""
+"""The planner's command line: its options, and the `Request` that they make."""
 
 import argparse
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,163 +10,184 @@ from jaxgpt.budget import devices, query
 from jaxgpt.budget.plan import Inputs
 from jaxgpt.budget.search import Goal
 from jaxgpt.config import Config
-from jaxgpt.config.command_line import parse_config
+from jaxgpt.config.command_line import parse_options, read_config
+from jaxgpt.config.fields import Options, field
 from jaxgpt.config.files import find_config
-from jaxgpt.config.options import Parser
+from jaxgpt.config.options import Parser, add_options, option_name, parse_number, read_options
 from jaxgpt.errors import ConfigError
 from jaxgpt.utils import html as report
-
-DEFAULT_GPU = "RTX 4070"
-MOST_ITERS = 10**9
-DURATION = {"s": 1, "m": 60, "min": 60, "h": 3600}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is asked (`inputs`, `goal`), what to learn from first, and how to answer."""
-
-    inputs: Inputs
-    goal: Goal | None
-    calibrate: str | None
-    measure: bool
-    pilot: float | None
-    actual: str | None
-    claims: bool
-    claim: float | None
-    json: bool
-    html: Path | None
-    write_config: Path | None
-
-
-def add_options(parser: Parser) -> None:
-    """The planner's own options; every field of the config is one too."""
-    add = parser.add_argument_group("budget", "What the plan is for.").add_argument
-    add(
-        "--gpu",
-        metavar="NAME",
-        help="the device, in any usual spelling, or cpu (default: this machine's, else RTX 4070)",
-    )
-    add(
-        "--iters",
-        metavar="N",
-        nargs="+",
-        help="lengths in steps, a row each (default: 30, 50, 75 and 100 %% of the run)",
-    )
-    add("--unique-tokens", metavar="N", help="different tokens at hand, such as 3.68e9")
-    add("--data", metavar="DIR", help="a folder of token shards whose manifest (and audit) says how many there are")
-    add("--corpus", metavar="NAME", help="fineweb, fineweb-edu, openwebtext, openwebtext2, refinedweb, c4 or unknown")
-    add("--claim", metavar="LOSS", help="a loss that somebody promises: what it would need")
-    add("--price", metavar="X", help="of a kWh (default: 0.30)")
-    learn = parser.add_argument_group("learning", "What the plan is to learn from first.").add_argument
-    learn(
-        "--calibrate",
-        metavar="RUN_OR_LOG",
-        help="a run of ours or another program's log (docs/logs.md): its pace and loss",
-    )
-    learn("--measure", action="store_true", help="run some steps here and take their pace")
-    learn("--pilot", metavar="10m", help="train that long on the config's own data and take pace and loss")
-    turn = parser.add_argument_group("the other way round", "Choose a run for a goal.").add_argument
-    turn("--hours", metavar="X", help="the best run of that length")
-    turn("--kwh", metavar="X", help="the best run of that energy")
-    turn("--target-loss", metavar="X", help="the shortest run that is expected to end there")
-    turn("--write-config", metavar="FILE", help="write the chosen run as a config file")
-    answer = parser.add_argument_group("answer", "How to say it.").add_argument
-    answer("--json", action="store_true", help="as JSON (docs/budget.md)")
-    answer("--html", metavar="FILE", help="as a page")
-    answer("--compare-claims", action="store_true", help="show earlier claims about the reference run beside the law")
-    answer("--actual", metavar="RUN", help="a run's plan against what it has done, and nothing else")
-
-
-def read(argv: Sequence[str]) -> Request:
-    """The request that `argv` spells. Raises `ConfigError` for what is nonsense, `DataError` for the data's own."""
-    parser = Parser("budget", DESCRIPTION, "[--config FILE] [--gpu NAME] [--iters N ...] [--unique-tokens N] ...")
-    add_options(parser)
-    config, options = parse_config(parser, argv)
-    _contradictions(options)
-    goal = _goal(options)
-    name: str = options.config
-    text = find_config(name).read_text(encoding="utf-8")
-    unique = _given("--unique-tokens", options.unique_tokens)
-    folder = Path(options.data) if options.data else None
-    gpu, why = (options.gpu, "--gpu") if options.gpu is not None else _local_device()
-    corpus, corpus_why = query.config_corpus(config, text)
-    if options.corpus:
-        corpus, corpus_why = query.find_corpus(options.corpus), "--corpus"
-    inputs = Inputs(
-        config=config,
-        name=Path(name).stem,
-        text=text,
-        device=None if gpu.lower() == devices.CPU else devices.find(gpu),
-        device_why=why,
-        iters=_iters(options.iters, config),
-        tokens=query.available_tokens(config, unique, folder, text),
-        corpus=corpus,
-        corpus_why=corpus_why,
-        price=number("--price", "0.30" if options.price is None else options.price, least=0),
-    )
-    return Request(
-        inputs=inputs,
-        goal=goal,
-        calibrate=options.calibrate,
-        measure=options.measure,
-        pilot=None if options.pilot is None else duration(options.pilot),
-        actual=options.actual,
-        claims=options.compare_claims,
-        claim=_given("--claim", options.claim),
-        json=options.json,
-        html=report.place("--html", options.html),
-        write_config=_new_file("--write-config", options.write_config),
-    )
-
 
 DESCRIPTION = (
     "Plans a run before it starts: tokens, epochs, FLOPs, time, energy, cost, memory and expected loss, each with its "
     "interval, and what to do instead. Loads no JAX."
 )
+USAGE = "[--config FILE] [--gpu NAME] [--iters N ...] [--unique-tokens N] ..."
+DEFAULT_GPU = "RTX 4070"
+DEFAULT_FRACTIONS = (0.3, 0.5, 0.75, 1.0)  # of the config's run, a row each
+MAX_ITERS = 10**9
+DURATION = {"s": 1, "m": 60, "min": 60, "h": 3600}
+GOALS = ("hours", "kwh", "target_loss")
+EXCLUSIVE = (
+    ("json", "html"),
+    ("unique_tokens", "data"),
+    ("hours", "kwh"),
+    ("hours", "target_loss"),
+    ("kwh", "target_loss"),
+    ("measure", "calibrate"),
+    ("measure", "pilot"),
+    ("pilot", "calibrate"),
+    *(("iters", goal) for goal in GOALS),
+)
 
 
-def number(
-    option: str, text: str, *, least: float | None = None, above: float | None = None, code: str = "C038"
-) -> float:
-    """The finite number that an option's text spells (`3.68e9`, `3.68B`), in its range; else `ConfigError` `code`."""
-    scale = query.SUFFIX.get(text.strip()[-1:].lower(), 1.0)
-    try:
-        value = float(text.replace(",", "") if scale == 1.0 else text.strip()[:-1].replace(",", "")) * scale
-    except ValueError:
-        raise ConfigError(code, f"{option} {text!r} is not a number") from None
-    if not math.isfinite(value):
-        raise ConfigError(code, f"{option} {text} is not finite")
-    if least is not None and value < least:
-        raise ConfigError(code, f"{option} {text}; must be {least:g} or more")
-    if above is not None and value <= above:
-        raise ConfigError(code, f"{option} {text}; must be above {above:g}")
-    return value
+def parse_duration(text: str) -> float | str:
+    """`10m`, `90s`, `1.5h` in seconds; a number alone is minutes."""
+    match = re.fullmatch(r"([\d.]+)\s*(s|m|min|h)?", text.strip())
+    number = match and parse_number(match[1])
+    if not match or number is None:
+        raise ConfigError("C038", f"--pilot = {text!r}; a duration is needed", "such as 10m, 90s or 1h")
+    return float(number * DURATION[match[2] or "m"])
 
 
-def _given(option: str, text: str | None) -> float | None:
-    """A number above 0, or None where the option is not given."""
-    return None if text is None else number(option, text, above=0)
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(Options):
+    """What is planned, beside the config."""
+
+    title = "budget"
+    summary = "What the plan is for."
+    error_code = "C038"
+
+    gpu: str | None = field(
+        None, "device, in any usual spelling, or cpu (default: this machine's, else RTX 4070)", metavar="NAME"
+    )
+    iters: tuple[int, ...] = field(
+        (), "run lengths in steps, a row each (default: 30, 50, 75 and 100 % of the run)", ge=1, le=MAX_ITERS
+    )
+    unique_tokens: float | None = field(None, "unique tokens, such as 3.68e9", gt=0, metavar="N")
+    data: str | None = field(None, "folder of token shards; its manifest (and audit) gives the count", metavar="DIR")
+    corpus: str | None = field(
+        None, "fineweb, fineweb-edu, openwebtext, openwebtext2, refinedweb, c4 or unknown", metavar="NAME"
+    )
+    claim: float | None = field(None, "a loss that somebody claims: what it would need", gt=0, metavar="LOSS")
+    price: float = field(0.30, "price of a kWh", ge=0)
 
 
-def duration(text: str) -> float:
-    """`10m`, `90s`, `1.5h` in seconds; a bare number is minutes."""
-    found = re.fullmatch(r"([\d.]+)\s*(s|m|min|h)?", text.strip())
-    if not found:
-        raise ConfigError("C038", f"--pilot {text!r} is no duration", "such as 10m, 90s or 1h")
-    return number("--pilot", found[1], above=0) * DURATION[found[2] or "m"]
+@dataclass(frozen=True, kw_only=True)
+class LearningOptions(Options):
+    """What the plan learns from first."""
+
+    title = "learning"
+    summary = "What the plan learns from first."
+    error_code = "C038"
+
+    calibrate: str | None = field(
+        None, "a run, or another program's log (docs/logs.md): its step time and loss", metavar="RUN_OR_LOG"
+    )
+    measure: bool = field(False, "train some steps here and use their step time")
+    pilot: float | None = field(
+        None,
+        "train that long on the config's own data and use step time and loss",
+        gt=0,
+        metavar="10m",
+        parse=parse_duration,
+    )
 
 
-def _iters(texts: list[str] | None, config: Config) -> tuple[int, ...]:
-    if texts is None:
-        steps = config.run.steps
-        return tuple(sorted({max(1, round(steps * share)) for share in (0.3, 0.5, 0.75, 1.0)}))
-    found = []
-    for text in (part for word in texts for part in word.split() or [""]):
-        value = number("--iters", text, least=1)
-        if value != int(value) or value > MOST_ITERS:
-            raise ConfigError("C038", f"--iters {text}; a whole number up to {MOST_ITERS:,} is needed")
-        found.append(int(value))
-    return tuple(found)
+@dataclass(frozen=True, kw_only=True)
+class GoalOptions(Options):
+    """A goal to find a run for."""
+
+    title = "goal"
+    summary = "Find a run for a goal."
+    error_code = "C038"
+
+    hours: float | None = field(None, "the best run of that length", gt=0)
+    kwh: float | None = field(None, "the best run with that energy", gt=0)
+    target_loss: float | None = field(None, "the shortest run with that expected final loss", gt=0)
+    write_config: str | None = field(None, "write that run as a config file", metavar="FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(Options):
+    """What to print."""
+
+    title = "output"
+    summary = "What to print."
+    error_code = "C038"
+
+    json: bool = field(False, "JSON (docs/budget.md)")
+    html: str | None = field(None, "write an HTML page", metavar="FILE")
+    compare_claims: bool = field(False, "show earlier claims about the reference run beside the scaling law")
+    actual: str | None = field(None, "compare a run with its plan, and print nothing else", metavar="RUN")
+
+
+GROUPS = (PlanOptions, LearningOptions, GoalOptions, OutputOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to plan (`inputs`, `goal`), what to learn from first, and how to answer."""
+
+    inputs: Inputs
+    goal: Goal | None
+    learning: LearningOptions
+    output: OutputOptions
+    claim: float | None
+    html: Path | None
+    write_config: Path | None
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line `argv`; every field of the config is an option too."""
+    parser = Parser("budget", DESCRIPTION, USAGE)
+    for group in GROUPS:
+        add_options(parser, group)
+    return parse_options(parser, argv)
+
+
+def read(argv: Sequence[str]) -> Request:
+    """The request of the command line `argv`; see `build_request`."""
+    return build_request(parse(argv))
+
+
+def build_request(options: argparse.Namespace) -> Request:
+    """The request that the options make. Raises `ConfigError` for what is wrong, `DataError` for the data's own."""
+    _check_exclusive(options)
+    config = read_config(options)
+    wanted = read_options(GoalOptions, options)
+    output = read_options(OutputOptions, options)
+    goal = Goal(hours=wanted.hours, kwh=wanted.kwh, target_loss=wanted.target_loss)
+    return Request(
+        inputs=_inputs(config, options.config, read_options(PlanOptions, options)),
+        goal=goal if any((wanted.hours, wanted.kwh, wanted.target_loss)) else None,
+        learning=read_options(LearningOptions, options),
+        output=output,
+        claim=read_options(PlanOptions, options).claim,
+        html=report.place("--html", output.html),
+        write_config=_new_file("--write-config", wanted.write_config),
+    )
+
+
+def _inputs(config: Config, name: str, given: PlanOptions) -> Inputs:
+    text = find_config(name).read_text(encoding="utf-8")
+    gpu, gpu_why = (given.gpu, "--gpu") if given.gpu is not None else _local_device()
+    corpus, corpus_why = query.config_corpus(config, text)
+    if given.corpus:
+        corpus, corpus_why = query.find_corpus(given.corpus), "--corpus"
+    steps = config.run.steps
+    default_iters = tuple(sorted({max(1, round(steps * fraction)) for fraction in DEFAULT_FRACTIONS}))
+    return Inputs(
+        config=config,
+        name=Path(name).stem,
+        text=text,
+        device=None if gpu.lower() == devices.CPU else devices.find(gpu),
+        device_why=gpu_why,
+        iters=given.iters or default_iters,
+        tokens=query.available_tokens(config, given.unique_tokens, Path(given.data) if given.data else None, text),
+        corpus=corpus,
+        corpus_why=corpus_why,
+        price=given.price,
+    )
 
 
 def _local_device() -> tuple[str, str]:
@@ -181,31 +201,14 @@ def _local_device() -> tuple[str, str]:
     return DEFAULT_GPU, "assumed: no GPU is here"
 
 
-def _goal(options: argparse.Namespace) -> Goal | None:
-    given = {name: getattr(options, name) for name in ("hours", "kwh", "target_loss")}
-    values = {name: _given("--" + name.replace("_", "-"), text) for name, text in given.items()}
-    return Goal(**values) if any(values.values()) else None
-
-
-def _contradictions(options: argparse.Namespace) -> None:
+def _check_exclusive(options: argparse.Namespace) -> None:
     """Raises `ConfigError` C039 for options that exclude each other, naming both."""
-    given = {name for name, value in vars(options).items() if value not in (None, False)}
-    pairs = [
-        ("json", "html"),
-        ("unique_tokens", "data"),
-        ("hours", "kwh"),
-        ("hours", "target_loss"),
-        ("kwh", "target_loss"),
-        ("measure", "calibrate"),
-        ("measure", "pilot"),
-        ("pilot", "calibrate"),
-        *(("iters", name) for name in ("hours", "kwh", "target_loss")),
-    ]
-    for first, second in pairs:
-        if {first, second} <= given:
-            words = [f"--{name.replace('_', '-')}" for name in (first, second)]
-            raise ConfigError("C039", f"{words[0]} and {words[1]} exclude each other", "leave one of them out")
-    if "write_config" in given and not given & {"hours", "kwh", "target_loss"}:
+    given = vars(options)
+    for pair in EXCLUSIVE:
+        first, second = (option_name(name) for name in pair)
+        if first in given and second in given:
+            raise ConfigError("C039", f"{first} and {second} exclude each other", "leave one of them out")
+    if "--write-config" in given and not any(option_name(goal) in given for goal in GOALS):
         raise ConfigError("C039", "--write-config has nothing to write", "give a goal: --hours, --kwh or --target-loss")
 
 

@@ -22,7 +22,7 @@ def parse_config(parser: Parser, argv: Sequence[str]) -> tuple[Config, argparse.
     The options have the config's name as `config`. Raises `ConfigError` C001 to C023 for what cannot be run.
     """
     options = parse_options(parser, argv)
-    return read_config(parser, options), options
+    return read_config(options), options
 
 
 def parse_options(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
@@ -37,11 +37,11 @@ def parse_options(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def read_config(parser: Parser, options: argparse.Namespace) -> Config:
+def read_config(options: argparse.Namespace) -> Config:
     """The config of `parse_options`. Raises `ConfigError` C006 if none is given, C001 to C023 if it is wrong."""
     if options.config is None:
         raise ConfigError(
-            "C006", "no config is given", f"{parser.prog} --config NAME; there are: {available_configs()}"
+            "C006", "no config is given", f"add --config NAME; there are: {available_configs()}"
         )
     changes = {name: given_values(section, options) for name, section in sections().items()}
     return load_config(options.config).replace(changes)

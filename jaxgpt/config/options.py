@@ -94,11 +94,11 @@ def parse_value(text: Any, kind: Any, parse: Callable[[str], Any] | None = None)
     if parse is not None:
         return parse(text)
     if optional_type(kind) is not None:
-        none = isinstance(text, str) and text.lower() in NONE
-        return None if none else parse_value(text, optional_type(kind))
+        inner = optional_type(kind)
+        return None if inner is not str and text.lower() in NONE else parse_value(text, inner)
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
-        words = list(text) if item is str else " ".join(text).split()
+        words = list(text) if item is str else " ".join(text).split() or [""]
         return () if words == ["none"] else tuple(parse_value(word, item) for word in words)
     if kind is bool:
         word = text.lower()

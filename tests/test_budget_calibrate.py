@@ -58,12 +58,12 @@ def test_nanogpts_log_gives_the_pace_without_evaluations_and_the_loss(tmp_path: 
 
 def test_a_finished_run_moves_the_offset_to_its_loss(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(NANOGPT)
-    request = options.read(["--calibrate", "log"])
+    request = options.read(["fineweb40m", "--calibrate", "log"])
     found = plan.plan(command.learned(request))
     assert found.last.loss == pytest.approx(3.60, abs=0.005)
     assert found.paces["jaxgpt"].seconds == pytest.approx(3.99511)
     assert found.last.seconds == pytest.approx(plan.duration(CONFIG, 20_000, 3.99511))
-    wide = plan.plan(options.read(["--corpus", "unknown"]).inputs).last
+    wide = plan.plan(options.read(["fineweb40m", "--corpus", "unknown"]).inputs).last
     assert found.last.loss_high - found.last.loss_low < 0.5 * (wide.loss_high - wide.loss_low)
 
 

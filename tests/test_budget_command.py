@@ -24,7 +24,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("arguments", [[], ["--json"], ["--compare-claims"], ["--hours", "20"], ["--help"]])
 def test_neither_jax_nor_matplotlib_is_loaded(arguments: list[str]) -> None:
-    done = run(*arguments)
+    done = run("fineweb40m", *arguments)
     assert done.returncode == 0
     loaded = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "jaxgpt" in loaded
@@ -81,7 +81,7 @@ def test_piped_text_is_plain_and_at_most_80_columns_wide() -> None:
 def test_nonsense_is_refused_with_a_sentence(
     arguments: list[str], code: str, words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert errors.run(budget.main, arguments) == errors.EXIT_STATUS[code[0]]
+    assert errors.run(budget.main, ["fineweb40m", *arguments]) == errors.EXIT_STATUS[code[0]]
     told = capsys.readouterr()
     assert told.err.startswith(f"error[{code}]: ")
     for word in words:
@@ -104,7 +104,7 @@ def test_a_page_is_one_file_that_loads_nothing_and_escapes_names(tmp_path: Path)
 
 
 def test_a_cpu_has_no_pace_until_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    assert errors.run(budget.main, ["--gpu", "cpu", "--json"]) == 0
+    assert errors.run(budget.main, ["fineweb40m", "--gpu", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["pace"] == {}
     assert found["rows"][0]["seconds"] is None

@@ -28,7 +28,7 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def chosen(*argv: str) -> Choice:
-    request = options.read(argv)
+    request = options.read(["--config", "fineweb40m", *argv])
     assert request.goal
     return search.best_run(request.inputs, request.goal)
 
@@ -82,7 +82,7 @@ def test_repeated_tokens_can_put_a_target_out_of_reach() -> None:
 
 
 def plan_of(capsys: pytest.CaptureFixture[str], *argv: str) -> Json:
-    assert errors.run(budget.main, [*argv, "--json"]) == 0
+    assert errors.run(budget.main, ["--config", "fineweb40m", *argv, "--json"]) == 0
     found: Json = json.loads(capsys.readouterr().out)
     return found
 
@@ -106,7 +106,7 @@ def test_the_written_config_gives_the_promise_back(
 def test_nothing_of_the_users_is_overwritten(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("mine")
-    assert errors.run(budget.main, ["--hours", "20", "--write-config", str(file)]) == 2
+    assert errors.run(budget.main, ["fineweb40m", "--hours", "20", "--write-config", str(file)]) == 2
     assert "error[C041]" in capsys.readouterr().err
     assert file.read_text() == "mine"
 
@@ -116,7 +116,7 @@ def test_the_written_config_trains_as_it_is(tmp_path: Path) -> None:
     small = ["--model.block-size", "32", "--data.micro-batch", "2", "--data.accum", "1", "--gpu", "h100"]
     small += ["--model.n-layer", "1", "--data.path", "tokens", "--model.loss-chunk", "64", "--run.eval-tokens", "64"]
     goal = ["--hours", "2", "--unique-tokens", "1e9", "--write-config", "tiny.py"]
-    assert errors.run(budget.main, [*small, *goal]) == 0
+    assert errors.run(budget.main, ["fineweb40m", *small, *goal]) == 0
     tokens = tmp_path / "tokens"
     tokens.mkdir()
     for seed, name in enumerate(("train.bin", "val.bin")):

@@ -59,7 +59,7 @@ def test_a_pilot_trains_on_the_users_data_and_calibrates_the_plan(
     options = ["--model.n-layer", "1", "--model.n-head", "1", "--model.n-embd", "16", "--model.block-size", "16"]
     options += ["--data.path", "tokens", "--data.micro-batch", "2", "--data.accum", "1", "--model.loss-chunk", "64"]
     options += ["--run.steps", "4000", "--run.eval-tokens", "64", "--mesh.device", "cpu", "--gpu", "cpu"]
-    assert errors.run(budget.main, [*options, "--pilot", "3s", "--json"]) == 0
+    assert errors.run(budget.main, ["fineweb40m", *options, "--pilot", "3s", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert "pilot-fineweb40m-1" in found["calibration"]["source"]
     assert found["calibration"]["shift"] is not None

@@ -27,11 +27,11 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def planned(*argv: str) -> Plan:
-    return plan.plan(options.read(argv).inputs)
+    return plan.plan(options.read(["--config", "fineweb40m", *argv]).inputs)
 
 
 def document(capsys: pytest.CaptureFixture[str], *argv: str) -> Json:
-    assert errors.run(budget.main, [*argv, "--json"]) == 0
+    assert errors.run(budget.main, ["--config", "fineweb40m", *argv, "--json"]) == 0
     found: Json = json.loads(capsys.readouterr().out)
     return found
 

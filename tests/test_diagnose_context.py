@@ -1,6 +1,5 @@
 """What is known of a run: an option beats its log, the log a config, a config an assumption; and what contradicts."""
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -14,6 +13,7 @@ from helpers.logsamples import CONFIG
 from jaxgpt import logs
 from jaxgpt.config import Optim, schedule
 from jaxgpt.config.files import load_config
+from jaxgpt.config.options import Parser
 from jaxgpt.diagnose import options as command_line
 from jaxgpt.diagnose.context import RunContext, resolve_context
 from jaxgpt.diagnose.options import Options
@@ -221,9 +221,9 @@ def test_options_that_contradict_each_other_or_the_log(options: dict[str, Any], 
 
 
 def parsed(*argv: str) -> Options:
-    parser = argparse.ArgumentParser()
+    parser = Parser("diagnose", "")
     command_line.add_options(parser)
-    return command_line.of(parser.parse_args(list(argv)))
+    return command_line.read_options(parser.parse(argv))
 
 
 def test_the_command_line() -> None:

@@ -11,7 +11,7 @@ from jaxgpt.budget.plan import Inputs
 from jaxgpt.budget.search import Goal
 from jaxgpt.config import Config
 from jaxgpt.config.command_line import parse_options, read_config
-from jaxgpt.config.fields import Options, field
+from jaxgpt.config.fields import OptionGroup, field
 from jaxgpt.config.files import find_config
 from jaxgpt.config.options import Parser, add_options, option_name, parse_number, read_options
 from jaxgpt.errors import ConfigError
@@ -50,7 +50,7 @@ def parse_duration(text: str) -> float | str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions(Options):
+class PlanOptions(OptionGroup):
     """What is planned, beside the config."""
 
     title = "budget"
@@ -73,7 +73,7 @@ class PlanOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningOptions(Options):
+class LearningOptions(OptionGroup):
     """What the plan learns from first."""
 
     title = "learning"
@@ -94,7 +94,7 @@ class LearningOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoalOptions(Options):
+class GoalOptions(OptionGroup):
     """A goal to find a run for."""
 
     title = "goal"
@@ -108,7 +108,7 @@ class GoalOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputOptions(Options):
+class OutputOptions(OptionGroup):
     """What to print."""
 
     title = "output"

@@ -40,9 +40,7 @@ def parse_options(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
 def read_config(options: argparse.Namespace) -> Config:
     """The config of `parse_options`. Raises `ConfigError` C006 if none is given, C001 to C023 if it is wrong."""
     if options.config is None:
-        raise ConfigError(
-            "C006", "no config is given", f"add --config NAME; there are: {available_configs()}"
-        )
+        raise ConfigError("C006", "no config is given", f"add --config NAME; there are: {available_configs()}")
     changes = {name: given_values(section, options) for name, section in sections().items()}
     return load_config(options.config).replace(changes)
 

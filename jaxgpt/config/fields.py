@@ -67,7 +67,7 @@ class Section(Checked):
         return f"{cls.__name__.lower()}.{name}"
 
 
-class Options(Checked):
+class OptionGroup(Checked):
     """Options of a command; messages call them as they are typed, such as `--unique-tokens`."""
 
     @classmethod

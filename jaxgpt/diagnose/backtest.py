@@ -27,7 +27,7 @@ from jaxgpt.diagnose.forecast import annealing
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.diagnose.forecast.scenarios import COOLDOWN_FRACTION
-from jaxgpt.diagnose.options import MOST_STEPS, Options
+from jaxgpt.diagnose.options import MAX_STEPS, Options
 from jaxgpt.errors import INTERRUPTED, PREEMPTED, CheckpointError, ConfigError, Stopped, StorageError
 from jaxgpt.logs.history import History
 from jaxgpt.runs import folder as runfolder
@@ -159,7 +159,7 @@ def parse_request(given: argparse.Namespace) -> BacktestRequest | None:
     at, steps = given.backtest_at or "latest", given.backtest_steps
     if at != "latest" and not at.isdigit():
         raise ConfigError("C056", f"--backtest-at {at!r} is no step", "--backtest-at 500, the step of a checkpoint")
-    if steps is not None and not (steps.isdigit() and 0 < int(steps) <= MOST_STEPS):
+    if steps is not None and not (steps.isdigit() and 0 < int(steps) <= MAX_STEPS):
         raise ConfigError("C056", f"--backtest-steps {steps!r} is no number of updates", "--backtest-steps 200")
     return BacktestRequest(at, None if steps is None else int(steps))
 

@@ -56,12 +56,12 @@ def read(argv: Sequence[str]) -> Request:
     answer("--json", action="store_true", help="as JSON (docs/diagnose.md)")
     answer("--html", metavar="FILE", help="as a page")
     backtest.add_options(parser)
-    given = parser.parse_args(argv)
+    given = parser.parse(argv)
     if given.json and given.html:
         raise ConfigError("C053", "--json and --html exclude each other", "leave one of them out")
     page = report.place("--html", given.html)
     proving = backtest.parse_request(given)
-    return Request(source=given.source, options=options.of(given), json=given.json, html=page, prove=proving)
+    return Request(source=given.source, options=options.read_options(given), json=given.json, html=page, prove=proving)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from jaxgpt.config.options import Parser, parse_value
+from jaxgpt.config.options import Parser, integer
 from jaxgpt.data.manifest import LAYOUTS
 from jaxgpt.prepare.encoder import ENGINES
 from jaxgpt.prepare.pipeline import SHARD_TOKENS, prepare
@@ -48,13 +48,13 @@ def _add_options(parser: Parser) -> None:
         "hf://datasets/OWNER/NAME/PATH*.parquet, or python-stdlib",
     )
     option("--out", required=True, metavar="DIR", help="folder to create")
-    option("--val-tokens", type=_integer, default=0, metavar="N", help="tokens for validation (default: 0, no split)")
-    option("--tokens", type=_integer, default=0, metavar="N", help="stop after N tokens in total (default: 0, all)")
+    option("--val-tokens", type=integer, default=0, metavar="N", help="tokens for validation (default: 0, no split)")
+    option("--tokens", type=integer, default=0, metavar="N", help="stop after N tokens in total (default: 0, all)")
     option("--weights", type=_weights, default=(), metavar="W,W", help="mix the SOURCEs in these proportions of tokens")
     option("--tokenizer", default="gpt2", metavar="NAME", help="gpt2, a tokenizer.json, or OWNER/NAME on the hub")
-    option("--train-tokenizer", type=_integer, default=0, metavar="N", help="train a new tokenizer of N tokens")
+    option("--train-tokenizer", type=integer, default=0, metavar="N", help="train a new tokenizer of N tokens")
     option("--text-column", metavar="C", help="column or field of the text (default: text, or the only one of text)")
-    option("--shard-tokens", type=_integer, default=SHARD_TOKENS, metavar="N", help="tokens per shard (default: 100e6)")
+    option("--shard-tokens", type=integer, default=SHARD_TOKENS, metavar="N", help="tokens per shard (default: 100e6)")
     option(
         "--format",
         dest="layout",
@@ -66,13 +66,6 @@ def _add_options(parser: Parser) -> None:
     option("--encoder", dest="engine", default="gigatoken", choices=ENGINES, help="library that encodes")
     option("--no-eot", dest="eot", action="store_false", help="put no end-of-text token after each document")
     option("--restart", action="store_true", help="discard what an interrupted preparation has done")
-
-
-def _integer(text: str) -> int:
-    value = parse_value(text, int)
-    if not isinstance(value, int):
-        raise argparse.ArgumentTypeError(f"{text!r}; an integer is needed")
-    return value
 
 
 def _weights(text: str) -> list[float]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from jaxgpt.config import Config, Optim, schedule
 from jaxgpt.diagnose.context import schedule_detection
 from jaxgpt.diagnose.context.schedule_detection import DetectedSchedule, LoggedRates
-from jaxgpt.diagnose.options import MOST_STEPS, Options
+from jaxgpt.diagnose.options import MAX_STEPS, Options
 from jaxgpt.errors import ConfigError
 from jaxgpt.logs.history import History
 
@@ -73,7 +73,7 @@ class _Reading:
                 raise ConfigError("C049", what, f"--total-steps {done} or more")
             return given
         for total in (stated, self._config.run.steps if self._config else None):
-            if total is not None and 1 <= total <= MOST_STEPS:
+            if total is not None and 1 <= total <= MAX_STEPS:
                 if total >= done:
                     return total
                 self._assume(f"the run is longer than the {total:,} steps that it was set to", "--total-steps")
@@ -87,11 +87,11 @@ class _Reading:
     def _seen_updates(self) -> int:
         """Updates done, as far as they are looked at one by one."""
         done = self._updates()
-        if done > MOST_STEPS:
+        if done > MAX_STEPS:
             self._assume(
                 f"{done:,} steps are taken for steps; if they are tokens, name their column so", "--batch-tokens"
             )
-        return min(done, MOST_STEPS)
+        return min(done, MAX_STEPS)
 
     def _length_of_fall(self, name: Schedule) -> int | None:
         """The step at which the rates of the log are at their end, if they tell."""
@@ -99,7 +99,7 @@ class _Reading:
         decay = whole(self._words.get("lr_decay_iters"))
         done = self._updates()
         for step in (end, decay):
-            if step is not None and 0.98 * done <= step <= MOST_STEPS:
+            if step is not None and 0.98 * done <= step <= MAX_STEPS:
                 total = max(round(step), done)
                 where = "would come to 0" if self._seen and step > done and name != "cosine" else "has fallen"
                 self._assume(f"the run is assumed to end at step {total:,}, where its rate {where}", "--total-steps")
@@ -110,7 +110,7 @@ class _Reading:
         """The schedule's name, and whether anything but an assumption says so."""
         given, words = self._options.schedule, str(self._words.get("schedule", ""))
         if given:
-            return cast(Schedule, "wsd" if given == "trapezoid" else given), True
+            return "wsd" if given == "trapezoid" else given, True
         if self._own:
             return self._own.schedule, True
         if words in WORDS:
@@ -170,7 +170,7 @@ class _Reading:
         return USUAL_RATE
 
     def _warmup(self) -> int:
-        longest = self._total if self._total is not None else MOST_STEPS
+        longest = self._total if self._total is not None else MAX_STEPS
         own, config, seen = self._own, self._given, self._seen
         for value in (
             self._options.warmup,
@@ -292,4 +292,4 @@ def positive(value: Any) -> float | None:
 
 def whole(value: Any) -> int | None:
     number = positive(value)
-    return int(number) if number is not None and number <= MOST_STEPS else None
+    return int(number) if number is not None and number <= MAX_STEPS else None

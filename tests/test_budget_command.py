@@ -55,7 +55,7 @@ def test_piped_text_is_plain_and_at_most_80_columns_wide() -> None:
         (["--unique-tokens", ""], "C038", ["--unique-tokens"]),
         (["--claim", ""], "C038", ["--claim"]),
         (["--unique-tokens", "0"], "C038", ["0"]),
-        (["--unique-tokens", "-3e9"], "C038", ["-3e9"]),
+        (["--unique-tokens", "-3e9"], "C038", ["--unique-tokens", "-3000000000"]),
         (["--unique-tokens", "512"], "D013", ["512", "1,025"]),
         (["--corpus", "finweb"], "C040", ["finweb", "fineweb"]),
         (["--json", "--html", "x.html"], "C039", ["--json", "--html"]),

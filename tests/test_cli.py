@@ -85,6 +85,7 @@ def test_mistakes_are_answered_before_jax_is_loaded(tmp_path: Path) -> None:
         "trian": (["trian"], 2, "did you mean 'jaxgpt train'?"),
         "run of diagnose": (["diagnose", "none"], 3, "D043]"),
         "config of budget": (["budget", "quickstrat"], 2, "C001]: config 'quickstrat' not found"),
+        "no config of budget": (["budget", "--json"], 2, "C006]: no config is given"),
         "folder of audit": (["audit", "none"], 3, "D002]: no token shards in 'none'"),
         "source of prepare": (["prepare", "none", "--out", "x"], 3, "D023]"),
     }

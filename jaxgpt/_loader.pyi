@@ -1,8 +1,8 @@
 """Token shards, their order, and a bounded ring of prefetched batches (the Rust crate in `rust_loader/`).
 
-A run's data is three objects: a `Dataset` of token files, a `Loader` over it, and the `Lease`s it hands out, each one
-step's block of tokens. A batch is a pure function of (seed, step, data): resuming needs one integer.
-Bad arguments raise `ValueError`; everything else that goes wrong raises a `LoaderError`.
+A run reads its data through three kinds of objects: a `Dataset` of token files, a `Loader` over it, and the `Lease`s
+that the loader returns, each with the block of tokens of one step. A batch is a pure function of (seed, step, data), so
+one integer is enough to resume. Invalid arguments raise `ValueError`; all other errors are `LoaderError`s.
 """
 
 import os
@@ -20,7 +20,7 @@ __all__ = [
     "ClusterMap",
     "CorpusTooShortError",
     "Dataset",
-    "Encoded",
+    "EncodedDocuments",
     "Lease",
     "Loader",
     "LoaderError",
@@ -32,6 +32,7 @@ __all__ = [
     "ShardSizeError",
     "ShardWriter",
     "SlotsExhaustedError",
+    "SplitWriter",
     "Splitter",
     "TokenCountError",
     "TokenRangeError",
@@ -54,22 +55,22 @@ __all__ = [
 __version__: str
 
 class LoaderError(JaxgptError):
-    """The loader cannot go on: `code`, `message`, `help`."""
+    """An error of the loader, with its `code`, `message` and `help`."""
 
 class NotAShardError(LoaderError):
-    """The file is something else (D003)."""
+    """The file is not a token shard (D003)."""
 
 class ShardSizeError(LoaderError):
-    """The file's length does not fit its header (D007)."""
+    """The length of the file does not match its header (D007)."""
 
 class TokenCountError(LoaderError):
-    """The header holds an impossible token count (D008)."""
+    """The header states an impossible token count (D008)."""
 
 class MixedDtypeError(LoaderError):
-    """The shards of one dataset differ in their token type (D009)."""
+    """The shards of one dataset have different token types (D009)."""
 
 class TokenRangeError(LoaderError):
-    """A token that the vocabulary does not have (D010)."""
+    """A token is outside the tokenizer's vocabulary (D010)."""
 
 class ChecksumError(LoaderError):
     """The file is not the one that the manifest describes (D011)."""
@@ -78,40 +79,41 @@ class CorpusTooShortError(LoaderError):
     """The data is shorter than one sequence (D013)."""
 
 class NotAFileError(LoaderError):
-    """A folder, FIFO, device or socket (D015)."""
+    """The path names a folder, FIFO, device or socket (D015)."""
 
 class ShardIoError(LoaderError):
     """The file cannot be opened or read (D016)."""
 
 class ShardChangedError(LoaderError):
-    """The file is no longer what was opened (D017)."""
+    """The file changed since it was opened (D017)."""
 
 class WriterError(LoaderError):
     """A shard cannot be written (S003), exists (S004) or is full (S014)."""
 
 class AuditError(LoaderError):
-    """The audit cannot be made: a file of clusters that is none (D028), too many documents (D030), no room for the
-    temporary file (S015).
+    """The audit failed: not a file of clusters (D028), too many documents (D030), or no space for the temporary file
+    (S015).
     """
 
 class SlotsExhaustedError(LoaderError):
-    """Every slot is lent out (S006), or there is no memory for them (S007)."""
+    """Every slot is lent out (S006), or there is not enough memory for them (S007)."""
 
 class WorkerError(LoaderError):
     """The loader's threads failed (S008) or did not survive a fork (S010)."""
 
 @final
 class Dataset:
-    """Token files, in the order given, seen as one stream of tokens. They stay open, and are read but never mapped.
+    """Token files, in the order given, read as one stream of tokens. They stay open and are never memory-mapped.
 
-    A file is a token shard of llm.c and modded-nanogpt, or plain uint16 tokens as nanoGPT writes them. `headerless`
-    says which: True, False, or None: plain if it is named `train.bin` or `val.bin` and has no header.
+    A file is a token shard of llm.c and modded-nanogpt, or has uint16 tokens without a header, as nanoGPT writes them.
+    `headerless` says which: True, False, or None for headerless if it is named `train.bin` or `val.bin` and has no
+    header.
     """
 
     def __new__(cls, paths: Sequence[str | os.PathLike[str]], *, headerless: bool | None = None) -> Self: ...
     @property
     def tokens(self) -> int:
-        """How many tokens all files hold together."""
+        """The number of tokens in all files together."""
 
     @property
     def dtype(self) -> str:
@@ -119,10 +121,10 @@ class Dataset:
 
     @property
     def shards(self) -> list[tuple[str, int]]:
-        """Path and number of tokens of every file."""
+        """The path and number of tokens of every file."""
 
     def windows(self, block: int) -> int:
-        """How many windows of `block + 1` tokens an epoch has. `CorpusTooShortError` if there is none."""
+        """The number of windows of `block + 1` tokens in an epoch. `CorpusTooShortError` without a single one."""
 
     def read(self, start: int, count: int) -> bytes:
         """A copy of `count` tokens from the index `start` on, as little-endian bytes."""
@@ -136,19 +138,19 @@ class Dataset:
     ) -> list[str]:
         """Reads every byte once, and returns the xxh3-128 of every file in hexadecimal.
 
-        `ChecksumError` if one differs from `checksums`, `TokenRangeError` if an id is not below `vocab_size`.
-        `progress(bytes done, bytes in all)` is called several times a second.
+        `ChecksumError` if one differs from `checksums`, `TokenRangeError` if an id is not less than `vocab_size`.
+        `progress(bytes_done, bytes_total)` is called several times a second.
         """
 
 @final
 class Loader:
-    """Iterates over the blocks of a run, each one step `[accum, micro_batch / world, block + 1]`.
+    """Iterates over the blocks of a run. A block is one step: `[accum, micro_batch / world, block + 1]` tokens.
 
-    Threads read ahead into a ring of `slots` page-aligned buffers. A buffer is lent out with each block, and used again
-    when that block's `Lease` and all views of it are gone; if all stay lent for `lease_timeout` seconds,
-    `SlotsExhaustedError` is raised. `order` is "epoch" (a fresh shuffle per epoch, each window once), "random"
-    (nanoGPT's sampling with replacement) or "sequential". `micro_batch` counts the sequences of all `world`
-    processes, of which this one (`rank`) gets its part. With `vocab_size`, ids outside it raise `TokenRangeError`.
+    Threads read ahead into a ring of `slots` page-aligned buffers. Each block occupies a buffer, which is reused when
+    the block's `Lease` and all views of it are gone. If all buffers stay in use for `lease_timeout` seconds, the next
+    block raises `SlotsExhaustedError`. `order` is "epoch" (a new shuffle in every epoch, each window once), "random"
+    (nanoGPT's sampling with replacement) or "sequential". `micro_batch` counts the sequences of all `world` processes;
+    process number `rank` gets an equal number of them. With `vocab_size`, ids outside it raise `TokenRangeError`.
     """
 
     def __new__(
@@ -171,7 +173,7 @@ class Loader:
     ) -> Self: ...
     def __iter__(self) -> Self: ...
     def __next__(self) -> Lease:
-        """The block of step `step`. An error is raised at the turn of its step, and again on every later call."""
+        """The block of step `step`. The error of a step is raised after all earlier steps, and by every later call."""
 
     @property
     def step(self) -> int:
@@ -186,24 +188,24 @@ class Loader:
         """ "uint16" or "uint32"."""
 
     def buffers(self) -> list[tuple[int, int]]:
-        """Address and length of every slot: page-aligned, and the same until `close`.
+        """The address and length of every slot: page-aligned and constant until `close`.
 
-        Who registers them with a device (`client.dma_map`) must unregister them before `close`.
+        Buffers that are registered with a device (`client.dma_map`) must be unregistered before `close`.
         """
 
     def close(self) -> None:
-        """Stops the threads and waits for them. Blocks that are still in use stay valid."""
+        """Stops the threads and waits for them. Blocks in use stay valid."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_exception: object) -> None: ...
 
 @final
 class Lease:
-    """One block on loan. `numpy.asarray(lease)` is a read-only view; the slot is free again when no view is left."""
+    """One block on loan. `numpy.asarray(lease)` is a read-only view. The slot is free when no view is left."""
 
     @property
     def step(self) -> int:
-        """The step whose block this is."""
+        """The step of this block."""
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -211,9 +213,9 @@ class Lease:
 
 @final
 class ShardWriter:
-    """Writes a token shard that is there completely or not at all: to `.NAME.tmp` beside it, renamed by `finish`.
+    """Writes a token shard that appears completely or not at all: to `.NAME.tmp` beside it, renamed by `finish`.
 
-    Dropped before that (or left as a context manager), it removes what it wrote. `dtype` is "uint16" or "uint32".
+    If it is dropped (or its `with` block ends) before that, it removes what it wrote. `dtype` is "uint16" or "uint32".
     """
 
     def __new__(cls, path: str | os.PathLike[str], dtype: str = "uint16", *, overwrite: bool = False) -> Self: ...
@@ -222,38 +224,38 @@ class ShardWriter:
 
     @property
     def tokens(self) -> int:
-        """How many tokens were appended so far."""
+        """The number of tokens so far."""
 
     @property
     def max_token(self) -> int | None:
         """The largest token so far."""
 
     def finish(self) -> WrittenShard:
-        """Gives the shard its header and its name, and describes it."""
+        """Writes the header, gives the file its name, and describes it."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_exception: object) -> None: ...
 
 @final
-class Encoded:
+class EncodedDocuments:
     """A batch of documents: texts (uint8, UTF-8) and ids (uint32), each one after another.
 
-    `text_ends` and `id_ends` (int64) hold where each document begins, and where the last one ends.
+    `text_offsets` and `id_offsets` (int64) are the offsets at which documents begin, and the end of the last one.
     """
 
-    def __new__(cls, texts: Buffer, text_ends: Buffer, ids: Buffer, id_ends: Buffer) -> Self: ...
+    def __new__(cls, texts: Buffer, text_offsets: Buffer, ids: Buffer, id_offsets: Buffer) -> Self: ...
     def __len__(self) -> int:
-        """How many documents there are."""
+        """The number of documents."""
 
 @final
 class Splitter:
-    """Puts encoded documents into the shards of train and val, and goes on where an earlier one was interrupted.
+    """Puts encoded documents into the shards of train and val. It can continue an interrupted splitter.
 
-    Validation takes the documents whose `text_keys` are lowest until it has `val_tokens` tokens; only those in the
-    first share `limit` of all keys are considered (and held aside until the end). The document that reaches `budget`
-    tokens in all is the last one. Near-duplicates in `clusters`, the file of an audit, fall on the same side. `plain`
-    writes nanoGPT's headerless `train.bin` and `val.bin`. `progress` is what
-    `sync` of an earlier splitter returned; whatever that one wrote after it is forgotten.
+    Validation takes the documents with the lowest `text_keys` until it has `val_tokens` tokens. Only documents whose
+    keys are in the first `candidate_fraction` of all keys are candidates; they are held out on disk until `finish`. The
+    document that reaches `max_tokens` tokens in total is the last one. Near-duplicates in `clusters`, the file of an
+    audit, go to the same split. `headerless` writes nanoGPT's `train.bin` and `val.bin`. `progress` is what `sync` of
+    an earlier splitter returned; what that splitter wrote afterwards is discarded.
     """
 
     def __new__(
@@ -264,42 +266,67 @@ class Splitter:
         shard_tokens: int,
         end_of_text: int | None = None,
         val_tokens: int = 0,
-        limit: float = 0.0,
-        budget: int | None = None,
-        plain: bool = False,
+        candidate_fraction: float = 0.0,
+        max_tokens: int | None = None,
+        headerless: bool = False,
         clusters: str | os.PathLike[str] | None = None,
         progress: str | None = None,
     ) -> Self: ...
-    def add(self, batch: Encoded, first: int, last: int) -> int:
-        """Adds documents `first` to `last` (exclusive) of a batch; returns how many the budget allowed."""
+    def add(self, batch: EncodedDocuments, first: int, last: int) -> int:
+        """Adds documents `first` to `last` (exclusive) of a batch until `max_tokens` is reached; returns the number
+        added.
+        """
 
     @property
-    def taken(self) -> tuple[int, int, int]:
+    def totals(self) -> tuple[int, int, int]:
         """Documents, bytes of text and tokens so far."""
 
     @property
-    def full(self) -> bool:
-        """Whether the budget is used up."""
+    def is_full(self) -> bool:
+        """True if `max_tokens` is reached."""
 
     def sync(self) -> str:
-        """Brings everything to the disk; the text returned is what a later splitter goes on from."""
+        """Writes everything to disk, and returns the `progress` from which another splitter can continue."""
 
     def finish(self) -> tuple[WrittenSplit, WrittenSplit | None]:
-        """Finishes all shards; train, and val if there is one."""
+        """Finishes all shards. Returns train, and val if there is one."""
 
     def close(self) -> None:
-        """Lets go of the unfinished files, which stay: from here on another splitter may go on with them."""
+        """Closes the unfinished files. They stay on disk, so that another splitter can continue."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_exception: object) -> None: ...
 
 @final
+class SplitWriter:
+    """Writes the documents of one split, one after another, into shards `NAME_000000.bin` and so on.
+
+    Each shard has `shard_tokens` tokens, except for the last one. A document may continue in the next shard.
+    Unfinished files stay on disk.
+    """
+
+    def __new__(
+        cls,
+        folder: str | os.PathLike[str],
+        name: str,
+        dtype: str,
+        *,
+        shard_tokens: int,
+        end_of_text: int | None = None,
+    ) -> Self: ...
+    def add(self, text_bytes: int, tokens: Buffer) -> None:
+        """Appends a document whose text has `text_bytes` bytes, and the end-of-text token."""
+
+    def finish(self) -> WrittenSplit:
+        """Finishes the last shard and describes the split."""
+
+@final
 class WrittenShard:
-    """What a finished shard holds, for the manifest."""
+    """The properties of a finished shard, for the manifest."""
 
     @property
     def path(self) -> str:
-        """Where it is."""
+        """The path of the file."""
 
     @property
     def tokens(self) -> int:
@@ -315,11 +342,11 @@ class WrittenShard:
 
     @property
     def xxh3_128(self) -> str:
-        """xxh3-128 of the whole file in hexadecimal."""
+        """The xxh3-128 of the whole file in hexadecimal."""
 
 @final
 class WrittenSplit:
-    """What a finished split holds, for the manifest."""
+    """The properties of a finished split, for the manifest."""
 
     @property
     def documents(self) -> int:
@@ -331,43 +358,45 @@ class WrittenSplit:
 
     @property
     def tokens(self) -> int:
-        """Tokens, end-of-text ones included."""
+        """Tokens, including end-of-text tokens."""
 
     @property
     def shards(self) -> list[WrittenShard]:
         """The files."""
 
-def text_keys(texts: Buffer, text_ends: Buffer) -> bytes:
-    """The keys of texts, 16 bytes each: xxh3-128, big-endian. They decide on which side of a split a document falls."""
+def text_keys(texts: Buffer, text_offsets: Buffer) -> bytes:
+    """The keys of texts, 16 bytes each: xxh3-128, big-endian. They decide which documents become validation data."""
 
 @final
 class Audit:
-    """What an audit found. Documents are numbered through train, then val; the splits are 0 and 1."""
+    """The result of an audit. Documents are numbered through train, then val; the splits are 0 and 1."""
 
     @property
     def report(self) -> str:
         """The report as JSON (docs/audit.md)."""
 
     def counts(self, split: int) -> bytes:
-        """How often each id of the vocabulary occurs in a split, as little-endian uint64."""
+        """The number of occurrences of each id of the vocabulary in a split, as little-endian uint64."""
 
     def documents(self, split: int) -> bytes:
-        """Where each document of a split begins and ends, without end-of-text, as pairs of little-endian uint64."""
+        """The range of each document of a split without end-of-text, as pairs of little-endian uint64."""
 
     def kept(self) -> bytes:
-        """For each document the one that is kept of its cluster, as little-endian uint32."""
+        """For each document, the one that is kept of its cluster, as little-endian uint32."""
 
     def write_clusters(self, path: str | os.PathLike[str]) -> str:
-        """Writes the near-duplicate clusters in one piece, and returns the file's xxh3-128 in hexadecimal."""
+        """Writes the near-duplicate clusters atomically, and returns the file's xxh3-128 in hexadecimal."""
 
 @final
 class ClusterMap:
-    """The near-duplicate clusters of an audit, from its file. `AuditError` D028 if it is none."""
+    """The near-duplicate clusters of an audit, read from its file. `AuditError` D028 if it is malformed."""
 
     def __new__(cls, path: str | os.PathLike[str]) -> Self: ...
     def __len__(self) -> int: ...
     def representative(self, key: bytes) -> bytes | None:
-        """The key of the document that stands for the cluster of the one with this key; None if it is in none."""
+        """The key of the document that represents the cluster of the document with this key; None if it has no
+        near-duplicates.
+        """
 
 def audit(
     train: Dataset,
@@ -380,24 +409,24 @@ def audit(
     threads: int = 2,
     progress: Callable[[str, int, int, int, int], object] | None = None,
 ) -> Audit:
-    """Audits token shards: duplicates, validation in train, documents and ids.
+    """Audits token shards: duplicates, validation documents in train, statistics of documents and ids.
 
-    Documents lie between tokens `eot`, which stand behind ("appended") or in front of ("prepended") each; "auto" looks
-    at the first and the last token. A nameless temporary file in `folder` takes 328 bytes per document.
-    `progress(stage, documents, tokens, bytes, bytes in all)` is called several times a second.
+    Token `eot` separates documents: it follows ("appended") or precedes ("prepended") each; "auto" decides by the first
+    and the last token. An unnamed temporary file in `folder` takes 328 bytes per document.
+    `progress(stage, documents, tokens, bytes, bytes_total)` is called several times a second.
     """
 
 def document_key(tokens: bytes, dtype: str) -> bytes:
     """xxh3-128 of a document's tokens, given as the little-endian bytes of a shard: its key in a `ClusterMap`."""
 
 def sample_starts(tokens: int, block: int, order: str, seed: int, first: int, count: int) -> list[int]:
-    """The token at which each of `count` samples starts, from the sample numbered `first` on: the order contract."""
+    """The index of the first token of each of `count` samples, from sample `first` on. For tests and benchmarks."""
 
 def gpt2_vocabulary() -> list[bytes]:
-    """The bytes of GPT-2's tokens 0 to 50255, without the end-of-text token."""
+    """The bytes of GPT-2's tokens 0 to 50255, without the end-of-text token. For tests and benchmarks."""
 
 def gpt2_merges() -> list[tuple[bytes, bytes]]:
-    """GPT-2's 50,000 merges, the first to apply in front."""
+    """GPT-2's 50,000 merges, in the order in which they apply. For tests."""
 
 def gpt2_model_json() -> str:
     """The "vocab" and "merges" of GPT-2's `tokenizer.json`, with a comma between them."""
@@ -405,7 +434,7 @@ def gpt2_model_json() -> str:
 def hash_file(path: str | os.PathLike[str]) -> str:
     """The xxh3-128 of the file at `path`, in hexadecimal.
 
-    `NotAFileError`, `ShardIoError`, or `ShardChangedError` if the file was written to meanwhile.
+    `NotAFileError`, `ShardIoError`, or `ShardChangedError` if somebody wrote to the file in the meantime.
     """
 
 def hash_bytes(data: bytes) -> str:

@@ -65,7 +65,7 @@ def test_resuming_at_any_step_continues_the_stream(dataset: Dataset, order: str)
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_step_is_the_same_however_it_is_divided(dataset: Dataset, order: str) -> None:
+def test_a_step_does_not_depend_on_its_division(dataset: Dataset, order: str) -> None:
     def step(accum: int, micro_batch: int, world: int) -> Tokens:
         shape = {"block": 32, "micro_batch": micro_batch, "accum": accum, "order": order, "world": world}
         loaders = [Loader(dataset, rank=rank, start_step=9, **shape) for rank in range(world)]
@@ -78,7 +78,7 @@ def test_a_step_is_the_same_however_it_is_divided(dataset: Dataset, order: str) 
         np.testing.assert_array_equal(step(accum, micro_batch, world), whole)
 
 
-def test_an_epoch_holds_every_window_once(dataset: Dataset) -> None:
+def test_an_epoch_has_every_window_once(dataset: Dataset) -> None:
     windows = dataset.windows(64)
     for epoch in range(3):
         starts = sample_starts(dataset.tokens, 64, "epoch", 1, epoch * windows, windows)
@@ -99,24 +99,25 @@ def test_an_array_is_a_read_only_view_that_keeps_its_lease(dataset: Dataset) -> 
     assert array.base is lease
     assert not array.flags.writeable
     assert (array.ctypes.data, array.nbytes) in loader.buffers()
-    assert all(place % os.sysconf("SC_PAGESIZE") == 0 for place, _ in loader.buffers())
+    assert all(start % os.sysconf("SC_PAGESIZE") == 0 for start, _ in loader.buffers())
 
 
-def test_a_slot_returns_with_the_last_view_and_not_before(dataset: Dataset) -> None:
+def test_a_slot_is_free_when_the_last_view_is_gone(dataset: Dataset) -> None:
     loader = Loader(dataset, block=64, micro_batch=4, slots=1, lease_timeout=0.1)
     array = np.asarray(next(loader))
-    view, place = array[0, 1:, ::2].T, array.ctypes.data
+    view = array[0, 1:, ::2].T
+    start = array.ctypes.data
     for _ in range(2):
         with pytest.raises(_loader.SlotsExhaustedError) as caught:
             next(loader)
         assert (caught.value.code, "1 slots" in caught.value.message) == ("S006", True)
-        array = None  # the view alone holds it as well
+        array = None  # the view alone keeps it in use
     del view
     lease = next(loader)
-    assert (lease.step, address(lease)) == (1, place)
+    assert (lease.step, address(lease)) == (1, start)
 
 
-def test_a_block_caught_in_a_cycle_does_not_end_the_run(dataset: Dataset) -> None:
+def test_a_block_in_a_reference_cycle_is_collected(dataset: Dataset) -> None:
     loader = Loader(dataset, block=64, micro_batch=4, slots=1, lease_timeout=20)
     cycle: list[object] = [np.asarray(next(loader))]
     cycle.append(cycle)
@@ -168,8 +169,8 @@ def test_jax_aliases_a_block_so_the_hazard_is_real(dataset: Dataset) -> None:
     assert on_device.unsafe_buffer_pointer() == array.ctypes.data
 
 
-def test_no_slot_is_reused_while_jax_can_read_it(dataset: Dataset, data: Tokens) -> None:
-    """Every second block stays on the device for a while; whatever JAX still holds must read as it was delivered."""
+def test_no_slot_is_reused_while_jax_reads_it(dataset: Dataset, data: Tokens) -> None:
+    """Every second block stays on the device for a while; what JAX still uses must not change."""
     shape = {"block": 512, "micro_batch": 8, "seed": 4}
     slots = 8
     loader = Loader(dataset, slots=slots, threads=2, **shape)
@@ -186,7 +187,7 @@ def test_no_slot_is_reused_while_jax_can_read_it(dataset: Dataset, data: Tokens)
 
 
 def test_no_slot_is_reused_while_a_computation_reads_it(dataset: Dataset, data: Tokens) -> None:
-    """The only reference left is that of a computation under way: it must finish on the tokens that it was given."""
+    """The only reference left is that of a running computation: it must finish with the tokens that it was given."""
 
     @jax.jit
     def slow_sum(busy: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -221,7 +222,7 @@ except KeyboardInterrupt:
 """
 
 
-def test_control_c_ends_a_wait_at_once(tmp_path: Path, data: Tokens) -> None:
+def test_control_c_ends_a_wait(tmp_path: Path, data: Tokens) -> None:
     with run_python(WAIT, *write_shards(tmp_path, data, [])) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -259,15 +260,15 @@ def test_a_forked_child_gets_an_error_and_does_not_hang(tmp_path: Path, data: To
 
 
 def test_waiting_releases_the_gil(dataset: Dataset) -> None:
-    """Only another thread can end this wait, after asking for the GIL thousands of times: with the GIL held while
+    """Only another thread can end this wait, after asking for the GIL thousands of times: with the GIL kept while
     waiting, each time would take a millisecond or more."""
     loader = Loader(dataset, block=64, micro_batch=4, slots=1)
-    held = [next(loader)]
+    leases = [next(loader)]
 
     def release() -> None:
         for _ in range(5000):
             time.sleep(0)
-        held.clear()
+        leases.clear()
 
     began = time.monotonic()
     threading.Thread(target=release).start()

@@ -24,18 +24,18 @@ from jaxgpt._loader import Dataset, Loader, ShardWriter, sample_starts
 from jaxgpt.errors import JaxgptError
 
 
-def test_shards_are_read_as_modded_nanogpt_reads_them(tmp_path: Path, data: Tokens) -> None:
+def test_shards_are_read_as_modded_nanogpt_does(tmp_path: Path, data: Tokens) -> None:
     (path,) = write_shards(tmp_path, data, [])
-    with ShardWriter(tmp_path / "ours.bin") as writer:
+    with ShardWriter(tmp_path / "written.bin") as writer:
         writer.append(data)
         written = writer.finish()
-    assert (tmp_path / "ours.bin").read_bytes() == path.read_bytes()
+    assert (tmp_path / "written.bin").read_bytes() == path.read_bytes()
     for one in (path, Path(written.path)):
         np.testing.assert_array_equal(values(Dataset([one])), read_as_modded(one))
 
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin"])
-def test_nanogpt_files_are_read_as_memmap_reads_them(tmp_path: Path, data: Tokens, name: str) -> None:
+def test_nanogpt_files_are_read_as_memmap_does(tmp_path: Path, data: Tokens, name: str) -> None:
     path = tmp_path / name
     data.tofile(path)
     expected = np.memmap(path, dtype=np.uint16, mode="r")
@@ -46,7 +46,7 @@ def test_nanogpt_files_are_read_as_memmap_reads_them(tmp_path: Path, data: Token
         Dataset([other])
 
 
-def test_a_shard_named_train_is_a_shard(tmp_path: Path, data: Tokens) -> None:
+def test_a_shard_may_be_named_train_bin(tmp_path: Path, data: Tokens) -> None:
     (tmp_path / "train.bin").write_bytes(llmc_bytes(data))
     assert Dataset([tmp_path / "train.bin"]).tokens == len(data)
 
@@ -55,7 +55,7 @@ def test_uint32_shards(tmp_path: Path) -> None:
     data = np.random.default_rng(1).integers(0, 2**32, 5_000, dtype=np.uint32)
     path = tmp_path / "000.bin"
     path.write_bytes(llmc_bytes(data, 20240801, 7))
-    with ShardWriter(tmp_path / "ours.bin", "uint32") as writer:
+    with ShardWriter(tmp_path / "written.bin", "uint32") as writer:
         writer.append(data[:1000])
         writer.append(data[1000:].tobytes())
         assert (writer.tokens, writer.max_token) == (5_000, data.max())
@@ -141,7 +141,7 @@ def make_socket(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "kind"), [(make_fifo, "FIFO"), (make_socket, "socket"), (Path.mkdir, "folder"), (None, "device")]
 )
-def test_what_is_no_file(
+def test_folders_fifos_sockets_and_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None] | None, kind: str
 ) -> None:
     monkeypatch.chdir(tmp_path)  # a socket's path must be short
@@ -186,7 +186,7 @@ def test_a_token_out_of_vocabulary(tmp_path: Path, data: Tokens) -> None:
     assert loader.step == 149
 
 
-def test_verify_sees_a_changed_byte(tmp_path: Path, data: Tokens) -> None:
+def test_verify_detects_a_changed_byte(tmp_path: Path, data: Tokens) -> None:
     paths = write_shards(tmp_path, data, [9_000])
     sums = Dataset(paths).verify(50257)
     seen: list[tuple[int, int]] = []
@@ -202,7 +202,7 @@ def test_verify_sees_a_changed_byte(tmp_path: Path, data: Tokens) -> None:
         Dataset(paths).verify(checksums=sums)
 
 
-def test_verify_passes_on_what_progress_raises(dataset: Dataset) -> None:
+def test_verify_propagates_exceptions_of_progress(dataset: Dataset) -> None:
     def progress(done: int, total: int) -> None:
         raise RuntimeError("enough")
 
@@ -231,7 +231,7 @@ def test_a_shard_changed_during_the_run(tmp_path: Path, data: Tokens, change: Ca
         assert_equals_oracle(loader, data, **shape)  # what was read before the change may still come, and is right
 
 
-def test_a_shard_replaced_during_the_run_is_read_as_it_was(tmp_path: Path, data: Tokens) -> None:
+def test_a_replaced_shard_is_read_as_opened(tmp_path: Path, data: Tokens) -> None:
     (path,) = write_shards(tmp_path, data, [])
     shape = {"block": 64, "micro_batch": 4}
     loader = Loader(Dataset([path]), stop_step=50, **shape)
@@ -267,12 +267,12 @@ GOOD = {"block": 64, "micro_batch": 4}
         ({"lease_timeout": -1.0}, "lease_timeout = -1; must be a number of seconds"),
     ],
 )
-def test_bad_arguments_are_sentences(dataset: Dataset, bad: dict[str, object], sentence: str) -> None:
+def test_invalid_loader_arguments_are_explained(dataset: Dataset, bad: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Loader(dataset, **GOOD | bad)
 
 
-def test_more_bad_arguments(dataset: Dataset) -> None:
+def test_invalid_arguments_are_explained(dataset: Dataset) -> None:
     attempts: list[tuple[str, Callable[[], object]]] = [
         ("no token shards were given", lambda: Dataset([])),
         ("10 tokens from 19999 on; there are 20000 in all", lambda: dataset.read(19_999, 10)),
@@ -336,14 +336,14 @@ with ShardWriter(sys.argv[1]) as writer:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_writer_takes_only_its_own_kind(tmp_path: Path, data: Tokens) -> None:
+def test_the_writer_accepts_only_its_dtype(tmp_path: Path, data: Tokens) -> None:
     writer = ShardWriter(tmp_path / "000.bin")
     for wrong in (data.astype(np.int64), data.astype(np.uint32), data.astype(np.int16), [1, 2], "text", None):
         with pytest.raises(TypeError, match="must be an array of uint16, or little-endian bytes"):
             writer.append(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="contiguous"):
         writer.append(data[::2])
-    with pytest.raises(ValueError, match="3 bytes are no whole number of uint16 tokens"):
+    with pytest.raises(ValueError, match="3 bytes are not a whole number of uint16 tokens"):
         writer.append(b"123")
     with pytest.raises(ValueError, match="dtype = 'int16'; must be 'uint16' or 'uint32'"):
         ShardWriter(tmp_path / "001.bin", "int16")

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 import jaxgpt
+from jaxgpt._loader import SplitWriter
 from jaxgpt.audit.analysis import Analysis, AuditTarget
 from jaxgpt.audit.record import METHOD
 from jaxgpt.data import manifest
-from jaxgpt.data.dataset import Split, SplitWriter
-from jaxgpt.data.manifest import Manifest, PrepareSettings, TokenizerEntry
+from jaxgpt.data.dataset import Split, translate_loader_errors
+from jaxgpt.data.manifest import Manifest, PrepareSettings, SplitEntry, TokenizerEntry
 from jaxgpt.errors import ConfigError, DataError, StorageError
 from jaxgpt.prepare.staging import check_disk_space, check_target, staging_dir
 from jaxgpt.utils.progress import ProgressReporter
@@ -65,9 +66,10 @@ def write(analysis: Analysis, out: Path, progress: ProgressReporter) -> Manifest
         check_disk_space(folder, out, sum(int((places[:, 1] - places[:, 0]).sum()) for places in kept) * dtype.itemsize)
         splits = {}
         for (name, split), places in zip(subject.splits(), kept):
-            writer = SplitWriter(folder, name, dtype, subject.eot, shard_tokens)
-            _copy(split, places, writer, _sizes(subject, split), progress)
-            splits[name] = writer.finish()
+            with translate_loader_errors():
+                writer = SplitWriter(folder, name, dtype.name, shard_tokens=shard_tokens, end_of_text=subject.eot)
+                _copy(split, places, writer, _sizes(subject, split), progress)
+                splits[name] = SplitEntry.from_written(writer.finish())
         made = _manifest(subject, splits, dtype, shard_tokens)
         data.tokenizer.save(folder / made.tokenizer.file)
         made.write(folder)
@@ -83,7 +85,7 @@ def _copy(
         ids = split.ids(start, int(group[-1, 1]) - start)
         for begin, end in (group - start).tolist():
             document = ids[begin:end]
-            writer.add(sizes.of(document), document.astype(np.uint32))
+            writer.add(sizes.of(document), document.data)
         tokens = int((group[:, 1] - group[:, 0]).sum())
         progress.advance(len(group), tokens * sizes.itemsize, tokens)
 

@@ -25,7 +25,6 @@ from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, StorageError
 
 ProgressCallback = Callable[[int, int], object]
-WRITE_TOKENS = 1 << 20  # tokens that are written at a time
 REFETCH_HELP = "fetch or prepare the folder again"
 
 
@@ -258,61 +257,4 @@ def check_vocabulary(rows: int, dataset: TokenDataset) -> None:
             "C018",
             f"model.vocab_size {rows} is smaller than the tokenizer's {dataset.vocab_size}",
             f"--model.vocab-size {math.ceil(dataset.vocab_size / 128) * 128}",
-        )
-
-
-class SplitWriter:
-    """The shards of one split, written one after another; a document may continue in the next."""
-
-    def __init__(self, folder: Path, name: str, dtype: "np.dtype[Any]", eot: int | None, shard_tokens: int) -> None:
-        self._folder, self._name, self._dtype, self._shard_tokens = folder, name, dtype, shard_tokens
-        self._end = np.array([] if eot is None else [eot], dtype)
-        self._writer: _loader.ShardWriter | None = None
-        self._pending: list[npt.NDArray[Any]] = []
-        self._pending_tokens = self._documents = self._bytes = self.tokens = 0
-        self._largest: list[int] = []
-        self._finished: list[manifest.ShardEntry] = []
-
-    def add(self, size: int, ids: npt.NDArray[np.uint32]) -> None:
-        """Appends a document whose text has `size` bytes, and the end-of-text token."""
-        self._pending += [ids.astype(self._dtype), self._end]
-        count = len(ids) + len(self._end)
-        self._documents, self._bytes, self.tokens = self._documents + 1, self._bytes + size, self.tokens + count
-        self._pending_tokens += count
-        if self._pending_tokens >= WRITE_TOKENS:
-            self._write()
-
-    def _write(self) -> None:
-        tokens = np.concatenate(self._pending)
-        self._pending, self._pending_tokens = [], 0
-        with translate_loader_errors():
-            while len(tokens):
-                name = self._folder / f"{self._name}_{len(self._finished):06d}.bin"
-                self._writer = self._writer or _loader.ShardWriter(name, self._dtype.name)
-                room = self._shard_tokens - self._writer.tokens
-                self._writer.append(tokens[:room].tobytes())
-                tokens = tokens[room:]
-                if self._writer.tokens == self._shard_tokens:
-                    self._close(self._writer)
-
-    def _close(self, writer: _loader.ShardWriter) -> None:
-        done = writer.finish()
-        self._finished.append(
-            manifest.ShardEntry(name=Path(done.path).name, tokens=done.tokens, xxh3_128=done.xxh3_128)
-        )
-        self._largest.append(done.max_token or 0)
-        self._writer = None
-
-    def finish(self) -> manifest.SplitEntry:
-        if self._pending:
-            self._write()
-        if self._writer:
-            with translate_loader_errors():
-                self._close(self._writer)
-        return manifest.SplitEntry(
-            documents=self._documents,
-            tokens=self.tokens,
-            bytes=self._bytes,
-            max_token=max(self._largest, default=None),
-            shards=tuple(self._finished),
         )

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jaxgpt._loader import Encoded
+from jaxgpt._loader import EncodedDocuments
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import DataError
 from jaxgpt.prepare.sources.base import truncate
@@ -30,7 +30,7 @@ ADDED_TOKENS = '"added_tokens":'
 class EncodedBatch(NamedTuple):
     """Encoded documents, with the bytes and the tokens of each."""
 
-    encoded: Encoded
+    encoded: EncodedDocuments
     sizes: npt.NDArray[np.int64]
     tokens: npt.NDArray[np.int64]
 
@@ -75,7 +75,8 @@ class Encoder:
             self._file = file
             self.check([truncate(str(texts[index]), CHECKED_BYTES) for index in (0, len(texts) // 2)], file)
         ids, id_ends = self._encode_fast(ends, data) if self._gigatoken else self._encode_reference(texts)
-        return EncodedBatch(Encoded(data.data, ends.data, ids.data, id_ends.data), np.diff(ends), np.diff(id_ends))
+        encoded = EncodedDocuments(data.data, ends.data, ids.data, id_ends.data)
+        return EncodedBatch(encoded, np.diff(ends), np.diff(id_ends))
 
     def check(self, texts: Sequence[str], file: str) -> None:
         """Raises `DataError` D040 for the first of `texts`, from `file`, that the two libraries encode differently."""

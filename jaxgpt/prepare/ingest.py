@@ -123,14 +123,14 @@ class Ingest:
                 self._check_components(mixture)
                 self._measure(mixture, out, staging)
             with self._splitter(staging) as splitter:
-                before = splitter.taken
+                before = splitter.totals
                 progress.start_stage("encoding", int(self._expected_bytes), before)
                 self._journal_time = time.monotonic()
                 self._write_all(mixture.ranges(), splitter, staging, progress, interrupt)
                 self._check_taken(splitter)
                 interrupt.raise_if_pending()
                 progress.start_stage("finishing")
-                tokens = splitter.taken[2] - before[2]
+                tokens = splitter.totals[2] - before[2]
                 train, val = splitter.finish()
         self.tokens_per_second = tokens / (time.monotonic() - start)
         splits = {"train": train} | ({"val": val} if val else {})
@@ -171,9 +171,9 @@ class Ingest:
             shard_tokens=settings.shard_tokens,
             end_of_text=self.encoder.tokenizer.eot if self.job.eot else None,
             val_tokens=settings.val_tokens,
-            limit=self._key_limit,
-            budget=settings.tokens or None,
-            plain=settings.layout == "nanogpt",
+            candidate_fraction=self._key_limit,
+            max_tokens=settings.tokens or None,
+            headerless=settings.layout == "nanogpt",
             clusters=self.job.clusters,
             progress=self._writer_state,
         )
@@ -224,7 +224,7 @@ class Ingest:
         state.bytes += written.bytes
         state.tokens += written.tokens
         progress.advance(count, written.bytes, written.tokens)
-        return not splitter.full
+        return not splitter.is_full
 
     def _write_journal(self, splitter: _loader.Splitter, staging: StagingDir) -> None:
         self._writer_state = splitter.sync()
@@ -243,7 +243,7 @@ class Ingest:
 
     def _check_taken(self, splitter: _loader.Splitter) -> None:
         """Raises `DataError` D024 if there was no document, D025 if validation would take all of them."""
-        documents, _, tokens = splitter.taken
+        documents, _, tokens = splitter.totals
         val_tokens = self.job.settings.val_tokens
         if not documents:
             names = ", ".join(source.name for source in self.job.sources[:3])

@@ -4,14 +4,14 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use jaxgpt_loader::batch::Batches;
-use jaxgpt_loader::format::Dtype;
+use jaxgpt_loader::order::batch::Batches;
+use jaxgpt_loader::order::permute::permute;
 use jaxgpt_loader::order::{Geometry, Order};
-use jaxgpt_loader::permute::permute;
-use jaxgpt_loader::pinned::Buffer;
+use jaxgpt_loader::prefetch::aligned::AlignedBuffer;
+use jaxgpt_loader::shard::format::Dtype;
+use jaxgpt_loader::shard::verify::{Options, verify};
+use jaxgpt_loader::shard::writer::Writer;
 use jaxgpt_loader::shard::{Dataset, Headerless};
-use jaxgpt_loader::verify::{Options, verify};
-use jaxgpt_loader::writer::Writer;
 
 const TOKENS: u64 = 50_000_000;
 /// The step of nanoGPT's GPT-2 124M, as on eight GPUs: 524,288 tokens.
@@ -33,7 +33,7 @@ fn fill(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(STEP.samples_per_step() * STEP.block));
     for order in [Order::Epoch, Order::Random, Order::Sequential] {
         let batches = Batches::new(dataset.clone(), order, 0, STEP, Some(50_257)).unwrap();
-        let mut buffer = Buffer::new(batches.block_bytes().unwrap()).unwrap();
+        let mut buffer = AlignedBuffer::new(batches.block_bytes().unwrap()).unwrap();
         let mut step = 0;
         group.bench_function(format!("{order:?}"), |bencher| {
             bencher.iter(|| {

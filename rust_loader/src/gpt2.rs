@@ -1,29 +1,36 @@
-//! The GPT-2 vocabulary and its merges, from the table that `tiktoken-rs` carries: no download is needed.
+//! The GPT-2 vocabulary and its merges, from the table in `tiktoken-rs`, so that no download is needed.
 
 use std::collections::HashMap;
 
-/// Ids below this are byte strings; this one is the end-of-text token.
+/// The end-of-text token. Smaller ids are byte strings.
 pub const END_OF_TEXT: u32 = 50_256;
 
-/// The bytes of every token but end-of-text; the index is the id.
+/// The bytes of every token except end-of-text. The index is the id.
+///
+/// # Panics
+/// Never: the ids of the table have no gaps.
+#[must_use]
 pub fn vocabulary() -> Vec<Vec<u8>> {
     let bpe = tiktoken_rs::r50k_base_singleton();
-    (0..END_OF_TEXT).map(|id| bpe.decode_bytes(&[id]).expect("r50k_base has ids without gaps")).collect()
+    (0..END_OF_TEXT).map(|id| bpe.decode_bytes(&[id]).expect("the ids of r50k_base have no gaps")).collect()
 }
 
-/// Every merge of two tokens into a longer one, the one to apply first in front.
+/// Every merge of two tokens into a longer one, in the order in which they apply.
 ///
-/// The table holds only the results of merges, in the order in which they were learnt. The two parts of a result are
-/// what the earlier merges make of its bytes.
+/// The table contains only the results of merges, in the order in which they were learned. The two parts of a result are
+/// those that the earlier merges make of its bytes.
+#[must_use]
 pub fn merges(vocabulary: &[Vec<u8>]) -> Vec<(Vec<u8>, Vec<u8>)> {
     let ranks: HashMap<&[u8], usize> = vocabulary.iter().map(Vec::as_slice).zip(0..).collect();
     let merged = vocabulary.iter().enumerate().filter(|(_, token)| token.len() > 1);
     merged.map(|(rank, token)| halves(token, rank, &ranks)).collect()
 }
 
-/// `"vocab"` and `"merges"` of GPT-2's `tokenizer.json`, which writes each byte of a token as one character.
+/// The `"vocab"` and `"merges"` of GPT-2's `tokenizer.json`, which writes each byte of a token as one character.
+#[must_use]
 pub fn model_json() -> String {
-    let (vocabulary, characters) = (vocabulary(), characters());
+    let vocabulary = vocabulary();
+    let characters = characters();
     let quoted = |token: &[u8]| {
         let written: String = token.iter().map(|&byte| characters[usize::from(byte)]).collect();
         format!("\"{}\"", written.replace('\\', "\\\\").replace('"', "\\\""))
@@ -35,7 +42,7 @@ pub fn model_json() -> String {
     format!("\"vocab\":{{{},{last}}},\"merges\":[{}]", entries.join(","), merges.join(","))
 }
 
-/// The character for each byte: itself where it is printable, or one from 256 on.
+/// The character for each byte: the byte itself if it is printable, otherwise a character from 256 on.
 fn characters() -> Vec<char> {
     let mut others = '\u{100}'..;
     let character = |byte: u8| match byte {
@@ -45,7 +52,7 @@ fn characters() -> Vec<char> {
     (0..=u8::MAX).map(character).collect()
 }
 
-/// Byte-pair encoding of `token` with the merges below `rank`, which leaves two parts.
+/// Encodes `token` with the merges before `rank`, which leaves two parts.
 fn halves(token: &[u8], rank: usize, ranks: &HashMap<&[u8], usize>) -> (Vec<u8>, Vec<u8>) {
     let mut cuts: Vec<usize> = (0..=token.len()).collect();
     while cuts.len() > 3 {

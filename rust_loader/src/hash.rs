@@ -1,6 +1,5 @@
 //! The xxh3-128 of files that are not token shards, and of bytes in memory.
 
-use std::fs;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -8,34 +7,39 @@ use std::path::Path;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::error::{Error, Result};
-use crate::shard::{check_kind, identity};
+use crate::files::{open_regular, version};
 
 const CHUNK: usize = 1 << 20;
 const CHUNKS_PER_TICK: usize = 32;
 
+/// A 128-bit hash as 32 hexadecimal digits.
+pub(crate) fn hex(hash: u128) -> String {
+    format!("{hash:032x}")
+}
+
+/// The xxh3-128 of `bytes`, in hexadecimal.
+pub(crate) fn hash_bytes(bytes: &[u8]) -> String {
+    hex(xxh3_128(bytes))
+}
+
 /// The xxh3-128 of the file at `path`, in hexadecimal.
 ///
-/// While that runs, `tick` is asked now and then whether to go on. A file that is written to meanwhile is an error.
-pub fn hash_file(path: &Path, tick: &mut dyn FnMut() -> bool) -> Result<String> {
-    // Asked before opening, because opening a FIFO waits for a writer.
-    check_kind(path, fs::metadata(path).map_err(|error| Error::io(path, "open", error))?.file_type())?;
-    let mut file = File::open(path).map_err(|error| Error::io(path, "open", error))?;
-    let state = |file: &File| file.metadata().map(|found| identity(&found)).map_err(|e| Error::io(path, "read", e));
-    let before = state(&file)?;
+/// Calls `tick` every 32 MiB and stops with [`Error::Interrupted`] when it returns false. A file that is written to
+/// while it is read is an error.
+#[cfg_attr(not(feature = "python"), allow(dead_code))] // only Python hashes files that are not shards
+pub(crate) fn hash_file(path: &Path, tick: &mut dyn FnMut() -> bool) -> Result<String> {
+    let (mut file, before) = open_regular(path)?;
     let hash = digest(path, &mut file, tick)?;
-    if state(&file)? != before {
+    let after = file.metadata().map_err(|error| Error::io(path, "read", error))?;
+    if version(&after) != version(&before) {
         return Err(Error::ShardChanged { path: path.into(), detail: "was written to while it was read".into() });
     }
     Ok(hash)
 }
 
-/// The xxh3-128 of `bytes`, in hexadecimal.
-pub fn hash_bytes(bytes: &[u8]) -> String {
-    format!("{:032x}", xxh3_128(bytes))
-}
-
 fn digest(path: &Path, file: &mut File, tick: &mut dyn FnMut() -> bool) -> Result<String> {
-    let (mut hasher, mut chunk) = (Xxh3::new(), vec![0; CHUNK]);
+    let mut hasher = Xxh3::new();
+    let mut chunk = vec![0; CHUNK];
     for count in 1.. {
         let length = file.read(&mut chunk).map_err(|error| Error::io(path, "read", error))?;
         if length == 0 {
@@ -46,15 +50,17 @@ fn digest(path: &Path, file: &mut File, tick: &mut dyn FnMut() -> bool) -> Resul
             return Err(Error::Interrupted);
         }
     }
-    Ok(format!("{:032x}", hasher.digest128()))
+    Ok(hex(hasher.digest128()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
-    fn a_file_has_the_hash_of_its_bytes() {
+    fn hash_file_equals_hash_of_its_bytes() {
         let folder = tempfile::tempdir().unwrap();
         for length in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 17] {
             let bytes: Vec<u8> = (0..length).map(|n| (n * n % 251) as u8).collect();
@@ -65,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stops_when_it_is_told_to() {
+    fn hash_file_stops_on_request() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         fs::write(&path, vec![7; CHUNKS_PER_TICK * CHUNK]).unwrap();
@@ -73,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_on_the_way_and_what_is_no_file_are_errors() {
+    fn changed_files_and_folders_are_errors() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         fs::write(&path, vec![7; CHUNKS_PER_TICK * CHUNK]).unwrap();

@@ -1,39 +1,37 @@
-//! The data loader of jaxgpt: token shards in, ordered and prefetched blocks of token ids out.
+//! The data loader of jaxgpt: it reads token shards and delivers ordered, prefetched blocks of token ids.
 //!
-//! From the bottom up: [`format`](mod@format) knows a shard's header, [`shard`] opens files and reads tokens from them,
-//! [`writer`] makes them, [`verify`](mod@verify) checks them. [`permute`] and [`order`] say which tokens belong to which
-//! sample, [`batch`] puts the samples of one step into a buffer, and [`prefetch`] has that done ahead of time in a
-//! bounded ring of [`pinned`] buffers. [`splitter`] puts encoded documents into a [`series`] of shards for training and
-//! one for validation, [`audit`](mod@audit) looks for duplicates among them. [`gpt2`] holds the GPT-2 vocabulary,
-//! [`hash`](mod@hash) hashes files of any kind.
-//! Nothing here knows Python but the `python` module, which exists under the feature of that name.
+//! | module | content |
+//! |---|---|
+//! | [`shard`] | token files: their [format](shard::format), [reading](shard::Dataset), [writing](shard::writer), [splits of many shards](shard::split_writer), [verification](shard::verify) |
+//! | [`order`] | which tokens belong to which sample, and the [batch](order::batch) of a step |
+//! | [`prefetch`] | a bounded ring of [page-aligned buffers](prefetch::aligned) that threads fill ahead of time |
+//! | [`split`] | puts encoded documents into training and validation shards |
+//! | [`audit`](mod@audit) | finds duplicate documents and validation documents that also occur in train |
+//! | [`gpt2`], `hash`, `files`, `workers` | the GPT-2 vocabulary, checksums, atomic writes, the thread pool |
 //!
-//! Three promises shape the code. A batch is a pure function of the seed, the step and the data, so that a resumed run
-//! needs one integer. A file that changes or ends early is an error with a name and a place, never a crash and never
-//! wrong tokens. A buffer has one owner at a time, so that none is refilled while somebody still reads it.
+//! Only the `python` module depends on Python. It is compiled with the feature of that name.
+//!
+//! Three invariants shape the code. A batch is a pure function of the seed, the step and the data, so one integer is
+//! enough to resume a run. A file that changes or is cut short causes an error with its path and position, never a
+//! crash and never wrong tokens. A buffer has one owner at a time, so none is refilled while somebody still reads it.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
+#![warn(unreachable_pub, clippy::match_bool, clippy::missing_errors_doc, clippy::missing_panics_doc)]
 
 #[cfg(target_endian = "big")]
-compile_error!("token shards are little-endian and are read straight into memory");
+compile_error!("token shards are little-endian and are read directly into memory");
 
-pub mod aside;
 pub mod audit;
-pub mod batch;
 pub mod error;
-pub mod format;
+mod files;
 pub mod gpt2;
-pub mod hash;
+mod hash;
 pub mod order;
-pub mod permute;
-pub mod pinned;
 pub mod prefetch;
 #[cfg(feature = "python")]
 mod python;
-pub mod series;
 pub mod shard;
-pub mod splitter;
-pub mod verify;
-pub mod writer;
+pub mod split;
+mod workers;
 
 pub use error::{Error, Result};

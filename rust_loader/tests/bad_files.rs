@@ -1,4 +1,4 @@
-//! One test per way in which a token file can be wrong: the code, the whole sentence, and what to do next.
+//! One test for each way in which a token file can be wrong: code, message and help.
 
 mod common;
 
@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{little_endian, shard_bytes, tokens, write};
-use jaxgpt_loader::batch::Batches;
 use jaxgpt_loader::error::Error;
+use jaxgpt_loader::order::batch::Batches;
 use jaxgpt_loader::order::{Geometry, Order, windows};
+use jaxgpt_loader::shard::verify::{Options, verify};
 use jaxgpt_loader::shard::{Dataset, Headerless};
-use jaxgpt_loader::verify::{Options, verify};
 
 struct Folder(tempfile::TempDir);
 
@@ -28,14 +28,14 @@ impl Folder {
         write(self.0.path(), name, bytes)
     }
 
-    /// Code and message with this folder's path taken out; there must be help as well.
-    fn said(&self, error: &Error) -> String {
+    /// Code and message without this folder's path. Checks that there is a help text.
+    fn message(&self, error: &Error) -> String {
         assert!(!error.help().is_empty(), "{error} does not say what to do");
         format!("{}: {}", error.code(), error.to_string().replace(&format!("{}/", self.0.path().display()), ""))
     }
 
     fn refused(&self, path: &Path, headerless: Headerless) -> String {
-        self.said(&Dataset::open(&[path], headerless).unwrap_err())
+        self.message(&Dataset::open(&[path], headerless).unwrap_err())
     }
 
     fn refused_bytes(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
@@ -66,12 +66,12 @@ fn other_formats_are_named() {
         (b"\x80\x04\x95\x00", "starts with 80 04 95 00: a Python pickle"),
         (b"{\"text\": \"caf\xc3", "starts with 7b 22 74 65: text"),
         (&[0; 2048], "starts with 00 00 00 00: all zeros"),
-        (b"\x07\x00\xff\xff\xff", "starts with 07 00 ff ff: no format known here"),
-        (b"\x07", "starts with 07: no format known here"),
+        (b"\x07\x00\xff\xff\xff", "starts with 07 00 ff ff: an unknown format"),
+        (b"\x07", "starts with 07: an unknown format"),
         (b"", "the file is empty"),
     ];
-    for (bytes, found) in cases {
-        assert_eq!(folder.refused_bytes("000.bin", bytes), format!("D003: 000.bin is not a token shard ({found})"));
+    for (bytes, reason) in cases {
+        assert_eq!(folder.refused_bytes("000.bin", bytes), format!("D003: 000.bin is not a token shard ({reason})"));
     }
 }
 
@@ -85,16 +85,16 @@ fn related_formats_are_named() {
         (with_word(1, 2), "magic 20240520 with version 2; version 1 is known"),
         (with_word(0, 20240801), "magic 20240801 with version 1; version 7 is known"),
         (with_word(0, 20240520i32.swap_bytes()), "magic 20240520 in big-endian byte order"),
-        (with_word(0, 0)[..1024].to_vec(), "starts with 00 00 00 00: no format known here"),
+        (with_word(0, 0)[..1024].to_vec(), "starts with 00 00 00 00: an unknown format"),
         (with_word(0, 20240520)[..4].to_vec(), "magic 20240520, then the file ends"),
     ];
-    for (bytes, found) in cases {
-        assert_eq!(folder.refused_bytes("000.bin", bytes), format!("D003: 000.bin is not a token shard ({found})"));
+    for (bytes, reason) in cases {
+        assert_eq!(folder.refused_bytes("000.bin", bytes), format!("D003: 000.bin is not a token shard ({reason})"));
     }
 }
 
 #[test]
-fn a_length_that_does_not_fit() {
+fn wrong_length() {
     let folder = Folder::new();
     let whole = shard_bytes(&vec![7; 1_000_000]);
     let mut long = whole.clone();
@@ -114,13 +114,13 @@ fn a_length_that_does_not_fit() {
 }
 
 #[test]
-fn a_negative_token_count() {
-    let said = Folder::new().refused_bytes("000.bin", with_word(2, -1_000));
-    assert_eq!(said, "D008: 000.bin: header says -1,000 tokens");
+fn negative_token_count() {
+    let message = Folder::new().refused_bytes("000.bin", with_word(2, -1_000));
+    assert_eq!(message, "D008: 000.bin: header says -1,000 tokens");
 }
 
 #[test]
-fn a_headerless_file_that_is_not_one() {
+fn headerless_files_of_other_formats() {
     let folder = Folder::new();
     let text = "tokens, they said; but this is a text, and one that is long enough to be sure of it";
     let cases: [(&[u8], &str); 7] = [
@@ -132,24 +132,24 @@ fn a_headerless_file_that_is_not_one() {
         (text.as_bytes(), "starts with 74 6f 6b 65: text"),
         (b"", "the file is empty"),
     ];
-    for (bytes, found) in cases {
-        let expected = |name| format!("D003: {name} is not a token shard ({found})");
+    for (bytes, reason) in cases {
+        let expected = |name| format!("D003: {name} is not a token shard ({reason})");
         assert_eq!(folder.refused_bytes("train.bin", bytes), expected("train.bin"));
         assert_eq!(folder.refused(&folder.file("any", bytes), Headerless::Always), expected("any"));
     }
     let odd = folder.refused_bytes("val.bin", [1; 1001]);
-    assert_eq!(odd, "D007: val.bin: 1001 bytes are no whole number of uint16 tokens (1 byte too many)");
+    assert_eq!(odd, "D007: val.bin: 1001 bytes are not a whole number of uint16 tokens (1 byte too many)");
     let shard = folder.refused(&folder.file("train.bin", shard_bytes(&[1])), Headerless::Always);
-    let found = "it is not headerless: it begins with a shard's header";
-    assert_eq!(shard, format!("D003: train.bin is not a token shard ({found})"));
+    let reason = "it is not headerless: it begins with a shard's header";
+    assert_eq!(shard, format!("D003: train.bin is not a token shard ({reason})"));
 }
 
 #[test]
-fn headerless_only_where_the_name_or_the_caller_says_so() {
+fn headerless_depends_on_name_and_option() {
     let folder = Folder::new();
-    let plain = little_endian(&[640, 1, 2, 3]); // begins like a pickle: plain tokens may
-    let train = folder.file("train.bin", &plain);
-    let other = folder.file("other.bin", &plain);
+    let tokens = little_endian(&[640, 1, 2, 3]); // begins like a pickle, which headerless tokens may
+    let train = folder.file("train.bin", &tokens);
+    let other = folder.file("other.bin", &tokens);
     let opens = |path: &Path, headerless| Dataset::open(&[path], headerless).map(|dataset| dataset.tokens()).ok();
     assert_eq!(opens(&train, Headerless::Auto), Some(4));
     assert_eq!(opens(&train, Headerless::Never), None);
@@ -160,7 +160,7 @@ fn headerless_only_where_the_name_or_the_caller_says_so() {
 }
 
 #[test]
-fn what_is_no_file() {
+fn folders_fifos_sockets_and_devices() {
     let folder = Folder::new();
     let fifo = folder.0.path().join("fifo.bin");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -168,36 +168,37 @@ fn what_is_no_file() {
     let _listener = UnixListener::bind(&socket).unwrap();
     let sub = folder.0.path().join("sub.bin");
     fs::create_dir(&sub).unwrap();
-    for (path, said) in [(fifo, "fifo.bin is a FIFO"), (socket, "socket.bin is a socket"), (sub, "sub.bin is a folder")]
+    for (path, message) in
+        [(fifo, "fifo.bin is a FIFO"), (socket, "socket.bin is a socket"), (sub, "sub.bin is a folder")]
     {
-        assert_eq!(folder.refused(&path, Headerless::Auto), format!("D015: {said}, not a file"));
+        assert_eq!(folder.refused(&path, Headerless::Auto), format!("D015: {message}, not a file"));
     }
     assert_eq!(folder.refused(Path::new("/dev/zero"), Headerless::Auto), "D015: /dev/zero is a device, not a file");
 }
 
 #[test]
-fn a_file_that_cannot_be_opened() {
+fn files_that_cannot_be_opened() {
     let folder = Folder::new();
-    let said = folder.refused(&folder.0.path().join("none.bin"), Headerless::Auto);
-    assert_eq!(said, "D016: cannot open none.bin: No such file or directory (os error 2)");
+    let message = folder.refused(&folder.0.path().join("none.bin"), Headerless::Auto);
+    assert_eq!(message, "D016: cannot open none.bin: No such file or directory (os error 2)");
     let ring = folder.0.path().join("loop.bin");
     std::os::unix::fs::symlink(&ring, &ring).unwrap();
     assert!(folder.refused(&ring, Headerless::Auto).starts_with("D016: cannot open loop.bin: "));
 }
 
 #[test]
-fn shards_of_different_types() {
+fn mixed_dtypes() {
     let folder = Folder::new();
     let narrow = folder.file("narrow.bin", shard_bytes(&[1]));
     let mut wide = with_word(0, 20240801);
     wide[4..12].copy_from_slice(&[7, 0, 0, 0, 0, 0, 0, 0]);
     let wide = folder.file("wide.bin", &wide[..1024]);
     let error = Dataset::open(&[narrow, wide], Headerless::Auto).unwrap_err();
-    assert_eq!(folder.said(&error), "D009: wide.bin holds uint32 tokens, narrow.bin holds uint16");
+    assert_eq!(folder.message(&error), "D009: wide.bin holds uint32 tokens, narrow.bin holds uint16");
 }
 
 #[test]
-fn a_corpus_shorter_than_one_sequence() {
+fn data_shorter_than_one_sequence() {
     let error = windows(812, 1024).unwrap_err();
     assert_eq!((error.code(), error.to_string().as_str()), ("D013", "812 tokens in all; one sequence needs 1,025"));
     assert_eq!(windows(1025, 1024).unwrap(), 1);
@@ -205,41 +206,41 @@ fn a_corpus_shorter_than_one_sequence() {
     assert!(matches!(windows(u64::MAX, u64::MAX), Err(Error::Argument(_))));
 }
 
-/// A token beyond the vocabulary, at 81,920 of the second of two shards.
-fn with_a_bad_token(folder: &Folder) -> Dataset {
+/// A dataset with a token outside the vocabulary at position 81,920 of its second shard.
+fn with_invalid_token(folder: &Folder) -> Dataset {
     let mut ids = tokens(100_000);
     let first = folder.file("002.bin", shard_bytes(&ids));
     ids[81_920] = 50_300;
     Dataset::open(&[first, folder.file("003.bin", shard_bytes(&ids))], Headerless::Auto).unwrap()
 }
 
-const BAD_TOKEN: &str = "D010: 003.bin: token 50300 at position 81,920; the tokenizer's vocabulary is 50257";
+const INVALID_TOKEN: &str = "D010: 003.bin: token 50300 at position 81,920; the tokenizer's vocabulary is 50257";
 
 fn options(vocab_size: Option<u64>, checksums: Option<Vec<String>>) -> Options {
     Options { vocab_size, checksums, threads: 2 }
 }
 
 #[test]
-fn a_token_out_of_vocabulary_is_found_by_verifying() {
+fn verify_finds_token_outside_vocabulary() {
     let folder = Folder::new();
-    let dataset = with_a_bad_token(&folder);
+    let dataset = with_invalid_token(&folder);
     let error = verify(&dataset, &options(Some(50_257), None), &mut |_| true).unwrap_err();
-    assert_eq!(folder.said(&error), BAD_TOKEN);
+    assert_eq!(folder.message(&error), INVALID_TOKEN);
     assert!(verify(&dataset, &options(Some(50_300), None), &mut |_| true).is_err());
     assert!(verify(&dataset, &options(Some(50_301), None), &mut |_| true).is_ok());
 }
 
 #[test]
-fn a_token_out_of_vocabulary_is_found_while_loading() {
+fn loading_finds_token_outside_vocabulary() {
     let folder = Folder::new();
-    let batches = sequential(with_a_bad_token(&folder), 1000, Some(50_257));
+    let batches = sequential(with_invalid_token(&folder), 1000, Some(50_257));
     let mut buffer = vec![0; batches.block_bytes().unwrap()];
     for step in 0..181 {
         batches.fill(step, &mut buffer).unwrap();
     }
-    assert_eq!(folder.said(&batches.fill(181, &mut buffer).unwrap_err()), BAD_TOKEN);
+    assert_eq!(folder.message(&batches.fill(181, &mut buffer).unwrap_err()), INVALID_TOKEN);
     for (vocab_size, good) in [(50_300, false), (50_301, true)] {
-        let batches = sequential(with_a_bad_token(&folder), 1000, Some(vocab_size));
+        let batches = sequential(with_invalid_token(&folder), 1000, Some(vocab_size));
         assert_eq!(batches.fill(181, &mut buffer).is_ok(), good, "token 50300 and vocabulary {vocab_size}");
     }
 }
@@ -250,7 +251,7 @@ fn sequential(dataset: Dataset, block: u64, vocab_size: Option<u64>) -> Batches 
 }
 
 #[test]
-fn a_checksum_that_differs() {
+fn verify_finds_different_checksum() {
     let folder = Folder::new();
     let path = folder.file("000.bin", shard_bytes(&tokens(1_000_000)));
     let open = || Dataset::open(&[&path], Headerless::Auto).unwrap();
@@ -258,45 +259,45 @@ fn a_checksum_that_differs() {
     assert_eq!(verify(&open(), &options(Some(50_257), Some(sums.clone())), &mut |_| true).unwrap(), sums);
     File::options().write(true).open(&path).unwrap().write_all_at(&[9], 2_000_000).unwrap();
     let error = verify(&open(), &options(None, Some(sums.clone())), &mut |_| true).unwrap_err();
-    let found = verify(&open(), &options(None, None), &mut |_| true).unwrap();
-    let said = format!("D011: 000.bin: xxh3-128 is {}, the manifest says {}", found[0], sums[0]);
-    assert_eq!(folder.said(&error), said);
+    let actual = verify(&open(), &options(None, None), &mut |_| true).unwrap();
+    let expected = format!("D011: 000.bin: xxh3-128 is {}, the manifest says {}", actual[0], sums[0]);
+    assert_eq!(folder.message(&error), expected);
     let too_many = verify(&open(), &options(None, Some(vec![])), &mut |_| true).unwrap_err();
     assert_eq!(too_many.to_string(), "0 checksums for 1 shards");
 }
 
 #[test]
-fn verifying_reports_the_earliest_file_and_stops_when_told() {
+fn verify_reports_earliest_file_and_stops_on_request() {
     let folder = Folder::new();
     let bad = shard_bytes(&[60_000]);
     let paths: Vec<_> = (0..20).map(|index| folder.file(&format!("{index:02}.bin"), &bad)).collect();
     let dataset = Dataset::open(&paths, Headerless::Auto).unwrap();
     let many = Options { threads: 8, ..options(Some(50_257), None) };
     let error = verify(&dataset, &many, &mut |_| true).unwrap_err();
-    assert!(folder.said(&error).starts_with("D010: 00.bin: token 60000 at position 0;"));
+    assert!(folder.message(&error).starts_with("D010: 00.bin: token 60000 at position 0;"));
     let large = folder.file("large.bin", shard_bytes(&vec![0; 64 << 20]));
     let dataset = Dataset::open(&vec![large; 20], Headerless::Auto).unwrap();
     let start = Instant::now();
     assert!(matches!(verify(&dataset, &many, &mut |_| false), Err(Error::Interrupted)));
-    assert!(start.elapsed() < Duration::from_secs(1), "2.7 GB were read to the end");
+    assert!(start.elapsed() < Duration::from_secs(1), "2.7 GB were read completely");
 }
 
 #[test]
-fn a_file_cut_short_during_the_run() {
+fn file_truncated_during_the_run() {
     let folder = Folder::new();
     let path = folder.file("000.bin", shard_bytes(&tokens(1000)));
     let dataset = Dataset::open(&[&path], Headerless::Auto).unwrap();
     OpenOptions::new().write(true).open(&path).unwrap().set_len(1500).unwrap();
     let error = dataset.read(500, &mut [0; 20]).unwrap_err();
     let detail = "changed on disk during the run: it became shorter; the read at byte 2024 found its end";
-    assert_eq!(folder.said(&error), format!("D017: 000.bin: {detail}"));
+    assert_eq!(folder.message(&error), format!("D017: 000.bin: {detail}"));
     let batches = sequential(dataset, 10, None);
     let detail = "changed on disk during the run: it had 3024 bytes and has 1500";
-    assert_eq!(folder.said(&batches.fill(0, &mut [0; 22]).unwrap_err()), format!("D017: 000.bin: {detail}"));
+    assert_eq!(folder.message(&batches.fill(0, &mut [0; 22]).unwrap_err()), format!("D017: 000.bin: {detail}"));
 }
 
 #[test]
-fn a_file_written_to_during_the_run() {
+fn file_modified_during_the_run() {
     let folder = Folder::new();
     let path = folder.file("000.bin", shard_bytes(&tokens(1000)));
     let batches = sequential(Dataset::open(&[&path], Headerless::Auto).unwrap(), 10, None);
@@ -304,11 +305,11 @@ fn a_file_written_to_during_the_run() {
     std::thread::sleep(std::time::Duration::from_millis(20)); // the clock of some file systems is coarse
     OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&[1], 1024).unwrap();
     let error = batches.fill(0, &mut [0; 22]).unwrap_err();
-    assert_eq!(folder.said(&error), "D017: 000.bin: changed on disk during the run: it was written to");
+    assert_eq!(folder.message(&error), "D017: 000.bin: changed on disk during the run: it was written to");
 }
 
 #[test]
-fn a_file_replaced_or_removed_during_the_run_is_read_as_it_was() {
+fn replaced_or_removed_file_is_read_as_opened() {
     let folder = Folder::new();
     let path = folder.file("000.bin", shard_bytes(&tokens(1000)));
     let batches = sequential(Dataset::open(&[&path], Headerless::Auto).unwrap(), 999, None);

@@ -1,11 +1,11 @@
-//! The ring: strict order, bounds, errors at their turn, and no thread left behind.
+//! The ring: strict order, bounds, errors in the order of steps, and no thread that outlives it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use jaxgpt_loader::error::{Error, Result};
-use jaxgpt_loader::pinned::{Buffer, PAGE};
+use jaxgpt_loader::prefetch::aligned::{AlignedBuffer, PAGE};
 use jaxgpt_loader::prefetch::{Lease, Options, Prefetcher};
 
 fn options(slots: usize, threads: usize, stop: u64) -> Options {
@@ -22,7 +22,7 @@ fn take(prefetcher: &Prefetcher) -> Result<Option<Lease>> {
 }
 
 #[test]
-fn steps_come_in_order_however_long_each_takes() {
+fn steps_come_in_order_with_any_fill_time() {
     for threads in [1, 2, 7, 32] {
         let options = Options { start: 5, ..options(4, threads, 300) };
         let prefetcher = Prefetcher::start(options, |step, buffer| {
@@ -49,22 +49,22 @@ fn buffers_are_aligned_reused_and_bounded() {
         write_step(step, buffer)
     });
     let prefetcher = prefetcher.unwrap();
-    let known: Vec<usize> = prefetcher.buffers().iter().map(|&(address, _)| address).collect();
+    let addresses: Vec<usize> = prefetcher.buffers().iter().map(|&(address, _)| address).collect();
     assert_eq!(prefetcher.buffers().len(), 3);
     assert!(prefetcher.buffers().iter().all(|&(address, length)| address % PAGE == 0 && length == 1000));
     let mut kept = vec![take(&prefetcher).unwrap().unwrap()];
     std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(filled.load(Ordering::SeqCst), 3, "no further than there are buffers");
+    assert_eq!(filled.load(Ordering::SeqCst), 3, "workers stop when no buffer is free");
     for _ in 0..500 {
         kept.push(take(&prefetcher).unwrap().unwrap());
-        assert!(kept.iter().all(|lease| known.contains(&lease.address())));
+        assert!(kept.iter().all(|lease| addresses.contains(&lease.address())));
         assert!(kept.iter().all(|lease| lease.iter().all(|&byte| byte == lease.step() as u8)));
         kept.remove(0);
     }
 }
 
 #[test]
-fn an_error_comes_at_its_turn_and_stays() {
+fn an_error_comes_after_earlier_steps_and_repeats() {
     for threads in [1, 4] {
         let fill = |step, buffer: &mut [u8]| match step {
             20.. => Err(Error::Argument(format!("step {step} is bad"))),
@@ -89,12 +89,12 @@ fn a_panic_in_a_worker_is_an_error() {
     let prefetcher = Prefetcher::start(options(2, 2, 1000), fill).unwrap();
     (0..2).for_each(|_| drop(take(&prefetcher).unwrap().unwrap()));
     let error = take(&prefetcher).unwrap_err();
-    let said = "the loader's worker thread failed: a bug at 2";
-    assert_eq!((error.code(), error.to_string().as_str()), ("S008", said));
+    let message = "the loader's worker thread failed: a bug at 2";
+    assert_eq!((error.code(), error.to_string().as_str()), ("S008", message));
 }
 
 #[test]
-fn a_consumer_that_keeps_everything_is_told_so() {
+fn keeping_all_leases_is_an_error() {
     let prefetcher = Prefetcher::start(options(2, 1, 1000), write_step).unwrap();
     let kept: Vec<_> = (0..2).map(|_| take(&prefetcher).unwrap().unwrap()).collect();
     let start = Instant::now();
@@ -105,15 +105,15 @@ fn a_consumer_that_keeps_everything_is_told_so() {
     );
     assert!(start.elapsed() >= Duration::from_millis(200));
     let mut kept = Some(kept);
-    let give_back = &mut |starved| {
+    let return_leases = &mut |starved| {
         kept.take_if(|_| starved);
         true
     };
-    assert_eq!(prefetcher.next(give_back).unwrap().unwrap().step(), 2, "it can go on when it gives them back");
+    assert_eq!(prefetcher.next(return_leases).unwrap().unwrap().step(), 2, "it continues when leases are returned");
 }
 
 #[test]
-fn waiting_ends_when_the_caller_says_so() {
+fn the_callback_ends_a_wait() {
     let slow = |_, _: &mut [u8]| {
         std::thread::sleep(Duration::from_millis(400));
         Ok(())
@@ -122,15 +122,15 @@ fn waiting_ends_when_the_caller_says_so() {
     let start = Instant::now();
     assert!(matches!(prefetcher.next(&mut |_| false), Err(Error::Interrupted)));
     assert!(start.elapsed() < Duration::from_millis(300));
-    assert_eq!(take(&prefetcher).unwrap().unwrap().step(), 0, "and may go on later");
+    assert_eq!(take(&prefetcher).unwrap().unwrap().step(), 0, "and may continue later");
 }
 
 #[test]
 fn dropping_joins_the_workers_and_leases_outlive_it() {
     let alive = Arc::new(());
-    let held = alive.clone();
+    let captured = alive.clone();
     let fill = move |step, buffer: &mut [u8]| {
-        let _ = &held;
+        let _ = &captured;
         write_step(step, buffer)
     };
     let prefetcher = Prefetcher::start(options(4, 8, u64::MAX), fill).unwrap();
@@ -160,14 +160,14 @@ fn closing_wakes_a_waiting_consumer() {
 }
 
 #[test]
-fn absurd_sizes_are_sentences() {
-    let said = |options| Prefetcher::start(options, write_step).unwrap_err().to_string();
-    let good = options(4, 1, 10);
-    assert_eq!(said(Options { slots: 0, ..good }), "slots = 0; must be 1 or more");
-    assert_eq!(said(Options { threads: 0, ..good }), "threads = 0; must be 1 or more");
-    assert_eq!(said(Options { threads: 1 << 40, ..good }), "threads = 1099511627776; must be 256 or less");
-    assert!(said(Options { slots: usize::MAX, ..good }).starts_with("slots = "));
-    assert!(said(Options { block_bytes: usize::MAX / 2, ..good }).starts_with("4 slots of "));
-    assert!(matches!(Buffer::new(usize::MAX), Err(Error::Memory { .. })));
-    assert!(matches!(Buffer::new(usize::MAX - PAGE), Err(Error::Memory { .. })));
+fn invalid_sizes_are_explained() {
+    let message = |options| Prefetcher::start(options, write_step).unwrap_err().to_string();
+    let valid = options(4, 1, 10);
+    assert_eq!(message(Options { slots: 0, ..valid }), "slots = 0; must be 1 or more");
+    assert_eq!(message(Options { threads: 0, ..valid }), "threads = 0; must be 1 or more");
+    assert_eq!(message(Options { threads: 1 << 40, ..valid }), "threads = 1099511627776; must be 256 or less");
+    assert!(message(Options { slots: usize::MAX, ..valid }).starts_with("slots = "));
+    assert!(message(Options { block_bytes: usize::MAX / 2, ..valid }).starts_with("4 slots of "));
+    assert!(matches!(AlignedBuffer::new(usize::MAX), Err(Error::Memory { .. })));
+    assert!(matches!(AlignedBuffer::new(usize::MAX - PAGE), Err(Error::Memory { .. })));
 }

@@ -1,4 +1,4 @@
-//! What is written is what is read: headers, shards, datasets of many shards, and batches of them.
+//! Written data is read back unchanged: headers, shards, datasets of many shards, and batches.
 
 mod common;
 
@@ -7,13 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{little_endian, shard_bytes, tokens, write};
-use jaxgpt_loader::batch::Batches;
 use jaxgpt_loader::error::Error;
-use jaxgpt_loader::format::{Dtype, HEADER_BYTES, Header, MAX_TOKENS};
+use jaxgpt_loader::gpt2;
+use jaxgpt_loader::order::batch::Batches;
 use jaxgpt_loader::order::{Geometry, Order, Sampler};
+use jaxgpt_loader::shard::format::{Dtype, HEADER_BYTES, Header, MAX_TOKENS};
+use jaxgpt_loader::shard::verify;
+use jaxgpt_loader::shard::writer::Writer;
 use jaxgpt_loader::shard::{Dataset, Headerless};
-use jaxgpt_loader::writer::Writer;
-use jaxgpt_loader::{gpt2, verify};
 use proptest::prelude::*;
 
 fn dtype() -> impl Strategy<Value = Dtype> {
@@ -22,7 +23,7 @@ fn dtype() -> impl Strategy<Value = Dtype> {
 
 proptest! {
     #[test]
-    fn headers(dtype in dtype(), tokens in 0..=MAX_TOKENS) {
+    fn headers_round_trip(dtype in dtype(), tokens in 0..=MAX_TOKENS) {
         let header = Header { dtype, tokens };
         let length = HEADER_BYTES as u64 + tokens * dtype.size() as u64;
         prop_assert_eq!(Header::parse(Path::new("x"), &header.encode(), length).unwrap(), header);
@@ -30,7 +31,7 @@ proptest! {
     }
 
     #[test]
-    fn no_header_panics(mut start in prop::collection::vec(any::<u8>(), 0..1024), known: bool, length: u64) {
+    fn parsing_any_header_does_not_panic(mut start in prop::collection::vec(any::<u8>(), 0..1024), known: bool, length: u64) {
         if known && start.len() >= 8 {
             start[..8].copy_from_slice(&shard_bytes(&[])[..8]);
         }
@@ -41,7 +42,7 @@ proptest! {
     }
 
     #[test]
-    fn shards(dtype in dtype(), parts in prop::collection::vec(prop::collection::vec(any::<u32>(), 0..300), 0..5)) {
+    fn shards_round_trip(dtype in dtype(), parts in prop::collection::vec(prop::collection::vec(any::<u32>(), 0..300), 0..5)) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("000.bin");
         let mut writer = Writer::create(&path, dtype, false).unwrap();
@@ -60,9 +61,9 @@ proptest! {
         prop_assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "the temporary file is gone");
     }
 
-    /// Every read of a dataset cut into arbitrary shards, empty ones too, is the same slice of the whole.
+    /// Every read of a dataset that is cut into arbitrary shards, some of them empty, returns the right tokens.
     #[test]
-    fn datasets(cuts in prop::collection::vec(0usize..500, 0..6), start in 0usize..500, count in 0usize..500) {
+    fn datasets_are_one_stream(cuts in prop::collection::vec(0usize..500, 0..6), start in 0usize..500, count in 0usize..500) {
         let all = tokens(500);
         let mut cuts = [vec![0], cuts, vec![500]].concat();
         cuts.sort_unstable();
@@ -115,13 +116,13 @@ fn a_shard_is_replaced_only_on_request() {
     let error = Writer::create(&path, Dtype::U16, false).unwrap_err();
     assert_eq!((error.code(), error.to_string()), ("S004", format!("{} exists", path.display())));
     let writer = Writer::create(&path, Dtype::U16, true).unwrap();
-    assert_eq!(fs::read(&path).unwrap(), b"precious", "as long as the new one is unfinished");
+    assert_eq!(fs::read(&path).unwrap(), b"precious", "until the new one is finished");
     writer.finish().unwrap();
     assert_eq!(fs::read(&path).unwrap(), shard_bytes(&[]));
 }
 
 #[test]
-fn a_shard_that_appeared_meanwhile_is_kept() {
+fn a_shard_that_appeared_in_the_meantime_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("000.bin");
     let writer = Writer::create(&path, Dtype::U16, false).unwrap();
@@ -132,7 +133,7 @@ fn a_shard_that_appeared_meanwhile_is_kept() {
 }
 
 #[test]
-fn what_a_dead_writer_left_is_no_obstacle() {
+fn leftovers_of_a_killed_writer_are_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let victim = write(folder.path(), "victim", "precious");
     std::os::unix::fs::symlink(&victim, folder.path().join(".000.bin.tmp")).unwrap();
@@ -141,14 +142,14 @@ fn what_a_dead_writer_left_is_no_obstacle() {
 }
 
 #[test]
-fn a_shard_that_cannot_be_written() {
+fn write_errors_are_explained() {
     let error = Writer::create(Path::new("/nowhere/000.bin"), Dtype::U16, false).unwrap_err();
-    let said = "cannot write /nowhere/.000.bin.tmp: No such file or directory (os error 2)";
-    assert_eq!((error.code(), error.to_string().as_str()), ("S003", said));
+    let message = "cannot write /nowhere/.000.bin.tmp: No such file or directory (os error 2)";
+    assert_eq!((error.code(), error.to_string().as_str()), ("S003", message));
     let folder = tempfile::tempdir().unwrap();
     let mut writer = Writer::create(&folder.path().join("000.bin"), Dtype::U32, false).unwrap();
     let error = writer.append(&[0; 6]).unwrap_err();
-    assert!(matches!(&error, Error::Argument(text) if text == "6 bytes are no whole number of uint32 tokens"));
+    assert!(matches!(&error, Error::Argument(text) if text == "6 bytes are not a whole number of uint32 tokens"));
 }
 
 #[test]

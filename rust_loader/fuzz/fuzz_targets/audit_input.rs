@@ -1,9 +1,9 @@
-//! Any tokens, vocabulary and end of text through the whole audit: it ends, and its figures fit together.
+//! Any tokens, vocabulary and end of text through the whole audit: it ends, and its numbers are consistent.
 #![no_main]
 
-use jaxgpt_loader::audit::tokens::{Memory, Tokens};
+use jaxgpt_loader::audit::tokens::{InMemory, Tokens};
 use jaxgpt_loader::audit::{Options, Placement, audit};
-use jaxgpt_loader::format::Dtype;
+use jaxgpt_loader::shard::format::Dtype;
 use libfuzzer_sys::fuzz_target;
 
 const SETTINGS: usize = 4;
@@ -12,7 +12,7 @@ fuzz_target!(|data: &[u8]| {
     let Some((settings, bytes)) = data.split_at_checked(SETTINGS) else { return };
     let dtype = if settings[0] & 1 == 0 { Dtype::U16 } else { Dtype::U32 };
     let cut = usize::from(settings[1]) * bytes.len() / 256 / dtype.size() * dtype.size();
-    let part = |bytes: &[u8]| Memory::new(bytes.to_vec(), dtype);
+    let part = |bytes: &[u8]| InMemory::new(bytes.to_vec(), dtype);
     let (train, val) = match settings[0] & 2 {
         0 => (part(bytes), None),
         _ => (part(&bytes[cut..]), Some(part(&bytes[..cut]))),
@@ -24,18 +24,18 @@ fuzz_target!(|data: &[u8]| {
         threads: 0,
         folder: None,
     };
-    let found = audit(&train, val.as_ref().map(|val| val as &dyn Tokens), &options, &mut |_| true)
+    let result = audit(&train, val.as_ref().map(|val| val as &dyn Tokens), &options, &mut |_| true)
         .expect("tokens in memory can always be read");
-    let report = found.report();
+    let report = result.report();
     let tokens = train.count() + val.as_ref().map_or(0, Tokens::count);
     let duplicates = &report.duplicates;
     assert_eq!(report.tokens, tokens);
     assert_eq!(report.effective_unique_tokens + duplicates.exact.tokens + duplicates.near.tokens, tokens);
-    assert_eq!(report.documents, found.kept().len() as u64);
-    for &kept in found.kept() {
-        assert_eq!(found.kept()[kept as usize], kept);
+    assert_eq!(report.documents, result.kept().len() as u64);
+    for &kept in result.kept() {
+        assert_eq!(result.kept()[kept as usize], kept);
     }
-    for (split, counts) in report.splits.values().zip(found.counts()) {
+    for (split, counts) in report.splits.values().zip(result.counts()) {
         assert_eq!(counts.iter().sum::<u64>() + split.out_of_vocabulary.count, split.tokens);
     }
     serde_json::to_string(report).expect("a report can be written");

@@ -1,4 +1,4 @@
-//! Any bytes as a file of clusters: an error, or a map in which every representative stands for itself.
+//! Any bytes as a file of clusters: an error, or a map in which every representative represents itself.
 #![no_main]
 
 use std::path::PathBuf;
@@ -7,12 +7,12 @@ use std::sync::LazyLock;
 use jaxgpt_loader::audit::clusters::ClusterMap;
 use libfuzzer_sys::fuzz_target;
 
-static PLACE: LazyLock<PathBuf> =
+static PATH: LazyLock<PathBuf> =
     LazyLock::new(|| std::env::temp_dir().join(format!("clusters.{}.bin", std::process::id())));
 
 fuzz_target!(|data: &[u8]| {
-    std::fs::write(&*PLACE, data).expect("the folder of temporary files can be written");
-    match ClusterMap::open(&PLACE) {
+    std::fs::write(&*PATH, data).expect("the folder of temporary files can be written");
+    match ClusterMap::open(&PATH) {
         Err(error) => assert_eq!(error.code(), "D028"),
         Ok(map) => {
             assert_eq!(data.len(), 24 + 32 * map.len());

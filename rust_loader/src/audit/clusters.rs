@@ -1,22 +1,23 @@
-//! The file of near-duplicate clusters, by which a preparation keeps near-duplicates on one side of its split.
+//! The file of near-duplicate clusters. A preparation uses it to put near-duplicates into the same split.
 //!
-//! Sixteen bytes of magic, a little-endian u64 count, then that many records in ascending order: the key of a document
-//! and the key of its cluster's representative, 16 bytes each. A document has a record if its cluster holds documents
-//! with more than one key; the representative has one too. A key is the xxh3-128 of a document's tokens, without its
-//! end-of-text token, as little-endian uint32, in big-endian order.
+//! The format: 16 bytes of magic, a little-endian u64 count, then that many records in ascending order. A record is the
+//! key of a document and the key of its cluster's representative, 16 bytes each. A document has a record if its cluster
+//! contains documents with different keys; the representative has one too. A key is the xxh3-128, in big-endian order, of
+//! a document's tokens as little-endian uint32, without the end-of-text token.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::Path;
 
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::tokens::Text;
 use crate::error::{Error, Result};
-use crate::format::Dtype;
+use crate::files::write_atomic;
+use crate::hash::hash_bytes;
+use crate::shard::format::Dtype;
 
-/// What the file begins with.
-pub const MAGIC: &[u8; 16] = b"jaxgpt-clusters1";
+/// The first bytes of the file.
+pub(super) const MAGIC: &[u8; 16] = b"jaxgpt-clusters1";
 const HEADER: usize = 24;
 const RECORD: usize = 32;
 
@@ -24,16 +25,19 @@ const RECORD: usize = 32;
 pub type Key = [u8; 16];
 
 /// The key of a document of uint16 tokens.
+#[must_use]
 pub fn document_key_u16(tokens: &[u16]) -> Key {
     of_ids(tokens.iter().map(|&token| token.into()))
 }
 
 /// The key of a document of uint32 tokens.
+#[must_use]
 pub fn document_key_u32(tokens: &[u32]) -> Key {
     of_ids(tokens.iter().copied())
 }
 
 /// The key of a document, given as the little-endian tokens of a shard.
+#[must_use]
 pub fn document_key(tokens: &[u8], dtype: Dtype) -> Key {
     match dtype {
         Dtype::U16 => of_ids(tokens.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]).into())),
@@ -59,7 +63,7 @@ pub(super) fn key_of(text: &Text) -> Result<u128> {
     Ok(hasher.finish())
 }
 
-/// xxh3-128 of tokens as little-endian uint32, a few kilobytes at a time.
+/// Computes the xxh3-128 of tokens as little-endian uint32, a few kilobytes at a time.
 struct Hasher {
     inner: Xxh3,
     buffer: [u8; 4096],
@@ -96,24 +100,30 @@ pub struct ClusterMap {
 
 impl ClusterMap {
     /// Reads the file `path`.
+    ///
+    /// # Errors
+    /// D016 if it cannot be read, D028 if it is malformed.
     pub fn open(path: &Path) -> Result<Self> {
-        let kind = fs::metadata(path).map_err(|error| Error::io(path, "open", error))?;
-        if !kind.is_file() {
+        let metadata = fs::metadata(path).map_err(|error| Error::io(path, "open", error))?;
+        if !metadata.is_file() {
             return Err(malformed(path, "it is not a file".into())); // opening a FIFO would wait for a writer
         }
         Self::parse(path, fs::read(path).map_err(|error| Error::io(path, "read", error))?)
     }
 
-    /// The clusters in the bytes of the file `path`.
+    /// Parses the bytes of the file `path`.
+    ///
+    /// # Errors
+    /// D028 if they are malformed.
     pub fn parse(path: &Path, mut bytes: Vec<u8>) -> Result<Self> {
         if bytes.get(..16) != Some(MAGIC) || bytes.len() < HEADER {
-            return Err(malformed(path, "it does not begin as one".into()));
+            return Err(malformed(path, "it does not begin like one".into()));
         }
         let count = bytes[16..HEADER].iter().rev().fold(0, |count, &byte| count << 8 | u64::from(byte));
         let expected = count.checked_mul(RECORD as u64).and_then(|size| size.checked_add(HEADER as u64));
         if expected != Some(bytes.len() as u64) {
             let length = bytes.len();
-            return Err(malformed(path, format!("it counts {count} records and has {length} bytes")));
+            return Err(malformed(path, format!("its header says {count} records, it has {length} bytes")));
         }
         bytes.drain(..HEADER);
         let map = ClusterMap { records: bytes };
@@ -122,24 +132,28 @@ impl ClusterMap {
         }
         for index in 0..map.len() {
             let representative = map.key(index, 16);
-            if map.find(representative).map(|place| map.key(place, 16)) != Some(representative) {
-                return Err(malformed(path, format!("record {index} names a representative that is none")));
+            if map.find(representative).map(|position| map.key(position, 16)) != Some(representative) {
+                return Err(malformed(path, format!("record {index} names a document that is not a representative")));
             }
         }
         Ok(map)
     }
 
-    /// How many documents are in it.
+    /// The number of documents in the file.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.records.len() / RECORD
     }
 
-    /// Whether it holds none.
+    /// Returns true if the file has no documents.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 
-    /// The key of the document that stands for the cluster of the one with this key; none if that has no near-duplicate.
+    /// The key of the document that represents the cluster of the document with this key; `None` if it has no
+    /// near-duplicates.
+    #[must_use]
     pub fn representative(&self, key: &Key) -> Option<Key> {
         self.find(key).and_then(|index| self.key(index, 16).try_into().ok())
     }
@@ -158,7 +172,7 @@ impl ClusterMap {
     }
 }
 
-/// Writes the file in one piece and returns its xxh3-128 in hexadecimal. `records` are sorted here.
+/// Writes the file atomically and returns its xxh3-128 in hexadecimal. The records may have any order.
 pub(super) fn write(path: &Path, mut records: Vec<(u128, u128)>) -> Result<String> {
     records.sort_unstable();
     records.dedup();
@@ -168,16 +182,8 @@ pub(super) fn write(path: &Path, mut records: Vec<(u128, u128)>) -> Result<Strin
         bytes.extend(member.to_be_bytes());
         bytes.extend(kept.to_be_bytes());
     });
-    let name = path.file_name().ok_or_else(|| Error::Argument(format!("{} names no file", path.display())))?;
-    let temporary = path.with_file_name(format!(".{}.tmp", name.to_string_lossy()));
-    let written = File::create(&temporary)
-        .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|error| {
-        let _ = fs::remove_file(&temporary);
-        Error::write(path, error)
-    })?;
-    Ok(format!("{:032x}", xxh3_128(&bytes)))
+    write_atomic(path, &bytes)?;
+    Ok(hash_bytes(&bytes))
 }
 
 fn malformed(path: &Path, reason: String) -> Error {

@@ -1,21 +1,23 @@
-//! Sketches: 128 numbers per document of which two documents share, on average, as many as of their shingles.
+//! Sketches: 128 numbers per document. The share of equal numbers in two sketches estimates the Jaccard similarity of the
+//! two documents' shingles.
 //!
 //! The scheme is fast similarity sketching (Dahlgaard, Knudsen, Thorup 2017). In the first round each shingle falls
-//! into one of the 128 bins, each of which keeps the smallest hash that it meets: one multiplication per shingle, not
-//! 128. Where a short document leaves bins empty, further rounds follow in which shingles fall anew with larger hashes,
-//! and from the 128th on one bin per round takes them all, until no bin is empty. The estimate is unbiased, and its
-//! deviation is at most that of 128 independent permutations: √(J(1−J)/128), 0.035 where J is 0.8.
+//! into one of the 128 bins, each of which keeps its smallest hash: one multiplication per shingle, not 128. If a short
+//! document leaves bins empty, further rounds distribute the shingles again with larger hashes, and from the 128th round
+//! on, one bin per round takes them all, until no bin is empty. The estimate is unbiased, and its standard deviation is
+//! at most that of 128 independent permutations: √(J(1−J)/128), 0.035 for J = 0.8.
 
 use super::shingles::{self, fold};
 use super::tokens::Text;
 use crate::error::Result;
 
-/// Numbers of a sketch.
-pub const BINS: usize = 128;
-/// Bands into which they are divided; the last three numbers are in none.
-pub const BANDS: usize = 25;
-/// Numbers of a band. Two documents of similarity J are compared if one band is equal in both: 1 − (1 − J⁵)²⁵.
-pub const ROWS: usize = 5;
+/// Numbers in a sketch.
+pub(crate) const BINS: usize = 128;
+/// Bands into which they are divided; the last three numbers are not in a band.
+pub(crate) const BANDS: usize = 25;
+/// Numbers in a band. Two documents of similarity J have an equal band, and are compared, with probability
+/// 1 − (1 − J⁵)²⁵.
+pub(crate) const ROWS: usize = 5;
 
 const EMPTY: u64 = u64::MAX;
 const VALUE_BITS: u32 = 48;
@@ -25,11 +27,11 @@ const DISTINCT: usize = 1 << 16;
 
 /// A document's sketch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sketch([u64; BINS]);
+pub(crate) struct Sketch([u64; BINS]);
 
 impl Sketch {
     /// The sketch of `text`.
-    pub fn of(text: &Text) -> Result<Self> {
+    pub(crate) fn of(text: &Text) -> Result<Self> {
         let mut sketch = Sketch([EMPTY; BINS]);
         shingles::each(text, &mut |hash| sketch.put((hash >> 57) as usize, hash, 0))?;
         if sketch.0.contains(&EMPTY) {
@@ -43,7 +45,7 @@ impl Sketch {
         self.0[bin] = self.0[bin].min(value);
     }
 
-    /// The rounds after the first. `shingles` is not empty: every document has at least one.
+    /// The rounds after the first. `shingles` is not empty, since every document has at least one.
     fn fill(&mut self, shingles: &[u64]) {
         let mut empty = self.0.iter().filter(|&&value| value == EMPTY).count();
         for round in 1..2 * BINS {
@@ -59,8 +61,8 @@ impl Sketch {
         }
     }
 
-    /// One number for each band: equal where the whole band is.
-    pub fn bands(&self) -> [u64; BANDS] {
+    /// One hash for each band: equal if the whole band is equal.
+    pub(crate) fn bands(&self) -> [u64; BANDS] {
         let band = |number: usize| {
             let rows = &self.0[number * ROWS..(number + 1) * ROWS];
             rows.iter().fold(number as u64 ^ SALT[0], |hash, &row| fold(hash ^ row, SALT[1]))
@@ -69,29 +71,30 @@ impl Sketch {
     }
 
     /// The last byte of each number, enough to estimate a similarity.
-    pub fn bytes(&self) -> [u8; BINS] {
+    pub(crate) fn bytes(&self) -> [u8; BINS] {
         self.0.map(|value| value as u8)
     }
 }
 
-/// The estimated similarity of two documents, from the bytes of their sketches. Different numbers have one last byte
-/// in 1 of 256 cases, which is taken out.
-pub fn estimate(a: &[u8], b: &[u8]) -> f64 {
+/// The estimated similarity of two documents, from the bytes of their sketches. It is corrected for different numbers
+/// with the same last byte, 1 in 256.
+pub(crate) fn estimate(a: &[u8], b: &[u8]) -> f64 {
     let equal = a.iter().zip(b).filter(|(x, y)| x == y).count() as f64;
     (equal / BINS as f64 - 1.0 / 256.0) / (255.0 / 256.0)
 }
 
-/// The distinct shingles of a document that left bins empty. Those are few (or the bins would be full), so a long
-/// document that repeats itself does not fill the memory.
+/// The distinct shingles of a document that left bins empty. They are few, or the bins would be full, so a long document
+/// that repeats itself does not fill the memory.
 fn distinct(text: &Text) -> Result<Vec<u64>> {
-    let (mut found, mut limit) = (Vec::new(), DISTINCT);
+    let mut hashes = Vec::new();
+    let mut limit = DISTINCT;
     shingles::each(text, &mut |hash| {
-        found.push(hash);
-        if found.len() == limit {
-            found.sort_unstable();
-            found.dedup();
-            limit = DISTINCT.max(2 * found.len());
+        hashes.push(hash);
+        if hashes.len() == limit {
+            hashes.sort_unstable();
+            hashes.dedup();
+            limit = DISTINCT.max(2 * hashes.len());
         }
     })?;
-    Ok(found)
+    Ok(hashes)
 }

@@ -1,30 +1,30 @@
-//! What an audit says, in the shape in which it is written down.
+//! The report of an audit, in the structure in which it is saved as JSON.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::cluster::{LEAST_ESTIMATE, PIVOTS};
+use super::cluster::{MIN_ESTIMATE, PIVOTS};
 use super::minhash::{BANDS, BINS, ROWS};
-use super::statistics::{Foreign, Lengths};
+use super::statistics::{Lengths, OutOfVocabId};
 use super::{overlap, shingles};
 
-/// How near-duplicates were looked for.
+/// The parameters of the search for near-duplicates.
 #[derive(Clone, Debug, Serialize)]
 pub struct Method {
-    /// Tokens of a shingle.
+    /// Tokens in a shingle.
     pub shingle_tokens: usize,
     /// The Jaccard index from which two documents are near-duplicates.
     pub threshold: f64,
-    /// Numbers of a sketch.
+    /// Numbers in a sketch.
     pub sketch_numbers: usize,
-    /// Bands of the sketch.
+    /// Bands in a sketch.
     pub bands: usize,
-    /// Numbers of a band.
+    /// Numbers in a band.
     pub rows: usize,
-    /// Pairs below this estimated similarity are not counted exactly.
+    /// Pairs below this estimated similarity are not compared exactly.
     pub least_estimate: f64,
-    /// Members of a large group that all others are compared with.
+    /// The number of members of a large group that all others are compared with.
     pub pivots: usize,
     /// The probability that a pair at the threshold is proposed by a band.
     pub recall_at_threshold: f64,
@@ -41,7 +41,7 @@ impl Default for Method {
             sketch_numbers: BINS,
             bands: BANDS,
             rows: ROWS,
-            least_estimate: LEAST_ESTIMATE,
+            least_estimate: MIN_ESTIMATE,
             pivots: PIVOTS,
             recall_at_threshold: 1.0 - missed,
             estimate_deviation: (shingles::THRESHOLD * (1.0 - shingles::THRESHOLD) / BINS as f64).sqrt(),
@@ -49,7 +49,7 @@ impl Default for Method {
     }
 }
 
-/// Documents and their tokens, end-of-text tokens included.
+/// A number of documents and of their tokens, including end-of-text tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Amount {
     /// Documents.
@@ -59,7 +59,7 @@ pub struct Amount {
 }
 
 impl Amount {
-    /// Adds a document of so many tokens.
+    /// Adds a document of `tokens` tokens.
     pub fn add(&mut self, tokens: u64) {
         self.documents += 1;
         self.tokens += tokens;
@@ -68,69 +68,69 @@ impl Amount {
 
 /// The end-of-text tokens of a split.
 #[derive(Clone, Debug, Serialize)]
-pub struct Endings {
-    /// How many there are.
+pub struct EndOfText {
+    /// The number of end-of-text tokens.
     pub count: u64,
     /// "appended" or "prepended" to their documents, or "none".
     pub position: &'static str,
     /// Documents without one.
     pub missing: u64,
-    /// Those that follow another at once.
+    /// End-of-text tokens that directly follow another one.
     pub doubled: u64,
-    /// Documents without any other token.
+    /// Documents without other tokens.
     pub empty_documents: u64,
 }
 
-/// Ids outside the vocabulary.
+/// The ids outside the vocabulary.
 #[derive(Clone, Debug, Serialize)]
 pub struct OutOfVocabulary {
-    /// How many there are.
+    /// Their number.
     pub count: u64,
-    /// The first.
-    pub first: Option<Foreign>,
+    /// The first one.
+    pub first: Option<OutOfVocabId>,
 }
 
-/// What one split holds.
+/// The statistics of one split.
 #[derive(Clone, Debug, Serialize)]
 pub struct SplitReport {
-    /// All of it.
+    /// All documents.
     pub documents: u64,
-    /// All of it.
+    /// All tokens.
     pub tokens: u64,
     /// Tokens of the documents that are kept.
     pub effective_unique_tokens: u64,
     /// Documents that are kept.
     pub kept_documents: u64,
     /// Its end-of-text tokens.
-    pub eot: Endings,
+    pub eot: EndOfText,
     /// Ids outside the vocabulary.
     pub out_of_vocabulary: OutOfVocabulary,
-    /// Nats per token of the frequencies of its ids.
+    /// The entropy of the frequencies of its ids, in nats per token.
     pub unigram_entropy: f64,
-    /// How many ids of the vocabulary occur.
+    /// The number of ids of the vocabulary that occur.
     pub distinct_ids: u64,
-    /// How long its documents are.
+    /// The lengths of its documents.
     pub lengths: Lengths,
 }
 
-/// A document, by its split and its number there.
+/// A document, identified by its split and its number in that split.
 #[derive(Clone, Debug, Serialize)]
-pub struct Place {
+pub struct DocumentRef {
     /// "train" or "val".
     pub split: &'static str,
     /// Its number in the split.
     pub document: u64,
-    /// Its first token in the split.
+    /// The index of its first token in the split.
     pub start: u64,
-    /// Its tokens, without the end-of-text token.
+    /// The number of its tokens, without the end-of-text token.
     pub tokens: u64,
 }
 
 /// One cluster of duplicates.
 #[derive(Clone, Debug, Serialize)]
 pub struct Cluster {
-    /// The document that stands for it.
-    pub kept: Place,
+    /// The document that is kept.
+    pub kept: DocumentRef,
     /// All documents.
     pub documents: u64,
     /// All tokens.
@@ -140,57 +140,63 @@ pub struct Cluster {
 /// Duplicates within and between the splits.
 #[derive(Clone, Debug, Serialize)]
 pub struct Duplicates {
-    /// Documents that another one before them equals.
+    /// Documents that equal an earlier one.
     pub exact: Amount,
-    /// Documents that are left out beside those.
+    /// Other documents that are not kept.
     pub near: Amount,
-    /// How many clusters have more than one document.
+    /// The number of clusters with more than one document.
     pub clusters: u64,
-    /// Clusters by their size: of at least so many documents, and less than twice that.
+    /// Clusters by size: a number of documents (a power of two), and the number of clusters with at least that many and
+    /// less than twice as many.
     pub sizes: Vec<(u64, u64)>,
-    /// The clusters that waste most tokens.
+    /// The clusters with the most duplicate tokens.
     pub largest: Vec<Cluster>,
-    /// Pairs whose shingles were counted.
+    /// Pairs that were compared exactly.
     pub pairs_counted: u64,
 }
 
-/// A document of validation and one of train that equals it, exactly or nearly.
+/// A validation document and a training document that is an exact or near-duplicate of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Leak {
-    /// The document of validation.
-    pub val: Place,
-    /// The first document of train in its cluster.
-    pub train: Place,
-    /// Whether the two are equal.
+    /// The validation document.
+    pub val: DocumentRef,
+    /// The first training document of its cluster.
+    pub train: DocumentRef,
+    /// True if the two are equal.
     pub exact: bool,
 }
 
-/// Runs of tokens of validation that also stand in train.
+/// The runs of tokens of validation that also occur in train.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RunOverlap {
-    /// Tokens of a run.
+    /// Tokens in a run.
     pub run_tokens: u64,
-    /// One of so many runs was looked at.
+    /// One of this number of runs was sampled.
     pub sampled: u64,
-    /// The runs looked at.
+    /// The number of sampled runs.
     pub runs: u64,
-    /// Those of them that stand in train.
+    /// Those of them that occur in train.
     pub seen: u64,
-    /// Documents with at least one of these.
+    /// Documents with at least one run in train.
     pub documents_any: u64,
-    /// Documents with half of their runs or more in train.
+    /// Documents with at least half of their runs in train.
     pub documents_half: u64,
-    /// Tokens that lie in a run that stands in train, where all runs were looked at.
+    /// Tokens that are in a run that occurs in train; `None` if runs were sampled.
     pub tokens_covered: Option<u64>,
-    /// Documents by the share of their runs in train: none, then in tenths.
+    /// Documents by the fraction of their runs in train: none, then in tenths.
     pub histogram: Vec<u64>,
 }
 
 impl RunOverlap {
-    /// Nothing yet, of a table that takes one of `sampled` runs.
+    /// No documents yet, for a table that takes one of `sampled` runs.
     pub fn new(sampled: u64) -> Self {
-        let (run_tokens, histogram) = (overlap::WIDTH as u64, vec![0; 11]);
-        RunOverlap { run_tokens, sampled, histogram, tokens_covered: (sampled == 1).then_some(0), ..Self::default() }
+        RunOverlap {
+            run_tokens: overlap::WIDTH as u64,
+            sampled,
+            histogram: vec![0; 11],
+            tokens_covered: (sampled == 1).then_some(0),
+            ..Self::default()
+        }
     }
 
     /// Adds a document.
@@ -205,20 +211,20 @@ impl RunOverlap {
     }
 }
 
-/// Documents of validation that also stand in train. Empty ones do not count.
+/// The validation documents that also occur in train. Empty documents do not count.
 #[derive(Clone, Debug, Serialize)]
 pub struct Leakage {
-    /// Those that equal one of train.
+    /// Those that equal a training document.
     pub exact: Amount,
-    /// Beside those, those that are in a cluster with one of train.
+    /// Others that are in a cluster with a training document.
     pub near: Amount,
-    /// The first of both.
+    /// The first documents of both kinds.
     pub examples: Vec<Leak>,
     /// Runs in common.
     pub runs: RunOverlap,
 }
 
-/// What an audit found.
+/// The result of an audit.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// All documents.
@@ -227,12 +233,12 @@ pub struct Report {
     pub tokens: u64,
     /// Tokens that remain when one document of each cluster is kept.
     pub effective_unique_tokens: u64,
-    /// What the splits hold.
+    /// The statistics of each split.
     pub splits: BTreeMap<&'static str, SplitReport>,
     /// Duplicates.
     pub duplicates: Duplicates,
-    /// Of validation in train; nothing where one of them is missing.
+    /// Validation documents in train; `None` without a validation split.
     pub leakage: Option<Leakage>,
-    /// How it was found.
+    /// The parameters of the search.
     pub method: Method,
 }

@@ -1,33 +1,33 @@
-//! Shingles: every run of five tokens of a document, as 64-bit hashes; how much two documents share of them.
+//! Shingles: every run of five tokens of a document as a 64-bit hash, and the Jaccard index of two documents.
 //!
-//! A document of fewer than five tokens has one shingle, which is the whole of it. Two different shingles of a pair of
-//! documents have one hash with a probability of about (shingles)² / 2⁶⁴: one in four hundred million for documents
-//! of 100,000 tokens.
+//! A document of fewer than five tokens has one shingle, the whole document. The probability that two different shingles
+//! of a pair of documents have the same hash is about (shingles)² / 2⁶⁴: one in four hundred million for documents of
+//! 100,000 tokens.
 
 use super::tokens::{CHUNK, Text};
 use crate::error::Result;
 
 /// Tokens of a shingle.
-pub const WIDTH: usize = 5;
+pub(crate) const WIDTH: usize = 5;
 
-/// Two documents are near-duplicates if they share this part of the shingles that either has.
-pub const THRESHOLD: f64 = 0.8;
+/// Two documents are near-duplicates if their Jaccard index is at least this.
+pub(crate) const THRESHOLD: f64 = 0.8;
 
 const SALT: [u64; 4] = [0xA076_1D64_78BD_642F, 0xE703_7ED1_A0B4_28DB, 0x8EBC_6AF0_9C88_C6E3, 0x5899_65CC_7537_4CC3];
 
-/// Shingles that are held at a time when two long documents are compared.
+/// Shingles in memory at a time when two long documents are compared.
 const PART: u64 = 2 * CHUNK;
 
 /// The two halves of a product, folded into one: wyhash's mixing step.
-pub fn fold(a: u64, b: u64) -> u64 {
+pub(crate) fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     (product as u64) ^ (product >> 64) as u64
 }
 
 /// The hash of each shingle of `text`, in order and as often as it occurs.
-pub fn each(text: &Text, visit: &mut impl FnMut(u64)) -> Result<()> {
+pub(crate) fn each(text: &Text, visit: &mut impl FnMut(u64)) -> Result<()> {
     if text.length() < WIDTH as u64 {
-        return whole(text).map(visit);
+        return hash_short(text).map(visit);
     }
     text.pieces(WIDTH as u64, &mut |ids| {
         ids.windows(WIDTH).for_each(|window| visit(hash(window)));
@@ -42,7 +42,7 @@ fn hash(window: &[u32]) -> u64 {
 }
 
 /// The hash of a document that is too short for a shingle.
-fn whole(text: &Text) -> Result<u64> {
+fn hash_short(text: &Text) -> Result<u64> {
     let mut hash = SALT[0] ^ text.length();
     text.pieces(1, &mut |ids| {
         ids.iter().for_each(|&id| hash = fold(hash ^ u64::from(id), SALT[1]));
@@ -52,25 +52,28 @@ fn whole(text: &Text) -> Result<u64> {
 }
 
 /// The distinct shingles of a document whose hash leaves the remainder `part` when divided by `parts`, sorted.
-pub fn set(text: &Text, part: u64, parts: u64) -> Result<Vec<u64>> {
-    let mut found = Vec::with_capacity((text.length() / parts) as usize + 1);
+pub(crate) fn set(text: &Text, part: u64, parts: u64) -> Result<Vec<u64>> {
+    let mut hashes = Vec::with_capacity((text.length() / parts) as usize + 1);
     each(text, &mut |hash| {
         if parts == 1 || hash % parts == part {
-            found.push(hash);
+            hashes.push(hash);
         }
     })?;
-    found.sort_unstable();
-    found.dedup();
-    Ok(found)
+    hashes.sort_unstable();
+    hashes.dedup();
+    Ok(hashes)
 }
 
-/// Into how many parts a comparison with this document is divided, to hold no more than a few megabytes.
-pub fn parts(text: &Text) -> u64 {
+/// The number of parts into which a comparison with this document is divided, so that it takes a few megabytes only.
+pub(crate) fn parts(text: &Text) -> u64 {
     text.length() / PART + 1
 }
 
-/// The shingles that two documents share, divided by those that either has.
-pub fn jaccard(a: &Text, b: &Text) -> Result<f64> {
+/// The Jaccard index of two documents: the number of shingles in both, divided by the number in either.
+///
+/// # Errors
+/// Those of reading the documents.
+pub(crate) fn jaccard(a: &Text, b: &Text) -> Result<f64> {
     let parts = parts(a).max(parts(b));
     let mut counts = Counts::default();
     for part in 0..parts {
@@ -79,16 +82,16 @@ pub fn jaccard(a: &Text, b: &Text) -> Result<f64> {
     Ok(counts.jaccard())
 }
 
-/// How many shingles are in both of two sets, and in either.
+/// The number of shingles in both of two sets, and in either.
 #[derive(Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     both: u64,
     either: u64,
 }
 
 impl Counts {
     /// Adds two sorted sets.
-    pub fn add(&mut self, a: &[u64], b: &[u64]) {
+    pub(crate) fn add(&mut self, a: &[u64], b: &[u64]) {
         let (mut i, mut j, mut both) = (0, 0, 0);
         while i < a.len() && j < b.len() {
             both += u64::from(a[i] == b[j]);
@@ -100,8 +103,8 @@ impl Counts {
         self.either += (a.len() + b.len()) as u64 - both;
     }
 
-    /// Their quotient: IEEE division is exact enough that 4 of 5 is the 0.8 of [`THRESHOLD`].
-    pub fn jaccard(&self) -> f64 {
+    /// The Jaccard index. IEEE division rounds correctly, so 4 of 5 equals the 0.8 of [`THRESHOLD`].
+    pub(crate) fn jaccard(&self) -> f64 {
         if self.either == 0 { 1.0 } else { self.both as f64 / self.either as f64 }
     }
 }

@@ -1,7 +1,7 @@
-//! What the audit keeps of each document outside the memory: the hashes of its bands, and its sketch.
+//! A temporary file with the band hashes and the sketch of each document.
 //!
-//! The hashes of one band stand together, because bands are looked at one after another. The file has no name, so it is
-//! gone however the process ends.
+//! The hashes of one band are stored together, because bands are processed one after another. The file has no name, so
+//! it disappears however the process ends.
 
 use std::fs::File;
 use std::io;
@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex};
 use super::minhash::{BANDS, BINS, Sketch};
 use crate::error::{Error, Result};
 
-/// Bytes that are kept of a document.
-pub const BYTES: u64 = (BANDS * 8 + BINS) as u64;
+/// Bytes per document.
+const BYTES: u64 = (BANDS * 8 + BINS) as u64;
 
-/// The place of that.
-pub struct Spill {
+/// The temporary file, or memory instead of it.
+pub(crate) struct Spill {
     store: Store,
     documents: u64,
 }
@@ -27,10 +27,10 @@ enum Store {
 }
 
 impl Spill {
-    /// Room for so many documents in a file of the folder `place`, or in memory.
-    pub fn new(place: Option<&Path>, documents: usize) -> Result<Self> {
+    /// Space for `documents` documents in a file in `folder`, or in memory.
+    pub(crate) fn new(folder: Option<&Path>, documents: usize) -> Result<Self> {
         let documents = documents as u64;
-        let store = match place {
+        let store = match folder {
             None => Store::Memory(Mutex::new(vec![0; (documents * BYTES) as usize])),
             Some(folder) => {
                 let file = tempfile::tempfile_in(folder).map_err(|error| failed(folder, documents, error))?;
@@ -40,8 +40,8 @@ impl Spill {
         Ok(Spill { store, documents })
     }
 
-    /// Keeps the sketches of the documents from `first` on.
-    pub fn write(&self, first: usize, sketches: &[Sketch]) -> Result<()> {
+    /// Stores the sketches of the documents from `first` on.
+    pub(crate) fn write(&self, first: usize, sketches: &[Sketch]) -> Result<()> {
         let first = first as u64;
         let bands: Vec<_> = sketches.iter().map(Sketch::bands).collect();
         for band in 0..BANDS {
@@ -52,8 +52,8 @@ impl Spill {
         self.put(self.rows() + first * BINS as u64, &rows)
     }
 
-    /// The hashes of a band, of `count` documents from `first` on.
-    pub fn band(&self, band: usize, first: usize, count: usize) -> Result<Vec<u64>> {
+    /// The hashes of one band for `count` documents from `first` on.
+    pub(crate) fn band(&self, band: usize, first: usize, count: usize) -> Result<Vec<u64>> {
         let mut bytes = vec![0; count * 8];
         self.get((band as u64 * self.documents + first as u64) * 8, &mut bytes)?;
         let word = |part: &[u8]| part.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
@@ -61,7 +61,7 @@ impl Spill {
     }
 
     /// The sketch of a document.
-    pub fn sketch(&self, document: u32) -> Result<[u8; BINS]> {
+    pub(crate) fn sketch(&self, document: u32) -> Result<[u8; BINS]> {
         let mut bytes = [0; BINS];
         self.get(self.rows() + u64::from(document) * BINS as u64, &mut bytes)?;
         Ok(bytes)

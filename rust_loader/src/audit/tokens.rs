@@ -1,25 +1,31 @@
-//! Where the audit reads tokens: the shards of a dataset, or a piece of memory.
+//! The sources from which an audit reads tokens: a dataset, or memory.
 
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::format::Dtype;
 use crate::shard::Dataset;
+use crate::shard::format::Dtype;
 
-/// Tokens that are read at a time. Longer documents are looked at in pieces, so memory does not grow with them.
+/// Tokens that are read at a time. Longer documents are processed in pieces, so memory does not grow with them.
 pub const CHUNK: u64 = 1 << 20;
 
-/// A stream of tokens that can be read anywhere.
+/// A stream of tokens with random access.
 pub trait Tokens: Sync {
-    /// How many tokens there are.
+    /// The number of tokens.
     fn count(&self) -> u64;
     /// Their type.
     fn dtype(&self) -> Dtype;
     /// Fills `buffer` with the little-endian tokens from `start` on.
+    ///
+    /// # Errors
+    /// If they cannot be read.
     fn read(&self, start: u64, buffer: &mut [u8]) -> Result<()>;
-    /// The file that holds the token at `position`, and the token's index there.
-    fn place(&self, position: u64) -> (String, u64);
-    /// An error if the tokens may have changed since they were opened.
+    /// The file that contains the token at `position`, and the token's index in that file.
+    fn file_position(&self, position: u64) -> (String, u64);
+    /// Checks that the tokens did not change since they were opened.
+    ///
+    /// # Errors
+    /// If they may have changed.
     fn check_unchanged(&self) -> Result<()>;
 }
 
@@ -36,9 +42,9 @@ impl Tokens for Dataset {
         Dataset::read(self, start, buffer)
     }
 
-    fn place(&self, position: u64) -> (String, u64) {
-        let (shard, within) = self.locate(position);
-        (shard.path().display().to_string(), within)
+    fn file_position(&self, position: u64) -> (String, u64) {
+        let (shard, index) = self.locate(position);
+        (shard.path().display().to_string(), index)
     }
 
     fn check_unchanged(&self) -> Result<()> {
@@ -48,20 +54,21 @@ impl Tokens for Dataset {
 
 /// Little-endian tokens in memory.
 #[derive(Clone, Debug)]
-pub struct Memory {
+pub struct InMemory {
     bytes: Vec<u8>,
     dtype: Dtype,
 }
 
-impl Memory {
-    /// The tokens in `bytes`; what is left over at the end is no token.
+impl InMemory {
+    /// The tokens in `bytes`; an incomplete token at the end is dropped.
+    #[must_use]
     pub fn new(mut bytes: Vec<u8>, dtype: Dtype) -> Self {
         bytes.truncate(bytes.len() / dtype.size() * dtype.size());
-        Memory { bytes, dtype }
+        InMemory { bytes, dtype }
     }
 }
 
-impl Tokens for Memory {
+impl Tokens for InMemory {
     fn count(&self) -> u64 {
         (self.bytes.len() / self.dtype.size()) as u64
     }
@@ -72,12 +79,12 @@ impl Tokens for Memory {
 
     fn read(&self, start: u64, buffer: &mut [u8]) -> Result<()> {
         let first = start as usize * self.dtype.size();
-        let found = self.bytes.get(first..first + buffer.len());
-        buffer.copy_from_slice(found.ok_or_else(|| Error::Argument(format!("no tokens from {start} on")))?);
+        let bytes = self.bytes.get(first..first + buffer.len());
+        buffer.copy_from_slice(bytes.ok_or_else(|| Error::Argument(format!("no tokens from {start} on")))?);
         Ok(())
     }
 
-    fn place(&self, position: u64) -> (String, u64) {
+    fn file_position(&self, position: u64) -> (String, u64) {
         ("memory".into(), position)
     }
 
@@ -86,8 +93,8 @@ impl Tokens for Memory {
     }
 }
 
-/// The tokens of `range`, as numbers.
-pub fn ids(source: &dyn Tokens, range: Range<u64>) -> Result<Vec<u32>> {
+/// The tokens of `range` as numbers.
+pub(super) fn ids(source: &dyn Tokens, range: Range<u64>) -> Result<Vec<u32>> {
     let mut bytes = vec![0; (range.end - range.start) as usize * source.dtype().size()];
     source.read(range.start, &mut bytes)?;
     Ok(match source.dtype() {
@@ -98,7 +105,7 @@ pub fn ids(source: &dyn Tokens, range: Range<u64>) -> Result<Vec<u32>> {
     })
 }
 
-/// The tokens of one document, read when they are needed or there already.
+/// The tokens of one document: in memory, or read when they are needed.
 pub struct Text<'a> {
     source: &'a dyn Tokens,
     range: Range<u64>,
@@ -107,21 +114,25 @@ pub struct Text<'a> {
 
 impl<'a> Text<'a> {
     /// A document that is read piece by piece.
+    #[must_use]
     pub fn stored(source: &'a dyn Tokens, range: Range<u64>) -> Self {
         Text { source, range, loaded: None }
     }
 
-    /// A document that was read before.
-    pub fn loaded(source: &'a dyn Tokens, range: Range<u64>, ids: &'a [u32]) -> Self {
+    /// A document whose tokens are in memory.
+    pub(super) fn loaded(source: &'a dyn Tokens, range: Range<u64>, ids: &'a [u32]) -> Self {
         Text { source, range, loaded: Some(ids) }
     }
 
-    /// How many tokens it has.
-    pub fn length(&self) -> u64 {
+    /// The number of tokens.
+    pub(super) fn length(&self) -> u64 {
         self.range.end - self.range.start
     }
 
-    /// Calls `visit` with pieces in which every run of `width` tokens of the document stands exactly once.
+    /// Calls `visit` with pieces that together contain every run of `width` tokens of the document exactly once.
+    ///
+    /// # Errors
+    /// Those of [`Tokens::read`] and of `visit`.
     pub fn pieces(&self, width: u64, visit: &mut dyn FnMut(&[u32]) -> Result<()>) -> Result<()> {
         if let Some(ids) = self.loaded {
             return visit(ids);
@@ -129,7 +140,7 @@ impl<'a> Text<'a> {
         for start in self.range.clone().step_by(CHUNK as usize) {
             let end = (start + CHUNK + width - 1).min(self.range.end);
             if start > self.range.start && end - start < width {
-                return Ok(()); // the piece before held all that is left
+                return Ok(()); // the piece before contains the rest
             }
             visit(&ids(self.source, start..end)?)?;
         }

@@ -7,14 +7,14 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::data::Dataset;
-use super::errors::{Int, interrupted, raised};
+use super::errors::{Int, interrupted, report_progress, to_py};
 use crate::audit::clusters::{self, Key};
 use crate::audit::tokens::Tokens;
 use crate::audit::{self as core, Options, Placement, Progress};
 use crate::error::Error;
-use crate::format::Dtype;
+use crate::shard::format::Dtype;
 
-/// What an audit found.
+/// The result of an audit.
 #[pyclass(frozen, module = "jaxgpt._loader")]
 pub struct Audit {
     inner: core::Audit,
@@ -29,26 +29,26 @@ impl Audit {
         text.map_err(|error| PyValueError::new_err(error.to_string()))
     }
 
-    /// How often each id occurs in a split, as uint64.
+    /// The number of occurrences of each id in a split, as uint64.
     fn counts<'py>(&self, py: Python<'py>, split: usize) -> PyResult<Bound<'py, PyBytes>> {
-        let counts = of_split(self.inner.counts(), split)?;
+        let counts = split_of(self.inner.counts(), split)?;
         Ok(bytes(py, counts.iter().flat_map(|count| count.to_le_bytes())))
     }
 
-    /// Where each document of a split begins and ends, as pairs of uint64.
+    /// The range of each document of a split, as pairs of uint64.
     fn documents<'py>(&self, py: Python<'py>, split: usize) -> PyResult<Bound<'py, PyBytes>> {
-        let contents = of_split(self.inner.contents(), split)?;
+        let contents = split_of(self.inner.contents(), split)?;
         Ok(bytes(py, contents.iter().flat_map(|&(start, end)| [start, end]).flat_map(u64::to_le_bytes)))
     }
 
-    /// For each document the one that is kept of its cluster, as uint32.
+    /// For each document, the one that is kept of its cluster, as uint32.
     fn kept<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         bytes(py, self.inner.kept().iter().flat_map(|document| document.to_le_bytes()))
     }
 
     /// Writes the near-duplicate clusters, and returns the file's xxh3-128.
     fn write_clusters(&self, py: Python<'_>, path: PathBuf) -> PyResult<String> {
-        raised(py.detach(|| self.inner.write_clusters(&path)))
+        to_py(py.detach(|| self.inner.write_clusters(&path)))
     }
 }
 
@@ -56,7 +56,7 @@ fn bytes(py: Python<'_>, content: impl Iterator<Item = u8> + Send) -> Bound<'_, 
     PyBytes::new(py, &py.detach(|| content.collect::<Vec<u8>>()))
 }
 
-fn of_split<T>(all: &[Vec<T>], split: usize) -> PyResult<&Vec<T>> {
+fn split_of<T>(all: &[Vec<T>], split: usize) -> PyResult<&Vec<T>> {
     all.get(split).ok_or_else(|| Error::Argument(format!("split {split}; there are {}", all.len())).into())
 }
 
@@ -66,8 +66,8 @@ fn of_split<T>(all: &[Vec<T>], split: usize) -> PyResult<&Vec<T>> {
     signature = (train, val, *, vocab_size, folder, eot=None, placement="auto", threads=Int::from(2), progress=None),
     text_signature = "(train, val, *, vocab_size, folder, eot=None, placement='auto', threads=2, progress=None)"
 )]
-#[allow(clippy::too_many_arguments)]
-pub fn audit(
+#[allow(clippy::too_many_arguments)] // one for each keyword in Python
+pub(super) fn audit(
     py: Python<'_>,
     train: &Dataset,
     val: Option<&Dataset>,
@@ -78,21 +78,22 @@ pub fn audit(
     threads: Int,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Audit> {
-    let eot = eot.map(|eot| eot.size("eot")).transpose()?;
+    let eot = eot.map(|eot| eot.size("eot")).transpose()?.map(u32::try_from);
     let options = Options {
         vocab_size: vocab_size.size("vocab_size")?,
-        eot: eot.map(u32::try_from).transpose().map_err(|_| PyValueError::new_err("eot is no uint32"))?,
+        eot: eot.transpose().map_err(|_| PyValueError::new_err("eot is not a uint32"))?,
         placement: placement_of(placement)?,
         threads: threads.size("threads")?.max(1) as usize,
         folder: Some(folder),
     };
     let mut stopped = None;
-    let mut tick = |now: &Progress| !interrupted(&mut stopped) && report(progress.as_ref(), now, &mut stopped);
+    let mut tick =
+        |now: &Progress| !interrupted(&mut stopped) && report_progress(progress.as_ref(), arguments(now), &mut stopped);
     let outcome = py.detach(|| {
         let val = val.map(|val| &*val.inner as &dyn Tokens);
         core::audit(&*train.inner, val, &options, &mut tick)
     });
-    stopped.map_or_else(|| raised(outcome), Err).map(|inner| Audit { inner })
+    stopped.map_or_else(|| to_py(outcome), Err).map(|inner| Audit { inner })
 }
 
 fn placement_of(name: &str) -> PyResult<Placement> {
@@ -104,12 +105,8 @@ fn placement_of(name: &str) -> PyResult<Placement> {
     }
 }
 
-/// Calls `progress` with how far the audit is; false, and its exception kept, if it raised.
-fn report(progress: Option<&Py<PyAny>>, now: &Progress, stopped: &mut Option<PyErr>) -> bool {
-    let Some(progress) = progress else { return true };
-    let figures = (now.stage, now.documents, now.tokens, now.bytes, now.total);
-    *stopped = Python::attach(|py| progress.call1(py, figures)).err();
-    stopped.is_none()
+fn arguments(now: &Progress) -> (&'static str, u64, u64, u64, u64) {
+    (now.stage, now.documents, now.tokens, now.bytes, now.total)
 }
 
 /// The near-duplicate clusters of an audit.
@@ -122,14 +119,14 @@ pub struct ClusterMap {
 impl ClusterMap {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        Ok(ClusterMap { inner: raised(py.detach(|| clusters::ClusterMap::open(&path)))? })
+        Ok(ClusterMap { inner: to_py(py.detach(|| clusters::ClusterMap::open(&path)))? })
     }
 
     fn __len__(&self) -> usize {
         self.inner.len()
     }
 
-    /// The key of the document that stands for the cluster of the one with this key.
+    /// The key of the document that represents the cluster of the document with this key.
     fn representative<'py>(&self, py: Python<'py>, key: Key) -> Option<Bound<'py, PyBytes>> {
         self.inner.representative(&key).map(|key| PyBytes::new(py, &key))
     }
@@ -137,7 +134,7 @@ impl ClusterMap {
 
 /// The key of a document, given as little-endian tokens.
 #[pyfunction]
-pub fn document_key<'py>(py: Python<'py>, tokens: &[u8], dtype: &str) -> PyResult<Bound<'py, PyBytes>> {
-    let dtype = raised(Dtype::from_name(dtype))?;
+pub(super) fn document_key<'py>(py: Python<'py>, tokens: &[u8], dtype: &str) -> PyResult<Bound<'py, PyBytes>> {
+    let dtype = to_py(Dtype::from_name(dtype))?;
     Ok(PyBytes::new(py, &clusters::document_key(tokens, dtype)))
 }

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::errors::{Int, interrupted, raised};
+use super::errors::{Int, interrupted, report_progress, to_py};
 use crate::error::Error;
 use crate::order;
+use crate::shard::verify::{self, Options};
 use crate::shard::{self, Headerless};
-use crate::verify::{self, Options};
 
-/// Token files, in the order given, seen as one stream of tokens.
+/// Token files, in the order given, read as one stream of tokens.
 #[pyclass(frozen, module = "jaxgpt._loader")]
 pub struct Dataset {
-    pub inner: Arc<shard::Dataset>,
+    pub(super) inner: Arc<shard::Dataset>,
 }
 
 #[pymethods]
@@ -29,11 +29,11 @@ impl Dataset {
             Some(true) => Headerless::Always,
             Some(false) => Headerless::Never,
         };
-        let inner = raised(py.detach(|| shard::Dataset::open(&paths, headerless)))?;
+        let inner = to_py(py.detach(|| shard::Dataset::open(&paths, headerless)))?;
         Ok(Dataset { inner: Arc::new(inner) })
     }
 
-    /// How many tokens all files hold together.
+    /// The number of tokens in all files together.
     #[getter]
     fn tokens(&self) -> u64 {
         self.inner.tokens()
@@ -45,30 +45,31 @@ impl Dataset {
         self.inner.dtype().name()
     }
 
-    /// Path and number of tokens of every file.
+    /// The path and number of tokens of every file.
     #[getter]
     fn shards(&self) -> Vec<(OsString, u64)> {
         self.inner.shards().iter().map(|shard| (shard.path().into(), shard.tokens())).collect()
     }
 
-    /// How many windows of `block + 1` tokens an epoch has.
+    /// The number of windows of `block + 1` tokens in an epoch.
     fn windows(&self, block: Int) -> PyResult<u64> {
-        raised(order::windows(self.inner.tokens(), block.size("block")?))
+        to_py(order::windows(self.inner.tokens(), block.size("block")?))
     }
 
     /// A copy of `count` tokens from the index `start` on, as little-endian bytes.
     fn read<'py>(&self, py: Python<'py>, start: Int, count: Int) -> PyResult<Bound<'py, PyBytes>> {
-        let (start, count) = (start.size("start")?, count.size("count")?);
+        let start = start.size("start")?;
+        let count = count.size("count")?;
         let tokens = self.inner.tokens();
         if start.checked_add(count).is_none_or(|end| end > tokens) {
             let problem = format!("{count} tokens from {start} on; there are {tokens} in all");
-            return raised(Err(Error::Argument(problem)));
+            return to_py(Err(Error::Argument(problem)));
         }
-        let bytes = count as usize * self.inner.dtype().size(); // the files hold them: this fits
-        PyBytes::new_with(py, bytes, |buffer| raised(py.detach(|| self.inner.read(start, buffer))))
+        let bytes = count as usize * self.inner.dtype().size(); // the files have them: this fits
+        PyBytes::new_with(py, bytes, |buffer| to_py(py.detach(|| self.inner.read(start, buffer))))
     }
 
-    /// Reads every byte once: checksums against those given, ids against the vocabulary. Returns the checksums.
+    /// Reads every byte once, checks it against checksums and the vocabulary, and returns the checksums.
     #[pyo3(
         signature = (vocab_size=None, checksums=None, threads=Int::from(2), progress=None),
         text_signature = "($self, vocab_size=None, checksums=None, threads=2, progress=None)"
@@ -87,21 +88,13 @@ impl Dataset {
         let mut stopped = None;
         let outcome = py.detach(|| {
             verify::verify(&self.inner, &options, &mut |done| {
-                !interrupted(&mut stopped) && report(progress.as_ref(), done, total, &mut stopped)
+                !interrupted(&mut stopped) && report_progress(progress.as_ref(), (done, total), &mut stopped)
             })
         });
-        stopped.map_or_else(|| raised(outcome), Err)
+        stopped.map_or_else(|| to_py(outcome), Err)
     }
 
     fn __repr__(&self) -> String {
-        let (shards, tokens, dtype) = (self.inner.shards().len(), self.tokens(), self.dtype());
-        format!("Dataset({shards} shards, {tokens} {dtype} tokens)")
+        format!("Dataset({} shards, {} {} tokens)", self.inner.shards().len(), self.tokens(), self.dtype())
     }
-}
-
-/// Calls `progress(done, total)`; false, and its exception kept, if it raised.
-fn report(progress: Option<&Py<PyAny>>, done: u64, total: u64, stopped: &mut Option<PyErr>) -> bool {
-    let Some(progress) = progress else { return true };
-    *stopped = Python::attach(|py| progress.call1(py, (done, total))).err();
-    stopped.is_none()
 }

@@ -6,14 +6,14 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::data::Dataset;
-use super::errors::{Int, interrupted, raised};
-use crate::batch::Batches;
+use super::errors::{Int, interrupted, to_py};
 use crate::error::Error;
-use crate::format::Dtype;
 use crate::order::Geometry;
+use crate::order::batch::Batches;
 use crate::prefetch::{self, Options, Prefetcher};
+use crate::shard::format::Dtype;
 
-/// Iterates over the blocks of a run, each one step `[accum, micro_batch / world, block + 1]`.
+/// Iterates over the blocks of a run. A block is one step: `[accum, micro_batch / world, block + 1]` tokens.
 #[pyclass(frozen, module = "jaxgpt._loader")]
 pub struct Loader {
     prefetcher: Prefetcher,
@@ -31,7 +31,7 @@ impl Loader {
         text_signature = "(dataset, *, block, micro_batch, accum=1, order='epoch', seed=0, start_step=0, \
             stop_step=None, slots=4, threads=1, rank=0, world=1, vocab_size=None, lease_timeout=60.0)"
     )]
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments)] // one for each keyword in Python
     fn new(
         py: Python<'_>,
         dataset: &Dataset,
@@ -58,18 +58,19 @@ impl Loader {
         };
         let vocab_size = vocab_size.map(|size| size.size("vocab_size")).transpose()?;
         let stop = stop_step.map(|step| step.size("stop_step")).transpose()?.unwrap_or(u64::MAX);
-        let (order, seed) = (raised(order.parse())?, seed.size("seed")?);
-        let batches = raised(Batches::new(dataset.inner.clone(), order, seed, geometry, vocab_size))?;
+        let order = to_py(order.parse())?;
+        let batches = Batches::new(dataset.inner.clone(), order, seed.size("seed")?, geometry, vocab_size);
+        let batches = to_py(batches)?;
         let options = Options {
             slots: slots.size("slots")? as usize,
             threads: threads.size("threads")? as usize,
-            block_bytes: raised(batches.block_bytes())?,
+            block_bytes: to_py(batches.block_bytes())?,
             start: start_step.size("start_step")?,
             stop: stop.min(batches.steps()),
             lease_timeout: timeout(lease_timeout)?,
         };
         let fill = move |step, buffer: &mut [u8]| batches.fill(step, buffer);
-        let prefetcher = raised(py.detach(|| Prefetcher::start(options, fill)))?;
+        let prefetcher = to_py(py.detach(|| Prefetcher::start(options, fill)))?;
         Ok(Loader { prefetcher, shape: geometry.shape(), dtype: dataset.inner.dtype() })
     }
 
@@ -79,16 +80,16 @@ impl Loader {
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Lease>> {
         let mut stopped = None;
-        let mut starved_looks = 0;
+        let mut starved_calls = 0;
         let mut keep_waiting = |starved| {
             if starved {
-                starved_looks += 1;
-                collect_garbage(starved_looks);
+                starved_calls += 1;
+                collect_garbage(starved_calls);
             }
             !interrupted(&mut stopped)
         };
         let outcome = py.detach(|| self.prefetcher.next(&mut keep_waiting));
-        let lease = stopped.map_or_else(|| raised(outcome), Err)?;
+        let lease = stopped.map_or_else(|| to_py(outcome), Err)?;
         Ok(lease.map(|inner| Lease { inner, shape: self.shape, dtype: self.dtype }))
     }
 
@@ -110,12 +111,12 @@ impl Loader {
         self.dtype.name()
     }
 
-    /// Address and length of every slot.
+    /// The address and length of every slot.
     fn buffers(&self) -> Vec<(usize, usize)> {
         self.prefetcher.buffers().to_vec()
     }
 
-    /// Stops the threads and waits for them. Blocks that are still in use stay valid.
+    /// Stops the threads and waits for them. Blocks in use stay valid.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.prefetcher.close());
     }
@@ -130,7 +131,7 @@ impl Loader {
     }
 }
 
-/// One block on loan. `numpy.asarray(lease)` is a view of it; the slot is free again when no view is left.
+/// One block on loan. `numpy.asarray(lease)` is a view of it. The slot is free when no view is left.
 #[pyclass(frozen, module = "jaxgpt._loader")]
 pub struct Lease {
     inner: prefetch::Lease,
@@ -140,13 +141,13 @@ pub struct Lease {
 
 #[pymethods]
 impl Lease {
-    /// The step whose block this is.
+    /// The step of this block.
     #[getter]
     fn step(&self) -> u64 {
         self.inner.step()
     }
 
-    /// numpy's description of the memory: read-only, and kept by the array as its base.
+    /// numpy's description of the memory: read-only. An array made from it keeps the lease as its base.
     #[getter]
     fn __array_interface__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let description = PyDict::new(py);
@@ -158,16 +159,18 @@ impl Lease {
     }
 }
 
-/// JAX lets go of an array's memory only at its next call, or when Python's collector runs. While this thread waits for
-/// a slot it makes no such call: without the collector it could wait for ever for blocks that nobody uses any more.
-/// A look is a millisecond; about once in a second all generations are collected, for blocks caught in a cycle.
-fn collect_garbage(look: u32) {
-    let generation = if look % 1000 == 0 { 2 } else { 0 };
+/// Runs Python's garbage collector, so that it releases blocks that nobody uses.
+///
+/// JAX releases an array's memory only at its next call, or when the collector runs. While this thread waits for a slot
+/// it does not call JAX: without the collector it could wait forever. It is called every millisecond. About once per
+/// second all generations are collected, for blocks in a reference cycle.
+fn collect_garbage(call: u32) {
+    let generation = if call % 1000 == 0 { 2 } else { 0 };
     let collected = Python::attach(|py| py.import("gc")?.call_method1("collect", (generation,)).map(drop));
-    collected.unwrap_or_default(); // a failed collection is no reason to fail: the lease timeout is
+    collected.unwrap_or_default(); // a failed collection is harmless: the lease timeout ends the wait
 }
 
 fn timeout(seconds: f64) -> PyResult<Duration> {
     let problem = |_| Error::Argument(format!("lease_timeout = {seconds}; must be a number of seconds from 0 on"));
-    raised(Duration::try_from_secs_f64(seconds).map_err(problem))
+    to_py(Duration::try_from_secs_f64(seconds).map_err(problem))
 }

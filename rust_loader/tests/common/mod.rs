@@ -1,11 +1,13 @@
 //! Files for the tests.
 
-#![allow(dead_code)] // each test file is a crate of its own and uses a part
+#![allow(dead_code)] // each test file is its own crate and uses only some of these
+
+pub mod audit;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use jaxgpt_loader::format::{Dtype, Header};
+use jaxgpt_loader::shard::format::{Dtype, Header};
 
 /// A shard as llm.c writes it, byte for byte.
 pub fn shard_bytes(tokens: &[u16]) -> Vec<u8> {

@@ -1,39 +1,39 @@
-//! From what the passes found to the report.
+//! Builds the report from the results of the passes.
 
 use std::collections::BTreeMap;
 
 use super::documents::{Corpus, Split};
 use super::overlap::Shared;
 use super::report::{
-    Amount, Cluster, Duplicates, Endings, Leak, Leakage, Method, OutOfVocabulary, Place, Report, RunOverlap,
+    Amount, Cluster, DocumentRef, Duplicates, EndOfText, Leak, Leakage, Method, OutOfVocabulary, Report, RunOverlap,
     SplitReport,
 };
-use super::statistics::{Foreign, lengths};
+use super::statistics::{OutOfVocabId, lengths};
 
-/// Clusters and leaks that are named.
+/// The number of clusters and leaks that are listed.
 const EXAMPLES: usize = 10;
 
-/// What the passes found.
-pub struct Found<'a> {
+/// The results of the passes.
+pub(crate) struct AuditData<'a> {
     /// The documents.
     pub corpus: &'a Corpus<'a>,
-    /// Of each split, how many ids are outside the vocabulary, and the first.
-    pub facts: Vec<(u64, Option<Foreign>)>,
-    /// Of each split, how often each id occurs.
+    /// For each split, the number of tokens outside the vocabulary, and the first one.
+    pub out_of_vocab: Vec<(u64, Option<OutOfVocabId>)>,
+    /// For each split, the number of occurrences of each id.
     pub counts: &'a [Vec<u64>],
-    /// Of each document, the first that equals it.
+    /// For each document, the first one that equals it.
     pub first: &'a [u32],
-    /// Of each document, the one that is kept of its cluster.
+    /// For each document, the one that is kept of its cluster.
     pub kept: &'a [u32],
-    /// Pairs that were counted.
-    pub counted: u64,
+    /// The number of pairs that were compared exactly.
+    pub compared: u64,
 }
 
-impl Found<'_> {
-    /// The report. `shared` is what each document of validation shares with train, in one of `sampled` runs.
-    pub fn report(&self, shared: &[Shared], sampled: u64) -> Report {
+impl AuditData<'_> {
+    /// The report. `shared` is the overlap of each validation document with train; one of `sampled` runs was sampled.
+    pub(crate) fn report(&self, shared: &[Shared], sampled: u64) -> Report {
         let splits = self.corpus.splits();
-        let reports: BTreeMap<_, _> = (0..splits.len()).map(|place| (splits[place].name, self.split(place))).collect();
+        let reports: BTreeMap<_, _> = (0..splits.len()).map(|index| (splits[index].name, self.split(index))).collect();
         Report {
             documents: reports.values().map(|split| split.documents).sum(),
             tokens: reports.values().map(|split| split.tokens).sum(),
@@ -45,9 +45,9 @@ impl Found<'_> {
         }
     }
 
-    fn split(&self, place: usize) -> SplitReport {
-        let split = &self.corpus.splits()[place];
-        let (count, first) = self.facts[place].clone();
+    fn split(&self, index: usize) -> SplitReport {
+        let split = &self.corpus.splits()[index];
+        let (count, first) = self.out_of_vocab[index].clone();
         let mut kept = Amount::default();
         let all = split.first..split.first + split.documents.len();
         all.filter(|&document| self.is_kept(document)).for_each(|document| kept.add(self.corpus.size(document)));
@@ -56,10 +56,10 @@ impl Found<'_> {
             tokens: split.tokens.count(),
             effective_unique_tokens: kept.tokens,
             kept_documents: kept.documents,
-            eot: endings(split),
+            eot: end_of_text(split),
             out_of_vocabulary: OutOfVocabulary { count, first },
-            unigram_entropy: entropy(&self.counts[place]),
-            distinct_ids: self.counts[place].iter().filter(|&&count| count > 0).count() as u64,
+            unigram_entropy: entropy(&self.counts[index]),
+            distinct_ids: self.counts[index].iter().filter(|&&count| count > 0).count() as u64,
             lengths: lengths(&split.documents),
         }
     }
@@ -82,9 +82,10 @@ impl Found<'_> {
     }
 
     fn duplicates(&self) -> Duplicates {
-        let (mut exact, mut near) = (Amount::default(), Amount::default());
+        let mut exact = Amount::default();
+        let mut near = Amount::default();
         for document in (0..self.kept.len()).filter(|&document| !self.is_kept(document)) {
-            // the kept one may be a later copy: then the first of the copies counts for it
+            // if the kept document is a later copy, its first copy counts as the duplicate
             let copy = self.first[document] as usize != document
                 || self.first[self.kept[document] as usize] as usize == document;
             (if copy { &mut exact } else { &mut near }).add(self.corpus.size(document));
@@ -93,23 +94,23 @@ impl Found<'_> {
         let mut sizes = BTreeMap::new();
         clusters.iter().for_each(|(_, amount)| *sizes.entry(1 << amount.documents.ilog2()).or_default() += 1);
         let count = clusters.len() as u64;
-        let wasted = |kept: u32, amount: Amount| amount.tokens - self.corpus.size(kept as usize);
-        clusters.sort_by_key(|&(kept, amount)| (std::cmp::Reverse(wasted(kept, amount)), kept));
-        let name = |&(kept, amount): &(u32, Amount)| Cluster {
-            kept: self.place(kept as usize),
+        let duplicate_tokens = |kept: u32, amount: Amount| amount.tokens - self.corpus.size(kept as usize);
+        clusters.sort_by_key(|&(kept, amount)| (std::cmp::Reverse(duplicate_tokens(kept, amount)), kept));
+        let describe = |&(kept, amount): &(u32, Amount)| Cluster {
+            kept: self.document_ref(kept as usize),
             documents: amount.documents,
             tokens: amount.tokens,
         };
-        let largest = clusters.iter().take(EXAMPLES).map(name).collect();
-        let (sizes, pairs_counted) = (sizes.into_iter().collect(), self.counted);
-        Duplicates { exact, near, clusters: count, sizes, largest, pairs_counted }
+        let largest = clusters.iter().take(EXAMPLES).map(describe).collect();
+        let sizes = sizes.into_iter().collect();
+        Duplicates { exact, near, clusters: count, sizes, largest, pairs_counted: self.compared }
     }
 
-    fn place(&self, document: usize) -> Place {
+    fn document_ref(&self, document: usize) -> DocumentRef {
         let (split, index) = self.corpus.locate(document);
         let content = split.documents.content(index);
         let tokens = content.end - content.start;
-        Place { split: split.name, document: index as u64, start: content.start, tokens }
+        DocumentRef { split: split.name, document: index as u64, start: content.start, tokens }
     }
 
     fn leakage(&self, shared: &[Shared], sampled: u64) -> Leakage {
@@ -124,21 +125,21 @@ impl Found<'_> {
         shared.iter().for_each(|&shared| leakage.runs.add(shared));
         for document in val..self.kept.len() {
             let partner = train[self.kept[document] as usize];
-            let range = self.place(document);
-            if partner == u32::MAX || range.tokens == 0 {
+            let val_document = self.document_ref(document);
+            if partner == u32::MAX || val_document.tokens == 0 {
                 continue;
             }
             let exact = (self.first[document] as usize) < val;
             (if exact { &mut leakage.exact } else { &mut leakage.near }).add(self.corpus.size(document));
             if leakage.examples.len() < EXAMPLES {
                 let partner = if exact { self.first[document] } else { partner };
-                leakage.examples.push(Leak { val: range, train: self.place(partner as usize), exact });
+                leakage.examples.push(Leak { val: val_document, train: self.document_ref(partner as usize), exact });
             }
         }
         leakage
     }
 
-    /// For each cluster, by the document that is kept, its first document before `val`.
+    /// For the kept document of each cluster, the first document of the cluster before `val`.
     fn first_of_train(&self, val: usize) -> Vec<u32> {
         let mut first = vec![u32::MAX; self.kept.len()];
         for document in (0..val).rev() {
@@ -148,9 +149,9 @@ impl Found<'_> {
     }
 }
 
-fn endings(split: &Split) -> Endings {
+fn end_of_text(split: &Split) -> EndOfText {
     let documents = &split.documents;
-    Endings {
+    EndOfText {
         count: documents.marks(),
         position: match (documents.marks(), documents.prepended()) {
             (0, _) => "none",
@@ -163,9 +164,9 @@ fn endings(split: &Split) -> Endings {
     }
 }
 
-/// Nats per token.
+/// The entropy of these frequencies in nats per token.
 fn entropy(counts: &[u64]) -> f64 {
     let total: u64 = counts.iter().sum();
-    let share = |&count: &u64| count as f64 / total as f64;
-    -counts.iter().filter(|&&count| count > 0).map(share).map(|share| share * share.ln()).sum::<f64>() + 0.0
+    let probability = |&count: &u64| count as f64 / total as f64;
+    -counts.iter().filter(|&&count| count > 0).map(probability).map(|p| p * p.ln()).sum::<f64>() + 0.0
 }

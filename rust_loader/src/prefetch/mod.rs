@@ -1,9 +1,10 @@
-//! A bounded ring of buffers that worker threads fill ahead of the consumer, who gets them strictly in order.
+//! A bounded ring of buffers that worker threads fill ahead of the consumer, which gets them strictly in order.
 //!
-//! A buffer is always owned by one party: the free list, a worker, the ready list, or a [`Lease`]. It moves from one to
-//! the next, so nobody can write to it while somebody else reads it, and there are never more of them than slots. A
-//! lease gives its buffer back when it is dropped, not before. The ring knows nothing about tokens: it calls a function
-//! that fills a buffer for a step.
+//! A buffer always has exactly one owner: the free list, a worker, the ready list or a [`Lease`]. So nobody writes to it
+//! while somebody else reads it, and there are never more buffers than slots. A lease returns its buffer when it is
+//! dropped. The ring does not know about tokens: it calls a function that fills the buffer of a step.
+
+pub mod aligned;
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -14,31 +15,31 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::order::positive;
-use crate::pinned::Buffer;
+use aligned::AlignedBuffer;
 
-/// How often a waiting consumer looks up, to see whether it should stop waiting.
+/// How often a waiting consumer asks whether to stop waiting.
 const TICK: Duration = Duration::from_millis(50);
-/// How often if every buffer is lent out: then only what the consumer does when it looks up can end the wait.
+/// How often if every buffer is lent out: then the wait ends only when the consumer itself releases one.
 const STARVED_TICK: Duration = Duration::from_millis(1);
 const MAX_THREADS: usize = 256;
 const MAX_SLOTS: usize = 4096;
-/// No sensible ring is larger, and a mistyped size should be an error before it takes the machine's memory.
+/// No useful ring is larger. A mistyped size must fail before it takes the memory of the machine.
 const MAX_BYTES: usize = 8 << 30;
 
-/// The size of a ring.
+/// The options of a [`Prefetcher`].
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Buffers.
+    /// The number of buffers.
     pub slots: usize,
-    /// Workers.
+    /// The number of worker threads.
     pub threads: usize,
-    /// Bytes of one buffer.
+    /// The size of one buffer in bytes.
     pub block_bytes: usize,
     /// The first step.
     pub start: u64,
-    /// The step before which to stop.
+    /// The step after the last one.
     pub stop: u64,
-    /// How long to wait when every buffer is lent out.
+    /// How long [`next`](Prefetcher::next) waits while every buffer is lent out.
     pub lease_timeout: Duration,
 }
 
@@ -47,21 +48,20 @@ impl Options {
         let Options { slots, threads, block_bytes, .. } = *self;
         positive("slots", slots as u64)?;
         positive("threads", threads as u64)?;
-        let problem = match () {
-            _ if threads > MAX_THREADS => format!("threads = {threads}; must be {MAX_THREADS} or less"),
-            _ if slots > MAX_SLOTS => format!("slots = {slots}; must be {MAX_SLOTS} or less"),
-            _ if block_bytes.checked_mul(slots).is_none_or(|bytes| bytes > MAX_BYTES) => {
-                format!(
-                    "{slots} slots of {block_bytes} bytes are more than the {MAX_BYTES} bytes that a loader may take"
-                )
-            }
-            _ => return Ok(()),
+        let problem = if threads > MAX_THREADS {
+            format!("threads = {threads}; must be {MAX_THREADS} or less")
+        } else if slots > MAX_SLOTS {
+            format!("slots = {slots}; must be {MAX_SLOTS} or less")
+        } else if block_bytes.checked_mul(slots).is_none_or(|bytes| bytes > MAX_BYTES) {
+            format!("{slots} slots of {block_bytes} bytes are more than the {MAX_BYTES} bytes that a loader may take")
+        } else {
+            return Ok(());
         };
         Err(Error::Argument(problem))
     }
 }
 
-/// The consumer's end of the ring. Dropping it stops the workers and waits for them.
+/// The ring as its consumer sees it. Dropping it stops the workers and waits for them.
 #[derive(Debug)]
 pub struct Prefetcher {
     ring: Arc<Ring>,
@@ -72,12 +72,15 @@ pub struct Prefetcher {
 
 impl Prefetcher {
     /// Starts workers that call `fill(step, buffer)` for every step from `start` to `stop`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for invalid options, S007 without enough memory, S008 if a thread cannot be started.
     pub fn start<F>(options: Options, fill: F) -> Result<Self>
     where
         F: Fn(u64, &mut [u8]) -> Result<()> + Send + Sync + 'static,
     {
         options.check()?;
-        let free = (0..options.slots).map(|_| Buffer::new(options.block_bytes)).collect::<Result<Vec<_>>>()?;
+        let free = (0..options.slots).map(|_| AlignedBuffer::new(options.block_bytes)).collect::<Result<Vec<_>>>()?;
         let buffers = free.iter().map(|buffer| (buffer.address(), buffer.len())).collect();
         let ring = Arc::new(Ring::new(free, options.start, options.stop));
         let prefetcher = Prefetcher { ring, workers: Mutex::default(), buffers, lease_timeout: options.lease_timeout };
@@ -93,53 +96,56 @@ impl Prefetcher {
     }
 
     /// The step of the next block.
+    #[must_use]
     pub fn step(&self) -> u64 {
         self.ring.lock().next_take
     }
 
     /// Address and length of every buffer.
+    #[must_use]
     pub fn buffers(&self) -> &[(usize, usize)] {
         &self.buffers
     }
 
     /// The next block, or `None` after the last.
     ///
-    /// While it waits, it asks `keep_waiting(starved)` now and then whether to go on; `starved` says that every buffer
-    /// is lent out, so that the caller can look for leases that it no longer needs. A step that failed is an error when
-    /// its turn comes, after the good ones before it, and on every call after that.
+    /// While it waits, it calls `keep_waiting(starved)` regularly. `starved` is true if every buffer is lent out, so
+    /// that the caller can release leases that it no longer needs. The error of a step is returned after the blocks of
+    /// all steps before it, and on every later call.
+    ///
+    /// # Errors
+    /// That of the step, S006 if every buffer stays lent out for the timeout, S010 in a forked child,
+    /// [`Error::Interrupted`] if `keep_waiting` returned false, [`Error::Argument`] if the ring is closed.
     pub fn next(&self, keep_waiting: &mut dyn FnMut(bool) -> bool) -> Result<Option<Lease>> {
         self.ring.check_process()?;
         let mut starved_since = None;
         loop {
-            let mut state = self.ring.await_news();
-            if state.has_news() {
+            let mut state = self.ring.wait_ready();
+            if state.is_ready() {
                 let block = state.take()?;
                 return Ok(block.map(|(step, buffer)| Lease { step, buffer: Some(buffer), ring: self.ring.clone() }));
             }
             let starved = state.starved();
             drop(state);
-            self.check_patience(starved, &mut starved_since)?;
+            self.check_timeout(starved, &mut starved_since)?;
             if !keep_waiting(starved) {
                 return Err(Error::Interrupted);
             }
         }
     }
 
-    fn check_patience(&self, starved: bool, since: &mut Option<Instant>) -> Result<()> {
+    fn check_timeout(&self, starved: bool, since: &mut Option<Instant>) -> Result<()> {
         if !starved {
             *since = None;
             return Ok(());
         }
-        match since.get_or_insert_with(Instant::now).elapsed() >= self.lease_timeout {
-            true => {
-                let (slots, seconds) = (self.buffers.len(), self.lease_timeout.as_secs_f64());
-                Err(Error::SlotsExhausted { slots, seconds })
-            }
-            false => Ok(()),
+        if since.get_or_insert_with(Instant::now).elapsed() < self.lease_timeout {
+            return Ok(());
         }
+        Err(Error::SlotsExhausted { slots: self.buffers.len(), seconds: self.lease_timeout.as_secs_f64() })
     }
 
-    /// Stops the workers and waits for them. Buffers that are lent out live until their leases drop.
+    /// Stops the workers and waits for them. Buffers that are lent out live until their leases are dropped.
     pub fn close(&self) {
         let workers = std::mem::take(&mut *locked(&self.workers));
         if self.ring.check_process().is_err() {
@@ -147,7 +153,7 @@ impl Prefetcher {
         }
         self.ring.close();
         for worker in workers {
-            let _ = worker.join(); // a worker's panic has been caught and published already
+            let _ = worker.join(); // a panic in a worker was caught and published
         }
     }
 }
@@ -158,23 +164,25 @@ impl Drop for Prefetcher {
     }
 }
 
-/// A filled buffer on loan: it returns to its ring when this is dropped.
+/// A filled buffer on loan. It returns to its ring when this is dropped.
 #[derive(Debug)]
 pub struct Lease {
     step: u64,
-    buffer: Option<Buffer>, // `Some` until dropped
+    buffer: Option<AlignedBuffer>, // `Some` until dropped
     ring: Arc<Ring>,
 }
 
 impl Lease {
-    /// The step whose block this is.
+    /// The step of this block.
+    #[must_use]
     pub fn step(&self) -> u64 {
         self.step
     }
 
-    /// Where the block is in memory.
+    /// The address of the block in memory.
+    #[must_use]
     pub fn address(&self) -> usize {
-        self.buffer.as_ref().map_or(0, Buffer::address)
+        self.buffer.as_ref().map_or(0, AlignedBuffer::address)
     }
 }
 
@@ -189,26 +197,26 @@ impl Deref for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(buffer) = self.buffer.take() {
-            self.ring.take_back(buffer);
+            self.ring.release(buffer);
         }
     }
 }
 
-/// What consumer, workers and leases share.
+/// The state that consumer, workers and leases share.
 #[derive(Debug)]
 struct Ring {
     state: Mutex<State>,
-    /// Something for the workers: a free buffer, or the end.
+    /// Signals the workers: a buffer is free, or the ring is closed.
     freed: Condvar,
-    /// Something for the consumer: a block, an error, or the end.
+    /// Signals the consumer: a block or an error is ready, or the ring is closed.
     published: Condvar,
     process: u32,
 }
 
 #[derive(Debug)]
 struct State {
-    free: Vec<Buffer>,
-    ready: BTreeMap<u64, Result<Buffer>>,
+    free: Vec<AlignedBuffer>,
+    ready: BTreeMap<u64, Result<AlignedBuffer>>,
     lent: usize,
     slots: usize,
     next_fill: u64,
@@ -218,9 +226,17 @@ struct State {
 }
 
 impl Ring {
-    fn new(free: Vec<Buffer>, start: u64, stop: u64) -> Self {
-        let (slots, ready) = (free.len(), BTreeMap::new());
-        let state = State { free, ready, lent: 0, slots, next_fill: start, next_take: start, stop, closed: false };
+    fn new(free: Vec<AlignedBuffer>, start: u64, stop: u64) -> Self {
+        let state = State {
+            slots: free.len(),
+            free,
+            ready: BTreeMap::new(),
+            lent: 0,
+            next_fill: start,
+            next_take: start,
+            stop,
+            closed: false,
+        };
         Ring { state: Mutex::new(state), freed: Condvar::new(), published: Condvar::new(), process: std::process::id() }
     }
 
@@ -228,27 +244,28 @@ impl Ring {
         locked(&self.state)
     }
 
-    /// Waits for news, though no longer than a tick.
-    fn await_news(&self) -> MutexGuard<'_, State> {
+    /// Waits until the next block or an error is ready, but no longer than a tick.
+    fn wait_ready(&self) -> MutexGuard<'_, State> {
         let state = self.lock();
-        if state.has_news() {
+        if state.is_ready() {
             return state;
         }
         let tick = if state.starved() { STARVED_TICK } else { TICK };
         self.published.wait_timeout(state, tick).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// A worker's life: take a buffer and a step together, fill, publish.
+    /// The loop of a worker: take a step and a buffer, fill the buffer, publish it.
     fn work(&self, fill: &dyn Fn(u64, &mut [u8]) -> Result<()>) {
-        while let Some((step, mut buffer)) = self.claim() {
+        while let Some((step, mut buffer)) = self.next_job() {
             let outcome = catch_unwind(AssertUnwindSafe(|| fill(step, &mut buffer)));
             let outcome = outcome.unwrap_or_else(|panic| Err(Error::Worker { reason: panic_text(&*panic) }));
             self.publish(step, buffer, outcome);
         }
     }
 
-    /// Both under one lock: whoever holds an early step holds a buffer for it, so the consumer's turn always comes.
-    fn claim(&self) -> Option<(u64, Buffer)> {
+    /// Takes a step and a buffer under one lock: every step that was taken has a buffer, so the consumer never waits for a
+    /// step that cannot be filled.
+    fn next_job(&self) -> Option<(u64, AlignedBuffer)> {
         let mut state = self.lock();
         loop {
             if state.closed || state.next_fill >= state.stop {
@@ -262,13 +279,13 @@ impl Ring {
         }
     }
 
-    fn publish(&self, step: u64, buffer: Buffer, outcome: Result<()>) {
+    fn publish(&self, step: u64, buffer: AlignedBuffer, outcome: Result<()>) {
         let mut state = self.lock();
         match outcome {
             Ok(()) => state.ready.insert(step, Ok(buffer)),
             Err(error) => {
                 state.free.push(buffer);
-                state.next_fill = u64::MAX; // nothing after a failure will ever be asked for
+                state.next_fill = u64::MAX; // no step after a failure is ever requested
                 state.ready.insert(step, Err(error))
             }
         };
@@ -276,7 +293,7 @@ impl Ring {
         self.published.notify_all();
     }
 
-    fn take_back(&self, buffer: Buffer) {
+    fn release(&self, buffer: AlignedBuffer) {
         if self.check_process().is_err() {
             return; // the lock may have been held when the process was forked
         }
@@ -291,35 +308,39 @@ impl Ring {
     fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
-        (state.free, state.ready) = Default::default();
+        state.free.clear();
+        state.ready.clear();
         self.freed.notify_all();
         self.published.notify_all();
     }
 
     fn check_process(&self) -> Result<()> {
-        match std::process::id() {
-            child if child != self.process => Err(Error::Forked { parent: self.process, child }),
-            _ => Ok(()),
+        let child = std::process::id();
+        if child != self.process {
+            return Err(Error::Forked { parent: self.process, child });
         }
+        Ok(())
     }
 }
 
 impl State {
-    fn has_news(&self) -> bool {
+    /// Returns true if [`take`](Self::take) has a result: a block, an error or the end.
+    fn is_ready(&self) -> bool {
         self.closed || self.next_take >= self.stop || self.ready.contains_key(&self.next_take)
     }
 
+    /// Returns true if every buffer is lent out.
     fn starved(&self) -> bool {
         self.lent == self.slots
     }
 
-    /// The news: the next block, `None` at the end, or what went wrong.
-    fn take(&mut self) -> Result<Option<(u64, Buffer)>> {
+    /// The next block, `None` at the end, or the error of the step.
+    fn take(&mut self) -> Result<Option<(u64, AlignedBuffer)>> {
         if self.closed {
             return Err(Error::Argument("the loader is closed".into()));
         }
         if let Some(Err(error)) = self.ready.get(&self.next_take) {
-            return Err(error.clone()); // and it stays, for the next call
+            return Err(error.clone()); // it stays, for the next call
         }
         let block = self.ready.pop_first().and_then(|(step, buffer)| Some((step, buffer.ok()?)));
         self.next_take += u64::from(block.is_some());

@@ -1,15 +1,16 @@
-//! A seeded shuffle of `0..n` that is computed, not stored: any position in O(1) time, with no memory.
+//! A seeded shuffle of `0..n` that is computed, not stored: any position in O(1) time and without memory.
 //!
 //! An alternating Feistel network is a bijection on the numbers of `bits` bits, whatever its round function is. A value
-//! that lands outside `0..n` is sent through again (cycle walking), which keeps it a bijection on `0..n`; fewer than
+//! outside `0..n` goes through the network once more (cycle walking), which keeps it a bijection on `0..n`. Fewer than
 //! half of the values can be outside, so a value needs less than two passes on average.
 
-/// So many that even an epoch of seven windows meets all its 5,040 orders equally often. (With 8, as is common for
-/// large domains, the orders of five windows are visibly uneven.) An even number restores the widths of the halves.
+/// With 24 rounds, even an epoch of seven windows takes all its 5,040 orders equally often. With 8, as is common for
+/// large domains, the orders of five windows are visibly uneven. An even number restores the widths of the halves.
 const ROUNDS: u64 = 24;
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Where `index` goes in the shuffle of `0..n` that belongs to `seed` and `epoch`. Needs `index < n`.
+/// The position of `index` in the shuffle of `0..n` for `seed` and `epoch`. `index` must be less than `n`.
+#[must_use]
 pub fn permute(index: u64, n: u64, seed: u64, epoch: u64) -> u64 {
     debug_assert!(index < n);
     let bits = u64::BITS - (n - 1).leading_zeros();
@@ -21,15 +22,18 @@ pub fn permute(index: u64, n: u64, seed: u64, epoch: u64) -> u64 {
     value
 }
 
-/// A hash of two numbers, uniform over 64 bits (the finaliser of SplitMix64, applied after each input).
+/// A hash of two numbers, uniform over 64 bits (the finalizer of SplitMix64, applied after each input).
+#[must_use]
 pub fn hash(seed: u64, counter: u64) -> u64 {
     mix(mix(seed.wrapping_add(GOLDEN)) ^ counter)
 }
 
-/// One pass over `bits` bits. The halves swap widths each round, so an odd number of bits needs no padding.
+/// One pass over `bits` bits. The halves swap their widths each round, so an odd number of bits needs no padding.
 fn feistel(value: u64, bits: u32, key: u64) -> u64 {
-    let (mut low_bits, mut high_bits) = (bits / 2, bits - bits / 2);
-    let (mut low, mut high) = (value & mask(low_bits), value >> low_bits);
+    let mut low_bits = bits / 2;
+    let mut high_bits = bits - low_bits;
+    let mut low = value & mask(low_bits);
+    let mut high = value >> low_bits;
     for round in 0..ROUNDS {
         let round_key = key.wrapping_add(round.wrapping_mul(GOLDEN));
         let mixed = (high ^ mix(low ^ round_key)) & mask(high_bits);

@@ -4,19 +4,22 @@
 //! every multiple of `block`, so each token is a target once per epoch. Samples are numbered from 0 through the whole
 //! run; sample `k` depends on the seed, `k` and the data, and on nothing else.
 
+pub mod batch;
+pub mod permute;
+
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
-use crate::permute::{hash, permute};
+use permute::{hash, permute};
 
-/// The way in which samples follow each other.
+/// The order of the samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Every epoch is a fresh shuffle: each window exactly once.
+    /// A new shuffle in every epoch: each window exactly once.
     Epoch,
-    /// nanoGPT's sampling: any start, with replacement.
+    /// nanoGPT's sampling: any start token, with replacement.
     Random,
-    /// The windows as they lie in the data, over and over.
+    /// The windows in the order of the data, epoch after epoch.
     Sequential,
 }
 
@@ -33,7 +36,10 @@ impl FromStr for Order {
     }
 }
 
-/// How many windows of `block + 1` tokens an epoch has.
+/// The number of windows of `block + 1` tokens in an epoch.
+///
+/// # Errors
+/// D013 if the data is shorter than one window, [`Error::Argument`] for an invalid `block`.
 pub fn windows(tokens: u64, block: u64) -> Result<u64> {
     let needed = positive("block", block)?.checked_add(1);
     let needed = needed.ok_or_else(|| Error::Argument(format!("block = {block} is too large")))?;
@@ -43,7 +49,7 @@ pub fn windows(tokens: u64, block: u64) -> Result<u64> {
     Ok((tokens - 1) / block)
 }
 
-/// Maps a sample's number to its place in the stream of tokens.
+/// Maps the number of a sample to its start in the stream of tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Sampler {
     order: Order,
@@ -54,14 +60,19 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// The samples of `tokens` tokens, in windows of `block + 1`.
+    /// The samples of a stream of `tokens` tokens, in windows of `block + 1`.
+    ///
+    /// # Errors
+    /// Those of [`windows`].
     pub fn new(order: Order, seed: u64, tokens: u64, block: u64) -> Result<Self> {
         Ok(Sampler { order, seed, tokens, block, windows: windows(tokens, block)? })
     }
 
-    /// The index of the token at which `sample` starts.
+    /// The index of the first token of `sample`.
+    #[must_use]
     pub fn start(&self, sample: u64) -> u64 {
-        let (epoch, window) = (sample / self.windows, sample % self.windows);
+        let epoch = sample / self.windows;
+        let window = sample % self.windows;
         match self.order {
             Order::Epoch => permute(window, self.windows, self.seed, epoch) * self.block,
             Order::Sequential => window * self.block,
@@ -70,72 +81,77 @@ impl Sampler {
     }
 }
 
-/// A uniform 64-bit hash brought to `0..n`.
+/// Scales a uniform 64-bit hash to `0..n`.
 fn scale(hash: u64, n: u64) -> u64 {
     ((u128::from(hash) * u128::from(n)) >> 64) as u64
 }
 
-/// The shape of a step, and this process's part of it.
+/// The shape of a step, and the rows of this process.
 ///
 /// A step has `accum * micro_batch` samples, in order. Each of the `world` processes takes an equal run of rows from
-/// every micro-batch, so the step as a whole is the same however it is divided.
+/// every micro-batch, so the samples of a step do not depend on how it is divided.
 #[derive(Clone, Copy, Debug)]
 pub struct Geometry {
-    /// Tokens that one sequence trains on.
+    /// Tokens that one sequence is trained on.
     pub block: u64,
     /// Sequences per micro-batch, over all processes.
     pub micro_batch: u64,
     /// Micro-batches per step.
     pub accum: u64,
-    /// This process.
+    /// The number of this process.
     pub rank: u64,
-    /// How many processes there are.
+    /// The number of processes.
     pub world: u64,
 }
 
 impl Geometry {
-    /// Refuses what has no meaning or no bounds.
+    /// Checks that the shape is possible.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if it is not.
     pub fn check(&self) -> Result<()> {
         let Geometry { micro_batch, accum, rank, world, .. } = *self;
         positive("block", self.block)?;
         positive("micro_batch", micro_batch)?;
         positive("accum", accum)?;
         positive("world", world)?;
-        let problem = match () {
-            _ if rank >= world => format!("rank = {rank}; must be less than world = {world}"),
-            _ if micro_batch % world != 0 => {
-                format!("micro_batch = {micro_batch} is not divisible by world = {world}")
-            }
-            _ if accum.checked_mul(micro_batch).is_none() => {
-                format!("accum = {accum} times micro_batch = {micro_batch} is too large")
-            }
-            _ => return Ok(()),
+        let problem = if rank >= world {
+            format!("rank = {rank}; must be less than world = {world}")
+        } else if micro_batch % world != 0 {
+            format!("micro_batch = {micro_batch} is not divisible by world = {world}")
+        } else if accum.checked_mul(micro_batch).is_none() {
+            format!("accum = {accum} times micro_batch = {micro_batch} is too large")
+        } else {
+            return Ok(());
         };
         Err(Error::Argument(problem))
     }
 
-    /// The samples of a whole step, over all processes.
+    /// The number of samples in a step, over all processes.
+    #[must_use]
     pub fn samples_per_step(&self) -> u64 {
         self.accum * self.micro_batch
     }
 
-    /// The shape of this process's block.
+    /// The shape of this process's block of tokens: `[accum, micro_batch / world, block + 1]`.
+    #[must_use]
     pub fn shape(&self) -> [u64; 3] {
         [self.accum, self.micro_batch / self.world, self.block + 1]
     }
 
-    /// The number of the sample in a row of this process's block, counting rows through all micro-batches.
+    /// The number of the sample in row `row` of this process's block. Rows are numbered through all micro-batches.
+    #[must_use]
     pub fn sample(&self, step: u64, row: u64) -> u64 {
         let rows = self.micro_batch / self.world;
-        let (micro, row) = (row / rows, row % rows);
-        step * self.samples_per_step() + micro * self.micro_batch + self.rank * rows + row
+        let micro = row / rows;
+        step * self.samples_per_step() + micro * self.micro_batch + self.rank * rows + row % rows
     }
 }
 
-/// `value` if it is 1 or more.
+/// Returns `value` if it is 1 or more.
 pub(crate) fn positive(name: &str, value: u64) -> Result<u64> {
-    match value {
-        0 => Err(Error::Argument(format!("{name} = 0; must be 1 or more"))),
-        _ => Ok(value),
+    if value == 0 {
+        return Err(Error::Argument(format!("{name} = 0; must be 1 or more")));
     }
+    Ok(value)
 }

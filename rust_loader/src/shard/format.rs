@@ -1,7 +1,7 @@
 //! The token shard: 256 little-endian int32 (magic, version, token count, zeros), then the tokens.
 //!
 //! uint16 tokens come under magic 20240520, version 1 (llm.c and modded-nanogpt write these), uint32 tokens under
-//! magic 20240801, version 7. This module knows bytes, and names what it sees instead; it opens no file.
+//! magic 20240801, version 7. This module works on bytes and opens no file. It also names other formats, for messages.
 
 use std::fmt;
 use std::path::Path;
@@ -26,6 +26,7 @@ impl Dtype {
     const ALL: [Dtype; 2] = [Dtype::U16, Dtype::U32];
 
     /// Bytes per token.
+    #[must_use]
     pub fn size(self) -> usize {
         match self {
             Dtype::U16 => 2,
@@ -34,6 +35,7 @@ impl Dtype {
     }
 
     /// numpy's name for it.
+    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Dtype::U16 => "uint16",
@@ -41,28 +43,33 @@ impl Dtype {
         }
     }
 
-    /// The dtype that numpy calls `name`.
+    /// The token type with numpy's name `name`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for any other name.
     pub fn from_name(name: &str) -> Result<Self> {
-        let found = Self::ALL.into_iter().find(|dtype| dtype.name() == name);
-        found.ok_or_else(|| Error::Argument(format!("dtype = '{name}'; must be 'uint16' or 'uint32'")))
+        let dtype = Self::ALL.into_iter().find(|dtype| dtype.name() == name);
+        dtype.ok_or_else(|| Error::Argument(format!("dtype = '{name}'; must be 'uint16' or 'uint32'")))
     }
 
-    /// The largest of these little-endian tokens; `None` if there are none.
+    /// The largest of these little-endian tokens; `None` without tokens.
     pub fn max(self, bytes: &[u8]) -> Option<u32> {
+        if bytes.is_empty() {
+            return None;
+        }
         // Folding from 0 in the tokens' own width, rather than `max()` of an iterator, compiles to full vectors.
         match self {
-            _ if bytes.is_empty() => None,
             Dtype::U16 => Some(u16s(bytes).fold(0, u16::max).into()),
             Dtype::U32 => Some(u32s(bytes).fold(0, u32::max)),
         }
     }
 
-    /// The first of these tokens that is `limit` or more, with its index.
+    /// The index and value of the first of these tokens that is `limit` or more.
     pub fn first_at_least(self, bytes: &[u8], limit: u64) -> Option<(u64, u32)> {
-        let bad = |&(_, token): &(u64, u32)| u64::from(token) >= limit;
+        let too_large = |&(_, token): &(u64, u32)| u64::from(token) >= limit;
         match self {
-            Dtype::U16 => (0..).zip(u16s(bytes).map(u32::from)).find(bad),
-            Dtype::U32 => (0..).zip(u32s(bytes)).find(bad),
+            Dtype::U16 => (0..).zip(u16s(bytes).map(u32::from)).find(too_large),
+            Dtype::U32 => (0..).zip(u32s(bytes)).find(too_large),
         }
     }
 
@@ -80,35 +87,42 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// What a shard's first 1,024 bytes say.
+/// The content of a shard's first 1,024 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The type of the tokens.
     pub dtype: Dtype,
-    /// How many there are.
+    /// The number of tokens.
     pub tokens: u64,
 }
 
 impl Header {
-    /// The header as bytes. `tokens` must not exceed [`MAX_TOKENS`].
+    /// The header as bytes.
+    ///
+    /// # Panics
+    /// If `tokens` exceeds [`MAX_TOKENS`].
+    #[must_use]
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let (magic, version) = self.dtype.magic_and_version();
         let count = i32::try_from(self.tokens).expect("the writer refuses tokens beyond MAX_TOKENS");
         let mut bytes = [0; HEADER_BYTES];
-        for (place, word) in bytes.chunks_exact_mut(4).zip([magic, version, count]) {
-            place.copy_from_slice(&word.to_le_bytes());
+        for (target, word) in bytes.chunks_exact_mut(4).zip([magic, version, count]) {
+            target.copy_from_slice(&word.to_le_bytes());
         }
         bytes
     }
 
-    /// Reads the header of the file `path`, of which `start` is the beginning and `length` the whole length.
+    /// Parses the header of the file `path` from its first bytes `start` and checks it against the file's `length`.
+    ///
+    /// # Errors
+    /// D003 for another format, D007 if the length does not match, D008 for an impossible token count.
     pub fn parse(path: &Path, start: &[u8], length: u64) -> Result<Self> {
-        let not_a_shard = |found| Error::NotAShard { path: path.into(), found };
+        let not_a_shard = |reason| Error::NotAShard { path: path.into(), reason };
         let dtype = known_dtype(start).ok_or_else(|| not_a_shard(describe(start)))?;
         if start.len() < HEADER_BYTES {
             let short = HEADER_BYTES - start.len();
             let detail =
-                format!("file holds {length} bytes, the header alone is 1,024 ({})", off(short as u64, "short"));
+                format!("file holds {length} bytes, the header alone is 1,024 ({})", byte_count(short as u64, "short"));
             return Err(Error::ShardSize { path: path.into(), detail });
         }
         let count = word(start, 2).unwrap_or(-1);
@@ -118,15 +132,15 @@ impl Header {
     }
 }
 
-/// Whether `start` begins with a header of this format.
-pub fn has_header(start: &[u8]) -> bool {
+/// Returns true if `start` begins with a header of this format.
+pub(crate) fn has_header(start: &[u8]) -> bool {
     known_dtype(start).is_some()
 }
 
-/// What a file that should be plain tokens without a header is instead, where that is beyond doubt.
+/// Names the format of a file that should contain tokens without a header, if it certainly is something else.
 ///
-/// Tokens can spell anything short: only signatures of four bytes or more count, and text only if there is much of it.
-pub fn not_plain_tokens(start: &[u8]) -> Option<String> {
+/// Tokens can look like any short signature, so only signatures of four bytes or more count, and text from 64 bytes on.
+pub(crate) fn not_headerless_tokens(start: &[u8]) -> Option<String> {
     let signature = SIGNATURES.iter().find(|(bytes, _)| bytes.len() >= 4 && start.starts_with(bytes));
     match signature {
         Some((_, name)) => Some(starts_with(start, name)),
@@ -136,8 +150,8 @@ pub fn not_plain_tokens(start: &[u8]) -> Option<String> {
 }
 
 fn known_dtype(start: &[u8]) -> Option<Dtype> {
-    let found = (word(start, 0)?, word(start, 1)?);
-    Dtype::ALL.into_iter().find(|dtype| dtype.magic_and_version() == found)
+    let magic_and_version = (word(start, 0)?, word(start, 1)?);
+    Dtype::ALL.into_iter().find(|dtype| dtype.magic_and_version() == magic_and_version)
 }
 
 fn word(bytes: &[u8], index: usize) -> Option<i32> {
@@ -154,18 +168,23 @@ fn u32s(bytes: &[u8]) -> impl Iterator<Item = u32> {
 
 fn check_length(path: &Path, dtype: Dtype, tokens: u64, length: u64) -> Result<()> {
     let size = dtype.size() as u64;
-    let (found, expected) = (length - HEADER_BYTES as u64, tokens * size); // tokens < 2³¹: no overflow
-    if found == expected {
+    let actual = length - HEADER_BYTES as u64;
+    let expected = tokens * size; // tokens < 2³¹: no overflow
+    if actual == expected {
         return Ok(());
     }
-    let difference = off(found.abs_diff(expected), if found < expected { "short" } else { "too many" });
-    let (says, holds) = (grouped(tokens), grouped(found / size));
-    let detail = format!("header says {says} tokens, file holds {holds} ({difference})");
+    let direction = if actual < expected { "short" } else { "too many" };
+    let detail = format!(
+        "header says {} tokens, file holds {} ({})",
+        grouped(tokens),
+        grouped(actual / size),
+        byte_count(actual.abs_diff(expected), direction)
+    );
     Err(Error::ShardSize { path: path.into(), detail })
 }
 
 /// "1 byte short", "256 bytes too many".
-pub(crate) fn off(bytes: u64, direction: &str) -> String {
+pub(crate) fn byte_count(bytes: u64, direction: &str) -> String {
     format!("{} byte{} {direction}", grouped(bytes), if bytes == 1 { "" } else { "s" })
 }
 
@@ -196,7 +215,7 @@ const OTHER_MAGICS: [(i32, &str); 4] = [
     (20240527, "llm.c's training state"),
 ];
 
-/// Names what begins with `start`, which is not a known header.
+/// Names the format of a file that begins with `start`, which is not a known header.
 fn describe(start: &[u8]) -> String {
     if start.is_empty() {
         return "the file is empty".into();
@@ -207,10 +226,12 @@ fn describe(start: &[u8]) -> String {
     if let Some((_, name)) = SIGNATURES.iter().find(|(bytes, _)| start.starts_with(bytes)) {
         return starts_with(start, name);
     }
-    match () {
-        _ if start.iter().all(|&byte| byte == 0) => starts_with(start, "all zeros"),
-        _ if is_text(start) => starts_with(start, "text"),
-        _ => starts_with(start, "no format known here"),
+    if start.iter().all(|&byte| byte == 0) {
+        starts_with(start, "all zeros")
+    } else if is_text(start) {
+        starts_with(start, "text")
+    } else {
+        starts_with(start, "an unknown format")
     }
 }
 

@@ -4,7 +4,7 @@
     python bench/attention.py --tiny                             the same road in seconds on a CPU
 
 The shapes are those of the reference run, with its heads of 32 and with half as many of 64. Sides: `cudnn`, `xla`
-(both `jax.nn.dot_product_attention`), `jaxgpt` (`ops.attend`, what runs where cuDNN does not), `pallas` (JAX's own
+(both `jax.nn.dot_product_attention`), `jaxgpt` (`causal_attention`, for devices without cuDNN), `pallas` (JAX's own
 Triton kernel) and `tokamax-triton`, `tokamax-mosaic_gpu` (`pip install tokamax`). A side that cannot run here is named
 with its reason. `error` is the distance of output and gradients from float32's, relative; the exit status is 1 where a
 kernel that `train` uses (`cudnn` on a GPU, `jaxgpt`) is off by more than 2 % in bfloat16, 0.001 % in float32. TFLOP/s
@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.errors import ConfigError
-from jaxgpt.model import ops
+from jaxgpt.model.ops.causal_attention import causal_attention
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 TOKAMAX = ("triton", "mosaic_gpu")
@@ -39,7 +39,7 @@ def sides() -> dict[str, Attention]:
     found: dict[str, Attention] = {
         name: partial(jax.nn.dot_product_attention, is_causal=True, implementation=name) for name in ("cudnn", "xla")
     }
-    found |= {"jaxgpt": ops.attend, "pallas": pallas}
+    found |= {"jaxgpt": causal_attention, "pallas": pallas}
     if importlib.util.find_spec("tokamax"):
         found |= {f"tokamax-{name}": partial(tokamax, implementation=name) for name in TOKAMAX}
     return found

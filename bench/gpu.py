@@ -66,7 +66,12 @@ def parts(options: argparse.Namespace) -> list[Part]:
     wanted_device = {} if options.tiny else {"JAXGPT_TEST_DEVICE": "gpu"}
     found = [
         Part("doctor", ["-m", "jaxgpt.doctor", "--json"], ""),
-        Part("numerics", ["-m", "pytest", "-q", str(HERE.parent / "tests" / "test_device.py")], "", wanted_device),
+        Part(
+            "numerics",
+            ["-m", "pytest", "-q", str(HERE.parent / "tests" / "test_training_device.py")],
+            "",
+            wanted_device,
+        ),
         Part("transfer", [str(HERE / "transfer.py"), *tiny]),
         Part("start", [str(HERE / "start.py"), *tiny]),
         Part("step", [*step, "--configs", configs]),

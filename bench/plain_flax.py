@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 from jaxgpt.config import Config, Model
-from jaxgpt.model import gpt
+from jaxgpt.model import backend
 from jaxgpt.training import optimizer as optim
 
 
@@ -45,9 +45,9 @@ class GPT(nnx.Module):
 
 def build(config: Config) -> tuple[Any, Any]:
     """A jitted update of (state, tokens [A, B, W]) -> (state, loss), and the first state."""
-    resolved = gpt.resolve(config.model, jax.devices()[0].platform)
-    network = GPT(resolved, gpt.compute_dtype(resolved), nnx.Rngs(config.run.seed))
-    optimizer = optim.make(config.optim, config.run.steps)
+    resolved = backend.resolve_auto(config.model, jax.devices()[0].platform)
+    network = GPT(resolved, backend.compute_dtype(resolved), nnx.Rngs(config.run.seed))
+    optimizer = optim.make_optimizer(config.optim, config.run.steps)
     graphdef, params = nnx.split(network, nnx.Param)
 
     def loss_of(params: Any, tokens: jax.Array) -> jax.Array:

@@ -39,10 +39,10 @@ from jaxgpt.config import Config
 from jaxgpt.config.files import load_config
 from jaxgpt.config.model_size import attention_flops_per_token
 from jaxgpt.errors import ConfigError
-from jaxgpt.model import gpt
+from jaxgpt.model import backend
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
-from jaxgpt.training.mesh import over_batch
+from jaxgpt.training.mesh import batch_sharding
 
 SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, LAUNCH = 0.88, 0.75, 2e-6  # within the ranges of budget.time, which says why
 NO_PLUGIN = "this needs JAX's CUDA plugin, though no GPU"
@@ -112,12 +112,12 @@ def compiled(wanted: Variant, device: devices.Device) -> Any:
         topology = topologies.get_topology_desc(platform="cuda", target_config=described(device), topology="1x1x1")
     except RuntimeError as error:
         raise ConfigError("C042", f"{NO_PLUGIN}: {error}", "pip install '.[cuda13]'") from error
-    config = replace(wanted.config, model=gpt.resolve(wanted.config.model, "gpu"))
+    config = replace(wanted.config, model=backend.resolve_auto(wanted.config.model, "gpu"))
     mesh = Mesh(np.array(topology.devices[:1]), ("data",))
-    optimizer = optim.make(config.optim, config.run.steps)
+    optimizer = optim.make_optimizer(config.optim, config.run.steps)
     shape = (config.data.accum, config.data.micro_batch, config.model.block_size + 1)
-    tokens = jax.ShapeDtypeStruct(shape, np.uint16, sharding=over_batch(mesh))
-    update = step.compile_train_step(config, step.graph(config.model), optimizer, mesh)
+    tokens = jax.ShapeDtypeStruct(shape, np.uint16, sharding=batch_sharding(mesh))
+    update = step.compile_train_step(config, step.model_graphdef(config.model), optimizer, mesh)
     lowered = update.lower(step.abstract_state(config, optimizer, mesh), tokens)
     try:
         return lowered.compile(compiler_options=dict(wanted.compiler) or None)

@@ -69,10 +69,10 @@ def jaxgpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
     config = order.parsed()
     place = mesh.make_mesh(config.mesh, config.data.micro_batch)
     config = checkpoint.resolved(config, place)
-    optimizer = optim.make(config.optim, config.run.steps)
+    optimizer = optim.make_optimizer(config.optim, config.run.steps)
     state = step.compile_init(config, optimizer, place)()
-    train_step = step.compile_train_step(config, step.graph(config.model), optimizer, place)
-    blocks = cycle([jax.device_put(block, mesh.over_batch(place)) for block in token_blocks(config)])
+    train_step = step.compile_train_step(config, step.model_graphdef(config.model), optimizer, place)
+    blocks = cycle([jax.device_put(block, mesh.batch_sharding(place)) for block in token_blocks(config)])
 
     def update() -> Any:
         nonlocal state

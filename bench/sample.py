@@ -24,7 +24,7 @@ from flax import nnx
 from jaxgpt import sample
 from jaxgpt.config import Model
 from jaxgpt.config.files import load_config
-from jaxgpt.model import gpt
+from jaxgpt.model import backend, gpt
 from jaxgpt.training import jax_setup, step
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 64, "vocab_size": 256}
@@ -50,9 +50,9 @@ def without_cache(graphdef: Any, params: Any, prompt_BxP: np.ndarray, count: int
 
 def measure(settings: Model, batch: int, prompt: int, count: int, rounds: int) -> dict[str, Any]:
     """Both ways at one batch size, and whether they wrote the same."""
-    graphdef = step.graph(settings)
+    graphdef = step.model_graphdef(settings)
     params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(gpt.GPT(settings, rngs=nnx.Rngs(0)))))()
-    cast = jax.jit(lambda params: step.cast_matrices(params, gpt.compute_dtype(settings)))(params)
+    cast = jax.jit(lambda params: step.cast_matrices(params, backend.compute_dtype(settings)))(params)
     prompts = np.random.default_rng(0).integers(0, settings.vocab_size, (batch, prompt), dtype=np.int32)
     how: dict[str, Any] = {"settings": settings, "vocab_size": settings.vocab_size, "sampling": sample.Sampling(0.0)}
     sides: dict[str, Callable[[], np.ndarray]] = {
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     common.ready(options.out)
     jax_setup.set_up()
     about = common.about()
-    settings = gpt.resolve(
+    settings = backend.resolve_auto(
         load_config(options.config).replace({"model": TINY} if options.tiny else {}).model, about["platform"]
     )
     if options.tiny:

@@ -21,7 +21,7 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
 from jaxgpt.training.checkpoint import resolved
-from jaxgpt.training.mesh import make_mesh, over_batch
+from jaxgpt.training.mesh import batch_sharding, make_mesh
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Side:
     def __init__(self, wanted: Variant, pool: dict[str, Held]) -> None:
         self.mesh = make_mesh(wanted.config.mesh, wanted.config.data.micro_batch)
         self.config = resolved(wanted.config, self.mesh)
-        self.optimizer = optim.make(self.config.optim, self.config.run.steps)
+        self.optimizer = optim.make_optimizer(self.config.optim, self.config.run.steps)
         self._wanted = wanted
         self.program: Any = None
         self.held = pool.setdefault(str(self._abstract_state()), Held())
@@ -85,10 +85,10 @@ class Side:
         jax.clear_caches()
         config, mesh = self.config, self.mesh
         shape = (config.data.accum, config.data.micro_batch, config.model.block_size + 1)
-        tokens = jax.ShapeDtypeStruct(shape, np.uint16, sharding=over_batch(mesh))
+        tokens = jax.ShapeDtypeStruct(shape, np.uint16, sharding=batch_sharding(mesh))
         state = self._abstract_state()
         started = time.perf_counter()
-        update = step.compile_train_step(config, step.graph(config.model), self.optimizer, mesh)
+        update = step.compile_train_step(config, step.model_graphdef(config.model), self.optimizer, mesh)
         lowered = update.lower(state, tokens)
         self.program = lowered.compile(compiler_options=dict(self._wanted.compiler) or None)
         return time.perf_counter() - started

@@ -44,7 +44,7 @@ from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.data import dataset
 from jaxgpt.training import batches as data
 from jaxgpt.training import jax_setup
-from jaxgpt.training.mesh import over_batch
+from jaxgpt.training.mesh import batch_sharding
 
 GIB = 2**30
 TINY: dict[str, Any] = {
@@ -142,7 +142,7 @@ def on_device(side: Side, folder: Path, most: int = 32) -> list[jax.Array]:
     split = dataset.open_folder(folder).train
     with data.train_batches(side.config, split, side.mesh, 0, common.GPT2_SIZE) as batches:
         copies = [np.array(block) for block, _ in zip(batches, range(most), strict=False)]
-    return [jax.device_put(copy, over_batch(side.mesh)).block_until_ready() for copy in copies]
+    return [jax.device_put(copy, batch_sharding(side.mesh)).block_until_ready() for copy in copies]
 
 
 def figures(side: Side, seconds: Sequence[float], updates: int) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from jaxgpt import config, errors
 from jaxgpt.config.options import Parser
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import ConfigError, DataError, NonFiniteError
-from jaxgpt.model.gpt import KVCache, compute_dtype
+from jaxgpt.model.backend import compute_dtype
+from jaxgpt.model.kv_cache import KVCache
 from jaxgpt.runs import folder as runfolder
 from jaxgpt.training import checkpoint, jax_setup
 from jaxgpt.training.step import cast_matrices
@@ -151,8 +152,8 @@ def _begin(
 ) -> Decoding:
     """Reads the context, whose first `length` tokens count, and draws the token after it."""
     gpt = nnx.merge(how.graphdef, params)
-    x_BxD, cache = gpt.read(context_BxS, length)
-    cache = cache.grown(size)
+    x_BxD, cache = gpt.prefill(context_BxS, length)
+    cache = cache.with_capacity(size)
     context_BxS = jnp.pad(context_BxS, ((0, 0), (0, size + 1 - context_BxS.shape[1])))
     x_BxD, cache, context_BxS = jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape[1:])) if leaf.ndim else leaf, (x_BxD, cache, context_BxS)
@@ -183,7 +184,7 @@ def _go_on(how: How, params: Any, state: Decoding, keys_B: jax.Array, first: jax
 def _grow(size: int, state: Decoding) -> Decoding:
     """The same text with room for `size` tokens in its cache."""
     more = ((0, 0), (0, size + 1 - state.tokens_BxS.shape[1]))
-    return state._replace(tokens_BxS=jnp.pad(state.tokens_BxS, more), cache=state.cache.grown(size))
+    return state._replace(tokens_BxS=jnp.pad(state.tokens_BxS, more), cache=state.cache.with_capacity(size))
 
 
 def _drawn(

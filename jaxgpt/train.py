@@ -72,7 +72,7 @@ def train(config: Config, fork: Fork | None = None) -> RunFolder:
         folder.check_config(stated)
         preflight.check_memory(config, jax_setup.device_bytes(mesh), mesh.size)
         tokens = open_tokens(config)
-        optimizer = optim.make(config.optim, config.run.steps)
+        optimizer = optim.make_optimizer(config.optim, config.run.steps)
         template = step.abstract_state(config, optimizer, mesh)
         if fork is not None and not folder.config_file.exists():
             check_fork(config, fork, tokens, template)
@@ -88,7 +88,7 @@ def train(config: Config, fork: Fork | None = None) -> RunFolder:
         folder.record(stated, tokens.identity, tokens.tokenizer)
         plan_file.write_plan(folder, config, tokens.train.tokens, mesh.devices.flat[0].device_kind)
 
-        graphdef = step.graph(config.model)
+        graphdef = step.model_graphdef(config.model)
         train_step = step.compile_train_step(config, graphdef, optimizer, mesh)
         enter(report.kept(folder))
         log = enter(RunLog(folder.log_file))

@@ -74,3 +74,11 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, xla_cache: Path) 
     write_tokens(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def fast_compilation() -> Iterator[None]:
+    """Halves compile times by skipping most optimizations; the computations stay the same."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -11,7 +11,7 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 import pytest
-from test_budget_memory import COMPILED
+from helpers.h100_memory import H100_MEMORY
 
 from jaxgpt import errors
 from jaxgpt.budget import devices
@@ -212,7 +212,7 @@ def test_the_program_for_a_gpu_keeps_to_its_design() -> None:
 def test_recorded_memory_is_what_xla_still_counts(remat: str) -> None:
     """`test_budget_memory` holds the plan against these records; a change of the step must bring them up to date."""
     config = load_config("fineweb40m").replace({"model": {"remat": remat}})
-    line = next(line.split() for line in COMPILED.splitlines() if line.split()[:2] == ["fineweb40m", "16"])
+    line = next(line.split() for line in H100_MEMORY.splitlines() if line.split()[:2] == ["fineweb40m", "16"])
     memory = bench("program").compiled(bench("sides").Variant("", config), devices.find("H100")).memory_analysis()
     counted = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     recorded = dict(zip(("none", "attention", "blocks"), map(float, line[2:]), strict=True))

@@ -49,8 +49,10 @@ def scores(workspace: Path, **changes: Any) -> Scores:
     config = tiny_config(workspace, {name.replace("__", "."): value for name, value in changes.items()})
     mesh = make_mesh(config.mesh, config.data.micro_batch)
     config = resolved(config, mesh)
-    state = step.init_state(config, train.optim.make(config.optim, 10))
-    return Evaluator(config, dataset.open_folder(config.data.path), mesh, step.graph(config.model))(state.params)
+    state = step.init_state(config, train.optim.make_optimizer(config.optim, 10))
+    return Evaluator(config, dataset.open_folder(config.data.path), mesh, step.model_graphdef(config.model))(
+        state.params
+    )
 
 
 # --- which windows ---------------------------------------------------------------------------------------------------
@@ -117,9 +119,9 @@ def test_the_loss_is_that_of_the_model(workspace: Path) -> None:
     """Uniform logits cost ln 64 nats per token, whatever the text."""
     config = resolved(tiny_config(workspace), make_mesh(tiny_config(workspace).mesh, 4))
     mesh = make_mesh(config.mesh, 4)
-    state = step.init_state(config, train.optim.make(config.optim, 10))
+    state = step.init_state(config, train.optim.make_optimizer(config.optim, 10))
     zeros = jax.tree.map(lambda leaf: leaf * 0, state.params)
-    found = Evaluator(config, dataset.open_folder(workspace / "data"), mesh, step.graph(config.model))(zeros)
+    found = Evaluator(config, dataset.open_folder(workspace / "data"), mesh, step.model_graphdef(config.model))(zeros)
     assert found.main.loss == pytest.approx(math.log(VOCABULARY), rel=1e-6)
     assert found.main.standard_error == pytest.approx(0, abs=1e-6)
 

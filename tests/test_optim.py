@@ -95,7 +95,7 @@ def five_updates(size: float, **changes: Any) -> tuple[Any, Any]:
     """Parameters after five updates by gradients of about norm 5 `size`: jaxgpt's and the oracle's."""
     chosen = settings(**changes)
     numbers = vars(chosen)
-    optimizer, rate = optim.make(chosen, STEPS), optim.schedule(chosen, STEPS)
+    optimizer, rate = optim.make_optimizer(chosen, STEPS), optim.schedule(chosen, STEPS)
     found, expected = parameters(), float64(parameters())
     state, first, second = optimizer.init(found), *2 * [jax.tree.map(np.zeros_like, expected)]
     for i in range(5):
@@ -115,7 +115,7 @@ def test_five_updates_are_adamws(size: float, changes: dict[str, float]) -> None
 
 def test_decay_touches_matrices_only() -> None:
     chosen, params = settings(weight_decay=0.5, warmup_steps=0), parameters()
-    optimizer = optim.make(chosen, STEPS)
+    optimizer = optim.make_optimizer(chosen, STEPS)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     for name in ("matrix", "table"):
         assert_close(updates[name], -PEAK * 0.5 * params[name])

@@ -53,12 +53,12 @@ def always(logits: Any) -> step.Params:
 
 def continued(settings: Model, params: step.Params, prompt: Any, count: int, **options: Any) -> np.ndarray:
     options = {"vocab_size": settings.vocab_size, "sampling": PLAIN, **options}
-    return generate(step.graph(settings), params, np.array(prompt), count, settings=settings, **options)
+    return generate(step.model_graphdef(settings), params, np.array(prompt), count, settings=settings, **options)
 
 
 @partial(jax.jit, static_argnums=0)
 def logits_of_all(settings: Model, params: step.Params, tokens_BxT: jax.Array) -> jax.Array:
-    return nnx.merge(step.graph(settings), params)(tokens_BxT)
+    return nnx.merge(step.model_graphdef(settings), params)(tokens_BxT)
 
 
 def slow_greedy(settings: Model, params: step.Params, prompt_BxP: np.ndarray, count: int) -> np.ndarray:
@@ -245,7 +245,7 @@ def test_many_samples_are_drawn_in_batches_and_are_those_of_one(monkeypatch: pyt
     sizes, inner = [], sample.generate
     monkeypatch.setattr(sample, "generate", lambda *a, **how: sizes.append(len(a[2])) or inner(*a, **how))
     settings = dataclasses.replace(SHALLOW, vocab_size=256)
-    graph, tokenizer = step.graph(settings), Bytes()
+    graph, tokenizer = step.model_graphdef(settings), Bytes()
     loaded = Loaded(Config(model=settings), graph, lively(settings), tokenizer, None, 1)  # type: ignore[arg-type]
     at_once = list(sample.texts(loaded, "ab", count=20, samples=4, sampling=PLAIN))
     monkeypatch.setattr(sample, "MOST_ROWS", 2)

@@ -14,6 +14,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from jaxgpt.config import Config, Model
+from jaxgpt.config.attention import SCORES_FRACTION, cudnn_obstacle
 from jaxgpt.config.model_size import parameters, positions
 from jaxgpt.utils import stats
 
@@ -87,13 +88,13 @@ def number_size(model: Model) -> int:
 
 
 def flash_attention(model: Model) -> bool:
-    """Whether cuDNN's kernel can run: bfloat16, no dropout inside, a head size that it takes (see `model.resolve`)."""
-    fits = model.head_size % 8 == 0 and model.head_size <= 128
-    return model.attention != "xla" and number_size(model) == 2 and fits and not model.attention_dropout
+    """Whether training uses cuDNN's attention on a recent GPU. Attention dropout excludes it."""
+    dtype = "float32" if model.dtype == "float32" else "bfloat16"
+    return model.attention != "xla" and not model.attention_dropout and not cudnn_obstacle(model, dtype)
 
 
 def loss_chunk(model: Model, tokens: int) -> int:
-    """Tokens whose logits exist at a time: `cross_entropy.py` makes as few equal chunks as the limit allows."""
+    """Tokens whose logits exist at a time: `model/loss.py` makes as few equal chunks as the limit allows."""
     return math.ceil(tokens / math.ceil(tokens / model.loss_chunk))
 
 
@@ -122,8 +123,8 @@ def saved_activation_bytes(model: Model, remat: str, *, flash: bool) -> int:
 
 def _probabilities(model: Model) -> int:
     """Of the written-out attention: softmax in float32 and in the compute type, of four parts of growing length."""
-    share = 1.0 if model.attention_dropout else 0.625
-    return int(share * model.n_head * model.block_size * (FLOAT32 + number_size(model)))
+    fraction = 1.0 if model.attention_dropout else SCORES_FRACTION
+    return int(fraction * model.n_head * model.block_size * (FLOAT32 + number_size(model)))
 
 
 def max_micro_batch(config: Config, usable_gib: float, *, remat: str = "") -> int:

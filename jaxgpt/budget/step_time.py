@@ -18,6 +18,7 @@ from jaxgpt.budget import devices
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.memory import flash_attention, number_size
 from jaxgpt.config import Config, Model
+from jaxgpt.config.attention import SCORES_FRACTION
 from jaxgpt.config.model_size import flops_per_token, non_embedding_parameters, parameters
 
 
@@ -188,7 +189,7 @@ def _work(config: Config, software: str, best: bool) -> Iterator[tuple[str, floa
     yield "cross-entropy", 0.0, vocabulary * LOGIT_BYTES[software][best]
     flash = flash_attention(model)
     scores = 3.5 * 4 * model.block_size * queries * model.n_layer * float(tokens) / 2  # backward is 2.5 forwards
-    spilled = 0.0 if flash else 8.0 * model.n_layer * model.n_head * model.block_size * 0.625 * tokens
+    spilled = 0.0 if flash else 8.0 * model.n_layer * model.n_head * model.block_size * SCORES_FRACTION * tokens
     yield "attention", scores, model.n_layer * tokens * 12.0 * size * queries + spilled
     if model.remat != "none":
         yield from _again(model, float(tokens))

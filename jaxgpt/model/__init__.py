@@ -1,1 +1,1 @@
-"""The network, its attention, its loss, and the operations with custom gradients."""
+"""The network: `gpt` holds the architecture, `ops` the functions with custom gradients, `loss` the cross-entropy."""

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxgpt import _loader
 from jaxgpt.config import Config
 from jaxgpt.data.dataset import Split, translate_loader_errors
-from jaxgpt.training.mesh import over_batch
+from jaxgpt.training.mesh import batch_sharding
 
 EVALUATION_SEED = 0
 
@@ -23,7 +23,7 @@ class Batches:
     """An iterator of token blocks on the devices; closes its threads on exit."""
 
     def __init__(self, loader: _loader.Loader, mesh: Mesh, shape: tuple[int, int, int]) -> None:
-        self._loader, self._shape, self._sharding = loader, shape, over_batch(mesh)
+        self._loader, self._shape, self._sharding = loader, shape, batch_sharding(mesh)
         self._pinned = PinnedBuffers(mesh.devices.flat[0], loader.buffers())
         self._newest: jax.Array | None = None
 

@@ -23,11 +23,11 @@ from jaxgpt.config import Config, Run
 from jaxgpt.data import tokenizer
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import GENTLER, CheckpointError, NonFiniteError, StorageError
-from jaxgpt.model import gpt
+from jaxgpt.model import backend
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training.mesh import make_mesh
-from jaxgpt.training.step import TrainState, abstract_state, graph
+from jaxgpt.training.step import TrainState, abstract_state, model_graphdef
 
 
 class Checkpoints:
@@ -175,15 +175,15 @@ def load(folder: RunFolder, which: str = "latest") -> Loaded:
     config = resolved(config, mesh)
     with Checkpoints(folder.checkpoints) as checkpoints:
         step = checkpoints.find(which)
-        optimizer = optim.make(config.optim, config.run.steps)
+        optimizer = optim.make_optimizer(config.optim, config.run.steps)
         state = checkpoints.restore(abstract_state(config, optimizer, mesh), step)
-    return Loaded(config, graph(config.model), state.params, tokenizer.load(folder.tokenizer_file), mesh, step)
+    return Loaded(config, model_graphdef(config.model), state.params, tokenizer.load(folder.tokenizer_file), mesh, step)
 
 
 def resolved(config: Config, mesh: Mesh) -> Config:
     """`config` with the model's `auto` settings replaced by what suits the devices of `mesh`."""
     device = mesh.devices.flat[0]
-    settings = gpt.resolve(config.model, device.platform, getattr(device, "compute_capability", ""))
+    settings = backend.resolve_auto(config.model, device.platform, getattr(device, "compute_capability", ""))
     return dataclasses.replace(config, model=settings)
 
 

@@ -35,7 +35,7 @@ def _decay(settings: config.Optim, steps: int) -> optax.Schedule:
     return optax.constant_schedule(peak)
 
 
-def make(settings: config.Optim, steps: int) -> optax.GradientTransformation:
+def make_optimizer(settings: config.Optim, steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, AdamW, and the schedule; `scale_by_learning_rate` makes it a descent."""
     clip = optax.clip_by_global_norm(settings.grad_clip) if settings.grad_clip else optax.identity()
     return optax.chain(

@@ -1,6 +1,6 @@
-"""One update of the model, and its evaluation: pure functions of state and tokens, each compiled once.
+"""One optimizer step and one evaluation step: pure functions of state and tokens, each compiled once.
 
-A micro-batches   B sequences of one   W window = T + 1 tokens   T block
+A micro-batches   B sequences per micro-batch   W window = T + 1 tokens   T block
 """
 
 from collections.abc import Callable
@@ -13,18 +13,19 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxgpt import config
 from jaxgpt.config import Config
-from jaxgpt.model import loss as cross_entropy
-from jaxgpt.model.gpt import GPT, compute_dtype
-from jaxgpt.training.mesh import over_batch, replicated
+from jaxgpt.config import Model as ModelConfig
+from jaxgpt.model.backend import compute_dtype
+from jaxgpt.model.gpt import GPT
+from jaxgpt.model.loss import mean_loss, token_losses
+from jaxgpt.training.mesh import batch_sharding, replicated_sharding
 
 Params = dict[str, Any]
 DROPOUT_PRNG = "threefry2x32"
 
 
 class TrainState(NamedTuple):
-    """What training changes: updates done (int32), float32 parameters (nested dicts) and the optimizer's state."""
+    """What training changes: completed steps (int32), float32 parameters (nested dicts) and the optimizer's state."""
 
     step: jax.Array
     params: Params
@@ -32,34 +33,36 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Float32 scalars of one update: the loss is the mean over the whole batch, the norm is that before clipping."""
+    """Float32 scalars of one step: the mean loss of the whole batch, and the gradient norm before clipping."""
 
     loss: jax.Array
     grad_norm: jax.Array
 
 
-def graph(settings: config.Model) -> Any:
+def model_graphdef(config: ModelConfig) -> Any:
     """The model's structure without its parameters, for `nnx.merge`."""
-    return nnx.split(nnx.eval_shape(lambda: GPT(settings, rngs=nnx.Rngs(0))))[0]
+    return nnx.split(nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0))))[0]
 
 
 def init_state(cfg: Config, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update: a function of the config and `run.seed` alone."""
+    """The state before the first step: a function of the config and `run.seed` alone."""
     gpt = GPT(cfg.model, rngs=nnx.Rngs(params=cfg.run.seed))
     params = nnx.to_pure_dict(nnx.split(gpt)[1])
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
 def compile_init(cfg: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable[[], TrainState]:
-    """`init_state`, with every array born in its place."""
-    return jax.jit(partial(init_state, cfg, optimizer), out_shardings=replicated(mesh))
+    """`init_state`, jitted so that every array is created with its sharding."""
+    return jax.jit(partial(init_state, cfg, optimizer), out_shardings=replicated_sharding(mesh))
 
 
 def abstract_state(cfg: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, types and shardings of the state, as `jax.ShapeDtypeStruct`s."""
+    sharding = replicated_sharding(mesh)
     shapes = jax.eval_shape(partial(init_state, cfg, optimizer))
-    place = replicated(mesh)
-    state: TrainState = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
+    state: TrainState = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
     return state
 
 
@@ -72,21 +75,21 @@ def train_step(
     optimizer: optax.GradientTransformation,
     axis: str | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One update from A micro-batches: their mean gradient, accumulated in float32.
+    """One optimizer step on A micro-batches: their mean gradient, accumulated in float32.
 
-    `axis` names the mesh axis over which a caller has split B; the devices' gradients meet once, after the scan.
+    `axis` is the mesh axis over which the caller has sharded B. Devices average their gradients once, after the scan.
     """
     # Cast once here, not in the scan: the loop would otherwise convert every weight for each micro-batch.
     weights = cast_matrices(state.params, compute_dtype(cfg.model))
-    keys_AxB = _dropout_keys(cfg, state.step, tokens_AxBxW, axis)
+    rngs_AxB = _dropout_rngs(cfg, state.step, tokens_AxBxW, axis)
 
-    def micro(carry: Params, xs: tuple[jax.Array, jax.Array | None]) -> tuple[Params, jax.Array]:
-        loss, grads = jax.value_and_grad(loss_fn)(weights, *xs, graphdef=graphdef, settings=cfg.model)
+    def micro_step(carry: Params, xs: tuple[jax.Array, jax.Array | None]) -> tuple[Params, jax.Array]:
+        loss, grads = jax.value_and_grad(loss_fn)(weights, *xs, graphdef=graphdef, config=cfg.model)
         return jax.tree.map(lambda total, grad: total + grad.astype(jnp.float32), carry, grads), loss
 
     count = len(tokens_AxBxW)
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    total, losses_A = jax.lax.scan(micro, zeros, (tokens_AxBxW, keys_AxB))
+    total, losses_A = jax.lax.scan(micro_step, zeros, (tokens_AxBxW, rngs_AxB))
     grads, loss = jax.tree.map(lambda leaf: leaf / count, (total, jnp.sum(losses_A)))
     if axis:
         grads, loss = jax.lax.pmean((grads, loss), axis)
@@ -96,91 +99,95 @@ def train_step(
 
 
 def loss_fn(
-    params: Params, tokens_BxW: jax.Array, keys_B: jax.Array | None, *, graphdef: Any, settings: config.Model
+    params: Params, tokens_BxW: jax.Array, rngs_B: jax.Array | None, *, graphdef: Any, config: ModelConfig
 ) -> jax.Array:
-    """Mean loss in nats per token of predicting each window's next tokens; `keys_B` drives dropout."""
-    inputs_BxT, targets_BxT = shift(tokens_BxW)
+    """Mean loss in nats per token of predicting each window's next tokens; `rngs_B` enables dropout."""
+    inputs_BxT, targets_BxT = inputs_and_targets(tokens_BxW)
     gpt = nnx.merge(graphdef, params)
-    x_BxTxD, _ = gpt.hidden(inputs_BxT, keys_B=keys_B)
-    head_VxD = gpt.head().astype(x_BxTxD.dtype)
+    x_BxTxD, _ = gpt.hidden(inputs_BxT, rngs_B=rngs_B)
+    head_VxD = gpt.lm_head_weight().astype(x_BxTxD.dtype)
     x_NxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
-    return cross_entropy.mean_loss(x_NxD, head_VxD, targets_BxT.reshape(-1), settings.loss_chunk)
+    return mean_loss(x_NxD, head_VxD, targets_BxT.reshape(-1), config.loss_chunk)
 
 
-def _dropout_keys(cfg: Config, step: jax.Array, tokens_AxBxW: jax.Array, axis: str | None) -> jax.Array | None:
-    """A key per window, [A, B], from (seed, step, the window's place in the step), or None without dropout.
+def _dropout_rngs(cfg: Config, step: jax.Array, tokens_AxBxW: jax.Array, axis: str | None) -> jax.Array | None:
+    """A key per window, [A, B], from (seed, step, index of the window in the step), or None without dropout.
 
-    So a run keeps its dropout whatever its micro-batch and devices, as it keeps its order of tokens. Keys are few, and
-    Threefry's; the masks are many, and `kernels.bernoulli` hashes them from the keys.
+    So dropout, like the data order, does not depend on the micro-batch size or the number of devices. The few keys are
+    Threefry's; `ops.dropout.dropout_mask` hashes the many mask elements from them.
     """
     if not cfg.model.dropout and not cfg.model.attention_dropout:
         return None
     accum, rows = tokens_AxBxW.shape[:2]
-    devices, here = (jax.lax.axis_size(axis), jax.lax.axis_index(axis)) if axis else (1, 0)
-    places_AxB = jnp.arange(accum * devices * rows).reshape(accum, devices, rows)[:, here]
+    devices, device = (jax.lax.axis_size(axis), jax.lax.axis_index(axis)) if axis else (1, 0)
+    indices_AxB = jnp.arange(accum * devices * rows).reshape(accum, devices, rows)[:, device]
     key = jax.random.fold_in(jax.random.key(cfg.run.seed, impl=DROPOUT_PRNG), step)
-    keys_AxB: jax.Array = jax.vmap(jax.vmap(partial(jax.random.fold_in, key)))(places_AxB)
-    return keys_AxB
+    rngs_AxB: jax.Array = jax.vmap(jax.vmap(partial(jax.random.fold_in, key)))(indices_AxB)
+    return rngs_AxB
 
 
 def eval_step(params: Params, tokens_AxBxW: jax.Array, *, cfg: Config, graphdef: Any) -> jax.Array:
     """Mean loss of each window, float32 [A, B], in evaluation mode."""
     weights = cast_matrices(params, compute_dtype(cfg.model))
 
-    def micro(_: None, tokens_BxW: jax.Array) -> tuple[None, jax.Array]:
-        inputs_BxT, targets_BxT = shift(tokens_BxW)
+    def micro_step(_: None, tokens_BxW: jax.Array) -> tuple[None, jax.Array]:
+        inputs_BxT, targets_BxT = inputs_and_targets(tokens_BxW)
         gpt = nnx.merge(graphdef, weights)
         x_BxTxD, _ = gpt.hidden(inputs_BxT)
-        x_NxD, head_VxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1]), gpt.head().astype(x_BxTxD.dtype)
-        losses_N = cross_entropy.losses(x_NxD, head_VxD, targets_BxT.reshape(-1), cfg.model.loss_chunk)
+        x_NxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
+        head_VxD = gpt.lm_head_weight().astype(x_BxTxD.dtype)
+        losses_N = token_losses(x_NxD, head_VxD, targets_BxT.reshape(-1), cfg.model.loss_chunk)
         return None, jnp.mean(losses_N.reshape(targets_BxT.shape), axis=-1)
 
-    return jax.lax.scan(micro, None, tokens_AxBxW)[1]
+    return jax.lax.scan(micro_step, None, tokens_AxBxW)[1]
 
 
 def compile_train_step(
     cfg: Config, graphdef: Any, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
-    """`train_step` jitted for `mesh`; the state given to it is used up (donated)."""
+    """`train_step` jitted for `mesh`; it donates the buffers of the given state."""
+    replicated = replicated_sharding(mesh)
     function = partial(train_step, cfg=cfg, graphdef=graphdef, optimizer=optimizer, axis=mesh.axis_names[0])
-    here, split = replicated(mesh), over_batch(mesh)
-    by_device = _by_device(function, mesh, here.spec)
-    options = _compiler_options(cfg, mesh)
     return jax.jit(
-        by_device, donate_argnums=0, in_shardings=(here, split), out_shardings=here, compiler_options=options
+        _shard_map(function, mesh, replicated.spec),
+        donate_argnums=0,
+        in_shardings=(replicated, batch_sharding(mesh)),
+        out_shardings=replicated,
+        compiler_options=_compiler_options(cfg, mesh),
     )
 
 
 def compile_eval_step(cfg: Config, graphdef: Any, mesh: Mesh) -> Callable[[Params, jax.Array], jax.Array]:
     """`eval_step` jitted for `mesh`."""
-    here, split = replicated(mesh), over_batch(mesh)
-    by_device = _by_device(partial(eval_step, cfg=cfg, graphdef=graphdef), mesh, PartitionSpec(*split.spec[:2]))
-    return jax.jit(by_device, in_shardings=(here, split), out_shardings=here)
+    replicated = replicated_sharding(mesh)
+    batch = batch_sharding(mesh)
+    function = _shard_map(partial(eval_step, cfg=cfg, graphdef=graphdef), mesh, PartitionSpec(*batch.spec[:2]))
+    return jax.jit(function, in_shardings=(replicated, batch), out_shardings=replicated)
 
 
 def _compiler_options(cfg: Config, mesh: Mesh) -> dict[str, Any]:
-    """On a CPU, XLA drops the barriers that keep a recomputation apart before it looks for common expressions.
+    """XLA options that make `model.remat` effective on a CPU.
 
-    It would then compute nothing again and keep everything, whatever `model.remat` says. On a GPU they stay in place
-    until the program has its order.
+    There XLA drops the barriers that separate a recomputation before it eliminates common subexpressions. Without this
+    option it would recompute nothing and keep everything. On a GPU the barriers stay until the program is scheduled.
     """
-    dropped = cfg.model.remat != "none" and mesh.devices.flat[0].platform == "cpu"
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if dropped else {}
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu and cfg.model.remat != "none" else {}
 
 
-def _by_device(function: Callable[..., Any], mesh: Mesh, out_specs: PartitionSpec) -> Callable[..., Any]:
+def _shard_map(function: Callable[..., Any], mesh: Mesh, out_specs: PartitionSpec) -> Callable[..., Any]:
     """`function` of (replicated arrays, tokens), run by each device on its own rows of every micro-batch.
 
-    Left to the compiler's own partitioning, the chunks of the loss would be gathered and every device would do the
-    whole head; here nothing crosses devices but what `function` sends.
+    With the compiler's automatic partitioning, the loss chunks would be gathered and every device would compute the
+    whole head. Here devices exchange only what `function` communicates explicitly.
     """
-    in_specs = (replicated(mesh).spec, over_batch(mesh).spec)
-    # Varying types are not tracked: the gradient of replicated weights is to stay each device's own until the pmean.
+    in_specs = (replicated_sharding(mesh).spec, batch_sharding(mesh).spec)
+    # check_vma=False: the gradient of the replicated weights must stay local to each device until the pmean.
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def shift(tokens_BxW: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Windows as inputs and targets, each the other's neighbour, in int32."""
+def inputs_and_targets(tokens_BxW: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Inputs [B, T] and next-token targets [B, T] of windows, in int32."""
     tokens_BxW = tokens_BxW.astype(jnp.int32)
     return tokens_BxW[:, :-1], tokens_BxW[:, 1:]
 

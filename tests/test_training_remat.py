@@ -1,4 +1,4 @@
-"""Remat policies: the same numbers for less memory, as XLA's own account of the compiled update says."""
+"""Remat policies: the same numbers with less memory, as XLA counts it for the compiled step."""
 
 import dataclasses
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from test_budget_memory import compiled, small
-from test_step import MODERN, Training, assert_close, block, configured, gradient
+from helpers.programs import compile_step, small_config
+from helpers.steps import DROPOUT, MODERN, Training, assert_close, gradient, make_config, token_block
 
 from jaxgpt.budget import memory, preflight, step_time
 from jaxgpt.budget.devices import DEVICES
@@ -18,30 +18,29 @@ from jaxgpt.runs import folder as runfolder
 from jaxgpt.training import step
 
 POLICIES = ("attention", "blocks")
-DROPOUT = {"dropout": 0.2, "attention_dropout": 0.2}
 LARGE = Model(
     n_layer=4, n_head=4, n_embd=64, block_size=128, vocab_size=256, dtype="float32", attention="xla", loss_chunk=256
 )
 
 
 @pytest.mark.parametrize("changes", [DROPOUT, MODERN | DROPOUT], ids=["gpt2", "modern"])
-def test_a_policy_changes_neither_loss_nor_gradient(changes: dict[str, Any]) -> None:
-    cfg = configured(n_layer=2, **changes)
-    metrics, grads = gradient(cfg, block(cfg))
+def test_remat_changes_neither_loss_nor_gradient(changes: dict[str, Any]) -> None:
+    cfg = make_config(n_layer=2, **changes)
+    metrics, grads = gradient(cfg, token_block(cfg))
     for policy in POLICIES:
         other = cfg.replace({"model": {"remat": policy}})
-        found, found_grads = gradient(other, block(cfg))
-        assert_close(found, metrics, rtol=1e-6)
-        assert_close(found_grads, grads, atol=1e-6 * float(metrics.grad_norm))
+        actual, actual_grads = gradient(other, token_block(cfg))
+        assert_close(actual, metrics, rtol=1e-6)
+        assert_close(actual_grads, grads, atol=1e-6 * float(metrics.grad_norm))
 
 
-def test_each_policy_needs_less_than_the_one_before_and_the_planner_knows_how_much() -> None:
-    """What a further sequence adds, in shares of what it adds without a policy: XLA's count and the planner's."""
+def test_the_planner_predicts_the_memory_that_each_policy_saves() -> None:
+    """The memory of a further sequence relative to that without remat, counted by XLA and by the planner."""
     measured, planned = [], []
     for policy in ("none", *POLICIES):
         model = dataclasses.replace(LARGE, remat=policy)
-        grown = [compiled(small(model, rows)).temp_size_in_bytes for rows in (4, 16)]
-        held = [memory.estimate(small(model, rows), flash=False).total for rows in (4, 16)]
+        grown = [compile_step(small_config(model, rows)).memory_analysis().temp_size_in_bytes for rows in (4, 16)]
+        held = [memory.estimate(small_config(model, rows), flash=False).total for rows in (4, 16)]
         measured.append(grown[1] - grown[0])
         planned.append(held[1] - held[0])
     assert measured[1] < 0.75 * measured[0]
@@ -49,7 +48,7 @@ def test_each_policy_needs_less_than_the_one_before_and_the_planner_knows_how_mu
     np.testing.assert_allclose(np.array(planned) / planned[0], np.array(measured) / measured[0], atol=0.12)
 
 
-def test_a_policy_is_no_detail_of_a_run_because_it_changes_the_last_bits() -> None:
+def test_a_run_cannot_resume_with_another_policy() -> None:
     assert runfolder.differences(
         load_config("books"), load_config("books").replace({"model": {"remat": "blocks"}})
     ) == ["model.remat none → blocks"]
@@ -60,7 +59,7 @@ def test_an_unknown_policy_is_refused() -> None:
         Model(remat="everything")  # type: ignore[arg-type]
 
 
-def test_the_planner_reads_the_configs_policy_and_lets_it_cost_time() -> None:
+def test_the_planner_charges_time_for_the_policy() -> None:
     plain = load_config("fineweb40m")
     kept, slower = [], []
     for policy in ("none", "attention", "blocks"):
@@ -72,19 +71,19 @@ def test_the_planner_reads_the_configs_policy_and_lets_it_cost_time() -> None:
     assert slower[0] < slower[1] < slower[2] < 1.4 * slower[0]
 
 
-def test_evaluation_computes_nothing_twice() -> None:
-    """Without a backward pass, the program is the same whatever the policy."""
-    cfg = configured()
+def test_evaluation_recomputes_nothing() -> None:
+    """Without a backward pass, the program does not depend on the policy."""
+    cfg = make_config()
     products = []
     for policy in ("none", *POLICIES):
         training = Training(cfg.replace({"model": {"remat": policy}}))
         evaluate = step.compile_eval_step(training.cfg, training.graphdef, training.mesh)
-        lowered = evaluate.lower(training.state.params, jax.numpy.asarray(block(cfg)))
+        lowered = evaluate.lower(training.state.params, jax.numpy.asarray(token_block(cfg)))
         products.append(lowered.compile().as_text().count("dot("))
     assert len(set(products)) == 1
 
 
-def test_a_run_that_does_not_fit_is_told_what_recomputing_would_need() -> None:
+def test_out_of_memory_advice_names_remat() -> None:
     config = load_config("fineweb40m")
     limit = memory.estimate(config, remat="blocks").total + 1
     with pytest.raises(ConfigError, match="C022") as raised:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import pytest
+from helpers.jaxprs import scan_inputs
 from helpers.programs import (
     BIASED,
     MODERN,
@@ -77,13 +78,12 @@ def test_scan_takes_bfloat16_weights_and_sums_float32_gradients(
     cfg = make_config(dtype="bfloat16", **changes)
     function, state = abstract_step(cfg)
     loop = next(e for e in jax.make_jaxpr(function)(state, random_tokens(cfg)).eqns if e.primitive.name == "scan")
-    constants = [v.aval for v in loop.invars[: loop.params["num_consts"]]]
+    constants, carry = scan_inputs(loop)
     matrices = sorted(leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim >= 2)
     assert sorted(aval.shape for aval in constants if aval.dtype == "bfloat16") == matrices
     assert not [aval.shape for aval in constants if aval.dtype == "float32" and aval.ndim >= 2]
-    carried = [v.aval for v in loop.invars[loop.params["num_consts"] :][: loop.params["num_carry"]]]
-    assert len(carried) == len(jax.tree.leaves(state.params))
-    assert {aval.dtype.name for aval in carried} == {"float32"}
+    assert len(carry) == len(jax.tree.leaves(state.params))
+    assert {aval.dtype.name for aval in carry} == {"float32"}
 
 
 SHAPES = {

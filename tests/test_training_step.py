@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import nnx
 from helpers import oracle
-from helpers.jaxprs import equations
+from helpers.jaxprs import equations, scan_inputs
 from helpers.steps import (
     DROPOUT,
     MODEL,
@@ -88,11 +88,11 @@ def test_weights_enter_the_scan_in_bfloat16(changes: dict[str, Any]) -> None:
     cfg = make_config(dtype="bfloat16", n_embd=24, **changes)
     scan, state = scan_over_micro_batches(cfg)
     weights = sorted(leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim >= 2)
-    constants, count = scan.params["num_consts"], scan.params["num_carry"]
-    given = [variable.aval for variable in scan.invars[:constants] if variable.aval.ndim >= 2]
-    assert sorted(aval.shape for aval in given if aval.dtype == jnp.bfloat16) == weights
-    assert not [aval for aval in given if aval.dtype == jnp.float32]
-    assert {variable.aval.dtype for variable in scan.invars[constants : constants + count]} == {np.dtype("float32")}
+    constants, carry = scan_inputs(scan)
+    matrices = [aval for aval in constants if aval.ndim >= 2]
+    assert sorted(aval.shape for aval in matrices if aval.dtype == jnp.bfloat16) == weights
+    assert not [aval for aval in matrices if aval.dtype == jnp.float32]
+    assert {aval.dtype for aval in carry} == {np.dtype("float32")}
 
 
 def test_no_weight_is_cast_inside_the_scan() -> None:

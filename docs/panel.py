@@ -45,7 +45,7 @@ def main() -> None:
         elif record["kind"] == "save":
             panel.saved(record["step"])
     console.print(panel._render())
-    drawn = console.export_svg(title=f"python -m jaxgpt.train --config configs/{config.run.name}.py")
+    drawn = console.export_svg(title=f"python -m jaxgpt.train --config {config.run.name}")
     # The reader's own monospace font: a picture in a README should load nothing.
     options.out.write_text(re.sub(r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL))
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from jaxgpt import budget, errors
+from jaxgpt.config.files import find_config
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +93,7 @@ def test_nonsense_is_refused_with_a_sentence(
 
 def test_a_page_is_one_file_that_loads_nothing_and_escapes_names(tmp_path: Path) -> None:
     odd = tmp_path / "<b>odd&.py"
-    odd.write_text((ROOT / "configs" / "fineweb40m.py").read_text())
+    odd.write_text(find_config("fineweb40m").read_text())
     page = tmp_path / "plan.html"
     assert errors.run(budget.main, ["--config", str(odd), "--html", str(page), "--compare-claims"]) == 0
     text = page.read_text()

@@ -2,19 +2,24 @@
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jaxgpt.config import Config, Data, Mesh, Model, Optim, Run, nanogpt, sections
-from jaxgpt.config.command_line import parse_config
-from jaxgpt.config.files import load_config
+from jaxgpt.config.command_line import changed_options, parse_config
+from jaxgpt.config.files import built_in_configs, load_config
 from jaxgpt.config.options import Parser, format_value, parse_value
 from jaxgpt.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+PRESETS = ROOT / "jaxgpt" / "config" / "presets"
+NAMES = built_in_configs()
 
 
 def parse(*argv: str) -> Config:
@@ -33,16 +38,27 @@ def refused(*argv: str) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_loads_by_name_and_by_path_and_survives_json(name: str) -> None:
     config = load_config(name)
-    assert config == load_config(ROOT / "configs" / f"{name}.py")
+    assert config == load_config(PRESETS / f"{name}.py")
     assert Config.from_dict(config.to_dict()) == config
-    assert "Device:" in (ROOT / "configs" / f"{name}.py").read_text()
+    assert "Device:" in (PRESETS / f"{name}.py").read_text()
 
 
-def test_the_wheel_carries_every_config() -> None:
-    inside = sorted(path.stem for path in (ROOT / "jaxgpt" / "configs").glob("*.py"))
-    assert inside == NAMES
-    for name in NAMES:
-        assert (ROOT / "jaxgpt" / "configs" / f"{name}.py").resolve() == ROOT / "configs" / f"{name}.py"
+def test_presets_are_regular_files_of_the_package() -> None:
+    """Symlinks break on Windows checkouts and in zips."""
+    assert sorted(path.stem for path in PRESETS.iterdir() if path.suffix == ".py") == NAMES
+    assert len(NAMES) >= 5
+    assert all(path.is_file() and not path.is_symlink() for path in PRESETS.glob("*.py"))
+
+
+def test_presets_load_from_a_zip(tmp_path: Path) -> None:
+    archive = tmp_path / "jaxgpt.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in (ROOT / "jaxgpt").rglob("*.py"):
+            file.write(path, path.relative_to(ROOT))
+    code = "from jaxgpt.config.files import *; print(load_config('quickstart').run.name, built_in_configs())"
+    env = os.environ | {"PYTHONPATH": str(archive)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.stdout == f"quickstart {NAMES}\n", done.stderr
 
 
 def test_the_reference_run_is_its_owners() -> None:
@@ -187,7 +203,7 @@ def test_derived_sizes() -> None:
 def test_list_option_leaves_the_config_after_it() -> None:
     config, options = parse_config(Parser("train", "test"), ["--data.sources", "a", "b", "quickstart"])
     assert (options.config, config.run.name, config.data.sources) == ("quickstart", "quickstart", ("a", "b"))
-    path = str(ROOT / "configs" / "books.py")
+    path = str(PRESETS / "books.py")
     assert parse_config(Parser("train", "test"), ["--data.sources", "a", path])[0].data.sources == ("a",)
     only_sources = parse_config(Parser("train", "test"), ["books", "--data.sources", "a", "quickstart"])[0]
     assert only_sources.data.sources == ("a", "quickstart")
@@ -214,6 +230,23 @@ def test_printed_value_parses_back_exactly(value: Any) -> None:
     kind = kinds.get(type(value), type(value))
     words = format_value(value)
     assert parse_value(words if isinstance(value, tuple) else words[0], kind) == value
+
+
+def test_options_for_a_changed_config_give_it_back_exactly() -> None:
+    base = load_config("quickstart")
+    changes: dict[str, dict[str, Any]] = {
+        "model": {"bias": True, "n_inner": 300},
+        "data": {"sources": (), "seed": 2**60 + 1},
+        "optim": {"learning_rate": 0.00123456789, "min_lr": 0.1 / 3e3, "decay_steps": 77},
+        "mesh": {"device": "gpu"},
+        "run": {"sample_prompt": "-1 'x' $y", "tensorboard": False},
+    }
+    config = base.replace(changes)
+    words = changed_options(config, base)
+    assert parse_config(Parser("train", "test"), ["--config", "quickstart", *words])[0] == config
+    assert changed_options(base, base) == []
+    back = ["--config", "quickstart", *words, *changed_options(base, config)]
+    assert parse_config(Parser("train", "test"), back)[0] == base
 
 
 def test_command_option_wins_over_field_of_same_name() -> None:

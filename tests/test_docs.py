@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from jaxgpt.config.files import built_in_configs
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -19,8 +21,9 @@ def test_every_error_code_is_explained_and_no_other() -> None:
 
 def test_the_readme_names_every_config_and_only_files_that_exist() -> None:
     text = (ROOT / "README.md").read_text()
-    for path in (ROOT / "configs").glob("*.py"):
-        assert f"`{path.stem}`" in text
+    assert built_in_configs()
+    for name in built_in_configs():
+        assert f"`{name}`" in text
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert link.startswith("http") or (ROOT / link).exists(), link
 

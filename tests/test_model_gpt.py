@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from flax import nnx
 from helpers import oracle
 
 from jaxgpt.config import Config, Model, model_size
-from jaxgpt.config.files import load_config
+from jaxgpt.config.files import built_in_configs, load_config
 from jaxgpt.model.backend import compute_dtype
 from jaxgpt.model.gpt import GPT
 from jaxgpt.model.kv_cache import KVCache
@@ -23,7 +22,7 @@ from jaxgpt.training import step
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
-CONFIG_NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIG_NAMES = built_in_configs()
 GPT2 = Model(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=64, bias=True, dtype="float32", attention="xla")
 GPT2_TANH = dataclasses.replace(GPT2, activation="gelu_tanh", bias=False, n_inner=48)
 MODERN = dataclasses.replace(GPT2, architecture="modern", bias=False, n_kv_head=2, head_dim=16, tie_embeddings=False)

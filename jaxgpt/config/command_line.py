@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxgpt.config.fields import field_types
 from jaxgpt.config.files import available_configs, built_in_configs, load_config
 from jaxgpt.config.nanogpt import ALIASES, UNSUPPORTED
-from jaxgpt.config.options import Parser, add_options, given_values, option_name
+from jaxgpt.config.options import Parser, add_options, format_value, given_values, option_name
 from jaxgpt.config.schema import Config, sections
 from jaxgpt.errors import ConfigError
 
@@ -43,6 +43,18 @@ def read_config(options: argparse.Namespace) -> Config:
         raise ConfigError("C006", "no config is given", f"add --config NAME; there are: {available_configs()}")
     changes = {name: given_values(section, options) for name, section in sections().items()}
     return load_config(options.config).replace(changes)
+
+
+def changed_options(config: Config, base: Config) -> list[str]:
+    """The options that make `config` of `base`, exactly: the inverse of reading them."""
+    words: list[str] = []
+    for name, section in sections().items():
+        for field in field_types(section):
+            value = getattr(getattr(config, name), field)
+            if value != getattr(getattr(base, name), field):
+                option, values = option_name(section.label(field)), format_value(value)
+                words += [f"{option}={values[0]}"] if values[0].startswith("-") else [option, *values]
+    return words
 
 
 def field_names() -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""Config files: Python programs that define `config = Config(...)`, found by path or by a built-in config's name."""
+"""Config files: Python programs that define `config = Config(...)`, found by path or by a built-in config's name.
+
+The built-in ones are in jaxgpt/config/presets and are read through `importlib.resources`, so they also work in a zip.
+"""
 
 import difflib
 from importlib.resources import files
@@ -30,14 +33,15 @@ def load_config(name: str | Path) -> Config:
         raise ConfigError("C004", message, "fix the file") from error
     config = namespace.get("config")
     if not isinstance(config, Config):
-        raise ConfigError("C003", f"{path} defines no 'config = Config(...)'", "see configs/quickstart.py")
+        raise ConfigError(
+            "C003", f"{path} defines no 'config = Config(...)'", "see jaxgpt/config/presets/quickstart.py"
+        )
     return config
 
 
 def find_config(name: str) -> Traversable:
     """The config file at that path, or the built-in one of that name; raises `ConfigError` C001 if there is none."""
-    built_in = files("jaxgpt") / "configs"
-    candidates = [Path(name), built_in / Path(name).name, built_in / f"{name}.py"]
+    candidates = [Path(name), _presets() / Path(name).name, _presets() / f"{name}.py"]
     for path in candidates:
         if path.is_file():
             return path
@@ -48,14 +52,17 @@ def find_config(name: str) -> Traversable:
 
 def built_in_configs() -> list[str]:
     """The names of the configs that come with jaxgpt."""
-    entries = (files("jaxgpt") / "configs").iterdir()
-    return sorted(entry.name.removesuffix(".py") for entry in entries if entry.name.endswith(".py"))
+    return sorted(entry.name.removesuffix(".py") for entry in _presets().iterdir() if entry.name.endswith(".py"))
 
 
 def available_configs() -> str:
     """The configs in ./configs, or the built-in ones if there are none, as a list for messages."""
     local = [path.as_posix() for path in sorted(Path("configs").glob("*.py"))]
     return ", ".join(local or built_in_configs())
+
+
+def _presets() -> Traversable:
+    return files("jaxgpt.config") / "presets"
 
 
 def _line(error: BaseException, path: str) -> int:

@@ -3,12 +3,11 @@
 import shlex
 from collections.abc import Mapping
 from functools import cache
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from jaxgpt.config import Config, sections
-from jaxgpt.config.files import load_config
+from jaxgpt.config import Config
+from jaxgpt.config.command_line import changed_options
+from jaxgpt.config.files import built_in_configs, load_config
 from jaxgpt.diagnose.context import RunContext
 from jaxgpt.errors import JaxgptError
 from jaxgpt.logs.history import History
@@ -44,32 +43,12 @@ def train(history: History, context: RunContext, changes: Changes, *, name: str 
 def _nearest(config: Config, name: str | None) -> tuple[str, list[str]]:
     """The config of that name, else the one of those that come with jaxgpt with the fewest changes; and the changes."""
     if name is not None:
-        return name, overrides(config, load_config(name))
-    found = [(known, overrides(config, base)) for known, base in bundled().items()]
+        return name, changed_options(config, load_config(name))
+    found = [(known, changed_options(config, base)) for known, base in bundled().items()]
     return min(found, key=lambda pair: len(pair[1]))
 
 
 @cache
 def bundled() -> dict[str, Config]:
     """The configs that come with jaxgpt."""
-    folder = Path(str(resources.files("jaxgpt"))) / "configs"
-    return {path.stem: load_config(path) for path in sorted(folder.glob("*.py"))}
-
-
-def overrides(config: Config, base: Config) -> list[str]:
-    """The options that make `config` of `base`."""
-    words = []
-    for section in sections():
-        mine, other = config.to_dict()[section], base.to_dict()[section]
-        for field, value in mine.items():
-            if value != other[field]:
-                words += [f"--{section}.{field.replace('_', '-')}", *_words(value)]
-    return words
-
-
-def _words(value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [str(item) for item in value] or ["none"]
-    if value is None:
-        return ["none"]
-    return [str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)]
+    return {name: load_config(name) for name in built_in_configs()}

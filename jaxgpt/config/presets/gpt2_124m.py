@@ -1,10 +1,10 @@
 """GPT-2 124M as nanoGPT trains it, on one GPU: 600,000 steps in the original; here 19,073 steps, 10B tokens.
 
     python -m jaxgpt.prepare 'fineweb/*.parquet' --out data/fineweb --val-tokens 10e6
-    python -m jaxgpt.train --config configs/gpt2_124m.py
+    python -m jaxgpt.train --config gpt2_124m
 
-Device: one GPU of 24 GB or more (with --data.micro-batch 8 --data.accum 64 of 12 GB). 0.86 GFLOP per token, 8.6 EFLOP
-in all: 24 hours at 100 TFLOP/s.
+Device: one GPU with 24 GB or more (12 GB with --data.micro-batch 8 --data.accum 64). 0.86 GFLOP per token, 8.6 EFLOP
+in total: 24 hours at 100 TFLOP/s.
 Loss: about 3.3 on FineWeb (llm.c reports 3.27 for this model and these tokens).
 
 The shape and the optimizer are nanoGPT's `train_gpt2.py` (no bias, no dropout, cosine from 6e-4 to 6e-5, warmup of

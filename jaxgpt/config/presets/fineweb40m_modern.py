@@ -1,14 +1,14 @@
-"""The reference run's size and data with the modern block: RMSNorm, rotary positions, QK-norm and SwiGLU.
+"""The reference run's size and data with the modern block: RMSNorm, RoPE, QK-norm and SwiGLU.
 
     python -m jaxgpt.prepare 'fineweb/*.parquet' --out data/fineweb40m --val-tokens 10e6
-    python -m jaxgpt.train --config configs/fineweb40m_modern.py
+    python -m jaxgpt.train --config fineweb40m_modern
 
-Device: one GPU of 12 GB or more; about 22 hours on an RTX 4070 at the reference run's pace, which this shape shares.
+Device: one GPU with 12 GB or more; about 22 hours on an RTX 4070 at the reference run's step time.
 Loss: below the reference run's 3.52 on FineWeb by a few hundredths, as published comparisons of these blocks at this
-scale suggest; not measured by us yet.
+scale suggest; not measured yet.
 
 40.56M parameters (within 1 % of fineweb40m), head dimension 64 (6 heads), no dropout: under three epochs over billions
-of tokens a model of this size has nothing to memorise with. Everything else is fineweb40m's, such as its about
+of tokens a model of this size cannot memorize much. Everything else is fineweb40m's, such as its about
 3.68B unique tokens.
 """
 

@@ -1,13 +1,13 @@
-"""A small GPT on parquet files of text, such as public-domain books: the road of a real run, in minutes.
+"""A small GPT on parquet files of text, such as public-domain books: the steps of a real run, in minutes.
 
     python -m jaxgpt.prepare books/*.parquet --out data/books --val-tokens 200e3
-    python -m jaxgpt.train --config configs/books.py
+    python -m jaxgpt.train --config books
 
-or in one command, which prepares the files first: --data.sources books/*.parquet
+or as one command that prepares the files first: --data.sources books/*.parquet
 
 Device: a GPU (under a minute) or 2 CPU cores (about 10 minutes). 200 steps of 4,096 tokens; 4 layers, width 128, 7.2M
 parameters, of which 6.4M are the embedding of GPT-2's vocabulary.
-Loss: 5.75 nats per token (2.0 bits per byte) on held-out books after these 200 steps, from 10.84; their unigram
+Loss: 5.75 nats per token (2.0 bits per byte) on held-out books after 200 steps; it starts at 10.84, and the unigram
 entropy is 6.69.
 """
 

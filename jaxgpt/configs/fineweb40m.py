@@ -1,1 +1,0 @@
-../../configs/fineweb40m.py

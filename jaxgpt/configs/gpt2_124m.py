@@ -1,1 +1,0 @@
-../../configs/gpt2_124m.py

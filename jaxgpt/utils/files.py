@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jaxgpt.errors import ConfigError
-from jaxgpt.utils.report.html import is_report
+from jaxgpt.utils.report.html_renderer import is_report
 
 HEAD_BYTES = 1 << 16
 

@@ -8,9 +8,9 @@ escape what their medium would interpret.
 """
 
 from jaxgpt.utils.report.document import Block, Code, Command, Figure, Items, Paragraph, Report, Section, Table
-from jaxgpt.utils.report.html import html_page
-from jaxgpt.utils.report.json import to_json
-from jaxgpt.utils.report.terminal import print_report
+from jaxgpt.utils.report.html_renderer import html_page
+from jaxgpt.utils.report.json_renderer import to_json
+from jaxgpt.utils.report.terminal_renderer import print_report
 
 __all__ = [
     "Block",

@@ -1,11 +1,14 @@
-"""The documents say what the code does."""
+"""The documentation matches the code: error codes, configs, links, paths and names."""
 
+import ast
 import re
 from pathlib import Path
 
 from jaxgpt.config.files import built_in_configs
 
 ROOT = Path(__file__).parents[1]
+MAPS = ("CONTRIBUTING.md", "docs/design.md")
+PLACEHOLDERS = ("VERB", "NAME", "RUN", "STEP", "DIR", "FILE", "OUT", "…")
 
 
 def test_every_error_code_is_explained_and_no_other() -> None:
@@ -16,17 +19,77 @@ def test_every_error_code_is_explained_and_no_other() -> None:
     ]
     raised = {code for path in sources for code in re.findall(r'"([CDKNHS]0\d{2})"', path.read_text())}
     explained = set(re.findall(r"^\| ([CDKNHS]0\d{2}) \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE))
+    assert len(raised) > 100
     assert raised == explained
 
 
-def test_the_readme_names_every_config_and_only_files_that_exist() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_readme_names_exactly_the_bundled_configs() -> None:
+    table = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert built_in_configs()
-    for name in built_in_configs():
-        assert f"`{name}`" in text
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert link.startswith("http") or (ROOT / link).exists(), link
+    assert sorted(table) == built_in_configs()
 
 
-def test_the_changelog_has_a_place_for_what_comes() -> None:
-    assert "## Unreleased" in (ROOT / "CHANGELOG.md").read_text()
+def test_links_in_the_documentation_exist() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())]
+    local = [(page, link) for page, link in links if not link.startswith("http")]
+    assert len(local) > 20
+    missing = [f"{page.name}: {link}" for page, link in local if not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_the_changelog_begins_with_unreleased_changes() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    first = re.search(r"^## (.+)\n+(.+)", text, re.MULTILINE)
+    assert first is not None
+    assert first[1] == "Unreleased"
+    assert not first[2].startswith("#"), "the section is empty"
+
+
+def test_paths_and_names_in_the_maps_of_the_code_exist() -> None:
+    mentioned = [(page, name) for page in MAPS for name in paths_in((ROOT / page).read_text())]
+    assert len(mentioned) > 50
+    missing = [f"{page}: {name}" for page, name in mentioned if not is_in_repository(name)]
+    assert missing == []
+
+
+def paths_in(text: str) -> list[str]:
+    """The paths of the repository among the words in backticks, some with `:NAME` of a definition behind them."""
+    words = re.findall(r"`([^`\s]+)`", text)
+    roots = "|".join(re.escape(path.name) for path in ROOT.iterdir() if path.is_dir())
+    paths = [word for word in words if re.match(rf"({roots})/", word)]
+    return [path for path in paths if not any(part in path for part in PLACEHOLDERS)]
+
+
+def is_in_repository(path: str) -> bool:
+    """True if the file or folder exists and, after a colon, the module defines that name at its top level."""
+    file, _, name = path.partition(":")
+    if not name:
+        return (ROOT / file).exists()
+    return (ROOT / file).is_file() and name in top_level_names(ROOT / file)
+
+
+def top_level_names(module: Path) -> set[str]:
+    """The functions, classes and constants that a Python module defines."""
+    names = set()
+    for node in ast.parse(module.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names.update(target.id for target in targets if isinstance(target, ast.Name))
+    return names
+
+
+def test_the_layers_of_the_design_are_those_of_the_import_contract() -> None:
+    contract = (ROOT / ".importlinter").read_text()
+    listed = re.search(r"^layers =\n((?:    .+\n)+)", contract, re.MULTILINE)
+    assert listed is not None
+    layers = [set(line.split(" | ")) for line in re.findall(r"^    (.+)$", listed[1], re.MULTILINE)]
+    documented: dict[int, set[str]] = {}
+    for layer, packages in re.findall(
+        r"^\| (\d+) \| (`jaxgpt/[^|]+) \|", (ROOT / "docs/design.md").read_text(), re.MULTILINE
+    ):
+        names = {Path(package).stem for package in re.findall(r"`([^`]+)`", packages)}
+        documented.setdefault(int(layer), set()).update(names)
+    assert [documented[layer] for layer in sorted(documented)] == [layer for layer in layers if layer != {"__main__"}]

@@ -102,7 +102,7 @@ def case(shape: tuple[int, ...], rounds: int) -> dict[str, Any]:
             found[name] = {"does_not_run": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
             continue
         running[name] = lambda function=function: jax.block_until_ready(function(*given))
-    took = common.in_turns(running, rounds)
+    took = common.time_interleaved(running, rounds)
     batch, time, heads, size = shape
     flops = 7 * 2 * batch * heads * size * time**2 / 2
     for name, seconds in took.items():
@@ -145,11 +145,15 @@ def said(shape: Sequence[int], found: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=common.count, default=16, help="sequences (default: 16)")
-    parser.add_argument("--time", type=common.count, default=1024, help="tokens of each (default: 1024)")
-    parser.add_argument("--heads", type=common.count, nargs="+", default=[12, 6], help="of each case (default: 12 6)")
-    parser.add_argument("--sizes", type=common.count, nargs="+", default=[32, 64], help="of a head (default: 32 64)")
-    parser.add_argument("--rounds", type=common.count, default=10, help="turns of each side (default: 10)")
+    parser.add_argument("--batch", type=common.positive_int, default=16, help="sequences (default: 16)")
+    parser.add_argument("--time", type=common.positive_int, default=1024, help="tokens of each (default: 1024)")
+    parser.add_argument(
+        "--heads", type=common.positive_int, nargs="+", default=[12, 6], help="of each case (default: 12 6)"
+    )
+    parser.add_argument(
+        "--sizes", type=common.positive_int, nargs="+", default=[32, 64], help="of a head (default: 32 64)"
+    )
+    parser.add_argument("--rounds", type=common.positive_int, default=10, help="turns of each side (default: 10)")
     parser.add_argument("--tiny", action="store_true", help="2 x 64 tokens, 2 rounds")
     parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
     args = parser.parse_args(argv)
@@ -157,14 +161,14 @@ def main(argv: Sequence[str]) -> int:
         args.batch, args.time, args.rounds = 2, 64, 2
     if len(args.heads) != len(args.sizes):
         raise ConfigError("C009", "as many --heads as --sizes", "--heads 12 6 --sizes 32 64")
-    common.ready(args.out)
-    found: dict[str, Any] = {"about": common.about(), "cases": []}
+    common.check_output_path(args.out)
+    found: dict[str, Any] = {"about": common.describe_environment(), "cases": []}
     for heads, size in zip(args.heads, args.sizes, strict=True):
         shape = (args.batch, args.time, heads, size)
         answer = case(shape, args.rounds)
         found["cases"].append({"shape": shape, "sides": answer})
         print(said(shape, answer), flush=True)
-        common.write(args.out, found)
+        common.write_json(args.out, found)
     return int(any(wrong(one["sides"]) for one in found["cases"]))
 
 

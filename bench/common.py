@@ -1,9 +1,9 @@
-"""What the benches share: tokens, figures about the machine, side-by-side timing, tables and files.
+"""Shared by the benchmarks: random tokens, facts about the machine, interleaved timing, tables and files.
 
     python bench/common.py      the device and versions, as JSON
 
-Timings of things that are compared are taken in turns within one process, and medians are reported with the tenth and
-ninetieth percentile, because clocks and neighbours drift.
+Alternatives that are compared run interleaved in one process, and medians are reported with the tenth and ninetieth
+percentile, because clocks and other load drift.
 """
 
 import argparse
@@ -23,35 +23,37 @@ import numpy as np
 
 from jaxgpt import errors
 from jaxgpt.errors import ConfigError
+from jaxgpt.utils import files
 
 GPT2_SIZE = 50257
 ROOT = Path(__file__).parents[1]
+OTHER_NAME = "choose another name: existing files are not overwritten"
 
 
 def random_tokens(folder: Path, count: int) -> None:
-    """GPT-2 ids in nanoGPT's layout, drawn evenly: matrix units are faster on zeros."""
+    """Writes uniformly random GPT-2 ids in nanoGPT's layout. (Zeros would not do: matrix units are faster on them.)"""
     folder.mkdir(parents=True, exist_ok=True)
     ids = np.random.default_rng(0).integers(0, GPT2_SIZE, count, dtype=np.uint16)
     ids.tofile(folder / "train.bin")
-    ids[::-1].tofile(folder / "val.bin")  # other text: training on its own validation is refused
+    ids[::-1].tofile(folder / "val.bin")  # other text: train refuses to validate on its training data
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> int:
-    """Runs a bench and returns its exit status; errors are sentences, as those of jaxgpt's own commands."""
+    """Runs a benchmark and returns its exit status; errors are printed as by jaxgpt's own commands."""
     status: list[int | None] = []
     return errors.run(lambda argv: status.append(main(argv))) or status[0] or 0
 
 
-def count(text: str) -> int:
-    """A command line's number of 1 or more."""
+def positive_int(text: str) -> int:
+    """Parses a command-line number of 1 or more."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
     return number
 
 
-def about() -> dict[str, Any]:
-    """Device, versions and commit. Loads JAX; raises `ConfigError` C020 where that finds no device."""
+def describe_environment() -> dict[str, Any]:
+    """Device, versions and commit. Loads JAX; raises `ConfigError` C020 if it sees no device."""
     import jax
     import jaxlib
 
@@ -69,38 +71,38 @@ def about() -> dict[str, Any]:
         "jaxlib": jaxlib.__version__,
         "python": platform.python_version(),
         "jaxgpt": jaxgpt.__version__,
-        "commit": commit(),
+        "commit": git_commit(),
     }
 
 
-def about_from_outside() -> dict[str, Any]:
-    """The same, asked in a process that gives the device back; ends this one where JAX does not start."""
-    done = child([__file__])
+def describe_environment_in_child() -> dict[str, Any]:
+    """`describe_environment` from a child process, which then frees the device; exits if JAX does not start."""
+    done = run_child([__file__])
     if done.returncode:
         print(done.stderr.strip() or "JAX does not start; python -m jaxgpt.doctor says why", file=sys.stderr)
         raise SystemExit(done.returncode)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    environment: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return environment
 
 
-def commit() -> str | None:
-    """The checkout's commit, with `+` if files differ from it."""
-    asked = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*asked, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*asked, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+def git_commit() -> str | None:
+    """The commit of the checkout, with `+` if files are modified."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else None
 
 
-def in_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call of each side, `rounds` times one after the other; a side returns when its work is done."""
-    took: dict[str, list[float]] = {name: [] for name in sides}
+def time_interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call of each side, interleaved over `rounds`; a side must return when its work is done."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         order = list(sides) if number % 2 == 0 else list(sides)[::-1]
         for name in order:
             started = time.perf_counter()
             sides[name]()
-            took[name].append(time.perf_counter() - started)
-    return took
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -110,13 +112,13 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
-    """Rows in columns as wide as they need."""
-    cells = [[*header], *([shown(value) for value in row] for row in rows)]
+    """Rows as text with aligned columns."""
+    cells = [[*header], *([format_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
 
 
-def shown(value: Any) -> str:
+def format_cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -124,36 +126,34 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def ready(path: Path | None) -> None:
-    """Makes the folder of a file that is to be written, before any work is done.
+def check_output_path(path: Path | None) -> None:
+    """Creates the folder of an output file before any work is done.
 
-    Raises `ConfigError` C041 where there is such a file already, and `OSError` where there can be none.
+    Raises `ConfigError` C041 if the file exists, and `OSError` if it cannot be written.
     """
     if not path:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        raise ConfigError("C041", f"'{path}' exists already", "choose another name: nothing of yours is overwritten")
+        raise ConfigError("C041", f"'{path}' exists already", OTHER_NAME)
     path.touch()
     path.unlink()
 
 
-def write(path: Path | None, found: Any) -> None:
-    """`found` as JSON in `path`, whole or not at all."""
+def write_json(path: Path | None, data: Any) -> None:
+    """Writes `data` as JSON to `path`, atomically; does nothing without a path."""
     if path:
-        half = path.with_name(path.name + ".part")
-        half.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        half.replace(path)
+        files.write_text(path, json.dumps(data, indent=2) + "\n")
 
 
-def child(arguments: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """A bench or module in a process of its own, which gives back its device's memory whatever becomes of it."""
+def run_child(arguments: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a benchmark or module in a child process, which frees the memory of its device in any case."""
     command = [sys.executable, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
 
 
-def watched(arguments: Sequence[str], **environment: str) -> tuple[int, str]:
-    """The same, shown as it comes: the exit status, and the last that it said of errors."""
+def run_child_and_echo(arguments: Sequence[str], **environment: str) -> tuple[int, str]:
+    """Runs a child process and echoes its stderr; returns its exit status and the end of its stderr."""
     command = [sys.executable, *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}) as process:
         assert process.stderr
@@ -165,4 +165,4 @@ def watched(arguments: Sequence[str], **environment: str) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(lambda _: print(json.dumps(about()))))
+    sys.exit(run(lambda _: print(json.dumps(describe_environment()))))

@@ -93,14 +93,14 @@ def parts(options: argparse.Namespace) -> list[Part]:
 def run(part: Part) -> tuple[Any, str]:
     """What the part found, and why it failed, or nothing."""
     if not part.out:
-        done = common.child(part.command, JAX_PLATFORMS=os.environ.get("JAX_PLATFORMS", ""), **part.environment)
+        done = common.run_child(part.command, JAX_PLATFORMS=os.environ.get("JAX_PLATFORMS", ""), **part.environment)
         print(done.stdout, end="", flush=True)
         said = [line for line in (done.stderr.strip() or done.stdout).splitlines() if line.strip()]
         error = " ".join(said[-5:])[-1000:] or f"status {done.returncode}"
         return _parsed(done.stdout), error if done.returncode else ""
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "out.json"
-        status, last = common.watched([*part.command, part.out, str(file)])
+        status, last = common.run_child_and_echo([*part.command, part.out, str(file)])
         found = _parsed(file.read_text()) if file.exists() else None
     return found, (last or f"status {status}") if status else ""
 
@@ -124,8 +124,8 @@ def begun(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """What the file holds already, or the head of a new one; raises `ConfigError` C041 where they do not fit."""
     new = not options.out or not options.out.exists()
     if new:
-        common.ready(options.out)
-    head: dict[str, Any] = {"command": ["bench/gpu.py", *argv], "about": common.about_from_outside()}
+        common.check_output_path(options.out)
+    head: dict[str, Any] = {"command": ["bench/gpu.py", *argv], "about": common.describe_environment_in_child()}
     head |= {"date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()), "parts": {}, "failed": {}}
     if new:
         return head
@@ -174,7 +174,7 @@ def main(argv: Sequence[str]) -> int:
         if error:
             found["failed"][part.name] = error
             print(f"failed: {error}", flush=True)
-        common.write(options.out, found)  # after each part: what is measured is kept, whatever comes
+        common.write_json(options.out, found)  # after each part: what is measured is kept, whatever comes
     return 1 if found["failed"] else 0
 
 

@@ -39,6 +39,7 @@ import numpy.typing as npt
 
 from jaxgpt import _loader
 from jaxgpt.config import Config, Data, Mesh, Model, Optim, Run
+from jaxgpt.config.files import write_config
 from jaxgpt.data import dataset
 
 STEPS, EPOCHS, DIGITS = 350, 50, 5
@@ -102,11 +103,7 @@ def train(name: str, planted: Planted, work: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     place = {"data": {"path": str(tokens(planted.tokens, work))}, "run": {"name": name, "dir": str(work / "runs")}}
     config = CLEAN.replace(dict(planted.changes)).replace(place)
-    file = work / f"{name}.py"
-    values = json.dumps(config.to_dict())
-    file.write_text(
-        f"import json\nfrom jaxgpt.config import Config\nconfig = Config.from_dict(json.loads({values!r}))\n"
-    )
+    file = write_config(config, work / f"{name}.py")
     subprocess.run([sys.executable, "-m", "jaxgpt.train", "--config", str(file)], check=True, stdout=subprocess.DEVNULL)
     return folder
 

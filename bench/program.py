@@ -200,7 +200,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--kernels", type=int, default=0, help="the longest kernels to list")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(words)
-    common.ready(args.json)
+    common.check_output_path(args.json)
     if args.kernels < 0:
         raise ConfigError("C009", f"--kernels = {args.kernels}; must be 0 or more")
     device, config, console = devices.find(args.gpu), load_config(args.config), Console(stderr=True)
@@ -213,7 +213,7 @@ def main(words: Sequence[str]) -> None:
     for name, program in found.items():
         print(said(name, program, args.kernels))
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
-    common.write(args.json, {"gpu": device.name, "commit": common.commit(), **versions, "programs": found})
+    common.write_json(args.json, {"gpu": device.name, "commit": common.git_commit(), **versions, "programs": found})
 
 
 if __name__ == "__main__":

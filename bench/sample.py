@@ -65,7 +65,7 @@ def measure(settings: Model, batch: int, prompt: int, count: int, rounds: int) -
         started = time.perf_counter()
         said[name] = side()
         first[name] = time.perf_counter() - started
-    took = common.in_turns(sides, rounds)
+    took = common.time_interleaved(sides, rounds)
     found: dict[str, Any] = {"batch": batch, "prompt": prompt, "tokens": count}
     found["same_tokens"] = float(np.mean(said["cached"] == said["no cache"]))
     for name, seconds in took.items():
@@ -85,16 +85,18 @@ def measure(settings: Model, batch: int, prompt: int, count: int, rounds: int) -
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="quickstart", help="a config (default: quickstart)")
-    parser.add_argument("--batch", type=common.count, nargs="+", default=[1, 64], help="rows (default: 1 64)")
-    parser.add_argument("--prompt", type=common.count, default=64, help="tokens of the prompt (default: 64)")
-    parser.add_argument("--tokens", type=common.count, default=128, help="tokens that are written (default: 128)")
-    parser.add_argument("--rounds", type=common.count, default=5, help="turns of each (default: 5)")
+    parser.add_argument("--batch", type=common.positive_int, nargs="+", default=[1, 64], help="rows (default: 1 64)")
+    parser.add_argument("--prompt", type=common.positive_int, default=64, help="tokens of the prompt (default: 64)")
+    parser.add_argument(
+        "--tokens", type=common.positive_int, default=128, help="tokens that are written (default: 128)"
+    )
+    parser.add_argument("--rounds", type=common.positive_int, default=5, help="turns of each (default: 5)")
     parser.add_argument("--tiny", action="store_true", help="a two-layer model: shows that the script runs anywhere")
     parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
     options = parser.parse_args(argv)
-    common.ready(options.out)
+    common.check_output_path(options.out)
     jax_setup.set_up()
-    about = common.about()
+    about = common.describe_environment()
     settings = backend.resolve_auto(
         load_config(options.config).replace({"model": TINY} if options.tiny else {}).model, about["platform"]
     )
@@ -115,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
             f"batch {batch}: with the cache {speed['median']:.1f} times as fast ({speed['p10']:.1f}–{speed['p90']:.1f})"
         )
         print(common.table(rows, ("", "tokens/s", "ms/token", "compile s")), flush=True)
-    common.write(options.out, found)
+    common.write_json(options.out, found)
     return 0
 
 

@@ -1,13 +1,12 @@
-"""The whole road of a run: `train` in a process of its own, its start without and with a compilation cache.
+"""A whole run: `train` in a child process, started without and with a compilation cache.
 
     python bench/start.py [--config fineweb40m] [--steps 100] [--out bench/results/start-NAME.json]
 
 Random tokens. `first_step_s` goes from the start of the process to its first logged step, `warm` with the cache that
-`cold` left in a fresh folder. ms per step are those of the run's own log, from its sixth step on.
+`cold` filled in a new folder. ms per step are those in the run's log, from the sixth step on.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ import numpy as np
 
 from jaxgpt.budget.devices import peak_flops
 from jaxgpt.config import Config
-from jaxgpt.config.files import load_config
+from jaxgpt.config.files import load_config, write_config
 from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.errors import ConfigError
 from jaxgpt.runs import log as runlog
@@ -29,11 +28,11 @@ TINY: dict[str, Any] = {
     "model": {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64},
     "data": {"micro_batch": 2, "accum": 2},
 }
-NOT_STEADY = 5  # steps at the start of a run that its pace is not read from
+NOT_STEADY = 5  # steps at the start of a run that are left out of its step time
 
 
-def configured(name: str, folder: Path, steps: int, changes: dict[str, Any]) -> Config:
-    """The config, `steps` long, on one device, without evaluation on the way."""
+def make_config(name: str, folder: Path, steps: int, changes: dict[str, Any]) -> Config:
+    """The config with `steps` steps on one device, evaluated only at the end."""
     base = load_config(name).replace(changes)
     run = {"steps": steps, "eval_every": steps, "save_every": steps, "eval_tokens": base.model.block_size}
     run |= {"dir": str(folder / "runs"), "log_every": 10, "sample_prompt": "", "tensorboard": False}
@@ -41,16 +40,12 @@ def configured(name: str, folder: Path, steps: int, changes: dict[str, Any]) -> 
     return base.replace({"data": data, "optim": {"warmup_steps": 1}, "run": run, "mesh": one})
 
 
-def timed(config: Config, name: str, folder: Path, cache: Path) -> dict[str, Any]:
-    """Trains in a process of its own and reads the run's own log."""
+def time_run(config: Config, name: str, folder: Path, cache: Path) -> dict[str, Any]:
+    """Trains in a child process and reads the log of the run."""
     config = config.replace({"run": {"name": name}})
-    file = folder / f"{name}.py"
-    values = json.dumps(config.to_dict())
-    file.write_text(
-        f"import json\nfrom jaxgpt.config import Config\nconfig = Config.from_dict(json.loads({values!r}))\n"
-    )
+    file = write_config(config, folder / f"{name}.py")
     started = time.time()
-    done = common.child(["-m", "jaxgpt.train", "--config", str(file)], JAX_COMPILATION_CACHE_DIR=str(cache))
+    done = common.run_child(["-m", "jaxgpt.train", "--config", str(file)], JAX_COMPILATION_CACHE_DIR=str(cache))
     if done.returncode:
         print(done.stderr[-2000:].strip(), file=sys.stderr)
         raise SystemExit(done.returncode)
@@ -80,18 +75,20 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
     options = parser.parse_args(argv)
     if options.steps <= NOT_STEADY:
-        raise ConfigError("C009", f"--steps = {options.steps}; must be above {NOT_STEADY}, which no pace is read from")
-    common.ready(options.out)
+        raise ConfigError(
+            "C009", f"--steps = {options.steps}; must be above {NOT_STEADY}, the steps that are not timed"
+        )
+    common.check_output_path(options.out)
     steps = min(options.steps, 8) if options.tiny else options.steps
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         common.random_tokens(folder, 200_000 if options.tiny else 100_000_000)
-        config = configured(options.config, folder, steps, TINY if options.tiny else {})
-        found: dict[str, Any] = {"config": config.to_dict()}
-        for name in ("cold", "warm"):
-            one = found[name] = timed(config, name, folder, folder / "cache")
-            print(f"{name}: first step after {one['first_step_s']:.1f} s, {one['ms_per_step']:.4g} ms per step")
-    common.write(options.out, found)
+        config = make_config(options.config, folder, steps, TINY if options.tiny else {})
+        results: dict[str, Any] = {"config": config.to_dict()}
+        for cache in ("cold", "warm"):
+            one = results[cache] = time_run(config, cache, folder, folder / "cache")
+            print(f"{cache}: first step after {one['first_step_s']:.1f} s, {one['ms_per_step']:.4g} ms per step")
+    common.write_json(options.out, results)
     return 0
 
 

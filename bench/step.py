@@ -87,7 +87,7 @@ def cell(config: Config, sets: Mapping[str, Path], folder: Path, rounds: int, up
                 compiled[text] = {"error": " ".join(str(error).split())[:300]}
     for side in sides.values():  # one that failed took the state with it: it is made anew before the clock starts
         side.run(resident[:1])
-    took = common.in_turns(works(sides, resident, folder, updates), rounds)
+    took = common.time_interleaved(works(sides, resident, folder, updates), rounds)
     memory = (jax.devices()[0].memory_stats() or {}) if not sets else {}
     return {
         "micro_batch": config.data.micro_batch,
@@ -176,7 +176,7 @@ def trial(
             compile_apart(words, text, programs_of(place, number))
         out = Path(place) / "cell.json"
         given = [word for text in sets for word in ("--set", text)]
-        done = common.child([__file__, "--cell", place, *words, *given, "--out", str(out)], **environment)
+        done = common.run_child([__file__, "--cell", place, *words, *given, "--out", str(out)], **environment)
         if done.returncode == 0:
             found: dict[str, Any] = json.loads(out.read_text())
             return found
@@ -195,10 +195,10 @@ def programs_of(place: str, number: int) -> Path:
 def compile_apart(words: Sequence[str], text: str, programs: Path) -> None:
     """Compiles a --set in a process of its own; how long it took, or why it failed, stands beside its program."""
     file = programs / COMPILED
-    done = common.child([__file__, "--compile", str(programs), *words, "--set", text, "--out", str(file)])
+    done = common.run_child([__file__, "--compile", str(programs), *words, "--set", text, "--out", str(file)])
     if done.returncode:
-        common.ready(file)
-        common.write(file, {"error": last_words(done)})
+        common.check_output_path(file)
+        common.write_json(file, {"error": last_words(done)})
 
 
 def last_words(done: subprocess.CompletedProcess[str]) -> str:
@@ -276,14 +276,23 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--configs", default="fineweb40m", help="names or files, joined by commas (default: fineweb40m)")
-    add("--micro-batch", type=common.count, nargs="+", help="sequences of a micro-batch (default: 4 8 16 32)")
+    add("--micro-batch", type=common.positive_int, nargs="+", help="sequences of a micro-batch (default: 4 8 16 32)")
     add("--set", action="append", default=[], metavar="KEY=VALUE,…", help="a further side; may be given several times")
-    add("--rounds", type=common.count, help="turns of each side (default: 10)")
-    add("--updates", type=common.count, help="steps timed in a turn (default: 3)")
-    add("--tokens", type=common.count, help="random tokens in the file (default: 100 million; 200,000 with --tiny)")
+    add("--rounds", type=common.positive_int, help="turns of each side (default: 10)")
+    add("--updates", type=common.positive_int, help="steps timed in a turn (default: 3)")
+    add(
+        "--tokens",
+        type=common.positive_int,
+        help="random tokens in the file (default: 100 million; 200,000 with --tiny)",
+    )
     add("--fit", action="store_true", help="find the largest micro-batch of each remat policy instead")
     add("--memory", type=float, nargs="*", default=[], metavar="GIB", help="with --fit: GiB (0: what JAX takes)")
-    add("--most", type=common.count, default=MOST, help=f"with --fit: the largest micro-batch to try (default: {MOST})")
+    add(
+        "--most",
+        type=common.positive_int,
+        default=MOST,
+        help=f"with --fit: the largest micro-batch to try (default: {MOST})",
+    )
     add("--tiny", action="store_true", help="a one-layer model: shows that the script runs anywhere")
     add("--out", type=Path, help="JSON file for the raw figures")
     add("--cell", metavar="FOLDER", help=argparse.SUPPRESS)
@@ -325,14 +334,14 @@ def first_config(options: argparse.Namespace, folder: Path) -> Config:
 
 def main(argv: Sequence[str]) -> int:
     options = parsed(argv)
-    common.ready(options.out)
+    common.check_output_path(options.out)
     if options.cell or options.compile:
-        common.write(options.out, one_cell(options) if options.cell else one_program(options))
+        common.write_json(options.out, one_cell(options) if options.cell else one_program(options))
         return 0
     for text in options.configs.split(","):
         for one in ["", *options.set]:
             variant(named(text), one) if one else named(text)  # a mistake is told before an hour of work
-    found: dict[str, Any] = {"about": common.about_from_outside(), "command": ["bench/step.py", *argv]}
+    found: dict[str, Any] = {"about": common.describe_environment_in_child(), "command": ["bench/step.py", *argv]}
     options.on_gpu = found["about"]["platform"] == "gpu"
     given = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", JAX_MEMORY_FRACTION))
     whole = (found["about"]["bytes_limit"] or 0) / given / GIB
@@ -342,7 +351,7 @@ def main(argv: Sequence[str]) -> int:
     found["fit" if options.fit else "cells"] = answers
     for answer in (fit if options.fit else sweep)(options):
         answers.append(answer)
-        common.write(options.out, found)  # after each: what is measured is kept, whatever comes
+        common.write_json(options.out, found)  # after each: what is measured is kept, whatever comes
     return int(any("error" in one or one.get("failed") for one in answers))
 
 

@@ -161,14 +161,16 @@ def compared(kept: list[tuple[Any, Any]]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=common.count, default=2000, help="blocks of the stress tests (default: 2000)")
+    parser.add_argument(
+        "--blocks", type=common.positive_int, default=2000, help="blocks of the stress tests (default: 2000)"
+    )
     parser.add_argument("--tiny", action="store_true", help="small blocks, and few")
     parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
     options = parser.parse_args(argv)
     blocks = 40 if options.tiny else options.blocks
-    common.ready(options.out)
+    common.check_output_path(options.out)
     jax_setup.set_up()
-    found: dict[str, Any] = {"about": common.about()}
+    found: dict[str, Any] = {"about": common.describe_environment()}
     with tempfile.TemporaryDirectory() as place:
         common.random_tokens(Path(place), 200_000 if options.tiny else 50_000_000)
         small = {"micro_batch": 2, "accum": 2} if options.tiny else {}
@@ -179,7 +181,7 @@ def main(argv: Sequence[str]) -> int:
     found["poisoned"] = poisoned(blocks, direct=False)
     found["poisoned_with_dma_map"] = poisoned(blocks, direct=True)
     print(common.json.dumps({key: value for key, value in found.items() if key != "about"}, indent=2))
-    common.write(options.out, found)
+    common.write_json(options.out, found)
     stress = [found["reused_too_early"], found["poisoned"], found["poisoned_with_dma_map"] or {"wrong": 0}]
     right = found["identical"] and found["identical_with_dma_map"] is not False and not any(s["wrong"] for s in stress)
     return 0 if right else 1

@@ -218,7 +218,7 @@ def parsed(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
 
 def main(argv: Sequence[str]) -> int:
     config, options = parsed(argv)
-    common.ready(options.json)
+    common.check_output_path(options.json)
     wanted = orders(options, config)
     for order in wanted.values():
         if order.kind == "nanogpt":
@@ -233,7 +233,7 @@ def main(argv: Sequence[str]) -> int:
         about["python"] = platform.python_version()
         about |= {"machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}
         result = {"about": about, "config": config.to_dict(), "sides": found, "failed": failed}
-        common.write(options.json, result)
+        common.write_json(options.json, result)
     return int(bool(failed))
 
 

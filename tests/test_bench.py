@@ -83,7 +83,7 @@ def test_the_largest_that_fits_is_found_in_few_trials(most: int) -> None:
 
 def test_sides_are_called_in_turns() -> None:
     called: list[str] = []
-    took = bench("common").in_turns({name: lambda name=name: called.append(name) for name in "ab"}, 3)
+    took = bench("common").time_interleaved({name: lambda name=name: called.append(name) for name in "ab"}, 3)
     assert called == ["a", "b", "b", "a", "a", "b"]
     assert {name: len(seconds) for name, seconds in took.items()} == {"a": 3, "b": 3}
 
@@ -117,7 +117,7 @@ def test_one_command_runs_every_part_and_one_that_fails_stops_no_other(
 
     monkeypatch.setattr(gpu, "run", run)
     monkeypatch.setattr(gpu, "check", lambda order: None)
-    monkeypatch.setattr(gpu.common, "about_from_outside", lambda: {"device": "a", "commit": "b"})
+    monkeypatch.setattr(gpu.common, "describe_environment_in_child", lambda: {"device": "a", "commit": "b"})
     words = ["--nanogpt", "x", "--out", str(tmp_path / "new" / "out.json")]
     assert gpu.main(words) == 1
     own = ["doctor", "numerics", "transfer", "start", "step", "attention", "sides", "sample", "sample_reference", "fit"]
@@ -134,13 +134,13 @@ def test_a_result_of_another_commit_or_kind_is_not_added_to(tmp_path: Path, monk
     gpu, file = bench("gpu"), tmp_path / "out.json"
     here = {"device": "a", "commit": "b"}
     monkeypatch.setattr(gpu, "run", lambda part: (None, ""))
-    monkeypatch.setattr(gpu.common, "about_from_outside", lambda: here)
+    monkeypatch.setattr(gpu.common, "describe_environment_in_child", lambda: here)
     assert gpu.main(["--tiny", "--only", "doctor", "--out", str(file)]) == 0
     before = file.read_text()
     with pytest.raises(ConfigError, match="C041"):
         gpu.main(["--only", "start", "--out", str(file)])
     for other in ({"commit": "c"}, {"device": "d"}, {"commit": "b+"}, {"commit": None}):
-        monkeypatch.setattr(gpu.common, "about_from_outside", lambda other=other: here | other)
+        monkeypatch.setattr(gpu.common, "describe_environment_in_child", lambda other=other: here | other)
         with pytest.raises(ConfigError, match="C041"):
             gpu.main(["--tiny", "--only", "start", "--out", str(file)])
     assert file.read_text() == before
@@ -155,7 +155,7 @@ def test_a_part_or_a_checkout_that_is_not_there_is_told_before_anything_runs(
 ) -> None:
     gpu = bench("gpu")
     monkeypatch.setattr(gpu, "run", lambda part: pytest.fail(part.name))
-    monkeypatch.setattr(gpu.common, "about_from_outside", lambda: {"device": "a", "commit": "b"})
+    monkeypatch.setattr(gpu.common, "describe_environment_in_child", lambda: {"device": "a", "commit": "b"})
     with pytest.raises(ConfigError, match="C017]: --only nosuch"):
         gpu.main(["--only", "nosuch"])
     with pytest.raises(ConfigError, match="C060"):
@@ -179,7 +179,7 @@ def test_no_bench_overwrites_a_file_or_works_for_one_that_cannot_be(tmp_path: Pa
     kept = tmp_path / "kept.json"
     kept.write_text("mine")
     for place, words in ((kept, "C041"), (kept / "below.json", "S009")):
-        done = bench("common").child([str(BENCH / f"{name}.py"), *COMMANDS[name], str(place)])
+        done = bench("common").run_child([str(BENCH / f"{name}.py"), *COMMANDS[name], str(place)])
         assert (done.returncode in (2, 7), done.stdout) == (True, "")
         assert f"error[{words}]" in done.stderr
         assert "Traceback" not in done.stderr
@@ -204,13 +204,13 @@ def test_no_bench_overwrites_a_file_or_works_for_one_that_cannot_be(tmp_path: Pa
     ids=" ".join,
 )
 def test_numbers_and_names_that_cannot_be_measured_are_refused(words: list[str]) -> None:
-    done = bench("common").child([str(BENCH / f"{words[0]}.py"), *words[1:]])
+    done = bench("common").run_child([str(BENCH / f"{words[0]}.py"), *words[1:]])
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
 
 
 def test_a_platform_that_is_not_there_is_a_sentence() -> None:
-    done = bench("common").child([str(BENCH / "step.py"), "--tiny"], JAX_PLATFORMS="cuda")
+    done = bench("common").run_child([str(BENCH / "step.py"), "--tiny"], JAX_PLATFORMS="cuda")
     assert done.returncode == 2
     assert done.stderr.startswith("error[C020]")
 

@@ -4,6 +4,7 @@ The built-in ones are in jaxgpt/config/presets and are read through `importlib.r
 """
 
 import difflib
+import json
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -37,6 +38,14 @@ def load_config(name: str | Path) -> Config:
             "C003", f"{path} defines no 'config = Config(...)'", "see jaxgpt/config/presets/quickstart.py"
         )
     return config
+
+
+def write_config(config: Config, file: Path) -> Path:
+    """Writes `config` as a config file, which `load_config` and `--config` read; returns `file`."""
+    values = json.dumps(config.to_dict())
+    lines = ("import json", "from jaxgpt.config import Config", f"config = Config.from_dict(json.loads({values!r}))")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
 
 
 def find_config(name: str) -> Traversable:

@@ -1,12 +1,12 @@
 """Training in a process of its own, so that who asks for it never loads JAX."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxgpt.config import Config
+from jaxgpt.config.files import write_config
 
 STDERR = 2
 LAST_WORDS = 3  # lines
@@ -24,11 +24,7 @@ def train(config: Config, place: Path, *options: str, shown: bool = False) -> En
 
     Ctrl-C reaches the training too: it is waited for while it saves, and then raised here.
     """
-    file = place / "config.py"
-    values = json.dumps(config.to_dict())
-    file.write_text(
-        f"import json\nfrom jaxgpt.config import Config\nconfig = Config.from_dict(json.loads({values!r}))\n"
-    )
+    file = write_config(config, place / "config.py")
     command = [sys.executable, "-m", "jaxgpt.train", "--config", str(file), *options]
     output = STDERR if shown else subprocess.DEVNULL
     with subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True) as process:

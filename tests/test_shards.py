@@ -20,7 +20,7 @@ from helpers.shards import (
 )
 
 from jaxgpt import _loader
-from jaxgpt._loader import Dataset, Loader, ShardWriter, sample_starts
+from jaxgpt._loader import Dataset, Loader, ShardWriter, SplitWriter, sample_starts
 from jaxgpt.errors import JaxgptError
 
 
@@ -348,6 +348,36 @@ def test_the_writer_accepts_only_its_dtype(tmp_path: Path, data: Tokens) -> None
     with pytest.raises(ValueError, match="dtype = 'int16'; must be 'uint16' or 'uint32'"):
         ShardWriter(tmp_path / "001.bin", "int16")
     assert writer.tokens == 0
+
+
+@pytest.mark.parametrize("end", [None, 65_535])
+def test_a_split_writer_cuts_documents_into_shards(tmp_path: Path, data: Tokens, end: int | None) -> None:
+    documents = np.split(data[:5_000], [0, 7, 1_000, 1_001, 4_000])
+    writer = SplitWriter(tmp_path, "train", "uint16", shard_tokens=700, end_of_text=end)
+    for document in documents:
+        writer.add(2 * len(document), document.data)
+    written = writer.finish()
+    expected = np.concatenate([np.append(document, [] if end is None else [end]) for document in documents])
+    assert (written.documents, written.bytes, written.tokens) == (6, 10_000, len(expected))
+    names = [f"train_{index:06d}.bin" for index in range(len(written.shards))]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert [shard.tokens for shard in written.shards] == [700] * 7 + [len(expected) - 4_900]
+    shards = Dataset([shard.path for shard in written.shards])
+    np.testing.assert_array_equal(values(shards), expected)
+    assert shards.verify() == [shard.xxh3_128 for shard in written.shards]
+
+
+def test_a_split_writer_refuses_what_does_not_fit(tmp_path: Path, data: Tokens) -> None:
+    with pytest.raises(ValueError, match="end_of_text = 65536; must fit uint16"):
+        SplitWriter(tmp_path, "train", "uint16", shard_tokens=700, end_of_text=65_536)
+    with pytest.raises(ValueError, match="shard_tokens = 0; must be 1 to 2147483647"):
+        SplitWriter(tmp_path, "train", "uint16", shard_tokens=0)
+    writer = SplitWriter(tmp_path, "train", "uint16", shard_tokens=700)
+    with pytest.raises(TypeError, match="must be an array of uint16"):
+        writer.add(4, data[:2].astype(np.uint32).data)
+    assert writer.finish().shards == []
+    with pytest.raises(ValueError, match="finished"):
+        writer.add(2, data[:1].data)
 
 
 # --- the vocabulary --------------------------------------------------------------------------------------------------

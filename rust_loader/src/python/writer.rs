@@ -114,7 +114,14 @@ impl SplitWriter {
         let shard_tokens = shard_tokens.size("shard_tokens")?;
         let options = split_writer::Options { folder, name, dtype, layout: Layout::Shard, shard_tokens };
         let inner = to_py(py.detach(|| split_writer::SplitWriter::resume(options.clone(), State::default())))?;
-        let end_of_text = end_of_text.map_or_else(Vec::new, |token| token.to_le_bytes()[..dtype.size()].to_vec());
+        let end_of_text = match (end_of_text, dtype) {
+            (None, _) => Vec::new(),
+            (Some(token), Dtype::U32) => token.to_le_bytes().to_vec(),
+            (Some(token), Dtype::U16) => match u16::try_from(token) {
+                Ok(token) => token.to_le_bytes().to_vec(),
+                Err(_) => return Err(PyValueError::new_err(format!("end_of_text = {token}; must fit uint16"))),
+            },
+        };
         Ok(SplitWriter { options, end_of_text, inner: Some(inner) })
     }
 

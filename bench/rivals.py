@@ -65,10 +65,10 @@ def jaxgpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
     from jaxgpt.training import checkpoint, jax_setup, mesh, step
     from jaxgpt.training import optimizer as optim
 
-    jax_setup.set_up()
+    jax_setup.configure_jax()
     config = order.parsed()
     place = mesh.make_mesh(config.mesh, config.data.micro_batch)
-    config = checkpoint.resolved(config, place)
+    config = checkpoint.resolve_auto(config, place)
     optimizer = optim.make_optimizer(config.optim, config.run.steps)
     state = step.compile_init(config, optimizer, place)()
     train_step = step.compile_train_step(config, step.model_graphdef(config.model), optimizer, place)

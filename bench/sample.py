@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxgpt import sample
 from jaxgpt.config import Model
 from jaxgpt.config.files import load_config
+from jaxgpt.generation import sampler
+from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.model import backend, gpt
 from jaxgpt.training import jax_setup, step
 
@@ -54,10 +55,10 @@ def measure(settings: Model, batch: int, prompt: int, count: int, rounds: int) -
     params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(gpt.GPT(settings, rngs=nnx.Rngs(0)))))()
     cast = jax.jit(lambda params: step.cast_matrices(params, backend.compute_dtype(settings)))(params)
     prompts = np.random.default_rng(0).integers(0, settings.vocab_size, (batch, prompt), dtype=np.int32)
-    how: dict[str, Any] = {"settings": settings, "vocab_size": settings.vocab_size, "sampling": sample.Sampling(0.0)}
+    how: dict[str, Any] = {"settings": settings, "vocab_size": settings.vocab_size, "sampling": SamplingOptions(0.0)}
     sides: dict[str, Callable[[], np.ndarray]] = {
-        "cached": lambda: sample.generate(graphdef, params, prompts, count, **how),
-        "prefill": lambda: sample.generate(graphdef, params, prompts, 1, **how),
+        "cached": lambda: sampler.generate_tokens(graphdef, params, prompts, count, **how),
+        "prefill": lambda: sampler.generate_tokens(graphdef, params, prompts, 1, **how),
         "no cache": lambda: without_cache(graphdef, cast, prompts, count, settings),
     }
     first, said = {}, {}
@@ -95,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
     options = parser.parse_args(argv)
     common.check_output_path(options.out)
-    jax_setup.set_up()
+    jax_setup.configure_jax()
     about = common.describe_environment()
     settings = backend.resolve_auto(
         load_config(options.config).replace({"model": TINY} if options.tiny else {}).model, about["platform"]

@@ -20,7 +20,7 @@ from jaxgpt.config.options import Parser
 from jaxgpt.errors import ConfigError
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
-from jaxgpt.training.checkpoint import resolved
+from jaxgpt.training.checkpoint import resolve_auto
 from jaxgpt.training.mesh import batch_sharding, make_mesh
 
 
@@ -69,7 +69,7 @@ class Side:
 
     def __init__(self, variant: Variant, pool: dict[str, SharedState]) -> None:
         self.mesh = make_mesh(variant.config.mesh, variant.config.data.micro_batch)
-        self.config = resolved(variant.config, self.mesh)
+        self.config = resolve_auto(variant.config, self.mesh)
         self.optimizer = optim.make_optimizer(self.config.optim, self.config.run.steps)
         self._variant = variant
         self.program: Any = None

@@ -49,7 +49,7 @@ def time_run(config: Config, name: str, folder: Path, cache: Path) -> dict[str, 
     if done.returncode:
         print(done.stderr[-2000:].strip(), file=sys.stderr)
         raise SystemExit(done.returncode)
-    records = runlog.read(folder / "runs" / name / "log.jsonl")
+    records = runlog.read_log(folder / "runs" / name / "log.jsonl")
     steps = [record for record in records if record["kind"] == "step"]
     device = next(record["device"]["kind"] for record in records if record["kind"] == "start")
     seconds = [record["seconds"] for record in steps[NOT_STEADY:]]

@@ -311,7 +311,7 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
 
 def one_cell(options: argparse.Namespace) -> dict[str, Any]:
     """The first config at the first micro-batch, in this process."""
-    jax_setup.set_up()
+    jax_setup.configure_jax()
     with tempfile.TemporaryDirectory() as place:
         common.random_tokens(Path(place), options.tokens)
         sets = {text: programs_of(options.cell, number) for number, text in enumerate(options.set)}
@@ -320,7 +320,7 @@ def one_cell(options: argparse.Namespace) -> dict[str, Any]:
 
 def one_program(options: argparse.Namespace) -> dict[str, Any]:
     """The seconds that the one --set takes to compile; its program is left in the folder."""
-    jax_setup.set_up()
+    jax_setup.configure_jax()
     wanted = variant(first_config(options, Path("nowhere")), options.set[0])
     with cache_in(options.compile):
         return {"compile_cold_s": Side(wanted, {}).compile()}

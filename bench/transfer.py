@@ -169,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     blocks = 40 if options.tiny else options.blocks
     common.check_output_path(options.out)
-    jax_setup.set_up()
+    jax_setup.configure_jax()
     found: dict[str, Any] = {"about": common.describe_environment()}
     with tempfile.TemporaryDirectory() as place:
         common.random_tokens(Path(place), 200_000 if options.tiny else 50_000_000)

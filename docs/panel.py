@@ -14,7 +14,7 @@ from rich.console import Console
 from jaxgpt.runs import log as runlog
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.training.console import LivePanel
-from jaxgpt.training.metrics import Score, Scores, StepRecord
+from jaxgpt.training.records import Score, Scores, StepRecord
 from jaxgpt.utils.eta import estimate_eta
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     config = folder.config()
     console = Console(record=True, width=90, file=io.StringIO(), force_terminal=True)
     panel, paces = LivePanel(config, console), []
-    for record in runlog.read(folder.log_file):
+    for record in runlog.read_log(folder.log_file):
         if record.get("step", 0) > options.step:
             break
         if record["kind"] == "step":

@@ -1,241 +1,131 @@
-"""`python -m jaxgpt.train --config FILE`: the run, from tokens to a trained model that can be resumed to the bit.
+"""`python -m jaxgpt.train --config FILE`: trains a model from a folder of tokens, resuming where it stopped.
 
-A run is its folder: the same command resumes it from the newest checkpoint, or says that it is done. The batch of a
-step, its dropout and its learning rate are functions of (seed, step), so a resumed run is the uninterrupted one.
+A run is its folder: the same command resumes it from its newest checkpoint, or reports that it is done. The batch,
+dropout and learning rate of a step are functions of (seed, step), so a resumed run is bitwise identical to an
+uninterrupted one.
 """
 
-import platform
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
-import jax
-from jax.sharding import Mesh
-
-import jaxgpt
-from jaxgpt import errors, sample
-from jaxgpt.budget import plan_file, preflight
-from jaxgpt.config import Config, Run
+from jaxgpt import errors
+from jaxgpt.config import Config
 from jaxgpt.config.command_line import parse_config
 from jaxgpt.config.options import Parser
-from jaxgpt.data import dataset
-from jaxgpt.data.dataset import TokenDataset
-from jaxgpt.diagnose import report
-from jaxgpt.diagnose.stopper import MARK
-from jaxgpt.diagnose.watch import Watch
-from jaxgpt.errors import ConfigError, DataError, Stopped
-from jaxgpt.evaluate import Evaluator
-from jaxgpt.prepare.pipeline import prepare
-from jaxgpt.runs import folder as runfolder
-from jaxgpt.runs.folder import RunFolder
-from jaxgpt.runs.log import RunLog
-from jaxgpt.training import batches as data
-from jaxgpt.training import console as display
-from jaxgpt.training import jax_setup, step
-from jaxgpt.training import messages as announce
-from jaxgpt.training import optimizer as optim
-from jaxgpt.training.checkpoint import Checkpoints, Loaded, resolved
-from jaxgpt.training.console import Screen
-from jaxgpt.training.mesh import make_mesh
-from jaxgpt.training.metrics import Recorder, Scores
-from jaxgpt.training.step import TrainState
+from jaxgpt.errors import Stopped
+from jaxgpt.runs.folder import CheckpointRef, RunFolder, find_run
+from jaxgpt.runs.log import DONE, EARLY_STOP, StopReason
 from jaxgpt.utils.signals import GracefulShutdown
 
+if TYPE_CHECKING:
+    from jaxgpt.diagnose.watch import Watch
+    from jaxgpt.training.session import TrainingSession
+
 DESCRIPTION = (
-    "Trains a config. A run is its folder: the same command resumes it from the newest checkpoint, or says that it is "
-    "done. The batch of a step, its dropout and its learning rate depend only on the seed and the step, so a resumed "
-    "run is bitwise identical to an uninterrupted one."
+    "Trains a config. A run is its folder: the same command resumes it from the newest checkpoint, or reports that it "
+    "is done. The batch of a step, its dropout and its learning rate depend only on the seed and the step, so a "
+    "resumed run is bitwise identical to an uninterrupted one."
 )
+SIGNAL = StopReason("signal")
 
 
-class Fork(NamedTuple):
-    """A checkpoint to start from: of which run, and its step or "latest"."""
+def train(config: Config, fork: CheckpointRef | None = None) -> RunFolder:
+    """Trains until `config.run.steps`, resuming from the run folder's newest checkpoint if it has one.
 
-    run: RunFolder
-    step: str = "latest"
-
-
-def train(config: Config, fork: Fork | None = None) -> RunFolder:
-    """Trains until `config.run.steps`, resuming from the run's folder if that holds a checkpoint.
-
-    `fork` is a checkpoint of another run that a new run starts from. Raises `JaxgptError` for what its reader can mend,
-    and `Stopped` after a signal, when everything is saved.
+    A new run starts from the checkpoint `fork`, if one is given. Raises a `JaxgptError` for what the user can fix, and
+    `Stopped` after a signal, when everything is saved.
     """
-    stated, mesh = config, make_mesh(config.mesh, config.data.micro_batch)
-    config = resolved(config, mesh)
-    folder = RunFolder.of(config)
+    # Imported here because these load JAX, which takes seconds: by now the command line is known to be right.
+    from jaxgpt.budget import plan_file, preflight
+    from jaxgpt.budget.devices import peak_flops
+    from jaxgpt.diagnose import report
+    from jaxgpt.diagnose.watch import Watch
+    from jaxgpt.training import messages
+    from jaxgpt.training.session import open_run, start_session
+
     with ExitStack() as stack:
-        enter = stack.enter_context
-        stop = enter(GracefulShutdown())
-        folder.check_place()
-        folder.check_config(stated)
-        preflight.check_memory(config, jax_setup.device_bytes(mesh), mesh.size)
-        tokens = open_tokens(config)
-        optimizer = optim.make_optimizer(config.optim, config.run.steps)
-        template = step.abstract_state(config, optimizer, mesh)
-        if fork is not None and not folder.config_file.exists():
-            check_fork(config, fork, tokens, template)
-        enter(folder.lock())
-        folder.check_config(stated)
-        folder.check_tokens(tokens.identity)
-        checkpoints = enter(Checkpoints(folder.checkpoints, config.run))
-        state = restored(template, checkpoints, fork) or step.compile_init(config, optimizer, mesh)()
-        first, run = int(state.step), config.run
-        if over := announce.over(folder, run, first):
-            print(over)
-            return folder
-        folder.record(stated, tokens.identity, tokens.tokenizer)
-        plan_file.write_plan(folder, config, tokens.train.tokens, mesh.devices.flat[0].device_kind)
+        shutdown = stack.enter_context(GracefulShutdown())
 
-        graphdef = step.model_graphdef(config.model)
-        train_step = step.compile_train_step(config, graphdef, optimizer, mesh)
-        enter(report.kept(folder))
-        log = enter(RunLog(folder.log_file))
-        log.write("start", **about(stated, mesh, first), fork=fork and str(fork.run.path))
-        print(announce.opening(config, tokens, list(mesh.devices.flat), folder, first), flush=True)
-        screen = enter(display.open_display(config))
-        stop.on_abort = screen.close
-        record = enter(Recorder(config, log, screen, tokens.train, mesh, folder.tensorboard))
-        watch = Watch(folder, shown=screen.live, stopping=run.early_stop)
-        between = Between(run, Evaluator(config, tokens, mesh, graphdef), checkpoints, record, stop, watch)
-        if first == 0:
-            between.evaluate(0, state)
-        batches = enter(data.train_batches(config, tokens.train, mesh, first, tokens.vocab_size))
-        for done, block in enumerate(batches, start=first + 1):
-            state, metrics = train_step(state, block)
-            record.step(done - 1, metrics)
-            if between.steps(done, state):
-                log.reason = MARK + between.advice
-                break
-        trained = Loaded(config, graphdef, state.params, tokens.tokenizer, mesh, done)
-        finish(trained, tokens, folder, between, screen)
-    return folder
+        # Open the run: whatever may refuse it does so here, before anything is written.
+        run = stack.enter_context(open_run(config, fork, preflight.check_memory))
+        if reason := run.already_stopped():
+            print(messages.already_stopped(reason, run.folder, run.start_step, run.config.run.steps))
+            return run.folder
+
+        # Start it: its folder gets the config, the plan and the log, and a report when all that follows has ended.
+        run.folder.write_identity(config, run.dataset.identity, run.dataset.tokenizer)
+        plan_file.write_plan(run.folder, run.config, run.dataset.train.tokens, run.device_kind)
+        stack.enter_context(report.kept(run.folder))
+        session = stack.enter_context(start_session(run, shutdown, peak_flops(run.device_kind)))
+        diagnosis = Watch(run.folder, shown=session.display.live, stopping=config.run.early_stop)
+
+        # Train.
+        if run.start_step == 0:
+            session.evaluate()
+        stop = run_steps(session, diagnosis, shutdown)
+        if stop is not DONE:
+            run.checkpoints.wait()  # nothing is reported as saved before it is on the disk
+        if stop is SIGNAL and shutdown.exit_status is not None:
+            raise Stopped(messages.stopped_by_signal(session.step), shutdown.exit_status)
+
+        # Finish: the result below the display, and what to do next.
+        session.log.stop_reason = stop
+        finish(session, stop)
+    return run.folder
 
 
-class Between:
-    """What happens between two steps when it is due: evaluating, saving, stopping."""
+def run_steps(session: "TrainingSession", diagnosis: "Watch", shutdown: GracefulShutdown) -> StopReason:
+    """The training loop. Returns why it ended; the state after its last step is then being saved."""
+    config = session.config.run
+    checkpoints = session.run.checkpoints
+    best_loss = checkpoints.best_loss()
+    with session.open_batches() as batches:
+        for batch in batches:
+            metrics = session.train_step(batch)
+            step = session.step  # steps done, with this one
+            session.recorder.step(step - 1, metrics)  # records the step before; the device still computes this one
+            shutdown.enable_save()
+            checkpoints.raise_failed_save()
 
-    def __init__(
-        self,
-        run: Run,
-        evaluator: Evaluator,
-        checkpoints: Checkpoints,
-        record: Recorder,
-        stop: GracefulShutdown,
-        watch: Watch,
-    ) -> None:
-        self._run, self._evaluator, self._checkpoints = run, evaluator, checkpoints
-        self._record, self._stop, self._watch = record, stop, watch
-        self._best = checkpoints.best_loss()
-        self.last: Scores | None = None
-        self.advice = ""  # why the run should end here, by its own diagnosis
-
-    def steps(self, done: int, state: TrainState) -> bool:
-        """After `done` updates: evaluates and saves if due; whether the run ends here by its own advice.
-
-        Raises `Stopped` if a signal asked for that.
-        """
-        self._stop.enable_save()
-        self._checkpoints.check()
-        last, stopping = done == self._run.steps, self._stop.exit_status is not None
-        scores = self.evaluate(done, state) if last or done % self._run.eval_every == 0 else None
-        improved = scores is not None and scores.main.loss < self._best
-        if scores is not None:
-            self._best = min(self._best, scores.main.loss)
-        early = bool(self.advice) and not last
-        if last or stopping or improved or early or done % self._run.save_every == 0:
-            self._save(done, state, scores)
-        if self._stop.exit_status is not None and stopping and not last:
-            self._checkpoints.wait()
-            message = f"stopped after step {done:,}, saved; the same command goes on from there"
-            raise Stopped(message, self._stop.exit_status)
-        if early:
-            self._checkpoints.wait()
-        return early
-
-    def evaluate(self, done: int, state: TrainState) -> Scores:
-        with self._record.pause():
-            self.last = self._evaluator(state.params)
-            self._record.scores(done, self.last)
-            if done:
-                forecast, self.advice = self._watch.look()
-                self._record.forecast(forecast)
-        return self.last
-
-    def _save(self, done: int, state: TrainState, scores: Scores | None) -> None:
-        with self._record.pause():  # the pause reads the step's loss first: a state that is not finite is never saved
-            self._checkpoints.save(done, state, scores.main.loss if scores else None)
-            self._record.saved(done)
+            is_last = step == config.steps
+            stop = SIGNAL if shutdown.exit_status is not None else None
+            scores = None
+            is_best = False
+            if is_last or step % config.eval_every == 0:
+                scores = session.evaluate()
+                is_best = scores.main.loss < best_loss
+                best_loss = min(best_loss, scores.main.loss)
+                outlook = diagnosis.look()
+                session.recorder.forecast(outlook.forecast)
+                if outlook.stop and stop is None:
+                    stop = StopReason(EARLY_STOP, outlook.stop)
+            if stop or is_last or is_best or step % config.save_every == 0:
+                session.save(scores)
+            if stop and not is_last:
+                return stop
+    return DONE
 
 
-def open_tokens(config: Config) -> TokenDataset:
-    """The config's tokens, prepared first where it names sources for them, every one of them read and checked."""
-    try:
-        tokens = dataset.open_folder(config.data.path)
-    except DataError as error:
-        if error.code != "D002" or not config.data.sources:
-            raise
-        how = config.data
-        prepare(
-            how.sources,
-            how.path,
-            tokenizer=how.tokenizer,
-            train_tokenizer=how.train_tokenizer,
-            val_tokens=how.val_tokens,
-        )
-        tokens = dataset.open_folder(how.path)
-    dataset.check_vocabulary(config.model.vocab_size, tokens)
-    for split in (tokens.train, tokens.val):
-        if split:
-            split.windows(config.model.block_size)
-    with display.checking("checking the tokens") as progress:
-        tokens.verify(progress)
-    return tokens
+def finish(session: "TrainingSession", stop: StopReason) -> None:
+    """Prints a sample, if the config asks for one, then the result and what to do next."""
+    from jaxgpt.budget import plan_file  # these load JAX, like those of `train`
+    from jaxgpt.generation.sampler import generate_texts
+    from jaxgpt.training import messages
 
-
-def check_fork(config: Config, fork: Fork, tokens: TokenDataset, template: TrainState) -> None:
-    """Raises a `JaxgptError` if a new run with `config` on `tokens` cannot start where `fork` is."""
-    fork.run.check_tokenizer(tokens.identity)
-    with Checkpoints(fork.run.checkpoints) as source:
-        done = source.find(fork.step)
-        source.check_fit(template, done)
-    if done >= config.run.steps:
-        what = f"run.steps = {config.run.steps}; the run to fork has {done} steps already"
-        raise ConfigError("C030", what, f"--run.steps {2 * done}")
-
-
-def restored(template: TrainState, checkpoints: Checkpoints, fork: Fork | None) -> TrainState | None:
-    """The newest checkpoint's state, else that of the checkpoint to fork from, if there is one."""
-    latest = checkpoints.latest()
-    if latest is not None:
-        return checkpoints.restore(template, latest)
-    if fork is not None:
-        with Checkpoints(fork.run.checkpoints) as source:
-            return source.restore(template, source.find(fork.step))
-    return None
-
-
-def about(config: Config, mesh: Mesh, first: int) -> dict[str, Any]:
-    """What the log's first record says of the run: its config, versions and devices."""
-    devices = list(mesh.devices.flat)
-    versions = {"jaxgpt": jaxgpt.__version__, "jax": jax.__version__, "python": platform.python_version()}
-    device = {"kind": devices[0].device_kind, "count": len(devices)}
-    return {"step": first, "config": config.to_dict(), "versions": versions, "device": device}
-
-
-def finish(trained: Loaded, tokens: TokenDataset, folder: RunFolder, between: Between, screen: Screen) -> None:
-    """Shows a sample, if the config asks for one, the result, and what to do next."""
-    screen.close()  # what follows stands below the panel
-    run = trained.config.run
-    if trained.step < run.steps:
-        screen.say(announce.stopped_early(trained.step, run.steps, between.advice))
-    if run.sample_prompt:
-        text = next(sample.texts(trained, run.sample_prompt, count=run.sample_tokens, seed=run.seed))
-        screen.say(f"\nsample:\n{run.sample_prompt}{text}\n")
-    if between.last:
-        screen.say(announce.closing(between.last, tokens, folder, trained.step))
-        screen.say(plan_file.final_comparison(folder))
+    display = session.display
+    folder = session.run.folder
+    config = session.config.run
+    display.close()  # what follows is printed below it
+    if stop.is_early:
+        display.print(messages.stopped_early(session.step, config.steps, stop.detail))
+    if config.sample_prompt:
+        texts = generate_texts(session.model(), config.sample_prompt, count=config.sample_tokens, seed=config.seed)
+        display.print(f"\nsample:\n{config.sample_prompt}{next(texts)}\n")
+    if session.scores:
+        display.print(messages.summary(session.scores, session.run.dataset, folder, session.step))
+        display.print(plan_file.final_comparison(folder))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -244,11 +134,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--fork",
         metavar="RUN",
-        help="a new run starts from the newest checkpoint of this one, or at RUN/checkpoints/STEP",
+        help="start a new run from the newest checkpoint of this one, or from RUN/checkpoints/STEP",
     )
     config, options = parse_config(parser, argv)
-    jax_setup.set_up()
-    train(config, Fork(*runfolder.find(options.fork)) if options.fork else None)
+    fork = find_run(options.fork) if options.fork else None
+
+    from jaxgpt.training import jax_setup  # loads JAX
+
+    jax_setup.configure_jax()
+    train(config, fork)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_a_run_without_a_readable_plan_is_told_so(text: str | None, tmp_path: Pa
     if text is not None:
         (folder.path / plan_file.NAME).write_text(text)
     with pytest.raises(ConfigError) as caught:
-        plan_file.compare_with_actual(runfolder.find("run")[0])
+        plan_file.compare_with_actual(runfolder.find_run("run")[0])
     assert caught.value.code == "C046"
 
 

@@ -18,7 +18,7 @@ from jaxgpt.diagnose.backtest import Backtest
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.errors import CheckpointError, ConfigError, JaxgptError
 from jaxgpt.runs.folder import RunFolder
-from jaxgpt.training.metrics import learning_rates
+from jaxgpt.training.recorder import learning_rates
 
 RUN = {"run.steps": 60, "run.eval_every": 4, "run.save_every": 20, "run.keep_latest": 9, "optim.schedule": "constant"}
 FORECAST = Forecast(3.0, 0.1, 2.9, 3.1, 2.8, 3.2)
@@ -33,7 +33,7 @@ def run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
 
 def paper(folder: Path, config: Config, *checkpoints: int) -> RunFolder:
     """A run's folder with a config and places of checkpoints, nothing else."""
-    made = RunFolder.of(config.replace({"run": {"dir": str(folder), "name": "a"}}))
+    made = RunFolder.from_config(config.replace({"run": {"dir": str(folder), "name": "a"}}))
     for step in checkpoints:
         (made.checkpoints / str(step)).mkdir(parents=True)
     (made.checkpoints / "70.orbax-checkpoint-tmp").mkdir(parents=True)

@@ -211,9 +211,9 @@ def test_an_import_that_is_too_slow_is_not_told_to_reinstall() -> None:
 @pytest.mark.parametrize("node", ["nvidiactl", "libcuda.so.1"])
 def test_either_file_is_a_gpus_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str) -> None:
     monkeypatch.setattr(jax_setup, "DRIVER_NODES", [tmp_path / Path(path).name for path in jax_setup.DRIVER_NODES])
-    assert not jax_setup.gpu_driver()
+    assert not jax_setup.has_gpu_driver()
     (tmp_path / node).touch()
-    assert jax_setup.gpu_driver()
+    assert jax_setup.has_gpu_driver()
 
 
 def test_cudnn_and_dma_map_that_do_not_run_say_why_and_what_to_do() -> None:

@@ -22,7 +22,8 @@ from jaxgpt.diagnose.stopper import Stopper
 from jaxgpt.diagnose.watch import Watch
 from jaxgpt.logs.history import Evaluation, History, Step
 from jaxgpt.runs import log as runlog
-from jaxgpt.training.metrics import Score, Scores
+from jaxgpt.training import session
+from jaxgpt.training.records import Score, Scores
 
 PLANTED = ROOT / "tests" / "planted"
 EARLY = {"run.eval_every": 4, "run.early_stop": True, "run.save_every": STEPS}
@@ -120,7 +121,7 @@ def advised(monkeypatch: pytest.MonkeyPatch) -> None:
         def __call__(self, params: Any) -> Scores:
             return Scores(Score(4.0, 0.1, 16, None), Score(next(val), 0.1, 16, None))
 
-    monkeypatch.setattr(train, "Evaluator", Judge)
+    monkeypatch.setattr(session, "Evaluator", Judge)
     monkeypatch.setattr(watch.own, "of", lambda folder: found("severe-overfitting"))
 
 

@@ -24,13 +24,14 @@ from helpers.training import (
 from jaxgpt import errors, evaluate, train
 from jaxgpt.data import dataset
 from jaxgpt.data.dataset import Split
-from jaxgpt.evaluate import Evaluator
 from jaxgpt.prepare.pipeline import prepare
 from jaxgpt.training import batches as data
+from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
-from jaxgpt.training.checkpoint import resolved
+from jaxgpt.training.checkpoint import resolve_auto
+from jaxgpt.training.evaluator import Evaluator
 from jaxgpt.training.mesh import make_mesh
-from jaxgpt.training.metrics import Scores
+from jaxgpt.training.records import Scores
 
 BLOCK = 16
 
@@ -48,8 +49,8 @@ def scores(workspace: Path, **changes: Any) -> Scores:
     """A new model's scores on `workspace`/data."""
     config = tiny_config(workspace, {name.replace("__", "."): value for name, value in changes.items()})
     mesh = make_mesh(config.mesh, config.data.micro_batch)
-    config = resolved(config, mesh)
-    state = step.init_state(config, train.optim.make_optimizer(config.optim, 10))
+    config = resolve_auto(config, mesh)
+    state = step.init_state(config, optim.make_optimizer(config.optim, 10))
     return Evaluator(config, dataset.open_folder(config.data.path), mesh, step.model_graphdef(config.model))(
         state.params
     )
@@ -117,9 +118,9 @@ def test_dropout_is_off(workspace: Path) -> None:
 
 def test_the_loss_is_that_of_the_model(workspace: Path) -> None:
     """Uniform logits cost ln 64 nats per token, whatever the text."""
-    config = resolved(tiny_config(workspace), make_mesh(tiny_config(workspace).mesh, 4))
+    config = resolve_auto(tiny_config(workspace), make_mesh(tiny_config(workspace).mesh, 4))
     mesh = make_mesh(config.mesh, 4)
-    state = step.init_state(config, train.optim.make_optimizer(config.optim, 10))
+    state = step.init_state(config, optim.make_optimizer(config.optim, 10))
     zeros = jax.tree.map(lambda leaf: leaf * 0, state.params)
     found = Evaluator(config, dataset.open_folder(workspace / "data"), mesh, step.model_graphdef(config.model))(zeros)
     assert found.main.loss == pytest.approx(math.log(VOCABULARY), rel=1e-6)

@@ -23,7 +23,7 @@ from helpers.training import (
 )
 
 from jaxgpt import errors, train
-from jaxgpt.runs.folder import RunFolder
+from jaxgpt.runs.folder import CheckpointRef, RunFolder
 
 STEPS = 40
 EPOCHS = {"run.steps": STEPS, "run.save_every": 3, "run.eval_every": STEPS}  # five epochs of 62 windows
@@ -138,8 +138,8 @@ def test_a_fork_that_is_interrupted_goes_on_from_its_own_checkpoint(
     with monkeypatch.context() as patch:
         after_step(patch, 26, crash)
         with pytest.raises(Crash):
-            train.train(longer, train.Fork(run_folder(workspace)))
-    train.train(longer, train.Fork(run_folder(workspace)))
+            train.train(longer, CheckpointRef(run_folder(workspace)))
+    train.train(longer, CheckpointRef(run_folder(workspace)))
     starts = [record["step"] for record in records(run_folder(workspace, "longer"), "start")]
     assert starts == [20, 24]
     assert len(logged_losses(run_folder(workspace, "longer"))) == 10

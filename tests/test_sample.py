@@ -1,299 +1,67 @@
-"""Sampling: greedy text against a loop without a cache, and which tokens are drawn, how often and until when."""
+"""The sample command: its output, the options that it refuses, and answers that do not wait for JAX."""
 
-import dataclasses
-from collections.abc import Iterator
-from functools import partial
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from flax import nnx
+from conftest import ROOT
 
 from jaxgpt import errors, sample
-from jaxgpt.config import Config, Model
-from jaxgpt.errors import ConfigError, NonFiniteError
-from jaxgpt.model import gpt
-from jaxgpt.sample import Sampling, _keep, draw, generate
-from jaxgpt.training import step
-from jaxgpt.training.checkpoint import Loaded
-
-GPT2 = Model(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=64, bias=True, dtype="float32", attention="xla")
-MODERN = dataclasses.replace(GPT2, architecture="modern", bias=False, n_kv_head=2, tie_embeddings=False)
-SHALLOW = dataclasses.replace(GPT2, n_layer=1)
-FIXED = dataclasses.replace(GPT2, n_layer=1, n_embd=4, vocab_size=8, tie_embeddings=False)
-GREEDY = Sampling(temperature=0.0)
-PLAIN = Sampling(temperature=1.0)
-both_architectures = pytest.mark.parametrize("settings", [GPT2, MODERN], ids=["gpt2", "modern"])
+from jaxgpt.runs.folder import CheckpointRef, RunFolder
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    """Half the time to compile, and the same computations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def lively(settings: Model) -> step.Params:
-    """Initial parameters with matrices five times as large, so that the next token depends on all before it."""
-    params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(gpt.GPT(settings, rngs=nnx.Rngs(0)))))()
-    return jax.tree.map(lambda leaf: leaf * 5 if leaf.ndim >= 2 else leaf, params)
-
-
-def always(logits: Any) -> step.Params:
-    """Parameters of `FIXED` that give the same eight logits whatever they read."""
-    params, first = lively(FIXED), jnp.array([1.0, 0, 0, 0])
-    params["norm"] = {"scale": jnp.zeros(4), "bias": first}
-    params["output"] = jnp.outer(jnp.array(logits, jnp.float32), first)
-    return params
-
-
-def continued(settings: Model, params: step.Params, prompt: Any, count: int, **options: Any) -> np.ndarray:
-    options = {"vocab_size": settings.vocab_size, "sampling": PLAIN, **options}
-    return generate(step.model_graphdef(settings), params, np.array(prompt), count, settings=settings, **options)
-
-
-@partial(jax.jit, static_argnums=0)
-def logits_of_all(settings: Model, params: step.Params, tokens_BxT: jax.Array) -> jax.Array:
-    return nnx.merge(step.model_graphdef(settings), params)(tokens_BxT)
-
-
-def slow_greedy(settings: Model, params: step.Params, prompt_BxP: np.ndarray, count: int) -> np.ndarray:
-    """Every token from a full pass over what the model may see; a full block keeps its latter half."""
-    block, tokens, start = settings.block_size, prompt_BxP, 0
-    for _ in range(count):
-        if tokens.shape[1] - start >= block:
-            start = tokens.shape[1] - block // 2
-        seen = tokens[:, start:]
-        filled = np.pad(seen, ((0, 0), (0, block - seen.shape[1])))
-        logits_BxV = logits_of_all(settings, params, filled)[:, seen.shape[1] - 1]
-        tokens = np.concatenate([tokens, np.argmax(logits_BxV, axis=-1)[:, None]], axis=1)
-    return tokens[:, prompt_BxP.shape[1] :]
-
-
-@both_architectures
-@pytest.mark.parametrize(("prompt", "count"), [(5, 27), (16, 3)])
-def test_greedy_text_is_the_argmax_of_full_passes_even_beyond_the_block(
-    settings: Model, prompt: int, count: int
+def test_samples_are_separated_by_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params, prompts = lively(settings), np.random.default_rng(0).integers(0, 64, (2, prompt))
-    found = continued(settings, params, prompts, count, sampling=GREEDY)
-    np.testing.assert_array_equal(found, slow_greedy(settings, params, prompts, count))
-
-
-def slow_sampled(
-    settings: Model, params: step.Params, prompt_BxP: np.ndarray, count: int, seed: int, sampling: Sampling
-) -> np.ndarray:
-    """Draws with the keys of (seed, row, number) from full passes over everything before, without a cache."""
-    tokens, first = prompt_BxP, prompt_BxP.shape[1]
-    key = jax.random.fold_in(jax.random.key(seed), first)
-    for number in range(count):
-        filled = np.pad(tokens, ((0, 0), (0, settings.block_size - tokens.shape[1])))
-        logits_BxV = logits_of_all(settings, params, filled)[:, tokens.shape[1] - 1]
-        keys = [jax.random.fold_in(jax.random.fold_in(key, row), number) for row in range(len(tokens))]
-        new_B = draw(logits_BxV[:, :60], jnp.stack(keys), sampling)
-        tokens = np.concatenate([tokens, np.asarray(new_B)[:, None]], axis=1)
-    return tokens[:, first:]
-
-
-@both_architectures
-@pytest.mark.parametrize("same", [True, False], ids=["one prompt", "several"])
-def test_drawn_text_is_that_of_full_passes_while_the_cache_doubles(
-    settings: Model, same: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sample, "LEAST_CACHE", 4)
-    monkeypatch.setattr(sample, "LEAST_PROMPT", 4)
-    sizes, grow = [], sample._grow
-    monkeypatch.setattr(sample, "_grow", lambda size, state: sizes.append(size) or grow(size, state))
-    settings, sampling = dataclasses.replace(settings, block_size=24), Sampling(0.9, top_k=20)
-    params, prompts = lively(settings), np.random.default_rng(1).integers(0, 60, (3, 5))
-    prompts = np.tile(prompts[:1], (3, 1)) if same else prompts
-    found = continued(settings, params, prompts, 19, vocab_size=60, sampling=sampling, seed=7)
-    np.testing.assert_array_equal(found, slow_sampled(settings, params, prompts, 19, 7, sampling))
-    assert sizes == [16, 24]
-
-
-def test_prompts_and_answers_of_many_lengths_compile_two_programs() -> None:
-    settings = dataclasses.replace(SHALLOW, block_size=32, n_embd=16)
-    params = lively(settings)
-    before = sample._begin._cache_size(), sample._go_on._cache_size()
-    for length in (2, 9, 31):
-        for count in (1, 32 - length):
-            assert continued(settings, params, [[1] * length], count).shape == (1, count)
-    assert (sample._begin._cache_size() - before[0], sample._go_on._cache_size() - before[1]) == (1, 1)
-
-
-def test_one_prompt_for_many_rows_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    read, begin = [], sample._begin
-    monkeypatch.setattr(sample, "_begin", lambda *given: read.append(len(given[4])) or begin(*given))
-    params = lively(SHALLOW)
-    continued(SHALLOW, params, [[1, 2, 3]] * 4, 2)
-    continued(SHALLOW, params, [[1, 2, 3], [1, 2, 4]], 2)
-    assert read == [1, 2]
-
-
-def test_a_token_that_the_tokenizer_lacks_is_never_sampled() -> None:
-    params = always([0, 1, 2, 0, 0, 9, 9, 9])
-    assert (continued(FIXED, params, [[0]], 10, vocab_size=5, sampling=GREEDY) == 2).all()
-    drawn = continued(FIXED, params, [[0]] * 50, 10, vocab_size=5)
-    assert set(np.unique(drawn)) == set(range(5))
-    few = continued(FIXED, params, [[0]] * 50, 10, vocab_size=5, sampling=Sampling(1.0, top_k=2))
-    assert set(np.unique(few)) == {1, 2}
-
-
-def test_a_seed_fixes_the_text_and_another_changes_it() -> None:
-    params = lively(SHALLOW)
-    first, again, other = (continued(SHALLOW, params, [[1, 2, 3]] * 2, 13, seed=seed) for seed in (5, 5, 6))
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).mean() > 0.5
-
-
-def test_a_row_does_not_depend_on_the_number_of_rows_nor_repeat_another() -> None:
-    params = lively(SHALLOW)
-    two, three = (continued(SHALLOW, params, [[1, 2, 3]] * rows, 13) for rows in (2, 3))
-    np.testing.assert_array_equal(two, three[:2])
-    assert (three[1] != three[2]).mean() > 0.5
-
-
-def test_a_row_ends_at_its_stop_token_which_fills_it_up() -> None:
-    params, stop, count = always(np.zeros(8)), 3, 15 + 8  # a block, and the half that follows it
-    free = continued(FIXED, params, [[stop]] * 6, count, seed=1)
-    ended = continued(FIXED, params, [[stop]] * 6, count, seed=1, stop=stop)
-    for row, unstopped in zip(ended, free, strict=True):
-        length = list(unstopped).index(stop)
-        np.testing.assert_array_equal(row, [*unstopped[:length], *[stop] * (count - length)])
-    lengths = [list(row).index(stop) for row in ended]
-    assert min(lengths) < 15 < max(lengths)
-
-
-def test_nothing_is_drawn_after_the_last_row_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    stopping, draws = always([0, 0, 0, 50, 0, 0, 0, 0]), []
-
-    def counted(*arguments: Any) -> jax.Array:
-        jax.debug.callback(lambda: draws.append(1))
-        return draw(*arguments)
-
-    monkeypatch.setattr(sample, "draw", counted)
-    found = continued(FIXED, stopping, [[0]] * 2, 100, stop=3, vocab_size=7)
-    jax.effects_barrier()
-    assert (found == 3).all()
-    assert len(draws) == 1
-
-
-def chi_square(drawn: np.ndarray, probabilities: np.ndarray) -> float:
-    expected = probabilities * drawn.size
-    return float(((np.bincount(drawn.ravel(), minlength=len(expected)) - expected) ** 2 / expected).sum())
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_draws_are_distributed_as_softmax_of_logits_over_temperature(temperature: float) -> None:
-    logits = np.linspace(-1, 1, 8)
-    drawn = continued(FIXED, always(logits), [[0]] * 300, 15, sampling=Sampling(temperature))
-    powers = np.exp(logits / temperature)
-    assert chi_square(drawn, powers / powers.sum()) < 24.3  # one in a thousand at 7 degrees of freedom
-    assert chi_square(drawn, np.full(8, 1 / 8)) > 24.3
-
-
-def slow_keep(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:
-    """The top_k likeliest; of those the fewest likeliest whose probabilities, among them, sum up to top_p."""
-    ranked = sorted(range(len(logits)), key=lambda v: -logits[v])[: top_k or None]
-    powers = np.exp(np.float64(logits[ranked]))
-    total, kept = 0.0, set()
-    for token, probability in zip(ranked, powers / powers.sum(), strict=True):
-        if total < top_p:
-            kept.add(token)
-        total += probability
-    return kept
-
-
-@pytest.mark.parametrize("top_k", [0, 1, 5, 20, 99])
-@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 1.0])
-def test_top_k_and_top_p_keep_what_a_slow_reading_keeps(top_k: int, top_p: float) -> None:
-    logits_BxV = 2 * np.random.default_rng(0).normal(size=(10, 20)).astype(np.float32)
-    kept_BxV = np.asarray(_keep(jnp.asarray(logits_BxV), Sampling(1.0, top_k, top_p)))
-    for row, kept in zip(logits_BxV, kept_BxV, strict=True):
-        assert set(np.flatnonzero(np.isfinite(kept))) == slow_keep(row, top_k, top_p)
-        np.testing.assert_array_equal(kept[np.isfinite(kept)], row[np.isfinite(kept)])
-
-
-def test_temperature_comes_before_top_p() -> None:
-    """At temperature 1 two tokens hold 0.8 of the probability; at temperature 3 it takes all three."""
-    logits_BxV, keys_B = jnp.log(jnp.array([[0.6, 0.3, 0.1]] * 500)), jax.random.split(jax.random.key(0), 500)
-    assert set(np.unique(draw(logits_BxV, keys_B, Sampling(1.0, top_p=0.8)))) == {0, 1}
-    assert set(np.unique(draw(logits_BxV, keys_B, Sampling(3.0, top_p=0.8)))) == {0, 1, 2}
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1e-4, 1e-30, 1e-38, 1e-44, 5e-324])
-def test_a_vanishing_temperature_takes_the_likeliest(temperature: float) -> None:
-    logits_BxV = jax.random.normal(jax.random.key(0), (50, 20))
-    found = draw(logits_BxV, jax.random.split(jax.random.key(1), 50), Sampling(temperature))
-    np.testing.assert_array_equal(found, np.argmax(logits_BxV, axis=-1))
-    assert found.dtype == jnp.int32
-
-
-@pytest.mark.parametrize("sampling", [GREEDY, PLAIN, Sampling(1.0, top_p=0.9)], ids=["greedy", "plain", "top-p"])
-@pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_logits_that_are_not_finite_are_an_error_and_no_text(sampling: Sampling, wrong: float) -> None:
-    with pytest.raises(NonFiniteError, match="N002"):
-        continued(FIXED, always([0, 1, wrong, 0, 0, 0, 0, 0]), [[0]] * 2, 3, sampling=sampling)
-
-
-def test_many_samples_are_drawn_in_batches_and_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, inner = [], sample.generate
-    monkeypatch.setattr(sample, "generate", lambda *a, **how: sizes.append(len(a[2])) or inner(*a, **how))
-    settings = dataclasses.replace(SHALLOW, vocab_size=256)
-    graph, tokenizer = step.model_graphdef(settings), Bytes()
-    loaded = Loaded(Config(model=settings), graph, lively(settings), tokenizer, None, 1)  # type: ignore[arg-type]
-    at_once = list(sample.texts(loaded, "ab", count=20, samples=4, sampling=PLAIN))
-    monkeypatch.setattr(sample, "MOST_ROWS", 2)
-    assert list(sample.texts(loaded, "ab", count=20, samples=4, sampling=PLAIN)) == at_once
-    assert sizes == [4, 2, 2]
-    assert len(set(at_once)) == 4
-
-
-class Bytes:
-    """A tokenizer whose tokens are bytes."""
-
-    eot, vocab_size = None, 256
-
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode("latin-1"))
-
-    def decode(self, ids: list[int]) -> str:
-        return bytes(ids).decode("latin-1")
-
-
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}])
-def test_impossible_sampling_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="C009"):
-        Sampling(**wrong)
-
-
-def test_samples_are_parted_by_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sample.runtime, "set_up", lambda: None)
-    monkeypatch.setattr(sample.runfolder, "find", lambda *_: ())
-    monkeypatch.setattr(sample.checkpoint, "load", lambda: None)
-    monkeypatch.setattr(sample, "texts", lambda *_, **__: iter("bcd"))
+    monkeypatch.setattr("jaxgpt.training.jax_setup.configure_jax", lambda: None)
+    monkeypatch.setattr(sample, "find_run", lambda *_: CheckpointRef(RunFolder(tmp_path)))
+    monkeypatch.setattr("jaxgpt.training.checkpoint.load_model", lambda _: None)
+    monkeypatch.setattr("jaxgpt.generation.sampler.generate_texts", lambda *_, **__: iter("bcd"))
     sample.main(["run", "--prompt", "a", "--samples", "3"])
     assert capsys.readouterr().out == ("\n" + "-" * 40 + "\n").join(["ab", "ac", "ad"]) + "\n"
 
 
-def test_more_samples_than_there_are_numbers_for_rows_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_many_samples_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert errors.run(sample.main, ["a", "--samples", str(2**31)]) == 2
     assert "must be 1 or more, and below 2^31" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**32)])
-def test_a_seed_that_no_generator_takes_is_refused(capsys: pytest.CaptureFixture[str], seed: str) -> None:
+def test_seed_out_of_range_is_refused(capsys: pytest.CaptureFixture[str], seed: str) -> None:
     assert errors.run(sample.main, ["a", "--seed", seed]) == 2
     assert f"C009]: --seed = {seed}; must be 0 or more" in capsys.readouterr().err
 
 
-def test_a_prompt_that_is_no_text_is_named_with_its_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompt_file_that_is_not_utf8_is_named_with_the_byte(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "latin.txt"
     file.write_bytes("où".encode("latin-1"))
     assert errors.run(sample.main, ["a", "--prompt", f"FILE:{file}"]) == 3
     assert capsys.readouterr().err.startswith(f"error[D022]: {file} is not UTF-8 text (")
+
+
+MISTYPED = {
+    "run of sample": ("sample", ["nosuch"], "C024"),
+    "run of evaluate": ("evaluate", ["nosuch"], "C024"),
+    "option of sample": ("sample", ["a", "--top-p", "2"], "C009"),
+    "config of train": ("train", ["--config", "nosuch"], "C001"),
+    "field of train": ("train", ["quickstart", "--run.stepz", "3"], "C005"),
+    "fork of train": ("train", ["quickstart", "--fork", "nosuch"], "C024"),
+}
+
+
+@pytest.mark.parametrize(("command", "argv", "code"), MISTYPED.values(), ids=MISTYPED)
+def test_mistyped_command_line_is_answered_without_jax(
+    tmp_path: Path, command: str, argv: list[str], code: str
+) -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"from jaxgpt import errors, {command}\n"
+        f"errors.run({command}.main, {argv!r})\n"
+        "print(sorted({'jax', 'flax', 'orbax'} & {name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stderr.startswith(f"error[{code}]")
+    assert done.stdout == "[]\n"

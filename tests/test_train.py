@@ -26,8 +26,10 @@ from jax._src.array import ArrayImpl
 
 from jaxgpt import errors, train
 from jaxgpt.config import Run
-from jaxgpt.training import metrics, step
+from jaxgpt.training import recorder, session, step
 from jaxgpt.training.checkpoint import Checkpoints
+from jaxgpt.training.evaluator import Evaluator
+from jaxgpt.training.records import Score, Scores
 from jaxgpt.training.step import TrainState
 
 # --- what the loop costs ---------------------------------------------------------------------------------------------
@@ -106,20 +108,20 @@ def test_the_loop_reads_one_steps_metrics_when_the_next_is_dispatched_and_nothin
 
 def test_the_metrics_of_a_step_are_fetched_in_one_call(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    fetch = metrics.fetch
-    monkeypatch.setattr(metrics, "fetch", lambda values: calls.append(1) or fetch(values))
+    fetch = recorder.fetch
+    monkeypatch.setattr(recorder, "fetch", lambda values: calls.append(1) or fetch(values))
     train.train(tiny_config(workspace, QUIET))
     assert len(calls) == STEPS
 
 
 def test_that_watch_sees_a_loop_that_waits_for_its_own_step(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = metrics.Recorder.step
+    original = recorder.Recorder.step
 
-    def impatient(self: metrics.Recorder, number: int, values: step.Metrics) -> None:
+    def impatient(self: recorder.Recorder, number: int, values: step.Metrics) -> None:
         float(values.loss)
         original(self, number, values)
 
-    monkeypatch.setattr(metrics.Recorder, "step", impatient)
+    monkeypatch.setattr(recorder.Recorder, "step", impatient)
     watch = Watch(monkeypatch)
     train.train(tiny_config(workspace, QUIET))
     assert watch.per_step()[5] == {3, 4}
@@ -172,7 +174,7 @@ def test_a_signal_ends_the_run_after_its_step_with_everything_saved(
     assert errors.run(train.main, arguments(workspace)) == status
     assert saved_steps(run_folder(workspace))[-1] == 7
     assert len(logged_losses(run_folder(workspace))) == 7
-    assert "stopped after step 7, saved; the same command goes on from there" in capfd.readouterr().err
+    assert "stopped after step 7, saved; the same command resumes there" in capfd.readouterr().err
     monkeypatch.undo()
     monkeypatch.chdir(workspace)
     assert errors.run(train.main, arguments(workspace)) == 0
@@ -209,7 +211,7 @@ def test_a_signal_while_the_run_closes_does_not_cost_its_last_checkpoint(
 def test_a_signal_before_the_first_step_ends_the_run_there(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train.Evaluator, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(Evaluator, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert errors.run(train.main, arguments(workspace)) == 130
     assert capsys.readouterr().err == "stopped before the first step; nothing is lost\n"
     assert (logged_losses(run_folder(workspace)), saved_steps(run_folder(workspace))) == ({}, [])
@@ -254,11 +256,11 @@ def test_the_policy_keeps_the_latest_the_best_and_the_multiples(
     class Judge:
         def __init__(self, *_: object) -> None: ...
 
-        def __call__(self, params: Any) -> metrics.Scores:
-            score = metrics.Score(next(val), 0.1, 16, None)
-            return metrics.Scores(score, score)
+        def __call__(self, params: Any) -> Scores:
+            score = Score(next(val), 0.1, 16, None)
+            return Scores(score, score)
 
-    monkeypatch.setattr(train, "Evaluator", Judge)
+    monkeypatch.setattr(session, "Evaluator", Judge)
     kept = {"run.eval_every": 4, "run.save_every": 2, "run.keep_latest": 2, "run.keep_best": 1, "run.keep_every": 6}
     folder = train.train(tiny_config(workspace, kept))
     assert saved_steps(folder) == [6, 8, 12, 18, 20]

@@ -49,7 +49,7 @@ def test_the_planner_predicts_the_memory_that_each_policy_saves() -> None:
 
 
 def test_a_run_cannot_resume_with_another_policy() -> None:
-    assert runfolder.differences(
+    assert runfolder.changed_fields(
         load_config("books"), load_config("books").replace({"model": {"remat": "blocks"}})
     ) == ["model.remat none → blocks"]
 

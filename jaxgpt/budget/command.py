@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
         from jaxgpt.budget import plan_file
         from jaxgpt.runs import folder as runfolder
 
-        print(plan_file.format_comparison(plan_file.compare_with_actual(runfolder.find(actual)[0])))
+        print(plan_file.format_comparison(plan_file.compare_with_actual(runfolder.find_run(actual)[0])))
         return
     answer(options.build_request(parsed))
 

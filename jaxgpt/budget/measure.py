@@ -84,8 +84,8 @@ def _random_tokens(folder: Path, config: Config) -> None:
 
 def _train(config: Config, folder: Path, *, shown: bool = False) -> Path:
     """Runs `jaxgpt.train` in a process of its own, its lines on our stderr if `shown`, and returns the run's folder."""
-    ended = training_process.train(config, folder, shown=shown)
-    if ended.status:
-        what = f"training for the measurement failed: {ended.words}"
+    ended = training_process.train_in_subprocess(config, folder, echo=shown)
+    if ended.returncode:
+        what = f"training for the measurement failed: {ended.stderr_tail}"
         raise ConfigError("C045", what, "mend that, or leave it out")
     return Path(config.run.dir) / config.run.name

@@ -17,8 +17,9 @@ from jaxgpt.budget.recommend import recommend
 from jaxgpt.config import Config
 from jaxgpt.errors import ConfigError, JaxgptError
 from jaxgpt.runs import log as runlog
-from jaxgpt.runs.folder import RunFolder, write_whole
+from jaxgpt.runs.folder import RunFolder
 from jaxgpt.utils import formatting
+from jaxgpt.utils.files import write_text
 
 NAME = "plan.json"
 NO_PROMISE = 1.0  # nats of interval beyond which an expected loss says nothing
@@ -58,7 +59,7 @@ def write_plan(folder: RunFolder, config: Config, tokens: int, device: str) -> N
     if path.exists():
         return
     try:
-        write_whole(path, json.dumps(make(config, _tokens(config, tokens), device), indent=2) + "\n")
+        write_text(path, json.dumps(make(config, _tokens(config, tokens), device), indent=2) + "\n")
     except Exception as error:  # whatever it is, the run is worth more than its plan
         runlog.warn(f"no {NAME}: {error}")
 
@@ -80,7 +81,7 @@ def compare_with_actual(folder: RunFolder) -> list[Line]:
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         help = "train writes one when it starts a run"
         raise ConfigError("C046", f"'{folder.path}' has no readable {NAME}", help) from error
-    records = runlog.read(folder.log_file) if folder.log_file.is_file() else []
+    records = runlog.read_log(folder.log_file) if folder.log_file.is_file() else []
     steps = {int(r["step"]): float(r["seconds"]) for r in records if r.get("kind") == "step" and "seconds" in r}
     losses = [r.get("val_loss", r.get("train_loss")) for r in records if r.get("kind") == "eval"]
     lines = [Line(what="steps", promised=f"{steps_planned:,}", actual=f"{len(steps):,}", inside=None)]

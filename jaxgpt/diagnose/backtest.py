@@ -33,7 +33,7 @@ from jaxgpt.logs.history import History
 from jaxgpt.runs import folder as runfolder
 from jaxgpt.runs import training_process
 from jaxgpt.runs.folder import RunFolder
-from jaxgpt.runs.log import read
+from jaxgpt.runs.log import read_log
 
 LEAST_FALL = 0.05  # of the run's peak rate: what a shorter fall takes off cannot be told from noise
 
@@ -48,7 +48,7 @@ class CooldownPlan(NamedTuple):
 
     @property
     def folder(self) -> RunFolder:
-        return RunFolder.of(self.config)
+        return RunFolder.from_config(self.config)
 
 
 def plan_cooldown(folder: RunFolder, which: str = "latest", steps: int | None = None) -> CooldownPlan:
@@ -86,8 +86,10 @@ def _named(config: Config, folder: RunFolder, step: int) -> Config:
     stem = f"{folder.path.name[:80]}-backtest-{step}"
     for number in range(1, 10_000):
         named = config.replace({"run": {"name": stem if number == 1 else f"{stem}-{number}"}})
-        place = RunFolder.of(named)
-        if not place.path.exists() or (place.config_file.exists() and not runfolder.differences(place.config(), named)):
+        place = RunFolder.from_config(named)
+        if not place.path.exists() or (
+            place.config_file.exists() and not runfolder.changed_fields(place.config(), named)
+        ):
             return named
     raise ConfigError("C057", f"every name from {stem} on is taken", "remove old proofs")
 
@@ -173,7 +175,7 @@ def run_backtest(source: str, asked: BacktestRequest) -> str:
     """
     if Path(source).is_file() or source == "-":
         raise ConfigError("C056", f"'{source}' is a log; a proof trains on", "name the folder of a run of jaxgpt")
-    folder = runfolder.find(source)[0]
+    folder = runfolder.find_run(source)[0]
     with _standing_still(folder):
         planned = plan_cooldown(folder, asked.at, asked.steps)
         forecast = forecast_cooldown(planned)
@@ -219,13 +221,15 @@ def train_cooldown(planned: CooldownPlan) -> float:
     unfinished = "the anneal is not done; the same command goes on with it"
     with tempfile.TemporaryDirectory(prefix="jaxgpt-backtest-") as place:
         try:
-            ended = training_process.train(planned.config, Path(place), "--fork", str(fork), shown=True)
+            ended = training_process.train_in_subprocess(planned.config, Path(place), "--fork", str(fork), echo=True)
         except KeyboardInterrupt as stop:
             raise Stopped(unfinished, INTERRUPTED) from stop
-    if ended.status in (INTERRUPTED, PREEMPTED):
-        raise Stopped(unfinished, ended.status)
-    if ended.status:
-        raise ConfigError("C058", f"the anneal could not be trained: {ended.words}", "mend that, then prove again")
+    if ended.returncode in (INTERRUPTED, PREEMPTED):
+        raise Stopped(unfinished, ended.returncode)
+    if ended.returncode:
+        raise ConfigError(
+            "C058", f"the anneal could not be trained: {ended.stderr_tail}", "mend that, then prove again"
+        )
     last = logs.read(planned.folder.log_file).evaluations[-1:]
     if not last or last[0].step != planned.config.run.steps or last[0].val is None:
         what = f"{planned.folder.log_file} has no validation loss of step {planned.config.run.steps:,}"
@@ -286,7 +290,7 @@ def load_backtests(folder: RunFolder) -> tuple[Backtest, ...]:
     """The run's proofs in order; lines that are none are left out."""
     if not folder.backtests_file.is_file():
         return ()
-    found = (_proof(record) for record in read(folder.backtests_file))
+    found = (_proof(record) for record in read_log(folder.backtests_file))
     return tuple(proof for proof in found if proof)
 
 

@@ -24,7 +24,7 @@ def kept(folder: RunFolder) -> Iterator[None]:
 def keep(folder: RunFolder) -> None:
     """Writes the run's report if there is a step to report; one that fails costs a warning, never the run."""
     try:
-        if not any(record.get("kind") == "step" for record in runlog.read(folder.log_file)):
+        if not any(record.get("kind") == "step" for record in runlog.read_log(folder.log_file)):
             return
         from jaxgpt.diagnose.page import page  # draws: only who needs it pays for it
 

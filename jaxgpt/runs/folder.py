@@ -1,12 +1,10 @@
-"""A run's folder on disk: whose it is, which config it was started with, and where its parts stand.
+"""A run's folder: its files, the config and data that it belongs to, and its lock.
 
-    config.json   the resolved config; what resume, sample and evaluate read
-    tokenizer.json, data.json   the tokenizer, and what identifies the tokens that were read
-    plan.json     what `budget` promised when the run was started
-    log.jsonl  checkpoints/  tensorboard/
-    report.html   the diagnosis at the end; backtests.jsonl   forecasts that were put to the test
-
-One process at a time holds a folder, by an advisory lock that the system drops with the process.
+config.json      the config that the run was started with; resume, sample and evaluate read it
+tokenizer.json   the tokenizer; data.json identifies the tokens
+plan.json        the plan from before the first step
+log.jsonl, checkpoints/, tensorboard/
+report.html      the diagnosis from the end of the run; backtests.jsonl its backtests
 """
 
 import json
@@ -14,46 +12,47 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxgpt.config import Config
 from jaxgpt.errors import CheckpointError, ConfigError, StorageError
+from jaxgpt.utils.files import write_text
 from jaxgpt.utils.lock import LockedError, lock_file
 
 if TYPE_CHECKING:
-    from jaxgpt.data.tokenizer import Tokenizer  # the library behind it takes a third of a second to load
+    from jaxgpt.data.tokenizer import Tokenizer  # its library takes a third of a second to load
 
-# Fields that may differ when a run is resumed: they change what is seen of the run, or where it runs, not its result.
-FREE = {
-    "data.path": "the tokens themselves are compared",
-    "data.corpus": "only read by plans and forecasts",
-    "data.unique_tokens": "only read by plans and forecasts",
-    "data.sources": "only read when the data is prepared",
-    "data.tokenizer": "only read when the data is prepared",
-    "data.train_tokenizer": "only read when the data is prepared",
-    "data.val_tokens": "only read when the data is prepared",
-    "data.prefetch_buffers": "",
-    "data.threads": "",
-    "model.loss_chunk": "",
-    "mesh.device": "",
-    "mesh.data_parallel": "",
-    "run.name": "",
-    "run.dir": "",
-    "run.log_every": "",
-    "run.eval_every": "",
-    "run.save_every": "",
-    "run.keep_latest": "",
-    "run.keep_best": "",
-    "run.keep_every": "",
-    "run.tensorboard": "",
-    "run.early_stop": "what was trained until then is the same",
-    "run.sample_prompt": "",
-    "run.sample_tokens": "",
+# Fields that may change when a run is resumed: they change what is shown or where it runs, never its result.
+RESUMABLE_FIELDS = {
+    "data.path",  # the tokens themselves are compared
+    "data.corpus",  # only plans and forecasts read it
+    "data.unique_tokens",
+    "data.sources",  # only preparation reads it
+    "data.tokenizer",
+    "data.train_tokenizer",
+    "data.val_tokens",
+    "data.prefetch_buffers",
+    "data.threads",
+    "model.loss_chunk",
+    "mesh.device",
+    "mesh.data_parallel",
+    "run.name",
+    "run.dir",
+    "run.log_every",
+    "run.eval_every",
+    "run.save_every",
+    "run.keep_latest",
+    "run.keep_best",
+    "run.keep_every",
+    "run.tensorboard",
+    "run.early_stop",
+    "run.sample_prompt",
+    "run.sample_tokens",
 }
 
 
 class RunFolder:
-    """The folder `path` of one run."""
+    """The folder `path` of one run. Only `lock` and `write_identity` write to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,7 +66,8 @@ class RunFolder:
         self.backtests_file = path / "backtests.jsonl"
 
     @classmethod
-    def of(cls, config: Config) -> "RunFolder":
+    def from_config(cls, config: Config) -> "RunFolder":
+        """The folder of the run that `config` describes."""
         return cls(Path(config.run.dir) / config.run.name)
 
     @contextmanager
@@ -84,73 +84,79 @@ class RunFolder:
                 what = f"'{self.path}' is in use by {error.holder}"
                 raise StorageError("S001", what, "wait for it, or --run.name NEW") from error
             except OSError as error:
-                raise self._unwritable(error.strerror or str(error)) from error
+                raise self._not_writable(error.strerror or str(error)) from error
             yield
 
     def config(self) -> Config:
-        """The config that the run was started with."""
-        values = self._read(self.config_file)
+        """The config that the run was started with. Raises `CheckpointError` K005 if it cannot be read."""
+        values = self._read_json(self.config_file)
         try:
             return Config.from_dict(values)
         except ConfigError as error:
             raise CheckpointError("K005", f"{self.config_file}: {error.message}", error.help) from error
         except (AttributeError, TypeError) as error:
-            raise CheckpointError("K005", f"{self.config_file} holds no config: {error}") from error
+            raise CheckpointError("K005", f"{self.config_file} does not hold a config: {error}") from error
 
-    def check_place(self) -> None:
-        """Raises `StorageError` S002 if the folder cannot be made or written; makes nothing."""
-        above = next(place for place in (self.path.absolute(), *self.path.absolute().parents) if place.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-            why = f"'{above}' is read-only" if above.is_dir() else f"'{above}' is a file"
-            raise self._unwritable(why)
+    def check_writable(self) -> None:
+        """Raises `StorageError` S002 if the folder cannot be made or written; writes nothing."""
+        folder = self.path.absolute()
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not existing.is_dir():
+            raise self._not_writable(f"'{existing}' is a file")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise self._not_writable(f"'{existing}' is read-only")
 
-    def _unwritable(self, why: str) -> StorageError:
-        return StorageError("S002", f"'{self.path}' cannot be written: {why}", "choose another --run.dir or --run.name")
+    def _not_writable(self, reason: str) -> StorageError:
+        what = f"'{self.path}' cannot be written: {reason}"
+        return StorageError("S002", what, "choose another --run.dir or --run.name")
 
     def check_config(self, config: Config) -> None:
-        """Raises `CheckpointError` K001 if the run was started with another config."""
+        """Raises `CheckpointError` K001 if the run was started with a config that trains something else."""
         if not self.config_file.exists():
             return
-        changed = differences(self.config(), config)
+        changed = changed_fields(self.config(), config)
         if changed:
             raise CheckpointError(
                 "K001",
                 f"'{self.path}' was started with another config: {', '.join(changed)}",
-                f"a new name (--run.name NEW), or go on from its newest checkpoint: --run.name NEW --fork {self.path}",
+                f"start a new run (--run.name NEW), or fork this one (--run.name NEW --fork {self.path})",
             )
 
     def check_tokens(self, tokens: dict[str, Any]) -> None:
-        """Raises `CheckpointError` K002 if the run was started on other tokens."""
+        """Raises `CheckpointError` K002 if the run was started on other tokens than those that `tokens` identifies."""
         if not self.config_file.exists():
             return
-        for name, old in self._read(self.data_file).items():
-            if old != tokens.get(name) and name != "tokenizer":  # its sha256 counts: a name can be that of a folder
+        for name, old in self._read_json(self.data_file).items():
+            if name == "tokenizer":  # its sha256 is compared instead: the name may be a path
+                continue
+            if old != tokens.get(name):
                 raise CheckpointError(
                     "K002",
                     f"'{self.path}' was started on other data: {name} {old} → {tokens.get(name)}",
-                    "give it its own data again (--data.path), or start a new run (--run.name NEW)",
+                    "point --data.path at the run's data, or start a new run (--run.name NEW)",
                 )
 
     def check_tokenizer(self, tokens: dict[str, Any]) -> None:
-        """Raises `CheckpointError` K002 if the run's model has learned the ids of another tokenizer."""
-        old = self._read(self.data_file)
+        """Raises `CheckpointError` K002 if the run's model was trained with another tokenizer."""
+        old = self._read_json(self.data_file)
         if old.get("tokenizer_sha256") != tokens["tokenizer_sha256"]:
             raise CheckpointError(
                 "K002",
-                f"'{self.path}' was started with another tokenizer: {_tokenizer(old)} → {_tokenizer(tokens)}",
+                f"'{self.path}' was started with another tokenizer: "
+                f"{_describe_tokenizer(old)} → {_describe_tokenizer(tokens)}",
                 "prepare the data with the run's tokenizer.json",
             )
 
-    def record(self, config: Config, tokens: dict[str, Any], tokenizer: "Tokenizer") -> None:
-        """Writes the config, what identifies the tokens, and the tokenizer, each in one piece; the config last."""
+    def write_identity(self, config: Config, tokens: dict[str, Any], tokenizer: "Tokenizer") -> None:
+        """Writes the tokenizer, what identifies the tokens, and the config, each file atomically, the config last."""
         if not self.tokenizer_file.exists():
             temporary = self.tokenizer_file.with_name(".tokenizer.json.tmp")
             tokenizer.save(temporary)
             temporary.replace(self.tokenizer_file)
-        write_whole(self.data_file, json.dumps(tokens, indent=2) + "\n")
-        write_whole(self.config_file, json.dumps(config.to_dict(), indent=2) + "\n")
+        write_text(self.data_file, json.dumps(tokens, indent=2) + "\n")
+        write_text(self.config_file, json.dumps(config.to_dict(), indent=2) + "\n")
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _read_json(self, path: Path) -> dict[str, Any]:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -158,45 +164,46 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise CheckpointError("K005", f"{path} cannot be read: {error}") from error
         if not isinstance(values, dict):
-            raise CheckpointError("K005", f"{path} holds no JSON object")
+            raise CheckpointError("K005", f"{path} does not hold a JSON object")
         return values
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """`section.field old → new` for each field whose change would make this another run."""
-    before, after = old.to_dict(), new.to_dict()
+def changed_fields(old: Config, new: Config) -> list[str]:
+    """`section.field OLD → NEW` for each field that differs and changes what the run trains."""
+    old_values = old.to_dict()
+    new_values = new.to_dict()
     return [
-        f"{section}.{name} {value} → {after[section][name]}"
-        for section, values in before.items()
+        f"{section}.{name} {value} → {new_values[section][name]}"
+        for section, values in old_values.items()
         for name, value in values.items()
-        if value != after[section][name] and f"{section}.{name}" not in FREE
+        if value != new_values[section][name] and f"{section}.{name}" not in RESUMABLE_FIELDS
     ]
 
 
-def _tokenizer(tokens: dict[str, Any]) -> str:
-    return f"{tokens.get('tokenizer')} ({str(tokens.get('tokenizer_sha256'))[:12]})"
+class CheckpointRef(NamedTuple):
+    """A checkpoint of a run: its step, "latest" or "best"."""
+
+    run: RunFolder
+    step: str = "latest"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replaces the file `path` by `text` at once: a reader or a crash sees the old text or the new."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def find_run(name: str, step: str = "latest") -> CheckpointRef:
+    """The run `name` and its checkpoint `step`, or the checkpoint that `name` is the path of.
 
-
-def find(path: str, step: str = "latest") -> tuple[RunFolder, str]:
-    """The run at `path` (its folder, its name under `runs/`, or one of its checkpoints) and the step to take.
-
-    Raises `ConfigError` C024 if there is no such run.
+    `name` is the path of a run folder or of one of its checkpoints, or a run's name under `runs/`. Raises `ConfigError`
+    C024 if there is no such run.
     """
-    place = Path(path)
-    if place.parent.name == "checkpoints" and place.name.isdigit():
-        place, step = place.parent.parent, place.name
-    for candidate in (place, Path("runs") / place):
+    path = Path(name)
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        step = path.name
+        path = path.parent.parent
+    for candidate in (path, Path("runs") / path):
         if (candidate / "config.json").is_file():
-            return RunFolder(candidate), step
-    there = sorted(folder.parent.as_posix() for folder in Path("runs").glob("*/config.json"))
-    raise ConfigError("C024", f"no run in {path!r}", f"there are: {', '.join(there)}" if there else "train one first")
+            return CheckpointRef(RunFolder(candidate), step)
+    existing = sorted(file.parent.as_posix() for file in Path("runs").glob("*/config.json"))
+    help = f"there are: {', '.join(existing)}" if existing else "train one first"
+    raise ConfigError("C024", f"no run in {name!r}", help)
+
+
+def _describe_tokenizer(tokens: dict[str, Any]) -> str:
+    return f"{tokens.get('tokenizer')} ({str(tokens.get('tokenizer_sha256'))[:12]})"

@@ -1,9 +1,9 @@
-"""The run's record: one JSON object per line of `log.jsonl`.
+"""The run log: one JSON object per line of `log.jsonl`.
 
-Every record has `kind` and `time` (seconds since 1970). Kinds: `start` (what was run, where, on what), `step` (one
-optimizer update), `eval`, `save`, `stop` (why the run ended: "done", "early-stop: …", an error's code, or how it was
-interrupted; a run that was killed has none). Losses are in nats per token, as exact as they were measured. Lines are
-whole or absent: a line that a crash tore is skipped by `read` and ended by the next `RunLog`.
+Every record has `kind` and `time` (seconds since 1970). Kinds: `start` (config, versions, device), `step` (one
+optimizer step), `eval`, `save`, and `stop` (see `StopReason`; a run that was killed has none). Losses are in nats per
+token, as exact as they were measured. A line that a crash cut off is skipped by `read_log` and ended by the next
+`RunLog`.
 """
 
 import json
@@ -13,26 +13,52 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-LONGEST = 65_536  # bytes that hold a log's last record
+LAST_RECORD_BYTES = 65_536  # at the end of a log: they contain its last record
+EARLY_STOP = "early-stop"
+
+
+class StopReason(NamedTuple):
+    """Why a run ended.
+
+    `kind` is "done", "early-stop", an error's code, or the name of the exception that ended the run. `detail` is the
+    evidence for an early stop, in one sentence.
+    """
+
+    kind: str
+    detail: str = ""
+
+    @property
+    def is_early(self) -> bool:
+        return self.kind == EARLY_STOP
+
+
+DONE = StopReason("done")
 
 
 class RunLog:
-    """Appends records. A disk that refuses them costs records and one warning, never the run: `failure` says why."""
+    """Appends records to a run log.
+
+    A disk that refuses a record costs that record and one warning, never the run; `failure` then describes the error.
+    On exit it writes the `stop` record: `stop_reason`, or the exception that ended the block.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.failure, self.reason = path, "", "done"  # `reason`: of an end without an error
+        self.path = path
+        self.failure = ""
+        self.stop_reason = DONE
         self._file = path.open("ab", buffering=0)
-        self._torn = _is_torn(path)
+        self._line_is_open = _ends_inside_a_line(path)
 
     def write(self, kind: str, **values: Any) -> None:
-        """Appends one record, handing it to the system in one piece and at once."""
+        """Appends one record with a single system call, so that it is there before the next one."""
         finite = {name: _finite(value) for name, value in values.items()}
-        line = json.dumps({"kind": kind, "time": round(time.time(), 3)} | finite) + "\n"
-        whole = (b"\n" if self._torn else b"") + line.encode()
+        record = {"kind": kind, "time": round(time.time(), 3)} | finite
+        line = f"{json.dumps(record)}\n".encode()
+        data = b"\n" + line if self._line_is_open else line
         try:
-            self._torn = self._file.write(whole) != len(whole)
+            self._line_is_open = self._file.write(data) != len(data)
         except OSError as error:
             if not self.failure:
                 self.failure = f"{self.path}: {error.strerror}"
@@ -45,19 +71,21 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.write("stop", reason=self.reason if kind is None else getattr(error, "code", kind.__name__))
+        reason = self.stop_reason if kind is None else StopReason(getattr(error, "code", kind.__name__))
+        detail = {"detail": reason.detail} if reason.detail else {}
+        self.write("stop", reason=reason.kind, **detail)
         self.close()
 
 
 def warn(text: str) -> None:
-    """Tells the reader of a run what it goes on without."""
+    """Prints a warning on stderr: something failed that a run can do without."""
     print(f"warning: {text}", file=sys.stderr)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a `log.jsonl` in order; lines that are no JSON objects are left out. A device has none."""
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a `log.jsonl` in order, without the lines that are not JSON objects; none for a device."""
     if path.exists() and not path.is_file():
-        return []  # it may have no end
+        return []  # reading a device may never end
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -69,20 +97,23 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def ending(path: Path) -> str:
-    """The reason of the `stop` record that ends the log at `path`; "" where there is none."""
+def read_stop_reason(path: Path) -> StopReason | None:
+    """Why the run of the log at `path` ended; None if the log's last record is not a `stop` record."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST))
-            last = json.loads(file.read(LONGEST).splitlines()[-1])
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_RECORD_BYTES))
+            last = json.loads(file.read(LAST_RECORD_BYTES).splitlines()[-1])
     except (OSError, ValueError, IndexError):
-        return ""
-    stopped = isinstance(last, dict) and last.get("kind") == "stop"
-    return str(last.get("reason")) if stopped else ""
+        return None
+    if not isinstance(last, dict) or last.get("kind") != "stop":
+        return None
+    # Logs of jaxgpt 0.1 have "early-stop: DETAIL" as the reason.
+    kind, _, old_detail = str(last.get("reason")).partition(": ")
+    return StopReason(kind, str(last.get("detail", old_detail)))
 
 
-def _is_torn(path: Path) -> bool:
-    """Whether the last line has no end; a device or pipe, which has no size, has no last line either."""
+def _ends_inside_a_line(path: Path) -> bool:
+    """Whether the last line has no end. A device or pipe, which has no size, has no last line either."""
     size = path.stat().st_size
     if not size:
         return False
@@ -92,5 +123,5 @@ def _is_torn(path: Path) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: a float that is not finite is written as its name."""
+    """`value`, or its name if it is NaN or infinite, which JSON cannot express."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Training in a process of its own, so that who asks for it never loads JAX."""
+"""Training in a process of its own, so that the caller does not load JAX."""
 
 import subprocess
 import sys
@@ -9,28 +9,29 @@ from jaxgpt.config import Config
 from jaxgpt.config.files import write_config
 
 STDERR = 2
-LAST_WORDS = 3  # lines
+STDERR_TAIL_LINES = 3
 
 
-class Ended(NamedTuple):
-    """How the process ended: its exit status, and the last lines that it wrote to stderr."""
+class ProcessResult(NamedTuple):
+    """The exit status of a training process, and the last lines that it wrote to stderr, joined by spaces."""
 
-    status: int
-    words: str
+    returncode: int
+    stderr_tail: str
 
 
-def train(config: Config, place: Path, *options: str, shown: bool = False) -> Ended:
-    """Runs `python -m jaxgpt.train` on `config`, which is written to the folder `place`; `shown`: its lines on stderr.
+def train_in_subprocess(config: Config, folder: Path, *options: str, echo: bool = False) -> ProcessResult:
+    """Runs `python -m jaxgpt.train` on `config`, which is written to `folder`; `echo` sends its output to stderr.
 
-    Ctrl-C reaches the training too: it is waited for while it saves, and then raised here.
+    Ctrl-C reaches the process too: this waits while it saves, then raises `KeyboardInterrupt`.
     """
-    file = write_config(config, place / "config.py")
+    file = write_config(config, folder / "config.py")
     command = [sys.executable, "-m", "jaxgpt.train", "--config", str(file), *options]
-    output = STDERR if shown else subprocess.DEVNULL
+    output = STDERR if echo else subprocess.DEVNULL
     with subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True) as process:
         try:
-            said = process.communicate()[1]
+            stderr = process.communicate()[1]
         except KeyboardInterrupt:
             process.communicate()
             raise
-    return Ended(process.returncode, " ".join((said.strip() or "it said nothing").splitlines()[-LAST_WORDS:]))
+    lines = stderr.strip().splitlines() or ["no message"]
+    return ProcessResult(process.returncode, " ".join(lines[-STDERR_TAIL_LINES:]))

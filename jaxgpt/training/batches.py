@@ -1,7 +1,7 @@
-"""From the loader's blocks to `jax.Array`s: (order, seed, step) in, one token block per step out.
+"""Token blocks from the Rust loader as `jax.Array`s: one block per step, a function of (order, seed, step).
 
-A block is [accum, micro_batch, block + 1] token ids, uint16 or uint32 as they are stored. The loader lends each block
-out; JAX keeps the loan for as long as it reads the memory, on a CPU for the array's whole life.
+A block has shape [accum, micro_batch, block_size + 1] and the dtype of the shards, uint16 or uint32. The loader lends
+out each block's buffer, and JAX holds on to it while it reads it: on a CPU, as long as the array exists.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,13 +23,15 @@ class Batches:
     """An iterator of token blocks on the devices; closes its threads on exit."""
 
     def __init__(self, loader: _loader.Loader, mesh: Mesh, shape: tuple[int, int, int]) -> None:
-        self._loader, self._shape, self._sharding = loader, shape, batch_sharding(mesh)
+        self._loader = loader
+        self._shape = shape
+        self._sharding = batch_sharding(mesh)
         self._pinned = PinnedBuffers(mesh.devices.flat[0], loader.buffers())
         self._newest: jax.Array | None = None
 
     @property
     def pinned(self) -> bool:
-        """Whether blocks go to the device straight from the loader's buffers."""
+        """Whether blocks are copied to the device directly from the loader's buffers."""
         return bool(self._pinned.buffers)
 
     def __iter__(self) -> Iterator[jax.Array]:
@@ -44,7 +46,7 @@ class Batches:
 
     def __exit__(self, *_: object) -> None:
         if self.pinned and self._newest is not None:
-            self._newest.block_until_ready()  # copies run in order: with the newest, all have left the buffers
+            self._newest.block_until_ready()  # copies run in order: when the newest is done, all are
         self._pinned.release()
         self._loader.close()
 
@@ -52,8 +54,8 @@ class Batches:
 class PinnedBuffers:
     """The loader's buffers, registered with a CUDA client so that copies to the device are direct.
 
-    `dma_map` exists in jaxlib from 0.10.2 and is experimental. Where it is missing or refuses, XLA copies through a
-    buffer of its own, and the arrays are the same.
+    `dma_map` exists in jaxlib from 0.10.2 and is experimental. Where it is missing or fails, XLA copies through its own
+    buffer, with the same result.
     """
 
     def __init__(self, device: jax.Device, buffers: Sequence[tuple[int, int]]) -> None:
@@ -65,19 +67,20 @@ class PinnedBuffers:
             for address, size in buffers:
                 self._client.dma_map(address, size)
                 self.buffers.append((address, size))
-        except Exception:  # whatever the driver says, the ordinary way works
+        except Exception:  # of any type, from the driver: XLA's own copy still works
             self.release()
 
     def release(self) -> None:
-        """Unregisters the buffers; no copy from them may be under way."""
+        """Unregisters the buffers; no copy from them may be in progress."""
         for address, _ in self.buffers:
             self._client.dma_unmap(address)
         self.buffers = []
 
 
 def train_batches(config: Config, split: Split, mesh: Mesh, start: int, vocab_size: int) -> Batches:
-    """The blocks of steps `start` to the run's end; the position is the step, nothing else."""
-    data, block = config.data, config.model.block_size
+    """The blocks of the steps from `start` to the run's end."""
+    data = config.data
+    block = config.model.block_size
     with translate_loader_errors():
         loader = _loader.Loader(
             split.shards,
@@ -104,11 +107,12 @@ def evaluation_windows(config: Config, split: Split) -> int:
 
 
 def evaluation_batches(config: Config, split: Split, mesh: Mesh, vocab_size: int) -> Batches:
-    """The same windows every time, spread over the whole split; blocks of one micro-batch each.
+    """The same windows every time, spread over the whole split, in blocks of one micro-batch each.
 
-    The last block may hold more than `evaluation_windows` asks for; what is over is not to be counted.
+    The last block may contain more windows than `evaluation_windows`; the caller must not count those.
     """
-    data, block = config.data, config.model.block_size
+    data = config.data
+    block = config.model.block_size
     with translate_loader_errors():
         loader = _loader.Loader(
             split.shards,

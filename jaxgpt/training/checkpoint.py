@@ -1,10 +1,11 @@
 """Checkpoints of a run: saved in the background, kept by policy, restored exactly.
 
-An Orbax `CheckpointManager` behind one class, so that what follows (digests, quarantine) has one place to go. A save
-is on disk only after `wait` or a clean exit from the `with` block, so every way out of a run goes through that block.
+`Checkpoints` wraps an Orbax `CheckpointManager`. A save is on disk only after `wait` or a clean exit from its `with`
+block, so every way out of a run goes through that block.
 """
 
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Iterator
@@ -24,14 +25,17 @@ from jaxgpt.data import tokenizer
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import GENTLER, CheckpointError, NonFiniteError, StorageError
 from jaxgpt.model import backend
-from jaxgpt.runs.folder import RunFolder
+from jaxgpt.runs.folder import CheckpointRef
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.step import TrainState, abstract_state, model_graphdef
 
 
 class Checkpoints:
-    """The checkpoints in `folder`. `run` says which are kept: the latest, the best, and each at a multiple."""
+    """The checkpoints in `folder`, which only a reader opens without `run`.
+
+    `run` sets which checkpoints are kept: the latest, the best, and those at multiples of `keep_every`.
+    """
 
     def __init__(self, folder: Path, run: Run | None = None) -> None:
         self.folder = folder
@@ -45,7 +49,7 @@ class Checkpoints:
             create=run is not None,
             read_only=run is None,
         )
-        handlers = {"state": ocp.StandardCheckpointHandler()}  # a fresh manager could not read what it holds otherwise
+        handlers = {"state": ocp.StandardCheckpointHandler()}  # without it, a new manager cannot read the folder
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
     def __enter__(self) -> Self:
@@ -56,13 +60,13 @@ class Checkpoints:
             self._manager.close()
         except Exception as failure:
             with suppress(Exception):
-                self._manager.close()  # the first call ended at the save's error, before the threads did
+                self._manager.close()  # the first call raised a save's error before it had ended the threads
             if error is None:
                 raise _storage_error(self.folder, failure) from failure
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, or will have one when the save that is under way ends; ascending."""
-        # Not read from the disk again: Orbax would forget the save under way, and then keep too many.
+        """The steps that have a checkpoint, or will have one when the current save ends; ascending."""
+        # With read=True, Orbax would forget the current save, and then keep too many checkpoints.
         return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
@@ -70,21 +74,21 @@ class Checkpoints:
         return steps[-1] if steps else None
 
     def best(self) -> int | None:
-        """The step of lowest validation loss among those that were measured."""
+        """The step with the lowest loss among the checkpoints that were evaluated; None if none was."""
         step: int | None = self._manager.best_step()
         return step
 
     def best_loss(self) -> float:
-        """The lowest loss that a kept checkpoint was saved with; infinite if there is none."""
+        """The loss of the best checkpoint; infinite if there is none."""
         best = self.best()
         return math.inf if best is None else float(self._manager.metrics(best)["val_loss"])
 
     def save(self, step: int, state: TrainState, val_loss: float | None) -> None:
         """Copies `state` from the devices and writes it in the background.
 
-        `val_loss` is the loss by which the best checkpoint is chosen, if it was measured at this step. The error of
-        an earlier save is raised here, by `check` or by `wait`. Raises `NonFiniteError` rather than saving a state
-        that training could not go on from.
+        `val_loss`, if the state was evaluated, decides which checkpoint is the best. The error of an earlier save is
+        raised here, by `raise_failed_save` or by `wait`. Raises `NonFiniteError` N001 instead of saving a state that is
+        not finite.
         """
         tree = _as_tree(state)
         _check_finite(step, tree)
@@ -92,17 +96,17 @@ class Checkpoints:
         try:
             items = ocp.args.Composite(state=ocp.args.StandardSave(tree))
             saved = self._manager.save(step, args=items, metrics=metrics, force=True)
-        except Exception as error:  # an earlier save's error comes out here as well, and it can be any
+        except Exception as error:  # of any type: an earlier save's error is raised here as well
             raise _storage_error(self.folder, error) from error
         if not saved:
             raise StorageError(
                 "S005", f"{self.folder} refused the checkpoint of step {step}", "choose a new --run.name"
             )
 
-    def check(self) -> None:
-        """Raises the error of a save that failed in the background; does not wait for one that is under way."""
-        # Orbax's own `check_for_errors` would take the error from the thread that deletes old checkpoints after a good
-        # save: it would then delete them after the bad one.
+    def raise_failed_save(self) -> None:
+        """Raises the error of a save that failed in the background; does not wait for a save in progress."""
+        # Orbax's `check_for_errors` would take the error away from the thread that deletes old checkpoints after a
+        # successful save. That thread would then delete them after the failed one.
         if not self._manager.is_saving_in_progress():
             self.wait()
 
@@ -113,16 +117,23 @@ class Checkpoints:
         except Exception as error:
             raise _storage_error(self.folder, error) from error
 
-    def find(self, which: str) -> int:
-        """The step that "latest", "best" or a number names; raises `CheckpointError` K003 if it has no checkpoint."""
-        step = {"latest": self.latest, "best": self.best}.get(which, lambda: int(which) if which.isdigit() else None)()
+    def resolve_step(self, name: str) -> int:
+        """The step of the checkpoint `name`: "latest", "best" or a number.
+
+        Raises `CheckpointError` K003 if there is no such checkpoint.
+        """
+        step = int(name) if name.isdigit() else None
+        if name == "latest":
+            step = self.latest()
+        elif name == "best":
+            step = self.best()
         if step is None or step not in self.steps():
-            there = ", ".join(map(str, self.steps())) or "none"
-            raise CheckpointError("K003", f"no checkpoint {which!r} in {self.folder}; there are: {there}")
+            existing = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError("K003", f"no checkpoint {name!r} in {self.folder}; there are: {existing}")
         return step
 
     def restore(self, template: TrainState, step: int) -> TrainState:
-        """The state of `step` in the shapes, types and shardings of `template`, which holds `ShapeDtypeStruct`s.
+        """The state of `step` with the shapes, types and shardings of `template`, a state of `ShapeDtypeStruct`s.
 
         Raises `CheckpointError` K004 if the checkpoint was made for another model, K003 if it cannot be read.
         """
@@ -137,25 +148,26 @@ class Checkpoints:
             stored = self._manager.item_metadata(step)["state"]
             leaves = None if stored is None else stored.tree
         if not leaves:
-            raise self._unreadable(step, "it holds no state")
+            raise self._unreadable(step, "it does not hold a state")
         _check_tree(dict(leaves), _as_tree(template), f"{self.folder}/{step}")
 
     @contextmanager
     def _reading(self, step: int) -> Iterator[None]:
+        _suppress_tensorstore_warnings()
         try:
-            with _late_reads_are_quiet():
-                yield
-        except Exception as error:  # whatever a damaged folder makes Orbax raise
-            raise self._unreadable(step, (str(error) or type(error).__name__).splitlines()[0][:200]) from error
+            yield
+        except Exception as error:  # a damaged folder makes Orbax raise errors of many types
+            reason = str(error) or type(error).__name__
+            raise self._unreadable(step, reason.splitlines()[0][:200]) from error
 
-    def _unreadable(self, step: int, why: str) -> CheckpointError:
-        place = f"{self.folder}/{step}"
-        help = f"move {place} elsewhere: the run then goes on from the checkpoint before it"
-        return CheckpointError("K003", f"{place} cannot be read: {why}", help)
+    def _unreadable(self, step: int, reason: str) -> CheckpointError:
+        path = f"{self.folder}/{step}"
+        help = f"move {path} elsewhere: the run then resumes from the checkpoint before it"
+        return CheckpointError("K003", f"{path} cannot be read: {reason}", help)
 
 
-class Loaded(NamedTuple):
-    """A trained model: what it was trained as (`model` resolved for `mesh`), its parameters and its tokenizer."""
+class LoadedModel(NamedTuple):
+    """A trained model after `step` steps: its config, resolved for `mesh`, its parameters and its tokenizer."""
 
     config: Config
     graphdef: Any
@@ -165,32 +177,35 @@ class Loaded(NamedTuple):
     step: int
 
 
-def load(folder: RunFolder, which: str = "latest") -> Loaded:
-    """The model of a run's checkpoint: `which` is a step, "latest" or "best".
+def load_model(checkpoint: CheckpointRef) -> LoadedModel:
+    """The model of a run's checkpoint, from the run's folder alone, on one device.
 
-    Raises `CheckpointError` where there is none. Needs nothing but the run's folder.
+    Raises `CheckpointError` if there is no such checkpoint or it cannot be read.
     """
+    folder = checkpoint.run
     config = folder.config()
-    mesh = make_mesh(dataclasses.replace(config.mesh, device="auto", data_parallel=1), config.data.micro_batch)
-    config = resolved(config, mesh)
+    one_device = dataclasses.replace(config.mesh, device="auto", data_parallel=1)
+    mesh = make_mesh(one_device, config.data.micro_batch)
+    config = resolve_auto(config, mesh)
     with Checkpoints(folder.checkpoints) as checkpoints:
-        step = checkpoints.find(which)
+        step = checkpoints.resolve_step(checkpoint.step)
         optimizer = optim.make_optimizer(config.optim, config.run.steps)
         state = checkpoints.restore(abstract_state(config, optimizer, mesh), step)
-    return Loaded(config, model_graphdef(config.model), state.params, tokenizer.load(folder.tokenizer_file), mesh, step)
+    graphdef = model_graphdef(config.model)
+    return LoadedModel(config, graphdef, state.params, tokenizer.load(folder.tokenizer_file), mesh, step)
 
 
-def resolved(config: Config, mesh: Mesh) -> Config:
+def resolve_auto(config: Config, mesh: Mesh) -> Config:
     """`config` with the model's `auto` settings replaced by what suits the devices of `mesh`."""
     device = mesh.devices.flat[0]
-    settings = backend.resolve_auto(config.model, device.platform, getattr(device, "compute_capability", ""))
-    return dataclasses.replace(config, model=settings)
+    capability = getattr(device, "compute_capability", "")
+    return dataclasses.replace(config, model=backend.resolve_auto(config.model, device.platform, capability))
 
 
 def _preservation(run: Run) -> Any:
-    kept = [policies.LatestN(n=run.keep_latest)]
+    policy = [policies.LatestN(n=run.keep_latest)]
     if run.keep_best:
-        kept.append(
+        policy.append(
             policies.BestN(
                 get_metric_fn=lambda metrics: metrics["val_loss"],
                 reverse=True,  # Orbax keeps the largest; a loss is best when it is smallest
@@ -199,8 +214,8 @@ def _preservation(run: Run) -> Any:
             )
         )
     if run.keep_every:
-        kept.append(policies.EveryNSteps(interval_steps=run.keep_every))
-    return policies.AnyPreservationPolicy(kept)
+        policy.append(policies.EveryNSteps(interval_steps=run.keep_every))
+    return policies.AnyPreservationPolicy(policy)
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
@@ -214,43 +229,45 @@ def _as_state(tree: dict[str, Any], template: TrainState) -> TrainState:
     return state
 
 
-@contextmanager
-def _late_reads_are_quiet() -> Iterator[None]:
-    """Where a restore fails at one array, TensorStore's threads end the others', and say that nobody waits for them."""
-    before = sys.unraisablehook
+@functools.cache
+def _suppress_tensorstore_warnings() -> None:
+    """Silences "Event loop is closed" from TensorStore's threads for the rest of the process; installed once.
+
+    After a failed restore they finish the reads of the other arrays, at any later time, and report that nobody waits.
+    """
+    default_hook = sys.unraisablehook
 
     def hook(event: "sys.UnraisableHookArgs") -> None:
         if str(event.exc_value) != "Event loop is closed":
-            before(event)
+            default_hook(event)
 
     sys.unraisablehook = hook
-    yield
-    sys.unraisablehook = before  # not after an error: that is when they come, at any time from then on
 
 
-def _check_tree(stored: dict[str, Any], wanted: dict[str, Any], place: str) -> None:
-    """Raises K004 for the first array that differs: Orbax itself would cast a type silently."""
-    for name, leaf in wanted.items():
-        found = stored.get(name)
-        if found is None:
-            raise CheckpointError("K004", f"{place} has no {name}; the config needs it", "resume with the run's config")
-        if tuple(found.shape) != tuple(leaf.shape) or found.dtype != leaf.dtype:
+def _check_tree(stored: dict[str, Any], expected: dict[str, Any], path: str) -> None:
+    """Raises K004 for the first array that differs; Orbax itself would cast a type silently."""
+    for name, leaf in expected.items():
+        array = stored.get(name)
+        if array is None:
+            what = f"{path} does not have {name}; the config needs it"
+            raise CheckpointError("K004", what, "resume with the run's config")
+        if tuple(array.shape) != tuple(leaf.shape) or array.dtype != leaf.dtype:
             raise CheckpointError(
                 "K004",
-                f"{place}: {name} is {found.dtype}{list(found.shape)}; the config needs {leaf.dtype}{list(leaf.shape)}",
+                f"{path}: {name} is {array.dtype}{list(array.shape)}; the config needs {leaf.dtype}{list(leaf.shape)}",
                 "resume with the config that the run was started with",
             )
-    extra = sorted(set(stored) - set(wanted))
+    extra = sorted(set(stored) - set(expected))
     if extra:
-        raise CheckpointError("K004", f"{place} holds {extra[0]}, which the config has no place for")
+        raise CheckpointError("K004", f"{path} has {extra[0]}, which the config does not need")
 
 
 def _check_finite(step: int, tree: dict[str, Any]) -> None:
-    """Raises `NonFiniteError` N001 for the first array with a NaN or an infinity; one look at the device."""
+    """Raises `NonFiniteError` N001 for the first array with a NaN or an infinity; one transfer from the device."""
     finite = jax.device_get(_all_finite(tree))
-    broken = next((name for name, fine in finite.items() if not fine), None)
-    if broken:
-        raise NonFiniteError("N001", f"{broken} is not finite after step {step}: it was not saved", GENTLER)
+    bad_name = next((name for name, is_finite in finite.items() if not is_finite), None)
+    if bad_name:
+        raise NonFiniteError("N001", f"{bad_name} is not finite after step {step}: it was not saved", GENTLER)
 
 
 @jax.jit

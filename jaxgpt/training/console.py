@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live panel on a terminal, nanoGPT's lines when the output is piped."""
+"""Shows a run to a person: a live panel on a terminal, nanoGPT's lines when the output is piped."""
 
 import math
 import os
@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, Self, TextIO
+from typing import Self, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,28 +17,16 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxgpt.config import Config
-from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.runs.log import warn
-from jaxgpt.training.metrics import Display, Scores, StepRecord
+from jaxgpt.training.records import Display, LossForecast, Scores, StepRecord
 from jaxgpt.utils.eta import Eta
 from jaxgpt.utils.formatting import format_duration
 
 BARS = "▁▂▃▄▅▆▇█"
 
 
-class Screen(Display, Protocol):
-    """What shows the run, and what is said below it; `live` if it shows the forecast."""
-
-    live: bool
-
-    def say(self, text: str) -> None: ...
-    def close(self) -> None: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *exception: Any) -> None: ...
-
-
-class Lines:
-    """nanoGPT's line shapes, so that scripts which read them keep working; `time` excludes evaluation and saving."""
+class PlainConsole:
+    """Lines in nanoGPT's format, so that scripts which read it keep working; `time` excludes evaluation and saving."""
 
     live = False
 
@@ -54,49 +42,49 @@ class Lines:
     def close(self) -> None:
         self._out.flush()
 
-    def step(self, record: StepRecord, left: Eta | None) -> None:
+    def step(self, record: StepRecord, remaining: Eta | None) -> None:
         if record.step % self._config.run.log_every == 0:
             mfu = "" if record.mfu is None else f", mfu {100 * record.mfu:.2f}%"
-            self.say(f"iter {record.step}: loss {record.loss:.4f}, time {1000 * record.seconds:.2f}ms{mfu}")
+            self.print(f"iter {record.step}: loss {record.loss:.4f}, time {1000 * record.seconds:.2f}ms{mfu}")
 
     def scores(self, step: int, scores: Scores) -> None:
         val = f", val loss {scores.val.loss:.4f}" if scores.val else ""
-        self.say(f"step {step}: train loss {scores.train.loss:.4f}{val}")
+        self.print(f"step {step}: train loss {scores.train.loss:.4f}{val}")
 
-    def forecast(self, forecast: Forecast | None) -> None:
-        """nanoGPT has no line for it."""
+    def forecast(self, forecast: LossForecast | None) -> None:
+        """Prints nothing: nanoGPT has no line for it."""
 
     def saved(self, step: int) -> None:
-        self.say(f"saving checkpoint of step {step}")
+        self.print(f"saving checkpoint of step {step}")
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         try:
             print(text, file=self._out, flush=True)
-        except OSError as error:  # whoever read our output is gone, or its disk is full: the run goes on
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), self._out.fileno())
+        except OSError as error:  # the reader of the output is gone, or the disk is full: the run continues
+            with open(os.devnull, "w") as null_device:
+                os.dup2(null_device.fileno(), self._out.fileno())
             warn(f"nothing is printed from here on: {error.strerror}")
 
 
 @contextmanager
-def checking(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr for bytes done and bytes in all; nothing where stderr is no terminal."""
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, updated with (bytes done, bytes in total); nothing if stderr is not a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
+        task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def open_display(config: Config, out: TextIO | None = None) -> Screen:
-    """The panel where `out` is a terminal, lines elsewhere."""
+def open_display(config: Config, out: TextIO | None = None) -> Display:
+    """The live panel if `out` (by default stdout) is a terminal, else plain lines."""
     out = out or sys.stdout
     console = Console(file=out)
-    return LivePanel(config, console) if console.is_terminal else Lines(config, out)
+    return LivePanel(config, console) if console.is_terminal else PlainConsole(config, out)
 
 
 class LivePanel:
-    """One panel that is redrawn in place: progress, losses, speed, and when the run ends."""
+    """A panel on a terminal, redrawn in place: progress, losses, speed and time remaining."""
 
     live = True
 
@@ -104,10 +92,10 @@ class LivePanel:
         self._config = config
         self._losses: deque[float] = deque(maxlen=600)
         self._record: StepRecord | None = None
-        self._left: Eta | None = None
+        self._remaining: Eta | None = None
         self._scores: tuple[int, Scores] | None = None
         self._best: tuple[int, float] | None = None
-        self._forecast: Forecast | None = None
+        self._forecast: LossForecast | None = None
         self._saved: int | None = None
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
@@ -119,11 +107,12 @@ class LivePanel:
         self.close()
 
     def close(self) -> None:
-        """Leaves the panel as it is now, and the terminal as it was before."""
+        """Stops redrawing: the panel stays, and the terminal is as it was before."""
         self._live.stop()
 
-    def step(self, record: StepRecord, left: Eta | None) -> None:
-        self._record, self._left = record, left
+    def step(self, record: StepRecord, remaining: Eta | None) -> None:
+        self._record = record
+        self._remaining = remaining
         self._losses.append(record.loss)
 
     def scores(self, step: int, scores: Scores) -> None:
@@ -132,17 +121,18 @@ class LivePanel:
         if self._best is None or loss < self._best[1]:
             self._best = (step, loss)
 
-    def forecast(self, forecast: Forecast | None) -> None:
+    def forecast(self, forecast: LossForecast | None) -> None:
         self._forecast = forecast
 
     def saved(self, step: int) -> None:
         self._saved = step
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         self._live.console.print(text, highlight=False, markup=False)
 
     def _render(self) -> Panel:
-        done, steps = (self._record.step + 1 if self._record else 0), self._config.run.steps
+        done = self._record.step + 1 if self._record else 0
+        steps = self._config.run.steps
         head = Table.grid(expand=True, padding=(0, 1))
         head.add_row(f"step {done:,} of {steps:,}", ProgressBar(steps, done), f"{100 * done / steps:.1f} %")
         curve = [Text(sparkline(self._losses))] if len(self._losses) > 1 else []
@@ -164,7 +154,7 @@ class LivePanel:
             *self._score_rows(),
             ("speed", f"{record.tokens_per_second:,.0f} tokens/s   {1000 * record.seconds:,.0f} ms per step{mfu}"),
             ("data", f"epoch {record.epoch:.2f}   {(record.step + 1) * self._config.tokens_per_step:,} tokens"),
-            ("ends in", _span(self._left)),
+            ("ends in", _format_remaining(self._remaining)),
         ]
         if self._forecast is not None:
             low, high = self._forecast.low80, self._forecast.high80
@@ -175,30 +165,33 @@ class LivePanel:
         return rows
 
     def _score_rows(self) -> list[tuple[str, str]]:
-        """The last evaluation, and how it stands to the best one that this process has seen."""
+        """The latest evaluation, and the best one since this process started."""
         if self._scores is None:
             return []
         step, scores = self._scores
-        name, score, best = "val" if scores.val else "train", scores.main, self._best
-        compared = f"   best {best[1]:.4f} at step {best[0]:,}" if best and best[0] != step else ""
-        rows = [(name, f"{score.loss:.4f} ± {score.standard_error:.4f} at step {step:,}{compared}")]
+        name = "val" if scores.val else "train"
+        score = scores.main
+        best = self._best
+        best_text = f"   best {best[1]:.4f} at step {best[0]:,}" if best and best[0] != step else ""
+        rows = [(name, f"{score.loss:.4f} ± {score.standard_error:.4f} at step {step:,}{best_text}")]
         return rows if score.bits_per_byte is None else [*rows, ("", f"{score.bits_per_byte:.3f} bits per byte")]
 
 
 def sparkline(values: Iterable[float], width: int = 60) -> str:
-    """The last `values` as one line of bars, each the mean of its share."""
+    """The finite `values` as one line of at most `width` bars, each the mean of equally many values."""
     numbers = [value for value in values if math.isfinite(value)]
     if len(numbers) < 2:
         return ""
     size = -(-len(numbers) // width)
-    means = [sum(part) / len(part) for part in (numbers[i : i + size] for i in range(0, len(numbers), size))]
-    low, high = min(means), max(means)
+    chunks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+    means = [sum(chunk) / len(chunk) for chunk in chunks]
+    low = min(means)
+    high = max(means)
     return "".join(BARS[int(7 * (mean - low) / (high - low or 1))] for mean in means)
 
 
-def _span(left: Eta | None) -> str:
-    return (
-        "…"
-        if left is None
-        else f"{format_duration(left.seconds)}   (80 %: {format_duration(left.low)} to {format_duration(left.high)})"
-    )
+def _format_remaining(remaining: Eta | None) -> str:
+    if remaining is None:
+        return "…"
+    seconds, low, high = (format_duration(value) for value in remaining)
+    return f"{seconds}   (80 %: {low} to {high})"

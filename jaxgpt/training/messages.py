@@ -1,60 +1,55 @@
-"""What a run says before its first step and after its last one, as text."""
+"""The text that a run prints before its first step and after its last one."""
 
 import math
 import shlex
 
-import jax
+from jax.sharding import Mesh
 
-from jaxgpt.config import Config, Run
+from jaxgpt.config import Config
 from jaxgpt.config.model_size import non_embedding_parameters, parameters
 from jaxgpt.data.dataset import TokenDataset
 from jaxgpt.data.entropy import unigram_entropy
-from jaxgpt.diagnose.stopper import MARK
 from jaxgpt.errors import FOR_A_GPU
-from jaxgpt.runs import log as runlog
 from jaxgpt.runs.folder import RunFolder
+from jaxgpt.runs.log import StopReason
 from jaxgpt.training import jax_setup
-from jaxgpt.training.metrics import Scores
+from jaxgpt.training.records import Scores
+
+MANY_EPOCHS = 4  # beyond which repeated tokens are worth clearly less than new ones
 
 
-def opening(config: Config, tokens: TokenDataset, devices: list[jax.Device], folder: RunFolder, first: int) -> str:
+def startup_banner(config: Config, dataset: TokenDataset, mesh: Mesh, folder: RunFolder, start_step: int) -> str:
     """The run in a few lines; the first two are nanoGPT's."""
-    windows = tokens.train.windows(config.model.block_size)
-    sequences = config.data.micro_batch * config.data.accum * config.run.steps
-    held = f", {tokens.val.tokens:,} held out" if tokens.val else ", none held out"
-    kernel = f"{config.model.dtype}, attention by {config.model.attention}"
+    devices = list(mesh.devices.flat)
+    windows = dataset.train.windows(config.model.block_size)
+    epochs = config.data.micro_batch * config.data.accum * config.run.steps / windows
+    held_out = f"{dataset.val.tokens:,} held out" if dataset.val else "none held out"
+    kernels = f"{config.model.dtype}, attention by {config.model.attention}"
+    start = f"resumed at step {start_step:,}" if start_step else "new"
     lines = [
         f"tokens per iteration will be: {config.tokens_per_step:,}",
         f"number of parameters: {parameters(config.model) / 1e6:.2f}M",
         f"  of them outside embeddings and head: {non_embedding_parameters(config.model) / 1e6:.2f}M",
-        f"data: {tokens.train.tokens:,} tokens in {tokens.folder}{held}; {sequences / windows:.2f} epochs",
-        f"device: {len(devices)} x {devices[0].device_kind} ({kernel})",
-        f"run: {folder.path}, " + (f"resumed at step {first:,}" if first else "new") + f", {config.run.steps:,} steps",
+        f"data: {dataset.train.tokens:,} tokens in {dataset.folder}, {held_out}; {epochs:.2f} epochs",
+        f"device: {len(devices)} x {devices[0].device_kind} ({kernels})",
+        f"run: {folder.path}, {start}, {config.run.steps:,} steps",
     ]
-    if config.mesh.device == "auto" and devices[0].platform == "cpu" and jax_setup.gpu_driver():
+    if config.mesh.device == "auto" and devices[0].platform == "cpu" and jax_setup.has_gpu_driver():
         lines.append(f"note: there is an NVIDIA GPU here that JAX does not see: {FOR_A_GPU}")
-    if sequences / windows > 4:
-        lines.append("warning: more than 4 epochs are planned; repeated tokens teach less and less")
-    return "\n".join([*lines, *(f"note: {note}" for note in tokens.notes)])
+    if epochs > MANY_EPOCHS:
+        lines.append(f"warning: more than {MANY_EPOCHS} epochs are planned; repeated tokens have diminishing returns")
+    lines += [f"note: {note}" for note in dataset.notes]
+    return "\n".join(lines)
 
 
-def unigram_line(tokens: TokenDataset) -> str:
-    """The loss of a model that knows only how often each token occurs, which is where learning begins."""
-    split = tokens.val or tokens.train
-    entropy = unigram_entropy(split, tokens.vocab_size)
-    bits = entropy / math.log(2) * split.tokens / split.bytes if split.bytes else None
-    per_byte = "" if bits is None else f", {bits:.3f} bits per byte"
-    return f"unigram entropy of the same text: {entropy:.4f} nats per token{per_byte}"
-
-
-def closing(scores: Scores, tokens: TokenDataset, folder: RunFolder, step: int) -> str:
-    """The result, and what to do with it."""
-    which = "held-out text" if scores.val else "training text"
+def summary(scores: Scores, dataset: TokenDataset, folder: RunFolder, step: int) -> str:
+    """The result of a run after `step` steps, and commands to use it."""
+    text = "validation text" if scores.val else "training text"
     path = shlex.quote(str(folder.path))
     return "\n".join(
         [
-            f"done: {step:,} steps; loss on {which} {scores.main}",
-            f"      {unigram_line(tokens)}",
+            f"done: {step:,} steps; loss on {text} {scores.main}",
+            f"      {unigram_baseline(dataset)}",
             "next:",
             f"  python -m jaxgpt.sample {path} --prompt 'TEXT'",
             f"  python -m jaxgpt.evaluate {path} --step best",
@@ -63,27 +58,33 @@ def closing(scores: Scores, tokens: TokenDataset, folder: RunFolder, step: int) 
     )
 
 
-def over(folder: RunFolder, run: Run, step: int) -> str:
-    """What a second call of a run hears that has ended after `step` updates, well or early; "" if it goes on."""
-    if step >= run.steps:
-        return already_done(folder, step)
-    ended = runlog.ending(folder.log_file) if run.early_stop and step else ""
-    return stopped_early(step, run.steps, ended.removeprefix(MARK)) if ended.startswith(MARK) else ""
+def unigram_baseline(dataset: TokenDataset) -> str:
+    """The loss of a model that predicts each token by its frequency alone: where learning starts."""
+    split = dataset.val or dataset.train
+    entropy = unigram_entropy(split, dataset.vocab_size)
+    bits = f", {entropy / math.log(2) * split.tokens / split.bytes:.3f} bits per byte" if split.bytes else ""
+    return f"unigram entropy of the same text: {entropy:.4f} nats per token{bits}"
 
 
-def stopped_early(step: int, steps: int, why: str) -> str:
-    """Why a run ended before its last step, and how it goes on."""
-    return (
-        f"stopped early, saved after step {step:,} of {steps:,}: {why}\n"
-        "  to go on all the same: the same command with --run.early-stop false"
-    )
-
-
-def already_done(folder: RunFolder, step: int) -> str:
-    """What a second call of a finished run hears."""
+def already_stopped(reason: StopReason, folder: RunFolder, step: int, total_steps: int) -> str:
+    """The answer to a command that repeats a run which has ended after `step` steps."""
+    if reason.is_early:
+        return stopped_early(step, total_steps, reason.detail)
     path = shlex.quote(str(folder.path))
     return (
         f"{folder.path} is done: it has all its {step:,} steps\n"
         f"  python -m jaxgpt.sample {path} --prompt 'TEXT'\n"
-        f"  a new run: --run.name NEW; to train this one on: --run.name NEW --run.steps {2 * step} --fork {path}"
+        f"  a new run: --run.name NEW; to train this one further: --run.name NEW --run.steps {2 * step} --fork {path}"
     )
+
+
+def stopped_early(step: int, total_steps: int, evidence: str) -> str:
+    """Why a run ended before its last step, and how to continue it."""
+    return (
+        f"stopped early, saved after step {step:,} of {total_steps:,}: {evidence}\n"
+        "  to continue anyway: the same command with --run.early-stop false"
+    )
+
+
+def stopped_by_signal(step: int) -> str:
+    return f"stopped after step {step:,}, saved; the same command resumes there"

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 
 import jaxgpt
-from jaxgpt import _loader, train
+from jaxgpt import _loader
 from jaxgpt.config import Config
 from jaxgpt.runs import log as runlog
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
-from jaxgpt.training.checkpoint import Checkpoints, resolved
+from jaxgpt.training.checkpoint import Checkpoints, resolve_auto
 from jaxgpt.training.mesh import make_mesh
-from jaxgpt.training.step import TrainState
+from jaxgpt.training.session import TrainingSession
+from jaxgpt.training.step import Metrics, TrainState
 
 VOCABULARY = 64
 STEPS = 20
@@ -105,7 +106,7 @@ def run_folder(workspace: Path, name: str = "a") -> RunFolder:
 
 
 def records(folder: RunFolder, kind: str = "step") -> list[dict[str, Any]]:
-    return [record for record in runlog.read(folder.log_file) if record["kind"] == kind]
+    return [record for record in runlog.read_log(folder.log_file) if record["kind"] == kind]
 
 
 def logged_losses(folder: RunFolder) -> dict[int, str]:
@@ -119,10 +120,10 @@ def logged_losses(folder: RunFolder) -> dict[int, str]:
 
 def saved_state(config: Config, which: str = "latest") -> TrainState:
     mesh = make_mesh(config.mesh, config.data.micro_batch)
-    config = resolved(config, mesh)
+    config = resolve_auto(config, mesh)
     template = step.abstract_state(config, optim.make_optimizer(config.optim, config.run.steps), mesh)
-    with Checkpoints(RunFolder.of(config).checkpoints) as checkpoints:
-        return checkpoints.restore(template, checkpoints.find(which))
+    with Checkpoints(RunFolder.from_config(config).checkpoints) as checkpoints:
+        return checkpoints.restore(template, checkpoints.resolve_step(which))
 
 
 def leaf_bytes(state: Any) -> dict[str, bytes]:
@@ -137,15 +138,16 @@ def saved_steps(folder: RunFolder) -> list[int]:
 
 
 def after_step(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], object]) -> None:
-    """Calls `action` when `number` updates are done, before what is due then."""
-    original = train.Between.steps
+    """Calls `action` when `number` steps are done, before what is due then."""
+    original = TrainingSession.train_step
 
-    def steps(self: train.Between, done: int, state: TrainState) -> bool:
-        if done == number:
+    def train_step(self: TrainingSession, batch: jax.Array) -> Metrics:
+        metrics = original(self, batch)
+        if self.step == number:
             action()
-        return original(self, done, state)
+        return metrics
 
-    monkeypatch.setattr(train.Between, "steps", steps)
+    monkeypatch.setattr(TrainingSession, "train_step", train_step)
 
 
 class Crash(Exception):

@@ -31,6 +31,7 @@ from orbax.checkpoint import CheckpointManager
 from jaxgpt import errors, train
 from jaxgpt.config import Run
 from jaxgpt.errors import CheckpointError, JaxgptError, NonFiniteError, StorageError
+from jaxgpt.training import step
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.step import TrainState
 
@@ -82,7 +83,7 @@ def test_policies_hold_across_restarts_and_slow_saves(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [4, 5, 8, 9]
         assert (checkpoints.latest(), checkpoints.best(), checkpoints.best_loss()) == (9, 4, 3.0)
-        assert [checkpoints.find(which) for which in ("latest", "best", "5")] == [9, 4, 5]
+        assert [checkpoints.resolve_step(which) for which in ("latest", "best", "5")] == [9, 4, 5]
 
 
 def test_a_loss_that_is_not_finite_never_makes_a_checkpoint_the_best(tmp_path: Path) -> None:
@@ -116,10 +117,10 @@ def test_a_missing_checkpoint_is_named_with_those_there_are(tmp_path: Path) -> N
         checkpoints.save(4, state(4), None)
     with Checkpoints(tmp_path) as checkpoints:
         for which in ("best", "7", "newest", "-3"):
-            text = str(refused(CheckpointError, "K003", partial(checkpoints.find, which)))
+            text = str(refused(CheckpointError, "K003", partial(checkpoints.resolve_step, which)))
             assert f"no checkpoint '{which}' in {tmp_path}; there are: 3, 4" in text
     with Checkpoints(tmp_path / "nowhere") as checkpoints:
-        assert "there are: none" in str(refused(CheckpointError, "K003", lambda: checkpoints.find("latest")))
+        assert "there are: none" in str(refused(CheckpointError, "K003", lambda: checkpoints.resolve_step("latest")))
 
 
 @pytest.mark.parametrize(
@@ -127,8 +128,8 @@ def test_a_missing_checkpoint_is_named_with_those_there_are(tmp_path: Path) -> N
     [
         (state(1, w=jnp.zeros((3, 3))), "params.w is float32[3, 2]; the config needs float32[3, 3]"),
         (state(1, w=jnp.zeros((3, 2), jnp.bfloat16)), "params.w is float32[3, 2]; the config needs bfloat16[3, 2]"),
-        (state(1, bias=jnp.zeros(3)), "has no params.bias; the config needs it"),
-        (state(1)._replace(opt_state={}), "holds opt_state.mu, which the config has no workspace for"),
+        (state(1, bias=jnp.zeros(3)), "does not have params.bias; the config needs it"),
+        (state(1)._replace(opt_state={}), "has opt_state.mu, which the config has no workspace for"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused_by_its_first_difference(
@@ -164,7 +165,7 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error_and_no_traceback(tmp_path:
     with Checkpoints(tmp_path) as checkpoints:
         error = refused(CheckpointError, "K003", lambda: checkpoints.restore(template(state(1)), 1))
     assert f"{tmp_path}/1 cannot be read: " in error.message
-    assert "goes on from the checkpoint before it" in error.help
+    assert "resumes from the checkpoint before it" in error.help
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -222,10 +223,10 @@ def test_a_save_that_failed_is_told_and_takes_no_older_checkpoint_with_it(
         with keeping(tmp_path, keep_latest=1) as checkpoints:
             checkpoints.save(1, state(1), None)
             checkpoints.save(2, state(2), None)
-            checkpoints.check()  # still under way: nothing to tell, and no waiting
+            checkpoints.raise_failed_save()  # still under way: nothing to tell, and no waiting
             disk.let_go.set()
             for _ in range(1000):
-                checkpoints.check()
+                checkpoints.raise_failed_save()
                 time.sleep(0.01)
             pytest.fail("nothing was told")
 
@@ -311,7 +312,7 @@ def test_a_loss_that_explodes_ends_the_run_with_status_5_and_only_finite_checkpo
 def test_parameters_that_become_nan_are_found_at_the_next_step(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = train.step.compile_train_step
+    original = step.compile_train_step
 
     def poisoned(*args: Any) -> Any:
         function = original(*args)
@@ -325,7 +326,7 @@ def test_parameters_that_become_nan_are_found_at_the_next_step(
 
         return run
 
-    monkeypatch.setattr(train.step, "compile_train_step", poisoned)
+    monkeypatch.setattr(step, "compile_train_step", poisoned)
     assert errors.run(train.main, arguments(workspace, {"run.eval_every": STEPS})) == 5
     assert "error[N001]: the loss of step 7 is not finite (loss nan, norm nan)" in capsys.readouterr().err
     assert saved_steps(run_folder(workspace)) == [4]

@@ -10,7 +10,7 @@ from helpers.training import STEPS, arguments, leaf_bytes, records, run_folder, 
 
 from jaxgpt import errors, train
 from jaxgpt.runs import log as runlog
-from jaxgpt.runs.log import RunLog, read
+from jaxgpt.runs.log import RunLog, read_log
 
 
 def refuse(constant: str) -> None:
@@ -41,7 +41,7 @@ def test_floats_are_exact_and_what_json_lacks_is_text(tmp_path: Path) -> None:
 def test_each_record_is_with_the_system_before_the_next(tmp_path: Path) -> None:
     with RunLog(tmp_path / "log") as log:
         log.write("step", step=0)
-        assert [record["step"] for record in read(tmp_path / "log")] == [0]
+        assert [record["step"] for record in read_log(tmp_path / "log")] == [0]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])
@@ -52,21 +52,21 @@ def test_a_line_that_a_crash_tore_is_skipped_and_ended(tmp_path: Path, cut: int)
     os.truncate(path, path.stat().st_size - cut)
     with RunLog(path) as log:
         log.write("step", step=1)
-    assert [record["step"] for record in read(path) if record["kind"] == "step"] == [0, 1]
+    assert [record["step"] for record in read_log(path) if record["kind"] == "step"] == [0, 1]
     assert len(path.read_text().splitlines()) == 4
 
 
 def test_lines_that_are_no_records_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b'{"kind": "step", "step": 0}\r\n\n[1]\nnull\n{"kind"\n\xff\xfe\n{"kind": "step", "step": 1}')
-    assert [record["step"] for record in read(path)] == [0, 1]
+    assert [record["step"] for record in read_log(path)] == [0, 1]
 
 
 def test_how_a_run_ended_is_recorded(tmp_path: Path) -> None:
     for error in (KeyboardInterrupt(), errors.StorageError("S005", "full")):
         with pytest.raises(type(error)), RunLog(tmp_path / "log"):
             raise error
-    assert [record["reason"] for record in read(tmp_path / "log")] == ["KeyboardInterrupt", "S005"]
+    assert [record["reason"] for record in read_log(tmp_path / "log")] == ["KeyboardInterrupt", "S005"]
 
 
 def test_a_full_disk_costs_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +102,7 @@ def test_a_disk_that_was_full_for_a_while_leaves_a_gap_and_no_torn_record(tmp_pa
         for number in range(4):
             log.write("step", step=number)
     (tmp_path / "log").write_bytes(disk.taken)
-    assert [record["step"] for record in read(tmp_path / "log") if record["kind"] == "step"] == [2, 3]
+    assert [record["step"] for record in read_log(tmp_path / "log") if record["kind"] == "step"] == [2, 3]
 
 
 def test_a_run_whose_log_is_on_a_full_disk_is_the_same_run(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,9 +129,9 @@ def test_a_log_that_cannot_be_opened_is_a_storage_error(workspace: Path, capsys:
 
 def test_reading_a_log_that_is_not_there_is_an_ordinary_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        runlog.read(tmp_path / "none")
+        runlog.read_log(tmp_path / "none")
 
 
 def test_a_device_has_no_records_and_no_end_to_wait_for() -> None:
-    assert runlog.read(Path("/dev/zero")) == []
-    assert runlog.ending(Path("/dev/zero")) == ""
+    assert runlog.read_log(Path("/dev/zero")) == []
+    assert runlog.read_stop_reason(Path("/dev/zero")) == ""

@@ -12,13 +12,15 @@ from helpers.training import STEPS, arguments, logged_losses, records, run_folde
 from jaxgpt import errors, train
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token
-from jaxgpt.training import metrics
 from jaxgpt.training import optimizer as optim
-from jaxgpt.training.metrics import Recorder, Score, Scores, StepRecord, learning_rates
+from jaxgpt.training import recorder
+from jaxgpt.training.recorder import Recorder, learning_rates
+from jaxgpt.training.records import Score, Scores, StepRecord
+from jaxgpt.training.step import Metrics
 
 
 class Paper:
-    """A display, a log and a split of 62 windows in one, which remembers what it is told."""
+    """A display and a log in one, which remembers the steps that it is told."""
 
     failure = ""
 
@@ -31,8 +33,6 @@ class Paper:
     def scores(self, step: int, scores: Scores) -> None: ...
     def saved(self, step: int) -> None: ...
     def write(self, kind: str, **values: Any) -> None: ...
-    def windows(self, block: int) -> int:
-        return 62
 
 
 class Clock:
@@ -40,22 +40,20 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(metrics.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(recorder.time, "perf_counter", lambda: self.now)
 
 
-def recorder(workspace: Path, paper: Any, monkeypatch: pytest.MonkeyPatch, peak: float | None = None) -> Recorder:
-    monkeypatch.setattr(metrics, "peak_flops", lambda _: peak)
-    mesh = train.make_mesh(tiny_config(workspace).mesh, 4)
-    return Recorder(tiny_config(workspace), paper, paper, paper, mesh, workspace / "board")
+def new_recorder(workspace: Path, paper: Any) -> Recorder:
+    return Recorder(tiny_config(workspace), paper, paper, workspace / "board", epoch_windows=62, peak_flops=None)
 
 
-def told(losses: float) -> metrics.Metrics:
-    return metrics.Metrics(np.float32(losses), np.float32(1))  # type: ignore[arg-type]
+def told(losses: float) -> Metrics:
+    return Metrics(np.float32(losses), np.float32(1))  # type: ignore[arg-type]
 
 
 def test_a_step_is_told_when_the_next_one_is_dispatched(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paper = Paper()
-    with recorder(workspace, paper, monkeypatch) as record:
+    with new_recorder(workspace, paper) as record:
         for step in range(3):
             record.step(step, told(step))
             assert [told[0].step for told in paper.told] == list(range(step))
@@ -66,13 +64,13 @@ def test_pace_and_eta_leave_pauses_out_of_the_one_and_count_them_in_the_other(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paper, clock = Paper(), Clock(monkeypatch)
-    record = recorder(workspace, paper, monkeypatch)
+    record = new_recorder(workspace, paper)
 
     def wait(values: Any) -> Any:
         clock.now += 2 if paper.told else 32  # it compiles first
         return values
 
-    monkeypatch.setattr(metrics, "fetch", wait)
+    monkeypatch.setattr(recorder, "fetch", wait)
     for step in range(16):
         record.step(step, told(3))
         if step in (5, 11):
@@ -85,20 +83,16 @@ def test_pace_and_eta_leave_pauses_out_of_the_one_and_count_them_in_the_other(
     assert left.low < left.seconds < left.high
 
 
-def test_utilisation_is_of_all_devices_and_absent_where_the_peak_is_unknown(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("peak", [1e9, None])
+def test_mfu_counts_all_devices_and_needs_a_known_peak(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, peak: float | None
 ) -> None:
-    for peak in (1e9, None):
-        paper, clock = Paper(), Clock(monkeypatch)
-        record = recorder(workspace, paper, monkeypatch, peak)
-        for step in range(3):
-            clock.now += 0.5
-            record.step(step, told(3))
-        rate = 128 / 0.5
-        expected = (
-            None if peak is None else pytest.approx(rate * flops_per_token(tiny_config(workspace).model) / (2 * peak))
-        )
-        assert paper.told[-1][0].mfu == expected
+    monkeypatch.setattr("jaxgpt.budget.devices.peak_flops", lambda _: peak)
+    train.train(tiny_config(workspace, {"run.steps": 3, "run.eval_every": 3}))
+    flops = flops_per_token(tiny_config(workspace).model)
+    for record in records(run_folder(workspace)):
+        expected = peak and pytest.approx(record["tokens_per_second"] * flops / (2 * peak))
+        assert record["mfu"] == expected
 
 
 def test_an_epoch_is_counted_in_windows(workspace: Path) -> None:
@@ -115,18 +109,18 @@ def test_the_learning_rates_are_those_of_the_schedule(schedule: str) -> None:
 
 
 def test_a_score_has_the_standard_error_of_its_mean_and_bits_per_byte() -> None:
-    score = Score.of(np.array([2.0, 4.0, 6.0, 8.0], np.float32), tokens_per_byte=0.25)
+    score = Score.from_losses(np.array([2.0, 4.0, 6.0, 8.0], np.float32), tokens_per_byte=0.25)
     assert score.loss == 5.0
     assert score.standard_error == pytest.approx(math.sqrt(20 / 3) / 2)
     assert score.bits_per_byte == pytest.approx(5 / math.log(2) * 0.25)
-    assert math.isnan(Score.of(np.array([2.0], np.float32)).standard_error)
-    assert Score.of(np.array([2.0, 3.0])).bits_per_byte is None
+    assert math.isnan(Score.from_losses(np.array([2.0], np.float32)).standard_error)
+    assert Score.from_losses(np.array([2.0, 3.0])).bits_per_byte is None
     assert str(score) == "5.0000 ± 1.2910, 1.803 bits per byte"
 
 
 def test_means_of_many_windows_do_not_lose_precision() -> None:
     losses = np.full(3_000_000, 3.1, np.float32)
-    assert Score.of(losses).loss == float(np.float32(3.1))
+    assert Score.from_losses(losses).loss == float(np.float32(3.1))
 
 
 # --- TensorBoard -----------------------------------------------------------------------------------------------------

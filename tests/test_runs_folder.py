@@ -29,7 +29,8 @@ from helpers.training import (
 from jaxgpt import errors, train
 from jaxgpt.config import Config, Model, Optim
 from jaxgpt.errors import CheckpointError, ConfigError, JaxgptError, StorageError
-from jaxgpt.runs.folder import RunFolder, differences, find, write_whole
+from jaxgpt.runs.folder import RunFolder, changed_fields, find_run
+from jaxgpt.utils.files import write_text
 
 IDENTITY = {"tokenizer": "gpt2", "tokenizer_sha256": "ab" * 32, "train_tokens": 1000, "tokens_sha256": "cd" * 32}
 
@@ -38,8 +39,8 @@ def started(path: Path, config: Config) -> RunFolder:
     """A folder in which a run with `config` has begun."""
     path.mkdir(parents=True)
     folder = RunFolder(path)
-    write_whole(folder.data_file, json.dumps(IDENTITY))
-    write_whole(folder.config_file, json.dumps(config.to_dict()))
+    write_text(folder.data_file, json.dumps(IDENTITY))
+    write_text(folder.config_file, json.dumps(config.to_dict()))
     return folder
 
 
@@ -114,7 +115,7 @@ def test_each_field_makes_another_run_unless_it_cannot_change_the_result() -> No
         for name, value in values.items():
             other = SimpleNamespace(to_dict=lambda s=section, n=name: plain | {s: plain[s] | {n: "other"}})
             expected = [f"{section}.{name} {value} → other"] if f"{section}.{name}" in BINDING else []
-            assert differences(Config(), cast(Config, other)) == expected
+            assert changed_fields(Config(), cast(Config, other)) == expected
 
 
 def test_a_run_goes_on_when_only_what_is_seen_of_it_changes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,14 +178,14 @@ def test_a_parent_that_is_a_file_is_an_error_before_anything_is_made(
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes wherever it wants")
 def test_a_folder_that_is_read_only_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir(mode=0o500)
-    assert "is read-only" in str(refused(StorageError, "S002", RunFolder(tmp_path / "runs/a").check_place))
+    assert "is read-only" in str(refused(StorageError, "S002", RunFolder(tmp_path / "runs/a").check_writable))
 
 
 def test_a_file_system_that_is_read_only_is_an_error(tmp_path: Path) -> None:
     """Also for root, for whom the folder's mode would not count."""
     code = (
         "import sys; from pathlib import Path; from jaxgpt import errors; from jaxgpt.runs.folder import RunFolder\n"
-        "sys.exit(errors.run(lambda argv: RunFolder(Path(argv[0]) / 'a').check_place()))"
+        "sys.exit(errors.run(lambda argv: RunFolder(Path(argv[0]) / 'a').check_writable()))"
     )
     mount = 'mount -t tmpfs -o ro none "$1" 2>/dev/null || exit 99; exec "$2" -c "$3" "$1"'
     line = ["unshare", "-rm", "sh", "-c", mount, "sh", str(tmp_path), sys.executable, code]
@@ -202,9 +203,9 @@ def test_a_run_is_found_by_folder_by_name_and_by_checkpoint(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     started(tmp_path / "runs/a", Config())
     for name in ("runs/a", "a", str(tmp_path / "runs/a")):
-        assert find(name)[0].path.resolve() == tmp_path / "runs/a"
-    assert find("runs/a/checkpoints/500")[1] == "500"
-    error = refused(ConfigError, "C024", find, "b")
+        assert find_run(name)[0].path.resolve() == tmp_path / "runs/a"
+    assert find_run("runs/a/checkpoints/500")[1] == "500"
+    error = refused(ConfigError, "C024", find_run, "b")
     assert error.message == "no run in 'b'"
     assert error.help == "there are: runs/a"
 
@@ -218,12 +219,12 @@ def test_a_config_that_was_damaged_is_an_error(tmp_path: Path, text: str) -> Non
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_whole(tmp_path / "f", "old")
+    write_text(tmp_path / "f", "old")
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write_whole(tmp_path / "f", "new")
+        write_text(tmp_path / "f", "new")
     assert (tmp_path / "f").read_text() == "old"

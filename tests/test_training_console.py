@@ -29,9 +29,12 @@ from jaxgpt.config.files import load_config
 from jaxgpt.diagnose import own
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.training import console as display
-from jaxgpt.training import metrics
-from jaxgpt.training.console import Lines, LivePanel, sparkline
-from jaxgpt.training.metrics import Score, Scores, StepRecord
+from jaxgpt.training import recorder
+from jaxgpt.training.checkpoint import Checkpoints
+from jaxgpt.training.console import LivePanel, PlainConsole, sparkline
+from jaxgpt.training.evaluator import Evaluator
+from jaxgpt.training.records import Score, Scores, StepRecord
+from jaxgpt.training.step import Metrics
 from jaxgpt.utils.eta import Eta
 from jaxgpt.utils.formatting import format_duration
 
@@ -82,7 +85,7 @@ def test_every_line_of_a_piped_run_has_nanogpts_shape(workspace: Path, capsys: p
 
 def test_mfu_stands_where_the_peak_is_known_and_only_there() -> None:
     out = io.StringIO()
-    lines = Lines(load_config("fineweb40m"), out)
+    lines = PlainConsole(load_config("fineweb40m"), out)
     for record in (RECORD, RECORD._replace(step=50), RECORD._replace(step=60, mfu=None)):
         lines.step(record, None)
     assert out.getvalue().splitlines() == [
@@ -95,7 +98,7 @@ def test_mfu_stands_where_the_peak_is_known_and_only_there() -> None:
 def test_time_leaves_evaluation_and_saving_out(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate, save = train.Evaluator.__call__, train.Checkpoints.save
+    evaluate, save = Evaluator.__call__, Checkpoints.save
 
     def slow_evaluation(self: Any, params: Any) -> Scores:
         time.sleep(0.7)
@@ -105,8 +108,8 @@ def test_time_leaves_evaluation_and_saving_out(
         time.sleep(0.7)
         save(self, *args)
 
-    monkeypatch.setattr(train.Evaluator, "__call__", slow_evaluation)
-    monkeypatch.setattr(train.Checkpoints, "save", slow_save)
+    monkeypatch.setattr(Evaluator, "__call__", slow_evaluation)
+    monkeypatch.setattr(Checkpoints, "save", slow_save)
     train.train(tiny_config(workspace, {"run.eval_every": 6, "run.save_every": 9}))
     found = [ITER_LINE.fullmatch(line) for line in capsys.readouterr().out.splitlines()]
     times = {int(line[1]): float(line[3]) for line in found if line}
@@ -119,7 +122,7 @@ def test_a_reader_that_goes_away_costs_a_warning_and_not_the_run(
     read, write = os.pipe()
     with os.fdopen(write, "w") as out:
         after_step(monkeypatch, 5, lambda: os.close(read))
-        monkeypatch.setattr(display, "open_display", lambda config: Lines(config, out))
+        monkeypatch.setattr(display, "open_display", lambda config: PlainConsole(config, out))
         train.train(tiny_config(workspace))
     assert len(logged_losses(run_folder(workspace))) == STEPS
     assert capfd.readouterr().err == "warning: nothing is printed from here on: Broken pipe\n"
@@ -233,7 +236,7 @@ def assert_terminal_is_left_in_order(text: str) -> None:
 def test_an_error_after_the_panel_is_one_sentence(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(metrics, "fetch", lambda _: metrics.Metrics(math.inf, 1.0))  # type: ignore[arg-type]
+    monkeypatch.setattr(recorder, "fetch", lambda _: Metrics(math.inf, 1.0))  # type: ignore[arg-type]
     assert errors.run(train.main, arguments(workspace)) == 5
     assert "error[N001]: the loss of step 0 is not finite (loss inf, norm 1.0)" in capsys.readouterr().err
 

@@ -1,0 +1,184 @@
+"""Writes a run's metrics to the log, TensorBoard and the display, one step late.
+
+A step's metrics are fetched from the device only when the next step has been dispatched, so that the device never
+waits for Python. `fetch` is the only place where the training loop reads a device array.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import jax
+import numpy as np
+
+from jaxgpt.config import Config
+from jaxgpt.config.model_size import flops_per_token
+from jaxgpt.errors import GENTLER, NonFiniteError
+from jaxgpt.runs.log import RunLog, warn
+from jaxgpt.training.optimizer import schedule
+from jaxgpt.training.records import Display, LossForecast, Scores, StepRecord
+from jaxgpt.training.step import Metrics
+from jaxgpt.utils.eta import Eta, estimate_eta
+
+
+class PendingStep(NamedTuple):
+    """A dispatched step, whose metrics the device may still be computing."""
+
+    step: int
+    metrics: Metrics
+
+
+class Recorder:
+    """Takes the device metrics of each step and records them when the next step has been dispatched.
+
+    `epoch_windows` is the number of windows of the train split; `peak_flops` is the peak of all devices together in
+    FLOP/s, None where it is not known.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        log: RunLog,
+        display: Display,
+        tensorboard: Path,
+        *,
+        epoch_windows: int,
+        peak_flops: float | None,
+    ) -> None:
+        self._config = config
+        self._log = log
+        self._display = display
+        self._learning_rates = learning_rates(config)
+        self._epoch_windows = epoch_windows
+        self._peak_flops = peak_flops
+        self._board: Any = _open_tensorboard(tensorboard) if config.run.tensorboard else None
+        self._pending: PendingStep | None = None
+        self._clock = time.perf_counter()
+        self._step_seconds: list[float] = []
+        self._paused_seconds = 0.0
+        self._compiled = False
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of step `step`, just dispatched, and records those of the step before it."""
+        previous = self._pending
+        self._pending = PendingStep(step, metrics)
+        if previous:
+            self._record(*previous)
+
+    def flush(self) -> None:
+        """Records the pending step; afterwards the device is idle."""
+        previous = self._pending
+        self._pending = None
+        if previous:
+            self._record(*previous)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """The time of the block (evaluation, saving) does not count as step time. Flushes first."""
+        self.flush()
+        start = time.perf_counter()
+        yield
+        self._clock = time.perf_counter()
+        if self._step_seconds:  # the pauses before include compilation
+            self._paused_seconds += self._clock - start
+
+    def scores(self, step: int, scores: Scores) -> None:
+        """Records an evaluation after `step` steps."""
+        self._log.write("eval", step=step, **scores.flat())
+        self._write_tensorboard(step, {f"eval/{name}": value for name, value in scores.flat().items()})
+        self._display.scores(step, scores)
+
+    def forecast(self, forecast: LossForecast | None) -> None:
+        """Shows the loss that is expected at the end of the run."""
+        self._display.forecast(forecast)
+
+    def saved(self, step: int) -> None:
+        """Records that the checkpoint of `step` is being saved."""
+        self._log.write("save", step=step)
+        self._display.saved(step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            if self._board:
+                self._board.close()
+
+    def _record(self, step: int, metrics: Metrics) -> None:
+        values = fetch(metrics)
+        now = time.perf_counter()
+        seconds = now - self._clock
+        self._clock = now
+        record = self._step_record(step, float(values.loss), float(values.grad_norm), seconds)
+        self._log.write("step", **record._asdict())
+        self._write_tensorboard(step, {"train/loss": record.loss, "train/learning_rate": record.learning_rate})
+        _check_finite(record)
+        if self._compiled:
+            self._step_seconds.append(seconds)
+        self._compiled = True
+        self._display.step(record, self._time_remaining(step))
+
+    def _time_remaining(self, step: int) -> Eta | None:
+        overhead = self._paused_seconds / max(len(self._step_seconds), 1)
+        return estimate_eta(self._step_seconds, self._config.run.steps - step - 1, overhead)
+
+    def _step_record(self, step: int, loss: float, grad_norm: float, seconds: float) -> StepRecord:
+        tokens_per_second = self._config.tokens_per_step / seconds
+        flops_per_second = tokens_per_second * flops_per_token(self._config.model)
+        windows = (step + 1) * self._config.data.micro_batch * self._config.data.accum
+        return StepRecord(
+            step=step,
+            loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=float(self._learning_rates[step]),
+            seconds=seconds,
+            tokens_per_second=tokens_per_second,
+            mfu=self._peak_flops and flops_per_second / self._peak_flops,
+            epoch=windows / self._epoch_windows,
+        )
+
+    def _write_tensorboard(self, step: int, values: dict[str, Any]) -> None:
+        if self._board is None:
+            return
+        for name, value in values.items():
+            if isinstance(value, float):
+                self._board.add_scalar(name, value, step)
+
+
+def learning_rates(config: Config) -> np.ndarray[Any, Any]:
+    """The learning rate of each step, on the host, in one call: one by one, each would wait for the device."""
+    return np.asarray(jax.vmap(schedule(config.optim, config.run.steps))(np.arange(config.run.steps)))
+
+
+def fetch(metrics: Any) -> Any:
+    """The arrays of `metrics` on the host; waits for the step that computes them."""
+    return jax.device_get(metrics)
+
+
+def _check_finite(record: StepRecord) -> None:
+    """Raises `NonFiniteError` N001 if the step's loss or gradient norm is not finite."""
+    values = {"loss": record.loss, "gradient norm": record.grad_norm}
+    name = next((name for name, value in values.items() if not math.isfinite(value)), None)
+    if name:
+        what = f"the {name} of step {record.step} is not finite (loss {record.loss}, norm {record.grad_norm})"
+        raise NonFiniteError("N001", what, GENTLER)
+
+
+def _open_tensorboard(folder: Path) -> Any:
+    """A TensorBoard writer; None if tensorboardX is not installed or, with a warning, if `folder` cannot be written."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    try:
+        return SummaryWriter(str(folder))
+    except OSError as error:
+        warn(f"no TensorBoard files: {folder}: {error.strerror}")
+        return None

@@ -1,0 +1,239 @@
+"""A run, first opened and then in training: what `jaxgpt.train` puts together."""
+
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+import jaxgpt
+from jaxgpt.config import Config
+from jaxgpt.data import dataset as datasets
+from jaxgpt.data.dataset import TokenDataset
+from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.prepare.pipeline import prepare
+from jaxgpt.runs.folder import CheckpointRef, RunFolder
+from jaxgpt.runs.log import DONE, RunLog, StopReason, read_stop_reason
+from jaxgpt.training import batches, console, jax_setup, messages, step
+from jaxgpt.training import optimizer as optim
+from jaxgpt.training.batches import Batches
+from jaxgpt.training.checkpoint import Checkpoints, LoadedModel, resolve_auto
+from jaxgpt.training.evaluator import Evaluator
+from jaxgpt.training.mesh import make_mesh
+from jaxgpt.training.recorder import Recorder
+from jaxgpt.training.records import Display, Scores
+from jaxgpt.training.step import Metrics, TrainState
+from jaxgpt.utils.signals import GracefulShutdown
+
+MemoryCheck = Callable[[Config, int | None, int], None]
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that may train: all that could refuse it has been checked, and its folder is locked by this process.
+
+    `user_config` may have `auto` settings, which `config` has resolved for the devices of `mesh`. `state` is the state
+    after `start_step` steps.
+    """
+
+    user_config: Config
+    config: Config
+    mesh: Mesh
+    folder: RunFolder
+    fork: CheckpointRef | None
+    dataset: TokenDataset
+    optimizer: optax.GradientTransformation
+    checkpoints: Checkpoints
+    state: TrainState
+    start_step: int
+
+    @property
+    def device_kind(self) -> str:
+        kind: str = self.mesh.devices.flat[0].device_kind
+        return kind
+
+    def already_stopped(self) -> StopReason | None:
+        """Why an earlier process ended the run; None if there are steps left to train."""
+        if self.start_step >= self.config.run.steps:
+            return DONE
+        if not self.config.run.early_stop or not self.start_step:
+            return None
+        reason = read_stop_reason(self.folder.log_file)
+        return reason if reason and reason.is_early else None
+
+
+@contextmanager
+def open_run(config: Config, fork: CheckpointRef | None, check_memory: MemoryCheck) -> Iterator[OpenRun]:
+    """Opens the run of `config` for training; writes nothing but the folder and its lock.
+
+    A new run starts from the checkpoint `fork`, if one is given. `check_memory` is called with the config, the bytes
+    that JAX may use of each device (None if unknown) and the number of devices. Raises a `JaxgptError` for whatever
+    the user has to fix before the run can train.
+    """
+    mesh = make_mesh(config.mesh, config.data.micro_batch)
+    resolved = resolve_auto(config, mesh)
+    folder = RunFolder.from_config(resolved)
+    folder.check_writable()
+    folder.check_config(config)
+    check_memory(resolved, jax_setup.device_memory_bytes(mesh), mesh.size)
+    dataset = open_dataset(resolved)
+    optimizer = optim.make_optimizer(resolved.optim, resolved.run.steps)
+    template = step.abstract_state(resolved, optimizer, mesh)
+    if fork is not None and not folder.config_file.exists():
+        check_fork(resolved, fork, dataset, template)
+    with folder.lock(), Checkpoints(folder.checkpoints, resolved.run) as checkpoints:
+        folder.check_config(config)  # another process may have started the run before the lock
+        folder.check_tokens(dataset.identity)
+        state = restore_state(template, checkpoints, fork)
+        if state is None:
+            state = step.compile_init(resolved, optimizer, mesh)()
+        yield OpenRun(
+            user_config=config,
+            config=resolved,
+            mesh=mesh,
+            folder=folder,
+            fork=fork,
+            dataset=dataset,
+            optimizer=optimizer,
+            checkpoints=checkpoints,
+            state=state,
+            start_step=int(state.step),
+        )
+
+
+def open_dataset(config: Config) -> TokenDataset:
+    """The config's tokens, prepared first if it names sources for them, with every token read and verified."""
+    dataset = _open_or_prepare(config)
+    datasets.check_vocabulary(config.model.vocab_size, dataset)
+    for split in (dataset.train, dataset.val):
+        if split:
+            split.windows(config.model.block_size)  # raises if it has not a single window
+    with console.progress_bar("checking the tokens") as progress:
+        dataset.verify(progress)
+    return dataset
+
+
+def _open_or_prepare(config: Config) -> TokenDataset:
+    settings = config.data
+    try:
+        return datasets.open_folder(settings.path)
+    except DataError as error:
+        if error.code != "D002" or not settings.sources:
+            raise
+    prepare(
+        settings.sources,
+        settings.path,
+        tokenizer=settings.tokenizer,
+        train_tokenizer=settings.train_tokenizer,
+        val_tokens=settings.val_tokens,
+    )
+    return datasets.open_folder(settings.path)
+
+
+def check_fork(config: Config, fork: CheckpointRef, dataset: TokenDataset, template: TrainState) -> None:
+    """Raises a `JaxgptError` if a new run of `config` on `dataset` cannot start from the checkpoint `fork`."""
+    fork.run.check_tokenizer(dataset.identity)
+    with Checkpoints(fork.run.checkpoints) as source:
+        fork_step = source.resolve_step(fork.step)
+        source.check_fit(template, fork_step)
+    if fork_step >= config.run.steps:
+        what = f"run.steps = {config.run.steps}; the run to fork has {fork_step} steps already"
+        raise ConfigError("C030", what, f"--run.steps {2 * fork_step}")
+
+
+def restore_state(template: TrainState, checkpoints: Checkpoints, fork: CheckpointRef | None) -> TrainState | None:
+    """The state of the run's newest checkpoint, else that of the checkpoint `fork`; None for a run from scratch."""
+    latest = checkpoints.latest()
+    if latest is not None:
+        return checkpoints.restore(template, latest)
+    if fork is None:
+        return None
+    with Checkpoints(fork.run.checkpoints) as source:
+        return source.restore(template, source.resolve_step(fork.step))
+
+
+class TrainingSession:
+    """A run in training: its state after `step` steps, and what records it."""
+
+    def __init__(self, run: OpenRun, log: RunLog, display: Display, recorder: Recorder) -> None:
+        self.run = run
+        self.config = run.config
+        self.step = run.start_step
+        self.state = run.state
+        self.log = log
+        self.display = display
+        self.recorder = recorder
+        self.scores: Scores | None = None  # of the latest evaluation
+        self._graphdef = step.model_graphdef(run.config.model)
+        self._train_step = step.compile_train_step(run.config, self._graphdef, run.optimizer, run.mesh)
+        self._evaluator = Evaluator(run.config, run.dataset, run.mesh, self._graphdef)
+
+    def open_batches(self) -> Batches:
+        """The token blocks of all steps that are left."""
+        run = self.run
+        return batches.train_batches(run.config, run.dataset.train, run.mesh, self.step, run.dataset.vocab_size)
+
+    def train_step(self, batch: jax.Array) -> Metrics:
+        """Dispatches one optimizer step; the device may still be computing when this returns."""
+        self.state, metrics = self._train_step(self.state, batch)
+        self.step += 1
+        return metrics
+
+    def evaluate(self) -> Scores:
+        """Evaluates the state and records its scores."""
+        with self.recorder.pause():
+            self.scores = self._evaluator(self.state.params)
+            self.recorder.scores(self.step, self.scores)
+        return self.scores
+
+    def save(self, scores: Scores | None) -> None:
+        """Saves the state in the background; `scores`, if it was evaluated, decide which checkpoint is the best."""
+        with self.recorder.pause():  # reads the step's loss first: a state that is not finite is never saved
+            self.run.checkpoints.save(self.step, self.state, scores.main.loss if scores else None)
+            self.recorder.saved(self.step)
+
+    def model(self) -> LoadedModel:
+        """The model as it is now, for sampling."""
+        run = self.run
+        params = self.state.params
+        return LoadedModel(run.config, self._graphdef, params, run.dataset.tokenizer, run.mesh, self.step)
+
+
+@contextmanager
+def start_session(run: OpenRun, shutdown: GracefulShutdown, peak_flops: float | None) -> Iterator[TrainingSession]:
+    """Starts the log, the display and the recorder of `run`. `peak_flops` is one device's peak, for the MFU."""
+    windows = run.dataset.train.windows(run.config.model.block_size)
+    all_devices_flops = peak_flops and peak_flops * run.mesh.size
+    with RunLog(run.folder.log_file) as log:
+        log.write("start", **_start_record(run))
+        print(messages.startup_banner(run.config, run.dataset, run.mesh, run.folder, run.start_step), flush=True)
+        with (
+            console.open_display(run.config) as display,
+            Recorder(
+                run.config,
+                log,
+                display,
+                run.folder.tensorboard,
+                epoch_windows=windows,
+                peak_flops=all_devices_flops,
+            ) as recorder,
+        ):
+            shutdown.on_abort = display.close
+            yield TrainingSession(run, log, display, recorder)
+
+
+def _start_record(run: OpenRun) -> dict[str, Any]:
+    """The values of the log's `start` record: the step, config, versions, devices and fork of the run."""
+    versions = {"jaxgpt": jaxgpt.__version__, "jax": jax.__version__, "python": platform.python_version()}
+    device = {"kind": run.device_kind, "count": run.mesh.devices.size}
+    return {
+        "step": run.start_step,
+        "config": run.user_config.to_dict(),
+        "versions": versions,
+        "device": device,
+        "fork": run.fork and str(run.fork.run.path),
+    }

@@ -1,11 +1,11 @@
-"""Fits the loss law of `jaxgpt.budget.scaling_law` again; writes docs/budget-accuracy.md: constants, errors, coverage.
+"""Refits the scaling law of `jaxgpt.budget.scaling_law`; writes docs/budget-accuracy.md: constants, errors, coverage.
 
     python bench/refit.py FORECAST_DATA [--out docs/budget-accuracy.md]
 
 FORECAST_DATA holds `porian_refinedweb.csv` and `porian_openwebtext2.csv` (columns C,N,D,L: Porian et al. 2024) and
-`reference_runs.csv` (published runs). The FineWeb runs come from `jaxgpt/budget/references.py`. Fitted are one offset
-per corpus, A, alpha, B, beta and what a cautious learning rate costs: least squares for what is linear, a grid that
-narrows for the two exponents. Nothing but numpy is needed.
+`reference_runs.csv` (published runs). The FineWeb runs come from `jaxgpt/budget/published_runs.csv`. Fitted are one
+offset per corpus, A, alpha, B, beta and the cost of an undertuned (low) learning rate: least squares for the linear
+constants, a narrowing grid for the two exponents. Needs only numpy.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxgpt.budget import scaling_law
-from jaxgpt.budget.published_runs import REFERENCES, Reference
-from jaxgpt.budget.scaling_law import CORPORA, FITTED_RATIO, LAW, Law, Recipe, ScalingQuery, predict_loss
+from jaxgpt.budget.published_runs import PUBLISHED_RUNS, PublishedRun
+from jaxgpt.budget.scaling_law import CORPORA, FITTED_RATIO, LAW, Recipe, ScalingLaw, ScalingQuery, predict_loss
 from jaxgpt.utils.stats import Z80
 
 LEAST_PARAMETERS = 15e6
@@ -29,12 +29,12 @@ POSITIONS = 786_432  # GPT-2's learned positions, which some sources count
 NAMES = {"FineWeb 10B": "fineweb", "FineWeb": "fineweb", "FineWeb-Edu": "fineweb-edu", "OpenWebText": "openwebtext"}
 NAMES |= {"OpenWebText2": "openwebtext2", "RefinedWeb": "refinedweb", "C4": "c4"}
 # Of the earlier fit (six FineWeb runs, no term for the recipe), one run of 355M is not among these data.
-EARLIER = Law(capacity=1.101, alpha=0.223, data=0.286, beta=0.249, undertuned_lr=0.0)
+EARLIER = ScalingLaw(capacity=1.101, alpha=0.223, data=0.286, beta=0.249, undertuned_lr=0.0)
 
 
 @dataclass(frozen=True)
 class Point:
-    """A run: corpus, question without its corpus's offset, loss, and whether it is trained as the law's runs are."""
+    """A run: corpus, size, tokens, loss, and whether its recipe is that of the fitted runs."""
 
     corpus: str
     parameters: float
@@ -42,10 +42,10 @@ class Point:
     loss: float
     learning_rate: float
     unique: float | None = None
-    what: str = ""
+    description: str = ""
     same_recipe: bool = True
 
-    def ask(self, offset: float | None = None, sd: float | None = None) -> ScalingQuery:
+    def query(self, offset: float | None = None, sd: float | None = None) -> ScalingQuery:
         corpus = CORPORA[self.corpus]
         if offset is not None:
             corpus = replace(corpus, offset=offset, sd=corpus.sd if sd is None else sd)
@@ -56,20 +56,21 @@ class Point:
         )
 
     @property
-    def cautious(self) -> float:
-        """How much of the cost of a cautious learning rate it bears, 0 to 1."""
-        return scaling_law.recipe_costs(self.ask())["undertuned_lr"] / LAW.undertuned_lr
+    def lr_shortfall(self) -> float:
+        """The fraction of the full cost of an undertuned learning rate, 0 to 1."""
+        return scaling_law.recipe_costs(self.query())["undertuned_lr"] / LAW.undertuned_lr
 
 
 def fineweb_runs() -> list[Point]:
     """Annealed Adam and AdamW runs on FineWeb."""
-    return [_of_reference(run) for run in REFERENCES if run.corpus == "fineweb" and re.search(r"\bAdamW?\b", run.what)]
+    runs = [run for run in PUBLISHED_RUNS if run.corpus == "fineweb"]
+    return [_fitted_point(run) for run in runs if re.search(r"\bAdamW?\b", run.description)]
 
 
-def _of_reference(run: Reference) -> Point:
-    stated = re.search(r"at ([\d.e-]+)", run.what)
+def _fitted_point(run: PublishedRun) -> Point:
+    stated = re.search(r"at ([\d.e-]+)", run.description)
     rate = float(stated[1]) if stated else scaling_law.tuned_learning_rate(run.parameters)
-    return Point(run.corpus, run.parameters, run.tokens, run.loss, rate, run.unique, run.what)
+    return Point(run.corpus, run.parameters, run.tokens, run.loss, rate, run.unique, run.description)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -78,28 +79,28 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def porian(folder: Path, name: str, corpus: str) -> list[Point]:
-    """Tuned points at constant learning rate, in the range that the law is for."""
-    found = []
+    """Tuned points at constant learning rate, in the range of the fit."""
+    points = []
     for line in rows_of(folder / name):
         size, tokens, loss = (float(line[key]) for key in "NDL")
         if size >= LEAST_PARAMETERS and tokens / size >= FITTED_RATIO:
-            found.append(Point(corpus, size, tokens, loss, scaling_law.tuned_learning_rate(size)))
-    return found
+            points.append(Point(corpus, size, tokens, loss, scaling_law.tuned_learning_rate(size)))
+    return points
 
 
-def fit(groups: Sequence[Sequence[Point]], *, recipe: bool = True) -> tuple[Law, list[float]]:
-    """The law and one offset per group, by least squares over all points."""
+def fit(groups: Sequence[Sequence[Point]], *, recipe: bool = True) -> tuple[ScalingLaw, list[float]]:
+    """The scaling law and one offset per group, by least squares over all points."""
     points = [point for group in groups for point in group]
     member = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     size, tokens, loss = (np.array([getattr(p, name) for p in points]) for name in ("parameters", "tokens", "loss"))
-    undertuned_lr = np.array([point.cautious for point in points])
-    recipe = recipe and bool(undertuned_lr.any())
+    shortfall = np.array([point.lr_shortfall for point in points])
+    recipe = recipe and bool(shortfall.any())
 
     def solve(alpha: float, beta: float) -> tuple[float, np.ndarray]:
         columns = [np.eye(len(groups))[member], (size / 1e8) ** -alpha, (tokens / 1e10) ** -beta]
-        matrix = np.column_stack([*columns, undertuned_lr] if recipe else columns)
-        found, *_ = np.linalg.lstsq(matrix, loss, rcond=None)
-        return float(np.sum((matrix @ found - loss) ** 2)), found
+        matrix = np.column_stack([*columns, shortfall] if recipe else columns)
+        solution, *_ = np.linalg.lstsq(matrix, loss, rcond=None)
+        return float(np.sum((matrix @ solution - loss) ** 2)), solution
 
     alpha, beta, width = 0.25, 0.30, 0.2
     while width > 2e-4:
@@ -107,27 +108,27 @@ def fit(groups: Sequence[Sequence[Point]], *, recipe: bool = True) -> tuple[Law,
         trials = [(solve(alpha + a, beta + b)[0], alpha + a, beta + b) for a in grid for b in grid]
         _, alpha, beta = min(trials)
         width /= 2.5
-    _, found = solve(alpha, beta)
+    _, solution = solve(alpha, beta)
     count = len(groups)
-    law = Law(
-        capacity=float(found[count]),
+    law = ScalingLaw(
+        capacity=float(solution[count]),
         alpha=float(alpha),
-        data=float(found[count + 1]),
+        data=float(solution[count + 1]),
         beta=float(beta),
-        undertuned_lr=float(found[count + 2]) if recipe else 0.0,
+        undertuned_lr=float(solution[count + 2]) if recipe else 0.0,
     )
-    return law, [float(value) for value in found[:count]]
+    return law, [float(value) for value in solution[:count]]
 
 
 def left_out(runs: list[Point], others: list[list[Point]], out: Sequence[int], *, recipe: bool = True) -> list[float]:
-    """Errors (observed minus expected) of the runs `out` when the law is fitted without them."""
+    """Errors (observed minus expected) of the runs `out` when the scaling law is fitted without them."""
     law, offsets = fit([[run for n, run in enumerate(runs) if n not in out], *others], recipe=recipe)
-    return [runs[n].loss - predict_loss(runs[n].ask(offsets[0]), law).loss for n in out]
+    return [runs[n].loss - predict_loss(runs[n].query(offsets[0]), law).loss for n in out]
 
 
 def published(folder: Path) -> list[Point]:
     """Finished runs of `reference_runs.csv` with their size and tokens."""
-    found = []
+    points = []
     for line in rows_of(folder / "reference_runs.csv"):
         corpus, name = NAMES.get(line["dataset"]), line["id"]
         if corpus is None or not line["n_params_total"] or not line["tokens_seen"] or "NOT final" in line["notes"]:
@@ -141,15 +142,15 @@ def published(folder: Path) -> list[Point]:
         same = corpus == "fineweb" and adam
         unique = float(line["unique_tokens"]) if line["unique_tokens"] else None
         rate = 6e-4 if stock else tuned
-        found.append(
+        points.append(
             Point(corpus, size, float(line["tokens_seen"]), float(line["final_val_loss"]), rate, unique, name, same)
         )
-    return found
+    return points
 
 
 def study(point: Point) -> str:
     """The study a run belongs to: runs of one study share its recipe and their errors."""
-    head = point.what.split("_")[0]
+    head = point.description.split("_")[0]
     known = {
         "db": "datablations, GPT-2 tokens",
         "gadre": "Gadre et al., untuned",
@@ -161,7 +162,7 @@ def study(point: Point) -> str:
 
 
 def binomial(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
+    """Wilson's 95 % interval of a fraction."""
     z, share = 1.96, hits / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
@@ -176,7 +177,7 @@ def by_corpus(points: list[Point]) -> list[str]:
     """The table of all published runs: bias, MAE and coverage with the shipped constants."""
     groups = defaultdict(list)
     for point in points:
-        expected = predict_loss(point.ask())
+        expected = predict_loss(point.query())
         inside = expected.low <= point.loss <= expected.high
         groups[(point.corpus, study(point))].append((point.loss - expected.loss, inside, bool(expected.outside)))
     lines = [
@@ -196,21 +197,21 @@ def by_corpus(points: list[Point]) -> list[str]:
 
 
 def leave_one_out(points: list[Point]) -> list[str]:
-    """Each run with its corpus's offset taken from the corpus's other runs alone, the law's shape as shipped."""
+    """Each run with its corpus's offset taken from the corpus's other runs alone, the scaling law as shipped."""
     lines = ["| corpus | n | bias | MAE | inside 80 % |", "|---|---|---|---|---|"]
     groups = defaultdict(list)
     for point in points:
-        if not predict_loss(point.ask()).outside:
+        if not predict_loss(point.query()).outside:
             groups[point.corpus].append(point)
     whole = []
     for corpus, members in sorted(groups.items()):
         if len(members) < 3:
             continue
-        rest = [p.loss - predict_loss(p.ask(0.0)).loss for p in members]
+        rest = [p.loss - predict_loss(p.query(0.0)).loss for p in members]
         entries = []
         for number, point in enumerate(members):
             others = np.array(rest[:number] + rest[number + 1 :])
-            expected = predict_loss(point.ask(float(np.median(others)), float(np.std(others, ddof=1))))
+            expected = predict_loss(point.query(float(np.median(others)), float(np.std(others, ddof=1))))
             entries.append((point.loss - expected.loss, expected.low <= point.loss <= expected.high))
         whole += entries
         lines.append(_coverage_line(corpus, entries))
@@ -226,21 +227,23 @@ def _coverage_line(name: str, entries: list[tuple[float, bool]]) -> str:
 
 
 def constants(runs: list[Point], others: list[list[Point]]) -> list[str]:
-    """The fit with and without the recipe's term, beside the earlier one and what is shipped."""
-    lines = ["| fit | offsets FineWeb, OpenWebText2, RefinedWeb | A | alpha | B | beta | cautious | 20,000 steps |"]
+    """The fit with and without the recipe's term, the earlier fit and the shipped constants."""
+    lines = [
+        "| fit | offsets FineWeb, OpenWebText2, RefinedWeb | A | alpha | B | beta | undertuned LR | 20,000 steps |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|")
     later = re.compile("untied|another evaluation|about 3.29")
-    plain = [run for run in runs if not later.search(run.what)]
+    plain = [run for run in runs if not later.search(run.description)]
     fits = [
-        ("here, as shipped: 7 runs, recipe term", *fit([runs, *others])),
-        ("here, without the recipe term: 7 runs", *fit([runs, *others], recipe=False)),
-        ("here, as the earlier fit: 4 of its 6 runs", *fit([plain, *others], recipe=False)),
-        ("earlier: 6 runs, one of them not at hand", EARLIER, [1.889, 1.708, 2.018]),
+        ("this script, as shipped: 7 runs, recipe term", *fit([runs, *others])),
+        ("this script, without the recipe term: 7 runs", *fit([runs, *others], recipe=False)),
+        ("this script, as the earlier fit: 4 of its 6 runs", *fit([plain, *others], recipe=False)),
+        ("earlier: 6 runs, one of them unavailable", EARLIER, [1.889, 1.708, 2.018]),
         ("shipped constants", LAW, [CORPORA[name].offset for name in ("fineweb", "openwebtext2", "refinedweb")]),
     ]
     for name, law, offsets in fits:
         owner = Point("fineweb", 40.56e6, 20_000 * 524_288, 0.0, 1e-3, 3.68e9)
-        loss = predict_loss(owner.ask(offsets[0]), law).loss
+        loss = predict_loss(owner.query(offsets[0]), law).loss
         shown = ", ".join(f"{offset:.3f}" for offset in offsets)
         lines.append(
             f"| {name} | {shown} | {law.capacity:.3f} | {law.alpha:.3f} | {law.data:.3f} | {law.beta:.3f} | "
@@ -250,16 +253,16 @@ def constants(runs: list[Point], others: list[list[Point]]) -> list[str]:
 
 
 def fineweb_table(runs: list[Point], others: list[list[Point]]) -> list[str]:
-    """Leave-one-out errors of the FineWeb runs, with and without the term for a cautious rate."""
+    """Leave-one-out errors of the FineWeb runs, with and without the term for an undertuned learning rate."""
     plain = [left_out(runs, others, [n], recipe=False)[0] for n in range(len(runs))]
     termed = fineweb_errors(runs, others)
-    stock = [n for n, run in enumerate(runs) if run.cautious > 0.5]
+    stock = [n for n, run in enumerate(runs) if run.lr_shortfall > 0.5]
     together = left_out(runs, others, stock)
     lines = ["| run left out | parameters | tokens | observed | error | error without the recipe term |"]
     lines.append("|---|---|---|---|---|---|")
     for run, with_term, without in zip(runs, termed, plain, strict=True):
         lines.append(
-            f"| {run.what} | {run.parameters / 1e6:.1f}M | {run.tokens / 1e9:.2f}B | {run.loss:.4f} | "
+            f"| {run.description} | {run.parameters / 1e6:.1f}M | {run.tokens / 1e9:.2f}B | {run.loss:.4f} | "
             f"{with_term:+.3f} | {without:+.3f} |"
         )
     hits = sum(abs(error) <= Z80 * math.hypot(scaling_law.SAME_RECIPE, CORPORA["fineweb"].sd) for error in termed)
@@ -272,14 +275,14 @@ def fineweb_table(runs: list[Point], others: list[list[Point]]) -> list[str]:
         f"without it; {hits} of {len(runs)} inside the 80 % interval ({low:.0%} to {high:.0%}).",
         "",
         f"The {len(stock)} rows of llm.c's GPT-2 are one recipe, and partly one run, so that leaving out one of them "
-        "leaves its twins in. Left out together, nothing is known of a cautious rate and the term is 0: their errors "
+        "leaves its near-copies in. Left out together, the term for an undertuned rate is unknown and 0: their errors "
         f"are {', '.join(f'{error:+.3f}' for error in together)}, and the MAE over the {len(grouped)} recipes that are "
-        f"really independent is **{np.abs(grouped).mean():.3f}**.",
+        f"independent is **{np.abs(grouped).mean():.3f}**.",
         "",
-        "Two choices were made while looking at these errors: that an untied head counts twice in N, and that a "
-        "cautious rate has a term of its own. It fades with the distance from 124M because the reference run, a third "
-        "of that size and at 0.41 of its tuned rate, was 0.01 below the law at step 13,500. Runs that nobody has "
-        "looked at yet are the real test.",
+        "Two choices were made while looking at these errors: that an untied head counts twice in N, and that an "
+        "undertuned learning rate has its own term. It fades with the distance from 124M because the fineweb40m run, a "
+        "third of that size and at 0.41 of its tuned rate, was 0.01 below the law at step 13,500. The real test is "
+        "runs that nobody has looked at yet.",
     ]
 
 
@@ -292,24 +295,24 @@ def write(folder: Path) -> str:
     ]
     count = sum(map(len, others))
     parts = [
-        "# How true the planner's loss law is",
+        "# How accurate the planner's scaling law is",
         "Written by `python bench/refit.py FORECAST_DATA --out docs/budget-accuracy.md`; all figures in nats per "
         "token. An error is observed minus expected.",
         "## Constants",
         f"Joint fit of {count} tuned points (Porian et al., constant learning rate) and {len(runs)} FineWeb runs.",
         "\n".join(constants(runs, others)),
         "## FineWeb, leave-one-out",
-        "Everything is fitted again without the run.",
+        "The law is refitted without the run.",
         "\n".join(fineweb_table(runs, others)),
         "## All published runs, by corpus",
         "With the shipped constants, which were fitted to some of these runs (FineWeb's AdamW, Porian's); offsets of "
-        "the other corpora were taken from the runs themselves, so their bias is no test. The interval includes the "
-        "recipe's, the corpus's and the distance's uncertainty; how much a distance adds was judged by these runs too.",
+        "the other corpora were taken from the runs themselves, so their bias tests nothing. The interval includes the "
+        "recipe's, the corpus's and the distance's uncertainty; how much a distance adds was chosen by these runs too.",
         "\n".join(by_corpus(points)),
-        "## Inside the fitted range, the corpus's offset from its other runs alone",
+        "## Inside the fitted range, the offset taken from the corpus's other runs alone",
         "\n".join(leave_one_out(points)),
-        "Brackets hold 95 % for the share (Wilson). Runs of one study are not independent of each other, so the "
-        "brackets are too narrow.",
+        "Brackets are 95 % intervals of the fraction (Wilson). Runs of one study are not independent of each other, "
+        "so the brackets are too narrow.",
     ]
     return "\n\n".join(parts) + "\n"
 

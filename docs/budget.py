@@ -1,4 +1,4 @@
-"""Draws the README's picture of the planner: its answer for a config as a terminal of 80 columns shows it.
+"""Draws the README's picture of the planner: its answer for a config on a terminal of 80 columns.
 
 python docs/budget.py docs/budget.svg [--config fineweb40m --gpu 'RTX 4070' …]
 """
@@ -11,23 +11,26 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from jaxgpt.budget import options, text
-from jaxgpt.budget.plan import plan
+from jaxgpt.budget import options
+from jaxgpt.budget.plan import make_plan
 from jaxgpt.budget.recommend import recommend
-from jaxgpt.utils import terminal
+from jaxgpt.budget.report import plan_report
+from jaxgpt.utils.report import print_report
+
+WIDTH = 80
 
 
 def main() -> None:
     out, *arguments = sys.argv[1:]
-    shown = io.StringIO()
-    found = plan(options.read(arguments).inputs)
-    screen = Console(file=shown, width=terminal.WIDTH, force_terminal=True, highlight=False, color_system="standard")
-    text.Printer(screen).whole(found, recommend(found), [], None)
-    picture = Console(record=True, width=terminal.WIDTH, file=io.StringIO(), force_terminal=True)
-    picture.print(Text.from_ansi(shown.getvalue().strip()))
-    drawn = picture.export_svg(title=" ".join(["python -m jaxgpt.budget", *arguments]))
+    planned = make_plan(options.read(arguments).inputs)
+    screen = io.StringIO()
+    console = Console(file=screen, width=WIDTH, force_terminal=True, highlight=False, color_system="standard")
+    print_report(plan_report(planned, recommend(planned)), console)
+    picture = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
+    picture.print(Text.from_ansi(screen.getvalue().strip()))
+    svg = picture.export_svg(title=" ".join(["python -m jaxgpt.budget", *arguments]))
     # The reader's own monospace font: a picture in a README should load nothing.
-    Path(out).write_text(re.sub(r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL))
+    Path(out).write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

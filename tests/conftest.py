@@ -82,3 +82,11 @@ def fast_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def planner_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder on a machine without a GPU."""
+    monkeypatch.setattr("jaxgpt.budget.devices.local_gpu", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

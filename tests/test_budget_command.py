@@ -11,11 +11,7 @@ from conftest import ROOT
 from jaxgpt import budget, errors
 from jaxgpt.config.files import find_config
 
-
-@pytest.fixture(autouse=True)
-def without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("jaxgpt.budget.devices.local_gpu", lambda: None)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("planner_workspace")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -23,8 +19,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--json"], ["--compare-claims"], ["--hours", "20"], ["--help"]])
-def test_neither_jax_nor_matplotlib_is_loaded(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["--hours", "20"], ["--help"]])
+def test_planner_loads_neither_jax_nor_matplotlib(arguments: list[str]) -> None:
     done = run("fineweb40m", *arguments)
     assert done.returncode == 0
     loaded = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
@@ -32,13 +28,20 @@ def test_neither_jax_nor_matplotlib_is_loaded(arguments: list[str]) -> None:
     assert not loaded & {"jax", "jaxlib", "flax", "optax", "orbax", "matplotlib", "scipy"}
 
 
-def test_piped_text_is_plain_and_at_most_80_columns_wide() -> None:
-    text = run("--compare-claims", "--config", "gpt2_124m").stdout
+def test_piped_text_is_plain_and_80_columns_wide() -> None:
+    text = run("--config", "gpt2_124m").stdout
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 80
     assert not [line for line in text.splitlines() if line != line.rstrip()]
     assert "[eliebak/modded-nanogpt, README]" in text.replace("\n", " ")  # no source is taken for markup
-    for part in ("123.59M parameters", "By length", "Memory", "irreducible", "nearest published runs", "What to do"):
+    for part in (
+        "123.59M parameters",
+        "By length",
+        "Memory",
+        "irreducible",
+        "nearest published runs",
+        "Recommendations",
+    ):
         assert part in text
 
 
@@ -49,10 +52,10 @@ def test_piped_text_is_plain_and_at_most_80_columns_wide() -> None:
         (["--price", "nan"], "C038", ["nan"]),
         (["--price", "cheap"], "C038", ["cheap"]),
         (["--gpu", "rtx4071"], "C037", ["rtx4071", "RTX 4070"]),
-        (["--iters", "0"], "C038", ["--iters", "0"]),
-        (["--iters", "10", "-5"], "C038", ["-5"]),
-        (["--iters", "1.5"], "C038", ["1.5"]),
-        (["--iters", ""], "C038", ["--iters"]),
+        (["--lengths", "0"], "C038", ["--lengths", "0"]),
+        (["--lengths", "10", "-5"], "C038", ["-5"]),
+        (["--lengths", "1.5"], "C038", ["1.5"]),
+        (["--lengths", ""], "C038", ["--lengths"]),
         (["--unique-tokens", ""], "C038", ["--unique-tokens"]),
         (["--claim", ""], "C038", ["--claim"]),
         (["--unique-tokens", "0"], "C038", ["0"]),
@@ -61,12 +64,12 @@ def test_piped_text_is_plain_and_at_most_80_columns_wide() -> None:
         (["--corpus", "finweb"], "C040", ["finweb", "fineweb"]),
         (["--json", "--html", "x.html"], "C039", ["--json", "--html"]),
         (["--hours", "2", "--kwh", "3"], "C039", ["--hours", "--kwh"]),
-        (["--iters", "5", "--hours", "3"], "C039", ["--iters", "--hours"]),
+        (["--lengths", "5", "--hours", "3"], "C039", ["--lengths", "--hours"]),
         (["--unique-tokens", "1e9", "--data", "."], "C039", ["--unique-tokens", "--data"]),
         (["--write-config", "x.py"], "C039", ["--write-config"]),
         (["--html", "nowhere/x.html"], "C041", ["nowhere"]),
         (["--html", "."], "C041", ["folder"]),
-        (["--html", __file__], "C041", ["no page"]),
+        (["--html", __file__], "C041", ["not a report"]),
         (["--calibrate", "nothing"], "C043", ["nothing"]),
         (["--hours", "0.001"], "C044", ["0.001", "RTX 4070"]),
         (["--hours", "0"], "C038", ["--hours", "0"]),
@@ -79,7 +82,7 @@ def test_piped_text_is_plain_and_at_most_80_columns_wide() -> None:
         (["--itres", "5"], "C005", ["itres"]),
     ],
 )
-def test_nonsense_is_refused_with_a_sentence(
+def test_invalid_options_are_refused_with_a_sentence(
     arguments: list[str], code: str, words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert errors.run(budget.main, ["fineweb40m", *arguments]) == errors.EXIT_STATUS[code[0]]
@@ -91,11 +94,11 @@ def test_nonsense_is_refused_with_a_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_page_is_one_file_that_loads_nothing_and_escapes_names(tmp_path: Path) -> None:
+def test_page_loads_nothing_and_escapes_names(tmp_path: Path) -> None:
     odd = tmp_path / "<b>odd&.py"
     odd.write_text(find_config("fineweb40m").read_text())
     page = tmp_path / "plan.html"
-    assert errors.run(budget.main, ["--config", str(odd), "--html", str(page), "--compare-claims"]) == 0
+    assert errors.run(budget.main, ["--config", str(odd), "--html", str(page)]) == 0
     text = page.read_text()
     assert "<b>odd" not in text
     assert "&lt;b&gt;odd&amp;" in text
@@ -104,9 +107,9 @@ def test_a_page_is_one_file_that_loads_nothing_and_escapes_names(tmp_path: Path)
     assert "src=" not in text
 
 
-def test_a_cpu_has_no_pace_until_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cpu_has_no_step_time_until_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert errors.run(budget.main, ["fineweb40m", "--gpu", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["pace"] == {}
+    assert found["step_time"] == {}
     assert found["rows"][0]["seconds"] is None
     assert any("--measure" in text for text in found["warnings"])

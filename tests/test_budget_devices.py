@@ -29,7 +29,7 @@ from jaxgpt.errors import ConfigError
         ("RTX PRO 6000 Blackwell Max-Q", "RTX PRO 6000 Max-Q"),
     ],
 )
-def test_a_device_is_found_under_any_usual_spelling(spelling: str, name: str) -> None:
+def test_device_is_found_under_any_usual_spelling(spelling: str, name: str) -> None:
     assert devices.find(spelling).name == name
 
 
@@ -44,13 +44,11 @@ def test_every_device_finds_itself_and_states_its_source(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "whitepaper"), [("RTX 3080", 59.5), ("RTX 3090", 71.0), ("RTX 4090", 165.2), ("RTX 5090", 209.5)]
 )
-def test_the_geforce_formula_gives_the_whitepapers_dense_rate_with_float32_accumulation(
-    name: str, whitepaper: float
-) -> None:
+def test_geforce_formula_gives_the_whitepapers_dense_rate(name: str, whitepaper: float) -> None:
     assert devices.DEVICES[name].tflops == pytest.approx(whitepaper, rel=0.005)
 
 
-def test_an_unknown_device_is_refused_with_its_neighbours() -> None:
+def test_unknown_device_is_refused_with_similar_names() -> None:
     with pytest.raises(ConfigError) as caught:
         devices.find("RTX 4071")
     assert caught.value.code == "C037"
@@ -59,6 +57,6 @@ def test_an_unknown_device_is_refused_with_its_neighbours() -> None:
 
 
 @pytest.mark.parametrize("name", ["GTX 1080", "cpu", "", "RTX 5090 D", "RTX 2080 Ti", "TPU v4"])
-def test_a_device_that_is_not_in_the_table_is_not_taken_for_a_relative(name: str) -> None:
+def test_other_devices_are_not_matched_to_similar_ones(name: str) -> None:
     assert devices.lookup(name) is None
     assert devices.peak_flops(name) is None

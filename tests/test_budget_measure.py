@@ -1,4 +1,4 @@
-"""Measuring: a training in a process of its own, whose pace becomes the plan's."""
+"""Measurements by short trainings in a process of their own."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_some_steps_are_timed_and_scaled_to_the_whole_step(tmp_path: Path) -> None:
+def test_some_steps_are_timed_and_scaled_to_a_whole_step(tmp_path: Path) -> None:
     config = load_config("quickstart").replace({"model": TINY, "data": {"micro_batch": 2, "accum": 8}})
     before = sorted(tmp_path.iterdir())
     record = measure.measure(config)
@@ -32,9 +32,7 @@ def test_some_steps_are_timed_and_scaled_to_the_whole_step(tmp_path: Path) -> No
     assert [path for path in sorted(tmp_path.iterdir()) if path.name != "xla"] == before
 
 
-def test_two_micro_batches_of_eight_stand_for_a_quarter_of_the_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_of_eight_micro_batches_are_a_quarter_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text("".join(json.dumps({"kind": "step", "step": n, "seconds": 1.0}) + "\n" for n in range(20)))
     monkeypatch.setattr(measure, "_train", lambda *_, **__: log)
@@ -42,16 +40,14 @@ def test_two_micro_batches_of_eight_stand_for_a_quarter_of_the_step(
     assert set(record.seconds) == {4.0}
 
 
-def test_a_training_that_fails_is_told_with_its_own_words() -> None:
+def test_failed_training_is_reported_with_its_own_words() -> None:
     config = load_config("quickstart").replace({"model": TINY, "data": {"micro_batch": 3, "accum": 1}})
     with pytest.raises(ConfigError, match="C013") as caught:
         measure.measure(config)
     assert caught.value.code == "C045"
 
 
-def test_a_pilot_trains_on_the_users_data_and_calibrates_the_plan(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pilot_trains_on_own_data_and_calibrates_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokens = tmp_path / "tokens"
     tokens.mkdir()
     for seed, name in enumerate(("train.bin", "val.bin")):
@@ -62,7 +58,7 @@ def test_a_pilot_trains_on_the_users_data_and_calibrates_the_plan(
     assert errors.run(budget.main, ["fineweb40m", *options, "--pilot", "3s", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert "pilot-fineweb40m-1" in found["calibration"]["source"]
-    assert found["calibration"]["shift"] is not None
-    assert found["pace"]["jaxgpt"]["seconds_per_step"] > 0
-    assert found["rows"][-1]["seconds"] > 4000 * found["pace"]["jaxgpt"]["seconds_per_step"]
+    assert found["calibration"]["loss_shift"] is not None
+    assert found["step_time"]["jaxgpt"]["seconds_per_step"] > 0
+    assert found["rows"][-1]["seconds"] > 4000 * found["step_time"]["jaxgpt"]["seconds_per_step"]
     assert (tmp_path / "runs" / "pilot-fineweb40m-1" / "plan.json").is_file()

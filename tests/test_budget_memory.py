@@ -34,23 +34,23 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
-def test_state_is_what_xla_counts_as_argument_beside_the_tokens(name: str) -> None:
+def test_state_is_what_xla_counts_without_the_tokens(name: str) -> None:
     config = small_config(SMALL[name])
     tokens = config.data.accum * config.data.micro_batch * (config.model.block_size + 1) * 2
     assert memory.state_bytes(config.model) == compile_step(config).memory_analysis().argument_size_in_bytes - tokens
 
 
 @pytest.mark.parametrize("name", ["quickstart", "books", "fineweb40m", "fineweb40m_modern", "gpt2_124m"])
-def test_state_is_the_bytes_of_every_configs_own_state(name: str) -> None:
+def test_state_has_the_bytes_of_the_real_state(name: str) -> None:
     config = load_config(name).replace({"model": {"dtype": "float32", "attention": "xla"}})
     state = jax.eval_shape(partial(step.init_state, config, optim.make_optimizer(config.optim, config.run.steps)))
     assert memory.state_bytes(config.model) == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    held = memory.estimate(config)
-    assert held.parameters + held.optimizer == memory.state_bytes(config.model)
+    estimated = memory.estimate(config)
+    assert estimated.parameters + estimated.optimizer == memory.state_bytes(config.model)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "modern"])
-def test_activations_grow_with_the_micro_batch_as_xlas_temporaries_do(name: str) -> None:
+def test_activations_grow_as_xlas_temporaries_do(name: str) -> None:
     """XLA's CPU backend fuses less than a GPU's, so the two agree in their size, not to the byte."""
     model = SMALL[name]
     measured = [compile_step(small_config(model, rows)).memory_analysis().temp_size_in_bytes for rows in (8, 32)]
@@ -59,7 +59,7 @@ def test_activations_grow_with_the_micro_batch_as_xlas_temporaries_do(name: str)
     assert 0.6 < (planned[1] - planned[0]) / (measured[1] - measured[0]) < 1.7
 
 
-def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
+def test_max_micro_batch_fits_and_the_next_does_not() -> None:
     config, usable = load_config("fineweb40m"), DEVICES["RTX 4070"].usable
     most = memory.max_micro_batch(config, usable)
     assert memory.estimate(config, most).total <= usable * memory.GIB < memory.estimate(config, most + 1).total
@@ -67,7 +67,7 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:
     assert memory.max_micro_batch(config, 0.5) == 0
 
 
-def test_the_loss_holds_as_many_logits_as_its_chunks() -> None:
+def test_loss_stores_the_logits_of_one_chunk() -> None:
     """`cross_entropy._chunks` makes as few equal chunks as the limit allows."""
     model = Model(loss_chunk=4096)
     assert [memory.loss_chunk(model, tokens) for tokens in (16_384, 4_097, 1_000)] == [4096, 2049, 1000]
@@ -75,13 +75,13 @@ def test_the_loss_holds_as_many_logits_as_its_chunks() -> None:
     assert memory.estimate(dense).logits > 3 * memory.estimate(load_config("fineweb40m")).logits
 
 
-def test_written_out_attention_keeps_its_probabilities() -> None:
+def test_attention_without_cudnn_saves_its_probabilities() -> None:
     model = load_config("fineweb40m").model
     assert memory.block_bytes(model, flash=False) > 3 * memory.block_bytes(model, flash=True)
 
 
 @pytest.mark.parametrize("line", H100_MEMORY.strip().splitlines(), ids=lambda line: " ".join(line.split()[:2]))
-def test_the_plan_is_what_a_gpus_compiler_counts_and_room_for_libraries(line: str) -> None:
+def test_plan_agrees_with_programs_compiled_for_an_h100(line: str) -> None:
     name, rows, *counts = line.split()
     base = load_config(name)
     sequences = base.data.micro_batch * base.data.accum

@@ -1,4 +1,4 @@
-"""The plan as a whole, through the command line's own road, and what it recommends."""
+"""The whole plan, made through the command line, and its recommendations."""
 
 import dataclasses
 import itertools
@@ -8,26 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from jaxgpt import budget, errors
-from jaxgpt.budget import claims, names, options, plan, query, recommend
-from jaxgpt.budget import to_json as schema
+from jaxgpt.budget import options, plan, query, recommend, to_json
 from jaxgpt.budget.plan import Plan
+from jaxgpt.budget.report import plan_report
 from jaxgpt.config.files import load_config
+from jaxgpt.utils import report as utils_report
 
 Json = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The tests' machine may have a card and results of its own."""
-    monkeypatch.setattr("jaxgpt.budget.devices.local_gpu", lambda: None)
-    monkeypatch.setattr("jaxgpt.budget.step_time.measured", lambda *_: None)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("planner_workspace")
 
 
 def planned(*argv: str) -> Plan:
-    return plan.plan(options.read(["--config", "fineweb40m", *argv]).inputs)
+    return plan.make_plan(options.read(["--config", "fineweb40m", *argv]).inputs)
 
 
 def document(capsys: pytest.CaptureFixture[str], *argv: str) -> Json:
@@ -40,15 +35,15 @@ def test_the_reference_run(capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, "--config", "fineweb40m", "--gpu", "rtx4070", "--unique-tokens", "3.68e9")
     assert (found["model"]["parameters"], found["model"]["non_embedding_parameters"]) == (40_560_000, 21_243_264)
     last = found["rows"][-1]
-    assert [row["max_iters"] for row in found["rows"]] == [6000, 10000, 15000, 20000]
+    assert [row["total_steps"] for row in found["rows"]] == [6000, 10000, 15000, 20000]
     assert last["tokens"] == 10_485_760_000
     assert last["epochs"] == pytest.approx(2.85, abs=0.005)
     assert last["flops"] == pytest.approx(299_983_104 * 10_485_760_000)
     assert last["loss"] == pytest.approx(3.52, abs=0.05)
     assert last["loss_low"] < 3.53 < last["loss_high"]
-    pace = found["pace"]
-    assert pace["nanogpt"]["seconds_low"] < 3.995 < pace["nanogpt"]["seconds_high"]
-    assert last["seconds"] > 20_000 * pace["jaxgpt"]["seconds_per_step"]
+    time = found["step_time"]
+    assert time["nanogpt"]["seconds_low"] < 3.995 < time["nanogpt"]["seconds_high"]
+    assert last["seconds"] > 20_000 * time["jaxgpt"]["seconds_per_step"]
     assert last["cost"] == pytest.approx(0.30 * last["energy_kwh"])
     assert found["memory"]["fits"] is True
     assert found["gains"]["double_model"]["nats"] == pytest.approx(0.193, abs=0.01)
@@ -57,33 +52,33 @@ def test_the_reference_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(last["loss_terms"].values()) == pytest.approx(last["loss"])
 
 
-def test_every_field_of_the_document_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_json_field_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
     """docs/budget.md names each top-level field and each field of a row."""
     found = document(capsys, "--hours", "20")
     text = (Path(__file__).parents[1] / "docs" / "budget.md").read_text()
-    assert found["version"] == schema.VERSION
-    for name in [*found, *found["rows"][0], *found["model"], *found["memory"], *found["pace"]["jaxgpt"]]:
+    assert found["version"] == to_json.VERSION
+    for name in [*found, *found["rows"][0], *found["model"], *found["memory"], *found["step_time"]["jaxgpt"]]:
         assert f"`{name}`" in text, name
 
 
-def test_the_best_model_for_the_same_flops_lies_on_the_bound_of_the_fitted_range() -> None:
+def test_best_model_for_the_same_flops_is_at_the_ratio_limit() -> None:
     best = recommend.best_model(planned())
     assert best
-    assert best.bound
+    assert best.at_ratio_limit
     assert best.parameters == pytest.approx(168e6, rel=0.02)
     assert best.tokens == pytest.approx(2.5e9, rel=0.02)
-    assert best.expectation.loss == pytest.approx(3.27, abs=0.02)
+    assert best.prediction.loss == pytest.approx(3.27, abs=0.02)
     assert best.parameters * best.tokens == pytest.approx(40.56e6 * 10_485_760_000, rel=1e-6)
 
 
-def test_flops_too_few_for_the_fitted_range_have_no_best_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_flops_have_no_best_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert recommend.best_model(planned("--config", "quickstart")) is None
     assert document(capsys, "--config", "quickstart")["recommendation"]["best_model"] is None
 
 
-def test_worth_is_where_a_tenth_more_steps_brings_less_than_one_run_can_show() -> None:
+def test_useful_steps_end_where_gains_are_not_measurable() -> None:
     found = planned()
-    worth = recommend.worth_iters(found)
+    worth = recommend.useful_steps(found)
     gain = [
         plan.predict_loss(found.inputs, n).loss - plan.predict_loss(found.inputs, round(1.1 * n)).loss
         for n in (worth, 2 * worth)
@@ -91,49 +86,37 @@ def test_worth_is_where_a_tenth_more_steps_brings_less_than_one_run_can_show() -
     assert gain[0] >= 0.98 * recommend.MEASURABLE_GAIN > gain[1]
 
 
-def test_stopping_early_is_better_planned_than_cut_off() -> None:
+def test_planned_early_stop_is_better_than_a_cut_off() -> None:
     found = planned()
-    iters, annealed, cut = recommend.stop_early(found)
+    iters, annealed, cut = recommend.early_stop(found)
     assert iters == 15_000
     assert found.last.loss < annealed < cut
 
 
-def test_fewer_different_tokens_never_help() -> None:
-    pairs = recommend.sensitivity(planned())
-    assert [count for count, _ in pairs] == [1e9, 1.5e9, 3.68e9]
+def test_fewer_unique_tokens_never_help() -> None:
+    pairs = recommend.unique_sensitivity(planned())
+    assert [count for count, _ in pairs] == [0.92e9, 1.84e9, 3.68e9]
     losses = [loss for _, loss in pairs]
     assert losses == sorted(losses, reverse=True)
 
 
-def test_a_claim_is_told_what_it_would_need(capsys: pytest.CaptureFixture[str]) -> None:
+def test_claim_is_answered_with_what_it_would_take(capsys: pytest.CaptureFixture[str]) -> None:
     said = document(capsys, "--claim", "2.5")["recommendation"]["sentences"][-1]
-    assert "out of reach of this model at any length (floor 3.26)" in said
-    tokens = recommend.needed(planned(), 3.5)
-    assert "different tokens" in tokens
+    assert "out of reach of this model at any length (limit 3.26)" in said
+    tokens = recommend.required_for_loss(40.56e6, planned().inputs.corpus, 3.5)
+    assert "unique tokens" in tokens
     billions = float(tokens.removeprefix("takes ").split("B")[0])
-    longer = planned("--iters", str(round(billions * 1e9 / 524_288)), "--unique-tokens", "1e12")
+    longer = planned("--lengths", str(round(billions * 1e9 / 524_288)), "--unique-tokens", "1e12")
     assert longer.last.loss == pytest.approx(3.5, abs=0.005)
     assert "is expected of this run" in document(capsys, "--claim", "3.9")["recommendation"]["sentences"][-1]
 
 
-def test_the_earlier_claims_are_found_wanting() -> None:
-    found = {claim.claim: claim for claim in claims.compare(planned())}
-    assert len(found) == 10
-    assert "11 times the card's peak" in found["0.15–0.2 s per iteration are possible"].verdict
-    assert "22.2 h" in found["20,000 iterations take 15–20 hours"].here
-    assert "638–851 TFLOP/s" in found["0.15–0.2 s per iteration are possible"].here
-    assert "2.55e+18" in found["the run is 2,550 PFLOP = 2.55 × 10¹⁵ FLOPs"].here
-    assert "0.11 short" in found["it beats GPT-2 124M"].verdict
-    too_low = [claim for claim in found.values() if "too low" in claim.verdict]
-    assert len(too_low) == 5
-
-
-def test_the_corpus_is_taken_from_the_config_and_can_be_given() -> None:
+def test_corpus_comes_from_the_config_or_the_option() -> None:
     assert planned().inputs.corpus.name == "fineweb"
     assert planned("--corpus", "FineWeb_Edu").inputs.corpus.name == "fineweb-edu"
     assert planned("--config", "quickstart").inputs.corpus.name == "unknown"
     shift = planned().last.loss - planned("--corpus", "fineweb-edu").last.loss
-    assert planned().elsewhere["fineweb-edu"] == pytest.approx(planned().last.loss - shift)
+    assert planned().loss_on_other_corpora["fineweb-edu"] == pytest.approx(planned().last.loss - shift)
 
 
 def write_manifest(folder: Path, tokens: int) -> None:
@@ -160,7 +143,7 @@ def test_a_folders_manifest_and_audit_say_how_many_tokens_differ(tmp_path: Path)
 @pytest.mark.parametrize(
     "audit", ["", "[]", '{"tokens": 3}', '{"effective_unique_tokens": -1}', '{"effective_unique_tokens": true}']
 )
-def test_a_broken_audit_is_an_error_with_its_place(audit: str, tmp_path: Path) -> None:
+def test_broken_audit_is_an_error_with_its_path(audit: str, tmp_path: Path) -> None:
     write_manifest(tmp_path / "d", 3_000_000)
     (tmp_path / "d" / "audit.json").write_text(audit)
     with pytest.raises(errors.ConfigError, match=r"audit\.json") as caught:
@@ -168,42 +151,33 @@ def test_a_broken_audit_is_an_error_with_its_place(audit: str, tmp_path: Path) -
     assert caught.value.code == "C047"
 
 
-def test_nanogpts_files_are_counted_by_their_size(tmp_path: Path) -> None:
+def test_nanogpt_files_are_counted_by_their_size(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(bytes(20_000))
     assert planned("--data", ".").inputs.tokens.unique == 10_000
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("gpt-125m", "", "125M"),
-        ("run", '"""A GPT-2 of 125M parameters."""', "125M"),
-        ("run", "# GPT-2 125M on one card", "125M"),
-        ("run", "config = small  # a 1.5B model", "1.5B"),
-        ("fineweb40m", '"""A GPT-2 of 40.56M parameters on 10.5B tokens."""', ""),
-        ("run", "about 3.68B unique tokens, 124 steps", ""),
-    ],
-)
-def test_a_config_that_states_another_size_is_told_so(name: str, text: str, said: str) -> None:
-    found = names.size_warnings(name, text, load_config("fineweb40m"))
-    assert len(found) == bool(said)
-    assert not said or (said in found[0] and "40.56M" in found[0])
+def test_comments_of_a_config_do_not_influence_the_plan(tmp_path: Path) -> None:
+    """Numbers and corpora in a config's docstring change nothing; the fields do."""
+    text = (ROOT / "jaxgpt" / "config" / "presets" / "fineweb40m.py").read_text()
+    comment = '"""A GPT-2 of 124M parameters on C4, about 0.10B unique tokens."""\n# corpus: c4\n'
+    (tmp_path / "mine.py").write_text(comment + text[text.index("\nfrom jaxgpt") :])
+    commented, original = planned("--config", "mine.py"), planned()
+    assert commented.rows == original.rows
+    assert (commented.inputs.corpus, commented.inputs.tokens) == (original.inputs.corpus, original.inputs.tokens)
+    assert commented.warnings == original.warnings
+    fields = ["--data.corpus", "c4", "--data.unique-tokens", "1e8"]
+    inputs = planned("--config", "mine.py", *fields).inputs
+    assert (inputs.corpus.name, inputs.tokens.unique) == ("c4", 1e8)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "books", "fineweb40m", "fineweb40m_modern", "gpt2_124m"])
-def test_no_config_of_ours_is_told_so(name: str) -> None:
-    inputs = options.read(["--config", name]).inputs
-    assert names.size_warnings(inputs.name, inputs.text, inputs.config) == []
-
-
-def test_a_question_far_outside_the_fit_gets_a_wide_interval_and_a_warning() -> None:
+def test_plan_far_from_the_fit_has_a_wide_interval() -> None:
     found = planned("--config", "quickstart", "--gpu", "4090")
     assert found.last.loss_high - found.last.loss_low > 1
-    assert any("outside the law's fitted range" in text for text in found.warnings)
+    assert any("outside the scaling law's fitted range" in text for text in found.warnings)
 
 
 def test_more_steps_cost_more_and_reach_lower() -> None:
-    rows = planned("--iters", "1000", "4000", "16000", "64000").rows
+    rows = planned("--lengths", "1000", "4000", "16000", "64000").rows
     for above, below in itertools.pairwise(rows):
         assert below.loss < above.loss
         assert (below.seconds or 0) > (above.seconds or 0)
@@ -212,19 +186,19 @@ def test_more_steps_cost_more_and_reach_lower() -> None:
         assert below.gain_per_hour == pytest.approx((above.loss - below.loss) / hours)
 
 
-def test_no_run_is_expected_to_end_worse_than_guessing() -> None:
-    row = planned("--config", "quickstart", "--iters", "1").rows[0]
+def test_no_run_is_predicted_worse_than_guessing() -> None:
+    row = planned("--config", "quickstart", "--lengths", "1").rows[0]
     assert row.loss == pytest.approx(math.log(4096))
     assert row.loss_high == pytest.approx(row.loss)
-    assert sum(row.expectation.terms.values()) == pytest.approx(row.loss)
+    assert sum(row.prediction.terms.values()) == pytest.approx(row.loss)
 
 
-def test_a_step_that_holds_more_than_a_claim_is_planned_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    found = document(capsys, "--data.micro-batch", "1e9", "--iters", "5", "--compare-claims")
+def test_huge_steps_are_planned_too(capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, "--data.micro-batch", "1e9", "--lengths", "5")
     assert found["memory"]["fits"] is False
 
 
-def test_numbers_are_read_as_people_write_them() -> None:
+def test_numbers_may_have_suffixes_and_separators() -> None:
     for text in ("3.68e9", "3.68B", "3,680,000,000", "3680m"):
         assert planned("--unique-tokens", text).inputs.tokens.unique == pytest.approx(3.68e9)
 
@@ -232,17 +206,17 @@ def test_numbers_are_read_as_people_write_them() -> None:
 def test_evaluation_is_part_of_the_time() -> None:
     config = load_config("fineweb40m")
     often = config.replace({"run": {"eval_every": 10}})
-    assert plan.duration(often, 1000, 4.0) > plan.duration(config, 1000, 4.0) > 4000
+    assert plan.run_seconds(often, 1000, 4.0) > plan.run_seconds(config, 1000, 4.0) > 4000
 
 
-def test_the_plan_is_made_of_plain_values() -> None:
+def test_plan_is_made_of_plain_values() -> None:
     found = planned()
     assert dataclasses.is_dataclass(found)
-    assert query.stated_tokens("about 3.68B unique tokens") == 3.68e9
-    json.dumps(schema.document(found, recommend.recommend(found)), allow_nan=False)
+    report = plan_report(found, recommend.recommend(found))
+    json.dumps(utils_report.to_json(report), allow_nan=False)
 
 
-def test_unique_tokens_are_those_of_train(tmp_path: Path) -> None:
+def test_unique_tokens_are_those_of_the_train_split(tmp_path: Path) -> None:
     text = {"effective_unique_tokens": 90, "splits": {"train": {"effective_unique_tokens": 70}}}
     (tmp_path / "audit.json").write_text(json.dumps(text))
-    assert query._audited(tmp_path / "audit.json") == 70
+    assert query._audited_tokens(tmp_path / "audit.json") == 70

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers.html import Reader
 from test_diagnose_command import LOGS, nanogpt
-from test_report import Reader
 
 from jaxgpt import diagnose, errors, logs
 from jaxgpt.diagnose import messages

@@ -1,84 +1,85 @@
-"""`python -m jaxgpt.budget`: what a run will cost, whether it fits, what it will reach and how long it should be."""
+"""The command: reads the options, plans, and prints or writes the answer."""
 
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 from jaxgpt.budget import options, search
 from jaxgpt.budget.options import OutputOptions, Request
-from jaxgpt.budget.plan import Inputs, plan
+from jaxgpt.budget.plan import Inputs, make_plan
 from jaxgpt.budget.recommend import recommend
+from jaxgpt.budget.report import plan_report
+from jaxgpt.budget.search import SearchResult
 from jaxgpt.config.options import read_options
 from jaxgpt.errors import ConfigError
+from jaxgpt.utils.files import write_text
+from jaxgpt.utils.report import Report, html_page, print_report, to_json
 
 
 def main(argv: Sequence[str]) -> None:
-    """Answers the request that the command line makes."""
+    """Answers the command line `argv`."""
     parsed = options.parse(argv)
     actual = read_options(OutputOptions, parsed).actual
     if actual:
-        from jaxgpt.budget import plan_file
-        from jaxgpt.runs import folder as runfolder
-
-        print(plan_file.format_comparison(plan_file.compare_with_actual(runfolder.find_run(actual)[0])))
+        _print_comparison(actual)
         return
-    answer(options.build_request(parsed))
+    request = options.build_request(parsed)
+    inputs = calibrated_inputs(request)
+    result = None
+    if request.goal:
+        result = search.best_run(inputs, request.goal)
+        inputs = result.inputs
+    planned = make_plan(inputs)
+    report = plan_report(planned, recommend(planned, request.claim), result)
+    _write_answer(report, request)
+    if result and request.write_config:
+        _write_config(result, request)
 
 
-def answer(request: Request) -> None:
-    """Plans, and says it as the request asks."""
-    inputs = learned(request)
-    choice = search.best_run(inputs, request.goal) if request.goal else None
-    if choice:
-        inputs = choice.inputs
-    found = plan(inputs)
-    advice = recommend(found, request.claim)
-    claims = []
-    if request.output.compare_claims:
-        from jaxgpt.budget.claims import compare
+def _print_comparison(run: str) -> None:
+    from jaxgpt.budget import plan_file
+    from jaxgpt.runs import folder
 
-        claims = compare(found)
-    if request.output.json:
-        from jaxgpt.budget.to_json import document
-
-        print(json.dumps(document(found, advice, claims, choice), indent=2))
-    elif request.html:
-        from jaxgpt.budget.html import page
-        from jaxgpt.utils import html as report
-
-        try:
-            report.write(request.html, page(found, advice, claims, choice))
-        except OSError as error:
-            raise ConfigError("C041", f"--html '{request.html}' cannot be written: {error.strerror}") from error
-        print(f"the plan is in {request.html}")
-    else:
-        from jaxgpt.budget import text
-        from jaxgpt.utils import terminal
-
-        text.Printer(terminal.console()).whole(found, advice, claims, choice)
-    if choice and request.write_config:
-        search.write_config(choice, request.write_config)
-        if not request.output.json:
-            print(f"\nwritten: {request.write_config}\n  python -m jaxgpt.train --config {request.write_config}")
+    run_folder, _ = folder.find_run(run)
+    print(plan_file.format_comparison(plan_file.compare_with_actual(run_folder)))
 
 
-def learned(request: Request) -> Inputs:
-    """The inputs with what a run has to teach them: measured here, a pilot, or a log."""
+def calibrated_inputs(request: Request) -> Inputs:
+    """The inputs, calibrated by a log, a pilot or a measurement where the request asks for it."""
     inputs = request.inputs
-    if not (request.learning.measure or request.learning.pilot or request.learning.calibrate):
+    learning = request.learning
+    if not (learning.measure or learning.pilot or learning.calibrate):
         return inputs
     from jaxgpt.budget import calibrate
 
-    config = inputs.config
-    if request.learning.calibrate:
-        record = calibrate.read(request.learning.calibrate)
+    if learning.calibrate:
+        record = calibrate.read_record(learning.calibrate)
     else:
         from jaxgpt.budget import measure
 
         print("measuring: a short training in a process of its own …", file=sys.stderr, flush=True)
-        record = measure.pilot(config, request.learning.pilot) if request.learning.pilot else measure.measure(config)
-    return replace(
-        inputs,
-        calibration=calibrate.calibration(record, config, inputs.device, inputs.corpus, inputs.tokens.unique),
-    )
+        config = inputs.config
+        record = measure.pilot(config, learning.pilot) if learning.pilot else measure.measure(config)
+    calibration = calibrate.calibrate(record, inputs.config, inputs.corpus, inputs.tokens.unique)
+    return inputs.calibrated(calibration)
+
+
+def _write_answer(report: Report, request: Request) -> None:
+    if request.output.json:
+        print(json.dumps(to_json(report), indent=2))
+    elif request.html:
+        try:
+            write_text(request.html, html_page(report))
+        except OSError as error:
+            raise ConfigError("C041", f"--html '{request.html}' cannot be written: {error.strerror}") from error
+        print(f"the plan is in {request.html}")
+    else:
+        print_report(report)
+
+
+def _write_config(result: SearchResult, request: Request) -> None:
+    path = request.write_config
+    assert path is not None
+    search.write_config(result, path)
+    if not request.output.json:
+        print(f"\nwritten: {path}\n  python -m jaxgpt.train --config {path}")

@@ -1,4 +1,7 @@
-"""Measurements in a process of their own, so that the planner itself never loads JAX: `--measure` and `--pilot`."""
+"""Measures step time and loss by short trainings in a process of their own: `--measure` and `--pilot`.
+
+The planner itself never loads JAX.
+"""
 
 import dataclasses
 import json
@@ -8,57 +11,61 @@ from pathlib import Path
 import numpy as np
 
 from jaxgpt.budget import calibrate
-from jaxgpt.budget.calibrate import Record
+from jaxgpt.budget.calibrate import RunRecord
 from jaxgpt.config import Config
 from jaxgpt.errors import ConfigError
 from jaxgpt.runs import training_process
 
 MEASURED_STEPS = 24
 MEASURED_ACCUM = 2
-LEAST_PILOT = 20
+MIN_PILOT_STEPS = 20
 GPT2_SIZE = 50257
+MAX_RANDOM_TOKENS = 20_000_000
 
 
-def measure(config: Config) -> Record:
-    """Trains some steps of `config` on random tokens here and returns their record, seconds for whole steps.
+def measure(config: Config) -> RunRecord:
+    """Trains some steps of `config` on random tokens and returns their seconds, for whole steps.
 
     The accumulation is cut to two micro-batches and scaled up. Raises `ConfigError` C045 if training fails.
     """
     accum = min(MEASURED_ACCUM, config.data.accum)
-    with tempfile.TemporaryDirectory(prefix="jaxgpt-measure-") as place:
-        folder = Path(place)
-        _random_tokens(folder, config)
-        short = _short(config, folder, MEASURED_STEPS, accum)
-        found = calibrate.read(str(_train(short, folder)))
-    whole = config.data.accum / accum
+    with tempfile.TemporaryDirectory(prefix="jaxgpt-measure-") as temporary:
+        folder = Path(temporary)
+        _write_random_tokens(folder, config)
+        run_folder = _train(_short_config(config, folder, accum), folder)
+        record = calibrate.read_record(str(run_folder))
+    factor = config.data.accum / accum
     return dataclasses.replace(
-        found,
-        source=f"{len(found.seconds)} steps of {accum} micro-batches here",
-        seconds=tuple(seconds * whole for seconds in found.seconds),
+        record,
+        source=f"{len(record.seconds)} steps of {accum} micro-batches here",
+        seconds=tuple(seconds * factor for seconds in record.seconds),
         evaluations=(),
         config=config,
     )
 
 
-def pilot(config: Config, seconds: float) -> Record:
-    """Trains `config` on its own data for about that long, its rate falling at the end, and returns the record.
+def pilot(config: Config, seconds: float) -> RunRecord:
+    """Trains `config` on its own data for about `seconds`, with a full decay, and returns the record.
 
-    The run is kept in `runs/pilot-…`. Raises `ConfigError` C045 if training fails or no such run is long enough.
+    The run stays in `runs/pilot-…`. Raises `ConfigError` C045 if training fails or the time is too short.
     """
-    per_step = float(np.median(measure(config).seconds))
-    steps = int(seconds / per_step)
-    if steps < LEAST_PILOT:
-        what = f"{seconds:g} s are {steps} steps of {per_step:.3g} s; a pilot needs {LEAST_PILOT}"
-        raise ConfigError("C045", what, f"--pilot {LEAST_PILOT * per_step / 60:.0f}m, or a smaller step")
+    step_seconds = float(np.median(measure(config).seconds))
+    steps = int(seconds / step_seconds)
+    if steps < MIN_PILOT_STEPS:
+        what = f"{seconds:g} s are {steps} steps of {step_seconds:.3g} s; a pilot needs {MIN_PILOT_STEPS}"
+        help = f"--pilot {MIN_PILOT_STEPS * step_seconds / 60:.0f}m, or a smaller step"
+        raise ConfigError("C045", what, help)
     name = f"pilot-{config.run.name}"[:90]
     number = next(n for n in range(1, 10_000) if not (Path(config.run.dir) / f"{name}-{n}").exists())
-    optim = {"warmup_steps": min(config.optim.warmup_steps, steps // 10), "decay_steps": None}
     run = {"name": f"{name}-{number}", "steps": steps, "eval_every": steps, "save_every": steps, "sample_prompt": ""}
-    with tempfile.TemporaryDirectory(prefix="jaxgpt-pilot-") as place:
-        return calibrate.read(str(_train(config.replace({"optim": optim, "run": run}), Path(place), shown=True)))
+    optim = {"warmup_steps": min(config.optim.warmup_steps, steps // 10), "decay_steps": None}
+    with tempfile.TemporaryDirectory(prefix="jaxgpt-pilot-") as temporary:
+        run_folder = _train(config.replace({"optim": optim, "run": run}), Path(temporary), echo=True)
+        return calibrate.read_record(str(run_folder))
 
 
-def _short(config: Config, folder: Path, steps: int, accum: int) -> Config:
+def _short_config(config: Config, folder: Path, accum: int) -> Config:
+    steps = MEASURED_STEPS
     run = {"name": "measure", "dir": str(folder / "runs"), "steps": steps, "eval_every": steps, "save_every": steps}
     run |= {"eval_tokens": config.model.block_size, "sample_prompt": "", "tensorboard": False, "log_every": steps}
     return config.replace(
@@ -70,22 +77,23 @@ def _short(config: Config, folder: Path, steps: int, accum: int) -> Config:
     )
 
 
-def _random_tokens(folder: Path, config: Config) -> None:
-    """Ids in nanoGPT's layout, drawn evenly: matrix units are faster on zeros."""
-    size = max(1_000_000, 4 * config.tokens_per_step) + config.model.block_size + 1
-    most = min(GPT2_SIZE, config.model.vocab_size)
-    ids = np.random.default_rng(0).integers(0, most, min(size, 20_000_000), dtype=np.uint16)
+def _write_random_tokens(folder: Path, config: Config) -> None:
+    """Writes uniform ids in nanoGPT's layout. They are not zeros, on which matrix units are faster."""
+    vocabulary = config.model.vocab_size
+    count = max(1_000_000, 4 * config.tokens_per_step) + config.model.block_size + 1
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, min(GPT2_SIZE, vocabulary), min(count, MAX_RANDOM_TOKENS), dtype=np.uint16)
     ids.tofile(folder / "train.bin")
-    ids[::-1].tofile(folder / "val.bin")  # other text: training on its own validation is refused
-    if config.model.vocab_size < GPT2_SIZE:  # files without a manifest count as GPT-2's unless a tokenizer lies there
-        model = {"type": "WordLevel", "vocab": {f"w{n}": n for n in range(config.model.vocab_size)}, "unk_token": "w0"}
+    ids[::-1].tofile(folder / "val.bin")  # other text: training refuses to train on its own validation split
+    if vocabulary < GPT2_SIZE:  # without a tokenizer beside them such files count as GPT-2's
+        model = {"type": "WordLevel", "vocab": {f"w{n}": n for n in range(vocabulary)}, "unk_token": "w0"}
         (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
 
 
-def _train(config: Config, folder: Path, *, shown: bool = False) -> Path:
-    """Runs `jaxgpt.train` in a process of its own, its lines on our stderr if `shown`, and returns the run's folder."""
-    ended = training_process.train_in_subprocess(config, folder, echo=shown)
-    if ended.returncode:
-        what = f"training for the measurement failed: {ended.stderr_tail}"
-        raise ConfigError("C045", what, "mend that, or leave it out")
+def _train(config: Config, folder: Path, *, echo: bool = False) -> Path:
+    """Runs `jaxgpt.train` in a process of its own, with its output on stderr if `echo`; returns the run's folder."""
+    result = training_process.train_in_subprocess(config, folder, echo=echo)
+    if result.returncode:
+        what = f"training for the measurement failed: {result.stderr_tail}"
+        raise ConfigError("C045", what, "fix that, or leave the measurement out")
     return Path(config.run.dir) / config.run.name

@@ -1,13 +1,14 @@
-"""What a training step holds on the device, in closed form, and the largest micro-batch that fits.
+"""Memory of a training step on its device, in closed form, and the largest micro-batch that fits.
 
-The state is exact (a test compares it with XLA's own count). Activations are those that the backward pass reads, as
-`model.py` makes them: of each block its two residual inputs and their norms, queries, keys and values, the attention's
-output, and the MLP's inner arrays; dropout's masks are drawn again. The logits of a chunk turn into their slopes in
-place, beside two float32 sums of the head's gradient. Flash attention keeps one number per query; the written-out one
-keeps its probabilities. With `model.remat` a block keeps its input alone, or all but its attention's insides, and what
-it does not keep exists for one block at a time. Programs that XLA compiled for an H100 need what this says, workspace
-of libraries and fragments left out, within 2 % without a policy, 4 % with `attention`, and up to 15 % less with
-`blocks` (a test).
+The training state is exact (a test compares it with XLA's own count). Activations are those that the backward pass of
+`jaxgpt/model` reads: of each block its two residual inputs and their norms, queries, keys and values, the attention's
+output, and the MLP's inner arrays; dropout masks are generated twice instead. The logits of a chunk turn into their
+gradients in place, beside two float32 sums of the head's gradient. Flash attention saves one number per query;
+attention without it saves its probabilities. With `model.remat` a block saves only its input ("blocks") or everything
+but its attention's arrays ("attention"); what it does not save exists for one block at a time.
+
+Programs that XLA compiled for an H100 need what this module says, without the libraries' workspace and fragmentation,
+within 2 % without remat, within 4 % with `attention`, and up to 15 % less with `blocks` (a test).
 """
 
 import math
@@ -18,20 +19,19 @@ from jaxgpt.config.attention import SCORES_FRACTION, cudnn_obstacle
 from jaxgpt.config.model_size import parameters, positions
 from jaxgpt.utils import stats
 
-REMAT_BLOCKS = "blocks"  # of `model.remat`: the policy that keeps least
-
+REMAT_BLOCKS = "blocks"  # the policy of `model.remat` that saves least
 GIB = 2**30
 FLOAT32 = 4
-LIBRARIES = 256 * 2**20  # cuBLASLt's and cuDNN's workspaces and the compiled program
-FRAGMENTS = 0.03  # of the whole: alignment and holes between buffers
-SMALL_STEPS = 3 * 4  # the update's number, and Adam's and the schedule's counts, int32
-JAX_MEMORY_FRACTION = 0.75  # of a device that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says another
-LIMIT = 4096  # the largest micro-batch that is looked for
+LIBRARIES = 256 * 2**20  # workspaces of cuBLASLt and cuDNN, and the compiled program
+FRAGMENTS = 0.03  # of the total: alignment and holes between buffers
+COUNTERS = 3 * 4  # the step's number, and Adam's and the schedule's counts, int32
+JAX_MEMORY_FRACTION = 0.75  # of a device that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION changes it
+MAX_MICRO_BATCH = 4096  # the search for the largest micro-batch ends here
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes by what they are for."""
+    """Bytes by purpose."""
 
     parameters: int
     gradients: int
@@ -42,48 +42,50 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """All bytes."""
         return sum(asdict(self).values())
 
 
 def state_bytes(model: Model) -> int:
-    """Bytes of parameters and of AdamW's two moments in float32, with the counters: the whole of a `TrainState`."""
-    return 3 * FLOAT32 * (parameters(model) + positions(model)) + SMALL_STEPS
+    """Bytes of a `TrainState`: parameters and AdamW's two moments in float32, and the counters."""
+    return 3 * FLOAT32 * (parameters(model) + positions(model)) + COUNTERS
 
 
 def estimate(config: Config, micro_batch: int | None = None, *, remat: str = "", flash: bool | None = None) -> Memory:
-    """What a step of `config` needs on each of its devices with `micro_batch` sequences (default: the config's).
+    """Memory of a step of `config` on each device with `micro_batch` sequences (default: the config's).
 
-    `remat` takes the place of the config's. `flash` says that attention keeps no probabilities; by
-    default it does not wherever the config lets cuDNN run.
+    `remat` overrides the config's policy. `flash` tells whether attention runs without saving its probabilities; by
+    default it does wherever the config lets cuDNN run.
     """
     model = config.model
     size = number_size(model)
-    tokens = (micro_batch or config.data.micro_batch) * model.block_size
-    count = parameters(model) + positions(model)
+    sequences = micro_batch or config.data.micro_batch
+    tokens = sequences * model.block_size
+    weights = parameters(model) + positions(model)
     flash = flash_attention(model) if flash is None else flash
-    kept = saved_activation_bytes(model, remat or model.remat, flash=flash)
-    passing = block_bytes(model, flash=flash) - kept  # what a block computes again, while it is gone through
+    saved = saved_activation_bytes(model, remat or model.remat, flash=flash)
+    recomputed = block_bytes(model, flash=flash) - saved  # exists for one block at a time
     ends = (4 * model.n_embd + 2 * model.n_embd) * size  # embedding, last norm, and their gradients
-    backward = 2 * max(model.inner, 3 * model.n_embd) * size  # gradients of the block that is being gone through
-    wide = (micro_batch or config.data.micro_batch) * (config.data.accum * (model.block_size + 1)) * 2
-    state = FLOAT32 * count
+    block_gradients = 2 * max(model.inner, 3 * model.n_embd) * size  # of the block in its backward pass
+    token_ids = sequences * (config.data.accum * (model.block_size + 1)) * 2
     logits = loss_chunk(model, tokens) * model.vocab_size * size + 2 * FLOAT32 * model.vocab_size * model.n_embd
-    # The loss is over before the blocks' backward pass begins: a step needs room for the larger of the two.
-    later = max(0, tokens * (passing + backward) + count * size - logits)
-    working = (count * size if size < FLOAT32 else 0) + wide + later + LIBRARIES
-    part = Memory(
-        parameters=state,
-        gradients=state,  # the float32 sum over micro-batches
-        optimizer=2 * state + SMALL_STEPS,
-        activations=tokens * (model.n_layer * kept + ends),
+    # The loss ends before the blocks' backward pass begins: a step needs room for the larger of the two.
+    backward = max(0, tokens * (recomputed + block_gradients) + weights * size - logits)
+    cast_weights = weights * size if size < FLOAT32 else 0
+    workspace = cast_weights + token_ids + backward + LIBRARIES
+    memory = Memory(
+        parameters=FLOAT32 * weights,
+        gradients=FLOAT32 * weights,  # the float32 sum over micro-batches
+        optimizer=2 * FLOAT32 * weights + COUNTERS,
+        activations=tokens * (model.n_layer * saved + ends),
         logits=logits,
-        workspace=working,
+        workspace=workspace,
     )
-    return Memory(**(asdict(part) | {"workspace": working + int(FRAGMENTS * part.total)}))
+    return Memory(**(asdict(memory) | {"workspace": workspace + int(FRAGMENTS * memory.total)}))
 
 
 def number_size(model: Model) -> int:
-    """Bytes of a number of the compute type; `auto` is bfloat16 on the GPUs that are planned for."""
+    """Bytes of a number of the compute type; `auto` is bfloat16 on the GPUs of the device table."""
     return 4 if model.dtype == "float32" else 2
 
 
@@ -94,46 +96,50 @@ def flash_attention(model: Model) -> bool:
 
 
 def loss_chunk(model: Model, tokens: int) -> int:
-    """Tokens whose logits exist at a time: `model/loss.py` makes as few equal chunks as the limit allows."""
+    """Tokens whose logits exist at the same time: the loss makes as few equal chunks as the limit allows."""
     return math.ceil(tokens / math.ceil(tokens / model.loss_chunk))
 
 
 def block_bytes(model: Model, *, flash: bool) -> int:
     """Bytes per token that the backward pass of a block reads."""
-    width, inner = model.n_embd, model.inner
-    wide = 2 * inner if model.architecture == "gpt2" else 3 * inner
-    return (3 * width + wide) * number_size(model) + attention_bytes(model, flash=flash)
+    width = model.n_embd
+    mlp = 2 * model.inner if model.architecture == "gpt2" else 3 * model.inner
+    return (3 * width + mlp) * number_size(model) + attention_bytes(model, flash=flash)
 
 
 def attention_bytes(model: Model, *, flash: bool) -> int:
-    """Those of a block's bytes that stand between its input and the sum with its attention."""
-    queries, keys = model.n_head * model.head_size, model.kv_heads * model.head_size
-    arrays = model.n_embd + (queries + 2 * keys) + queries
+    """Bytes per token that a block's backward pass reads between the block's input and its attention's residual sum."""
+    queries = model.n_head * model.head_size
+    keys = model.kv_heads * model.head_size
+    numbers = model.n_embd + (queries + 2 * keys) + queries
     if model.architecture == "modern":
-        arrays += queries + keys  # normed and turned ones beside the projected ones
-    return arrays * number_size(model) + (FLOAT32 * model.n_head if flash else _probabilities(model))
+        numbers += queries + keys  # normalized and rotated ones beside the projected ones
+    probabilities = FLOAT32 * model.n_head if flash else _probability_bytes(model)
+    return numbers * number_size(model) + probabilities
 
 
 def saved_activation_bytes(model: Model, remat: str, *, flash: bool) -> int:
-    """Those of a block's bytes that are kept from its forward to its backward pass; the rest is computed again."""
+    """Bytes per token that a block saves from its forward to its backward pass; the rest is recomputed."""
     if remat == REMAT_BLOCKS:
         return model.n_embd * number_size(model)
-    return block_bytes(model, flash=flash) - (attention_bytes(model, flash=flash) if remat == "attention" else 0)
+    recomputed = attention_bytes(model, flash=flash) if remat == "attention" else 0
+    return block_bytes(model, flash=flash) - recomputed
 
 
-def _probabilities(model: Model) -> int:
-    """Of the written-out attention: softmax in float32 and in the compute type, of four parts of growing length."""
-    fraction = 1.0 if model.attention_dropout else SCORES_FRACTION
-    return int(fraction * model.n_head * model.block_size * (FLOAT32 + number_size(model)))
+def _probability_bytes(model: Model) -> int:
+    """Of attention without a flash kernel: its softmax in float32 and in the compute type."""
+    computed = 1.0 if model.attention_dropout else SCORES_FRACTION
+    return int(computed * model.n_head * model.block_size * (FLOAT32 + number_size(model)))
 
 
 def max_micro_batch(config: Config, usable_gib: float, *, remat: str = "") -> int:
     """The largest micro-batch whose step fits into `usable_gib`; 0 if none does."""
-    return stats.largest_integer(lambda size: estimate(config, size, remat=remat).total <= usable_gib * GIB, LIMIT)
+    limit = usable_gib * GIB
+    return stats.largest_integer(lambda size: estimate(config, size, remat=remat).total <= limit, MAX_MICRO_BATCH)
 
 
 def candidate_micro_batches(config: Config) -> list[int]:
-    """Micro-batches worth naming: powers of two that divide the sequences of a step, and the config's own."""
+    """Powers of two that divide the sequences of a step, and the config's own micro-batch."""
     sequences = config.data.micro_batch * config.data.accum
     powers = [2**n for n in range(9) if sequences % 2**n == 0]
     return sorted({*powers, config.data.micro_batch})

@@ -6,25 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxgpt.budget import devices, query
+from jaxgpt.budget import devices, query, step_time
 from jaxgpt.budget.plan import Inputs
 from jaxgpt.budget.search import Goal
 from jaxgpt.config import Config
 from jaxgpt.config.command_line import parse_options, read_config
 from jaxgpt.config.fields import OptionGroup, field
-from jaxgpt.config.files import find_config
 from jaxgpt.config.options import Parser, add_options, option_name, parse_number, read_options
 from jaxgpt.errors import ConfigError
-from jaxgpt.utils import html as report
+from jaxgpt.utils.files import check_report_path, check_writable
 
 DESCRIPTION = (
     "Plans a run before it starts: tokens, epochs, FLOPs, time, energy, cost, memory and expected loss, each with its "
     "interval, and what to do instead. Loads no JAX."
 )
-USAGE = "[--config FILE] [--gpu NAME] [--iters N ...] [--unique-tokens N] ..."
+USAGE = "[--config FILE] [--gpu NAME] [--lengths N ...] [--unique-tokens N] ..."
 DEFAULT_GPU = "RTX 4070"
 DEFAULT_FRACTIONS = (0.3, 0.5, 0.75, 1.0)  # of the config's run, a row each
-MAX_ITERS = 10**9
+MAX_STEPS = 10**9
 DURATION = {"s": 1, "m": 60, "min": 60, "h": 3600}
 GOALS = ("hours", "kwh", "target_loss")
 EXCLUSIVE = (
@@ -36,7 +35,7 @@ EXCLUSIVE = (
     ("measure", "calibrate"),
     ("measure", "pilot"),
     ("pilot", "calibrate"),
-    *(("iters", goal) for goal in GOALS),
+    *(("lengths", goal) for goal in GOALS),
 )
 
 
@@ -60,16 +59,21 @@ class PlanOptions(OptionGroup):
     gpu: str | None = field(
         None, "device, in any usual spelling, or cpu (default: this machine's, else RTX 4070)", metavar="NAME"
     )
-    iters: tuple[int, ...] = field(
-        (), "run lengths in steps, a row each (default: 30, 50, 75 and 100 % of the run)", ge=1, le=MAX_ITERS
+    lengths: tuple[int, ...] = field(
+        (), "run lengths in steps, a row each (default: 30, 50, 75 and 100 % of the run)", ge=1, le=MAX_STEPS
     )
     unique_tokens: float | None = field(None, "unique tokens, such as 3.68e9", gt=0, metavar="N")
     data: str | None = field(None, "folder of token shards; its manifest (and audit) gives the count", metavar="DIR")
     corpus: str | None = field(
         None, "fineweb, fineweb-edu, openwebtext, openwebtext2, refinedweb, c4 or unknown", metavar="NAME"
     )
-    claim: float | None = field(None, "a loss that somebody claims: what it would need", gt=0, metavar="LOSS")
+    claim: float | None = field(None, "a claimed loss: say what it would take", gt=0, metavar="LOSS")
     price: float = field(0.30, "price of a kWh", ge=0)
+    measurements: str | None = field(
+        None,
+        "results of bench/gpu.py (a JSON file or a folder of them): the newest of the device gives the step time",
+        metavar="PATH",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +121,6 @@ class OutputOptions(OptionGroup):
 
     json: bool = field(False, "JSON (docs/budget.md)")
     html: str | None = field(None, "write an HTML page", metavar="FILE")
-    compare_claims: bool = field(False, "show earlier claims about the reference run beside the scaling law")
     actual: str | None = field(None, "compare a run with its plan, and print nothing else", metavar="RUN")
 
 
@@ -163,30 +166,33 @@ def build_request(options: argparse.Namespace) -> Request:
         learning=read_options(LearningOptions, options),
         output=output,
         claim=read_options(PlanOptions, options).claim,
-        html=report.place("--html", output.html),
+        html=check_report_path("--html", Path(output.html)) if output.html else None,
         write_config=_new_file("--write-config", wanted.write_config),
     )
 
 
 def _inputs(config: Config, name: str, given: PlanOptions) -> Inputs:
-    text = find_config(name).read_text(encoding="utf-8")
-    gpu, gpu_why = (given.gpu, "--gpu") if given.gpu is not None else _local_device()
-    corpus, corpus_why = query.config_corpus(config, text)
+    gpu, device_reason = (given.gpu, "--gpu") if given.gpu is not None else _local_device()
+    device = None if gpu.lower() == devices.CPU else devices.find(gpu)
+    measurement = None
+    if given.measurements and device:
+        measurement = step_time.find_measurement(Path(given.measurements), device)
+    corpus, corpus_source = query.config_corpus(config)
     if given.corpus:
-        corpus, corpus_why = query.find_corpus(given.corpus), "--corpus"
+        corpus, corpus_source = query.find_corpus(given.corpus), "--corpus"
     steps = config.run.steps
-    default_iters = tuple(sorted({max(1, round(steps * fraction)) for fraction in DEFAULT_FRACTIONS}))
+    default_lengths = tuple(sorted({max(1, round(steps * fraction)) for fraction in DEFAULT_FRACTIONS}))
     return Inputs(
         config=config,
         name=Path(name).stem,
-        text=text,
-        device=None if gpu.lower() == devices.CPU else devices.find(gpu),
-        device_why=gpu_why,
-        iters=given.iters or default_iters,
-        tokens=query.available_tokens(config, given.unique_tokens, Path(given.data) if given.data else None, text),
+        device=device,
+        device_reason=device_reason,
+        lengths=given.lengths or default_lengths,
+        tokens=query.available_tokens(config, given.unique_tokens, Path(given.data) if given.data else None),
         corpus=corpus,
-        corpus_why=corpus_why,
+        corpus_source=corpus_source,
         price=given.price,
+        measurement=measurement,
     )
 
 
@@ -213,9 +219,11 @@ def _check_exclusive(options: argparse.Namespace) -> None:
 
 
 def _new_file(option: str, text: str | None) -> Path | None:
-    path = report.writable(option, text)
-    if path is not None and path.exists():
-        raise ConfigError("C041", f"'{path}' exists already", "choose another name: nothing of yours is overwritten")
-    if path is not None and path.suffix != ".py":
-        raise ConfigError("C041", f"'{path}' is to be a config file", f"call it {path.stem}.py")
+    if text is None:
+        return None
+    path = check_writable(option, Path(text))
+    if path.exists():
+        raise ConfigError("C041", f"'{path}' exists already", "choose another name: existing files stay as they are")
+    if path.suffix != ".py":
+        raise ConfigError("C041", f"{option} '{path}' is not a name for a config file", f"call it {path.stem}.py")
     return path

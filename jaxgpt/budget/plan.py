@@ -1,66 +1,100 @@
-"""The plan of a run: everything the command says, as plain values. `plan` puts it together; nothing here prints."""
+"""The plan of a run as plain values: time, energy, memory and loss for each length. Nothing here prints."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jaxgpt.budget import memory, query, scaling_law, step_time
 from jaxgpt.budget.devices import CPU, Device
 from jaxgpt.budget.memory import GIB, Memory
-from jaxgpt.budget.names import size_warnings
-from jaxgpt.budget.published_runs import Reference, nearest
-from jaxgpt.budget.query import Tokens
+from jaxgpt.budget.published_runs import PublishedRun, nearest_runs
+from jaxgpt.budget.query import TokenCount
 from jaxgpt.budget.scaling_law import CORPORA, Corpus, LossPrediction, ScalingQuery
-from jaxgpt.budget.step_time import Pace
+from jaxgpt.budget.step_time import Measurement, StepTime
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token, non_embedding_parameters, parameters, positions
 
 STARTUP_SECONDS = 120.0  # imports, checking the tokens, compiling: minutes at most (bench/gpu.py measures it)
-FORWARD_SHARE = 1 / 3  # an evaluation only goes forward
-EPOCHS_OF_CARE = 4.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What was asked. `device` is None on a CPU, whose pace only a measurement tells; `name` is the config's."""
-
-    config: Config
-    name: str
-    text: str = ""
-    device: Device | None
-    device_why: str = ""
-    iters: tuple[int, ...]
-    tokens: Tokens
-    corpus: Corpus
-    corpus_why: str = ""
-    price: float = 0.30
-    calibration: "Calibration | None" = None
+FORWARD_FRACTION = 1 / 3  # an evaluation only runs forward
+MANY_EPOCHS = 4.0
+OTHER_STEP_SPREAD = 0.10  # of a step time that was measured with another model or batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What a run has taught: its seconds per step as a `Pace` of the planned config, and the loss offset's shift.
+    """What a run has taught: its step time, and how its loss differs from the scaling law.
 
-    `shift` in nats is added to the corpus's offset and `sd` takes the place of its standard deviation; None leaves
-    the loss as the law has it.
+    `measured` is the step time of `measured_config`. `loss_shift` in nats is added to the corpus's offset, and
+    `loss_sd` replaces the offset's standard deviation; without a shift the loss is the scaling law's.
     """
 
     source: str
-    pace: Pace | None = None
-    shift: float | None = None
-    sd: float = 0.0
+    measured: StepTime | None = None
+    measured_config: Config | None = None
+    loss_shift: float | None = None
+    loss_sd: float = 0.0
+
+    def step_time(self, config: Config, device: Device | None) -> StepTime | None:
+        """The measured step time, scaled by the modeled work where `config` has another model or batch."""
+        if self.measured is None or self.measured_config is None or _same_step(config, self.measured_config):
+            return self.measured
+        factor = _step_work(config, device) / _step_work(self.measured_config, device)
+        middle = self.measured.seconds
+        widened = replace(
+            self.measured,
+            low=min(self.measured.low, middle * (1 - OTHER_STEP_SPREAD)),
+            high=max(self.measured.high, middle * (1 + OTHER_STEP_SPREAD)),
+            basis=f"{self.measured.basis}, times {factor:.3g} because it trained another model or batch",
+        )
+        return widened.scaled(factor)
 
     def corpus(self, corpus: Corpus) -> Corpus:
-        if self.shift is None:
+        """`corpus` with the calibrated offset."""
+        if self.loss_shift is None:
             return corpus
-        return replace(corpus, offset=corpus.offset + self.shift, sd=self.sd, evidence=f"calibrated by {self.source}")
+        offset = corpus.offset + self.loss_shift
+        return replace(corpus, offset=offset, sd=self.loss_sd, evidence=f"calibrated by {self.source}")
+
+
+def _same_step(config: Config, other: Config) -> bool:
+    return (config.model, config.data.micro_batch, config.data.accum) == (
+        other.model,
+        other.data.micro_batch,
+        other.data.accum,
+    )
+
+
+def _step_work(config: Config, device: Device | None) -> float:
+    """The work of a step, to compare two of them: seconds of the roofline, or operations where there is no device."""
+    if device is None:
+        return float(config.tokens_per_step * flops_per_token(config.model))
+    return step_time.roofline(config, device, "jaxgpt").seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What to plan. `device` is None for a CPU, whose speed must be measured; `lengths` are numbers of steps."""
+
+    config: Config
+    name: str
+    device: Device | None
+    device_reason: str = ""
+    lengths: tuple[int, ...]
+    tokens: TokenCount
+    corpus: Corpus
+    corpus_source: str = ""
+    price: float = 0.30
+    measurement: Measurement | None = None
+    calibration: Calibration | None = None
+
+    def calibrated(self, calibration: Calibration) -> "Inputs":
+        """The inputs with the step time and the corpus offset that a run has taught."""
+        return replace(self, calibration=calibration, corpus=calibration.corpus(self.corpus))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A run of `max_iters` steps whose learning rate falls until its end. Times in seconds, None where unknown."""
+    """A run of `total_steps` whose learning rate decays until its end. Times in seconds, None where unknown."""
 
-    max_iters: int
+    total_steps: int
     tokens: int
     epochs: float | None
     flops: float
@@ -73,7 +107,7 @@ class Row:
     loss_low: float
     loss_high: float
     gain_per_hour: float | None
-    expectation: LossPrediction
+    prediction: LossPrediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,24 +119,34 @@ class Gain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
-    """Memory against the device: bytes by kind, GiB usable, and the micro-batches that fit."""
+class MicroBatch:
+    """The memory of a step at one micro-batch; `fits` is None without a device."""
 
-    need: Memory
-    remat: Memory
-    usable_gib: float | None
-    largest: int | None
-    largest_remat: int | None
-    table: tuple[tuple[int, float, bool | None], ...]
-
-    @property
-    def fits(self) -> bool | None:
-        return None if self.usable_gib is None else self.need.total <= self.usable_gib * GIB
+    size: int
+    gib: float
+    fits: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """The model: counts as nanoGPT makes them, positions apart, and operations per token both ways."""
+class MemoryFit:
+    """Memory of a step compared with the device, and the micro-batches that fit."""
+
+    memory: Memory
+    memory_with_remat: Memory
+    usable_gib: float | None
+    max_micro_batch: int | None
+    max_micro_batch_with_remat: int | None
+    micro_batches: tuple[MicroBatch, ...]
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the step fits; None without a device."""
+        return None if self.usable_gib is None else self.memory.total <= self.usable_gib * GIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSummary:
+    """Parameters as nanoGPT counts them (learned positions are separate), and operations per token."""
 
     parameters: int
     non_embedding_parameters: int
@@ -114,49 +158,57 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The answer."""
+    """Everything that the planner knows about a run; `rows` are ordered by length."""
 
     inputs: Inputs
-    facts: Facts
-    paces: dict[str, Pace]
+    model: ModelSummary
+    step_times: dict[str, StepTime]
     rows: tuple[Row, ...]
-    fit: Fit
+    fit: MemoryFit
     gains: dict[str, Gain]
-    nearest: tuple[Reference, ...]
-    elsewhere: dict[str, float]
+    nearest_runs: tuple[PublishedRun, ...]
+    loss_on_other_corpora: dict[str, float]
     warnings: tuple[str, ...]
 
     @property
     def last(self) -> Row:
+        """The longest run."""
         return self.rows[-1]
 
 
-def plan(inputs: Inputs) -> Plan:
-    """The plan for `inputs`, rows in the order of their lengths."""
-    if inputs.calibration:
-        inputs = replace(inputs, corpus=inputs.calibration.corpus(inputs.corpus))
-    paces = _paces(inputs)
+def make_plan(inputs: Inputs) -> Plan:
+    """Plans a run for each length of `inputs`."""
+    times = step_times(inputs)
     rows: list[Row] = []
-    for iters in sorted(set(inputs.iters)):
-        rows.append(row(inputs, paces.get("jaxgpt"), iters, rows[-1] if rows else None))
+    for steps in sorted(set(inputs.lengths)):
+        rows.append(make_row(inputs, times.get("jaxgpt"), steps, rows[-1] if rows else None))
     last = rows[-1]
-    others = {"fineweb", "fineweb-edu"} - {inputs.corpus.name} if inputs.corpus.name != "unknown" else set()
+    fit = memory_fit(inputs.config, inputs.device)
     return Plan(
         inputs=inputs,
-        facts=facts(inputs.config),
-        paces=paces,
+        model=summarize_model(inputs.config),
+        step_times=times,
         rows=tuple(rows),
-        fit=fit(inputs.config, inputs.device),
-        gains=gains(inputs, last.max_iters),
-        nearest=tuple(nearest(parameters(inputs.config.model), last.tokens, inputs.corpus.name)),
-        elsewhere={name: predict_loss(inputs, last.max_iters, corpus=CORPORA[name]).loss for name in sorted(others)},
-        warnings=tuple(warnings(inputs, last)),
+        fit=fit,
+        gains=gains(inputs, last.total_steps),
+        nearest_runs=tuple(nearest_runs(parameters(inputs.config.model), last.tokens, inputs.corpus.name)),
+        loss_on_other_corpora=_loss_on_other_corpora(inputs, last.total_steps),
+        warnings=tuple(_warnings(inputs, last, fit, has_step_time="jaxgpt" in times)),
     )
 
 
-def facts(config: Config) -> Facts:
+def _loss_on_other_corpora(inputs: Inputs, steps: int) -> dict[str, float]:
+    """The loss of the same run on FineWeb and FineWeb-Edu; empty for an unknown corpus."""
+    if inputs.corpus.name == "unknown":
+        return {}
+    names = sorted({"fineweb", "fineweb-edu"} - {inputs.corpus.name})
+    return {name: predict_loss(inputs, steps, corpus=CORPORA[name]).loss for name in names}
+
+
+def summarize_model(config: Config) -> ModelSummary:
+    """Size and operations of the model of `config`."""
     model = config.model
-    return Facts(
+    return ModelSummary(
         parameters=parameters(model),
         non_embedding_parameters=non_embedding_parameters(model),
         position_parameters=positions(model),
@@ -166,124 +218,150 @@ def facts(config: Config) -> Facts:
     )
 
 
-def _paces(inputs: Inputs) -> dict[str, Pace]:
-    """Seconds per step of jaxgpt and of nanoGPT-class software; none for a device that must be measured first."""
-    found = {}
-    if inputs.device:
-        found = {
-            software: step_time.estimate(inputs.config, inputs.device, software) for software in ("jaxgpt", "nanogpt")
-        }
-    if inputs.calibration and inputs.calibration.pace:
-        found["jaxgpt"] = inputs.calibration.pace
-    return found
+def step_times(inputs: Inputs) -> dict[str, StepTime]:
+    """Step times of jaxgpt and of nanoGPT-class software; those that only a measurement could tell are missing."""
+    times = {}
+    own = own_step_time(inputs)
+    if own is not None:
+        times["jaxgpt"] = own
+    if inputs.device is not None:
+        times["nanogpt"] = step_time.estimate(inputs.config, inputs.device, "nanogpt")
+    return times
+
+
+def own_step_time(inputs: Inputs) -> StepTime | None:
+    """jaxgpt's step time: calibrated, measured or modeled, in this order; None for an unmeasured CPU."""
+    if inputs.calibration and inputs.calibration.measured:
+        return inputs.calibration.step_time(inputs.config, inputs.device)
+    if inputs.device is None:
+        return None
+    return step_time.estimate(inputs.config, inputs.device, "jaxgpt", inputs.measurement)
 
 
 def predict_loss(
-    inputs: Inputs, iters: int, *, corpus: Corpus | None = None, unique: float | None = None
+    inputs: Inputs, steps: int, *, corpus: Corpus | None = None, unique: float | None = None
 ) -> LossPrediction:
-    """What the law expects of a run of `iters` steps of these inputs, or of another corpus or count of tokens."""
-    held = inputs.tokens.unique if unique is None else unique
-    return scaling_law.predict_loss(query.build_query(inputs.config, iters, corpus or inputs.corpus, held))
+    """The predicted loss of a run of `steps` steps, on request for another corpus or number of unique tokens."""
+    unique = inputs.tokens.unique if unique is None else unique
+    return scaling_law.predict_loss(query.build_query(inputs.config, steps, corpus or inputs.corpus, unique))
 
 
-def row(inputs: Inputs, pace: Pace | None, iters: int, above: Row | None = None) -> Row:
-    """The row of a run of `iters` steps; `above` is the shorter run that its marginal gain is measured against."""
-    config, expected = inputs.config, predict_loss(inputs, iters)
-    tokens = iters * config.tokens_per_step
+def make_row(inputs: Inputs, time: StepTime | None, steps: int, shorter: Row | None = None) -> Row:
+    """The row of a run of `steps` steps; its gain per hour is relative to the run `shorter`."""
+    config = inputs.config
+    prediction = predict_loss(inputs, steps)
+    tokens = steps * config.tokens_per_step
     unique = inputs.tokens.unique
-    low, middle, high = (None if pace is None else duration(config, iters, p) for p in _ends(pace))
-    energy = step_time.energy_kwh(inputs.device, middle) if middle is not None and inputs.device else None
-    gained = None
-    if above is not None and middle is not None and above.seconds is not None:
-        gained = (above.loss - expected.loss) / ((middle - above.seconds) / 3600)
+    seconds = None if time is None else run_seconds(config, steps, time.seconds)
+    energy = None
+    if seconds is not None and inputs.device:
+        energy = step_time.energy_kwh(inputs.device, seconds)
+    gain_per_hour = None
+    if shorter is not None and shorter.seconds is not None and seconds is not None:
+        gain_per_hour = (shorter.loss - prediction.loss) / ((seconds - shorter.seconds) / 3600)
     return Row(
-        max_iters=iters,
+        total_steps=steps,
         tokens=tokens,
         epochs=None if unique is None else tokens / unique,
         flops=float(tokens) * flops_per_token(config.model),
-        seconds=middle,
-        seconds_low=low,
-        seconds_high=high,
+        seconds=seconds,
+        seconds_low=None if time is None else run_seconds(config, steps, time.low),
+        seconds_high=None if time is None else run_seconds(config, steps, time.high),
         energy_kwh=energy,
         cost=None if energy is None else energy * inputs.price,
-        loss=expected.loss,
-        loss_low=expected.low,
-        loss_high=expected.high,
-        gain_per_hour=gained,
-        expectation=expected,
+        loss=prediction.loss,
+        loss_low=prediction.low,
+        loss_high=prediction.high,
+        gain_per_hour=gain_per_hour,
+        prediction=prediction,
     )
 
 
-def _ends(pace: Pace | None) -> Sequence[float]:
-    return (math.nan,) * 3 if pace is None else (pace.low, pace.seconds, pace.high)
-
-
-def duration(config: Config, iters: int, seconds_per_step: float) -> float:
+def run_seconds(config: Config, steps: int, seconds_per_step: float) -> float:
     """A whole run in seconds: its steps, its evaluations of both splits, and the start."""
-    evaluations = iters // config.run.eval_every + 1
-    share = 2 * config.run.eval_tokens / config.tokens_per_step * FORWARD_SHARE
-    return STARTUP_SECONDS + seconds_per_step * (iters + evaluations * share)
+    evaluations = steps // config.run.eval_every + 1
+    steps_per_evaluation = 2 * config.run.eval_tokens / config.tokens_per_step * FORWARD_FRACTION
+    return STARTUP_SECONDS + seconds_per_step * (steps + evaluations * steps_per_evaluation)
 
 
-def gains(inputs: Inputs, iters: int) -> dict[str, Gain]:
-    """What twice the model, twice the steps and twice the different tokens would each bring to the run of `iters`."""
-    asked = query.build_query(inputs.config, iters, inputs.corpus, inputs.tokens.unique)
-    now = _without_recipe(asked)
-    flops = asked.tokens * flops_per_token(inputs.config.model)
-    more = {
-        "double_model": (replace(asked, parameters=2 * asked.parameters), 2 * flops),
-        "double_steps": (replace(asked, tokens=2 * asked.tokens), 2 * flops),
+def gains(inputs: Inputs, steps: int) -> dict[str, Gain]:
+    """What twice the model, twice the steps and twice the unique tokens would each bring to a run of `steps` steps."""
+    base = query.build_query(inputs.config, steps, inputs.corpus, inputs.tokens.unique)
+    flops = base.tokens * flops_per_token(inputs.config.model)
+    more_unique = base if base.unique is None else replace(base, unique=2 * base.unique)
+    changes = {
+        "double_model": (replace(base, parameters=2 * base.parameters), 2 * flops),
+        "double_steps": (replace(base, tokens=2 * base.tokens), 2 * flops),
+        "double_unique_data": (more_unique, flops),
     }
-    found = {name: Gain(nats=now - _without_recipe(other), flops=cost) for name, (other, cost) in more.items()}
-    unique = asked.unique
-    varied = now if unique is None else _without_recipe(replace(asked, unique=2 * unique))
-    return found | {"double_unique_data": Gain(nats=now - varied, flops=flops)}
+    loss = _loss_of_tuned_recipe(base)
+    return {
+        name: Gain(nats=loss - _loss_of_tuned_recipe(changed), flops=cost) for name, (changed, cost) in changes.items()
+    }
 
 
-def _without_recipe(asked: ScalingQuery) -> float:
-    """The expected loss as if the recipe were tuned to each size: a gain is not to be one of the learning rate."""
-    expected = scaling_law.predict_loss(asked)
-    return expected.loss - expected.terms["recipe"]
+def _loss_of_tuned_recipe(query: ScalingQuery) -> float:
+    """The predicted loss without the recipe's cost: a gain must not come from the learning rate."""
+    prediction = scaling_law.predict_loss(query)
+    return prediction.loss - prediction.terms["recipe"]
 
 
-def fit(config: Config, device: Device | None) -> Fit:
+def memory_fit(config: Config, device: Device | None) -> MemoryFit:
     """Memory of a step of `config`, and which micro-batches fit on `device`."""
     usable = None if device is None else device.usable
-    sizes = {size: memory.estimate(config, size).total / GIB for size in memory.candidate_micro_batches(config)}
-    return Fit(
-        need=memory.estimate(config),
-        remat=memory.estimate(config, remat=memory.REMAT_BLOCKS),
+    micro_batches = []
+    for size in memory.candidate_micro_batches(config):
+        gib = memory.estimate(config, size).total / GIB
+        micro_batches.append(MicroBatch(size=size, gib=gib, fits=None if usable is None else gib <= usable))
+    largest = largest_with_remat = None
+    if usable is not None:
+        largest = memory.max_micro_batch(config, usable)
+        largest_with_remat = memory.max_micro_batch(config, usable, remat=memory.REMAT_BLOCKS)
+    return MemoryFit(
+        memory=memory.estimate(config),
+        memory_with_remat=memory.estimate(config, remat=memory.REMAT_BLOCKS),
         usable_gib=usable,
-        largest=None if usable is None else memory.max_micro_batch(config, usable),
-        largest_remat=None if usable is None else memory.max_micro_batch(config, usable, remat=memory.REMAT_BLOCKS),
-        table=tuple((size, held, None if usable is None else held <= usable) for size, held in sizes.items()),
+        max_micro_batch=largest,
+        max_micro_batch_with_remat=largest_with_remat,
+        micro_batches=tuple(micro_batches),
     )
 
 
-def warnings(inputs: Inputs, last: Row) -> list[str]:
-    """What the reader should know before believing the rest."""
-    found = size_warnings(inputs.name, inputs.text, inputs.config)
-    if inputs.device is None and "jaxgpt" not in _paces(inputs):
-        found.append(f"the pace of a {CPU} is not in any table: --measure runs some steps here and uses those")
-    if inputs.device and inputs.device.note:
-        found.append(f"{inputs.device.name}: {inputs.device.note}")
-    if (inputs.config.mesh.data_parallel or 1) > 1:
-        found.append("pace, energy and memory are those of one device; the config asks for several")
+def _warnings(inputs: Inputs, last: Row, fit: MemoryFit, *, has_step_time: bool) -> list[str]:
+    """What a reader should know before relying on the plan."""
+    texts = [*_device_warnings(inputs, fit, has_step_time=has_step_time)]
     if inputs.corpus.name == "unknown":
-        why = inputs.corpus_why or "no corpus is given"
-        found.append(f"corpus unknown ({why}): it alone moves the loss by ±0.3; --corpus NAME, or --calibrate RUN")
-    found += [f"outside the law's fitted range, so the interval is wide: {how}" for how in last.expectation.outside]
-    found += [f"recipe: {how}" for how in query.config_recipe(inputs.config, last.max_iters).differences]
+        reason = inputs.corpus_source or "no corpus is given"
+        texts.append(
+            f"the corpus is unknown ({reason}), which alone moves the loss by ±0.3: --corpus NAME, or --calibrate RUN"
+        )
+    texts += [f"outside the scaling law's fitted range, so the interval is wide: {t}" for t in last.prediction.outside]
+    recipe = query.config_recipe(inputs.config, last.total_steps)
+    texts += [f"unlike the fitted runs, the recipe has {difference}" for difference in recipe.differences]
     if inputs.tokens.unique is None:
-        found.append("how many different tokens there are is unknown (--unique-tokens or --data): epochs are left out")
-    elif last.epochs and last.epochs > EPOCHS_OF_CARE:
-        found.append(f"{last.epochs:.1f} epochs: repeated tokens teach less and less after the fourth")
-    room = fit(inputs.config, inputs.device)
-    if room.fits is False:
-        what = f"does not fit: {room.need.total / GIB:.1f} GiB of {room.usable_gib:.1f} GiB usable"
-        found.append(f"{what}; the largest micro-batch that fits is {room.largest}")
-    if inputs.device and room.fits and room.need.total > memory.JAX_MEMORY_FRACTION * inputs.device.memory * GIB:
-        found.append(
+        texts.append("the number of unique tokens is unknown, so epochs are left out: --unique-tokens N, or --data DIR")
+    elif last.epochs and last.epochs > MANY_EPOCHS:
+        texts.append(f"{last.epochs:.1f} epochs: repeated tokens bring less and less after the fourth")
+    return texts
+
+
+def _device_warnings(inputs: Inputs, fit: MemoryFit, *, has_step_time: bool) -> list[str]:
+    texts = []
+    device = inputs.device
+    needed = fit.memory.total
+    if not has_step_time:
+        texts.append(f"the speed of a {CPU} is not in the device table: --measure times some steps here")
+    if device and device.note:
+        texts.append(f"{device.name}: {device.note}")
+    if (inputs.config.mesh.data_parallel or 1) > 1:
+        texts.append("time, energy and memory are those of one device; the config uses several")
+    if fit.fits is False:
+        texts.append(
+            f"does not fit: {needed / GIB:.1f} GiB of {fit.usable_gib:.1f} GiB usable; "
+            f"the largest micro-batch that fits is {fit.max_micro_batch}"
+        )
+    if device and fit.fits and needed > memory.JAX_MEMORY_FRACTION * device.memory * GIB:
+        texts.append(
             "JAX takes three quarters of a GPU by default: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 for this run"
         )
-    return found
+    return texts

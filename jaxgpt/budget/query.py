@@ -1,4 +1,4 @@
-"""From a config, its file and its data to what the law and the tables are asked: recipe, corpus, unique tokens."""
+"""From a config and its data to a `ScalingQuery`: recipe, corpus and unique tokens."""
 
 import difflib
 import json
@@ -16,13 +16,12 @@ from jaxgpt.data import manifest
 from jaxgpt.errors import ConfigError, DataError, JaxgptError
 
 AUDIT = "audit.json"
-SUFFIX = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
-FITTED_BATCH = (2**17, 2**21)  # tokens per step of the runs behind the law
+FITTED_BATCH = (2**17, 2**21)  # tokens per step of the runs that the law was fitted to
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
-    """The different tokens at hand: how many, who says so; `raw` is the count before duplicates are taken off."""
+class TokenCount:
+    """Unique tokens of a corpus and where the number comes from; `raw` counts duplicates too. None: unknown."""
 
     unique: float | None
     source: str
@@ -30,31 +29,35 @@ class Tokens:
 
 
 def config_recipe(config: Config, steps: int) -> Recipe:
-    """What of the config's recipe moves the loss of a run of `steps`."""
+    """The recipe of `config` for a run of `steps` steps."""
     return make_recipe(config.optim, steps, parameters(config.model), config.tokens_per_step, config.model.dropout)
 
 
 def make_recipe(optim: Optim, steps: int, size: float, tokens_per_step: float, dropout: float) -> Recipe:
-    """The same of a run that is known by its numbers: `size` is all parameters."""
+    """The recipe of a run of `steps` steps of a model with `size` parameters, and how it differs from fitted runs."""
     steps = max(steps, 1)
-    share = schedule.end_share(optim, steps)
+    final_lr_fraction = schedule.end_share(optim, steps)
     tuned = scaling_law.tuned_learning_rate(size)
-    different = []
+    differences = []
     if not 0.3 < optim.learning_rate / tuned < 3:
-        different.append(f"a peak learning rate of {optim.learning_rate:g} (tuned runs of this size: {tuned:.1e})")
-    if share > 0.3:
-        different.append(f"a last learning rate of {share:.0%} of the peak (the law's runs end at 0 to 10 %)")
+        differences.append(f"a peak learning rate of {optim.learning_rate:g} (tuned runs of this size: {tuned:.1e})")
+    if final_lr_fraction > 0.3:
+        differences.append(
+            f"a final learning rate of {final_lr_fraction:.0%} of the peak (the fitted runs end at 0 to 10 %)"
+        )
     if not FITTED_BATCH[0] <= tokens_per_step <= FITTED_BATCH[1]:
-        different.append(f"{tokens_per_step:,} tokens per step (the law's runs: 131,072 to 2,097,152)")
+        differences.append(f"{tokens_per_step:,} tokens per step (the fitted runs: 131,072 to 2,097,152)")
     if optim.weight_decay > 0.3 or dropout > 0.1:
-        different.append("more regularisation than the law's runs")
+        differences.append("more regularization than the fitted runs")
     if optim.warmup_steps > 0.35 * steps:
-        different.append(f"a warmup of {optim.warmup_steps / steps:.0%} of the run")
-    return Recipe(learning_rate=optim.learning_rate, end_share=share, differences=tuple(different))
+        differences.append(f"a warmup of {optim.warmup_steps / steps:.0%} of the run")
+    return Recipe(
+        learning_rate=optim.learning_rate, final_lr_fraction=final_lr_fraction, differences=tuple(differences)
+    )
 
 
 def build_query(config: Config, steps: int, corpus: Corpus, unique: float | None) -> ScalingQuery:
-    """The question for a run of `steps` steps that is annealed at its end."""
+    """The query for a run of `steps` steps whose learning rate decays until its end."""
     return ScalingQuery(
         parameters=parameters(config.model),
         tokens=float(steps) * config.tokens_per_step,
@@ -66,109 +69,108 @@ def build_query(config: Config, steps: int, corpus: Corpus, unique: float | None
 
 
 def find_corpus(name: str) -> Corpus:
-    """The corpus of that name in any spelling; `ConfigError` C040 with the names if there is none."""
-    plain = {re.sub(r"[^a-z0-9]", "", known): known for known in CORPORA} | {
-        "owt": "openwebtext",
-        "owt2": "openwebtext2",
-    }
-    word = re.sub(r"[^a-z0-9]", "", name.lower())
-    if word in plain:
-        return CORPORA[plain[word]]
-    close = difflib.get_close_matches(word, plain, n=1, cutoff=0.5)
-    hint = f"did you mean {plain[close[0]]}? " if close else ""
-    raise ConfigError("C040", f"the corpus {name!r} is not known", f"{hint}There are: {', '.join(CORPORA)}")
+    """The corpus of that name in any spelling; raises `ConfigError` C040 with the names that exist."""
+    spellings = {_letters(corpus): corpus for corpus in CORPORA}
+    spellings |= {"owt": "openwebtext", "owt2": "openwebtext2"}
+    word = _letters(name)
+    if word in spellings:
+        return CORPORA[spellings[word]]
+    close = difflib.get_close_matches(word, spellings, n=1, cutoff=0.5)
+    hint = f"did you mean {spellings[close[0]]}? " if close else ""
+    raise ConfigError("C040", f"unknown corpus {name!r}", f"{hint}There are: {', '.join(CORPORA)}")
 
 
-def config_corpus(config: Config, text: str) -> tuple[Corpus, str]:
-    """The corpus that the config's file or data folder names, and who says so; unknown where none does.
-
-    Losses are per token of GPT-2's vocabulary: a config of another size has no offset that is known.
-    """
-    least, most = scaling_law.GPT2_VOCAB_SIZES
-    if not least <= config.model.vocab_size <= most or config.data.train_tokenizer:
-        why = f"its {config.model.vocab_size:,} tokens are not GPT-2's, so no published loss can be compared"
-        return CORPORA["unknown"], why
-    marked = re.search(r"^\s*corpus:\s*([\w-]+)\s*$", text, re.MULTILINE)
-    if marked and marked[1] in CORPORA:
-        return CORPORA[marked[1]], "the config's own text says so"
-    for place, words in (("data.path", config.data.path), ("the config's own text", text)):
-        found = match_corpus(words)
-        if found.name != "unknown":
-            return found, f"assumed, because {place} says so"
-    return CORPORA["unknown"], "neither the config nor --corpus names one"
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def match_corpus(text: str) -> Corpus:
-    """The corpus that `text` names; unknown where it names none."""
-    flat = re.sub(r"edu-?fineweb", "fineweb-edu", text.lower().replace("_", "-")).replace("than fineweb-edu", "")
-    for name in ("fineweb-edu", "fineweb", "openwebtext2", "openwebtext", "refinedweb", "c4"):
-        if re.search(rf"(?<![a-z]){name}(?![a-z])", flat):
-            return CORPORA[name]
+def match_corpus(name: str) -> Corpus:
+    """The corpus that a dataset's or folder's name contains; the unknown corpus if none."""
+    plain = re.sub(r"edu-?fineweb", "fineweb-edu", name.lower().replace("_", "-"))
+    for corpus in ("fineweb-edu", "fineweb", "openwebtext2", "openwebtext", "refinedweb", "c4"):
+        if re.search(rf"(?<![a-z]){corpus}(?![a-z])", plain):
+            return CORPORA[corpus]
     return CORPORA["unknown"]
 
 
-def stated_tokens(text: str) -> float | None:
-    """`about 3.68B unique tokens` in a config's text as a number."""
-    found = re.search(r"([\d.,]+)\s*([kmbt])\s+unique\s+tokens", text, re.IGNORECASE)
-    return None if not found else float(found[1].replace(",", "")) * SUFFIX[found[2].lower()]
+def config_corpus(config: Config, dataset: str = "") -> tuple[Corpus, str]:
+    """The corpus of `data.corpus` or, without one, of the names of `data.path` and `dataset`; and the reason in words.
+
+    Offsets are known per token of GPT-2's vocabulary: a config with another vocabulary has an unknown corpus.
+    """
+    low, high = scaling_law.GPT2_VOCAB_SIZES
+    if not low <= config.model.vocab_size <= high or config.data.train_tokenizer:
+        reason = f"its {config.model.vocab_size:,} tokens are not GPT-2's, so published losses cannot be compared"
+        return CORPORA["unknown"], reason
+    if config.data.corpus:
+        try:
+            return find_corpus(config.data.corpus), "data.corpus"
+        except ConfigError:
+            return CORPORA["unknown"], f"no published runs on data.corpus {config.data.corpus!r}"
+    for name, source in ((config.data.path, "data.path"), (dataset, "the dataset")):
+        corpus = match_corpus(name)
+        if corpus.name != "unknown":
+            return corpus, f"assumed from the name of {source}"
+    return CORPORA["unknown"], "neither data.corpus nor --corpus names one"
 
 
-def count_tokens(folder: Path, block: int) -> Tokens:
-    """What `manifest.json` and `audit.json` of a folder of shards say; no shard is opened.
+def count_tokens(folder: Path, block: int) -> TokenCount:
+    """Training tokens according to `manifest.json` and `audit.json` of a folder of shards; opens no shard.
 
     Raises `DataError` D002 or D018 for the manifest, D013 if the training split is shorter than a window of
     `block` + 1 tokens, and `ConfigError` C047 for an audit that cannot be read.
     """
     if not (folder / manifest.FILE_NAME).is_file():
-        held = _foreign_tokens(folder)
-        if held:
-            check_corpus(held, block)
-            return Tokens(unique=held, raw=held, source=f"the size of the token files in {folder}")
+        count = _tokens_by_file_size(folder)
+        if count:
+            check_length(count, block)
+            return TokenCount(unique=count, raw=count, source=f"the size of the token files in {folder}")
         help = f"python -m jaxgpt.prepare SOURCE --out {folder}, or --unique-tokens N"
         raise DataError("D002", f"no {manifest.FILE_NAME} in '{folder}'", help)
     split = manifest.read_manifest(folder).splits.get("train")
     raw = float(split.tokens if split else 0)
-    check_corpus(raw, block)
+    check_length(raw, block)
     audit = folder / AUDIT
     if not audit.is_file():
-        return Tokens(unique=raw, raw=raw, source=f"{folder}/{manifest.FILE_NAME}; not audited for duplicates")
-    return Tokens(unique=_audited(audit), raw=raw, source=f"{audit}: effective unique tokens")
+        return TokenCount(unique=raw, raw=raw, source=f"{folder}/{manifest.FILE_NAME}; not audited for duplicates")
+    return TokenCount(unique=_audited_tokens(audit), raw=raw, source=f"{audit}: effective unique tokens")
 
 
-def _foreign_tokens(folder: Path) -> float:
-    """Training tokens of nanoGPT's headerless file or of llm.c's shards, by their sizes; 0 if there are none."""
-    plain = folder / "train.bin"
-    if plain.is_file():
-        return plain.stat().st_size // 2
+def _tokens_by_file_size(folder: Path) -> float:
+    """Training tokens of nanoGPT's headerless file or of llm.c's shards; 0 if there are none."""
+    headerless = folder / "train.bin"
+    if headerless.is_file():
+        return headerless.stat().st_size // 2
     return float(sum(max(path.stat().st_size - 1024, 0) // 2 for path in folder.glob("*_train_*.bin")))
 
 
-def _audited(path: Path) -> float:
+def _audited_tokens(path: Path) -> float:
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
-        split = values.get("splits", {}).get("train", values)  # the figure of the whole counts validation too
+        split = values.get("splits", {}).get("train", values)  # the figure of the whole file counts validation too
         effective = split["effective_unique_tokens"]
         if isinstance(effective, bool) or not isinstance(effective, int | float) or not 0 < effective < math.inf:
             raise ValueError(f"effective_unique_tokens is {effective!r}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"{path} is no audit: {error if not isinstance(error, KeyError) else f'it has no {error}'}"
-        raise ConfigError("C047", what, "audit the folder again, or give --unique-tokens") from error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        what = f"{path} is not a readable audit: {reason}"
+        raise ConfigError("C047", what, "repeat the audit, or give --unique-tokens") from error
     return float(effective)
 
 
-def check_corpus(unique: float, block: int) -> None:
-    """Raises `DataError` D013 if that many tokens hold no window of `block` + 1."""
-    if unique < block + 1:
-        what = f"{unique:,.0f} tokens in all; one sequence needs {block + 1:,}"
+def check_length(tokens: float, block: int) -> None:
+    """Raises `DataError` D013 if that many tokens do not make a window of `block` + 1."""
+    if tokens < block + 1:
+        what = f"{tokens:,.0f} tokens in all; one sequence needs {block + 1:,}"
         raise DataError("D013", what, "more text, or a smaller --model.block-size")
 
 
-def available_tokens(config: Config, unique: float | None, folder: Path | None, text: str) -> Tokens:
-    """The different tokens: as given, as the folder says, as the config's own folder or text says; else unknown."""
+def available_tokens(config: Config, unique: float | None, folder: Path | None) -> TokenCount:
+    """Unique tokens: from the option, from the folder of `--data` or `data.path`, or from `data.unique_tokens`."""
     block = config.model.block_size
     if unique is not None:
-        check_corpus(unique, block)
-        return Tokens(unique=unique, raw=unique, source="--unique-tokens")
+        check_length(unique, block)
+        return TokenCount(unique=unique, raw=unique, source="--unique-tokens")
     if folder is not None:
         return count_tokens(folder, block)
     try:
@@ -176,7 +178,7 @@ def available_tokens(config: Config, unique: float | None, folder: Path | None, 
     except JaxgptError as error:
         if error.code != "D002":
             raise
-    stated = stated_tokens(text)
-    if stated is not None:
-        return Tokens(unique=stated, raw=stated, source="stated in the config's text")
-    return Tokens(unique=None, source="unknown: no token is counted as repeated")
+    if config.data.unique_tokens is not None:
+        stated = float(config.data.unique_tokens)
+        return TokenCount(unique=stated, raw=stated, source="data.unique_tokens")
+    return TokenCount(unique=None, source="unknown, so that no token counts as repeated")

@@ -1,10 +1,11 @@
-"""What loss a run ends with: a law in model size, tokens and corpus, its repetition term, and how sure it is.
+"""Predicts the final loss of a run from model size, tokens and corpus, with an interval.
 
     L = offset(corpus) + A (N / 1e8)^-alpha + B (D / 1e10)^-beta + recipe + repetition          nats per token
 
-N is all parameters but learned positions (a tied matrix once, an untied one twice), D the tokens trained on. The form
-is Hoffmann et al.'s (2022); their constants, and every other published set, miss runs of this size by 0.1 to 0.15
-nats. `bench/refit.py` fits the constants below and prints docs/budget-accuracy.md, which has the measured errors.
+N counts all parameters except learned positions (a tied matrix once, an untied one twice); D is the number of tokens
+trained on. The form is that of Hoffmann et al. (2022). Their constants, and every other published set, miss runs of
+this size by 0.1 to 0.15 nats. `bench/refit.py` fits the constants below and writes docs/budget-accuracy.md with the
+measured errors.
 """
 
 import math
@@ -12,12 +13,12 @@ from dataclasses import dataclass, field
 
 from jaxgpt.utils.stats import Z80
 
-GPT2_VOCAB_SIZES = (50_000, 51_000)  # GPT-2's vocabulary and its paddings: whose nats the offsets are in
+GPT2_VOCAB_SIZES = (50_000, 51_000)  # GPT-2's vocabulary and its paddings: the tokens that the offsets hold for
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
-    """Constants of the fit: `capacity` and `alpha` go with N, `data` and `beta` with D; see `recipe_costs`."""
+class ScalingLaw:
+    """Constants of the fit: `capacity` and `alpha` belong to N, `data` and `beta` to D; see also `recipe_costs`."""
 
     capacity: float
     alpha: float
@@ -27,14 +28,16 @@ class Law:
     undecayed_lr: float = 0.11
 
     def capacity_term(self, parameters: float) -> float:
+        """What the finite size of the model costs, in nats."""
         return float(self.capacity * (parameters / 1e8) ** -self.alpha)
 
     def data_term(self, tokens: float) -> float:
+        """What the finite number of tokens costs, in nats."""
         return float(self.data * (tokens / 1e10) ** -self.beta)
 
 
 # bench/refit.py: 78 tuned points of Porian et al. (2024), 7 annealed Adam(W) runs on FineWeb, one offset per corpus.
-LAW = Law(capacity=1.155, alpha=0.214, data=0.269, beta=0.262, undertuned_lr=0.050)
+LAW = ScalingLaw(capacity=1.155, alpha=0.214, data=0.269, beta=0.262, undertuned_lr=0.050)
 FITTED_PARAMETERS = (2e7, 1.5e9)
 FITTED_TOKENS = (1e9, 4e10)
 FITTED_RATIO = 15.0  # tokens per parameter, at least
@@ -42,7 +45,7 @@ FITTED_RATIO = 15.0  # tokens per parameter, at least
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A corpus's irreducible loss in nats per token of its tokenizer, and one standard deviation of knowing it."""
+    """A corpus's irreducible loss in nats per token of its tokenizer, and the standard deviation of that estimate."""
 
     name: str
     offset: float
@@ -93,7 +96,7 @@ CORPORA = {
             name="unknown",
             offset=1.78,
             sd=0.15,
-            evidence="the mean and spread of the corpora that are known",
+            evidence="mean and spread of the other corpora",
         ),
     )
 }
@@ -103,28 +106,35 @@ SAME_RECIPE, OTHER_RECIPE = 0.04, 0.07  # standard deviations in nats
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What of the training recipe moves the loss: peak LR, last LR over peak, and why it is another than the law's."""
+    """The parts of a training recipe that move the loss.
+
+    `final_lr_fraction` is the last learning rate divided by the peak. `differences` say how the recipe differs from
+    those of the fitted runs.
+    """
 
     learning_rate: float
-    end_share: float = 0.1
+    final_lr_fraction: float = 0.1
     differences: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingQuery:
-    """What is asked of the law. `unique` tokens are those that differ; None counts none as repeated."""
+    """A run to predict the loss of. `unique` counts tokens before any repetition; None means that none is repeated."""
 
     parameters: float
     tokens: float
     recipe: Recipe
     corpus: Corpus
     unique: float | None = None
-    ceiling: float = math.inf  # the loss of guessing: the logarithm of the vocabulary
+    ceiling: float = math.inf  # loss of a uniform guess: the logarithm of the vocabulary size
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossPrediction:
-    """The answer in nats per token: loss, 80 % interval, the terms it is the sum of, and where sigma comes from."""
+    """A predicted loss in nats per token: its 80 % interval, the terms that it is the sum of, and its uncertainty.
+
+    `sigmas` are the standard deviations by cause; `outside` says in words how the run lies outside the fitted range.
+    """
 
     loss: float
     low: float
@@ -135,33 +145,34 @@ class LossPrediction:
 
     @property
     def sigma(self) -> float:
+        """The standard deviation of all causes together."""
         return math.hypot(*self.sigmas.values())
 
 
-def predict_loss(question: ScalingQuery, law: Law = LAW) -> LossPrediction:
-    """The expected validation loss at the end of the run that `question` describes."""
-    repeated = repetition_cost(question.parameters, question.tokens, question.unique)
+def predict_loss(query: ScalingQuery, law: ScalingLaw = LAW) -> LossPrediction:
+    """The expected validation loss at the end of the run that `query` describes."""
+    repeated = repetition_cost(query.parameters, query.tokens, query.unique)
     terms = {
-        "irreducible": question.corpus.offset,
-        "capacity": law.capacity_term(question.parameters),
-        "data": law.data_term(question.tokens),
+        "irreducible": query.corpus.offset,
+        "capacity": law.capacity_term(query.parameters),
+        "data": law.data_term(query.tokens),
         "repetition": repeated,
-        "recipe": sum(recipe_costs(question, law).values()),
+        "recipe": sum(recipe_costs(query, law).values()),
     }
-    terms["data"] -= max(sum(terms.values()) - question.ceiling, 0.0)  # few tokens teach little, but nothing false
-    outside, stretch = extrapolation(question.parameters, question.tokens)
-    recipe = OTHER_RECIPE if question.recipe.differences else SAME_RECIPE
+    terms["data"] -= max(sum(terms.values()) - query.ceiling, 0.0)  # a run is not expected to be worse than guessing
+    outside, extrapolation_sd = extrapolation(query.parameters, query.tokens)
     sigmas = {
-        "recipe": recipe,
-        "corpus": question.corpus.sd,
-        "outside the fitted range": stretch,
+        "recipe": OTHER_RECIPE if query.recipe.differences else SAME_RECIPE,
+        "corpus": query.corpus.sd,
+        "outside the fitted range": extrapolation_sd,
         "repetition": REPETITION_SPREAD * repeated,
     }
-    loss, sigma = sum(terms.values()), math.hypot(*sigmas.values())
+    loss = sum(terms.values())
+    half_width = Z80 * math.hypot(*sigmas.values())
     return LossPrediction(
         loss=loss,
-        low=max(loss - Z80 * sigma, 0.0),
-        high=min(loss + Z80 * sigma, max(question.ceiling, loss)),
+        low=max(loss - half_width, 0.0),
+        high=min(loss + half_width, max(query.ceiling, loss)),
         terms=terms,
         sigmas=sigmas,
         outside=outside,
@@ -174,10 +185,11 @@ REPETITION_SPREAD = 0.7  # times or divided by 1.7 is one standard deviation
 
 
 def repetition_cost(parameters: float, tokens: float, unique: float | None) -> float:
-    """What repeating `unique` tokens until `tokens` are read costs against as many different ones, in nats."""
+    """What training on `tokens` of which only `unique` differ costs compared with fresh tokens, in nats."""
     if unique is None or tokens <= unique:
         return 0.0
-    epochs, ratio = tokens / unique, parameters / unique
+    epochs = tokens / unique
+    ratio = parameters / unique
     return float(REPETITION_SCALE * (epochs - 1) ** REPETITION_EPOCHS * ratio**REPETITION_RATIO)
 
 
@@ -186,45 +198,46 @@ def tuned_learning_rate(parameters: float) -> float:
     return float(1.8e-3 * (parameters / 1.236e8) ** -0.274)
 
 
-def recipe_costs(question: ScalingQuery, law: Law = LAW) -> dict[str, float]:
+def recipe_costs(query: ScalingQuery, law: ScalingLaw = LAW) -> dict[str, float]:
     """Known costs of a recipe, in nats.
 
     undertuned_lr: llm.c and nanoGPT train 124M at a peak of 6e-4, a third of what later tuning found, and end 0.05
-    higher.
-    Between a third and six tenths of the tuned rate the cost is linear in the logarithm. It was seen at that size
-    alone: the reference run, of a third of it and at 0.41 of its tuned rate, stands on the law, so the cost fades to
-    nothing at a factor of three.
+    higher. Between 0.334 and 0.6 of the tuned rate the cost is linear in the logarithm. It was seen at that size alone.
+    A run of a third of the size at 0.41 of its tuned rate agreed with the law, so the cost fades to nothing at a factor
+    of three in size.
 
-    undecayed_lr: a rate that does not fall to a tenth of its peak leaves noise that a fall
-    removes.
+    undecayed_lr: a learning rate that stays above a tenth of its peak leaves noise that a full decay removes.
     """
-    share = question.recipe.learning_rate / tuned_learning_rate(question.parameters)
-    steep = math.log(0.6 / max(share, 1e-9)) / math.log(0.6 / 0.334)
-    fade = 1 - abs(math.log(question.parameters / 1.236e8)) / math.log(3)
-    undertuned_lr = law.undertuned_lr * min(max(steep, 0.0), 1.0) * max(fade, 0.0)
+    tuned_fraction = query.recipe.learning_rate / tuned_learning_rate(query.parameters)
+    shortfall = math.log(0.6 / max(tuned_fraction, 1e-9)) / math.log(0.6 / 0.334)
+    fade = 1 - abs(math.log(query.parameters / 1.236e8)) / math.log(3)
     return {
-        "undertuned_lr": undertuned_lr,
-        "undecayed_lr": law.undecayed_lr * max(question.recipe.end_share - 0.1, 0.0),
+        "undertuned_lr": law.undertuned_lr * min(max(shortfall, 0.0), 1.0) * max(fade, 0.0),
+        "undecayed_lr": undecayed_lr_cost(query.recipe.final_lr_fraction, law),
     }
 
 
+def undecayed_lr_cost(lr_fraction: float, law: ScalingLaw = LAW) -> float:
+    """What a learning rate that is still at `lr_fraction` of its peak costs, in nats; nothing from a tenth down."""
+    return law.undecayed_lr * max(lr_fraction - 0.1, 0.0)
+
+
 def extrapolation(parameters: float, tokens: float) -> tuple[tuple[str, ...], float]:
-    """In words how the question lies outside the fitted range, and the standard deviation in nats that this adds.
+    """How a run lies outside the fitted range, in words, and the standard deviation in nats that this adds.
 
     A factor e below or above the sizes adds 0.3, of the tokens 0.1, below the ratio of tokens to parameters 0.2: about
     what the runs of docs/budget-accuracy.md that lie there miss the law by.
     """
-    said, total = [], 0.0
-    for what, value, (least, most), slope in (
+    ratio_range = (FITTED_RATIO, math.inf)
+    texts = []
+    total = 0.0
+    for quantity, value, (low, high), sd_per_factor_e in (
         ("parameters", parameters, FITTED_PARAMETERS, 0.3),
         ("tokens", tokens, FITTED_TOKENS, 0.1),
-        ("tokens per parameter", tokens / parameters, (FITTED_RATIO, math.inf), 0.2),
+        ("tokens per parameter", tokens / parameters, ratio_range, 0.2),
     ):
-        times = least / value if value < least else value / most if value > most else 1.0
-        if times > 1.0 + 1e-9:
-            side = "below" if value < least else "above"
-            said.append(
-                f"{value:.3g} {what} are {times:.3g} times {side} the fitted {least if value < least else most:.3g}"
-            )
-            total += slope * math.log(times)
-    return tuple(said), total
+        side, limit, factor = ("below", low, low / value) if value < low else ("above", high, value / high)
+        if factor > 1.0 + 1e-9:
+            texts.append(f"{value:.3g} {quantity} are {factor:.3g} times {side} the fitted {limit:.3g}")
+            total += sd_per_factor_e * math.log(factor)
+    return tuple(texts), total

@@ -1,140 +1,140 @@
-"""The plan as JSON: what `--json` prints and `plan.json` holds. docs/budget.md describes every field.
+"""The plan as JSON values: what `--json` prints and `plan.json` holds. docs/budget.md describes every field.
 
-`version` grows when a field changes its meaning or goes; new fields may come without.
+`version` changes when a field changes its meaning or is removed; new fields do not change it.
 """
 
 import dataclasses
-import math
-from collections.abc import Iterable
 from typing import Any
 
 from jaxgpt.budget import step_time
-from jaxgpt.budget.claims import Claim
 from jaxgpt.budget.memory import GIB
-from jaxgpt.budget.plan import Plan, Row
+from jaxgpt.budget.plan import MemoryFit, Plan, Row
 from jaxgpt.budget.recommend import Recommendation
 from jaxgpt.budget.scaling_law import FITTED_PARAMETERS, FITTED_RATIO, FITTED_TOKENS, LAW
-from jaxgpt.budget.search import Choice
-from jaxgpt.budget.step_time import SOFTWARE, Pace
+from jaxgpt.budget.search import SearchResult
+from jaxgpt.budget.step_time import SOFTWARE, StepTime
+from jaxgpt.config.model_size import parameters
 
-VERSION = 1
+VERSION = 2
 
 
-def document(
-    found: Plan, advice: Recommendation, claims: Iterable[Claim] = (), choice: Choice | None = None
-) -> dict[str, Any]:
-    """The whole plan as plain JSON values; a number that is not finite or not known is null."""
-    inputs = found.inputs
-    whole = {
+def plan_to_dict(planned: Plan, advice: Recommendation, result: SearchResult | None = None) -> dict[str, Any]:
+    """The whole plan; unknown numbers are None."""
+    inputs = planned.inputs
+    return {
         "version": VERSION,
         "config": inputs.config.to_dict(),
         "name": inputs.name,
-        "model": dataclasses.asdict(found.facts)
-        | {"non_embedding": found.facts.non_embedding_parameters, "architecture": inputs.config.model.architecture},
+        "model": dataclasses.asdict(planned.model) | {"architecture": inputs.config.model.architecture},
         "data": dataclasses.asdict(inputs.tokens)
-        | {"corpus": inputs.corpus.name, "corpus_from": inputs.corpus_why, "offset": inputs.corpus.offset},
-        "device": device(found),
-        "pace": {name: pace(found, name, value) for name, value in found.paces.items()},
-        "rows": [row(value) for value in found.rows],
-        "memory": memory(found),
-        "loss_terms": terms(found),
-        "gains": {name: dataclasses.asdict(gain) for name, gain in found.gains.items()},
-        "nearest": [dataclasses.asdict(run) for run in found.nearest],
-        "elsewhere": found.elsewhere,
-        "recommendation": recommendation(advice),
-        "claims": [dataclasses.asdict(claim) for claim in claims],
-        "inverse": inverse(choice),
+        | {"corpus": inputs.corpus.name, "corpus_source": inputs.corpus_source, "offset": inputs.corpus.offset},
+        "device": _device(planned),
+        "step_time": {software: _step_time(planned, software, time) for software, time in planned.step_times.items()},
+        "rows": [_row(row) for row in planned.rows],
+        "memory": _memory(planned.fit),
+        "loss_terms": _loss_terms(planned.last),
+        "gains": {name: dataclasses.asdict(gain) for name, gain in planned.gains.items()},
+        "nearest_runs": [dataclasses.asdict(run) for run in planned.nearest_runs],
+        "loss_on_other_corpora": planned.loss_on_other_corpora,
+        "recommendation": _recommendation(advice),
+        "search": None if result is None else _search(result),
         "price_per_kwh": inputs.price,
-        "calibration": inputs.calibration and dataclasses.asdict(inputs.calibration),
-        "warnings": list(found.warnings),
+        "calibration": _calibration(planned),
+        "warnings": list(planned.warnings),
     }
-    plain: dict[str, Any] = finite(whole)
-    return plain
 
 
-def device(found: Plan) -> dict[str, Any]:
-    held = found.inputs.device
-    facts = {"name": "cpu"} if held is None else dataclasses.asdict(held) | {"usable_gib": held.usable}
-    return facts | {"chosen": found.inputs.device_why}
+def _device(planned: Plan) -> dict[str, Any]:
+    device = planned.inputs.device
+    values = {"name": "cpu"} if device is None else dataclasses.asdict(device) | {"usable_gib": device.usable}
+    return values | {"reason": planned.inputs.device_reason}
 
 
-def pace(found: Plan, software: str, value: Pace) -> dict[str, Any]:
-    tokens = found.facts.tokens_per_step
-    held = found.inputs.device
+def _step_time(planned: Plan, software: str, time: StepTime) -> dict[str, Any]:
+    device = planned.inputs.device
     return {
-        "seconds_per_step": value.seconds,
-        "seconds_low": value.low,
-        "seconds_high": value.high,
-        "tokens_per_second": tokens / value.seconds,
-        "mfu": None if held is None else step_time.mfu(found.inputs.config, value.seconds, held),
+        "seconds_per_step": time.seconds,
+        "seconds_low": time.low,
+        "seconds_high": time.high,
+        "tokens_per_second": planned.model.tokens_per_step / time.seconds,
+        "mfu": None if device is None else step_time.mfu(planned.inputs.config, time.seconds, device),
         "software": SOFTWARE[software],
-        "why": value.why,
-        "kernels": [dataclasses.asdict(kernel) for kernel in value.kernels],
+        "basis": time.basis,
+        "kernels": [dataclasses.asdict(kernel) for kernel in time.kernels],
     }
 
 
-def row(value: Row) -> dict[str, Any]:
-    """A row without what it was derived from, and its terms."""
-    plain = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "expectation"}
-    return plain | {"loss_terms": value.expectation.terms}
+def _row(row: Row) -> dict[str, Any]:
+    values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "prediction"}
+    return values | {"loss_terms": row.prediction.terms}
 
 
-def memory(found: Plan) -> dict[str, Any]:
-    fit = found.fit
-    return dataclasses.asdict(fit.need) | {
-        "total": fit.need.total,
-        "total_with_remat": fit.remat.total,
+def _memory(fit: MemoryFit) -> dict[str, Any]:
+    return dataclasses.asdict(fit.memory) | {
+        "total": fit.memory.total,
+        "total_with_remat": fit.memory_with_remat.total,
         "usable": None if fit.usable_gib is None else fit.usable_gib * GIB,
         "fits": fit.fits,
-        "largest_micro_batch": fit.largest,
-        "largest_micro_batch_with_remat": fit.largest_remat,
-        "micro_batches": [{"micro_batch": n, "gib": gib, "fits": fits} for n, gib, fits in fit.table],
+        "max_micro_batch": fit.max_micro_batch,
+        "max_micro_batch_with_remat": fit.max_micro_batch_with_remat,
+        "micro_batches": [dataclasses.asdict(micro_batch) for micro_batch in fit.micro_batches],
     }
 
 
-def terms(found: Plan) -> dict[str, Any]:
-    expected = found.last.expectation
-    fitted = {"parameters": FITTED_PARAMETERS, "tokens": FITTED_TOKENS, "least_tokens_per_parameter": FITTED_RATIO}
-    return expected.terms | {
-        "sigma": expected.sigma,
-        "sigmas": expected.sigmas,
-        "outside": list(expected.outside),
-        "law": dataclasses.asdict(LAW),
-        "fitted": fitted,
-    }
-
-
-def recommendation(advice: Recommendation) -> dict[str, Any]:
-    iters, annealed, cut = advice.early
-    return {
-        "worth_iters": advice.worth_iters,
-        "best_model": advice.best
-        and {
-            "parameters": advice.best.parameters,
-            "tokens": advice.best.tokens,
-            "loss": advice.best.expectation.loss,
-            "on_bound": advice.best.bound,
+def _loss_terms(row: Row) -> dict[str, Any]:
+    prediction = row.prediction
+    return prediction.terms | {
+        "sigma": prediction.sigma,
+        "sigmas": prediction.sigmas,
+        "outside": list(prediction.outside),
+        "scaling_law": dataclasses.asdict(LAW),
+        "fitted_range": {
+            "parameters": FITTED_PARAMETERS,
+            "tokens": FITTED_TOKENS,
+            "min_tokens_per_parameter": FITTED_RATIO,
         },
-        "stop_early": {"max_iters": iters, "loss": annealed, "loss_if_cut_off": cut},
-        "unique_tokens": [{"unique": unique, "loss": loss} for unique, loss in advice.unique],
+    }
+
+
+def _recommendation(advice: Recommendation) -> dict[str, Any]:
+    best = advice.best_model
+    model = None
+    if best is not None:
+        model = {
+            "parameters": best.parameters,
+            "tokens": best.tokens,
+            "loss": best.prediction.loss,
+            "at_ratio_limit": best.at_ratio_limit,
+        }
+    return {
+        "useful_steps": advice.useful_steps,
+        "best_model": model,
+        "early_stop": advice.early_stop._asdict(),
+        "unique_tokens": [{"unique": unique, "loss": loss} for unique, loss in advice.unique_tokens],
         "sentences": list(advice.sentences),
     }
 
 
-def inverse(choice: Choice | None) -> dict[str, Any] | None:
-    if choice is None:
+def _search(result: SearchResult) -> dict[str, Any]:
+    candidates = []
+    for candidate in result.candidates:
+        size = {"parameters": parameters(candidate.config.model), "config": candidate.config.to_dict()}
+        candidates.append(size | _row(candidate.row))
+    return {
+        "goal": dataclasses.asdict(result.goal),
+        "config": result.best.config.to_dict(),
+        "candidates": candidates,
+    }
+
+
+def _calibration(planned: Plan) -> dict[str, Any] | None:
+    calibration = planned.inputs.calibration
+    if calibration is None:
         return None
-    frontier = [
-        {"parameters": c.ratio and c.row.tokens / c.ratio, "config": c.config.to_dict()} | row(c.row)
-        for c in choice.frontier
-    ]
-    return {"goal": dataclasses.asdict(choice.goal), "config": choice.best.config.to_dict(), "frontier": frontier}
-
-
-def finite(value: Any) -> Any:
-    """`value` as JSON can hold it: numbers that are not finite are None, tuples are lists."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    measured = calibration.measured
+    return {
+        "source": calibration.source,
+        "seconds_per_step": None if measured is None else measured.seconds,
+        "loss_shift": calibration.loss_shift,
+        "loss_sd": calibration.loss_sd,
+    }

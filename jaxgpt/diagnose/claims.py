@@ -6,16 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxgpt.budget import scaling_law
-from jaxgpt.budget.claims import LOSSES
 from jaxgpt.budget.recommend import required_for_loss
 from jaxgpt.config import schedule
-from jaxgpt.config.files import load_config
-from jaxgpt.config.model_size import parameters
 from jaxgpt.diagnose.checks.analysis import RunAnalysis
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast, gaussian_forecast
-
-REFERENCE = "fineweb40m"  # the run that the known claims were made of
-SAME = 0.02  # relative difference of two sizes that are the same model's
 
 
 class Claim(NamedTuple):
@@ -31,25 +25,14 @@ class Claim(NamedTuple):
 
 
 def claims(case: RunAnalysis) -> tuple[Claim, ...]:
-    """The reader's own claim for the run's end (`--target-loss`), and those made of the reference run."""
+    """The reader's own claim for the run's end (`--target-loss`)."""
     asked = (
         []
         if case.context.target_loss is None
         else [(case.total_steps, case.context.target_loss, case.context.target_loss)]
     )
-    if of_reference(case):
-        asked += [(steps, min(claimed), max(claimed)) for steps, claimed in LOSSES.items()]
     found = [_judged(case, steps, low, high) for steps, low, high in asked]
     return tuple(claim for claim in found if claim is not None)
-
-
-def of_reference(case: RunAnalysis) -> bool:
-    """Whether this is the run that the known claims speak of: its size, its batch, its corpus."""
-    config, context = load_config(REFERENCE), case.context
-    if not context.parameters or context.tokens_per_step != config.tokens_per_step:
-        return False
-    same = abs(context.parameters / parameters(config.model) - 1) <= SAME
-    return same and context.corpus.name == "fineweb"
 
 
 def _judged(case: RunAnalysis, steps: int, low: float, high: float) -> Claim | None:

@@ -8,7 +8,6 @@ import dataclasses
 from datetime import UTC, datetime
 from typing import Any
 
-from jaxgpt.budget.to_json import finite
 from jaxgpt.diagnose import backtest, messages
 from jaxgpt.diagnose.claims import Claim
 from jaxgpt.diagnose.completion import CompletionEstimate
@@ -18,6 +17,7 @@ from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.diagnose.forecast.scenarios import ScenarioForecast
 from jaxgpt.logs.history import History
 from jaxgpt.utils.formatting import LAST_DATE
+from jaxgpt.utils.report.json_renderer import finite
 
 VERSION = 2
 

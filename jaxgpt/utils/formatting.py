@@ -66,6 +66,13 @@ def format_count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def format_tokens(count: float) -> str:
+    """`2.52B`, `480M`, `8,192`: three digits below a billion."""
+    if 1e6 <= count < 1e9:
+        return f"{count / 1e6:.3g}M"
+    return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count:,.0f}"
+
+
 def format_flops(value: float) -> str:
     """A number of floating-point operations: `3.15 EFLOP` (10^18), `PFLOP` (10^15), `TFLOP` (10^12)."""
     for size, unit in ((1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP")):

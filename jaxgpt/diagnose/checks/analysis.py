@@ -297,11 +297,10 @@ class RunAnalysis:
     def predicted_loss_now(self) -> LossPrediction | None:
         """What the law expects of a run that ends, annealed, where this one stands."""
         asked = self.query_for(self.steps_done)
-        return (
-            None
-            if asked is None
-            else scaling_law.predict_loss(replace(asked, recipe=replace(asked.recipe, end_share=0.0)))
-        )
+        if asked is None:
+            return None
+        decayed = replace(asked.recipe, final_lr_fraction=0.0)
+        return scaling_law.predict_loss(replace(asked, recipe=decayed))
 
     @cached_property
     def residual_from_law(self) -> Estimate | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxgpt.budget import query, scaling_law, search
-from jaxgpt.budget.recommend import MEASURABLE_GAIN, best_model_for, format_tokens
+from jaxgpt.budget.recommend import MEASURABLE_GAIN, best_model_for
 from jaxgpt.budget.scaling_law import FITTED_RATIO
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import parameters
@@ -20,6 +20,7 @@ from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.forecast import scenarios
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.errors import ConfigError
+from jaxgpt.utils.formatting import format_tokens
 from jaxgpt.utils.stats import Z80
 
 PAIR = 0.037  # nats: sd of a difference of two runs by the law: its leave-one-out error of .026, twice

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from jaxgpt import logs
 from jaxgpt.budget import devices, query
 from jaxgpt.budget.devices import Device
-from jaxgpt.budget.query import Tokens
+from jaxgpt.budget.query import TokenCount
 from jaxgpt.budget.scaling_law import CORPORA, Corpus
 from jaxgpt.config import Config, Optim
-from jaxgpt.config.files import find_config, load_config
+from jaxgpt.config.files import load_config
 from jaxgpt.config.model_size import parameters
 from jaxgpt.diagnose.context import hyperparameters
 from jaxgpt.diagnose.options import Options
@@ -155,22 +155,20 @@ class _Facts:
         return ours or self.history.format in FIXED
 
     def unique_tokens(self) -> float | None:
-        found = first(self.options.unique_tokens, self._data().unique, self.history.metadata.unique_tokens)
-        return found if found is not None or self.config is None else query.stated_tokens(self._text())
+        stated = None if self.config is None else self.config.data.unique_tokens
+        counted = (self.options.unique_tokens, self._data().unique, self.history.metadata.unique_tokens)
+        return first(*counted, None if stated is None else float(stated))
 
-    def _data(self) -> Tokens:
+    def _data(self) -> TokenCount:
         """What the run's own folder of tokens says; nothing where it cannot be reached or read."""
         if self.history.config is None:
-            return Tokens(unique=None, source="")
+            return TokenCount(unique=None, source="")
         try:
             return query.count_tokens(Path(self.history.config.data.path), self.history.config.model.block_size)
         except JaxgptError as error:
             if error.code != "D002":
                 self.assumed.append(f"the run's data tells nothing: {error.message} (--unique-tokens)")
-            return Tokens(unique=None, source="")
-
-    def _text(self) -> str:
-        return find_config(self.options.config).read_text(encoding="utf-8") if self.options.config is not None else ""
+            return TokenCount(unique=None, source="")
 
     def unigram_entropy(self) -> float | None:
         """Of the validation text where the audit has one, in nats per token."""
@@ -218,7 +216,7 @@ class _Facts:
         if config is None:
             found, why = query.match_corpus(named), f"the log names {named!r}"
         else:
-            found, why = query.config_corpus(config, f"{self._text()}\n{named}")
+            found, why = query.config_corpus(config, named)
         unknown = found is CORPORA["unknown"]
         self.assumed.append(
             "no corpus is named, so that the level of the loss cannot be judged (--corpus)"

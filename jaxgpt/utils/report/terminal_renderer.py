@@ -57,8 +57,8 @@ class _Printer:
             case Code(text):
                 for line in text.splitlines():
                     self._truncated(line)
-            case Figure(as_text=draw) if draw is not None:
-                self._figure(draw(self._console.width - 2))
+            case Figure(caption, as_text=draw) if draw is not None:
+                self._figure(caption, draw(self._console.width - 2))
             case Figure():
                 pass
             case _:
@@ -80,15 +80,18 @@ class _Printer:
         shown = line if len(line) <= room else line[: room - 1] + "…"
         self._console.print(Text("      " + shown, style="dim"))
 
-    def _figure(self, drawn: str) -> None:
+    def _figure(self, caption: str, drawn: str) -> None:
         if drawn:
+            self._wrapped(caption, "  ", "  ")
             self._console.print(Text(drawn))
 
     def _table(self, table: Table) -> None:
         """Prints a table without trailing blanks, which would wrap on a narrower terminal."""
         grid = RichTable(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", show_edge=False)
         for number, name in enumerate(table.columns):
-            grid.add_column(name, justify="right" if table.is_numeric(number) else "left", overflow="fold")
+            grid.add_column(
+                Text(printable(name)), justify="right" if table.is_numeric(number) else "left", overflow="fold"
+            )
         for row in table.rows:
             grid.add_row(*(Text(printable(cell)) for cell in row))
         with self._console.capture() as drawn:

@@ -1,4 +1,4 @@
-"""The loss law: its figures, its terms, its intervals, and the fit that it came from."""
+"""The scaling law: its terms, its intervals, and the fit that it comes from."""
 
 import importlib.util
 import math
@@ -14,7 +14,7 @@ from jaxgpt.budget.scaling_law import CORPORA, LAW, Recipe, ScalingQuery, predic
 from jaxgpt.config.files import load_config
 from jaxgpt.utils.stats import Z80
 
-OWNER = ScalingQuery(
+REFERENCE_RUN = ScalingQuery(
     parameters=40.56e6,
     tokens=20_000 * 524_288,
     recipe=Recipe(learning_rate=1e-3),
@@ -35,36 +35,36 @@ def refit() -> ModuleType:
     return module
 
 
-def test_the_reference_run_is_expected_at_3_52_from_the_law_alone() -> None:
-    expected = predict_loss(OWNER)
+def test_reference_run_is_predicted_at_3_52() -> None:
+    expected = predict_loss(REFERENCE_RUN)
     assert expected.loss == pytest.approx(3.52, abs=0.05)
     assert expected.low < 3.53 < expected.high
     assert expected.loss == pytest.approx(sum(expected.terms.values()))
     assert expected.high - expected.low == pytest.approx(2 * Z80 * expected.sigma)
 
 
-def test_repetition_is_the_fitted_formula_and_starts_with_the_second_epoch() -> None:
+def test_repetition_cost_starts_with_the_second_epoch() -> None:
     assert scaling_law.repetition_cost(1e8, 1e9, 1e9) == scaling_law.repetition_cost(1e8, 1e9, None) == 0.0
     epochs, ratio = 14.0, 0.7
-    by_hand = 0.0224 * (epochs - 1) ** 0.683 * ratio**0.578
-    assert scaling_law.repetition_cost(0.7e9, 14e9, 1e9) == pytest.approx(by_hand)
-    assert predict_loss(OWNER).terms["repetition"] == pytest.approx(0.0025, abs=0.0005)
+    expected = 0.0224 * (epochs - 1) ** 0.683 * ratio**0.578
+    assert scaling_law.repetition_cost(0.7e9, 14e9, 1e9) == pytest.approx(expected)
+    assert predict_loss(REFERENCE_RUN).terms["repetition"] == pytest.approx(0.0025, abs=0.0005)
 
 
-def test_a_cautious_rate_costs_what_llm_c_pays_and_nothing_at_the_reference_runs() -> None:
+def test_undertuned_learning_rate_costs_what_llm_c_loses() -> None:
     stock = ScalingQuery(parameters=123.6e6, tokens=1e10, recipe=Recipe(learning_rate=6e-4), corpus=CORPORA["fineweb"])
     assert scaling_law.recipe_costs(stock)["undertuned_lr"] == pytest.approx(LAW.undertuned_lr, rel=0.02)
-    assert scaling_law.recipe_costs(OWNER)["undertuned_lr"] == 0.0
+    assert scaling_law.recipe_costs(REFERENCE_RUN)["undertuned_lr"] == 0.0
 
 
-def test_a_rate_that_stays_up_costs_a_tenth() -> None:
+def test_undecayed_learning_rate_costs_a_tenth() -> None:
     config = load_config("fineweb40m")
     constant = config.replace({"optim": {"schedule": "constant"}})
     losses = [predict_loss(query.build_query(c, 20_000, CORPORA["fineweb"], None)).loss for c in (config, constant)]
     assert losses[1] - losses[0] == pytest.approx(0.11 * 0.9, abs=1e-3)
 
 
-def test_the_interval_widens_with_the_recipe_the_corpus_and_the_distance() -> None:
+def test_interval_widens_with_recipe_corpus_and_distance() -> None:
     def width(parameters: float = 1e8, corpus: str = "fineweb", differences: tuple[str, ...] = ()) -> float:
         recipe = Recipe(learning_rate=1e-3, differences=differences)
         asked = ScalingQuery(parameters=parameters, tokens=1e10, recipe=recipe, corpus=CORPORA[corpus])
@@ -74,10 +74,10 @@ def test_the_interval_widens_with_the_recipe_the_corpus_and_the_distance() -> No
     assert width(differences=("other",)) == pytest.approx(0.07, abs=0.005)
     assert width(corpus="unknown") == pytest.approx(0.155, abs=0.01)
     assert width(parameters=1e6) > 0.5
-    assert predict_loss(OWNER).outside == ()
+    assert predict_loss(REFERENCE_RUN).outside == ()
 
 
-def test_the_tables_constants_are_those_that_the_script_fits(refit: ModuleType, shared: Path) -> None:
+def test_constants_are_those_that_refit_finds(refit: ModuleType, shared: Path) -> None:
     folder = shared / "forecast"
     others = [
         refit.porian(folder, "porian_openwebtext2.csv", "openwebtext2"),
@@ -90,7 +90,7 @@ def test_the_tables_constants_are_those_that_the_script_fits(refit: ModuleType, 
     assert offsets[0] == pytest.approx(CORPORA["fineweb"].offset, abs=0.003)
 
 
-def test_leave_one_out_on_fineweb_is_within_its_goal(refit: ModuleType, shared: Path) -> None:
+def test_leave_one_out_errors_on_fineweb_are_small(refit: ModuleType, shared: Path) -> None:
     folder = shared / "forecast"
     runs = refit.fineweb_runs()
     others = [
@@ -99,22 +99,20 @@ def test_leave_one_out_on_fineweb_is_within_its_goal(refit: ModuleType, shared: 
     ]
     errors = refit.fineweb_errors(runs, others)
     assert sum(map(abs, errors)) / len(errors) <= 0.015
-    stock = [n for n, run in enumerate(runs) if run.cautious > 0.5]
+    stock = [n for n, run in enumerate(runs) if run.lr_shortfall > 0.5]
     together = refit.left_out(runs, others, stock)
     grouped = [abs(error) for n, error in enumerate(errors) if n not in stock] + [abs(sum(together) / len(together))]
     assert sum(grouped) / len(grouped) <= 0.026
 
 
-def test_eighty_percent_intervals_hold_about_eighty_percent_of_the_published_runs(
-    refit: ModuleType, shared: Path
-) -> None:
+def test_intervals_contain_80_percent_of_published_runs(refit: ModuleType, shared: Path) -> None:
     points = refit.published(shared / "forecast")
-    hits = sum((e := predict_loss(point.ask())).low <= point.loss <= e.high for point in points)
+    hits = sum((e := predict_loss(point.query())).low <= point.loss <= e.high for point in points)
     low, high = refit.binomial(hits, len(points))
     assert low <= 0.80 <= high
 
 
-def test_the_fit_finds_the_constants_of_runs_that_a_law_has_made(refit: ModuleType) -> None:
+def test_fit_finds_planted_constants(refit: ModuleType) -> None:
     """The slow oracle of the fit: points computed from known constants."""
     points = [
         refit.Point("fineweb", n, d, 1.5 + 1.2 * (n / 1e8) ** -0.3 + 0.3 * (d / 1e10) ** -0.2, 1e-2)
@@ -126,7 +124,7 @@ def test_the_fit_finds_the_constants_of_runs_that_a_law_has_made(refit: ModuleTy
     assert (law.capacity, law.data, offsets[0]) == pytest.approx((1.2, 0.3, 1.5), abs=0.02)
 
 
-def test_wilsons_interval(refit: ModuleType) -> None:
+def test_wilson_interval(refit: ModuleType) -> None:
     low, high = refit.binomial(8, 10)
     assert (low, high) == pytest.approx((0.490, 0.943), abs=0.002)
     assert not math.isnan(refit.binomial(0, 5)[0])

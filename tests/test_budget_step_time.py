@@ -1,4 +1,4 @@
-"""The pace: a roofline that is never above the card's peak and that measurements replace."""
+"""Step times: a roofline that stays below the device's peak and that measurements replace."""
 
 import json
 from pathlib import Path
@@ -7,25 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxgpt.budget import step_time
+from jaxgpt.budget import options, step_time
 from jaxgpt.budget.devices import DEVICES
-from jaxgpt.budget.step_time import estimate
+from jaxgpt.budget.plan import make_plan
+from jaxgpt.budget.step_time import estimate, find_measurement
 from jaxgpt.config import Optim, model_size, schedule
 from jaxgpt.config.files import load_config
+from jaxgpt.errors import ConfigError
 from jaxgpt.training import optimizer as optim
 
 REFERENCE = load_config("fineweb40m")
 CARD = DEVICES["RTX 4070"]
 
 
-@pytest.fixture
-def unmeasured(tmp_path: Path) -> Path:
-    """An empty folder of results."""
-    return tmp_path
-
-
-def test_the_owners_pace_is_inside_nanogpts_interval_and_above_the_roofline(unmeasured: Path) -> None:
-    found = estimate(REFERENCE, CARD, "nanogpt", unmeasured)
+def test_measured_nanogpt_step_time_is_inside_the_interval() -> None:
+    found = estimate(REFERENCE, CARD, "nanogpt")
     assert found.low < 3.995 < found.high
     assert found.low > REFERENCE.tokens_per_step * model_size.flops_per_token(REFERENCE.model, causal=True) / 64.2e12
 
@@ -34,28 +30,26 @@ def test_the_owners_pace_is_inside_nanogpts_interval_and_above_the_roofline(unme
     ("config", "device", "tokens_per_second"),
     [("gpt2_124m", "RTX 4090", 106e3), ("gpt2_124m", "A100 80GB", 218e3), ("gpt2_124m", "H100", 468e3)],
 )
-def test_published_paces_of_the_124m_model_are_inside_the_interval(
-    config: str, device: str, tokens_per_second: float, unmeasured: Path
-) -> None:
+def test_published_speeds_of_124m_are_inside_the_interval(config: str, device: str, tokens_per_second: float) -> None:
     """nanoGPT on a 4090 (issue 182), llm.c on A100 and H100: none of them was used to choose a share."""
     cfg = load_config(config)
-    found = estimate(cfg, DEVICES[device], "nanogpt", unmeasured)
+    found = estimate(cfg, DEVICES[device], "nanogpt")
     assert found.low < cfg.tokens_per_step / tokens_per_second < found.high
 
 
 @pytest.mark.parametrize("device", sorted(DEVICES))
 @pytest.mark.parametrize("software", ["jaxgpt", "nanogpt"])
-def test_no_device_is_planned_beyond_its_peak(device: str, software: str, unmeasured: Path) -> None:
+def test_no_device_is_planned_above_its_peak(device: str, software: str) -> None:
     for name in ("fineweb40m", "fineweb40m_modern", "gpt2_124m"):
         cfg = load_config(name)
-        found = estimate(cfg, DEVICES[device], software, unmeasured)
+        found = estimate(cfg, DEVICES[device], software)
         work = cfg.tokens_per_step * model_size.flops_per_token(cfg.model, causal=True)
         assert found.low < found.seconds < found.high
         assert work / found.low < 1.1 * DEVICES[device].tflops * 1e12
         assert 0.02 < step_time.mfu(cfg, found.seconds, DEVICES[device]) < 0.75
 
 
-def test_kernels_do_the_models_operations_and_no_fewer() -> None:
+def test_kernels_do_the_operations_of_the_model() -> None:
     """Blocks and head are 6 N; attention counts the causal half, backward as two and a half forwards."""
     done = {kernel.name: kernel.flops for kernel in step_time.kernels(REFERENCE, CARD, "jaxgpt", best=True)}
     tokens = REFERENCE.tokens_per_step
@@ -69,28 +63,55 @@ def result(device: str, ms: float) -> dict[str, Any]:
     return {"about": {"device": device}, "warm": {"ms_per_step": ms}}
 
 
-def test_a_measured_result_replaces_the_roofline_for_its_device_alone(tmp_path: Path) -> None:
+def own_seconds(*argv: str) -> float:
+    """The planned seconds per step of jaxgpt for a command line."""
+    return make_plan(options.read(["--gpu", "RTX 4070", *argv]).inputs).step_times["jaxgpt"].seconds
+
+
+def test_measurement_replaces_the_roofline_of_its_device(tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text(json.dumps(result("NVIDIA GeForce RTX 4070", 4100.0)))
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "other.json").write_text(json.dumps(result("NVIDIA H100 80GB HBM3", 300.0)))
-    found = estimate(REFERENCE, CARD, "jaxgpt", tmp_path)
-    assert found.seconds == pytest.approx(4.1)
-    assert found.low > 3.9
-    assert "one.json" in found.why
-    assert estimate(REFERENCE, CARD, "nanogpt", tmp_path) == estimate(REFERENCE, CARD, "nanogpt", tmp_path / "none")
-    other = estimate(load_config("gpt2_124m"), CARD, "jaxgpt", tmp_path)
-    assert other.seconds / estimate(
-        load_config("gpt2_124m"), CARD, "jaxgpt", tmp_path / "none"
-    ).seconds == pytest.approx(4.1 / estimate(REFERENCE, CARD, "jaxgpt", tmp_path / "none").seconds)
+    measurement = find_measurement(tmp_path, CARD)
+    time = estimate(REFERENCE, CARD, "jaxgpt", measurement)
+    assert time.seconds == pytest.approx(4.1)
+    assert time.low > 3.9
+    assert "one.json" in time.basis
+    assert estimate(REFERENCE, CARD, "nanogpt", measurement) == estimate(REFERENCE, CARD, "nanogpt")
+    larger = load_config("gpt2_124m")
+    factor = estimate(larger, CARD, "jaxgpt", measurement).seconds / estimate(larger, CARD).seconds
+    assert factor == pytest.approx(4.1 / estimate(REFERENCE, CARD).seconds)
+    assert find_measurement(tmp_path / "other.json", CARD) is None
 
 
-def test_the_newest_result_by_its_date_counts_and_no_tiny_one(tmp_path: Path) -> None:
+def test_measurements_are_read_only_from_the_given_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results in ./bench/results do not influence a plan."""
+    results = tmp_path / "bench" / "results"
+    results.mkdir(parents=True)
+    (results / "anything.json").write_text(json.dumps(result("NVIDIA GeForce RTX 4070", 100.0)))
+    monkeypatch.chdir(tmp_path)
+    assert own_seconds("fineweb40m") == pytest.approx(estimate(REFERENCE, CARD).seconds)
+    for path in ("bench/results", "bench/results/anything.json"):
+        assert own_seconds("fineweb40m", "--measurements", path) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("text", [None, "{}", "no JSON"])
+def test_path_without_a_measurement_is_an_error(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match="--measurements") as caught:
+        find_measurement(path, CARD)
+    assert caught.value.code == "C043"
+
+
+def test_newest_measurement_counts_and_no_tiny_one(tmp_path: Path) -> None:
     def write(name: str, ms: float, **more: Any) -> None:
         (tmp_path / name).write_text(json.dumps(result("NVIDIA GeForce RTX 4070", ms) | more))
 
     def source() -> str:
-        found = step_time.measured(CARD, tmp_path)
-        return found[2] if found else ""
+        measurement = find_measurement(tmp_path, CARD)
+        return measurement.file if measurement else ""
 
     write("c.json", 4300.0, date="2026-03-01T09:00:00", command=["bench/gpu.py", "--tiny"])
     assert source() == ""

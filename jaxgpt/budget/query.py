@@ -36,7 +36,7 @@ def config_recipe(config: Config, steps: int) -> Recipe:
 def make_recipe(optim: Optim, steps: int, size: float, tokens_per_step: float, dropout: float) -> Recipe:
     """The recipe of a run of `steps` steps of a model with `size` parameters, and how it differs from fitted runs."""
     steps = max(steps, 1)
-    final_lr_fraction = schedule.end_share(optim, steps)
+    final_lr_fraction = schedule.final_lr_fraction(optim, steps)
     tuned = scaling_law.tuned_learning_rate(size)
     differences = []
     if not 0.3 < optim.learning_rate / tuned < 3:

@@ -1,55 +1,62 @@
-"""The learning rate of an update without JAX: `optim.schedule`, written out with plain numbers for planning."""
+"""The learning-rate schedule: its one definition, for the optimizer (under JAX), the planner and the forecast (numpy).
 
-import math
+Nothing here loads JAX: the optimizer passes `jax.numpy` in.
+"""
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.config import Optim
+from jaxgpt.config.schema import Optim
 
 
-def learning_rate(settings: Optim, steps: int, update: int) -> float:
-    """The rate of update 0, 1, … of a run of `steps`: linear warmup, then the decay that the settings name."""
-    peak, warmup = settings.learning_rate, settings.warmup_steps
-    if update < warmup:
-        return peak * (update + 1) / (warmup + 1)
-    done = update - warmup
-    if settings.schedule == "constant":
-        return peak
-    if settings.schedule == "wsd":
-        fall = settings.decay_steps or max(steps // 5, 1)
-        hold = max(steps - fall - warmup, 0)
-        return _line(peak, settings.min_lr, done - hold, max(steps - warmup - hold, 1))
-    length = max((settings.decay_steps or steps) - warmup, 1)
-    if settings.schedule == "linear":
-        return _line(peak, settings.min_lr, done, length)
-    through = min(done / length, 1.0)
-    return settings.min_lr + (peak - settings.min_lr) * (1 + math.cos(math.pi * through)) / 2
+def learning_rate(optim: Optim, total_steps: int, step: Any, xp: Any = np) -> Any:
+    """The learning rate of step 0, 1, … of a run of `total_steps`: linear warmup, then the decay of `optim.schedule`.
+
+    `step` is an int, which gives a float, or an array of `xp` (numpy or jax.numpy), which gives an array. Warmup and
+    cosine are nanoGPT's: step i of the warmup has (i + 1) / (warmup + 1) of the peak, and the cosine reaches `min_lr`
+    at `decay_steps`. The order of operations is that of optax's schedules, so that float32 results are bitwise theirs.
+    """
+    warmup = optim.warmup_steps
+    rate = _decayed(optim, total_steps, step - warmup, xp)
+    if warmup:
+        rising = _line(optim.learning_rate / (warmup + 1), optim.learning_rate, step, warmup, xp)
+        rate = xp.where(step < warmup, rising, rate)
+    return float(rate) if isinstance(step, int) else rate
 
 
-def learning_rates(settings: Optim, steps: int) -> NDArray[np.float64]:
-    """`learning_rate` of each update of a run of `steps`, at once."""
-    updates = np.arange(steps, dtype=np.float64)
-    peak, warmup, low = settings.learning_rate, settings.warmup_steps, settings.min_lr
-    done = updates - warmup
-    if settings.schedule == "constant":
-        rates = np.full(steps, peak)
-    elif settings.schedule == "wsd":
-        hold = max(steps - (settings.decay_steps or max(steps // 5, 1)) - warmup, 0)
-        rates = peak + (low - peak) * np.clip((done - hold) / max(steps - warmup - hold, 1), 0.0, 1.0)
-    else:
-        through = np.clip(done / max((settings.decay_steps or steps) - warmup, 1), 0.0, 1.0)
-        linear = settings.schedule == "linear"
-        rates = peak + (low - peak) * (through if linear else (1 - np.cos(np.pi * through)) / 2)
-    return np.where(updates < warmup, peak * (updates + 1) / (warmup + 1), rates)
+def learning_rates(optim: Optim, total_steps: int) -> NDArray[np.float64]:
+    """The learning rate of each step of a run of `total_steps`."""
+    return np.asarray(learning_rate(optim, total_steps, np.arange(total_steps)), np.float64)
 
 
-def end_share(settings: Optim, steps: int) -> float:
-    """The last update's learning rate as a share of the peak."""
-    if not settings.learning_rate:
+def final_lr_fraction(optim: Optim, total_steps: int) -> float:
+    """The last step's learning rate as a fraction of the peak."""
+    if not optim.learning_rate:
         return 1.0
-    return learning_rate(settings, steps, max(steps - 1, 0)) / settings.learning_rate
+    return float(learning_rate(optim, total_steps, max(total_steps - 1, 0)) / optim.learning_rate)
 
 
-def _line(start: float, end: float, done: int, length: int) -> float:
-    return start + (end - start) * min(max(done / length, 0.0), 1.0)
+def _decayed(optim: Optim, total_steps: int, step: Any, xp: Any) -> Any:
+    """The learning rate at `step`, counted from the end of the warmup."""
+    peak, low = optim.learning_rate, optim.min_lr
+    available = total_steps - optim.warmup_steps
+    if optim.schedule == "constant":
+        return xp.full(xp.shape(step), peak)
+    if optim.schedule == "wsd":
+        decay = optim.decay_steps or max(total_steps // 5, 1)
+        hold = max(available - decay, 0)
+        return _line(peak, low, step - hold, max(available - hold, 1), xp)
+    length = max((optim.decay_steps or total_steps) - optim.warmup_steps, 1)
+    if optim.schedule == "linear":
+        return _line(peak, low, step, length, xp)
+    lowest = low / peak if peak else 0.0
+    cosine = 0.5 * (1 + xp.cos(np.pi * xp.minimum(step, length) / length))
+    return peak * ((1 - lowest) * cosine + lowest)
+
+
+def _line(start: float, end: float, step: Any, length: int, xp: Any) -> Any:
+    """From `start` at step 0 to `end` at step `length`, constant outside."""
+    remaining = 1 - xp.clip(step, 0, length) / length
+    return (start - end) * remaining + end

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+from jaxgpt.diagnose.text import Printer
 from rich.console import Console
 from rich.text import Text
 
@@ -15,7 +16,6 @@ from jaxgpt import logs
 from jaxgpt.diagnose import command
 from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import diagnose
-from jaxgpt.diagnose.text import Printer
 from jaxgpt.utils import terminal
 
 

@@ -16,11 +16,11 @@ from jaxgpt.config.command_line import parse_config
 from jaxgpt.config.options import Parser
 from jaxgpt.errors import Stopped
 from jaxgpt.runs.folder import CheckpointRef, RunFolder, find_run
-from jaxgpt.runs.log import DONE, EARLY_STOP, StopReason
+from jaxgpt.runs.log import DONE, StopReason
 from jaxgpt.utils.signals import GracefulShutdown
 
 if TYPE_CHECKING:
-    from jaxgpt.diagnose.watch import Watch
+    from jaxgpt.diagnose.live import LiveDiagnosis
     from jaxgpt.training.session import TrainingSession
 
 DESCRIPTION = (
@@ -40,8 +40,7 @@ def train(config: Config, fork: CheckpointRef | None = None) -> RunFolder:
     # Imported here because these load JAX, which takes seconds: by now the command line is known to be right.
     from jaxgpt.budget import plan_file, preflight
     from jaxgpt.budget.devices import peak_flops
-    from jaxgpt.diagnose import report
-    from jaxgpt.diagnose.watch import Watch
+    from jaxgpt.diagnose.live import LiveDiagnosis, report_at_end
     from jaxgpt.training import messages
     from jaxgpt.training.session import open_run, start_session
 
@@ -57,9 +56,9 @@ def train(config: Config, fork: CheckpointRef | None = None) -> RunFolder:
         # Start it: its folder gets the config, the plan and the log, and a report when all that follows has ended.
         run.folder.write_identity(config, run.dataset.identity, run.dataset.tokenizer)
         plan_file.write_plan(run.folder, run.config, run.dataset.train.tokens, run.device_kind)
-        stack.enter_context(report.kept(run.folder))
+        stack.enter_context(report_at_end(run.folder))
         session = stack.enter_context(start_session(run, shutdown, peak_flops(run.device_kind)))
-        diagnosis = Watch(run.folder, shown=session.display.live, stopping=config.run.early_stop)
+        diagnosis = LiveDiagnosis(run.folder, forecasting=session.display.live, stopping=config.run.early_stop)
 
         # Train.
         if run.start_step == 0:
@@ -76,7 +75,7 @@ def train(config: Config, fork: CheckpointRef | None = None) -> RunFolder:
     return run.folder
 
 
-def run_steps(session: "TrainingSession", diagnosis: "Watch", shutdown: GracefulShutdown) -> StopReason:
+def run_steps(session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: GracefulShutdown) -> StopReason:
     """The training loop. Returns why it ended; the state after its last step is then being saved."""
     config = session.config.run
     checkpoints = session.run.checkpoints
@@ -97,10 +96,9 @@ def run_steps(session: "TrainingSession", diagnosis: "Watch", shutdown: Graceful
                 scores = session.evaluate()
                 is_best = scores.main.loss < best_loss
                 best_loss = min(best_loss, scores.main.loss)
-                outlook = diagnosis.look()
+                outlook = diagnosis.check()
                 session.recorder.forecast(outlook.forecast)
-                if outlook.stop and stop is None:
-                    stop = StopReason(EARLY_STOP, outlook.stop)
+                stop = stop or outlook.stop
             if stop or is_last or is_best or step % config.save_every == 0:
                 session.save(scores)
             if stop and not is_last:

@@ -11,12 +11,13 @@ from jaxgpt.budget import devices
 from jaxgpt.budget.scaling_law import CORPORA
 from jaxgpt.config import Optim, schedule
 from jaxgpt.config.files import load_config
-from jaxgpt.diagnose.checks import RunAnalysis, run_checks
-from jaxgpt.diagnose.claims import claims
+from jaxgpt.diagnose.checks import CHECKS, run_checks
 from jaxgpt.diagnose.context import Baseline, RunContext
-from jaxgpt.diagnose.finding import IDS
+from jaxgpt.diagnose.diagnosis import analyze_run, diagnose
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
+from jaxgpt.diagnose.report import build_report
 from jaxgpt.logs.history import Evaluation, History, Replay, RunMetadata, Step
+from jaxgpt.utils.report import to_json
 
 LOSSES = [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300, 1e-300, 3.5, 3.6, 10.8, None]
 SECONDS = [math.nan, math.inf, 0.0, -1.0, 1e9, 1e-9, 1.0, 1.1, None]
@@ -95,16 +96,16 @@ def context(dice: Dice, baseline: Baseline | None = None) -> RunContext:
 
 
 @pytest.mark.parametrize("seed", [*range(120), 368, 487, 827])
-def test_nothing_raises(seed: int) -> None:
+def test_every_log_is_diagnosed(seed: int) -> None:
     dice = Dice(seed)
     baseline = Baseline(history(dice), context(dice)) if dice.of.random() < 0.4 else None
     seen, own = history(dice), context(dice, baseline)
     posterior, forecast, _ = forecast_run(seen, own)
-    found = run_checks(seen, own, posterior, forecast)
-    claims(RunAnalysis(seen, own, posterior, forecast))
-    assert sorted(finding.id for finding in found) == sorted(IDS)
+    found = run_checks(analyze_run(seen, own, posterior, forecast))
+    assert sorted(finding.id for finding in found) == sorted(CHECKS)
     for finding in found:
         json.dumps([condition._asdict() for condition in finding.conditions])
         assert all(condition.result in (True, False, None) for condition in finding.conditions)
         assert all(isinstance(condition.result, bool | None) for condition in finding.conditions)
-        assert math.isfinite(finding.weight)
+        assert finding.cost is None or not math.isnan(finding.cost)
+    json.dumps(to_json(build_report(diagnose(seen, own, now=0.0))), allow_nan=False)

@@ -88,7 +88,7 @@ def test_a_clock_of_another_world_is_no_end_of_the_run(when: float, capsys: pyte
 def test_an_end_beyond_the_calendar_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     slow = re.sub(r"time \d+\.\d+ms", "time 86399000.0ms", nanogpt())
     found = asked(capsys, slow.split("step 1000:")[0], "--total-steps", "5000000")
-    assert found["eta"]["arrives"] is None
+    assert found["eta"]["ends_at"] is None
     assert "beyond any calendar" in found["summary"][0]
 
 

@@ -48,8 +48,8 @@ def test_a_run_that_learns_has_a_forecast() -> None:
 @pytest.mark.parametrize(
     ("loss", "cause", "why", "first"),
     [
-        (diverging, "divergence", "has diverged", "a peak learning rate of"),
-        (lambda step: 10.82, "recipe-or-bug", "no more than how frequent", "train a short run on known data"),
+        (diverging, "divergence", "has diverged", "use a peak learning rate of"),
+        (lambda step: 10.82, "recipe-or-bug", "unigram model", "train a short run with a known recipe"),
     ],
     ids=["diverged", "stuck"],
 )
@@ -59,7 +59,7 @@ def test_no_law_is_for_it(loss: Callable[[int], float], cause: str, why: str, fi
     assert found.forecast is found.posterior is None
     assert found.scenarios == ()
     assert why in found.no_forecast
-    assert f"First: {first}" in messages.matter(found)
+    assert f"First: {first}" in messages.summarize_problem(found)
 
 
 def test_a_run_that_has_learned_nothing_is_not_told_that_annealing_would_help() -> None:
@@ -76,4 +76,4 @@ def test_a_refuted_cause_is_told_with_what_the_log_shows_before_the_refutation()
             Condition("another sign", "nothing", None, (3,)),
         ),
     )
-    assert messages.refuted(said) == "it has cost loss? 0.002 nats; validation stands below train"
+    assert messages.why_ruled_out(said) == "not true that it has cost loss: 0.002 nats; validation stands below train"

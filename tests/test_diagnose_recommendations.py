@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_diagnose_checks import (
+from helpers.synthetic_runs import (
     BATCH,
     CARD,
+    CONFIRMED,
     COSINE,
     REPEATED,
     SIZE,
-    SUPPORTED,
     TOTAL,
-    clean,
-    context,
-    history,
-    judged,
+    find_all,
+    healthy_curve,
     jump,
-    made,
+    make_context,
+    make_history,
+    make_run,
     rising,
     training,
     widening,
@@ -33,12 +33,13 @@ from jaxgpt.config.command_line import parse_config
 from jaxgpt.config.files import load_config
 from jaxgpt.config.model_size import parameters
 from jaxgpt.config.options import Parser
-from jaxgpt.diagnose import diagnosis, suggested_commands
+from jaxgpt.diagnose import diagnosis
 from jaxgpt.diagnose.checks import recommendations
 from jaxgpt.diagnose.context import Baseline, RunContext
 from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.forecast import scenarios
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
+from jaxgpt.diagnose.suggested_commands import JAXGPT, train_command
 from jaxgpt.logs.history import History
 
 CONFIG = load_config("fineweb40m").replace({"run": {"steps": TOTAL, "name": "mine"}, "optim": {"warmup_steps": 100}})
@@ -53,20 +54,20 @@ def parsed(command: str) -> tuple[Config, argparse.Namespace]:
     return parse_config(parser, words[3:])
 
 
-def of_ours(own: RunContext, seen: History) -> tuple[RunContext, History]:
+def with_config(own: RunContext, seen: History) -> tuple[RunContext, History]:
     """The same run as one of jaxgpt's, with a config."""
     config = CONFIG.replace({"optim": {"warmup_steps": min(own.optim.warmup_steps, own.total_steps or 1)}})
-    return replace(own, config=config), replace(seen, format=suggested_commands.OWN)
+    return replace(own, config=config), replace(seen, format=JAXGPT)
 
 
-EVERY = [pytest.param(*case, id=f"{name} {i}") for name, held in SUPPORTED.items() for i, case in enumerate(held)]
+EVERY = [pytest.param(*case, id=f"{name} {i}") for name, held in CONFIRMED.items() for i, case in enumerate(held)]
 
 
 @pytest.mark.parametrize(("own", "seen"), EVERY)
-def test_every_command_is_taken(own: RunContext, seen: History) -> None:
-    own, seen = of_ours(own, seen)
+def test_every_command_can_be_parsed(own: RunContext, seen: History) -> None:
+    own, seen = with_config(own, seen)
     posterior, *_ = forecast_run(seen, own)
-    told = [one.command for finding in judged(own, seen).values() for one in finding.recommendations]
+    told = [one.command for finding in find_all(own, seen).values() for one in finding.recommendations]
     told += [one.command for one in (scenarios.forecast_scenarios(seen, own, posterior) if posterior else ())]
     for command in filter(None, told):
         if shlex.split(command)[2] == "jaxgpt.train":
@@ -74,8 +75,8 @@ def test_every_command_is_taken(own: RunContext, seen: History) -> None:
             assert config.run.name != CONFIG.run.name or not options.fork
 
 
-def test_what_is_forecast_is_what_the_command_trains() -> None:
-    own, seen = of_ours(*made(done=1000))
+def test_commands_train_what_was_forecast() -> None:
+    own, seen = with_config(*make_run(done=1000))
     for ending in scenarios.possible_scenarios(seen, own):
         config, options = parsed(scenarios.scenario_command(seen, own, ending))
         assert options.fork == "runs/mine"
@@ -85,8 +86,8 @@ def test_what_is_forecast_is_what_the_command_trains() -> None:
         np.testing.assert_array_equal(ending.lr_fractions(own)[:1000], own.lr_fractions[:1000])
 
 
-def test_ending_now_falls_to_nothing_from_where_the_rate_stands() -> None:
-    own, _ = made(done=1000)
+def test_cooldown_starts_at_the_current_learning_rate() -> None:
+    own, _ = make_run(done=1000)
     ending = scenarios.cooldown_now(own, 1000)
     assert ending is not None
     rates = ending.lr_fractions(own)
@@ -96,8 +97,8 @@ def test_ending_now_falls_to_nothing_from_where_the_rate_stands() -> None:
     assert rates[-1] < 0.02
 
 
-def test_a_log_of_other_software_has_nothing_to_fork() -> None:
-    own, seen = of_ours(*made(done=1000))
+def test_logs_of_other_software_cannot_be_forked() -> None:
+    own, seen = with_config(*make_run(done=1000))
     posterior, *_ = forecast_run(seen, own)
     assert posterior is not None
     foreign = scenarios.forecast_scenarios(replace(seen, format="nanogpt"), own, posterior)
@@ -106,41 +107,68 @@ def test_a_log_of_other_software_has_nothing_to_fork() -> None:
     assert sum(bool(one.command) for one in foreign) == len(foreign) - 1
 
 
-def test_a_run_that_is_over_is_not_gone_on_with() -> None:
-    own, seen = of_ours(*made())
-    assert "--fork" not in suggested_commands.train(seen, own, {"optim": {"grad_clip": 0.5}}, name="clipped", fork=True)
-    more = suggested_commands.train(seen, own, {"run": {"steps": 2 * TOTAL}}, name="longer", fork=True)
+def test_a_finished_run_is_only_forked_to_extend_it() -> None:
+    own, seen = with_config(*make_run())
+    assert "--fork" not in train_command(seen, own, {"optim": {"grad_clip": 0.5}}, name="clipped", checkpoint="latest")
+    more = train_command(seen, own, {"run": {"steps": 2 * TOTAL}}, name="longer", checkpoint="latest")
     assert more.endswith("--fork runs/mine")
 
 
-def test_a_run_that_broke_goes_on_from_before_it_did() -> None:
-    own, seen = of_ours(*made(losses=training(jump(1000, 60)), saves=(500, 900, 1400), done=1500))
-    found = judged(own, seen)["divergence"]
+def test_a_diverged_run_is_forked_from_before_the_rise() -> None:
+    own, seen = with_config(*make_run(losses=training(jump(1000, 60)), saves=(500, 900, 1400), done=1500))
+    found = find_all(own, seen)["divergence"]
     config, options = parsed(found.recommendations[0].command)
     assert options.fork == "runs/mine/checkpoints/900"
-    assert config.optim.learning_rate == pytest.approx(own.optim.learning_rate / recommendations.GENTLER, rel=0.02)
-    early = judged(own, replace(seen, saves=(1400,)))["divergence"]
+    assert config.optim.learning_rate == pytest.approx(own.optim.learning_rate / recommendations.LR_REDUCTION, rel=0.02)
+    early = find_all(own, replace(seen, saves=(1400,)))["divergence"]
     assert "--fork" not in early.recommendations[0].command
 
 
-def test_a_contradiction_gives_no_command() -> None:
-    own, seen = of_ours(*made())
-    assert suggested_commands.train(seen, own, {"optim": {"min_lr": 1.0}}) == ""
-    assert suggested_commands.train(seen, replace(own, config=None), {}) == ""
+def test_contradicting_changes_give_no_command() -> None:
+    own, seen = with_config(*make_run())
+    assert train_command(seen, own, {"optim": {"min_lr": 1.0}}) == ""
+    assert train_command(seen, replace(own, config=None), {}) == ""
 
 
-def test_a_config_without_a_name_is_written_as_changes_to_the_nearest() -> None:
-    own, seen = of_ours(*made())
+def test_an_unnamed_config_is_written_as_changes() -> None:
+    own, seen = with_config(*make_run())
     small = load_config("quickstart").replace({"optim": {"beta2": 0.97}})
-    command = suggested_commands.train(seen, replace(own, config=small), {}, name="again")
+    command = train_command(seen, replace(own, config=small), {}, name="again")
     assert "--config quickstart --optim.beta2 0.97 --run.name" in command
     assert parsed(command)[0].optim == small.optim
 
 
-def test_a_larger_model_is_advised_inside_the_fitted_range_alone() -> None:
-    own, seen = made(CARD | {"device": None})
-    found = judged(own, seen)["capacity-limited"]
-    larger = next(one for one in found.recommendations if "for as many FLOPs" in one.what)
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("config_name", [None, "quickstart", "fineweb40m"])
+def test_random_configs_survive_their_command(seed: int, config_name: str | None) -> None:
+    """Commands are parsed back as exactly the config, with all digits of floats and with empty lists."""
+    random = np.random.default_rng(seed)
+    changed = load_config("quickstart").replace(
+        {
+            "data": {"sources": [(), ("a b.parquet",), ("x", "none")][seed % 3]},
+            "optim": {
+                "learning_rate": float(random.lognormal(-7, 1)),
+                "min_lr": 0.0,
+                "beta2": float(random.uniform(0.9, 0.9999)),
+                "weight_decay": float(random.uniform(0, 2)),
+                "decay_steps": [None, int(random.integers(200, 10**9))][seed % 2],
+            },
+            "run": {
+                "eval_tokens": int(random.integers(1, 2**53)),
+                "early_stop": bool(seed % 2),
+                "sample_prompt": ["", "-1 'x' $y", "none"][seed % 3],
+            },
+        }
+    )
+    own, seen = with_config(*make_run())
+    own = replace(own, config=changed, config_name=config_name)
+    assert parsed(train_command(seen, own, {}))[0] == changed
+
+
+def test_a_larger_model_needs_the_fitted_range() -> None:
+    own, seen = make_run(CARD | {"device": None})
+    found = find_all(own, seen)["capacity-limited"]
+    larger = next(one for one in found.recommendations if "for as many FLOPs" in one.action)
     config, _ = parsed(larger.command)
     size, tokens = parameters(config.model), config.run.steps * config.tokens_per_step
     assert scaling_law.extrapolation(size, tokens)[0] == ()
@@ -149,17 +177,17 @@ def test_a_larger_model_is_advised_inside_the_fitted_range_alone() -> None:
     assert larger.gain is not None
     assert larger.low is not None
     assert 0 < larger.low < larger.gain
-    far = judged(*made(CARD | {"parameters": 2e6}))["capacity-limited"]
+    far = find_all(*make_run(CARD | {"parameters": 2e6}))["capacity-limited"]
     assert far.recommendations == ()
 
 
-def test_what_surely_gains_comes_first() -> None:
+def test_certain_gains_come_first() -> None:
     def of(*held: Recommendation) -> Finding:
         return Finding(id="input-or-overhead-bound", conditions=(), recommendations=held)
 
-    unsure = Recommendation(what="unsure", gain=0.5, low=-0.1, high=1.1)
-    small, large = (Recommendation(what=str(gain), gain=gain, low=gain / 2, high=2 * gain) for gain in (0.01, 0.2))
-    words = Recommendation(what="words")
+    unsure = Recommendation(action="unsure", gain=0.5, low=-0.1, high=1.1)
+    small, large = (Recommendation(action=str(gain), gain=gain, low=gain / 2, high=2 * gain) for gain in (0.01, 0.2))
+    words = Recommendation(action="words")
     told = recommendations.ordered([of(words, unsure), of(small, large), of(large)])
     assert told == (large, small, unsure, words)
 
@@ -168,10 +196,10 @@ def beside(
     own: dict[str, Any], baseline: dict[str, Any] | None = None, above: float = 0.3, **told: Any
 ) -> dict[str, str]:
     """Statuses of a run that ends `above` the clean curve beside a baseline on it."""
-    other = context(**(baseline or {}))
-    lifted = told.pop("val", lambda steps: clean(context())(steps) + above * steps / TOTAL)
-    mine = context(baseline=Baseline(history(other), other), **own)
-    return {name: finding.status for name, finding in judged(mine, history(mine, val=lifted, **told)).items()}
+    other = make_context(**(baseline or {}))
+    lifted = told.pop("val", lambda steps: healthy_curve(make_context())(steps) + above * steps / TOTAL)
+    mine = make_context(baseline=Baseline(make_history(other), other), **own)
+    return {name: finding.status for name, finding in find_all(mine, make_history(mine, val=lifted, **told)).items()}
 
 
 CAUSES = ("lr-too-high", "not-annealed", "capacity-limited", "overfitting", "recipe-or-bug", "data-limited")
@@ -187,7 +215,7 @@ HOT, HELD = replace(COSINE, learning_rate=5e-3, min_lr=5e-4), replace(COSINE, sc
         ({"unique_tokens": 1e9}, {"val": rising, "gap": widening}, {"overfitting", "data-limited"}),
         ({}, {}, {"recipe-or-bug"}),
         ({"optim": replace(COSINE, warmup_steps=0)}, {}, {"recipe-or-bug"}),
-        ({"optim": HELD}, {"val": lambda steps: clean(context())(steps) + 0.3}, set()),
+        ({"optim": HELD}, {"val": lambda steps: healthy_curve(make_context())(steps) + 0.3}, set()),
         ({}, {"above": 0.0}, set()),
         ({"optim": HOT, "parameters": 1e7}, {"above": 0.0}, set()),
     ],
@@ -207,41 +235,43 @@ def test_a_baseline_that_still_warms_up_has_not_decayed_earlier() -> None:
     assert found["recipe-or-bug"] == "confirmed"
 
 
-def test_the_missing_warmup_is_named_with_a_command() -> None:
-    other = context()
-    lifted = history(other, val=lambda steps: clean(other)(steps) + 0.1)
-    own, seen = of_ours(
-        context(optim=replace(COSINE, warmup_steps=0), baseline=Baseline(history(other), other)), lifted
+def test_a_missing_warmup_has_a_command() -> None:
+    other = make_context()
+    lifted = make_history(other, val=lambda steps: healthy_curve(other)(steps) + 0.1)
+    own, seen = with_config(
+        make_context(optim=replace(COSINE, warmup_steps=0), baseline=Baseline(make_history(other), other)), lifted
     )
-    fault = judged(own, seen)["recipe-or-bug"]
-    assert "a warmup of 0 steps, the baseline's 100" in fault.conditions[0].evidence
+    fault = find_all(own, seen)["recipe-or-bug"]
+    assert "a warmup of 0 steps, the baseline run's 100" in fault.conditions[0].evidence
     assert parsed(fault.recommendations[0].command)[0].optim.warmup_steps == 100
     assert fault.recommendations[0].gain == pytest.approx(0.1, abs=0.02)
 
 
-def test_two_differences_at_once_are_told_apart_by_nothing() -> None:
+def test_two_differences_rule_each_other_out() -> None:
     found = beside({"optim": HOT, "parameters": 1e7})
     assert found["lr-too-high"] == found["capacity-limited"] == "ruled out"
 
 
 def test_a_baseline_that_covers_other_steps_says_nothing() -> None:
-    other = context()
-    far = replace(history(other), evaluations=())
-    mine = context(optim=HOT, baseline=Baseline(far, other))
-    assert judged(mine, history(mine))["lr-too-high"].status == "unknown"
+    other = make_context()
+    far = replace(make_history(other), evaluations=())
+    mine = make_context(optim=HOT, baseline=Baseline(far, other))
+    assert find_all(mine, make_history(mine))["lr-too-high"].status == "unknown"
 
 
-def test_repeated_text_is_named_by_the_missing_and_the_stronger() -> None:
-    own, seen = of_ours(*made(REPEATED, val=rising, gap=widening))
-    found = judged(own, seen)
+def test_remedies_for_repeated_text() -> None:
+    own, seen = with_config(*make_run(REPEATED, val=rising, gap=widening))
+    found = find_all(own, seen)
     best = found["severe-overfitting"].recommendations[0]
     assert best.command == "python -m jaxgpt.evaluate runs/mine --step best"
     decay = found["missing-regularization"].recommendations[0]
     assert parsed(decay.command)[0].optim.weight_decay == recommendations.STRONG_DECAY
-    assert decay.gain == pytest.approx(recommendations.MENDED * scaling_law.repetition_cost(2e8, 1e10, 1e9))
+    assert decay.gain == pytest.approx(
+        recommendations.REGULARIZATION_GAIN * scaling_law.repetition_cost(2e8, 1e10, 1e9)
+    )
 
 
-def test_baseline_and_claim_are_options(tmp_path: Path) -> None:
+def test_baseline_and_target_loss_are_options(tmp_path: Path) -> None:
     from jaxgpt import logs
     from jaxgpt.diagnose.context import resolve_context
     from jaxgpt.diagnose.options import Options
@@ -256,4 +286,5 @@ def test_baseline_and_claim_are_options(tmp_path: Path) -> None:
     found = diagnosis.diagnose(seen, own, now=0.0)
     level = next(v for v in found.findings if v.id == "recipe-or-bug").conditions[0]
     assert "+0.500" in level.evidence
-    assert [claim.possible for claim in found.claims if claim.high == 3.0] == [False]
+    assert found.target is not None
+    assert not found.target.possible

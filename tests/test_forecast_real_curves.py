@@ -10,6 +10,7 @@ from helpers import recorded
 from helpers.recorded import Known
 
 from jaxgpt.diagnose.checks import run_checks
+from jaxgpt.diagnose.diagnosis import analyze_run
 
 HALF, END = 0.5, 1.0
 
@@ -21,7 +22,7 @@ def known(shared: Path) -> list[Known]:
 
 def status(curve: Known, share: float, finding: str = "overfitting") -> str:
     seen = curve.until(share)
-    judged = run_checks(seen.history, seen.context, recorded.posterior(seen.history, seen.context))
+    judged = run_checks(analyze_run(seen.history, seen.context, recorded.posterior(seen.history, seen.context)))
     return next(found.status for found in judged if found.id == finding)
 
 

@@ -26,8 +26,8 @@ from rich.console import Console
 
 from jaxgpt import errors, logs, train
 from jaxgpt.config.files import load_config
-from jaxgpt.diagnose import own
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
+from jaxgpt.diagnose.live import diagnose_run
 from jaxgpt.training import console as display
 from jaxgpt.training import recorder
 from jaxgpt.training.checkpoint import Checkpoints
@@ -183,7 +183,7 @@ def test_the_panel_shows_the_forecast_of_the_final_loss() -> None:
 
 def test_the_panel_of_a_run_shows_what_diagnose_says(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = run_on_a_terminal(workspace, monkeypatch, changes={"run.eval_every": 4})
-    found = own.of(run_folder(workspace)).forecast
+    found = diagnose_run(run_folder(workspace)).forecast
     assert found is not None
     assert f"forecast  {found.mean:.4f} at the end   (80 %: {found.low80:.4f} to {found.high80:.4f})" in text
 

@@ -14,11 +14,12 @@ from jaxgpt.diagnose import backtest, options
 from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.options import Options
+from jaxgpt.diagnose.report import build_report
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.logs.history import History
 from jaxgpt.logs.lines import encoding
-from jaxgpt.utils import html as report
-from jaxgpt.utils import terminal
+from jaxgpt.utils import files
+from jaxgpt.utils.report import html_page, print_report, to_json
 
 DESCRIPTION = """Reports where a run is heading, when it ends, and why it stalls.
 
@@ -37,61 +38,63 @@ STDIN = "-"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to look at, what is told of it, and how to answer."""
+    """What to diagnose, what is known about it, and the form of the answer."""
 
     source: str
     options: Options
     json: bool
     html: Path | None
-    prove: backtest.BacktestRequest | None
+    backtest: backtest.BacktestRequest | None
 
 
 def read(argv: Sequence[str]) -> Request:
-    """The request that `argv` spells. Raises `ConfigError` for what is nonsense, before any log is read."""
+    """Parses the command line. Raises `ConfigError` for invalid values before any log is read."""
     parser = Parser("diagnose", DESCRIPTION, "RUN|LOG|- [options]")
-    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
     parser.add_argument("source", metavar="RUN|LOG|-", help="a run's folder or name, a log, or - for standard input")
     options.add_options(parser)
-    answer = parser.add_argument_group("answer", "How to say it.").add_argument
-    answer("--json", action="store_true", help="as JSON (docs/diagnose.md)")
-    answer("--html", metavar="FILE", help="as a page")
+    group = parser.add_argument_group("output", "The form of the report.")
+    group.add_argument("--json", action="store_true", help="print JSON (docs/diagnose.md)")
+    group.add_argument("--html", metavar="FILE", help="write an HTML page with figures")
     backtest.add_options(parser)
-    given = parser.parse(argv)
-    if given.json and given.html:
-        raise ConfigError("C053", "--json and --html exclude each other", "leave one of them out")
-    page = report.place("--html", given.html)
-    proving = backtest.parse_request(given)
-    return Request(source=given.source, options=options.read_options(given), json=given.json, html=page, prove=proving)
+    parsed = parser.parse(argv)
+    if parsed.json and parsed.html:
+        raise ConfigError("C053", "--json and --html exclude each other", "omit one of them")
+    return Request(
+        source=parsed.source,
+        options=options.read_options(parsed),
+        json=parsed.json,
+        html=files.check_report_path("--html", Path(parsed.html)) if parsed.html else None,
+        backtest=backtest.parse_request(parsed),
+    )
 
 
 def main(argv: Sequence[str]) -> None:
-    """Answers the request on the command line."""
+    """Runs `jaxgpt diagnose` with these arguments."""
     request = read(argv)
-    if request.prove:
-        print(backtest.run_backtest(request.source, request.prove))
+    if request.backtest:
+        print(backtest.run_backtest(request.source, request.backtest))
         return
-    history = opened(request.source, request.options)
-    found = diagnose(history, resolve_context(history, request.options), request.options.now)
-    found = dataclasses.replace(found, backtests=backtest.find_backtests(request.source))
+    history = read_log(request.source, request.options)
+    diagnosis = diagnose(history, resolve_context(history, request.options), request.options.now)
+    report = build_report(dataclasses.replace(diagnosis, backtests=backtest.find_backtests(request.source)))
     if request.json:
-        from jaxgpt.diagnose.to_json import document
-
-        print(json.dumps(document(found), indent=2, allow_nan=False))
+        print(json.dumps(to_json(report), indent=2, allow_nan=False))
     elif request.html:
-        from jaxgpt.diagnose.page import page
-
-        report.write(request.html, page(found))
+        files.write_text(request.html, html_page(report))
         print(f"the diagnosis is in {request.html}")
     else:
-        from jaxgpt.diagnose.text import Printer
-
-        Printer(terminal.console()).whole(found)
+        print_report(report)
 
 
-def opened(source: str, given: Options) -> History:
-    """The log at `source`, or on standard input."""
+def read_log(source: str, known: Options) -> History:
+    """Reads the log of a run folder, a run name or a file, or standard input for `-`.
+
+    Raises `DataError` D045 if standard input is closed.
+    """
     if source != STDIN:
-        return logs.read(source, given.batch_tokens)
+        return logs.read(source, known.batch_tokens)
     if sys.stdin is None:
         raise DataError("D045", "standard input is closed", "name the log, or pipe it in")
     if sys.stdin.isatty():

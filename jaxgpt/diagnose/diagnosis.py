@@ -1,85 +1,139 @@
-"""Everything that is said of a run, before it is put into text, JSON or a page."""
+"""The diagnosis of a run: its end, its forecast, its findings and what to do about them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from jaxgpt.diagnose import checks
+from jaxgpt.budget.recommend import required_for_loss
+from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.backtest import Backtest
-from jaxgpt.diagnose.checks import recipe, recommendations
-from jaxgpt.diagnose.checks.analysis import RunAnalysis
-from jaxgpt.diagnose.claims import Claim, claims
+from jaxgpt.diagnose.checks import faults, is_confirmed, recommendations, run_checks
 from jaxgpt.diagnose.completion import CompletionEstimate, estimate_completion, missing_for_completion
 from jaxgpt.diagnose.context import RunContext
 from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.forecast.annealing import Posterior
-from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast, gaussian_forecast
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.diagnose.forecast.scenarios import ScenarioForecast, forecast_scenarios
 from jaxgpt.logs.history import History
 
 
+class TargetComparison(NamedTuple):
+    """A target for the final loss (`--target-loss`) compared with the expected loss, in nats per token."""
+
+    loss: float
+    expected: Forecast
+    possible: bool
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """The answers.
+    """What is known about a run. A value is None where the reason beside it says why."""
 
-    `completion` is None where `no_completion` says what it lacks, `forecast` where `no_forecast` says why.
-    """
-
-    history: History
-    context: RunContext
-    completion: CompletionEstimate | None
-    no_completion: str
+    analysis: RunAnalysis
     posterior: Posterior | None
     forecast: Forecast | None
-    no_forecast: str
+    no_forecast: str  # why there is no forecast
+    no_completion: str  # what the completion estimate lacks
     scenarios: tuple[ScenarioForecast, ...]
-    findings: tuple[Finding, ...]  # all ids; supported ones first, by weight
+    findings: tuple[Finding, ...]  # of all checks; the confirmed ones first
     recommendations: tuple[Recommendation, ...]  # by expected gain
-    claims: tuple[Claim, ...]  # what is claimed of the run, and whether it can be
-    missing: tuple[str, ...]  # what to log or to give for a better answer
-    backtests: tuple[Backtest, ...] = ()  # of a run of ours: forecasts that were put to the test
+    target: TargetComparison | None
+    missing: tuple[str, ...]  # what to log or to pass for a better answer
+    backtests: tuple[Backtest, ...] = ()  # earlier forecasts of a jaxgpt run, compared with what followed
+
+    @property
+    def history(self) -> History:
+        return self.analysis.history
+
+    @property
+    def context(self) -> RunContext:
+        return self.analysis.context
+
+    @property
+    def completion(self) -> CompletionEstimate | None:
+        return self.analysis.completion
 
 
 def diagnose(history: History, context: RunContext, now: float | None = None) -> Diagnosis:
-    """The diagnosis of the run behind `history`, seen at `now` (seconds since 1970; None: the clock's).
+    """Diagnoses the run of a log as of `now` (seconds since 1970; None: the current time).
 
-    Whatever the log lacks is said in the answer; nothing that a log may hold raises.
+    The result says what the log lacks; no content of a log raises.
     """
-    arrived = estimate_completion(history, context, now)
-    no_completion = missing_for_completion(history, context)
     posterior, forecast, no_forecast = forecast_run(history, context)
-    judged = checks.run_checks(history, context, posterior, forecast, arrived)
-    lawless = _lawless(RunAnalysis(history, context, posterior, forecast), judged)
-    if posterior and lawless:
-        posterior, forecast, no_forecast = None, None, lawless
+    run = analyze_run(history, context, posterior, forecast, estimate_completion(history, context, now))
+    findings = run_checks(run)
+    reason = _law_inapplicable_reason(run, findings)
+    if posterior and reason:
+        posterior, forecast, no_forecast = None, None, reason
+    no_completion = missing_for_completion(history, context)
     return Diagnosis(
-        history=history,
-        context=context,
-        completion=arrived,
-        no_completion=no_completion,
+        analysis=run,
         posterior=posterior,
         forecast=forecast,
         no_forecast=no_forecast,
+        no_completion=no_completion,
         scenarios=forecast_scenarios(history, context, posterior) if posterior else (),
-        findings=judged,
-        recommendations=recommendations.ordered(judged),
-        claims=claims(RunAnalysis(history, context, posterior, forecast)),
-        missing=_missing(judged, no_completion, no_forecast),
+        findings=findings,
+        recommendations=recommendations.ordered(findings),
+        target=_compare_with_target(run, forecast),
+        missing=_missing(findings, no_completion, no_forecast),
     )
 
 
-def _lawless(case: RunAnalysis, judged: Iterable[Finding]) -> str:
-    """Why no law of learning holds for the run, or nothing."""
-    if any(finding.id == "divergence" and finding.status == "confirmed" for finding in judged):
-        return "it has diverged, and no law is for a loss that rises"
-    if recipe.stuck(case).result:
-        return "it has learned no more than how frequent each token is"
+def analyze_run(
+    history: History,
+    context: RunContext,
+    posterior: Posterior | None = None,
+    forecast: Forecast | None = None,
+    completion: CompletionEstimate | None = None,
+) -> RunAnalysis:
+    """The analysis of a run and of the baseline run in its context."""
+    other = context.baseline
+    baseline = None if other is None else RunAnalysis(other.history, other.context)
+    return RunAnalysis(history, context, posterior, forecast, completion, baseline)
+
+
+def _law_inapplicable_reason(run: RunAnalysis, findings: Iterable[Finding]) -> str:
+    """Why no loss model applies to the run; empty where one does."""
+    if is_confirmed(findings, "divergence"):
+        return "it has diverged, and the loss models do not cover a rising loss"
+    if faults.is_stuck_at_unigrams(run).result:
+        return "its loss is no better than that of a unigram model"
     return ""
 
 
-def _missing(judged: Iterable[Finding], no_completion: str, no_forecast: str) -> tuple[str, ...]:
-    """What would have to be measured or given, each thing once."""
-    open_ones = [finding for finding in judged if finding.status == "unknown"]
-    asked = [c.missing for finding in open_ones for c in finding.conditions if c.result is None]
-    parts = [part for text in asked for part in text.split("; ")]
-    return tuple(dict.fromkeys(text for text in (no_completion, no_forecast, *parts) if text))
+def _compare_with_target(run: RunAnalysis, forecast: Forecast | None) -> TargetComparison | None:
+    """Compares `--target-loss` with the forecast, or with the scaling law where there is none."""
+    loss = run.context.target_loss
+    if forecast is None and run.law.prediction is not None:
+        forecast = gaussian_forecast(run.law.prediction.loss, run.law.prediction.sigma)
+    if loss is None or forecast is None:
+        return None
+    is_possible = forecast.low95 <= loss
+    reason = (
+        f"a run of {run.total_steps:,} steps ends at {forecast.mean:.3f} "
+        f"(95 %: {forecast.low95:.2f} to {forecast.high95:.2f})"
+    )
+    if not is_possible:
+        reason += f", {forecast.mean - loss:.2f} above; that {_needs(run, loss)}"
+    return TargetComparison(loss, forecast, is_possible, reason)
+
+
+def _needs(run: RunAnalysis, loss: float) -> str:
+    size = run.context.parameters
+    return required_for_loss(size, run.context.corpus, loss) if size else "takes a larger model, or another corpus"
+
+
+def _missing(findings: Iterable[Finding], no_completion: str, no_forecast: str) -> tuple[str, ...]:
+    """What to measure or to pass for a better answer, without duplicates."""
+    unknown = [finding for finding in findings if finding.status == "unknown"]
+    needs = [need for finding in unknown for need in missing_inputs(finding)]
+    return tuple(dict.fromkeys(need for need in (no_completion, no_forecast, *needs) if need))
+
+
+def missing_inputs(finding: Finding) -> list[str]:
+    """What to measure or to pass so that an unknown finding can be decided, without duplicates."""
+    texts = [condition.missing for condition in finding.conditions if condition.result is None]
+    return list(dict.fromkeys(need for text in texts for need in text.split("; ") if need))

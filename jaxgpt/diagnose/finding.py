@@ -1,4 +1,4 @@
-"""A finding and what it rests on: conditions in three values, and advice that can be run."""
+"""A finding of a check: a possible problem, the conditions it rests on, and what to do about it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,30 +6,12 @@ from typing import Literal, NamedTuple
 
 Status = Literal["confirmed", "ruled out", "unknown"]
 
-IDS = (
-    "overfitting",
-    "severe-overfitting",
-    "repetition-risk",
-    "lr-too-high",
-    "capacity-limited",
-    "data-limited",
-    "missing-regularization",
-    "unneeded-dropout",
-    "noise-not-plateau",
-    "not-annealed",
-    "recipe-or-bug",
-    "divergence",
-    "loss-spikes",
-    "data-reused-after-resume",
-    "throughput",
-    "input-or-overhead-bound",
-)
-
 
 class Condition(NamedTuple):
-    """One necessary condition: its question, the evidence, and the result (None: not measured).
+    """One necessary condition of a finding.
 
-    `lines` are numbers of the log's lines behind it; `missing` says what to measure or to give where `result` is None.
+    `question` is a statement, `evidence` the numbers for or against it, `result` whether it is true (None: unknown).
+    `lines` are the numbers of the log's lines behind it; `missing` names what to measure or to pass if it is unknown.
     """
 
     question: str
@@ -41,9 +23,9 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """Something to do: in words, as a command, and what it is expected to gain in nats (80 % interval)."""
+    """Something to do, the command that does it, and its expected gain in nats per token with an 80 % interval."""
 
-    what: str
+    action: str
     command: str = ""
     gain: float | None = None
     low: float | None = None
@@ -52,30 +34,42 @@ class Recommendation:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One possible cause: supported if all conditions hold, not supported if one is refuted, else cannot tell."""
+    """A possible problem: confirmed if all conditions are true, ruled out if one is false, else unknown."""
 
     id: str
     conditions: tuple[Condition, ...]
     recommendations: tuple[Recommendation, ...] = ()
-    weight: float = 0.0  # how much of the matter it explains, in nats where that is known: the order of the supported
+    cost: float | None = None  # of the problem, in nats per token, where it is known
+    is_minor: bool = False  # comes after other findings without a known cost
 
     @property
     def status(self) -> Status:
-        held = [condition.result for condition in self.conditions]
-        if False in held:
+        results = [condition.result for condition in self.conditions]
+        if False in results:
             return "ruled out"
-        return "confirmed" if held and None not in held else "unknown"
+        return "confirmed" if results and None not in results else "unknown"
 
 
-def any_of(question: str, signs: Sequence[Condition]) -> Condition:
-    """One condition that holds as soon as one of `signs` does, and is refuted when all are."""
-    held = [sign.result for sign in signs]
-    holds = True if True in held else None if None in held else False
-    told = [sign for sign in signs if sign.result is holds] if holds is not None else list(signs)
-    missing = "; ".join(dict.fromkeys(sign.missing for sign in signs if sign.missing)) if holds is None else ""
-    lines = tuple(dict.fromkeys(line for sign in told for line in sign.lines))
-    return Condition(question, "; ".join(sign.evidence for sign in told if sign.evidence), holds, lines, missing)
+def unknown(question: str, missing: str, evidence: str = "not measured") -> Condition:
+    """A condition that could not be checked, because of what is `missing`."""
+    return Condition(question, evidence, None, (), missing)
 
 
-def unknown(question: str, missing: str, found: str = "not measured") -> Condition:
-    return Condition(question, found, None, (), missing)
+def any_of(question: str, conditions: Sequence[Condition]) -> Condition:
+    """One condition that is true as soon as one of `conditions` is, and false when all are false."""
+    result = _any_result([condition.result for condition in conditions])
+    if result is None:
+        missing = "; ".join(dict.fromkeys(condition.missing for condition in conditions if condition.missing))
+        deciding = list(conditions)
+    else:
+        missing = ""
+        deciding = [condition for condition in conditions if condition.result is result]
+    evidence = "; ".join(condition.evidence for condition in deciding if condition.evidence)
+    lines = tuple(dict.fromkeys(line for condition in deciding for line in condition.lines))
+    return Condition(question, evidence, result, lines, missing)
+
+
+def _any_result(results: Sequence[bool | None]) -> bool | None:
+    if True in results:
+        return True
+    return None if None in results else False

@@ -1,4 +1,4 @@
-"""The diagnosis in words: what a terminal and a page both say."""
+"""Sentences of a diagnosis, as a terminal, a page and JSON show them."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -7,206 +7,173 @@ from jaxgpt.diagnose.completion import CompletionEstimate
 from jaxgpt.diagnose.completion.trend import MIN_BLOCKS, Trend
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.finding import Finding, Recommendation
-from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
-from jaxgpt.diagnose.forecast.scenarios import ScenarioForecast
 from jaxgpt.logs.history import History
 from jaxgpt.utils.formatting import format_date, format_duration
 
-MOST_LINES, WIDEST_LINE = 3, 160  # of the log, quoted for one condition; characters of one
-PRECISE = 172_800.0  # seconds ahead up to which a duration is said to the second
+MAX_QUOTES, MAX_QUOTE_WIDTH = 3, 160  # lines of the log quoted for one finding; characters of one
+PRECISE = 172_800.0  # seconds: the remaining time below which seconds are shown
 
-# What each finding says where it is supported, and whether it is something that went wrong.
-MEANING: dict[str, tuple[str, bool]] = {
-    "overfitting": ("it learns repeated text by heart, and validation pays for it", True),
-    "severe-overfitting": ("its validation loss turns back while it repeats its text", True),
-    "repetition-risk": ("by its end it will have read its text so often that this costs loss", True),
-    "lr-too-high": ("its learning rate has been too high for too long", True),
-    "capacity-limited": ("the size of the model sets its level", False),
-    "data-limited": ("it runs out of different text: more of it would help more than a larger model", False),
-    "missing-regularization": ("nothing holds the repetition back: little weight decay, no dropout", True),
-    "unneeded-dropout": ("its dropout holds it back and protects it from nothing", True),
-    "noise-not-plateau": ("what looks like a plateau is the noise of its evaluations", False),
-    "not-annealed": ("its learning rate has still to fall, and its loss with it", False),
-    "recipe-or-bug": ("it stands above what its size and tokens reach: its recipe, or a bug", True),
-    "divergence": ("it diverges", True),
-    "loss-spikes": ("its loss spikes", True),
-    "data-reused-after-resume": ("after a resume it was trained on the same text again", True),
-    "throughput": ("its steps have become slower", True),
-    "input-or-overhead-bound": ("something other than the text it reads sets its pace", False),
+
+class Meaning(NamedTuple):
+    """What a confirmed finding says, and whether it is a problem rather than a property of the run."""
+
+    text: str
+    is_problem: bool
+
+
+MEANINGS: dict[str, Meaning] = {
+    "overfitting": Meaning("it memorizes repeated text, which costs validation loss", True),
+    "severe-overfitting": Meaning("its validation loss rises while it repeats its text", True),
+    "repetition-risk": Meaning("by its end it will have read its text so often that this costs loss", True),
+    "lr-too-high": Meaning("its learning rate has been too high for too long", True),
+    "capacity-limited": Meaning("the size of the model limits its loss", False),
+    "data-limited": Meaning("it runs out of unique text: more would help it more than a larger model", False),
+    "missing-regularization": Meaning("it overfits with little weight decay and no dropout", True),
+    "unneeded-dropout": Meaning("its dropout slows its learning and prevents nothing", True),
+    "noise-not-plateau": Meaning("its apparent plateau is the noise of its evaluations", False),
+    "not-annealed": Meaning("its learning rate has not decayed yet, so its loss will still fall", False),
+    "recipe-or-bug": Meaning("its loss is above what its size and tokens allow: its recipe, or a bug", True),
+    "divergence": Meaning("it diverges", True),
+    "loss-spikes": Meaning("its loss spikes", True),
+    "data-reused-after-resume": Meaning("after a resume it was trained on the same text again", True),
+    "throughput": Meaning("its steps have become slower", True),
+    "input-or-overhead-bound": Meaning("something other than the device's arithmetic limits its speed", False),
 }
 
 
 class Quote(NamedTuple):
-    """A line of the log."""
+    """A line of the log with its number, which starts at 1."""
 
     number: int
     text: str
 
 
-def opening(found: Diagnosis) -> tuple[str, str, str]:
-    """The three sentences that a person came for: when it ends, where it ends, what is wrong and what to do first."""
-    return arrives(found), ends(found), matter(found)
+def summary(diagnosis: Diagnosis) -> tuple[str, str, str]:
+    """The three main answers: when the run ends, at which loss, and what is wrong and what to do first."""
+    return eta_sentence(diagnosis), forecast_sentence(diagnosis), summarize_problem(diagnosis)
 
 
-def arrives(found: Diagnosis) -> str:
-    """When it ends."""
-    held = found.completion
-    if held is None:
-        return f"When it ends cannot be told without {found.no_completion}."
-    if held.done:
-        return f"It is done: {found.history.steps_done:,} steps, the last of them {format_date(held.clock)}."
+def eta_sentence(diagnosis: Diagnosis) -> str:
+    """When the run ends."""
+    completion = diagnosis.completion
+    if completion is None:
+        return f"The time of its end is unknown without {diagnosis.no_completion}."
+    if completion.done:
+        return f"It is done: {diagnosis.history.steps_done:,} steps, the last of them {format_date(completion.clock)}."
+    interval = f"80 %: {format_duration(completion.low)} to {format_duration(completion.high)}"
     return (
-        f"It ends in {left(held.seconds)} (80 %: {format_duration(held.low)} to {format_duration(held.high)}), "
-        f"{format_date(held.clock)}, counted from {held.counted_from}."
+        f"It ends in {format_time_left(completion.seconds)} ({interval}), "
+        f"{format_date(completion.clock)}, counted from {completion.counted_from}."
     )
 
 
-def ends(found: Diagnosis) -> str:
-    """Where it ends."""
-    steps, forecast = len(found.context.lr_fractions), found.forecast
+def forecast_sentence(diagnosis: Diagnosis) -> str:
+    """At which validation loss the run ends."""
+    forecast = diagnosis.forecast
     if forecast is None:
-        return f"Where it ends cannot be told: {found.no_forecast}."
-    verb = "ended" if found.completion and found.completion.done else "will end"
+        return f"Its final loss cannot be forecast: {diagnosis.no_forecast}."
+    verb = "ended" if diagnosis.completion and diagnosis.completion.done else "will end"
     return (
-        f"At {steps:,} steps it {verb} at a validation loss of {forecast.mean:.3f} "
+        f"At {len(diagnosis.context.lr_fractions):,} steps it {verb} at a validation loss of {forecast.mean:.3f} "
         f"(80 %: {forecast.low80:.3f} to {forecast.high80:.3f}; 95 %: {forecast.low95:.3f} to {forecast.high95:.3f})."
     )
 
 
-def matter(found: Diagnosis) -> str:
+def summarize_problem(diagnosis: Diagnosis) -> str:
     """What is wrong, and the first thing to do."""
-    held = [finding for finding in found.findings if finding.status == "confirmed"]
-    wrong = [finding for finding in held if MEANING[finding.id][1]]
-    unclear = sum(finding.status == "unknown" for finding in found.findings)
-    if not held and unclear > len(found.findings) / 2:
-        return f"What is wrong cannot be told yet: {unclear} of {len(found.findings)} causes need more than is known."
-    if not held:
-        said = "Nothing is wrong that the log shows."
-    elif held[0] in wrong:
-        said = f"What is wrong: {phrases(wrong)}."
+    confirmed = [finding for finding in diagnosis.findings if finding.status == "confirmed"]
+    problems = [finding for finding in confirmed if MEANINGS[finding.id].is_problem]
+    unknown = sum(finding.status == "unknown" for finding in diagnosis.findings)
+    if not confirmed and unknown > len(diagnosis.findings) / 2:
+        return f"What is wrong is not known yet: {unknown} of {len(diagnosis.findings)} checks need more information."
+    is_broken = bool(confirmed) and confirmed[0] in problems
+    if is_broken:
+        answer = f"What is wrong: {_phrases(problems)}."
+    elif confirmed:
+        also = f"; in addition, {_phrases(problems)}" if problems else ""
+        answer = f"Nothing is broken: {_phrases(confirmed[:1])}{also}."
     else:
-        also = f"; beside that, {phrases(wrong)}" if wrong else ""
-        said = f"Nothing is broken: {phrases(held[:1])}{also}."
-    cures = [advice for finding in wrong if held[0] in wrong for advice in finding.recommendations]
-    first = next(iter((*cures, *found.recommendations)), None)
-    return f"{said} First: {first.what.rstrip('.')}." if first else said
+        answer = "The log shows nothing wrong."
+    remedies = [item for finding in problems for item in finding.recommendations] if is_broken else []
+    first = next(iter((*remedies, *diagnosis.recommendations)), None)
+    return f"{answer} First: {first.action}." if first else answer
 
 
-def phrases(findings: Iterable[Finding]) -> str:
-    return "; ".join(f"{MEANING[finding.id][0]} ({finding.id})" for finding in findings)
+def _phrases(findings: Iterable[Finding]) -> str:
+    return "; ".join(f"{MEANINGS[finding.id].text} ({finding.id})" for finding in findings)
 
 
-def left(seconds: float) -> str:
-    """A time ahead: to the second where that is near, else to the hour."""
+def format_time_left(seconds: float) -> str:
+    """A remaining time: to the second if it is short, else to the hour."""
     return format_duration(seconds, parts=3 if seconds < PRECISE else 2)
 
 
-def pace(held: CompletionEstimate) -> str:
-    """`3.995 s per step (3.60 to 4.99), from 1 line`."""
-    if held.pace is None:
-        return "not known"
-    lines = "1 line" if held.pace.steps_used == 1 else f"the last {held.pace.steps_used:,} lines that count"
-    return f"{held.pace.seconds:.4g} s per step (80 %: {held.pace.low:.4g} to {held.pace.high:.4g}), from {lines}"
+def step_time_text(completion: CompletionEstimate) -> str:
+    """`3.995 s per step (80 %: 3.60 to 4.99), from 1 line`."""
+    pace = completion.pace
+    if pace is None:
+        return "unknown"
+    lines = "1 line" if pace.steps_used == 1 else f"the last {pace.steps_used:,} lines that count"
+    return f"{pace.seconds:.4g} s per step (80 %: {pace.low:.4g} to {pace.high:.4g}), from {lines}"
 
 
-def trend(held: CompletionEstimate) -> str:
-    """Faster or slower, by how much, since when."""
-    if held.pace is None or held.pace.steps_used < MIN_BLOCKS:
+def trend_text(completion: CompletionEstimate) -> str:
+    """Whether steps became faster or slower, by how much and since when."""
+    if completion.pace is None or completion.pace.steps_used < MIN_BLOCKS:
         return "too few lines have a time to see one"
-    if held.trend is None:
+    if completion.trend is None:
         return "neither faster nor slower, as far as the log shows"
-    return changed(held.trend)
+    return _change_text(completion.trend)
 
 
-def changed(held: Trend) -> str:
-    way = "slower" if held.change > 0 else "faster"
-    becomes = f"{abs(held.change):.1%} {way}: {held.before:.4g} s per step became {held.after:.4g} s"
-    sure = "p < 0.0001" if held.chance < 1e-4 else f"p = {held.chance:.4f}"
-    if held.kind == "drift":
-        return f"steadily {becomes} since about step {held.since:,} ({sure})"
-    return f"{becomes} at about step {held.since:,} ({sure})"
+def _change_text(trend: Trend) -> str:
+    direction = "slower" if trend.change > 0 else "faster"
+    change = f"{abs(trend.change):.1%} {direction}: {trend.before:.4g} s per step became {trend.after:.4g} s"
+    probability = "p < 0.0001" if trend.chance < 1e-4 else f"p = {trend.chance:.4f}"
+    if trend.kind == "drift":
+        return f"steadily {change} since about step {trend.since:,} ({probability})"
+    return f"{change} at about step {trend.since:,} ({probability})"
 
 
-def interval(low: float, high: float) -> str:
-    return f"{low:.3f}–{high:.3f}"
-
-
-def cells(forecast: Forecast) -> tuple[str, str, str]:
-    """Loss, 80 % and 95 %."""
-    middle = f"{forecast.mean:.3f}"
-    return middle, interval(forecast.low80, forecast.high80), interval(forecast.low95, forecast.high95)
-
-
-def endings(found: Diagnosis) -> list[ScenarioForecast]:
-    """The end that the run is heading for, and the others."""
-    if found.forecast is None:
-        return []
-    return [ScenarioForecast("as it runs", len(found.context.lr_fractions), found.forecast), *found.scenarios]
-
-
-def until(found: Diagnosis, steps: int) -> str:
-    """How long it takes until `steps` are done, evaluations included; a dash where that is not known."""
-    held, ahead = found.completion, steps - found.history.steps_done
-    if held is None or held.pace is None or ahead <= 0:
+def time_until(diagnosis: Diagnosis, steps: int) -> str:
+    """The time until `steps` steps are done, with evaluations; a dash where it is unknown."""
+    completion = diagnosis.completion
+    remaining = steps - diagnosis.history.steps_done
+    if completion is None or completion.pace is None or remaining <= 0:
         return "–"
-    each = held.seconds / held.steps_left if held.steps_left else held.pace.seconds
-    return format_duration(ahead * each)
+    step_time = completion.seconds / completion.steps_left if completion.steps_left else completion.pace.seconds
+    return format_duration(remaining * step_time)
 
 
-def claims(found: Diagnosis) -> tuple[str, ...]:
-    """Each claim, whether it is possible, and the reason."""
-    return tuple(f"{one.claim}: {'possible' if one.possible else 'impossible'}; {one.reason}" for one in found.claims)
-
-
-def gain(advice: Recommendation) -> str:
-    """`about 0.045 nats (80 %: 0.030 to 0.060)`; empty where no law says."""
-    if advice.gain is None:
+def gain_text(recommendation: Recommendation) -> str:
+    """`about 0.045 nats (80 %: 0.030 to 0.060)`; empty where no gain is known."""
+    if recommendation.gain is None:
         return ""
-    said = f"about {advice.gain:.3f} nats"
-    if advice.low is None or advice.high is None:
-        return said
-    return f"{said} (80 %: {advice.low:.3f} to {advice.high:.3f})"
+    text = f"about {recommendation.gain:.3f} nats"
+    if recommendation.low is None or recommendation.high is None:
+        return text
+    return f"{text} (80 %: {recommendation.low:.3f} to {recommendation.high:.3f})"
 
 
-def behind(finding: Finding) -> list[int]:
-    """The numbers of the log's lines behind a finding, each once."""
-    return sorted({line for condition in finding.conditions for line in condition.lines})
+def quote_lines(history: History, numbers: Iterable[int]) -> list[Quote]:
+    """These lines of the log; if there are many, the first two and the last."""
+    shown = [number for number in dict.fromkeys(numbers) if 0 < number <= len(history.lines)]
+    if len(shown) > MAX_QUOTES:
+        shown = [*shown[: MAX_QUOTES - 1], shown[-1]]
+    return [Quote(number, _shorten(history.lines[number - 1])) for number in shown]
 
 
-def quotes(history: History, numbers: Iterable[int]) -> list[Quote]:
-    """These lines of the log; of many the first two and the last."""
-    held = [number for number in dict.fromkeys(numbers) if 0 < number <= len(history.lines)]
-    if len(held) > MOST_LINES:
-        held = [*held[: MOST_LINES - 1], held[-1]]
-    return [Quote(number, _short(history.lines[number - 1])) for number in held]
-
-
-def _short(line: str) -> str:
+def _shorten(line: str) -> str:
     line = line.strip()
-    return line if len(line) <= WIDEST_LINE else line[: WIDEST_LINE - 1] + "…"
+    return line if len(line) <= MAX_QUOTE_WIDTH else line[: MAX_QUOTE_WIDTH - 1] + "…"
 
 
-def refuted(finding: Finding) -> str:
-    """The first condition that a finding fails on, as a question with its answer, and what the log shows before it."""
-    shown = ""
+def why_ruled_out(finding: Finding) -> str:
+    """The first false condition of a finding with its evidence, and what the log shows about those before it."""
+    before = ""
     for condition in finding.conditions:
         if condition.result is False:
-            return f"{condition.question}? {condition.evidence}{shown}"
+            return f"not true that {condition.question}: {condition.evidence}{before}"
         if condition.result is None and condition.lines:
-            shown += f"; {condition.evidence}"
+            before += f"; {condition.evidence}"
     return ""
-
-
-def unmeasured(finding: Finding) -> list[str]:
-    """What would have to be measured or given for an answer, one thing each."""
-    held = [condition.missing for condition in finding.conditions if condition.result is None]
-    return list(dict.fromkeys(part for text in held for part in text.split("; ") if part))
-
-
-def needs(found: Diagnosis) -> list[tuple[str, list[str]]]:
-    """What is not known, and the findings that wait for it; what most of them wait for first."""
-    waiting: dict[str, list[str]] = {}
-    for finding in found.findings:
-        for need in unmeasured(finding) if finding.status == "unknown" else ():
-            waiting.setdefault(need, []).append(finding.id)
-    return sorted(waiting.items(), key=lambda item: -len(item[1]))

@@ -1,35 +1,214 @@
-"""`report.html` of a run of ours: its diagnosis as a page, kept in its folder when it ends."""
+"""The report of a diagnosis: one document that is printed, written as HTML or dumped as JSON.
 
+docs/diagnose.md describes every JSON field. `version` grows when a field changes its meaning or goes; fields may be
+added without. Losses and gains are in nats per token, times in seconds; what is unknown or not finite is null.
+"""
+
+import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
 
-from jaxgpt.diagnose import own
-from jaxgpt.errors import NonFiniteError, Stopped
-from jaxgpt.runs import log as runlog
-from jaxgpt.runs.folder import RunFolder
-from jaxgpt.utils import html as report
+from jaxgpt.diagnose import backtest, figures, messages
+from jaxgpt.diagnose.completion import CompletionEstimate
+from jaxgpt.diagnose.diagnosis import Diagnosis, missing_inputs
+from jaxgpt.diagnose.finding import Condition, Finding, Recommendation
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
+from jaxgpt.diagnose.forecast.scenarios import ScenarioForecast
+from jaxgpt.logs.history import History
+from jaxgpt.utils.formatting import LAST_DATE, format_duration
+from jaxgpt.utils.report import Block, Code, Command, Items, Paragraph, Report, Section, Table
 
-
-@contextmanager
-def kept(folder: RunFolder) -> Iterator[None]:
-    """`keep` when what happens inside has ended by itself, by a signal or by a loss that is not finite."""
-    try:
-        yield
-    except (Stopped, NonFiniteError):
-        keep(folder)
-        raise
-    keep(folder)
+VERSION = 2
 
 
-def keep(folder: RunFolder) -> None:
-    """Writes the run's report if there is a step to report; one that fails costs a warning, never the run."""
-    try:
-        if not any(record.get("kind") == "step" for record in runlog.read_log(folder.log_file)):
-            return
-        from jaxgpt.diagnose.page import page  # draws: only who needs it pays for it
+def build_report(diagnosis: Diagnosis) -> Report:
+    """The whole report: the three main answers first, then what they rest on."""
+    history = diagnosis.history
+    total = f" of {diagnosis.context.total_steps:,}" if diagnosis.context.total_steps else ""
+    answers = messages.summary(diagnosis)
+    return Report(
+        title=f"{history.source}: {history.format}, {history.steps_done:,} steps{total} done",
+        summary=answers,
+        sections=(
+            Section("When it ends", tuple(_completion_blocks(diagnosis))),
+            Section("Where it ends: validation loss in nats per token", tuple(_forecast_blocks(diagnosis))),
+            Section("Why: confirmed", tuple(_confirmed_blocks(diagnosis))),
+            Section("What to do, by expected gain", tuple(_recommendation_blocks(diagnosis))),
+            Section("Unknown, and what would tell", _items(_needs(diagnosis))),
+            Section("Ruled out", _items(_ruled_out(diagnosis))),
+            Section("Target loss", _items(_target(diagnosis))),
+            Section("Backtests of earlier forecasts", _items(backtest.format_backtests(diagnosis.backtests))),
+            Section("Assumed", _items(diagnosis.context.assumed)),
+            Section("How the log was read", _items(history.notes)),
+        ),
+        data=_data(diagnosis),
+    )
 
-        place = report.place("the report", str(folder.report_file))
-        if place is not None:
-            report.write(place, page(own.of(folder)))
-    except Exception as error:  # whatever it is, the run is worth more than its report
-        runlog.warn(f"no {folder.report_file.name}: {getattr(error, 'message', error)}")
+
+def _items(texts: tuple[str, ...]) -> tuple[Block, ...]:
+    return (Items(texts),) if texts else ()
+
+
+def _completion_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
+    completion = diagnosis.completion
+    if completion is None:
+        return
+    rows = []
+    for part in completion.parts:
+        if part.spent is not None or part.left:
+            spent = "unknown" if part.spent is None else format_duration(part.spent)
+            rows.append((part.name, spent, format_duration(part.left) if part.left else "–"))
+    yield Table(("", "so far", "remaining"), tuple(rows))
+    step_time = f"step time: {messages.step_time_text(completion)}"
+    yield Items((step_time, f"trend: {messages.trend_text(completion)}", *completion.notes))
+    if completion.scenarios:
+        scenarios = [(scenario.what, messages.format_time_left(scenario.seconds)) for scenario in completion.scenarios]
+        yield Table(("or it ends", "in"), tuple(scenarios))
+    yield from figures.step_time_figure(diagnosis)
+
+
+def _forecast_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
+    if diagnosis.forecast is None:
+        yield Paragraph(f"no forecast: {diagnosis.no_forecast}")
+    else:
+        as_planned = ScenarioForecast("as it runs", len(diagnosis.context.lr_fractions), diagnosis.forecast)
+        rows = tuple(_scenario_row(diagnosis, scenario) for scenario in (as_planned, *diagnosis.scenarios))
+        yield Table(("", "steps", "from now", "loss", "80 %", "95 %"), rows)
+    yield from figures.loss_figures(diagnosis)
+
+
+def _scenario_row(diagnosis: Diagnosis, scenario: ScenarioForecast) -> tuple[str, ...]:
+    forecast = scenario.forecast
+    return (
+        scenario.what,
+        f"{scenario.steps:,}",
+        messages.time_until(diagnosis, scenario.steps),
+        f"{forecast.mean:.3f}",
+        f"{forecast.low80:.3f}–{forecast.high80:.3f}",
+        f"{forecast.low95:.3f}–{forecast.high95:.3f}",
+    )
+
+
+def _with_status(diagnosis: Diagnosis, status: str) -> list[Finding]:
+    return [finding for finding in diagnosis.findings if finding.status == status]
+
+
+def _confirmed_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
+    confirmed = _with_status(diagnosis, "confirmed")
+    if not confirmed:
+        yield Paragraph("no finding is confirmed")
+    for finding in confirmed:
+        yield Paragraph(f"{finding.id}: {messages.MEANINGS[finding.id].text}", strong=True)
+        yield Items(tuple(f"{condition.question}: {condition.evidence}" for condition in finding.conditions))
+        numbers = sorted({line for condition in finding.conditions for line in condition.lines})
+        quotes = messages.quote_lines(diagnosis.history, numbers)
+        if quotes:
+            yield Code("\n".join(f"line {quote.number:,}: {quote.text}" for quote in quotes))
+
+
+def _recommendation_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
+    for number, recommendation in enumerate(diagnosis.recommendations, start=1):
+        gain = messages.gain_text(recommendation)
+        yield Paragraph(f"{number}. {recommendation.action}" + (f": {gain}" if gain else ""))
+        if recommendation.command:
+            yield Command(recommendation.command)
+
+
+def _needs(diagnosis: Diagnosis) -> tuple[str, ...]:
+    """What to measure or to pass, with the findings that need it; what most of them need comes first."""
+    waiting: dict[str, list[str]] = {}
+    for finding in _with_status(diagnosis, "unknown"):
+        for need in missing_inputs(finding):
+            waiting.setdefault(need, []).append(finding.id)
+    by_count = sorted(waiting.items(), key=lambda item: -len(item[1]))
+    return tuple(f"{need}: {', '.join(ids)}" for need, ids in by_count)
+
+
+def _ruled_out(diagnosis: Diagnosis) -> tuple[str, ...]:
+    ruled_out = _with_status(diagnosis, "ruled out")
+    return tuple(f"{finding.id}: {messages.why_ruled_out(finding)}" for finding in ruled_out)
+
+
+def _target(diagnosis: Diagnosis) -> tuple[str, ...]:
+    target = diagnosis.target
+    if target is None:
+        return ()
+    return (f"{target.loss:g}: {'possible' if target.possible else 'impossible'}; {target.reason}",)
+
+
+def _data(diagnosis: Diagnosis) -> dict[str, Any]:
+    history = diagnosis.history
+    target = diagnosis.target
+    return {
+        "version": VERSION,
+        "source": history.source,
+        "format": history.format,
+        "steps_done": history.steps_done,
+        "total_steps": diagnosis.context.total_steps or None,
+        "eta": diagnosis.completion and _completion_data(diagnosis.completion),
+        "forecast": diagnosis.forecast and _forecast_data(diagnosis.forecast),
+        "scenarios": [_scenario_data(scenario) for scenario in diagnosis.scenarios],
+        "findings": [_finding_data(finding, history) for finding in diagnosis.findings],
+        "recommendations": [_recommendation_data(item) for item in diagnosis.recommendations],
+        "target": target and target._asdict() | {"expected": _forecast_data(target.expected)},
+        "backtests": [
+            backtest.to_dict(test) | {"forecast": _forecast_data(test.forecast)} for test in diagnosis.backtests
+        ],
+        "assumed": diagnosis.context.assumed,
+        "missing": diagnosis.missing,
+        "notes": history.notes,
+    }
+
+
+def _completion_data(completion: CompletionEstimate) -> dict[str, Any]:
+    trend = completion.trend
+    return {
+        "done": completion.done,
+        "steps_left": completion.steps_left,
+        "seconds": completion.seconds,
+        "low": completion.low,
+        "high": completion.high,
+        "ends_at": _iso_date(completion.clock),
+        "counted_from": completion.counted_from,
+        "step_time": completion.pace and completion.pace._asdict(),
+        "parts": [part._asdict() for part in completion.parts],
+        "trend": trend and trend._asdict() | {"change": trend.change},
+        "scenarios": [scenario._asdict() for scenario in completion.scenarios],
+        "notes": completion.notes,
+    }
+
+
+def _iso_date(timestamp: float) -> str | None:
+    """`2026-11-24T19:05:11+00:00`; None beyond the calendar."""
+    if not 0 <= timestamp < LAST_DATE:
+        return None
+    return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds")
+
+
+def _forecast_data(forecast: Forecast) -> dict[str, float]:
+    values = forecast._asdict()
+    return {"final_loss": values.pop("mean"), **values}
+
+
+def _scenario_data(scenario: ScenarioForecast) -> dict[str, Any]:
+    data = {"what": scenario.what, "steps": scenario.steps, "command": scenario.command}
+    return data | _forecast_data(scenario.forecast)
+
+
+def _finding_data(finding: Finding, history: History) -> dict[str, Any]:
+    return {
+        "id": finding.id,
+        "status": finding.status,
+        "conditions": [_condition_data(condition, history) for condition in finding.conditions],
+        "recommendations": [_recommendation_data(item) for item in finding.recommendations],
+    }
+
+
+def _condition_data(condition: Condition, history: History) -> dict[str, Any]:
+    quotes = [quote._asdict() for quote in messages.quote_lines(history, condition.lines)]
+    return condition._asdict() | {"lines": quotes}
+
+
+def _recommendation_data(recommendation: Recommendation) -> dict[str, Any]:
+    return dataclasses.asdict(recommendation)

@@ -1,9 +1,9 @@
-"""Commands that train what is advised, written so that the command line takes them."""
+"""Shell commands that train a changed run. `jaxgpt.train` reads them back as exactly the config that was forecast."""
 
 import shlex
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from jaxgpt.config import Config
 from jaxgpt.config.command_line import changed_options
@@ -12,43 +12,47 @@ from jaxgpt.diagnose.context import RunContext
 from jaxgpt.errors import JaxgptError
 from jaxgpt.logs.history import History
 
-Changes = Mapping[str, Mapping[str, Any]]
-OWN = "jaxgpt"  # the format of our logs: only such a run has checkpoints to go on from
+Changes = Mapping[str, Mapping[str, Any]]  # by section and field
+Checkpoint = int | Literal["latest"] | None
+JAXGPT = "jaxgpt"  # the log format of jaxgpt's runs, which alone have checkpoints to start from
+MAX_NAME = 80  # characters of a run's name in the name of a changed run
 
 
-def train(history: History, context: RunContext, changes: Changes, *, name: str = "", fork: bool | int = False) -> str:
-    """`python -m jaxgpt.train …` with the run's config and `changes` to it; empty where the config is not known.
+def train_command(
+    history: History, context: RunContext, changes: Changes, *, name: str = "", checkpoint: Checkpoint = None
+) -> str:
+    """`python -m jaxgpt.train …` with the run's config and `changes`; empty where no such command exists.
 
-    `name` is added to the run's, as changed runs need; none goes on with the run itself. With `fork` it starts from
-    the newest checkpoint of a run of ours that has steps left, or from that of the step `fork`; of others it starts
-    anew. Empty as well where the changes contradict the config.
+    `name` is appended to the run's name: a changed run needs a name of its own, and without one the run itself resumes.
+    `checkpoint` is the checkpoint to fork from: a step or the latest. Runs that are over, and those of other software,
+    start from scratch. There is no command if the config is unknown or if the changes contradict it.
     """
     if context.config is None:
         return ""
-    own = context.config.run
+    run = context.config.run
     try:
         config = context.config.replace({section: dict(fields) for section, fields in changes.items()})
         if name:
-            config = config.replace({"run": {"name": f"{own.name[:80]}-{name}"}})
-        base, words = _nearest(config, context.config_name)
+            config = config.replace({"run": {"name": f"{run.name[:MAX_NAME]}-{name}"}})
+        base, words = _shortest_overrides(config, context.config_name)
     except JaxgptError:
         return ""
-    place = f"{own.dir}/{own.name}" + ("" if isinstance(fork, bool) else f"/checkpoints/{fork}")
-    done = history.steps_done if isinstance(fork, bool) else fork
-    if fork is not False and history.format == OWN and done < config.run.steps:
-        words += ["--fork", place]
+    start = checkpoint if isinstance(checkpoint, int) else history.steps_done
+    if checkpoint is not None and history.format == JAXGPT and start < config.run.steps:
+        folder = f"{run.dir}/{run.name}"
+        words += ["--fork", folder if checkpoint == "latest" else f"{folder}/checkpoints/{checkpoint}"]
     return shlex.join(["python", "-m", "jaxgpt.train", "--config", base, *words])
 
 
-def _nearest(config: Config, name: str | None) -> tuple[str, list[str]]:
-    """The config of that name, else the one of those that come with jaxgpt with the fewest changes; and the changes."""
+def _shortest_overrides(config: Config, name: str | None) -> tuple[str, list[str]]:
+    """The config `name`, or the built-in one closest to `config`, and the options that make `config` of it."""
     if name is not None:
         return name, changed_options(config, load_config(name))
-    found = [(known, changed_options(config, base)) for known, base in bundled().items()]
-    return min(found, key=lambda pair: len(pair[1]))
+    candidates = [(built_in, changed_options(config, base)) for built_in, base in _built_in_configs().items()]
+    return min(candidates, key=lambda candidate: len(candidate[1]))
 
 
 @cache
-def bundled() -> dict[str, Config]:
-    """The configs that come with jaxgpt."""
+def _built_in_configs() -> dict[str, Config]:
+    """The configs that come with jaxgpt, by name."""
     return {name: load_config(name) for name in built_in_configs()}

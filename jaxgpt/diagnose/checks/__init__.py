@@ -1,75 +1,91 @@
-"""Why a run is where it is: sixteen possible causes, each judged by conditions with their numbers.
+"""Sixteen checks of a run. Each makes one finding, a possible problem, from necessary conditions with their numbers.
 
-A finding is `ruled out` as soon as one necessary condition is refuted, `unknown` if none is refuted and one was
-not measured. Given a clean baseline (`RunContext.baseline`), losses are held against its curve instead of the law's.
+Without a baseline run, losses are compared with the scaling law; with one, with its loss curve.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.checks import (
     capacity,
+    faults,
     instabilities,
     learning_rate,
-    recipe,
     recommendations,
     repetition,
     throughput,
 )
-from jaxgpt.diagnose.checks.analysis import RunAnalysis
-from jaxgpt.diagnose.completion import CompletionEstimate
-from jaxgpt.diagnose.context import RunContext
-from jaxgpt.diagnose.finding import IDS, Finding
-from jaxgpt.diagnose.forecast.annealing import Posterior
-from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
-from jaxgpt.logs.history import History
+from jaxgpt.diagnose.finding import Finding
 
 CHECKS: dict[str, Callable[[RunAnalysis], Finding]] = {
     "overfitting": repetition.overfitting,
-    "severe-overfitting": repetition.severe,
-    "repetition-risk": repetition.risk,
-    "lr-too-high": learning_rate.too_high,
+    "severe-overfitting": repetition.severe_overfitting,
+    "repetition-risk": repetition.repetition_risk,
+    "lr-too-high": learning_rate.lr_too_high,
     "capacity-limited": capacity.capacity_limited,
     "data-limited": repetition.data_limited,
-    "missing-regularization": repetition.missing_regularisation,
-    "unneeded-dropout": repetition.needless_regularisation,
-    "noise-not-plateau": learning_rate.noise,
+    "missing-regularization": repetition.missing_regularization,
+    "unneeded-dropout": repetition.unneeded_dropout,
+    "noise-not-plateau": learning_rate.noise_not_plateau,
     "not-annealed": learning_rate.not_annealed,
-    "recipe-or-bug": recipe.recipe_or_bug,
+    "recipe-or-bug": faults.recipe_or_bug,
     "divergence": instabilities.divergence,
-    "loss-spikes": instabilities.spikes,
-    "data-reused-after-resume": instabilities.seam,
-    "throughput": throughput.throughput,
-    "input-or-overhead-bound": throughput.pace,
+    "loss-spikes": instabilities.loss_spikes,
+    "data-reused-after-resume": instabilities.data_reused_after_resume,
+    "throughput": throughput.slower_steps,
+    "input-or-overhead-bound": throughput.input_or_overhead_bound,
 }
-# What follows from another finding stands behind it, whatever its own weight.
-FOLLOWS = {
+# A confirmed finding that follows from another confirmed one comes after it, whatever its own cost.
+CAUSES = {
+    "overfitting": "severe-overfitting",
     "repetition-risk": "overfitting",
     "data-limited": "overfitting",
     "missing-regularization": "overfitting",
     "loss-spikes": "divergence",
 }
-BEHIND = 0.9
-ORDER = {"confirmed": 0, "unknown": 1, "ruled out": 2}
+# Confirmed findings come in the order of their cost; those without a known cost follow in this order.
+WITHOUT_COST = (
+    "recipe-or-bug",
+    "data-reused-after-resume",
+    "loss-spikes",
+    "noise-not-plateau",
+    "throughput",
+    "input-or-overhead-bound",
+    "unneeded-dropout",
+)
+STATUSES = ("confirmed", "unknown", "ruled out")
 
 
-def run_checks(
-    history: History,
-    context: RunContext,
-    posterior: Posterior | None = None,
-    forecast: Forecast | None = None,
-    completion: CompletionEstimate | None = None,
-) -> tuple[Finding, ...]:
-    """All sixteen findings: supported ones first, by weight; then what cannot be told, then the rest, as in `IDS`."""
-    baseline = None if context.baseline is None else RunAnalysis(context.baseline.history, context.baseline.context)
-    return findings(RunAnalysis(history, context, posterior, forecast, completion, baseline))
+def run_checks(run: RunAnalysis) -> tuple[Finding, ...]:
+    """All findings: the confirmed ones first, by what they cost, then the unknown ones, then those ruled out."""
+    findings = {name: check(run) for name, check in CHECKS.items()}
+    confirmed = {name: finding for name, finding in findings.items() if finding.status == "confirmed"}
+    advised = [
+        replace(finding, recommendations=recommendations.recommend(run, finding)) for finding in findings.values()
+    ]
+    return tuple(sorted(advised, key=lambda finding: _sort_key(finding, confirmed)))
 
 
-def findings(run: RunAnalysis) -> tuple[Finding, ...]:
-    found = {name: CHECKS[name](run) for name in IDS}
-    for name, cause in FOLLOWS.items():
-        if found[cause].status == "confirmed":
-            most = BEHIND * found[cause].weight
-            found[name] = replace(found[name], weight=min(found[name].weight, most))
-    told = [replace(finding, recommendations=recommendations.advise(run, finding)) for finding in found.values()]
-    return tuple(sorted(told, key=lambda v: (ORDER[v.status], -v.weight if v.status == "confirmed" else 0)))
+def is_confirmed(findings: Iterable[Finding], name: str) -> bool:
+    """Whether the finding of this id is confirmed."""
+    return any(finding.id == name and finding.status == "confirmed" for finding in findings)
+
+
+def _sort_key(finding: Finding, confirmed: Mapping[str, Finding]) -> tuple[int, float, int, bool, int]:
+    status = STATUSES.index(finding.status)
+    if finding.status != "confirmed":
+        return status, 0.0, 0, False, 0
+    cost, depth = _rank(finding, confirmed)
+    priority = WITHOUT_COST.index(finding.id) if finding.id in WITHOUT_COST else 0
+    return status, -cost, depth, finding.is_minor, priority
+
+
+def _rank(finding: Finding, confirmed: Mapping[str, Finding]) -> tuple[float, int]:
+    """The cost, at most that of the cause, and how many confirmed causes stand behind the finding."""
+    cost = finding.cost or 0.0
+    cause = confirmed.get(CAUSES.get(finding.id, ""))
+    if cause is None:
+        return cost, 0
+    cost_of_cause, depth = _rank(cause, confirmed)
+    return min(cost, cost_of_cause), depth + 1

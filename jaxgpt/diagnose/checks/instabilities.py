@@ -1,36 +1,40 @@
-"""What breaks a run: divergence, spikes, and seams where it was resumed."""
+"""Checks for instabilities: divergence, loss spikes, and data that a resume reads a second time."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.diagnose.checks import series
-from jaxgpt.diagnose.checks.analysis import RunAnalysis
-from jaxgpt.diagnose.checks.series import Estimate, Floats, Series
+from jaxgpt.diagnose.analysis import RunAnalysis
+from jaxgpt.diagnose.analysis.series import Estimate, Series, grad_norms, is_valid, running_median, trailing_level
 from jaxgpt.diagnose.finding import Condition, Finding, unknown
-from jaxgpt.utils.stats import robust_sd
+from jaxgpt.utils.stats import Floats, robust_sd
 
-WIDTH = 25  # losses in a running median: what one step does leaves no trace in it
-RISEN = 0.3  # nats above the lowest running median; repetition or a hard stretch of text lifts a train loss by less
-NORM_GROWTH = 3.0  # times the usual gradient norm: a precursor
-BEFORE = 100  # updates before a rise in which precursors are looked for
-SPIKE = 8.0  # robust standard deviations above the losses around it
-LEAST_SPIKE = 0.15  # nats
-AROUND = 50  # losses before a spike that it is measured against
-SEAM = 50  # losses on either side of a resume
-VISIBLE = 3.0  # standard errors of a jump at a resume
-LEAST_SEAM = 0.02  # nats
-REPEATS = ("nanogpt",)  # formats of software whose resume draws the batches of its start again
+WIDTH = 25  # losses in a running median, in which a single step leaves no trace
+MIN_TRAIN_LOSSES = 3 * WIDTH  # in which a lasting rise can be seen
+MIN_RISE = 0.3  # nats above the lowest running median; repetition or hard text raise a train loss by less
+STAYED_ABOVE = 0.8  # of the losses after a rise are above its middle
+SUDDEN = 0.7  # of a rise that happens within one step
+NORM_GROWTH = 3.0  # times the usual gradient norm: a precursor of a divergence
+PRECURSOR_STEPS = 100  # before a rise, in which precursors are looked for
+PRECURSOR_TAIL = 10  # the last of them, compared with those before
+SPIKE_DEVIATIONS = 8.0  # robust standard deviations above the losses before
+MIN_SPIKE = 0.15  # nats
+SPIKE_WINDOW = 50  # losses before a spike that it is compared with
+RESUME_WINDOW = 50  # losses before and after a resume
+VISIBLE_JUMP = 3.0  # standard errors of a jump at a resume
+MIN_JUMP = 0.02  # nats
+SHOWN = 5  # spikes and resumes that are listed
+REUSES_DATA = ("nanogpt",)  # formats of software that draws the batches of its start again after a resume
 
 
 class Rise(NamedTuple):
-    """A rise of the loss that stayed: when, from where to where, and whether it came at once."""
+    """A rise of the loss that lasts until now: from `low` before `step` to `now`."""
 
     step: int
     low: float
     now: float
-    at_once: bool
+    is_sudden: bool  # most of it happened within one step
     line: int
 
     @property
@@ -39,217 +43,234 @@ class Rise(NamedTuple):
 
 
 def divergence(run: RunAnalysis) -> Finding:
-    conditions = (_lost(run), _grew(run))
-    broken = _broken_line(run)
-    found = rise(run)
-    weight = 10.0 if broken else found.height if found else 0.0
-    return Finding(id="divergence", conditions=conditions, weight=weight)
+    """Confirmed if the loss is not finite or has risen for good, and training itself caused it."""
+    rise = find_rise(run)
+    cost = rise.height if rise else None
+    if _first_nonfinite(run) is not None:
+        cost = math.inf
+    return Finding(id="divergence", conditions=(_is_lost(run), _grew_from_training(run)), cost=cost)
 
 
-def rise(run: RunAnalysis) -> Rise | None:
-    """The rise of the training loss (validation where there is none) that has stayed until now."""
-    losses = run.train_losses if len(run.train_losses) >= 3 * WIDTH else None
-    if losses is None:
-        return _rise_of_validation(run)
-    smooth = series.running_median(losses.values, WIDTH)
+def find_rise(run: RunAnalysis) -> Rise | None:
+    """The lasting rise of the training loss, or of the validation loss where there are too few training losses."""
+    losses = run.losses.train
+    if len(losses) < MIN_TRAIN_LOSSES:
+        return _find_val_rise(run)
+    smooth = running_median(losses.values, WIDTH)
     lowest = int(np.argmin(smooth))
+    low = float(smooth[lowest])
     now = float(smooth[-1])
-    if now - smooth[lowest] < RISEN or lowest > len(smooth) - WIDTH:
+    if now - low < MIN_RISE or lowest > len(smooth) - WIDTH:
         return None
-    level = smooth[lowest] + 0.5 * (now - smooth[lowest])
-    below = np.flatnonzero(smooth <= level)
-    start = int(below[-1])  # since then it has stayed in the upper half
-    jump = _jump(losses, max(start - WIDTH, 1), min(start + WIDTH, len(losses)), level)
-    step, line = int(losses.steps[jump]), int(losses.lines[jump])
-    return Rise(step, float(smooth[lowest]), now, _at_once(losses, jump, float(smooth[lowest]), now), line)
+    middle = low + 0.5 * (now - low)
+    last_below = int(np.flatnonzero(smooth <= middle)[-1])
+    index = _find_jump(losses, max(last_below - WIDTH, 1), min(last_below + WIDTH, len(losses)), middle)
+    is_sudden = _is_sudden(losses, index, low, now)
+    return Rise(int(losses.steps[index]), low, now, is_sudden, int(losses.lines[index]))
 
 
-def _jump(losses: Series, first: int, last: int, level: float) -> int:
-    """The first loss in `first` to `last` above `level` of which most that follow are too."""
-    for place in range(first, last):
-        ahead = losses.values[place : place + WIDTH]
-        if losses.values[place] > level and float(np.mean(ahead > level)) > 0.8:
-            return place
-    return min(last, len(losses)) - 1
+def _find_jump(losses: Series, first: int, end: int, level: float) -> int:
+    """The first index from `first` to `end` whose loss is above `level`, as are most of the losses after it."""
+    for index in range(first, end):
+        following = losses.values[index : index + WIDTH]
+        if losses.values[index] > level and float(np.mean(following > level)) > STAYED_ABOVE:
+            return index
+    return end - 1
 
 
-def _at_once(losses: Series, place: int, low: float, now: float) -> bool:
-    """Whether the loss went most of the way from one step to the next."""
-    before = float(np.median(losses.values[max(place - 5, 0) : place])) if place else low
-    return float(losses.values[place]) - before >= 0.7 * (now - low)
+def _is_sudden(losses: Series, index: int, low: float, now: float) -> bool:
+    """Whether the loss rose most of the way within one step."""
+    before = float(np.median(losses.values[max(index - 5, 0) : index])) if index else low
+    return float(losses.values[index]) - before >= SUDDEN * (now - low)
 
 
-def _rise_of_validation(run: RunAnalysis) -> Rise | None:
-    vals = run.val_losses
-    if len(vals) < 3:
+def _find_val_rise(run: RunAnalysis) -> Rise | None:
+    val = run.losses.val
+    if len(val) < 3:
         return None
-    lowest = int(np.argmin(vals.values))
-    now = float(vals.values[-2:].min())
-    if lowest > len(vals) - 3 or now - vals.values[lowest] < RISEN:
+    lowest = int(np.argmin(val.values))
+    low = float(val.values[lowest])
+    now = float(val.values[-2:].min())
+    if lowest > len(val) - 3 or now - low < MIN_RISE:
         return None
-    return Rise(int(vals.steps[lowest + 1]), float(vals.values[lowest]), now, False, int(vals.lines[lowest + 1]))
+    return Rise(int(val.steps[lowest + 1]), low, now, False, int(val.lines[lowest + 1]))
 
 
-def broken_at(run: RunAnalysis) -> int | None:
-    """The step since when the loss is not finite, or stands above where it was; None if neither is so."""
-    broken, found = _broken(run), rise(run)
-    return broken[0] if broken else found.step if found else None
+def unstable_since(run: RunAnalysis) -> int | None:
+    """The step from which the loss is not finite, or has risen for good; None if it is stable."""
+    nonfinite = _first_nonfinite(run)
+    if nonfinite is not None:
+        return nonfinite[0]
+    rise = find_rise(run)
+    return rise.step if rise else None
 
 
-def _broken_line(run: RunAnalysis) -> int | None:
-    broken = _broken(run)
-    return broken[1] if broken else None
-
-
-def _broken(run: RunAnalysis) -> tuple[int, int] | None:
-    """Step and line of the first loss or norm that is not finite, if none after it is."""
-    updates = [(step.loss, step.step, step.line) for step in run.history.steps]
+def _first_nonfinite(run: RunAnalysis) -> tuple[int, int] | None:
+    """Step and line of the first loss or gradient norm that is not finite and has no finite one after it."""
+    losses = [(step.loss, step.step, step.line) for step in run.history.steps]
     norms = [(step.grad_norm, step.step, step.line) for step in run.history.steps]
-    for rows in (updates, norms, [(e.val, e.step, e.line) for e in run.history.evaluations]):
-        told = [row for row in rows if row[0] is not None]
-        finite = [place for place, row in enumerate(told) if row[0] is not None and series.number(row[0])]
-        first = finite[-1] + 1 if finite else 0
-        if first < len(told):
-            return told[first][1:]
+    evaluations = [(e.val, e.step, e.line) for e in run.history.evaluations]
+    for rows in (losses, norms, evaluations):
+        logged = [(value, step, line) for value, step, line in rows if value is not None]
+        valid = [index for index, (value, _, _) in enumerate(logged) if is_valid(value)]
+        first = valid[-1] + 1 if valid else 0
+        if first < len(logged):
+            return logged[first][1:]
     return None
 
 
-def _lost(run: RunAnalysis) -> Condition:
-    question = f"the loss is not finite, or {RISEN:g} nats above its lowest and has stayed there"
-    broken = _broken_line(run)
-    if broken is not None:
-        return Condition(question, f"NaN or infinite since line {broken}", True, (broken,))
-    if not len(run.train_losses) and not len(run.val_losses):
+def _has_losses(run: RunAnalysis) -> bool:
+    return len(run.losses.train) > 0 or len(run.losses.val) > 0
+
+
+def _is_lost(run: RunAnalysis) -> Condition:
+    question = f"the loss is not finite, or stays {MIN_RISE:g} nats above its minimum"
+    nonfinite = _first_nonfinite(run)
+    if nonfinite is not None:
+        line = nonfinite[1]
+        return Condition(question, f"NaN or infinite since line {line}", True, (line,))
+    if not _has_losses(run):
         return unknown(question, "a log with losses")
-    found = rise(run)
-    if found is None:
-        return Condition(question, "all finite, near their lowest", False)
-    said = f"{found.low:.3f} before step {found.step:,}, {found.now:.3f} now"
-    return Condition(question, said, True, (found.line,))
+    rise = find_rise(run)
+    if rise is None:
+        return Condition(question, "all finite, near their minimum", False)
+    return Condition(question, f"{rise.low:.3f} before step {rise.step:,}, {rise.now:.3f} now", True, (rise.line,))
 
 
-def _grew(run: RunAnalysis) -> Condition:
-    """A divergence grows over steps; what comes from one step to the next with calm gradients came with the data."""
-    question = "it grew out of the training itself: over several steps, or from growing gradients"
-    if _broken_line(run) is not None:
+def _grew_from_training(run: RunAnalysis) -> Condition:
+    """A divergence grows over steps. A jump within one step after calm gradients comes from the data."""
+    question = "training itself caused it: it grew over several steps, or out of growing gradients"
+    if _first_nonfinite(run) is not None:
         return Condition(question, _precursors(run, None) or "no gradient norms in the log", True)
-    found = rise(run)
-    if not len(run.train_losses) and not len(run.val_losses):
+    if not _has_losses(run):
         return unknown(question, "a log with losses")
-    if found is None:
+    rise = find_rise(run)
+    if rise is None:
         return Condition(question, _precursors(run, None) or "nothing rose", False)
-    if not len(run.train_losses):
+    if not len(run.losses.train):
         if (run.epochs or 0.0) > 1:
             return unknown(question, "training losses: a validation loss alone also rises from repetition")
         return Condition(question, "validation rose, and no text was repeated", True)
-    told = _precursors(run, found.step)
-    if found.at_once and not told:
-        return Condition(question, f"it came at step {found.step:,}, from one to the next, after calm gradients", False)
-    return Condition(question, told or f"it grew over the steps after {found.step:,}", True, (found.line,))
+    precursors = _precursors(run, rise.step)
+    if rise.is_sudden and not precursors:
+        return Condition(question, f"it came at step {rise.step:,}, within one step, after calm gradients", False)
+    return Condition(question, precursors or f"it grew over the steps after {rise.step:,}", True, (rise.line,))
 
 
 def _precursors(run: RunAnalysis, step: int | None) -> str:
-    """What gradient norms did before `step` (None: before the end); empty if they were calm or are not logged."""
-    norms = series.grad_norms(run.history)
-    end = float(norms.steps[-1]) + 1 if step is None and len(norms) else float(step or 0)
-    before = norms.between(max(end - 10, 0), end)
-    usual = norms.between(end - BEFORE, end - 10)
-    if len(before) < 3 or len(usual) < 10:
+    """How gradient norms grew before `step` (None: the end); empty if they were calm or are not logged."""
+    norms = grad_norms(run.history)
+    end = float(step or 0)
+    if step is None and len(norms):
+        end = float(norms.steps[-1]) + 1
+    tail = norms.between(max(end - PRECURSOR_TAIL, 0), end)
+    usual = norms.between(end - PRECURSOR_STEPS, end - PRECURSOR_TAIL)
+    if len(tail) < 3 or len(usual) < 10:
         return ""
-    middle, top = float(np.median(usual.values)), float(np.median(before.values))
-    if top < NORM_GROWTH * middle:
-        return ""
-    return f"the gradient norm grew from {middle:.3g} to {top:.3g}"
+    before = float(np.median(usual.values))
+    after = float(np.median(tail.values))
+    return f"the gradient norm grew from {before:.3g} to {after:.3g}" if after >= NORM_GROWTH * before else ""
 
 
-def spikes(run: RunAnalysis) -> Finding:
-    """Whether training itself stumbled. One odd batch has a high loss too, but leaves the next one as it was."""
-    found = _outliers(run)
+def loss_spikes(run: RunAnalysis) -> Finding:
+    """Confirmed if the training loss spikes and recovers. A single unusual batch is high for one step only."""
     question = (
-        f"losses stand {SPIKE:g} robust deviations and {LEAST_SPIKE:g} nats above those before, for more than one step"
+        f"losses are {SPIKE_DEVIATIONS:g} robust deviations and {MIN_SPIKE:g} nats above those before, "
+        "for more than one step"
     )
-    if found is None:
-        return Finding(id="loss-spikes", conditions=(unknown(question, f"{AROUND} training losses or more"),))
-    lasting, odd = [place for place, lasts in found if lasts], sum(not lasts for _, lasts in found)
-    told = [f"{run.train_losses.values[p]:.2f} at step {run.train_losses.steps[p]:,.0f}" for p in lasting[:5]]
-    said = f"{len(lasting)}: {', '.join(told)}" if lasting else "none"
-    said += f"; besides {odd} single high losses, as odd text has" if odd else ""
-    seen = Condition(question, said, bool(lasting), tuple(int(run.train_losses.lines[p]) for p in lasting[:5]))
-    question = "the loss came back after each"
-    back = rise(run) is None and _broken_line(run) is None
-    came = Condition(question, "it did" if back else "it has not", back)
-    return Finding(id="loss-spikes", conditions=(seen, came), weight=2e-3 * len(lasting))
+    outliers = _find_outliers(run.losses.train)
+    if outliers is None:
+        return Finding(id="loss-spikes", conditions=(unknown(question, f"{SPIKE_WINDOW} training losses or more"),))
+    train = run.losses.train
+    spikes = [index for index, is_lasting in outliers if is_lasting]
+    shown = [f"{train.values[index]:.2f} at step {train.steps[index]:,.0f}" for index in spikes[:SHOWN]]
+    evidence = f"{len(spikes)}: {', '.join(shown)}" if spikes else "none"
+    if len(outliers) > len(spikes):
+        evidence += f"; besides {len(outliers) - len(spikes)} single high losses, as unusual text has"
+    spiked = Condition(question, evidence, bool(spikes), tuple(int(train.lines[index]) for index in spikes[:SHOWN]))
+    has_recovered = find_rise(run) is None and _first_nonfinite(run) is None
+    recovered = Condition("the loss recovered after each", "it did" if has_recovered else "it has not", has_recovered)
+    return Finding(id="loss-spikes", conditions=(spiked, recovered))
 
 
-def _outliers(run: RunAnalysis) -> list[tuple[int, bool]] | None:
-    """Places where losses leave those before them, and whether the next one is high as well; None for too few."""
-    losses = run.train_losses
-    if len(losses) < AROUND:
+def _find_outliers(losses: Series) -> list[tuple[int, bool]] | None:
+    """Indices of losses far above those before, and whether the next loss is high too; None for too few losses."""
+    if len(losses) < SPIKE_WINDOW:
         return None
-    values, found, quiet = losses.values, list[tuple[int, bool]](), 0
-    smooth = series.running_median(values, WIDTH)
-    height = values[1:] - smooth[:-1]
-    for place in (np.flatnonzero(height >= LEAST_SPIKE) + 1).tolist():
-        near = values[max(place - AROUND, 0) : place]
-        if place < quiet or len(near) < AROUND // 2:
+    values = losses.values
+    smooth = running_median(values, WIDTH)
+    candidates = np.flatnonzero(values[1:] - smooth[:-1] >= MIN_SPIKE) + 1
+    outliers = list[tuple[int, bool]]()
+    skip_until = 0
+    for index in candidates.tolist():
+        near = values[max(index - SPIKE_WINDOW, 0) : index]
+        if index < skip_until or len(near) < SPIKE_WINDOW // 2:
             continue
-        usual, noise = float(np.median(near)), max(_noise(near), 1e-3)
-        if values[place] - usual >= SPIKE * noise:
-            after = float(values[min(place + 1, len(values) - 1)]) - usual
-            found.append((place, after >= max(SPIKE / 2 * noise, LEAST_SPIKE / 2)))
-            quiet = place + WIDTH
-    return found
+        usual = float(np.median(near))
+        noise = max(_noise_of_decreasing(near), 1e-3)
+        if values[index] - usual >= SPIKE_DEVIATIONS * noise:
+            after = float(values[min(index + 1, len(values) - 1)]) - usual
+            outliers.append((index, after >= max(SPIKE_DEVIATIONS / 2 * noise, MIN_SPIKE / 2)))
+            skip_until = index + WIDTH
+    return outliers
 
 
-def _noise(values: Floats) -> float:
-    """Of losses that fall: from their first differences."""
+def _noise_of_decreasing(values: Floats) -> float:
+    """The noise of values that decrease, from their first differences."""
     return robust_sd(np.diff(values)) / math.sqrt(2)
 
 
-def seam(run: RunAnalysis) -> Finding:
+def data_reused_after_resume(run: RunAnalysis) -> Finding:
+    """Confirmed if a resumed run reads text again: known of its software, or visible as a jump of the loss."""
     history = run.history
-    resumes = sorted({start for start in history.starts if start > 0} | {r.first for r in history.replays if r.first})
+    starts = {start for start in history.starts if start > 0}
+    resumes = sorted(starts | {replay.first for replay in history.replays if replay.first})
     question = "the run was resumed"
-    lines = tuple(replay.line for replay in history.replays)
     if not resumes:
-        return Finding(
-            id="data-reused-after-resume", conditions=(Condition(question, "one process, from the start", False),)
-        )
-    again = f", {sum(r.last - r.first + 1 for r in history.replays):,} updates done twice" if history.replays else ""
-    first = Condition(question, f"at step {', '.join(f'{step:,}' for step in resumes[:5])}{again}", True, lines)
-    return Finding(id="data-reused-after-resume", conditions=(first, _seen(run, resumes)), weight=3e-3)
+        is_resumed = Condition(question, "one process, from the start", False)
+        return Finding(id="data-reused-after-resume", conditions=(is_resumed,))
+    evidence = f"at step {', '.join(f'{step:,}' for step in resumes[:SHOWN])}"
+    if history.replays:
+        evidence += f", {sum(r.last - r.first + 1 for r in history.replays):,} steps done twice"
+    is_resumed = Condition(question, evidence, True, tuple(replay.line for replay in history.replays))
+    return Finding(id="data-reused-after-resume", conditions=(is_resumed, _repeats_text(run, resumes)))
 
 
-def _seen(run: RunAnalysis, resumes: list[int]) -> Condition:
+def _repeats_text(run: RunAnalysis, resumes: list[int]) -> Condition:
     question = "text is repeated after it, or the loss jumps there"
-    jumps = [jump for step in resumes if (jump := _step_in_loss(run, step))]
-    told = [f"{value:+.3f} ± {error:.3f} at step {step:,}" for step, value, error in jumps]
-    if run.history.format in REPEATS:
-        said = "nanoGPT's resume draws the batches of its start again"
-        return Condition(question, "; ".join([said, *told]), True)
-    if not jumps:
-        return unknown(question, f"{SEAM // 2} training losses on either side of the resume")
-    visible = [jump for jump in jumps if abs(jump[1]) >= max(LEAST_SEAM, VISIBLE * jump[2])]
-    return Condition(question, "; ".join(told), bool(visible))
+    jumps = [(step, _loss_jump(run.losses.train, step)) for step in resumes]
+    measured = [(step, jump) for step, jump in jumps if jump is not None]
+    shown = [f"{jump.value:+.3f} ± {jump.stderr:.3f} at step {step:,}" for step, jump in measured]
+    if run.history.format in REUSES_DATA:
+        reason = "nanoGPT draws the batches of its start again after a resume"
+        return Condition(question, "; ".join([reason, *shown]), True)
+    if not measured:
+        return unknown(question, f"{RESUME_WINDOW // 2} training losses before and after the resume")
+    is_visible = any(abs(jump.value) >= max(MIN_JUMP, VISIBLE_JUMP * jump.stderr) for _, jump in measured)
+    return Condition(question, "; ".join(shown), is_visible)
 
 
-def _step_in_loss(run: RunAnalysis, step: int) -> tuple[int, float, float] | None:
-    """By how much the losses after a resume stand above the line through those before it, and the error of that."""
-    before = _at_end(run.train_losses, step)
-    after = run.train_losses.between(step, math.inf)
-    mirrored = Series(step - after.steps[:SEAM][::-1], after.values[:SEAM][::-1], after.lines[:SEAM][::-1])
-    behind = _at_end(mirrored, 1.0)
-    if before is None or behind is None or min(len(after), len(run.train_losses)) < SEAM // 2:
+def _loss_jump(losses: Series, step: int) -> Estimate | None:
+    """How far the losses after a resume are above the line through those before it; None for too few losses."""
+    after = losses.between(step, math.inf)
+    first = slice(None, RESUME_WINDOW)
+    mirrored = Series(step - after.steps[first][::-1], after.values[first][::-1], after.lines[first][::-1])
+    level_before = _level_at_end(losses, step)
+    level_after = _level_at_end(mirrored, 1.0)
+    if level_before is None or level_after is None or min(len(after), len(losses)) < RESUME_WINDOW // 2:
         return None
-    return step, behind.value - before.value, math.hypot(before.error, behind.error)
+    stderr = math.hypot(level_before.stderr, level_after.stderr)
+    return Estimate(level_after.value - level_before.value, stderr)
 
 
-def _at_end(losses: Series, step: float) -> Estimate | None:
-    """The level before `step` by a line through `SEAM` losses; its error also holds what their bend does to a line.
+def _level_at_end(losses: Series, step: float) -> Estimate | None:
+    """The level before `step` by a line through `RESUME_WINDOW` losses, with the bias of a line through a bent curve.
 
-    A line through half of them strays a quarter as far: the difference of both is three quarters of what is wrong.
+    A line through half as many losses has a quarter of the bias, so their difference is three quarters of it.
     """
-    whole, half = series.trailing(losses, step, SEAM), series.trailing(losses, step, SEAM // 2)
-    if whole is None or half is None:
+    full = trailing_level(losses, step, RESUME_WINDOW)
+    half = trailing_level(losses, step, RESUME_WINDOW // 2)
+    if full is None or half is None:
         return None
-    return Estimate(whole.value, math.hypot(whole.error, (whole.value - half.value) * 4 / 3), whole.lines)
+    bias = (full.value - half.value) * 4 / 3
+    return Estimate(full.value, math.hypot(full.stderr, bias), full.lines)

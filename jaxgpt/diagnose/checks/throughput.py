@@ -1,109 +1,119 @@
-"""How fast the run goes: whether it has slowed down, and what holds it back."""
+"""Checks of the speed of a run: whether its steps have become slower, and what limits their time."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxgpt.budget import step_time
 from jaxgpt.config.model_size import flops_per_token
-from jaxgpt.diagnose.checks.analysis import RunAnalysis
+from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.completion.trend import Trend, find_trend
 from jaxgpt.diagnose.finding import Condition, Finding, any_of, unknown
+from jaxgpt.utils.stats import Floats
 
-SLOWER = 0.05  # of the pace: a smaller change is one of the room's temperature
-LEAST_TIMES = 16  # lines with a time in which a change can be seen
-PAUSES = 0.10  # of the time so far for evaluation and saving
-BEYOND = 1.1  # times the roofline's slow end
+SLOWER = 0.05  # of the step time: a smaller change can come from the room's temperature
+MUCH_SLOWER = 0.5  # of the step time: a smaller change is a minor finding
+MIN_TIMES = 16  # step times in which a change can be seen
+LONG_PAUSES = 0.10  # of the time so far, for evaluation and saving
+ABOVE_ROOFLINE = 1.1  # times the slow end of the roofline estimate
 
 
-def throughput(run: RunAnalysis) -> Finding:
+def slower_steps(run: RunAnalysis) -> Finding:
+    """Confirmed if the steps have become slower."""
     question = f"a step takes {SLOWER:.0%} longer than before"
-    steps, seconds = _times(run)
-    if len(seconds) < LEAST_TIMES:
-        return Finding(id="throughput", conditions=(unknown(question, f"times of {LEAST_TIMES} steps or more"),))
+    steps, seconds = _step_times(run)
+    if len(seconds) < MIN_TIMES:
+        return Finding(id="throughput", conditions=(unknown(question, f"times of {MIN_TIMES} steps or more"),))
     change = run.completion.trend if run.completion else find_trend(steps, seconds)
     if change is None:
-        middle = float(np.median(seconds))
-        return Finding(id="throughput", conditions=(Condition(question, f"{middle:.3g} s per step throughout", False),))
-    line = next((s.line for s in run.history.steps if s.step >= change.since), 0)
-    held = Condition(question, _changed(change), change.change >= SLOWER, (line,))
-    return Finding(id="throughput", conditions=(held,), weight=1e-3 * max(change.change, 0.0))
+        evidence = f"{float(np.median(seconds)):.3g} s per step throughout"
+        return Finding(id="throughput", conditions=(Condition(question, evidence, False),))
+    line = next((step.line for step in run.history.steps if step.step >= change.since), 0)
+    condition = Condition(question, _describe(change), change.change >= SLOWER, (line,))
+    return Finding(id="throughput", conditions=(condition,), is_minor=change.change < MUCH_SLOWER)
 
 
-def _changed(change: Trend) -> str:
-    way = "since" if change.kind == "jump" else "steadily since"
-    return f"{change.before:.3g} s before, {change.after:.3g} s now ({change.change:+.0%}), {way} step {change.since:,}"
+def _describe(change: Trend) -> str:
+    since = "since" if change.kind == "jump" else "steadily since"
+    return (
+        f"{change.before:.3g} s before, {change.after:.3g} s now ({change.change:+.0%}), {since} step {change.since:,}"
+    )
 
 
-def _times(
-    run: RunAnalysis,
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Steps with a duration that is theirs alone, and those durations."""
+def _step_times(run: RunAnalysis) -> tuple[NDArray[np.int64], Floats]:
+    """Steps and their seconds, without those that include other work."""
     rows = [(s.step, s.seconds) for s in run.history.steps if s.pure and s.seconds is not None and s.seconds > 0]
     finite = [(step, seconds) for step, seconds in rows if np.isfinite(seconds)]
-    return np.array([s for s, _ in finite], np.int64), np.array([t for _, t in finite], np.float64)
+    steps = np.array([step for step, _ in finite], np.int64)
+    return steps, np.array([seconds for _, seconds in finite], np.float64)
 
 
-def pace(run: RunAnalysis) -> Finding:
-    """Supported if something other than the step's arithmetic sets the pace, or a hoped-for one cannot be had."""
-    question = "something other than the card's arithmetic holds the run back, or more is hoped for than it can do"
-    held = any_of(question, (_pauses(run), _roofline(run), _hoped(run)))
-    return Finding(id="input-or-overhead-bound", conditions=(held,), weight=5e-4)
+def _median_step_time(run: RunAnalysis) -> float | None:
+    _, seconds = _step_times(run)
+    return float(np.median(seconds)) if len(seconds) else None
 
 
-def _pauses(run: RunAnalysis) -> Condition:
-    question = f"evaluation and saving take {PAUSES:.0%} of the time"
-    _, seconds = _times(run)
-    spent = run.history.metadata.pauses or _inside(run)
-    if not len(seconds) or not spent:
-        return unknown(question, "what evaluations take (our log.jsonl, or nanoGPT's output with its iter lines)", "")
-    training = float(np.median(seconds)) * run.steps_done
-    share = spent / (spent + training)
-    return Condition(question, f"evaluation and saving take {share:.0%} of the time", share >= PAUSES)
+def input_or_overhead_bound(run: RunAnalysis) -> Finding:
+    """Confirmed if something other than arithmetic limits the step time, or a target step time is out of reach."""
+    question = "something other than the device's arithmetic slows the run, or the target step time is out of reach"
+    condition = any_of(question, (_has_long_pauses(run), _is_above_roofline(run), _has_impossible_target(run)))
+    return Finding(id="input-or-overhead-bound", conditions=(condition,))
 
 
-def _inside(run: RunAnalysis) -> float:
-    """Seconds above the pace in lines that hold an evaluation or a save, those that compile left out."""
-    _, seconds = _times(run)
-    if not len(seconds):
+def _has_long_pauses(run: RunAnalysis) -> Condition:
+    question = f"evaluation and saving take {LONG_PAUSES:.0%} of the time"
+    median = _median_step_time(run)
+    pauses = run.history.metadata.pauses or _logged_pauses(run)
+    if median is None or not pauses:
+        return unknown(
+            question, "the time of evaluations (jaxgpt's log.jsonl, or nanoGPT's output with iter lines)", ""
+        )
+    fraction = pauses / (pauses + median * run.steps_done)
+    return Condition(question, f"evaluation and saving take {fraction:.0%} of the time", fraction >= LONG_PAUSES)
+
+
+def _logged_pauses(run: RunAnalysis) -> float:
+    """Seconds beyond the usual step time in lines that include an evaluation or a save, without those that compile."""
+    usual = _median_step_time(run)
+    if usual is None:
         return 0.0
-    usual, begins = float(np.median(seconds)), {0, *run.history.starts}
-    mixed = [s.seconds for s in run.history.steps if not s.pure and s.step not in begins and s.seconds is not None]
-    return float(sum(max(value - usual, 0.0) for value in mixed if np.isfinite(value)))
+    compiling = {0, *run.history.starts}
+    mixed = [s.seconds for s in run.history.steps if not s.pure and s.step not in compiling and s.seconds is not None]
+    return float(sum(max(seconds - usual, 0.0) for seconds in mixed if np.isfinite(seconds)))
 
 
-def _roofline(run: RunAnalysis) -> Condition:
-    question = "a step takes longer than the card's roofline at its worst"
-    config, device = run.context.config, run.context.device
-    _, seconds = _times(run)
-    if not len(seconds):
+def _is_above_roofline(run: RunAnalysis) -> Condition:
+    question = "a step takes longer than the slow end of the device's roofline estimate"
+    config = run.context.config
+    device = run.context.device
+    median = _median_step_time(run)
+    if median is None:
         return unknown(question, "the time of a step", "")
-    middle = float(np.median(seconds))
     if config is None or device is None:
-        return unknown(question, "the card and the model: --gpu NAME --config NAME", f"{middle:.3g} s per step")
-    allowed = step_time.roofline(config, device, _software(run))
-    held = middle > BEYOND * allowed.high
-    bound = "data, another program or its clock" if held else "its arithmetic"
-    found = (
-        f"{middle:.3g} s per step; {device.name} allows {allowed.low:.3g} to {allowed.high:.3g}, "
-        f"MFU {step_time.mfu(config, middle, device):.0%}: bound by {bound}"
+        return unknown(question, "the device and the model: --gpu NAME --config NAME", f"{median:.3g} s per step")
+    roofline = step_time.roofline(config, device, _software(run))
+    is_above = median > ABOVE_ROOFLINE * roofline.high
+    limit = "data, another program or its clock" if is_above else "its arithmetic"
+    evidence = (
+        f"{median:.3g} s per step; {device.name} allows {roofline.low:.3g} to {roofline.high:.3g}, "
+        f"MFU {step_time.mfu(config, median, device):.0%}: limited by {limit}"
     )
-    return Condition(question, found, held)
+    return Condition(question, evidence, is_above)
 
 
 def _software(run: RunAnalysis) -> str:
     return "jaxgpt" if run.history.format == "jaxgpt" else "nanogpt"
 
 
-def _hoped(run: RunAnalysis) -> Condition:
-    question = "the pace that is hoped for is beyond the card"
-    config, device, hoped = run.context.config, run.context.device, run.context.target_step_time
-    if hoped is None:
+def _has_impossible_target(run: RunAnalysis) -> Condition:
+    question = "the target step time is beyond the device"
+    config = run.context.config
+    device = run.context.device
+    target = run.context.target_step_time
+    if target is None:
         return Condition(question, "", False)
     if config is None or device is None:
-        return unknown(
-            question, "the card and the model: --gpu NAME --config NAME", f"{hoped:g} s per step are hoped for"
-        )
-    least = step_time.roofline(config, device, _software(run)).low
-    needs = config.tokens_per_step * flops_per_token(config.model) / hoped / 1e12
-    found = f"{hoped:g} s per step would need {needs:,.0f} TFLOP/s; {device.name} has {device.tflops:g}"
-    return Condition(question, found, hoped < least)
+        return unknown(question, "the device and the model: --gpu NAME --config NAME", f"target {target:g} s per step")
+    fastest = step_time.roofline(config, device, _software(run)).low
+    needed = config.tokens_per_step * flops_per_token(config.model) / target / 1e12
+    evidence = f"{target:g} s per step would need {needed:,.0f} TFLOP/s; {device.name} has {device.tflops:g}"
+    return Condition(question, evidence, target < fastest)

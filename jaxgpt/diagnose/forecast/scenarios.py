@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxgpt.config import Optim, schedule
-from jaxgpt.diagnose import suggested_commands
 from jaxgpt.diagnose.context import RunContext
 from jaxgpt.diagnose.forecast.annealing import Posterior
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
+from jaxgpt.diagnose.suggested_commands import JAXGPT, train_command
 from jaxgpt.errors import ConfigError
 from jaxgpt.logs.history import History
 
@@ -77,9 +77,9 @@ def forecast_scenario(
 
 def scenario_command(history: History, context: RunContext, ending: Scenario) -> str:
     """How to train an ending; empty where only a run of ours could go on like that."""
-    if not ending.trainable_from_scratch and history.format != suggested_commands.OWN:
+    if not ending.trainable_from_scratch and history.format != JAXGPT:
         return ""
-    return suggested_commands.train(history, context, ending.changes(context), name=ending.name, fork=True)
+    return train_command(history, context, ending.changes(context), name=ending.name, checkpoint="latest")
 
 
 def possible_scenarios(history: History, context: RunContext) -> list[Scenario]:

@@ -41,7 +41,7 @@ class _Printer:
 
     def heading(self, title: str) -> None:
         self._console.print()
-        self._console.print(Text(printable(title), style="bold"))
+        self._wrapped(title, "", "", "bold")
 
     def block(self, block: Any) -> None:
         match block:

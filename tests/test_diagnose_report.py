@@ -1,11 +1,11 @@
-"""The page: the answers of the terminal, figures of what there is, and nothing of a log that a browser would obey."""
+"""The report as a page: the answers of the terminal, figures, and nothing from a log that a browser would execute."""
 
 import re
 from pathlib import Path
 
 import pytest
+from helpers.diagnose_logs import LOGS, nanogpt
 from helpers.html import Reader
-from test_diagnose_command import LOGS, nanogpt
 
 from jaxgpt import diagnose, errors, logs
 from jaxgpt.diagnose import messages
@@ -13,7 +13,8 @@ from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.diagnosis import diagnose as diagnosed
 from jaxgpt.diagnose.options import Options
-from jaxgpt.diagnose.page import page
+from jaxgpt.diagnose.report import build_report
+from jaxgpt.utils.report import html_page, print_report, to_json
 
 NASTY = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -23,40 +24,44 @@ def found(text: str, source: str = "out.log", config: str | None = "fineweb40m")
     return diagnosed(history, resolve_context(history, Options(config=config)), now=1.75e9)
 
 
-def test_it_says_what_the_terminal_says() -> None:
+def page_of(diagnosis: Diagnosis) -> str:
+    return html_page(build_report(diagnosis))
+
+
+def test_page_has_the_answers_of_the_terminal() -> None:
     held = found(nanogpt())
-    text = Reader(page(held)).text
-    for sentence in messages.opening(held):
+    text = Reader(page_of(held)).text
+    for sentence in messages.summary(held):
         assert sentence in text
     for finding in held.findings:
         assert finding.id in text
-    for one in messages.endings(held):
-        assert f"{one.forecast.mean:.3f}" in text
+    for scenario in held.scenarios:
+        assert f"{scenario.forecast.mean:.3f}" in text
 
 
-def test_its_figures_show_loss_rate_pace_and_gap() -> None:
-    text = page(found(nanogpt()))
+def test_figures_show_step_time_loss_learning_rate_and_gap() -> None:
+    text = page_of(found(nanogpt()))
     labels = re.findall(r'aria-label="([^"]+)"', text)
     assert [label.split(":")[0].split(" ")[0] for label in labels] == [
-        "Validation",
-        "Learning",
         "Seconds",
         "Validation",
+        "Learning",
+        "Validation",
     ]
-    assert "the bands hold 80 % and 95 %" in labels[0]
+    assert "the bands contain 80 % and 95 %" in labels[1]
 
 
 @pytest.mark.parametrize("name", LOGS)
 @pytest.mark.parametrize("config", [None, "fineweb40m"])
 def test_every_log_has_a_page(name: str, config: str | None) -> None:
-    text = page(found(LOGS[name], config=config))
+    text = page_of(found(LOGS[name], config=config))
     assert text.startswith("<!DOCTYPE html>")
     assert "nan" not in re.findall(r">([^<]*)</td>", text)
 
 
-def test_nothing_of_a_log_or_a_name_is_obeyed() -> None:
+def test_nothing_from_a_log_is_executed() -> None:
     nasty = nanogpt().replace("\n", f" {NASTY}\n")
-    text = page(found(nasty, source=NASTY))
+    text = page_of(found(nasty, source=NASTY))
     tags = set(Reader(text).tags)
     assert "script" not in tags
     assert "img" not in tags
@@ -65,15 +70,15 @@ def test_nothing_of_a_log_or_a_name_is_obeyed() -> None:
     assert not [value for name, value in Reader(text).attributes if name.startswith("on")]
 
 
-def test_it_loads_nothing() -> None:
-    text = page(found(nanogpt()))
+def test_page_loads_nothing() -> None:
+    text = page_of(found(nanogpt()))
     assert "default-src 'none'" in text
     assert "src=" not in text
     places = [value for name, value in Reader(text).attributes if name in ("src", "href", "xlink:href")]
     assert all(value and value.startswith("#") for value in places)
 
 
-def test_a_page_is_written_and_replaces_only_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_replaces_only_an_older_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("out.log").write_text(nanogpt())
     Path("mine.txt").write_text("mine")
@@ -82,3 +87,15 @@ def test_a_page_is_written_and_replaces_only_a_page(tmp_path: Path, monkeypatch:
     assert Path("page.html").read_text().startswith("<!DOCTYPE html>")
     assert errors.run(diagnose.main, ["out.log", "--html", "mine.txt"]) == 2
     assert Path("mine.txt").read_text() == "mine"
+
+
+def test_terminal_page_and_json_come_from_one_report(capsys: pytest.CaptureFixture[str]) -> None:
+    report = build_report(found(nanogpt()))
+    print_report(report)
+    printed = " ".join(capsys.readouterr().out.split())
+    page = " ".join(Reader(html_page(report)).text.split())
+    dumped = to_json(report)
+    assert [section["title"] for section in dumped["report"]] == [section.title for section in report.sections]
+    for sentence in (*report.summary, *(item["action"] for item in dumped["recommendations"])):
+        assert sentence in printed
+        assert sentence in page

@@ -1,4 +1,4 @@
-"""A run that ends early by its own advice: on what grounds, how it says so, and how it goes on."""
+"""Early stopping by a run's own diagnosis: the reasons, the messages, and how the run continues."""
 
 import dataclasses
 import itertools
@@ -12,16 +12,16 @@ from helpers.training import STEPS, arguments, logged_losses, records, run_folde
 
 from jaxgpt import errors, logs, train
 from jaxgpt.config import Optim
-from jaxgpt.diagnose import diagnosis, report, stopper, watch
+from jaxgpt.diagnose import diagnosis, live
 from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.finding import Condition, Finding
 from jaxgpt.diagnose.forecast.gaussian_mixture import gaussian_forecast
+from jaxgpt.diagnose.live import LiveDiagnosis, RunOutlook, early_stop
 from jaxgpt.diagnose.options import Options
-from jaxgpt.diagnose.stopper import Stopper
-from jaxgpt.diagnose.watch import Watch
 from jaxgpt.logs.history import Evaluation, History, Step
 from jaxgpt.runs import log as runlog
+from jaxgpt.runs.folder import RunFolder
 from jaxgpt.training import session
 from jaxgpt.training.records import Score, Scores
 
@@ -61,43 +61,50 @@ def found(*supported: str, done: int = 80, slope: float = 1e-3, schedule: str = 
 # --- the decision ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ground", stopper.GROUNDS)
-def test_a_ground_stops_the_run_when_it_stands_at_two_evaluations_in_a_row(ground: str) -> None:
-    asked = Stopper()
-    assert [asked.ask(found(*which)) for which in ((ground,), (), (ground,))] == ["", "", ""]
-    assert asked.ask(found(ground)) == f"{ground}: minimum at 28 %"
+def decisions(*diagnoses: Diagnosis) -> list[str | None]:
+    """The sentence with which each diagnosis in a row stops the run; None to continue."""
+    watch = LiveDiagnosis(RunFolder(Path("unused")), forecasting=False, stopping=True)
+    confirmed = [watch.confirm(early_stop(each)) for each in diagnoses]
+    return [reason.sentence if reason else None for reason in confirmed]
 
 
-def test_other_verdicts_stop_nothing() -> None:
-    asked = Stopper()
-    assert [asked.ask(found("overfitting", "lr-too-high", "loss-spikes")) for _ in range(3)] == ["", "", ""]
+@pytest.mark.parametrize("name", live.STOP_FINDINGS)
+def test_two_equal_reasons_in_a_row_stop_the_run(name: str) -> None:
+    diagnoses = [found(*names) for names in ((name,), (), (name,), (name,))]
+    assert decisions(*diagnoses) == [None, None, None, f"{name}: minimum at 28 %"]
 
 
-def test_a_gain_below_the_evaluations_error_stops_the_run_once_the_rate_is_at_its_last_value() -> None:
-    assert (
-        "the 20 steps that are left are expected to gain 0.0060 nats, less than the 0.0100"
-        in stopper.little_to_gain(found(slope=3e-4))
-    )
-    assert stopper.little_to_gain(found(slope=6e-4)) == ""
-    assert stopper.little_to_gain(found(slope=1e-4, done=55)) == ""  # the fall is not over
-    assert stopper.little_to_gain(found(slope=3e-4, schedule="constant")) == ""  # nothing has fallen
-    assert stopper.little_to_gain(found(slope=3e-4, done=100)) == ""
+def test_other_findings_stop_nothing() -> None:
+    assert decisions(*[found("overfitting", "lr-too-high", "loss-spikes")] * 3) == [None] * 3
+
+
+def test_a_gain_below_the_evaluation_error_stops_the_run() -> None:
+    reason = early_stop(found(slope=3e-4))
+    assert reason is not None
+    assert reason.name == "little-to-gain"
+    assert "the remaining 20 steps are expected to gain 0.0060 nats, less than" in reason.sentence
+    assert reason.sentence.endswith("0.0100")
+    assert early_stop(found(slope=6e-4)) is None
+    assert early_stop(found(slope=1e-4, done=55)) is None  # the decay is not over
+    assert early_stop(found(slope=3e-4, schedule="constant")) is None  # there is no decay
+    assert early_stop(found(slope=3e-4, done=100)) is None
 
 
 def stopped_at(name: str) -> int | None:
     """The step at which the planted run of that name would have stopped."""
     lines = (PLANTED / name / "log.jsonl").read_text().splitlines(keepends=True)
     tokens = logs.read(PLANTED / name).metadata.unique_tokens
-    asked = Stopper()
+    watch = LiveDiagnosis(RunFolder(PLANTED / name), forecasting=False, stopping=True)
     for number, line in enumerate(lines, start=1):
         if '"eval"' in line:
             history = logs.read_text("".join(lines[:number]), name)
-            if asked.ask(diagnosis.diagnose(history, resolve_context(history, Options(unique_tokens=tokens)))):
+            context = resolve_context(history, Options(unique_tokens=tokens))
+            if watch.confirm(early_stop(diagnosis.diagnose(history, context))):
                 return history.steps_done
     return None
 
 
-def test_a_run_that_learns_its_tiny_corpus_by_heart_would_have_been_stopped_by_half() -> None:
+def test_a_run_that_memorizes_its_corpus_is_stopped_by_half() -> None:
     step = stopped_at("tiny-corpus")
     assert step is not None
     assert step <= 175
@@ -115,23 +122,24 @@ def advised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every diagnosis of a run says that it overfits severely, and its validation loss rises: no best to save."""
     val = itertools.count(4.0)
 
-    class Judge:
+    class RisingLoss:
         def __init__(self, *_: object) -> None: ...
 
         def __call__(self, params: Any) -> Scores:
             return Scores(Score(4.0, 0.1, 16, None), Score(next(val), 0.1, 16, None))
 
-    monkeypatch.setattr(session, "Evaluator", Judge)
-    monkeypatch.setattr(watch.own, "of", lambda folder: found("severe-overfitting"))
+    monkeypatch.setattr(session, "Evaluator", RisingLoss)
+    monkeypatch.setattr(live, "diagnose_run", lambda folder: found("severe-overfitting"))
 
 
 @pytest.mark.usefixtures("advised")
-def test_the_run_stops_saves_and_says_why_and_how_to_go_on(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_is_saved_and_can_continue(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert errors.run(train.main, arguments(workspace, EARLY)) == 0
     said = "stopped early, saved after step 8 of 20: severe-overfitting: minimum at 28 %"
     assert said in capsys.readouterr().out
     assert saved_steps(run_folder(workspace))[-1] == 8
-    assert records(run_folder(workspace), "stop")[-1]["reason"] == "early-stop: severe-overfitting: minimum at 28 %"
+    stop = records(run_folder(workspace), "stop")[-1]
+    assert (stop["reason"], stop["detail"]) == ("early-stop", "severe-overfitting: minimum at 28 %")
 
     assert errors.run(train.main, arguments(workspace, EARLY)) == 0
     again = capsys.readouterr().out
@@ -145,13 +153,13 @@ def test_the_run_stops_saves_and_says_why_and_how_to_go_on(workspace: Path, caps
 
 
 @pytest.mark.usefixtures("advised")
-def test_a_run_stops_early_only_if_it_was_asked_to(workspace: Path) -> None:
+def test_a_run_stops_early_only_if_configured(workspace: Path) -> None:
     train.train(tiny_config(workspace, {"run.eval_every": 4}))
     assert len(logged_losses(run_folder(workspace))) == STEPS
 
 
 @pytest.mark.usefixtures("advised")
-def test_a_run_that_was_stopped_early_and_then_interrupted_goes_on(workspace: Path) -> None:
+def test_a_stopped_run_that_was_interrupted_resumes(workspace: Path) -> None:
     train.train(tiny_config(workspace, EARLY))
     with runlog.RunLog(run_folder(workspace).log_file) as log:
         log.write("start", step=8)
@@ -159,21 +167,26 @@ def test_a_run_that_was_stopped_early_and_then_interrupted_goes_on(workspace: Pa
     assert len(logged_losses(run_folder(workspace))) == 16  # two evaluations further on, it is advised to stop again
 
 
-def test_a_diagnosis_that_fails_costs_one_warning_and_not_the_run(
+def test_a_failing_diagnosis_costs_one_warning_only(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(folder: Any) -> Diagnosis:
         raise ZeroDivisionError("of course")
 
-    monkeypatch.setattr(watch.own, "of", broken)
+    monkeypatch.setattr(live, "diagnose_run", broken)
     train.train(tiny_config(workspace, EARLY))
     assert len(logged_losses(run_folder(workspace))) == STEPS
-    assert capsys.readouterr().err.count("warning: the run is not diagnosed while it trains: of course") == 1
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert (
+        told.count("the run is not diagnosed while it trains: ZeroDivisionError: of course (see it with --debug)") == 1
+    )
 
 
-def test_nobody_who_asks_means_no_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch.own, "of", lambda folder: pytest.fail("a look"))
-    assert Watch(run_folder(tmp_path), shown=False, stopping=False).look() == (None, "")
+def test_nothing_is_diagnosed_unless_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "diagnose_run", lambda folder: pytest.fail("diagnosed"))
+    watch = LiveDiagnosis(run_folder(tmp_path), forecasting=False, stopping=False)
+    assert watch.check() == RunOutlook(None, None)
 
 
 # --- the report at the end -------------------------------------------------------------------------------------------
@@ -187,19 +200,31 @@ def test_a_run_leaves_its_report(workspace: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == ""
 
 
-def test_a_report_that_fails_costs_a_warning_and_not_the_run(
+def test_a_failing_report_costs_one_warning_only(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jaxgpt.diagnose.page.page", lambda found: 1 / 0)
+    monkeypatch.setattr("jaxgpt.diagnose.report.build_report", lambda found: 1 / 0)
     folder = train.train(tiny_config(workspace))
-    assert capsys.readouterr().err == "warning: no report.html: division by zero\n"
+    assert (
+        capsys.readouterr().err
+        == "warning: there is no report.html: ZeroDivisionError: division by zero (see it with --debug)\n"
+    )
     assert not folder.report_file.exists()
     assert records(folder, "stop")[-1]["reason"] == "done"
 
 
-def test_a_report_of_somebody_else_stays(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_foreign_report_file_is_kept(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train.train(tiny_config(workspace))
     folder.report_file.write_text("my own notes")
-    report.keep(folder)
+    live.write_run_report(folder)
     assert folder.report_file.read_text() == "my own notes"
-    assert "report.html' exists and is no page of ours" in capsys.readouterr().err
+    assert "report.html' exists and is not a report of jaxgpt" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback_of_a_failing_report(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jaxgpt.diagnose.report.build_report", lambda found: 1 / 0)
+    monkeypatch.setattr("sys.argv", ["jaxgpt", "train", "--debug"])
+    train.train(tiny_config(workspace))
+    assert "Traceback (most recent call last)" in capsys.readouterr().err

@@ -1,0 +1,111 @@
+"""A run compared with the planner's scaling law: predicted losses, the cost of repeated text, gains of changes."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from jaxgpt.budget import query as queries
+from jaxgpt.budget import scaling_law
+from jaxgpt.budget.scaling_law import LossPrediction, ScalingQuery
+from jaxgpt.diagnose.analysis.series import Estimate
+from jaxgpt.diagnose.context import RunContext
+
+MAX_CORPUS_SD = 0.10  # nats: the law predicts no level on a corpus whose offset is known less well
+
+
+@dataclass(frozen=True)
+class LawComparison:
+    """What the scaling law predicts for a run. `annealed_val`: its loss after a decay of the learning rate."""
+
+    context: RunContext
+    steps_done: int
+    total_steps: int
+    annealed_val: Callable[[], Estimate | None]
+
+    def query_at(self, steps: int) -> ScalingQuery | None:
+        """The law's query for a run like this of `steps` steps; None where its size or batch is unknown."""
+        context = self.context
+        if not context.parameters or not context.tokens_per_step or steps < 1:
+            return None
+        batch = context.tokens_per_step
+        rows = context.vocab_size
+        dropout = context.dropout or 0.0
+        return ScalingQuery(
+            parameters=context.parameters,
+            tokens=batch * steps,
+            recipe=queries.make_recipe(context.optim, self.total_steps, context.parameters, batch, dropout),
+            corpus=context.corpus,
+            unique=context.unique_tokens or None,
+            ceiling=math.log(rows) if rows and rows > 1 else math.inf,
+        )
+
+    @cached_property
+    def query(self) -> ScalingQuery | None:
+        """The law's query for this run at its full length."""
+        return self.query_at(self.total_steps)
+
+    @cached_property
+    def prediction(self) -> LossPrediction | None:
+        """The predicted loss at the end of the run."""
+        return None if self.query is None else scaling_law.predict_loss(self.query)
+
+    @cached_property
+    def prediction_now(self) -> LossPrediction | None:
+        """The predicted loss of a run that ends, fully annealed, at the step that this run has reached."""
+        query = self.query_at(self.steps_done)
+        if query is None:
+            return None
+        return scaling_law.predict_loss(replace(query, recipe=replace(query.recipe, final_lr_fraction=0.0)))
+
+    @cached_property
+    def inapplicable_reason(self) -> str:
+        """Why the law predicts no level for this run; empty where it does."""
+        if self.prediction_now is None:
+            return "the run's size or tokens are unknown (--params, --batch-tokens)"
+        if self.prediction_now.outside:
+            return "outside the scaling law's fitted range: " + ", ".join(self.prediction_now.outside)
+        corpus = self.context.corpus
+        if corpus.sd > MAX_CORPUS_SD:
+            return f"the loss level of the corpus ({corpus.name}) is not known to {MAX_CORPUS_SD:g} nats (--corpus)"
+        return ""
+
+    @cached_property
+    def is_out_of_range(self) -> bool:
+        """Whether the run lies outside the fitted range. Differences of two predictions need no corpus offset."""
+        return self.prediction is None or bool(self.prediction.outside)
+
+    @cached_property
+    def residual(self) -> Estimate | None:
+        """The loss after annealing minus the predicted loss; None where the law does not apply, or in the warmup."""
+        annealed = self.annealed_val()
+        if self.inapplicable_reason or annealed is None or self.prediction_now is None:
+            return None
+        if self.steps_done <= self.context.optim.warmup_steps:
+            return None
+        stderr = math.hypot(self.prediction_now.sigma, annealed.stderr)
+        return Estimate(annealed.value - self.prediction_now.loss, stderr, annealed.lines)
+
+    def gain(self, **changes: float) -> float | None:
+        """How much lower the run would end with `changes` to its query and a tuned recipe, in nats."""
+        if self.query is None:
+            return None
+        changed = scaling_law.predict_loss(replace(self.query, **changes))  # type: ignore[arg-type]
+        current = scaling_law.predict_loss(self.query)
+        return (current.loss - current.terms["recipe"]) - (changed.loss - changed.terms["recipe"])
+
+    def gain_of_doubling(self, field: str) -> float | None:
+        """The gain of doubling `parameters`, `tokens` or `unique` of the query, in nats; None where it is unknown."""
+        value = getattr(self.query, field, None)
+        return None if value is None else self.gain(**{field: 2 * value})
+
+    def repetition_cost(self, steps: float, unique: float | None = None) -> float | None:
+        """The loss that repeated tokens cost after `steps` steps by the repetition law, in nats; None where unknown.
+
+        `unique` replaces the run's number of unique tokens.
+        """
+        context = self.context
+        unique = context.unique_tokens if unique is None else unique
+        if not context.parameters or not context.tokens_per_step or not unique:
+            return None
+        return scaling_law.repetition_cost(context.parameters, steps * context.tokens_per_step, unique)

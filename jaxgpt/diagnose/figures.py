@@ -1,0 +1,171 @@
+"""Figures of a run: its loss with the forecast, its learning rate, its step time, its train-validation gap."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxgpt.diagnose.analysis.gap import Gap
+from jaxgpt.diagnose.analysis.series import Series
+from jaxgpt.diagnose.completion import StepTimes, trend
+from jaxgpt.diagnose.context import schedule_detection
+from jaxgpt.diagnose.diagnosis import Diagnosis
+from jaxgpt.utils.report import Figure
+from jaxgpt.utils.stats import Z80, Z95
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+VAL, TRAIN, MODEL, QUIET = "#c2571a", "#8a96a3", "#2b6cb0", "#555555"
+SETTLED = 0.2  # of the steps done: earlier losses do not count for the limits of the axis
+FEW_EVALUATIONS = 60  # that are drawn as points
+POINTS = 400  # of a curve: more are not visible
+LR_POINTS = 40  # logged learning rates that are drawn
+
+
+def loss_figures(diagnosis: Diagnosis) -> Iterator[Figure]:
+    """The loss with its forecast, the learning rate and the gap, as far as there is something to draw."""
+    losses = diagnosis.analysis.losses
+    if len(losses.val) or len(losses.train):
+        yield _loss_figure(diagnosis)
+    if len(diagnosis.context.lr_fractions) > 1:
+        yield _learning_rate_figure(diagnosis)
+    if len(diagnosis.analysis.gap.points) > 1:
+        yield _gap_figure(diagnosis, diagnosis.analysis.gap.points)
+
+
+def step_time_figure(diagnosis: Diagnosis) -> Iterator[Figure]:
+    """The step times, where the log has at least three."""
+    paces = StepTimes.from_history(diagnosis.history)
+    if len(paces.steps) <= 2:
+        return
+    blocks = trend.median_blocks(paces.ordinary.steps, paces.ordinary.seconds)
+    change = diagnosis.completion.trend if diagnosis.completion else None
+
+    def draw(axes: "Axes") -> None:
+        axes.plot(blocks.steps, blocks.paces, color=MODEL, lw=1.2)
+        if change:
+            axes.axvline(change.since, color=VAL, lw=1, ls="--")
+            text = f"{change.change:+.0%}"
+            top = (change.since, blocks.paces.max())
+            axes.annotate(text, top, (4, -4), color=VAL, textcoords="offset points", va="top")
+        middle = float(np.median(blocks.paces))
+        axes.set(ylabel="s per step")
+        axes.set_ylim(min(0.9 * middle, blocks.paces.min()), max(1.1 * middle, blocks.paces.max()))
+        _set_step_axis(axes, diagnosis)
+
+    yield Figure("Seconds per step: medians of adjacent lines, without evaluation and saving.", draw, height=2.2)
+
+
+def _loss_figure(diagnosis: Diagnosis) -> Figure:
+    losses = diagnosis.analysis.losses
+    caption = "Validation loss so far and its forecast: the bands contain 80 % and 95 %."
+    if diagnosis.posterior is None:
+        caption = "The losses of the log. There is no forecast."
+
+    def draw(axes: "Axes") -> None:
+        if len(losses.train):
+            train = downsample(losses.train)
+            axes.plot(train.steps, train.values, color=TRAIN, lw=0.8, label="training batches", zorder=1)
+        _draw_forecast(axes, diagnosis)
+        marker = "o" if len(losses.val) <= FEW_EVALUATIONS else "-"
+        axes.plot(losses.val.steps, losses.val.values, marker, ms=4, lw=1.2, color=VAL, label="validation", zorder=4)
+        axes.set(ylabel="nats per token", ylim=_loss_limits(diagnosis))
+        _set_step_axis(axes, diagnosis)
+        axes.legend(frameon=False)
+
+    return Figure(caption, draw, height=4.0)
+
+
+def _draw_forecast(axes: "Axes", diagnosis: Diagnosis) -> None:
+    posterior = diagnosis.posterior
+    if posterior is None:
+        return
+    total = len(diagnosis.context.lr_fractions)
+    done = min(diagnosis.history.steps_done, total)
+    first = max(1, diagnosis.context.optim.warmup_steps, total // 50)
+    steps = np.unique(np.linspace(first, total, POINTS).round().astype(np.int64))
+    mean, sd = posterior.predict(steps)
+    axes.plot(steps, mean, color=MODEL, lw=1.4, label="loss model", zorder=3)
+    ahead = steps >= done
+    if ahead.sum() > 1:
+        for width, alpha in ((Z95, 0.12), (Z80, 0.22)):
+            low = (mean - width * sd)[ahead]
+            high = (mean + width * sd)[ahead]
+            axes.fill_between(steps[ahead], low, high, color=MODEL, alpha=alpha, lw=0, zorder=2)
+    axes.annotate(f"{mean[-1]:.3f}", (total, mean[-1]), (4, 0), textcoords="offset points", color=MODEL, va="center")
+
+
+def _loss_limits(diagnosis: Diagnosis) -> tuple[float, float]:
+    """Limits for the losses after the first fifth: the initial decrease would hide everything else."""
+    val = diagnosis.analysis.losses.val
+    train = diagnosis.analysis.losses.train
+    main = val if min(len(val), 2) >= min(len(train), 2) else train
+    start = SETTLED * float(main.steps[-1])
+    late = main.between(start, float("inf")).values
+    ends = [diagnosis.forecast.low95, diagnosis.forecast.high95] if diagnosis.forecast else []
+    low = min(*late, *ends, float(late[0]))
+    high = max(*late, *ends, float(late[0]))
+    trained = downsample(train).between(start, float("inf")).values
+    low = max(min([low, *trained]), low - (high - low))  # a far lower train loss takes at most half of the axis
+    margin = 0.08 * max(high - low, 0.02)
+    return low - margin, high + margin
+
+
+def _learning_rate_figure(diagnosis: Diagnosis) -> Figure:
+    context = diagnosis.context
+    source = "as the log and the config say" if context.schedule_known else "as assumed"
+    logged = list(zip(*schedule_detection.logged_rates(diagnosis.history.steps)))
+    has_dots = bool(logged) and not diagnosis.history.metadata.relative_rate
+    dots = "; the dots are those of the log" if has_dots else ""
+
+    def draw(axes: "Axes") -> None:
+        steps = np.unique(np.linspace(0, len(context.lr_fractions) - 1, POINTS).round().astype(np.int64))
+        axes.plot(steps, context.optim.learning_rate * context.lr_fractions[steps], color=MODEL)
+        if has_dots:
+            shown = logged[:: -(-len(logged) // LR_POINTS)]
+            axes.plot(*zip(*shown), "o", ms=2.5, color=VAL)
+        axes.axvline(diagnosis.history.steps_done, color=QUIET, lw=0.8, ls=":")
+        axes.set(ylabel="learning rate", ylim=(0, None))
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        _set_step_axis(axes, diagnosis)
+
+    return Figure(f"Learning rate, {source}{dots}.", draw, height=2.2)
+
+
+def _gap_figure(diagnosis: Diagnosis, gaps: Sequence[Gap]) -> Figure:
+    first_epoch = diagnosis.analysis.first_epoch_steps
+
+    def draw(axes: "Axes") -> None:
+        steps, values, errors = zip(*((gap.step, gap.value, gap.stderr) for gap in gaps))
+        axes.axhline(0, color=QUIET, lw=0.8)
+        axes.errorbar(steps, values, yerr=errors, fmt="o", ms=3.5, lw=1, color=VAL)
+        if first_epoch and first_epoch < steps[-1]:
+            axes.axvline(first_epoch, color=QUIET, lw=0.8, ls=":")
+            transform = axes.get_xaxis_transform()
+            axes.text(first_epoch, 0.98, " epoch 1 ends", color=QUIET, fontsize=8, va="top", transform=transform)
+        axes.set(ylabel="nats per token")
+        _set_step_axis(axes, diagnosis)
+
+    caption = "Validation loss minus train loss, with standard errors: it grows where text is memorized."
+    return Figure(caption, draw, height=2.4)
+
+
+def downsample(series: Series, count: int = POINTS) -> Series:
+    """At most `count` points: medians of adjacent ones."""
+    size = -(-len(series) // count)
+    if size <= 1:
+        return series
+    starts = np.arange(0, len(series), size)
+    steps = np.array([np.median(series.steps[start : start + size]) for start in starts])
+    values = np.array([np.median(series.values[start : start + size]) for start in starts])
+    return Series(steps, values, series.lines[starts])
+
+
+def _set_step_axis(axes: "Axes", diagnosis: Diagnosis) -> None:
+    """The same axis of steps for all figures, from the first to the last step of the run."""
+    from matplotlib.ticker import FuncFormatter
+
+    length = len(diagnosis.context.lr_fractions)
+    axes.set(xlabel="steps", xlim=(-0.02 * length, 1.08 * length))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -54,12 +54,12 @@ def test_nanogpt_log_gives_step_times_and_losses(tmp_path: Path) -> None:
 def test_finished_run_moves_the_offset_to_its_loss(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(NANOGPT)
     request = options.read(["fineweb40m", "--calibrate", "log"])
-    found = plan.make_plan(command.calibrated_inputs(request))
-    assert found.last.loss == pytest.approx(3.60, abs=0.005)
-    assert found.step_times["jaxgpt"].seconds == pytest.approx(3.99511)
-    assert found.last.seconds == pytest.approx(plan.run_seconds(CONFIG, 20_000, 3.99511))
+    planned_run = plan.make_plan(command.calibrated_inputs(request))
+    assert planned_run.last.loss == pytest.approx(3.60, abs=0.005)
+    assert planned_run.step_times["jaxgpt"].seconds == pytest.approx(3.99511)
+    assert planned_run.last.seconds == pytest.approx(plan.run_seconds(CONFIG, 20_000, 3.99511))
     wide = plan.make_plan(options.read(["fineweb40m", "--corpus", "unknown"]).inputs).last
-    assert found.last.loss_high - found.last.loss_low < 0.5 * (wide.loss_high - wide.loss_low)
+    assert planned_run.last.loss_high - planned_run.last.loss_low < 0.5 * (wide.loss_high - wide.loss_low)
 
 
 def test_running_run_is_compared_as_if_annealed(tmp_path: Path) -> None:
@@ -69,18 +69,18 @@ def test_running_run_is_compared_as_if_annealed(tmp_path: Path) -> None:
     log = tmp_path / "run" / "log.jsonl"
     log.write_text(log.read_text() + json.dumps({"kind": "eval", "step": steps, "val_loss": loss}) + "\n")
     record = calibrate.read_record("run")
-    found = calibrate.calibrate(record, CONFIG, FINEWEB, 3.68e9)
+    calibration = calibrate.calibrate(record, CONFIG, FINEWEB, 3.68e9)
     expected = scaling_law.predict_loss(query.build_query(CONFIG, steps, FINEWEB, 3.68e9))
-    assert found.loss_shift == pytest.approx(loss - 0.026 - expected.loss, abs=0.003)
-    assert found.loss_sd == calibrate.RUNNING_SD
+    assert calibration.loss_shift == pytest.approx(loss - 0.026 - expected.loss, abs=0.003)
+    assert calibration.loss_sd == calibrate.RUNNING_SD
 
 
 def test_early_run_does_not_change_the_loss(tmp_path: Path) -> None:
     write_run(tmp_path, CONFIG, 1000, 4.0, 5.0)
-    found = calibrate.calibrate(calibrate.read_record("run"), CONFIG, FINEWEB, None)
-    assert found.loss_shift is None
-    assert found.measured
-    assert found.measured.seconds == 4.0
+    calibration = calibrate.calibrate(calibrate.read_record("run"), CONFIG, FINEWEB, None)
+    assert calibration.loss_shift is None
+    assert calibration.measured
+    assert calibration.measured.seconds == 4.0
 
 
 def test_step_time_of_another_model_is_scaled_by_its_work(tmp_path: Path) -> None:
@@ -115,9 +115,9 @@ def test_plan_is_written_once_and_compared_with_the_run(tmp_path: Path, capsys: 
     folder = write_run(tmp_path, CONFIG, 40, 4.5, 3.9)
     plan_file.write_plan(folder, CONFIG, 3_680_000_000, "NVIDIA GeForce RTX 4070")
     first = (folder.path / plan_file.NAME).read_text()
-    held = json.loads(first)
-    assert held["data"]["unique"] == 3.68e9
-    assert [row["total_steps"] for row in held["rows"]] == [20_000]
+    values = json.loads(first)
+    assert values["data"]["unique"] == 3.68e9
+    assert [row["total_steps"] for row in values["rows"]] == [20_000]
     plan_file.write_plan(folder, load_config("gpt2_124m"), 1, "H100")
     assert (folder.path / plan_file.NAME).read_text() == first
     lines = {line.quantity: line for line in plan_file.compare_with_actual(folder)}

@@ -109,7 +109,7 @@ def test_page_loads_nothing_and_escapes_names(tmp_path: Path) -> None:
 
 def test_cpu_has_no_step_time_until_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert errors.run(budget.main, ["fineweb40m", "--gpu", "cpu", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["step_time"] == {}
-    assert found["rows"][0]["seconds"] is None
-    assert any("--measure" in text for text in found["warnings"])
+    values = json.loads(capsys.readouterr().out)
+    assert values["step_time"] == {}
+    assert values["rows"][0]["seconds"] is None
+    assert any("--measure" in text for text in values["warnings"])

@@ -56,9 +56,9 @@ def test_pilot_trains_on_own_data_and_calibrates_the_plan(tmp_path: Path, capsys
     options += ["--data.path", "tokens", "--data.micro-batch", "2", "--data.accum", "1", "--model.loss-chunk", "64"]
     options += ["--run.steps", "4000", "--run.eval-tokens", "64", "--mesh.device", "cpu", "--gpu", "cpu"]
     assert errors.run(budget.main, ["fineweb40m", *options, "--pilot", "3s", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert "pilot-fineweb40m-1" in found["calibration"]["source"]
-    assert found["calibration"]["loss_shift"] is not None
-    assert found["step_time"]["jaxgpt"]["seconds_per_step"] > 0
-    assert found["rows"][-1]["seconds"] > 4000 * found["step_time"]["jaxgpt"]["seconds_per_step"]
+    values = json.loads(capsys.readouterr().out)
+    assert "pilot-fineweb40m-1" in values["calibration"]["source"]
+    assert values["calibration"]["loss_shift"] is not None
+    assert values["step_time"]["jaxgpt"]["seconds_per_step"] > 0
+    assert values["rows"][-1]["seconds"] > 4000 * values["step_time"]["jaxgpt"]["seconds_per_step"]
     assert (tmp_path / "runs" / "pilot-fineweb40m-1" / "plan.json").is_file()

@@ -54,8 +54,8 @@ def test_activations_grow_as_xlas_temporaries_do(name: str) -> None:
     """XLA's CPU backend fuses less than a GPU's, so the two agree in their size, not to the byte."""
     model = SMALL[name]
     measured = [compile_step(small_config(model, rows)).memory_analysis().temp_size_in_bytes for rows in (8, 32)]
-    held = [memory.estimate(small_config(model, rows), flash=False) for rows in (8, 32)]
-    planned = [part.activations + part.workspace + part.logits for part in held]
+    estimates = [memory.estimate(small_config(model, rows), flash=False) for rows in (8, 32)]
+    planned = [part.activations + part.workspace + part.logits for part in estimates]
     assert 0.6 < (planned[1] - planned[0]) / (measured[1] - measured[0]) < 1.7
 
 
@@ -87,7 +87,7 @@ def test_plan_agrees_with_programs_compiled_for_an_h100(line: str) -> None:
     sequences = base.data.micro_batch * base.data.accum
     for remat, counted in zip(("none", "attention", "blocks"), counts, strict=True):
         data = {"micro_batch": int(rows), "accum": sequences // int(rows)}
-        held = memory.estimate(base.replace({"data": data, "model": {"remat": remat}}))
-        program = (held.total - memory.LIBRARIES) / (1 + memory.FRAGMENTS)
+        estimate = memory.estimate(base.replace({"data": data, "model": {"remat": remat}}))
+        program = (estimate.total - memory.LIBRARIES) / (1 + memory.FRAGMENTS)
         least, most = {"none": (0.98, 1.02), "attention": (0.975, 1.04), "blocks": (1.0, 1.16)}[remat]
         assert least < program / (float(counted) * 1e9) < most

@@ -27,37 +27,37 @@ def planned(*argv: str) -> Plan:
 
 def document(capsys: pytest.CaptureFixture[str], *argv: str) -> Json:
     assert errors.run(budget.main, ["--config", "fineweb40m", *argv, "--json"]) == 0
-    found: Json = json.loads(capsys.readouterr().out)
-    return found
+    values: Json = json.loads(capsys.readouterr().out)
+    return values
 
 
 def test_the_reference_run(capsys: pytest.CaptureFixture[str]) -> None:
-    found = document(capsys, "--config", "fineweb40m", "--gpu", "rtx4070", "--unique-tokens", "3.68e9")
-    assert (found["model"]["parameters"], found["model"]["non_embedding_parameters"]) == (40_560_000, 21_243_264)
-    last = found["rows"][-1]
-    assert [row["total_steps"] for row in found["rows"]] == [6000, 10000, 15000, 20000]
+    values = document(capsys, "--config", "fineweb40m", "--gpu", "rtx4070", "--unique-tokens", "3.68e9")
+    assert (values["model"]["parameters"], values["model"]["non_embedding_parameters"]) == (40_560_000, 21_243_264)
+    last = values["rows"][-1]
+    assert [row["total_steps"] for row in values["rows"]] == [6000, 10000, 15000, 20000]
     assert last["tokens"] == 10_485_760_000
     assert last["epochs"] == pytest.approx(2.85, abs=0.005)
     assert last["flops"] == pytest.approx(299_983_104 * 10_485_760_000)
     assert last["loss"] == pytest.approx(3.52, abs=0.05)
     assert last["loss_low"] < 3.53 < last["loss_high"]
-    time = found["step_time"]
+    time = values["step_time"]
     assert time["nanogpt"]["seconds_low"] < 3.995 < time["nanogpt"]["seconds_high"]
     assert last["seconds"] > 20_000 * time["jaxgpt"]["seconds_per_step"]
     assert last["cost"] == pytest.approx(0.30 * last["energy_kwh"])
-    assert found["memory"]["fits"] is True
-    assert found["gains"]["double_model"]["nats"] == pytest.approx(0.193, abs=0.01)
-    assert found["gains"]["double_steps"]["nats"] == pytest.approx(0.045, abs=0.006)
-    assert found["gains"]["double_unique_data"]["nats"] == pytest.approx(0.002, abs=0.001)
+    assert values["memory"]["fits"] is True
+    assert values["gains"]["double_model"]["nats"] == pytest.approx(0.193, abs=0.01)
+    assert values["gains"]["double_steps"]["nats"] == pytest.approx(0.045, abs=0.006)
+    assert values["gains"]["double_unique_data"]["nats"] == pytest.approx(0.002, abs=0.001)
     assert sum(last["loss_terms"].values()) == pytest.approx(last["loss"])
 
 
 def test_every_json_field_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
     """docs/budget.md names each top-level field and each field of a row."""
-    found = document(capsys, "--hours", "20")
+    values = document(capsys, "--hours", "20")
     text = (Path(__file__).parents[1] / "docs" / "budget.md").read_text()
-    assert found["version"] == to_json.VERSION
-    for name in [*found, *found["rows"][0], *found["model"], *found["memory"], *found["step_time"]["jaxgpt"]]:
+    assert values["version"] == to_json.VERSION
+    for name in [*values, *values["rows"][0], *values["model"], *values["memory"], *values["step_time"]["jaxgpt"]]:
         assert f"`{name}`" in text, name
 
 
@@ -77,20 +77,20 @@ def test_too_few_flops_have_no_best_model(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_useful_steps_end_where_gains_are_not_measurable() -> None:
-    found = planned()
-    worth = recommend.useful_steps(found)
+    planned_run = planned()
+    worth = recommend.useful_steps(planned_run)
     gain = [
-        plan.predict_loss(found.inputs, n).loss - plan.predict_loss(found.inputs, round(1.1 * n)).loss
+        plan.predict_loss(planned_run.inputs, n).loss - plan.predict_loss(planned_run.inputs, round(1.1 * n)).loss
         for n in (worth, 2 * worth)
     ]
     assert gain[0] >= 0.98 * recommend.MEASURABLE_GAIN > gain[1]
 
 
 def test_planned_early_stop_is_better_than_a_cut_off() -> None:
-    found = planned()
-    iters, annealed, cut = recommend.early_stop(found)
-    assert iters == 15_000
-    assert found.last.loss < annealed < cut
+    planned_run = planned()
+    early = recommend.early_stop(planned_run)
+    assert early.total_steps == 15_000
+    assert planned_run.last.loss < early.loss < early.loss_if_cut_off
 
 
 def test_fewer_unique_tokens_never_help() -> None:
@@ -101,8 +101,8 @@ def test_fewer_unique_tokens_never_help() -> None:
 
 
 def test_claim_is_answered_with_what_it_would_take(capsys: pytest.CaptureFixture[str]) -> None:
-    said = document(capsys, "--claim", "2.5")["recommendation"]["sentences"][-1]
-    assert "out of reach of this model at any length (limit 3.26)" in said
+    sentence = document(capsys, "--claim", "2.5")["recommendation"]["sentences"][-1]
+    assert "out of reach of this model at any length (limit 3.26)" in sentence
     tokens = recommend.required_for_loss(40.56e6, planned().inputs.corpus, 3.5)
     assert "unique tokens" in tokens
     billions = float(tokens.removeprefix("takes ").split("B")[0])
@@ -135,9 +135,9 @@ def test_a_folders_manifest_and_audit_say_how_many_tokens_differ(tmp_path: Path)
     assert planned("--data", "d").inputs.tokens.unique == 3_000_000
     audit = {"format": 1, "tokens": 3_000_000, "effective_unique_tokens": 1_000_000}
     (tmp_path / "d" / "audit.json").write_text(json.dumps(audit))
-    found = planned("--data", "d")
-    assert found.last.epochs == pytest.approx(10_485_760_000 / 1_000_000)
-    assert "epochs" in " ".join(found.warnings)
+    planned_run = planned("--data", "d")
+    assert planned_run.last.epochs == pytest.approx(10_485_760_000 / 1_000_000)
+    assert "epochs" in " ".join(planned_run.warnings)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ def test_comments_of_a_config_do_not_influence_the_plan(tmp_path: Path) -> None:
 
 
 def test_plan_far_from_the_fit_has_a_wide_interval() -> None:
-    found = planned("--config", "quickstart", "--gpu", "4090")
-    assert found.last.loss_high - found.last.loss_low > 1
-    assert any("outside the scaling law's fitted range" in text for text in found.warnings)
+    planned_run = planned("--config", "quickstart", "--gpu", "4090")
+    assert planned_run.last.loss_high - planned_run.last.loss_low > 1
+    assert any("outside the scaling law's fitted range" in text for text in planned_run.warnings)
 
 
 def test_more_steps_cost_more_and_reach_lower() -> None:
@@ -194,8 +194,8 @@ def test_no_run_is_predicted_worse_than_guessing() -> None:
 
 
 def test_huge_steps_are_planned_too(capsys: pytest.CaptureFixture[str]) -> None:
-    found = document(capsys, "--data.micro-batch", "1e9", "--lengths", "5")
-    assert found["memory"]["fits"] is False
+    values = document(capsys, "--data.micro-batch", "1e9", "--lengths", "5")
+    assert values["memory"]["fits"] is False
 
 
 def test_numbers_may_have_suffixes_and_separators() -> None:
@@ -210,9 +210,9 @@ def test_evaluation_is_part_of_the_time() -> None:
 
 
 def test_plan_is_made_of_plain_values() -> None:
-    found = planned()
-    assert dataclasses.is_dataclass(found)
-    report = plan_report(found, recommend.recommend(found))
+    planned_run = planned()
+    assert dataclasses.is_dataclass(planned_run)
+    report = plan_report(planned_run, recommend.recommend(planned_run))
     json.dumps(utils_report.to_json(report), allow_nan=False)
 
 

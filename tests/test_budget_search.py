@@ -30,23 +30,23 @@ def chosen(*argv: str) -> SearchResult:
 @pytest.mark.parametrize("gpu", ["RTX 4070", "H100"])
 @pytest.mark.parametrize("hours", [5.0, 20.0, 100.0])
 def test_best_run_for_hours_uses_them_and_ends_lowest(gpu: str, hours: float) -> None:
-    found = chosen("--gpu", gpu, "--hours", str(hours))
-    row = found.best.row
+    result = chosen("--gpu", gpu, "--hours", str(hours))
+    row = result.best.row
     assert row.seconds == pytest.approx(hours * 3600, rel=0.01)
     assert (row.seconds or 0) <= hours * 3600
-    assert all(one.ratio >= 15 for one in found.candidates)
-    inside = [one for one in found.candidates if not one.row.prediction.outside]
+    assert all(one.ratio >= 15 for one in result.candidates)
+    inside = [one for one in result.candidates if not one.row.prediction.outside]
     assert row.loss == min(one.row.loss for one in inside)
-    needed = memory.estimate(found.best.config).total
-    device = found.inputs.device
+    needed = memory.estimate(result.best.config).total
+    device = result.inputs.device
     assert device
     assert needed <= device.usable * memory.GIB
 
 
 def test_short_goal_gets_a_run_and_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    found = plan_of(capsys, "--config", "quickstart", "--hours", "0.05")
-    assert found["rows"][-1]["seconds"] <= 0.05 * 3600
-    assert any("outside the scaling law" in text for text in found["warnings"])
+    values = plan_of(capsys, "--config", "quickstart", "--hours", "0.05")
+    assert values["rows"][-1]["seconds"] <= 0.05 * 3600
+    assert any("outside the scaling law" in text for text in values["warnings"])
 
 
 def test_best_run_for_energy_uses_it() -> None:
@@ -56,15 +56,15 @@ def test_best_run_for_energy_uses_it() -> None:
 
 
 def test_target_loss_gets_the_shortest_run() -> None:
-    found = chosen("--target-loss", "3.4")
-    best = found.best
+    result = chosen("--target-loss", "3.4")
+    best = result.best
     assert best.row.loss <= 3.4
-    assert best.row.seconds == min(one.row.seconds or 0 for one in found.candidates if not one.row.prediction.outside)
-    exact = [one for one in found.candidates if one.ratio > 16]
+    assert best.row.seconds == min(one.row.seconds or 0 for one in result.candidates if not one.row.prediction.outside)
+    exact = [one for one in result.candidates if one.ratio > 16]
     assert exact
     for one in exact:
         shorter = search.with_steps(one.config, one.row.total_steps - 1)
-        inputs = plan.replace(found.inputs, config=shorter)
+        inputs = plan.replace(result.inputs, config=shorter)
         assert one.row.loss <= 3.4 < plan.predict_loss(inputs, one.row.total_steps - 1).loss + 1e-9
 
 
@@ -77,8 +77,8 @@ def test_repeated_tokens_can_make_a_target_unreachable() -> None:
 
 def plan_of(capsys: pytest.CaptureFixture[str], *argv: str) -> Json:
     assert errors.run(budget.main, ["--config", "fineweb40m", *argv, "--json"]) == 0
-    found: Json = json.loads(capsys.readouterr().out)
-    return found
+    values: Json = json.loads(capsys.readouterr().out)
+    return values
 
 
 @pytest.mark.parametrize("base", ["fineweb40m", "fineweb40m_modern", "gpt2_124m"])
@@ -126,10 +126,10 @@ def test_written_config_trains_unchanged(tmp_path: Path) -> None:
 
 
 def test_written_config_keeps_every_field(tmp_path: Path) -> None:
-    found = chosen("--hours", "20")
-    search.write_config(found, tmp_path / "a b.py")
+    result = chosen("--hours", "20")
+    search.write_config(result, tmp_path / "a b.py")
     config = load_config(str(tmp_path / "a b.py"))
     assert config.run.name == "a-b"
     data = {"corpus": "fineweb", "unique_tokens": 3_680_000_000}
-    assert config == found.best.config.replace({"run": {"name": "a-b"}, "data": data})
+    assert config == result.best.config.replace({"run": {"name": "a-b"}, "data": data})
     assert str(Goal(hours=20)) in (tmp_path / "a b.py").read_text()

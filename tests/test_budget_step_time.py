@@ -21,9 +21,9 @@ CARD = DEVICES["RTX 4070"]
 
 
 def test_measured_nanogpt_step_time_is_inside_the_interval() -> None:
-    found = estimate(REFERENCE, CARD, "nanogpt")
-    assert found.low < 3.995 < found.high
-    assert found.low > REFERENCE.tokens_per_step * model_size.flops_per_token(REFERENCE.model, causal=True) / 64.2e12
+    time = estimate(REFERENCE, CARD, "nanogpt")
+    assert time.low < 3.995 < time.high
+    assert time.low > REFERENCE.tokens_per_step * model_size.flops_per_token(REFERENCE.model, causal=True) / 64.2e12
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ def test_measured_nanogpt_step_time_is_inside_the_interval() -> None:
 def test_published_speeds_of_124m_are_inside_the_interval(config: str, device: str, tokens_per_second: float) -> None:
     """nanoGPT on a 4090 (issue 182), llm.c on A100 and H100: none of them was used to choose a share."""
     cfg = load_config(config)
-    found = estimate(cfg, DEVICES[device], "nanogpt")
-    assert found.low < cfg.tokens_per_step / tokens_per_second < found.high
+    time = estimate(cfg, DEVICES[device], "nanogpt")
+    assert time.low < cfg.tokens_per_step / tokens_per_second < time.high
 
 
 @pytest.mark.parametrize("device", sorted(DEVICES))
@@ -42,11 +42,11 @@ def test_published_speeds_of_124m_are_inside_the_interval(config: str, device: s
 def test_no_device_is_planned_above_its_peak(device: str, software: str) -> None:
     for name in ("fineweb40m", "fineweb40m_modern", "gpt2_124m"):
         cfg = load_config(name)
-        found = estimate(cfg, DEVICES[device], software)
+        time = estimate(cfg, DEVICES[device], software)
         work = cfg.tokens_per_step * model_size.flops_per_token(cfg.model, causal=True)
-        assert found.low < found.seconds < found.high
-        assert work / found.low < 1.1 * DEVICES[device].tflops * 1e12
-        assert 0.02 < step_time.mfu(cfg, found.seconds, DEVICES[device]) < 0.75
+        assert time.low < time.seconds < time.high
+        assert work / time.low < 1.1 * DEVICES[device].tflops * 1e12
+        assert 0.02 < step_time.mfu(cfg, time.seconds, DEVICES[device]) < 0.75
 
 
 def test_kernels_do_the_operations_of_the_model() -> None:
@@ -135,7 +135,7 @@ def test_newest_measurement_counts_and_no_tiny_one(tmp_path: Path) -> None:
 )
 def test_the_schedule_without_jax_is_optaxs(settings: Optim) -> None:
     steps = 100
-    theirs = optim.schedule(settings, steps)
+    optax_schedule = optim.schedule(settings, steps)
     for update in range(steps):
-        ours = schedule.learning_rate(settings, steps, update)
-        np.testing.assert_allclose(ours, float(theirs(update)), rtol=2e-5, atol=1e-9)
+        planned = schedule.learning_rate(settings, steps, update)
+        np.testing.assert_allclose(planned, float(optax_schedule(update)), rtol=2e-5, atol=1e-9)

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from jaxgpt.budget import plan, query, scaling_law
 from jaxgpt.budget.plan import Plan
@@ -36,7 +35,8 @@ class BestModel:
     at_ratio_limit: bool
 
 
-class EarlyStop(NamedTuple):
+@dataclass(frozen=True)
+class EarlyStop:
     """A shorter run: its steps, its loss with a decay that ends there, and its loss when the long run is cut off."""
 
     total_steps: int
@@ -46,7 +46,7 @@ class EarlyStop(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """Numbers and the sentences that state them. `unique_tokens` are pairs of unique tokens and predicted loss."""
+    """Numbers and the sentences that state them. `unique_tokens` are pairs of a count and its predicted loss."""
 
     useful_steps: int
     best_model: BestModel | None

@@ -8,8 +8,10 @@ this size by 0.1 to 0.15 nats. `bench/refit.py` fits the constants below and wri
 measured errors.
 """
 
+import csv
 import math
 from dataclasses import dataclass, field
+from importlib import resources
 
 from jaxgpt.utils.stats import Z80
 
@@ -43,7 +45,7 @@ FITTED_TOKENS = (1e9, 4e10)
 FITTED_RATIO = 15.0  # tokens per parameter, at least
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Corpus:
     """A corpus's irreducible loss in nats per token of its tokenizer, and the standard deviation of that estimate."""
 
@@ -53,54 +55,14 @@ class Corpus:
     evidence: str
 
 
-CORPORA = {
-    corpus.name: corpus
-    for corpus in (
-        Corpus(
-            name="fineweb",
-            offset=1.861,
-            sd=0.01,
-            evidence="7 annealed AdamW runs of 124M to 1.5B, GPT-2 tokens",
-        ),
-        Corpus(
-            name="fineweb-edu",
-            offset=1.67,
-            sd=0.10,
-            evidence="one 600M run with Muon (2.58 at 45B tokens), AdamW's 0.06 added; GPT-2 tokens",
-        ),
-        Corpus(
-            name="openwebtext",
-            offset=1.60,
-            sd=0.08,
-            evidence="nanoGPT 2.85 and LitGPT 2.861, both after 33 epochs; GPT-2 tokens",
-        ),
-        Corpus(
-            name="openwebtext2",
-            offset=1.67,
-            sd=0.07,
-            evidence="40 points at constant learning rate (annealed runs end lower), GPT-NeoX tokens",
-        ),
-        Corpus(
-            name="refinedweb",
-            offset=1.99,
-            sd=0.12,
-            evidence="38 points at constant learning rate and 18 annealed untuned runs, GPT-NeoX tokens",
-        ),
-        Corpus(
-            name="c4",
-            offset=1.88,
-            sd=0.13,
-            evidence="datablations' runs of 146M to 2.8B, one learning rate for all sizes, GPT-2 tokens",
-        ),
-        Corpus(
-            name="unknown",
-            offset=1.78,
-            sd=0.15,
-            evidence="mean and spread of the other corpora",
-        ),
-    )
-}
+def _load_corpora() -> dict[str, Corpus]:
+    text = resources.files("jaxgpt.budget").joinpath("corpora.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(text.splitlines())
+    corpora = [Corpus(row["name"], float(row["offset"]), float(row["sd"]), row["evidence"]) for row in rows]
+    return {corpus.name: corpus for corpus in corpora}
 
+
+CORPORA = _load_corpora()
 SAME_RECIPE, OTHER_RECIPE = 0.04, 0.07  # standard deviations in nats
 
 

@@ -36,7 +36,7 @@ def plan_to_dict(planned: Plan, advice: Recommendation, result: SearchResult | N
         "gains": {name: dataclasses.asdict(gain) for name, gain in planned.gains.items()},
         "nearest_runs": [dataclasses.asdict(run) for run in planned.nearest_runs],
         "loss_on_other_corpora": planned.loss_on_other_corpora,
-        "recommendation": _recommendation(advice),
+        "recommendation": dataclasses.asdict(advice),
         "search": None if result is None else _search(result),
         "price_per_kwh": inputs.price,
         "calibration": _calibration(planned),
@@ -93,25 +93,6 @@ def _loss_terms(row: Row) -> dict[str, Any]:
             "tokens": FITTED_TOKENS,
             "min_tokens_per_parameter": FITTED_RATIO,
         },
-    }
-
-
-def _recommendation(advice: Recommendation) -> dict[str, Any]:
-    best = advice.best_model
-    model = None
-    if best is not None:
-        model = {
-            "parameters": best.parameters,
-            "tokens": best.tokens,
-            "loss": best.prediction.loss,
-            "at_ratio_limit": best.at_ratio_limit,
-        }
-    return {
-        "useful_steps": advice.useful_steps,
-        "best_model": model,
-        "early_stop": advice.early_stop._asdict(),
-        "unique_tokens": [{"unique": unique, "loss": loss} for unique, loss in advice.unique_tokens],
-        "sentences": list(advice.sentences),
     }
 
 

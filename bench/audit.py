@@ -1,4 +1,4 @@
-"""The audit: how its time and memory grow, and what it finds beside `datasketch`. Same machine, same tokens, same run.
+"""The audit: how its time and memory scale, and its quality and speed compared with `datasketch` in the same run.
 
     python bench/audit.py DIR [--copies 1 2 4] [--sample 30_000_000] [--pairs 1_000] [--json FILE]
 
@@ -7,16 +7,16 @@ DIR is a prepared folder of text (`python -m jaxgpt.prepare ../shared/corpus --o
 Scale: folders of 1, 2 and 4 times the tokens are written, as nanoGPT's train.bin and val.bin. The first copy is the
 data; in each further one every id but the end of text is renamed by a permutation of the vocabulary, so that its
 shingles are new while lengths, frequencies and repetitions are those of text. Each is audited by
-`python -m jaxgpt.audit` in a fresh process (imports, report and plots included), twice, the second time measured; then
-by the core alone, for the seconds of its stages. On a shared machine, the processors' seconds say more than the
-clock's.
+`python -m jaxgpt.audit` in a new process (imports, report and plots included), twice, of which the second is measured;
+then by the core alone, for the seconds of its stages. On a shared machine, processor time is more reliable than wall
+time.
 
-Quality: passages of the text of 60 to 600 words, none of which overlap, each beside a copy with 0 to 40 % of its words
-replaced by words of other places. The true Jaccard index of each pair is counted from its 5-token shingles; recall and
-precision are those of the pairs that are found as "0.8 or more": here pairs in one cluster, chains included. datasketch
-is used as its documentation does: MinHash of 128 permutations over the same shingles, `MinHashLSH(threshold=0.8)`, and
-what a query returns is found. The same with the corpus's own documents, where the true pairs are those of a sparse
-product that counts what any two share.
+Quality: non-overlapping passages of 60 to 600 words, each with a copy in which 0 to 40 % of the words are replaced by
+words from elsewhere. The true Jaccard index of each pair is counted from its 5-token shingles; recall and precision are
+those of the pairs reported as "0.8 or more": for jaxgpt the pairs within a cluster, chains included. datasketch is used
+as in its documentation: MinHash of 128 permutations over the same shingles, `MinHashLSH(threshold=0.8)`, and the pairs
+that queries return. Then the same with the corpus's own documents, where a sparse product that counts the shared
+shingles gives the true pairs.
 """
 
 import argparse
@@ -30,9 +30,11 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import scipy.sparse
 
@@ -46,16 +48,16 @@ Pairs = set[tuple[int, int]]
 
 
 def documents(data: TokenDataset) -> list[Ids]:
-    """Those of train, without end-of-text."""
+    """The documents of the train split, without end-of-text."""
     ids, eot = data.train.ids(0, data.train.tokens), data.tokenizer.eot
-    return [part[part != eot] for part in np.split(ids, np.flatnonzero(ids == eot) + 1)[:-1]]
+    return [document[document != eot] for document in np.split(ids, np.flatnonzero(ids == eot) + 1)[:-1]]
 
 
 # --- scale -----------------------------------------------------------------------------------------------------------
 
 
 def write_copies(data: TokenDataset, copies: int, folder: Path) -> Path:
-    """`copies` times the tokens, the further ones with every id renamed."""
+    """Writes `copies` times the tokens, with every id renamed in all but the first copy."""
     folder.mkdir()
     eot = data.tokenizer.eot
     for name, split in (("train", data.train), ("val", data.val)):
@@ -74,7 +76,7 @@ def write_copies(data: TokenDataset, copies: int, folder: Path) -> Path:
 
 
 def command(folder: Path) -> tuple[float, float, float]:
-    """Seconds, the processors' seconds and peak memory in MB of the whole command in a fresh process."""
+    """Wall seconds, processor seconds and peak memory in MB of the whole command in a new process."""
     arguments = [sys.executable, "-m", "jaxgpt.audit", str(folder), "--again"]
     subprocess.run(arguments, stdout=subprocess.DEVNULL, check=True)
     began = time.perf_counter()
@@ -86,7 +88,7 @@ def command(folder: Path) -> tuple[float, float, float]:
 
 
 def stages(data: TokenDataset, threads: int) -> tuple[dict[str, float], _loader.Audit]:
-    """Seconds of each of the core's stages, by looks at it many times a second."""
+    """Seconds of each stage of the core, sampled many times a second."""
     seconds: Counter[str] = Counter()
     eot = data.tokenizer.eot
     now = ["opening", time.perf_counter()]
@@ -109,10 +111,10 @@ def stages(data: TokenDataset, threads: int) -> tuple[dict[str, float], _loader.
     return dict(seconds), audit
 
 
-def scale(data: TokenDataset, copies: list[int], place: Path) -> list[dict[str, Any]]:
+def scale(data: TokenDataset, copies: list[int], work: Path) -> list[dict[str, Any]]:
     rows = []
     for count in copies:
-        folder = write_copies(data, count, place / f"{count}x")
+        folder = write_copies(data, count, work / f"{count}x")
         opened = open_folder(folder)
         assert opened.tokenizer.eot is not None  # loaded before the clock starts
         seconds, processor, memory = command(folder)
@@ -151,52 +153,54 @@ def jaccard(a: set[bytes], b: set[bytes]) -> float:
 
 
 def planted(data: TokenDataset, count: int) -> tuple[list[Ids], list[int]]:
-    """Pairs of documents, one after the other, and the percentage of words that was replaced in each second."""
+    """Documents in adjacent pairs, and the percentage of words replaced in the second of each pair."""
     rng, tokenizer = random.Random(0), data.tokenizer
     texts = [tokenizer.decode(ids).split(" ") for ids in documents(data)[: 2 * count]]
     words = [word for text in texts[:200] for word in text]
     passages = [text[start : start + 600] for text in texts for start in range(0, len(text) - 600, 600)]
-    found, edits = [], []
+    planted_documents = []
+    edits = []
     for number, passage in enumerate(rng.sample(passages, count)):
         original = passage[: rng.randrange(60, 600)]
         edits.append(EDITS[number % len(EDITS)])
         copy = list(original)
-        for place in rng.sample(range(len(copy)), round(edits[-1] / 100 * len(copy))):
-            copy[place] = rng.choice(words)
-        found += [np.array(tokenizer.encode(" ".join(part)), np.uint16) for part in (original, copy)]
-    return found, edits
+        for position in rng.sample(range(len(copy)), round(edits[-1] / 100 * len(copy))):
+            copy[position] = rng.choice(words)
+        planted_documents += [np.array(tokenizer.encode(" ".join(words)), np.uint16) for words in (original, copy)]
+    return planted_documents, edits
 
 
-def find_ours(texts: list[Ids], data: TokenDataset, place: Path) -> tuple[Pairs, float]:
-    """The pairs that stand in one cluster, and the seconds of the core."""
-    place.mkdir()
+def find_with_jaxgpt(texts: list[Ids], data: TokenDataset, folder: Path) -> tuple[Pairs, float]:
+    """The pairs within a cluster, and the seconds of the core."""
+    folder.mkdir()
     eot = data.tokenizer.eot
-    np.concatenate([np.append(ids, eot) for ids in texts]).astype(np.uint16).tofile(place / "train.bin")
-    data.tokenizer.save(place / "tokenizer.json")
-    profile, audit = stages(open_folder(place), os.cpu_count() or 1)
+    np.concatenate([np.append(ids, eot) for ids in texts]).astype(np.uint16).tofile(folder / "train.bin")
+    data.tokenizer.save(folder / "tokenizer.json")
+    profile, audit = stages(open_folder(folder), os.cpu_count() or 1)
     clusters = defaultdict(list)
     for document, kept in enumerate(np.frombuffer(audit.kept(), "<u4").tolist()):
         clusters[kept].append(document)
     return {pair for one in clusters.values() for pair in itertools.combinations(sorted(one), 2)}, sum(profile.values())
 
 
-def find_datasketch(texts: list[Ids]) -> tuple[Pairs, float]:
-    """The pairs that queries return, and the seconds of hashing, insertion and queries; one thread, as it is."""
+def find_with_datasketch(texts: list[Ids]) -> tuple[Pairs, float]:
+    """The pairs that queries return, and the seconds of hashing, insertion and queries in its one thread."""
     from datasketch import MinHash, MinHashLSH
 
     began = time.perf_counter()
-    index, found = MinHashLSH(threshold=THRESHOLD, num_perm=NUM_PERM), set()
+    index = MinHashLSH(threshold=THRESHOLD, num_perm=NUM_PERM)
+    pairs: Pairs = set()
     for number, ids in enumerate(texts):
         sketch = MinHash(num_perm=NUM_PERM)
         sketch.update_batch(list(shingles(ids)))
-        found |= {(other, number) for other in index.query(sketch)}
+        pairs |= {(other, number) for other in index.query(sketch)}
         index.insert(number, sketch)
-    return found, time.perf_counter() - began
+    return pairs, time.perf_counter() - began
 
 
 def all_pairs(texts: list[Ids]) -> Pairs:
-    """Every pair at the threshold or above, by counting the shingles that each two documents share."""
-    sets = [np.unique(hashed(ids)) for ids in texts]
+    """Every pair at or above the threshold, by counting the shared shingles of all pairs of documents."""
+    sets = [np.unique(hash_shingles(ids)) for ids in texts]
     sizes = np.array(list(map(len, sets)))
     _, columns = np.unique(np.concatenate(sets), return_inverse=True)
     rows = np.repeat(np.arange(len(texts)), sizes)
@@ -207,7 +211,7 @@ def all_pairs(texts: list[Ids]) -> Pairs:
     return set(zip(shared.row[close].tolist(), shared.col[close].tolist()))
 
 
-def hashed(ids: Ids) -> Ids:
+def hash_shingles(ids: Ids) -> Ids:
     """A number for each shingle of a document: a polynomial of its tokens modulo 2^64, mixed."""
     windows = np.lib.stride_tricks.sliding_window_view(ids, WIDTH) if len(ids) >= WIDTH else ids[None]
     numbers = np.full(len(windows), windows.shape[1], np.uint64)
@@ -217,46 +221,47 @@ def hashed(ids: Ids) -> Ids:
     return numbers
 
 
-def score(found: Pairs, true: Pairs) -> dict[str, Any]:
-    hits = len(found & true)
+def score(predicted: Pairs, true: Pairs) -> dict[str, Any]:
+    hits = len(predicted & true)
     return {
         "recall": hits / len(true) if true else None,
-        "precision": hits / len(found) if found else None,
-        "found": len(found),
+        "precision": hits / len(predicted) if predicted else None,
+        "found": len(predicted),
     }
 
 
-def quality(data: TokenDataset, count: int, place: Path) -> dict[str, Any]:
+def quality(data: TokenDataset, count: int, folder: Path) -> dict[str, Any]:
     texts, edits = planted(data, count)
     sets = [shingles(ids) for ids in texts]
     pairs = [(2 * n, 2 * n + 1) for n in range(count)]
     similarity = [jaccard(sets[a], sets[b]) for a, b in pairs]
     true = all_pairs(texts)
-    (ours, our_seconds), (theirs, their_seconds) = find_ours(texts, data, place), find_datasketch(texts)
+    jaxgpt_pairs, jaxgpt_seconds = find_with_jaxgpt(texts, data, folder)
+    datasketch_pairs, datasketch_seconds = find_with_datasketch(texts)
     rows = []
     for edit in EDITS:
-        own = [(pair, value) for pair, value, percent in zip(pairs, similarity, edits) if percent == edit]
+        edited = [(pair, value) for pair, value, percent in zip(pairs, similarity, edits) if percent == edit]
         rows.append(
             {
                 "edited %": edit,
-                "pairs": len(own),
-                "mean Jaccard": float(np.mean([value for _, value in own])),
-                "true": sum(value >= THRESHOLD for _, value in own),
-                "ours": sum(pair in ours for pair, _ in own),
-                "datasketch": sum(pair in theirs for pair, _ in own),
+                "pairs": len(edited),
+                "mean Jaccard": float(np.mean([value for _, value in edited])),
+                "true": sum(value >= THRESHOLD for _, value in edited),
+                "ours": sum(pair in jaxgpt_pairs for pair, _ in edited),
+                "datasketch": sum(pair in datasketch_pairs for pair, _ in edited),
             }
         )
     tokens = sum(map(len, texts))
     return {
         "rows": rows,
         "true pairs": len(true),
-        "ours": score(ours, true) | {"tokens/s": tokens / our_seconds},
-        "datasketch": score(theirs, true) | {"tokens/s": tokens / their_seconds},
+        "ours": score(jaxgpt_pairs, true) | {"tokens/s": tokens / jaxgpt_seconds},
+        "datasketch": score(datasketch_pairs, true) | {"tokens/s": tokens / datasketch_seconds},
     }
 
 
-def corpus(data: TokenDataset, limit: int, place: Path) -> dict[str, Any]:
-    """What both find among the corpus's own documents, up to `limit` tokens."""
+def corpus(data: TokenDataset, limit: int, folder: Path) -> dict[str, Any]:
+    """The results of both on the corpus's own documents, up to `limit` tokens."""
     texts, tokens = [], 0
     for ids in documents(data):
         texts.append(ids)
@@ -264,13 +269,14 @@ def corpus(data: TokenDataset, limit: int, place: Path) -> dict[str, Any]:
         if tokens > limit:
             break
     true = all_pairs(texts)
-    (ours, our_seconds), (theirs, their_seconds) = find_ours(texts, data, place), find_datasketch(texts)
+    jaxgpt_pairs, jaxgpt_seconds = find_with_jaxgpt(texts, data, folder)
+    datasketch_pairs, datasketch_seconds = find_with_datasketch(texts)
     return {
         "documents": len(texts),
         "tokens": tokens,
         "true pairs": len(true),
-        "ours": score(ours, true) | {"tokens/s": tokens / our_seconds},
-        "datasketch": score(theirs, true) | {"tokens/s": tokens / their_seconds},
+        "ours": score(jaxgpt_pairs, true) | {"tokens/s": tokens / jaxgpt_seconds},
+        "datasketch": score(datasketch_pairs, true) | {"tokens/s": tokens / datasketch_seconds},
     }
 
 
@@ -287,50 +293,51 @@ def scale_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def quality_table(found: dict[str, Any]) -> str:
-    names = list(found["rows"][0])
+def quality_table(results: dict[str, Any]) -> str:
+    names = list(results["rows"][0])
     lines = ["".join(f"{name:>14}" for name in names)]
     lines += [
-        "".join(f"{row[name]:>14,.{3 if name == 'mean Jaccard' else 0}f}" for name in names) for row in found["rows"]
+        "".join(f"{row[name]:>14,.{3 if name == 'mean Jaccard' else 0}f}" for name in names) for row in results["rows"]
     ]
-    return "\n".join([*lines, "", *sides(found)])
+    return "\n".join([*lines, "", *sides(results)])
 
 
-def sides(found: dict[str, Any]) -> list[str]:
-    lines = [f"{found['true pairs']} pairs of Jaccard >= {THRESHOLD}"]
+def sides(results: dict[str, Any]) -> list[str]:
+    lines = [f"{results['true pairs']} pairs of Jaccard >= {THRESHOLD}"]
     for side in ("ours", "datasketch"):
-        values = found[side]
+        values = results[side]
         rates = [f"{name} {'–' if values[name] is None else f'{values[name]:.4f}'}" for name in ("recall", "precision")]
-        said = f"{', '.join(rates)}, {values['found']} pairs"
-        lines.append(f"{side:<12}{said}, {values['tokens/s']:,.0f} tokens/s")
-    ratio = found["ours"]["tokens/s"] / found["datasketch"]["tokens/s"]
+        figures = f"{', '.join(rates)}, {values['found']} pairs"
+        lines.append(f"{side:<12}{figures}, {values['tokens/s']:,.0f} tokens/s")
+    ratio = results["ours"]["tokens/s"] / results["datasketch"]["tokens/s"]
     return [*lines, f"{ratio:,.0f} times as fast ({os.cpu_count()} threads against one)"]
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--copies", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--sample", type=int, default=30_000_000, help="tokens of the corpus that both search")
     parser.add_argument("--pairs", type=int, default=1_000, help="planted pairs")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    options = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="also write the figures to this new file")
+    options = parser.parse_args(argv)
+    common.check_output_path(options.json)
     data = open_folder(options.folder)
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        found = {
-            "scale": scale(data, options.copies, place),
-            "planted": quality(data, options.pairs, place / "planted"),
-            "corpus": corpus(data, options.sample, place / "corpus"),
+        work = Path(name)
+        results = {
+            "scale": scale(data, options.copies, work),
+            "planted": quality(data, options.pairs, work / "planted"),
+            "corpus": corpus(data, options.sample, work / "corpus"),
         }
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores\n\n{scale_table(found['scale'])}\n")
-    print(f"planted pairs\n{quality_table(found['planted'])}\n")
-    print(f"{found['corpus']['documents']:,} documents of the corpus, {found['corpus']['tokens']:,} tokens")
-    print("\n".join(sides(found["corpus"])))
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores\n\n{scale_table(results['scale'])}\n")
+    print(f"planted pairs\n{quality_table(results['planted'])}\n")
+    print(f"{results['corpus']['documents']:,} documents of the corpus, {results['corpus']['tokens']:,} tokens")
+    print("\n".join(sides(results["corpus"])))
     if options.json:
         settings = {"copies": options.copies, "sample": options.sample, "pairs": options.pairs}
-        options.json.write_text(json.dumps({"settings": settings, "results": found}, indent=2) + "\n")
+        common.write_json(options.json, {"settings": settings, "results": results})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(common.run(main))

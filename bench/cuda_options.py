@@ -1,15 +1,15 @@
-"""Compiler options to be tried on a GPU, one at a time, against none: `jax.jit(compiler_options=...)` takes each.
+"""Compiler options to try on a GPU, one at a time, compared with the defaults (`jax.jit(compiler_options=...)`).
 
-They are never set through XLA_FLAGS, where a name that XLA does not know ends the process; here it is an exception.
-All are at XLA's defaults in `train` until a measurement on the card in question says otherwise. Predictions are for the
-reference run (12 layers, width 384, vocabulary 50,304) on an H100.
+They are not set through XLA_FLAGS, where an unknown name ends the process; here it raises an exception. `train` uses
+XLA's defaults until a measurement on the GPU in question shows a gain. Predictions are for the reference run
+(12 layers, width 384, vocabulary 50,304) on an H100.
 """
 
 from typing import NamedTuple
 
 
 class Switch(NamedTuple):
-    """Options to be set together, and what they are expected to do to a step's time."""
+    """Options that are set together, and the predicted change of the step time."""
 
     options: dict[str, str | int | bool]
     prediction: str
@@ -33,7 +33,8 @@ SWITCHES = {
     "autotune_top_8": Switch({"xla_gpu_fusion_autotune_top_k_configs": 8}, "0 to -1 %"),
     "cudnn_gemm_fusion": Switch({"xla_gpu_cudnn_gemm_fusion_level": 2}, "-2 to +2 %: GELU in the product's epilogue"),
     "triton_multi_output": Switch(
-        {"xla_gpu_unsupported_enable_triton_multi_output_fusion": True}, "0 to -2 %: softmax and slope in one pass"
+        {"xla_gpu_unsupported_enable_triton_multi_output_fusion": True},
+        "0 to -2 %: softmax and its gradient in one pass",
     ),
     "no_triton_gemm": Switch({"xla_gpu_enable_triton_gemm": False}, "-1 to +3 %: cuBLASLt alone"),
 }

@@ -1,18 +1,17 @@
-"""Everything that only a GPU can show, in one command.
+"""All benchmarks and tests that need a GPU, in one command.
 
     python bench/gpu.py --out bench/results/gpu-NAME.json [--nanogpt PATH]     on a machine with a CUDA GPU
-    python bench/gpu.py --tiny                                                 the same road on a CPU
+    python bench/gpu.py --tiny                                                 the same code on a CPU
 
-The parts, each in a process of its own so that none holds the device while another runs: the doctor; `numerics` (tests
-of the update on this device against the definition); `transfer.py` (batches with and without dma_map, buffers poisoned
-on release); `start.py` (the reference run through `train`, cold and warm); `step.py` (configs × micro-batches, and its
-A/B sides); `attention.py` (kernels beside each other); `step.py --fit` (largest micro-batch); `sample.py`;
-`vs_nanogpt.py` if a checkout of nanoGPT is named. Raw figures of all go to the JSON file after each part, with device,
-versions and commit. A part that fails is noted there, the others go on, and the exit status is 1. --only names the
-parts to run.
+The parts run in child processes, so that each has the device for itself: the doctor; `numerics` (the train step on this
+device against the oracle); `transfer.py` (batches with and without dma_map, buffers poisoned on release); `start.py`
+(the reference run by `train`, cold and warm); `step.py` (configs × micro-batches, and its A/B sides); `attention.py`
+(attention kernels compared); `step.py --fit` (largest micro-batch); `sample.py`; `vs_nanogpt.py` if a checkout of
+nanoGPT is named. The JSON file is written after each part, with device, versions and commit. If a part fails, the file
+records it, the others continue, and the exit status is 1. --only names the parts to run.
 
-If the file is there already, from the same commit and device, the parts that it lacks are run and added: so goes on
-what was interrupted.
+If the file exists and has the same commit and device, the missing parts are run and added, so that an interrupted run
+can be resumed.
 """
 
 import argparse
@@ -56,72 +55,72 @@ class Part(NamedTuple):
 
 
 def parts(options: argparse.Namespace) -> list[Part]:
-    """What is to run, in order: what is quick and tells most first."""
+    """The parts in order: quick and informative ones first."""
     tiny = ["--tiny"] if options.tiny else []
     step = [str(HERE / "step.py"), *tiny]
     sets = [word for side in SIDES + (() if options.tiny else FULL_SIDES) for word in ("--set", side)]
     configs = "fineweb40m" if options.tiny else "fineweb40m,fineweb40m_modern,gpt2_124m"
-    few = ["--memory", "1", "--most", "2"] if options.tiny else ["--memory", *MEMORIES, "0"]
-    sampled = [str(HERE / "sample.py"), *tiny]
-    wanted_device = {} if options.tiny else {"JAXGPT_TEST_DEVICE": "gpu"}
-    found = [
+    memory_options = ["--memory", "1", "--most", "2"] if options.tiny else ["--memory", *MEMORIES, "0"]
+    sample = [str(HERE / "sample.py"), *tiny]
+    required_device = {} if options.tiny else {"JAXGPT_TEST_DEVICE": "gpu"}
+    listed = [
         Part("doctor", ["-m", "jaxgpt.doctor", "--json"], ""),
         Part(
             "numerics",
             ["-m", "pytest", "-q", str(HERE.parent / "tests" / "test_training_device.py")],
             "",
-            wanted_device,
+            required_device,
         ),
         Part("transfer", [str(HERE / "transfer.py"), *tiny]),
         Part("start", [str(HERE / "start.py"), *tiny]),
         Part("step", [*step, "--configs", configs]),
         Part("attention", [str(HERE / "attention.py"), *tiny]),
         Part("sides", [*step, "--micro-batch", "2" if options.tiny else "16", *sets]),
-        Part("sample", sampled),
-        Part("sample_reference", [*sampled, "--config", "fineweb40m", "--prompt", "256", "--tokens", "256"]),
-        Part("fit", [*step, "--fit", "--configs", configs.replace(",fineweb40m_modern", ""), *few]),
+        Part("sample", sample),
+        Part("sample_reference", [*sample, "--config", "fineweb40m", "--prompt", "256", "--tokens", "256"]),
+        Part("fit", [*step, "--fit", "--configs", configs.replace(",fineweb40m_modern", ""), *memory_options]),
     ]
     if options.nanogpt:
-        beside = [str(HERE / "vs_nanogpt.py"), "--nanogpt", str(options.nanogpt)]
+        command = [str(HERE / "vs_nanogpt.py"), "--nanogpt", str(options.nanogpt)]
         if not options.tiny:
-            beside += ["--config", "fineweb40m"]
-            found.append(Part("vs_nanogpt_cudnn", [*beside, "--sdpa", "cudnn"], "--json"))
-        found.append(Part("vs_nanogpt", beside, "--json"))
-    return found
+            command += ["--config", "fineweb40m"]
+            listed.append(Part("vs_nanogpt_cudnn", [*command, "--sdpa", "cudnn"], "--json"))
+        listed.append(Part("vs_nanogpt", command, "--json"))
+    return listed
 
 
 def run(part: Part) -> tuple[Any, str]:
-    """What the part found, and why it failed, or nothing."""
+    """The result of a part, and its error, or an empty string."""
     if not part.out:
         done = common.run_child(part.command, JAX_PLATFORMS=os.environ.get("JAX_PLATFORMS", ""), **part.environment)
         print(done.stdout, end="", flush=True)
-        said = [line for line in (done.stderr.strip() or done.stdout).splitlines() if line.strip()]
-        error = " ".join(said[-5:])[-1000:] or f"status {done.returncode}"
-        return _parsed(done.stdout), error if done.returncode else ""
-    with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "out.json"
+        lines = [line for line in (done.stderr.strip() or done.stdout).splitlines() if line.strip()]
+        error = " ".join(lines[-5:])[-1000:] or f"status {done.returncode}"
+        return _parse_output(done.stdout), error if done.returncode else ""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "out.json"
         status, last = common.run_child_and_echo([*part.command, part.out, str(file)])
-        found = _parsed(file.read_text()) if file.exists() else None
-    return found, (last or f"status {status}") if status else ""
+        result = _parse_output(file.read_text()) if file.exists() else None
+    return result, (last or f"status {status}") if status else ""
 
 
-def _parsed(said: str) -> Any:
-    """JSON as it is, of other words the last line."""
+def _parse_output(output: str) -> Any:
+    """Output as JSON, or its last line if it is not JSON."""
     try:
-        return json.loads(said)
+        return json.loads(output)
     except ValueError:
-        return said.strip().rpartition("\n")[2]
+        return output.strip().rpartition("\n")[2]
 
 
-def gathered(found: dict[str, Any], name: str, answer: Any) -> None:
-    """Puts a part's answer where readers look: the reference run's config and paces stand at the top."""
+def add_result(results: dict[str, Any], name: str, answer: Any) -> None:
+    """Adds the result of a part; config and speed of the reference run go to the top level, where readers look."""
     if name == "start" and answer:
-        found.update(answer)
-    found.setdefault("parts", {})[name] = answer
+        results.update(answer)
+    results.setdefault("parts", {})[name] = answer
 
 
-def begun(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """What the file holds already, or the head of a new one; raises `ConfigError` C041 where they do not fit."""
+def open_results(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
+    """The content of the output file, existing or new; raises `ConfigError` C041 if the existing does not match."""
     new = not options.out or not options.out.exists()
     if new:
         common.check_output_path(options.out)
@@ -129,53 +128,53 @@ def begun(options: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     head |= {"date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()), "parts": {}, "failed": {}}
     if new:
         return head
-    known = _parsed(options.out.read_text(encoding="utf-8"))
-    if not isinstance(known, dict) or not known.keys() >= head.keys() or _kind(known) != _kind(head):
-        what = f"'{options.out}' exists, and is no result of this commit, device and kind"
-        raise ConfigError("C041", what, "choose another name: nothing of yours is overwritten")
-    return dict(known)
+    existing = _parse_output(options.out.read_text(encoding="utf-8"))
+    if not isinstance(existing, dict) or not existing.keys() >= head.keys() or _kind(existing) != _kind(head):
+        message = f"'{options.out}' exists, and is not a result of this commit, device and size"
+        raise ConfigError("C041", message, common.OTHER_NAME)
+    return dict(existing)
 
 
-def _kind(found: dict[str, Any]) -> tuple[Any, ...]:
-    """What results must share to stand in one file; files that differ from their commit share nothing."""
-    commit = found["about"]["commit"]
-    known = commit if commit and not commit.endswith("+") else object()
-    return known, found["about"]["device"], "--tiny" in found["command"]
+def _kind(results: dict[str, Any]) -> tuple[Any, ...]:
+    """What results in one file must have in common; a checkout with modified files matches nothing."""
+    commit = results["about"]["commit"]
+    clean_commit = commit if commit and not commit.endswith("+") else object()
+    return clean_commit, results["about"]["device"], "--tiny" in results["command"]
 
 
-def wanted(options: argparse.Namespace, found: dict[str, Any]) -> list[Part]:
-    """The parts that are asked for and not there yet; raises `ConfigError` C017 for a name that none has."""
+def missing_parts(options: argparse.Namespace, results: dict[str, Any]) -> list[Part]:
+    """The requested parts that have no result yet; raises `ConfigError` C017 for an unknown name."""
     listed = parts(options)
     names = [part.name for part in listed]
     for name in options.only or []:
         if name not in names:
             raise ConfigError("C017", f"--only {name}: there is no such part", f"one of: {', '.join(names)}")
-    missing = [part for part in listed if part.name not in found["parts"] or part.name in found["failed"]]
+    missing = [part for part in listed if part.name not in results["parts"] or part.name in results["failed"]]
     return [part for part in missing if not options.only or part.name in options.only]
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
-    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT to run beside it")
-    parser.add_argument("--only", nargs="+", metavar="PART", help="these parts alone")
-    parser.add_argument("--tiny", action="store_true", help="small models: shows that the script runs anywhere")
+    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT to compare with")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="run only these parts")
+    parser.add_argument("--tiny", action="store_true", help="small models, to check that the script runs")
     options = parser.parse_args(argv)
     if options.nanogpt:
         check(
             Order("nanogpt", load_config("fineweb40m").to_dict(), str(options.nanogpt))
-        )  # rather now than after an hour
-    found = begun(options, argv)
-    for part in wanted(options, found):
+        )  # fails now, not after an hour
+    results = open_results(options, argv)
+    for part in missing_parts(options, results):
         print(f"== {part.name}: {' '.join(part.command)}", flush=True)
         answer, error = run(part)
-        gathered(found, part.name, answer)
-        found["failed"].pop(part.name, None)
+        add_result(results, part.name, answer)
+        results["failed"].pop(part.name, None)
         if error:
-            found["failed"][part.name] = error
+            results["failed"][part.name] = error
             print(f"failed: {error}", flush=True)
-        common.write_json(options.out, found)  # after each part: what is measured is kept, whatever comes
-    return 1 if found["failed"] else 0
+        common.write_json(options.out, results)  # after each part, so that nothing measured is lost
+    return 1 if results["failed"] else 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""A compiled XLA program's text as kernels: what each reads and writes, computes, and how often it runs.
+"""Parses the text of a compiled XLA program into kernels: bytes read and written, operations, number of runs.
 
-Bytes are those of a kernel's operands and results, as if nothing of them stayed in a cache. Of an operand, a slice or
-gathered rows count alone where nothing else of it is read, and of a result the slice that an update in place writes; a
-scatter counts whole. A loop whose turns XLA does not know raises `ValueError`.
-Operations are those of matrix products (2 for a multiplication and an addition); XLA's text says none for cuDNN's
-attention.
+Bytes are those of operands and results, as if nothing stayed in a cache. Of an operand, only a slice or gathered rows
+count if nothing else of it is read; of a result, only the slice that an in-place update writes. A scatter counts fully.
+A loop with an unknown trip count raises `ValueError`. Operations are those of matrix products (2 per multiply-add);
+XLA's text gives none for cuDNN's attention.
 """
 
 import math
@@ -45,13 +44,13 @@ Computation = dict[str, Instruction]
 
 
 def kernels(text: str) -> list[Kernel]:
-    """The kernels that a compiled module (`compiled.as_text()`) runs, in order; loops by their known turns."""
+    """The kernels that a compiled module (`compiled.as_text()`) runs, in order, with their trip counts."""
     computations, entry = parse(text)
     return list(_walk(computations, entry, 1))
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """A module's computations and the name of the one that is the program."""
+    """The computations of a module and the name of its entry computation."""
     computations: dict[str, Computation] = {}
     entry, inside = "", None
     for line in text.splitlines():
@@ -59,14 +58,14 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
         if start:
             inside = computations.setdefault(start[2], {})
             entry = start[2] if start[1] else entry
-        elif inside is not None and (found := INSTRUCTION.match(line)):
-            root, name, shape, op, rest = found.groups()
+        elif inside is not None and (match := INSTRUCTION.match(line)):
+            root, name, shape, op, rest = match.groups()
             inside[name] = Instruction(name, shape, op, _operands(rest), line, bool(root))
     return computations, entry
 
 
 def _operands(rest: str) -> tuple[str, ...]:
-    """Names up to the parenthesis that closes the operands, of which some are written with their shapes."""
+    """The operands' names, up to their closing parenthesis; some are written with their shapes."""
     depth, end = 1, 0
     while depth and end < len(rest):
         depth += {"(": 1, ")": -1}.get(rest[end], 0)
@@ -75,32 +74,33 @@ def _operands(rest: str) -> tuple[str, ...]:
 
 
 def _walk(computations: dict[str, Computation], name: str, times: int) -> Iterator[Kernel]:
-    here = computations[name]
-    for found in here.values():
-        called = {key: _attribute(found, key) for key in ("body", "to_apply", "calls", "called_computations")}
-        if found.op == "while":
-            turns = re.search(r'"known_trip_count":\{"n":"(\d+)"', found.text)
-            if not turns:
-                raise ValueError(f"the turns of the loop {found.name} are not known")
-            yield from _walk(computations, called["body"], times * int(turns[1]))
-        elif found.op == "call":
+    computation = computations[name]
+    for instruction in computation.values():
+        called = {key: _attribute(instruction, key) for key in ("body", "to_apply", "calls", "called_computations")}
+        if instruction.op == "while":
+            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.text)
+            if not trips:
+                raise ValueError(f"the trip count of the loop {instruction.name} is unknown")
+            yield from _walk(computations, called["body"], times * int(trips[1]))
+        elif instruction.op == "call":
             yield from _walk(computations, called["to_apply"], times)
-        elif found.op not in NO_WORK:
-            yield _kernel(found, here, computations.get(called["calls"], {}), times)
+        elif instruction.op not in NO_WORK:
+            yield _kernel(instruction, computation, computations.get(called["calls"], {}), times)
 
 
-def _kernel(found: Instruction, here: Computation, inside: Computation, times: int) -> Kernel:
-    target = _attribute(found, "custom_call_target", r'"([^"]*)"')
-    flops = sum(_dot_flops(each, inside) for each in inside.values()) or _dot_flops(found, here)
+def _kernel(instruction: Instruction, computation: Computation, inside: Computation, times: int) -> Kernel:
+    target = _attribute(instruction, "custom_call_target", r'"([^"]*)"')
+    flops = sum(_dot_flops(each, inside) for each in inside.values()) or _dot_flops(instruction, computation)
     kind = "product" if flops else "attention" if "fmha" in target or "Attention" in target else "pass"
-    traffic = _fused_bytes(inside) if inside else size(found.shape) + sum(size(here[o].shape) for o in found.operands)
-    workspace = sum(int(n) for n in re.findall(r"\bs8\[(\d+)\]", found.shape)) if target else 0
-    source = _attribute(found, "op_name", r'"([^"]*)"')
-    return Kernel(found.name, kind, times, traffic - workspace, flops, found.shape, source)
+    unfused = size(instruction.shape) + sum(size(computation[name].shape) for name in instruction.operands)
+    traffic = _fused_bytes(inside) if inside else unfused
+    workspace = sum(int(n) for n in re.findall(r"\bs8\[(\d+)\]", instruction.shape)) if target else 0
+    source = _attribute(instruction, "op_name", r'"([^"]*)"')
+    return Kernel(instruction.name, kind, times, traffic - workspace, flops, instruction.shape, source)
 
 
 def _fused_bytes(inside: Computation) -> int:
-    """What a fusion reads of its parameters and writes of its root."""
+    """The bytes that a fusion reads of its parameters and writes of its root."""
     users: dict[str, list[Instruction]] = {}
     for each in inside.values():
         for operand in each.operands:
@@ -110,7 +110,7 @@ def _fused_bytes(inside: Computation) -> int:
 
 
 def _read(array: Instruction, users: dict[str, list[Instruction]]) -> int:
-    """Bytes of an array that its users read: all of it, or the parts of it that they take."""
+    """The bytes of an array that its users read: all, or only the slices they take."""
     total = 0
     for user in users.get(array.name, []):
         if user.op == "bitcast":
@@ -132,22 +132,24 @@ def _written(array: Instruction, inside: Computation) -> int:
     return size(array.shape)
 
 
-def _dot_flops(found: Instruction, here: Computation) -> int:
-    """Operations of a `dot`, or of a call of cuBLAS that stands for one; 0 for anything else."""
-    if found.op == "dot":
-        contracted = _attribute(found, "lhs_contracting_dims", r"\{([\d,]*)\}")
-    elif "__cublas$" in found.text:
-        contracted = re.sub('"', "", _attribute(found, '"lhs_contracting_dimensions"', r"\[([^\]]*)\]", ":"))
+def _dot_flops(instruction: Instruction, computation: Computation) -> int:
+    """Operations of a `dot` or of a call of cuBLAS; 0 for anything else."""
+    if instruction.op == "dot":
+        contracted = _attribute(instruction, "lhs_contracting_dims", r"\{([\d,]*)\}")
+    elif "__cublas$" in instruction.text:
+        quoted = _attribute(instruction, '"lhs_contracting_dimensions"', r"\[([^\]]*)\]", ":")
+        contracted = quoted.replace('"', "")
     else:
         return 0
-    left = dimensions(here[found.operands[0]].shape)
-    return 2 * math.prod(dimensions(found.shape)) * math.prod(left[int(axis)] for axis in contracted.split(",") if axis)
+    left = dimensions(computation[instruction.operands[0]].shape)
+    inner = math.prod(left[int(axis)] for axis in contracted.split(",") if axis)
+    return 2 * math.prod(dimensions(instruction.shape)) * inner
 
 
 def dimensions(shape: str) -> list[int]:
     """The axes of a shape, or of the first array of a tuple's."""
-    found = SHAPE.search(shape)
-    return [int(axis) for axis in found[2].split(",") if axis] if found else []
+    match = SHAPE.search(shape)
+    return [int(axis) for axis in match[2].split(",") if axis] if match else []
 
 
 def size(shape: str) -> int:
@@ -157,11 +159,11 @@ def size(shape: str) -> int:
     )
 
 
-def _attribute(found: Instruction, key: str, value: str = r"%?([\w.\-]+)", sign: str = "=") -> str:
-    match = re.search(rf"{re.escape(key)}{sign}{value}", found.text)
+def _attribute(instruction: Instruction, key: str, value: str = r"%?([\w.\-]+)", sign: str = "=") -> str:
+    match = re.search(rf"{re.escape(key)}{sign}{value}", instruction.text)
     return match[1] if match else ""
 
 
-def total(found: list[Kernel], what: Callable[[Kernel], float]) -> float:
-    """The sum of `what` over every run of every kernel."""
-    return sum(kernel.count * what(kernel) for kernel in found)
+def total(kernels: list[Kernel], quantity: Callable[[Kernel], float]) -> float:
+    """The sum of `quantity` over every run of every kernel."""
+    return sum(kernel.count * quantity(kernel) for kernel in kernels)

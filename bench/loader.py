@@ -1,4 +1,4 @@
-"""The loader beside nanoGPT's `get_batch`: same machine, same files, same run.
+"""The loader compared with nanoGPT's `get_batch`: same machine, same files, same run.
 
     python bench/loader.py [--tokens 100_000_000] [--steps 200] [--rounds 5] [--json FILE]
 
@@ -7,22 +7,23 @@ sequences of 1,024): the processor time of all threads, the tokens per second an
 `next()` waits while a consumer computes for `--compute` ms per step, the time from nothing to the first batch, and the
 time to resume in the middle of an epoch. Both read from the page cache. The rounds alternate; medians are printed.
 
-nanoGPT's side is its `get_batch` in numpy, called once per micro-batch as its training loop does: the file is mapped
-anew, and 16 slices are copied to int64 and stacked, for x and for y. (pin_memory would come on top.) It samples with
+nanoGPT's side is its `get_batch` in numpy, called once per micro-batch as in its training loop: the file is mapped each
+time, and 16 slices are copied to int64 and stacked, for x and for y. (pin_memory would come on top.) It samples with
 replacement; the loader is measured in that order ("random") and in its own ("epoch"), and checks every id as well.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 
 from jaxgpt._loader import Dataset, Loader, ShardWriter
@@ -45,7 +46,7 @@ def nanogpt(path: Path) -> Open:
         return x, y
 
     def batches(step: int) -> Batches:
-        # nanoGPT has no position to resume from: it goes on with other random numbers
+        # nanoGPT has no position to resume from: it continues with other random numbers
         while True:
             yield [get_batch() for _ in range(ACCUM)]
 
@@ -127,26 +128,27 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, float]]:
 def table(results: dict[str, dict[str, float]]) -> str:
     lines = [f"{'':<30}{'nanoGPT':>12}{'random':>12}{'epoch':>12}"]
     for figure, sides in results.items():
-        note = "  (nanoGPT cannot: it draws anew)" if figure.startswith("resume") else ""
+        note = "  (nanoGPT cannot: it draws new ones)" if figure.startswith("resume") else ""
         lines.append(f"{figure:<30}" + "".join(f"{value:>12.3f}" for value in sides.values()) + note)
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=100_000_000)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compute", type=float, default=20.0, help="ms that the consumer is busy per step")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    options = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="also write the figures to this new file")
+    options = parser.parse_args(argv)
+    common.check_output_path(options.json)
     results = compare(options)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.tokens:,} tokens")
     print(table(results))
     if options.json:
         settings = {name: getattr(options, name) for name in ("tokens", "steps", "rounds", "compute")}
-        options.json.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
+        common.write_json(options.json, {"settings": settings, "results": results})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(common.run(main))

@@ -1,7 +1,8 @@
-"""The model of a config as Flax's and optax's documentation would have it written: what `jaxgpt` is measured against.
+"""The model of a config written as in the documentation of Flax and optax, as a baseline for jaxgpt.
 
-`nnx.MultiHeadAttention` with a causal mask, `nnx.gelu`, all logits at once, optax's integer cross-entropy, `nnx.jit`'s
-functional sister (`jax.jit` over the split state, which its guide recommends where speed matters), donated state.
+`nnx.MultiHeadAttention` with a causal mask, `nnx.gelu`, logits of all tokens, optax's integer cross-entropy, the
+functional counterpart of `nnx.jit` (`jax.jit` over the split state, which its guide recommends for speed), donated
+state.
 """
 
 from typing import Any

@@ -1,16 +1,15 @@
-"""`jaxgpt.prepare` beside pyarrow + tiktoken + numpy: same machine, same files, same run, fresh processes.
+"""`jaxgpt.prepare` compared with a pyarrow + tiktoken + numpy script: same files, same run, new processes.
 
     python bench/prepare.py [SOURCE.parquet | FOLDER ...] [--rounds 5] [--threads 1 2] [--json FILE]
 
-Each round runs the two one after the other, from parquet on disk (in the page cache) to token files on disk. Two times
-are taken: of the whole process, and of the work alone, after imports and after the tokenizer is loaded. The other side
-is what one writes by hand: the text column in batches of 1,000 rows, `encode_ordinary_batch` on as many threads,
-numpy's uint16, one `train.bin`; it computes no checksums, keeps no journal and does not sync. The tokens of both must
-be the same. Then: memory, threads, and where the processor time goes, stage by stage. Needs `pip install tiktoken`.
+Each round runs both, from parquet on disk (in the page cache) to token files on disk. Two times are measured: the whole
+process, and the work alone, after imports and loading the tokenizer. The script is what one would write quickly: the
+text column in batches of 1,000 rows, `encode_ordinary_batch` on as many threads, numpy's uint16, one `train.bin`; it
+computes no checksums, keeps no journal and does not sync. The tokens of both must be equal. Then: memory, threads, and
+the processor time of each stage. Needs `pip install tiktoken`.
 """
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -24,14 +23,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
-def by_hand(paths: Sequence[str], out: str, threads: int) -> None:
-    """The pipeline that the command is held against; prints the seconds of its work."""
+def run_script(paths: Sequence[str], out: str, threads: int) -> None:
+    """The script that the command is compared with; prints the seconds of its work."""
     import pyarrow.parquet as pq
     import tiktoken
 
@@ -50,21 +50,21 @@ def by_hand(paths: Sequence[str], out: str, threads: int) -> None:
     print(f"{time.perf_counter() - began:.3f} s of work")
 
 
-def ours(paths: Sequence[str], out: Path, threads: int) -> dict[str, float]:
+def time_jaxgpt(paths: Sequence[str], out: Path, threads: int) -> dict[str, float]:
     command = [sys.executable, "-m", "jaxgpt.prepare", *paths, "--out", str(out), "--format", "nanogpt"]
-    seconds, megabytes, printed = timed(command, threads)
+    seconds, megabytes, printed = time_process(command, threads)
     rate = float(re.search(r"([\d,]+) tokens/s", printed)[1].replace(",", ""))  # type: ignore[index]
     tokens = (out / "train.bin").stat().st_size // 2
     return {"seconds": seconds, "work": tokens / rate, "MB": megabytes, "tokens": tokens}
 
 
-def theirs(paths: Sequence[str], out: Path, threads: int) -> dict[str, float]:
-    command = [sys.executable, __file__, *paths, "--by-hand", str(out), "--threads", str(threads)]
-    seconds, megabytes, printed = timed(command, threads)
+def time_script(paths: Sequence[str], out: Path, threads: int) -> dict[str, float]:
+    command = [sys.executable, __file__, *paths, "--run-script", str(out), "--threads", str(threads)]
+    seconds, megabytes, printed = time_process(command, threads)
     return {"seconds": seconds, "work": float(printed.split()[0]), "MB": megabytes, "tokens": out.stat().st_size // 2}
 
 
-def timed(command: Sequence[str], threads: int) -> tuple[float, float, str]:
+def time_process(command: Sequence[str], threads: int) -> tuple[float, float, str]:
     """Wall seconds, peak memory in MB and the output of a process that may use so many cores."""
     began = time.perf_counter()
     cores = sorted(os.sched_getaffinity(0))[:threads]
@@ -82,7 +82,7 @@ def timed(command: Sequence[str], threads: int) -> tuple[float, float, str]:
 
 
 def stages(paths: Sequence[str], folder: Path) -> dict[str, float]:
-    """Processor seconds of every stage alone, in this process and with nothing else going on."""
+    """Processor seconds of every stage alone, in this process."""
     figures: dict[str, float] = {}
 
     def stage(name: str, work: Callable[[], Any]) -> Any:
@@ -124,10 +124,11 @@ def compare(paths: Sequence[str], rounds: int, threads: Sequence[int], folder: P
         pairs = []
         for number in range(rounds + 1):  # the first warms the page cache and is not counted
             out = folder / f"{count}-{number}"
-            mine, hand = ours(paths, out, count), theirs(paths, out.with_suffix(".bin"), count)
+            jaxgpt = time_jaxgpt(paths, out, count)
+            script = time_script(paths, out.with_suffix(".bin"), count)
             if (out / "train.bin").read_bytes() != out.with_suffix(".bin").read_bytes():
-                raise SystemExit("the two do not agree on the tokens")
-            pairs.append((mine, hand))
+                raise SystemExit("the two wrote different tokens")
+            pairs.append((jaxgpt, script))
             for path in (*out.iterdir(), out.with_suffix(".bin")):
                 path.unlink()
         rows.append({"threads": count, "pairs": pairs[1:]})
@@ -144,33 +145,35 @@ def show(row: dict[str, Any]) -> None:
     tokens = pairs[0][0]["tokens"]
     print(f"\n{row['threads']} thread(s), {tokens:,} tokens, medians of {len(pairs)} rounds")
     for name, figure in (("whole process", "seconds"), ("work alone", "work")):
-        mine, hand = median(0, figure), median(1, figure)
+        jaxgpt, script = median(0, figure), median(1, figure)
         ratios = sorted(pair[1][figure] / pair[0][figure] for pair in pairs)
         print(
-            f"  {name:14} jaxgpt {mine:6.2f} s {tokens / mine / 1e6:6.1f} M tokens/s   by hand {hand:6.2f} s "
-            f"{tokens / hand / 1e6:5.1f} M   ratio {statistics.median(ratios):5.1f} ({ratios[0]:.1f}–{ratios[-1]:.1f})"
+            f"  {name:14} jaxgpt {jaxgpt:6.2f} s {tokens / jaxgpt / 1e6:6.1f} M tokens/s   script {script:6.2f} s "
+            f"{tokens / script / 1e6:5.1f} M   "
+            f"ratio {statistics.median(ratios):5.1f} ({ratios[0]:.1f}–{ratios[-1]:.1f})"
         )
-    print(f"  peak memory    jaxgpt {median(0, 'MB'):6.0f} MB   by hand {median(1, 'MB'):6.0f} MB")
+    print(f"  peak memory    jaxgpt {median(0, 'MB'):6.0f} MB   script {median(1, 'MB'):6.0f} MB")
 
 
 def parquet_files(path: Path) -> list[str]:
-    """Those of a folder in the command's order, or the file itself."""
+    """The parquet files of a folder in the order of the command, or the file itself."""
     return sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() else [str(path)]
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="*", metavar="SOURCE.parquet | FOLDER", default=[str(CORPUS)])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, min(2, os.cpu_count() or 1)])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--by-hand", metavar="OUT", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    parser.add_argument("--run-script", metavar="OUT", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    common.check_output_path(options.json)
     paths = [path for name in options.sources for path in parquet_files(Path(name))]
     if not paths:
         parser.error("name parquet files with a text column")
-    if options.by_hand:
-        return by_hand(paths, options.by_hand, options.threads[0])
+    if options.run_script:
+        return run_script(paths, options.run_script, options.threads[0])
     with tempfile.TemporaryDirectory() as folder:
         rows = compare(paths, options.rounds, options.threads, Path(folder))
         profile = stages(paths, Path(folder))
@@ -179,9 +182,9 @@ def main() -> None:
         print(f"  {name:34}{seconds:6.2f}")
     if options.json:
         machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        options.json.write_text(json.dumps(machine | {"rows": rows, "stages": profile}, indent=2) + "\n")
+        common.write_json(options.json, machine | {"rows": rows, "stages": profile})
     return None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(common.run(main))

@@ -1,14 +1,14 @@
-"""The update as a GPU's compiler makes it, without a GPU: its kernels, traffic and memory, and what no run can beat.
+"""The train step compiled for a GPU without a GPU: its kernels, traffic, memory and a lower bound of its time.
 
     python bench/program.py [--config fineweb40m] [--gpu H200] [--set model.remat=blocks …] [--kernels 20] [--json FILE]
 
-XLA compiles for a device that it is told of. It needs JAX's CUDA plugin (`pip install '.[cuda13]'`, or cuda12) and no
-GPU; without one it cannot try kernels out, so products are those of its heuristics and not of its autotuner. Each --set
-(see bench/step.py) is compiled beside the config as it is.
+XLA compiles for a device that is described to it. This needs JAX's CUDA plugin (`pip install '.[cuda13]'`, or cuda12)
+but not a GPU. Without one XLA cannot autotune, so its heuristics choose the kernels of matrix products. Each --set (see
+bench/step.py) is compiled in addition to the unchanged config.
 
 `bound` is the milliseconds that each kernel's traffic takes at the memory's bandwidth or its products at the matrix
-units' peak, whichever is longer, over all kernels: a floor if nothing stays in the cache. `likely` takes 88 % of the
-bandwidth and 75 % of the peak, and 2 microseconds per launch. Neither is a measurement.
+units' peak, whichever is longer, summed over all kernels: a lower bound if nothing stays in the cache. `likely` assumes
+88 % of the bandwidth, 75 % of the peak and 2 microseconds per launch. Neither is a measurement.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import track
-from sides import Variant, variant
+from sides import Variant, parse_variant
 
 from jaxgpt.budget import devices
 from jaxgpt.config import Config
@@ -44,19 +44,22 @@ from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
 from jaxgpt.training.mesh import batch_sharding
 
-SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, LAUNCH = 0.88, 0.75, 2e-6  # within the ranges of budget.time, which says why
+# Within the ranges of budget.step_time, which gives the reasons.
+BANDWIDTH_EFFICIENCY = 0.88
+PEAK_EFFICIENCY = 0.75
+LAUNCH_SECONDS = 2e-6
 NO_PLUGIN = "this needs JAX's CUDA plugin, though no GPU"
 
 
 class Chip(NamedTuple):
-    """What XLA asks about a GPU beside what `budget.devices` knows, from NVIDIA's specifications."""
+    """What XLA needs to know about a GPU besides `budget.devices`, from NVIDIA's specifications."""
 
-    name: str  # as the driver says it
+    name: str  # as reported by the driver
     capability: tuple[int, int]
     cores: int
     ghz: float
-    shared_kib: tuple[int, int]  # of a core, and the most of a block
-    threads: int  # of a core
+    shared_kib: tuple[int, int]  # per core, and the maximum per block
+    threads: int  # per core
     cache_mib: int
 
 
@@ -70,12 +73,12 @@ CHIPS = {
 }
 
 
-def described(device: devices.Device) -> str:
-    """`device` in the words of XLA's `GpuTargetConfigProto`; raises `ConfigError` C037 for one not in `CHIPS`."""
+def target_description(device: devices.Device) -> str:
+    """`device` as XLA's `GpuTargetConfigProto`; raises `ConfigError` C037 if it is not in `CHIPS`."""
     chip = CHIPS.get(device.name)
     if chip is None:
         raise ConfigError(
-            "C037", f"XLA cannot be told of {device.name!r} here", f"--gpu with one of: {', '.join(CHIPS)}"
+            "C037", f"XLA cannot compile for {device.name!r} here", f"--gpu with one of: {', '.join(CHIPS)}"
         )
     (major, minor), (shared, block) = chip.capability, chip.shared_kib
     return f"""
@@ -89,14 +92,14 @@ gpu_device_info {{
   cuda_compute_capability {{ major: {major} minor: {minor} }}
 }}
 platform_name: "CUDA"
-dnn_version_info {{ {_numbers("nvidia-cudnn")} }}
-runtime_version {{ {_numbers("nvidia-cuda-runtime")} patch: 0 }}
+dnn_version_info {{ {_version_fields("nvidia-cudnn")} }}
+runtime_version {{ {_version_fields("nvidia-cuda-runtime")} patch: 0 }}
 device_description_str: "{chip.name}"
 """
 
 
-def _numbers(package: str) -> str:
-    """`major: 9 minor: 28` of an installed NVIDIA package, whose name ends in its CUDA's or not."""
+def _version_fields(package: str) -> str:
+    """`major: 9 minor: 28` of an installed NVIDIA package, whose name may end in the CUDA version."""
     for ending in ("", "-cu13", "-cu12"):
         try:
             major, minor = importlib.metadata.version(package + ending).split(".")[:2]
@@ -106,13 +109,15 @@ def _numbers(package: str) -> str:
     raise ConfigError("C042", f"{NO_PLUGIN}: {package} is not installed", "pip install '.[cuda13]'")
 
 
-def compiled(wanted: Variant, device: devices.Device) -> Any:
-    """The config's update, compiled for one `device` that need not exist."""
+def compile_for(variant: Variant, device: devices.Device) -> Any:
+    """The train step of the config, compiled for one `device`, which need not exist."""
     try:
-        topology = topologies.get_topology_desc(platform="cuda", target_config=described(device), topology="1x1x1")
+        topology = topologies.get_topology_desc(
+            platform="cuda", target_config=target_description(device), topology="1x1x1"
+        )
     except RuntimeError as error:
         raise ConfigError("C042", f"{NO_PLUGIN}: {error}", "pip install '.[cuda13]'") from error
-    config = replace(wanted.config, model=backend.resolve_auto(wanted.config.model, "gpu"))
+    config = replace(variant.config, model=backend.resolve_auto(variant.config.model, "gpu"))
     mesh = Mesh(np.array(topology.devices[:1]), ("data",))
     optimizer = optim.make_optimizer(config.optim, config.run.steps)
     shape = (config.data.accum, config.data.micro_batch, config.model.block_size + 1)
@@ -120,36 +125,39 @@ def compiled(wanted: Variant, device: devices.Device) -> Any:
     update = step.compile_train_step(config, step.model_graphdef(config.model), optimizer, mesh)
     lowered = update.lower(step.abstract_state(config, optimizer, mesh), tokens)
     try:
-        return lowered.compile(compiler_options=dict(wanted.compiler) or None)
+        return lowered.compile(compiler_options=dict(variant.compiler) or None)
     except jax.errors.JaxRuntimeError as error:
-        raise ConfigError("C042", f"XLA does not compile {wanted.name!r}: {error}", "another --set") from error
+        raise ConfigError("C042", f"XLA does not compile {variant.name!r}: {error}", "another --set") from error
 
 
-def told(program: Any, config: Config, device: devices.Device) -> dict[str, Any]:
-    """What the program is: bytes of memory, and kernels by part with their bounds in milliseconds of a step."""
-    found = with_attention(hlo.kernels(program.as_text()), config)
+def analyze(program: Any, config: Config, device: devices.Device) -> dict[str, Any]:
+    """Memory in bytes, and the kernels by group with their lower bounds in milliseconds per step."""
+    kernels = with_attention_flops(hlo.kernels(program.as_text()), config)
     memory = program.memory_analysis()
-    parts: dict[str, list[hlo.Kernel]] = {}
-    for kernel in found:
-        parts.setdefault(part(kernel, config), []).append(kernel)
+    groups: dict[str, list[hlo.Kernel]] = {}
+    for kernel in kernels:
+        groups.setdefault(kernel_group(kernel, config), []).append(kernel)
     return {
         "live_bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        "whole": summed(found, device),
-        "parts": {name: summed(kernels, device) for name, kernels in sorted(parts.items())},
-        "kernels": [kernel._asdict() | {"ms": 1e3 * kernel.count * bound(kernel, device)} for kernel in found],
+        "whole": summarize(kernels, device),
+        "parts": {name: summarize(group, device) for name, group in sorted(groups.items())},
+        "kernels": [kernel._asdict() | {"ms": 1e3 * kernel.count * bound(kernel, device)} for kernel in kernels],
     }
 
 
-def with_attention(found: list[hlo.Kernel], config: Config) -> list[hlo.Kernel]:
-    """The kernels with cuDNN's operations, causal: two products forward and five backward, of seven in all."""
+def with_attention_flops(kernels: list[hlo.Kernel], config: Config) -> list[hlo.Kernel]:
+    """The kernels with the causal operations of cuDNN's attention: two products forward and five backward."""
     m = config.model
     seventh = config.data.micro_batch * m.block_size * attention_flops_per_token(m, causal=True) // (6 * m.n_layer)
-    return [k._replace(flops=seventh * (5 if "bwd" in k.source else 2)) if k.kind == "attention" else k for k in found]
+    return [
+        kernel._replace(flops=seventh * (5 if "bwd" in kernel.source else 2)) if kernel.kind == "attention" else kernel
+        for kernel in kernels
+    ]
 
 
-def part(kernel: hlo.Kernel, config: Config) -> str:
-    """Which of the planner's kernels it belongs to; what runs once per step is apart."""
+def kernel_group(kernel: hlo.Kernel, config: Config) -> str:
+    """The group of the planner's model that a kernel belongs to; passes that run once per step are separate."""
     head = str(config.model.vocab_size) in re.findall(r"\d+", kernel.shape)
     head = head or ("->md" in kernel.source) or ("while/body/closed_call/jvp()/while" in kernel.source)
     if kernel.count == 1 and kernel.kind == "pass" and not re.search(r"closed_call|jvp", kernel.source):
@@ -159,14 +167,14 @@ def part(kernel: hlo.Kernel, config: Config) -> str:
     return "attention" if kernel.kind == "attention" else "head, products" if head else "blocks, products"
 
 
-def summed(found: list[hlo.Kernel], device: devices.Device) -> dict[str, float]:
-    """Launches, GB, TFLOP, and the two times, of a step."""
+def summarize(kernels: list[hlo.Kernel], device: devices.Device) -> dict[str, float]:
+    """Launches, GB, TFLOP and both times of a step."""
     return {
-        "launches": hlo.total(found, lambda _: 1),
-        "gb": hlo.total(found, lambda kernel: kernel.bytes / 1e9),
-        "tflop": hlo.total(found, lambda kernel: kernel.flops / 1e12),
-        "bound_ms": 1e3 * hlo.total(found, lambda kernel: bound(kernel, device)),
-        "likely_ms": 1e3 * hlo.total(found, lambda kernel: likely(kernel, device)),
+        "launches": hlo.total(kernels, lambda _: 1),
+        "gb": hlo.total(kernels, lambda kernel: kernel.bytes / 1e9),
+        "tflop": hlo.total(kernels, lambda kernel: kernel.flops / 1e12),
+        "bound_ms": 1e3 * hlo.total(kernels, lambda kernel: bound(kernel, device)),
+        "likely_ms": 1e3 * hlo.total(kernels, lambda kernel: likely(kernel, device)),
     }
 
 
@@ -176,18 +184,20 @@ def bound(kernel: hlo.Kernel, device: devices.Device) -> float:
 
 
 def likely(kernel: hlo.Kernel, device: devices.Device) -> float:
-    """The same at the shares that kernels reach, and with a launch."""
-    memory, products = device.bandwidth * 1e9 * SHARE_OF_BANDWIDTH, device.tflops * 1e12 * SHARE_OF_PEAK
-    return max(kernel.bytes / memory, kernel.flops / products) + LAUNCH
+    """Seconds of one run at the efficiency that kernels reach, with a launch."""
+    memory, products = device.bandwidth * 1e9 * BANDWIDTH_EFFICIENCY, device.tflops * 1e12 * PEAK_EFFICIENCY
+    return max(kernel.bytes / memory, kernel.flops / products) + LAUNCH_SECONDS
 
 
-def said(name: str, found: dict[str, Any], kernels: int) -> str:
+def format_program(name: str, program: dict[str, Any], kernels: int) -> str:
     """One program as tables."""
     header = ["part", "launches", "GB", "TFLOP", "bound ms", "likely ms"]
-    rows = [[part, *row.values()] for part, row in (found["parts"] | {"whole step": found["whole"]}).items()]
-    text = f"\n{name}: temporaries {found['temporary_bytes'] / 1e9:.2f} GB, all {found['live_bytes'] / 1e9:.2f} GB\n"
+    rows = [[part, *row.values()] for part, row in (program["parts"] | {"whole step": program["whole"]}).items()]
+    text = (
+        f"\n{name}: temporaries {program['temporary_bytes'] / 1e9:.2f} GB, all {program['live_bytes'] / 1e9:.2f} GB\n"
+    )
     text += common.table(rows, header)
-    first = sorted(found["kernels"], key=lambda kernel: -kernel["ms"])[:kernels]
+    first = sorted(program["kernels"], key=lambda kernel: -kernel["ms"])[:kernels]
     lines = [[k["ms"], k["count"], k["bytes"] / 1e6, k["name"], k["shape"][:44], k["source"][-50:]] for k in first]
     return text + ("\n" + common.table(lines, ["bound ms", "runs", "MB", "kernel", "result", "of"]) if lines else "")
 
@@ -197,23 +207,26 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--config", default="fineweb40m")
     parser.add_argument("--gpu", default="H200")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE,…")
-    parser.add_argument("--kernels", type=int, default=0, help="the longest kernels to list")
+    parser.add_argument("--kernels", type=int, default=0, help="how many of the longest kernels to list")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(words)
     common.check_output_path(args.json)
     if args.kernels < 0:
         raise ConfigError("C009", f"--kernels = {args.kernels}; must be 0 or more")
     device, config, console = devices.find(args.gpu), load_config(args.config), Console(stderr=True)
-    found: dict[str, Any] = {}
-    wanted = [Variant("as it is", config), *(variant(config, text) for text in dict.fromkeys(args.set))]
-    for each in track(wanted, description=f"compiling for {device.name}", console=console, transient=True):
+    programs: dict[str, Any] = {}
+    variants = [Variant("as it is", config), *(parse_variant(config, text) for text in dict.fromkeys(args.set))]
+    for each in track(variants, description=f"compiling for {device.name}", console=console, transient=True):
         started = time.perf_counter()
-        program = compiled(each, device)
-        found[each.name] = {"compile_seconds": time.perf_counter() - started, **told(program, each.config, device)}
-    for name, program in found.items():
-        print(said(name, program, args.kernels))
+        program = compile_for(each, device)
+        programs[each.name] = {
+            "compile_seconds": time.perf_counter() - started,
+            **analyze(program, each.config, device),
+        }
+    for name, program in programs.items():
+        print(format_program(name, program, args.kernels))
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
-    common.write_json(args.json, {"gpu": device.name, "commit": common.git_commit(), **versions, "programs": found})
+    common.write_json(args.json, {"gpu": device.name, "commit": common.git_commit(), **versions, "programs": programs})
 
 
 if __name__ == "__main__":

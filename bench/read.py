@@ -1,6 +1,6 @@
-"""How fast sources are read: `python bench/read.py FILE...`, in MB of text per second, beside what Arrow takes alone.
+"""Reading speed of sources: `python bench/read.py FILE...`, in MB of text per second, compared with Arrow alone.
 
-Warm files, the best of three, one process and one thread. Of parquet files, JSON lines are made in a temporary folder.
+Warm files, best of three, one process and one thread. Parquet files are also converted to JSON lines for comparison.
 """
 
 import json
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from jaxgpt.prepare.sources import find_sources, read
 
 
-def ours(paths: Sequence[Path]) -> int:
+def read_sources(paths: Sequence[Path]) -> int:
     sources = find_sources([str(path) for path in paths])
     return sum(batch.texts.nbytes for source in sources for batch in read(source))
 
@@ -30,18 +30,18 @@ def python(paths: Sequence[Path]) -> int:
     return sum(len(json.loads(line)["text"].encode()) for line in lines)
 
 
-def as_lines(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """The same rows as JSON lines, plain and packed."""
-    made = [folder / "lines.jsonl", folder / "lines.jsonl.gz", folder / "lines.jsonl.zst"]
+def write_json_lines(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """Writes the rows as JSON lines, plain and compressed."""
+    files = [folder / "lines.jsonl", folder / "lines.jsonl.gz", folder / "lines.jsonl.zst"]
     rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
     data = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode()
-    made[0].write_bytes(data)
-    for path, codec in ((made[1], "gzip"), (made[2], "zstd")):
+    files[0].write_bytes(data)
+    for path, codec in ((files[1], "gzip"), (files[2], "zstd")):
         path.write_bytes(pa.compress(data, codec=codec, asbytes=True))
-    return made
+    return files
 
 
-def say(name: str, work: Callable[[Sequence[Path]], int], paths: Sequence[Path]) -> None:
+def report(name: str, work: Callable[[Sequence[Path]], int], paths: Sequence[Path]) -> None:
     best = 0.0
     for _ in range(3):
         began = time.perf_counter()
@@ -51,12 +51,12 @@ def say(name: str, work: Callable[[Sequence[Path]], int], paths: Sequence[Path])
 
 def main(names: Sequence[str]) -> None:
     paths = [Path(name) for name in names]
-    say("parquet", ours, paths)
-    say("parquet, Arrow alone, unchecked", arrow, paths)
+    report("parquet", read_sources, paths)
+    report("parquet, Arrow alone, unchecked", arrow, paths)
     with tempfile.TemporaryDirectory() as folder:
-        for path in as_lines(paths, Path(folder)):
-            say(path.name, ours, [path])
-        say("lines.jsonl, Python's json alone", python, [Path(folder, "lines.jsonl")])
+        for path in write_json_lines(paths, Path(folder)):
+            report(path.name, read_sources, [path])
+        report("lines.jsonl, Python's json alone", python, [Path(folder, "lines.jsonl")])
 
 
 if __name__ == "__main__":

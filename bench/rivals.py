@@ -1,11 +1,11 @@
-"""One side of `bench/vs_nanogpt.py`, in a process of its own: `python bench/rivals.py` reads lines from its parent.
+"""One side of `bench/vs_nanogpt.py` in a child process: `python bench/rivals.py` reads lines from its parent.
 
-The first line is the order (`Order` as JSON): whom to build, the config, where nanoGPT is. The answer is one line,
-{"versions": …} or {"error": [code, message, help]}. Each further line is a number of updates; the answer is a `Turn`.
-Every side trains on the same random tokens, which lie on the device before the clock starts. No line, no work: the
-parent lets one side work at a time.
+The first line is an `Order` as JSON: which side to build, the config, the path of nanoGPT. The answer is one line,
+{"versions": …} or {"error": [code, message, help]}. Each further line is a number of steps, answered by a `Turn`. Every
+side trains on the same random tokens, which are on the device before the clock starts. Sides work only when asked, so
+the parent runs one side at a time.
 
-    A micro-batches   B sequences of one   W window = T + 1 tokens   T block
+    A micro-batches   B sequences per micro-batch   W window = T + 1 tokens   T block
 """
 
 import contextlib
@@ -26,39 +26,39 @@ import numpy as np
 from jaxgpt.config import Config
 from jaxgpt.errors import ConfigError, JaxgptError
 
-BLOCKS = 8  # step blocks of tokens that are gone through again and again
-Update = Callable[[], Any]  # starts one update and returns its loss, which may not be there yet
-Wait = Callable[[Any], float]  # waits for all that was started, and fetches that loss
+BLOCKS = 8  # step blocks of tokens, used cyclically
+Update = Callable[[], Any]  # starts one step and returns its loss, which may not be computed yet
+Wait = Callable[[Any], float]  # waits for all started work and fetches the loss
 
 
 @dataclass(frozen=True)
 class Order:
-    """What one side is to be: `kind` jaxgpt, nanogpt or flax; the config, `auto` still in it."""
+    """Which side to build: `kind` jaxgpt, nanogpt or flax; the config, with `auto` unresolved."""
 
     kind: str
     config: dict[str, Any]
     nanogpt: str = ""
     compiled: bool = False
     sdpa: str = "default"
-    cores: int = 0  # 0: all of them
+    cores: int = 0  # 0: all
 
     def parsed(self) -> Config:
-        """The config, on one device: that is what the others take."""
+        """The config on one device, as the other sides use one."""
         return Config.from_dict(self.config).replace({"mesh": {"data_parallel": 1}})
 
 
 def token_blocks(config: Config) -> list[np.ndarray]:
-    """Step blocks [A, B, W] of ids as rare as words are (Zipf), so that embedding gradients meet as in text."""
+    """Step blocks [A, B, W] of ids as frequent as words (Zipf), so that embedding gradients collide as in text."""
     random = np.random.default_rng(0)
-    chances_V = 1 / (np.arange(config.model.vocab_size) + 2.7)
+    weights_V = 1 / (np.arange(config.model.vocab_size) + 2.7)
     shape = (config.data.accum, config.data.micro_batch, config.model.block_size + 1)
     ids_V = random.permutation(config.model.vocab_size)
-    draw = lambda: random.choice(ids_V, size=shape, p=chances_V / chances_V.sum())  # noqa: E731
+    draw = lambda: random.choice(ids_V, size=shape, p=weights_V / weights_V.sum())  # noqa: E731
     return [draw().astype(np.uint16 if config.model.vocab_size <= 1 << 16 else np.int32) for _ in range(BLOCKS)]
 
 
 def jaxgpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
-    """Our step, as `train` compiles it."""
+    """The train step as `jaxgpt.train` compiles it."""
     import jax
 
     import jaxgpt
@@ -67,12 +67,12 @@ def jaxgpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
 
     jax_setup.configure_jax()
     config = order.parsed()
-    place = mesh.make_mesh(config.mesh, config.data.micro_batch)
-    config = checkpoint.resolve_auto(config, place)
+    devices = mesh.make_mesh(config.mesh, config.data.micro_batch)
+    config = checkpoint.resolve_auto(config, devices)
     optimizer = optim.make_optimizer(config.optim, config.run.steps)
-    state = step.compile_init(config, optimizer, place)()
-    train_step = step.compile_train_step(config, step.model_graphdef(config.model), optimizer, place)
-    blocks = cycle([jax.device_put(block, mesh.batch_sharding(place)) for block in token_blocks(config)])
+    state = step.compile_init(config, optimizer, devices)()
+    train_step = step.compile_train_step(config, step.model_graphdef(config.model), optimizer, devices)
+    blocks = cycle([jax.device_put(block, mesh.batch_sharding(devices)) for block in token_blocks(config)])
 
     def update() -> Any:
         nonlocal state
@@ -84,7 +84,7 @@ def jaxgpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
 
 
 def flax_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
-    """The same model as Flax's and optax's documentation would have it written."""
+    """The model written as in the documentation of Flax and optax."""
     import flax
     import jax
     import plain_flax
@@ -103,22 +103,22 @@ def flax_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
 
 
 def check(order: Order) -> None:
-    """What can be known of nanoGPT's side before anything is built: raises C060, C061 or C062."""
+    """Checks nanoGPT's side before anything is built; raises `ConfigError` C060, C061 or C062."""
     if not (Path(order.nanogpt) / "model.py").is_file():
-        what = f"'{order.nanogpt}' is no checkout of nanoGPT: it has no model.py"
-        raise ConfigError("C060", what, "git clone karpathy/nanoGPT, then --nanogpt PATH")
+        message = f"'{order.nanogpt}' is not a checkout of nanoGPT: it has no model.py"
+        raise ConfigError("C060", message, "git clone karpathy/nanoGPT, then --nanogpt PATH")
     if importlib.util.find_spec("torch") is None:
         raise ConfigError("C061", "PyTorch is not installed here", "pip install torch")
     nanogpt_size(order.parsed())
 
 
 def nanogpt_module(folder: Path) -> ModuleType:
-    """nanoGPT's model.py; raises C060 where that is another one."""
+    """nanoGPT's model.py as a module; raises `ConfigError` C060 if it is another model.py."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt_model"] = module  # its dataclass asks for the module that it is in
+    sys.modules["nanogpt_model"] = module  # its dataclass looks up its module
     spec.loader.exec_module(module)
     if not (hasattr(module, "GPT") and hasattr(module, "GPTConfig")):
         raise ConfigError("C060", f"'{folder}/model.py' has no GPT and GPTConfig", "--nanogpt PATH")
@@ -126,7 +126,7 @@ def nanogpt_module(folder: Path) -> ModuleType:
 
 
 def nanogpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
-    """nanoGPT's own model and optimizer, and an update in the words of its train.py."""
+    """nanoGPT's model and optimizer, with the step of its train.py."""
     import torch
 
     config, module = order.parsed(), nanogpt_module(Path(order.nanogpt))
@@ -138,7 +138,7 @@ def nanogpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     model = module.GPT(module.GPTConfig(**nanogpt_size(config))).to(device)
-    for block in model.transformer.h:  # nanoGPT has one rate for all; where ours is none, its kernel shall have none
+    for block in model.transformer.h:  # nanoGPT uses one dropout rate; attention gets its own here
         block.attn.dropout = block.attn.attn_dropout.p = config.model.attention_dropout
     o = config.optim
     optimizer = model.configure_optimizers(o.weight_decay, o.learning_rate, (o.beta1, o.beta2), device)
@@ -173,15 +173,15 @@ def nanogpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
 
 
 def nanogpt_size(config: Config) -> dict[str, Any]:
-    """Our model in nanoGPT's words; raises C062 for what it has no word for."""
+    """The model as arguments of nanoGPT's GPTConfig; raises `ConfigError` C062 for what nanoGPT does not have."""
     m = config.model
-    ours = {
+    unsupported = {
         "architecture = modern": m.architecture != "gpt2",
         "activation = gelu_tanh": m.activation != "gelu",
         "an untied head": not m.tie_embeddings,
         "head_dim or n_inner": m.head_size * m.n_head != m.n_embd or m.inner != 4 * m.n_embd,
     }
-    missing = [name for name, present in ours.items() if present]
+    missing = [name for name, present in unsupported.items() if present]
     if missing:
         raise ConfigError("C062", f"nanoGPT has no {missing[0]}", "compare with a config that it has too: quickstart")
     names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
@@ -189,7 +189,7 @@ def nanogpt_size(config: Config) -> dict[str, Any]:
 
 
 def _pairs(torch: Any, block_AxBxW: np.ndarray, device: str) -> list[tuple[Any, Any]]:
-    """Inputs and targets of each micro-batch, int64 as its get_batch makes them."""
+    """Inputs and targets of each micro-batch, in int64 like those of nanoGPT's get_batch."""
     ids = block_AxBxW.astype(np.int64)
     put = lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device)  # noqa: E731
     return [(put(ids_BxW[:, :-1]), put(ids_BxW[:, 1:])) for ids_BxW in ids]
@@ -207,7 +207,7 @@ SIDES = {"jaxgpt": jaxgpt_side, "flax": flax_side, "nanogpt": nanogpt_side}
 
 
 class Turn(NamedTuple):
-    """What a side answers, per update: seconds, seconds of all its threads' processor time; and the last loss."""
+    """Per step: seconds, and seconds of processor time of all threads; and the last loss."""
 
     seconds: float
     cpu_seconds: float
@@ -215,7 +215,7 @@ class Turn(NamedTuple):
 
 
 def turn(update: Update, wait: Wait, count: int) -> Turn:
-    """Seconds per update over `count` of them, after one that wakes the threads; and the last loss."""
+    """Measures `count` steps, after one that wakes the threads."""
     wait(update())
     start, start_cpu = time.perf_counter(), time.process_time()
     loss = 0.0
@@ -226,18 +226,18 @@ def turn(update: Update, wait: Wait, count: int) -> Turn:
 
 
 @contextlib.contextmanager
-def chatter_to_stderr() -> Iterator[Any]:
-    """The real stdout for answers; whatever a library prints goes to stderr."""
+def redirect_stdout_to_stderr() -> Iterator[Any]:
+    """Yields the real stdout for answers; what libraries print goes to stderr."""
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
         yield answers
 
 
 def main() -> None:
-    with chatter_to_stderr() as answers:
+    with redirect_stdout_to_stderr() as answers:
 
-        def answer(what: Any) -> None:
-            print(json.dumps(what), file=answers, flush=True)
+        def answer(message: Any) -> None:
+            print(json.dumps(message), file=answers, flush=True)
 
         order = Order(**json.loads(sys.stdin.readline()))
         try:

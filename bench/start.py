@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="fineweb40m", help="a config (default: fineweb40m)")
     parser.add_argument("--steps", type=int, default=100, help="steps of each run (default: 100)")
-    parser.add_argument("--tiny", action="store_true", help="a two-layer model: shows that the script runs anywhere")
+    parser.add_argument("--tiny", action="store_true", help="a two-layer model, to check that the script runs")
     parser.add_argument("--out", type=Path, help="JSON file for the raw figures")
     options = parser.parse_args(argv)
     if options.steps <= NOT_STEADY:

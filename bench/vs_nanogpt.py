@@ -1,19 +1,19 @@
-"""Our whole update beside nanoGPT's own, on the same machine, in the same run, one after the other.
+"""The full train step of jaxgpt compared with nanoGPT's, on the same machine in interleaved rounds.
 
     python bench/vs_nanogpt.py --nanogpt PATH [--config quickstart] [--eager] [--compiled] [--sdpa cudnn|default]
                                [--also flax] [--rounds 12] [--updates 5] [--cores N] [--cpu-time] [--json FILE]
                                [--any.field VALUE …]
 
-PATH is a checkout of nanoGPT: its model.py is imported, its `configure_optimizers`, loss, clipping and autocast are
-used as its train.py uses them, at the size, precision, batch, accumulation and dropout of the config. Both train on the
-same random tokens (Zipf), which lie on the device beforehand, and do full updates: forward, backward, clip, AdamW.
+PATH is a checkout of nanoGPT: its model.py is imported, and its `configure_optimizers`, loss, clipping and autocast are
+used like in its train.py, with the size, precision, batch, accumulation and dropout of the config. Both train on the
+same random tokens (Zipf), which are on the device beforehand, and do full steps: forward, backward, clip, AdamW.
 
-Each side is a process of its own, and they take turns through pipes: never two at work at once, each turn after a
-pause in which the other's threads fall asleep and begun with an update that is not timed. A round is one turn of every
-side. Speed is nanoGPT's median seconds over ours; the interval is the middle 80 % of 2,000 resamplings of the rounds.
+Each side is a child process, controlled through pipes: only one works at a time. Each turn follows a pause, in which
+the threads of the other side fall asleep, and begins with a step that is not timed. A round is one turn of every side.
+Speed is nanoGPT's median seconds divided by jaxgpt's; the interval is the middle 80 % of 2,000 bootstrap resamples.
 
-On a machine with other work on it, `--cores 1 --cpu-time` compares the processor time of one thread each, which
-waiting for a core does not count into.
+On a busy machine, `--cores 1 --cpu-time` compares the processor time of one thread each, which excludes waiting for a
+core.
 """
 
 import argparse
@@ -42,12 +42,12 @@ from jaxgpt.config.command_line import parse_config
 from jaxgpt.config.options import Parser
 from jaxgpt.errors import ConfigError
 
-PAUSE = 0.1  # seconds between turns; OpenMP's threads spin for some milliseconds after their last work
+PAUSE = 0.1  # seconds between turns; OpenMP threads spin for some milliseconds after their work
 RESAMPLINGS = 2000
 
 
 class Side:
-    """A rival at work in its own process."""
+    """A side that runs in its own process."""
 
     def __init__(self, name: str, order: Order) -> None:
         self.name = name
@@ -68,7 +68,7 @@ class Side:
 
     def close(self) -> None:
         """Ends the process and waits for it."""
-        with contextlib.suppress(BrokenPipeError):  # it ended by itself
+        with contextlib.suppress(BrokenPipeError):  # it has already ended
             self._process.communicate()
         self._log.close()
 
@@ -96,43 +96,43 @@ class Side:
         return answer
 
     def _failed(self) -> ConfigError:
-        """C063, with the last thing that the process said."""
+        """A `ConfigError` C063 with the last line of the process's output."""
         self._process.wait()
         self._log.seek(0)
         lines = self._log.read().split("\n")
-        said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
-        return ConfigError("C063", f"{self.name} ended with status {self._process.returncode}: {said}", "--debug")
+        last_line = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+        return ConfigError("C063", f"{self.name} ended with status {self._process.returncode}: {last_line}", "--debug")
 
 
 def orders(options: argparse.Namespace, config: Config) -> dict[str, Order]:
-    """Whom to measure, by name: ours first."""
+    """The sides to measure, by name, jaxgpt first."""
     plain = config.to_dict()
-    found = {"jaxgpt": Order("jaxgpt", plain)}
+    sides = {"jaxgpt": Order("jaxgpt", plain)}
     both = not (options.eager or options.compiled)
     for name, wanted in (("eager", options.eager or both), ("compiled", options.compiled or both)):
         for sdpa in options.sdpa or ["default"]:
             if wanted:
                 suffix = "" if sdpa == "default" else f" {sdpa}"
                 folder = str(options.nanogpt.resolve())
-                found[f"nanogpt {name}{suffix}"] = Order("nanogpt", plain, folder, name == "compiled", sdpa)
+                sides[f"nanogpt {name}{suffix}"] = Order("nanogpt", plain, folder, name == "compiled", sdpa)
     for name in options.also:
-        found[name] = Order(name, plain)
-    return {name: dataclasses.replace(order, cores=options.cores) for name, order in found.items()}
+        sides[name] = Order(name, plain)
+    return {name: dataclasses.replace(order, cores=options.cores) for name, order in sides.items()}
 
 
-def compete(wanted: dict[str, Order], rounds: int, updates: int) -> tuple[list[Side], dict[str, str]]:
-    """Builds every side, then lets them take turns: who came through, and why the others (never ours) did not."""
+def run_sides(orders: dict[str, Order], rounds: int, updates: int) -> tuple[list[Side], dict[str, str]]:
+    """Builds every side and runs the rounds; returns the sides that succeeded, and the errors of the others."""
     sides: list[Side] = []
     failed: dict[str, str] = {}
     try:
-        for name, order in track(wanted.items(), "building", console=Console(stderr=True), transient=True):
-            with noted(failed, name):
+        for name, order in track(orders.items(), "building", console=Console(stderr=True), transient=True):
+            with record_failure(failed, name):
                 sides.append(Side(name, order))
         for _ in track(range(rounds), "rounds", console=Console(stderr=True), transient=True):
             for side in sides:
                 if side.name not in failed:
                     time.sleep(PAUSE)
-                    with noted(failed, side.name):
+                    with record_failure(failed, side.name):
                         side.turn(updates)
         return [side for side in sides if side.name not in failed], failed
     finally:
@@ -141,8 +141,8 @@ def compete(wanted: dict[str, Order], rounds: int, updates: int) -> tuple[list[S
 
 
 @contextlib.contextmanager
-def noted(failed: dict[str, str], name: str) -> Iterator[None]:
-    """Keeps why a rival ended (C063), such as for want of memory; without us there is nothing to compare."""
+def record_failure(failed: dict[str, str], name: str) -> Iterator[None]:
+    """Records why another side ended (C063), such as out of memory; an error of jaxgpt's side is raised."""
     try:
         yield
     except ConfigError as error:
@@ -151,40 +151,40 @@ def noted(failed: dict[str, str], name: str) -> Iterator[None]:
         failed[name] = error.message
 
 
-def interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """The middle 80 % of the ratio of medians, theirs over ours, over resampled rounds."""
-    picks = np.random.default_rng(0).integers(0, len(ours), (RESAMPLINGS, len(ours)))
-    ratios = np.median(theirs[picks], axis=1) / np.median(ours[picks], axis=1)
+def interval(baseline: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """The middle 80 % of the ratio of medians, other over baseline, over resampled rounds."""
+    picks = np.random.default_rng(0).integers(0, len(baseline), (RESAMPLINGS, len(baseline)))
+    ratios = np.median(other[picks], axis=1) / np.median(baseline[picks], axis=1)
     low, high = np.quantile(ratios, (0.1, 0.9))
     return float(low), float(high)
 
 
 def figures(sides: list[Side], tokens: int, cpu_time: bool) -> list[dict[str, Any]]:
-    """What each side did, and how many times as fast as it the first one is, by the clock or by processor time."""
-    took = [side.cpu_seconds if cpu_time else side.seconds for side in sides]
+    """The figures of each side and the speed of the first one relative to it, by wall or processor time."""
+    seconds_of = [side.cpu_seconds if cpu_time else side.seconds for side in sides]
     return [
         {
             "name": side.name,
-            "ms": 1e3 * float(np.median(theirs)),
-            "ms_p10_p90": [1e3 * float(np.quantile(theirs, q)) for q in (0.1, 0.9)],
-            "tokens_per_second": tokens / float(np.median(theirs)),
-            "ours_times_as_fast": float(np.median(theirs) / np.median(took[0])),
-            "interval_80": interval(took[0], theirs),
+            "ms": 1e3 * float(np.median(seconds)),
+            "ms_p10_p90": [1e3 * float(np.quantile(seconds, q)) for q in (0.1, 0.9)],
+            "tokens_per_second": tokens / float(np.median(seconds)),
+            "ours_times_as_fast": float(np.median(seconds) / np.median(seconds_of[0])),
+            "interval_80": interval(seconds_of[0], seconds),
             "last_loss": side.turns[-1].loss,
             "versions": side.versions,
             "seconds": side.seconds.tolist(),
             "cpu_seconds": side.cpu_seconds.tolist(),
         }
-        for side, theirs in zip(sides, took, strict=True)
+        for side, seconds in zip(sides, seconds_of, strict=True)
     ]
 
 
-def show(found: list[dict[str, Any]], config: Config, cpu_time: bool) -> None:
+def print_table(rows: list[dict[str, Any]], config: Config, cpu_time: bool) -> None:
     m, d = config.model, config.data
     print(f"{m.n_layer} layers, width {m.n_embd}, {m.n_head} heads, vocabulary {m.vocab_size:,}; a step of", end=" ")
-    print(f"{d.accum} x {d.micro_batch} x {m.block_size} tokens; on {found[0]['versions']['device']}")
-    table = Table("", "ms of processor time" if cpu_time else "ms", "p10-p90", "tokens/s", "ours is", "80 %", "loss")
-    for row in found:
+    print(f"{d.accum} x {d.micro_batch} x {m.block_size} tokens; on {rows[0]['versions']['device']}")
+    table = Table("", "ms of processor time" if cpu_time else "ms", "p10-p90", "tokens/s", "jaxgpt is", "80 %", "loss")
+    for row in rows:
         low, high = row["interval_80"]
         spread = "-".join(f"{ms:,.1f}" for ms in row["ms_p10_p90"])
         rate, loss = f"{row['tokens_per_second']:,.0f}", f"{row['last_loss']:.3f}"
@@ -193,7 +193,7 @@ def show(found: list[dict[str, Any]], config: Config, cpu_time: bool) -> None:
     Console().print(table)
 
 
-def parsed(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
+def parse_arguments(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     parser = Parser("vs_nanogpt", (__doc__ or "").split("\n\n")[0], "--nanogpt PATH [options]")
     parser.prog = "python bench/vs_nanogpt.py"
     parser.add_argument("--nanogpt", type=Path, required=True, metavar="PATH", help="a checkout of nanoGPT")
@@ -202,37 +202,37 @@ def parsed(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     parser.add_argument("--sdpa", action="append", choices=["default", "cudnn"], help="PyTorch's attention kernel")
     parser.add_argument("--also", action="append", default=[], choices=["flax"], help="a further side")
     parser.add_argument("--rounds", type=int, default=12, help="turns of each side (default: 12)")
-    parser.add_argument("--updates", type=int, default=5, help="updates timed in a turn (default: 5)")
+    parser.add_argument("--updates", type=int, default=5, help="steps timed in a turn (default: 5)")
     parser.add_argument("--cores", type=int, default=0, help="cores that each side may use (default: all)")
-    parser.add_argument("--cpu-time", action="store_true", help="compare processor time instead of the clock's")
+    parser.add_argument("--cpu-time", action="store_true", help="compare processor time instead of wall time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the raw figures")
     config, options = parse_config(parser, argv if "--config" in argv else ["--config", "quickstart", *argv])
     for name in ("rounds", "updates"):
         if getattr(options, name) < 1:
             raise ConfigError("C009", f"--{name} = {getattr(options, name)}; must be 1 or more")
-    there = len(os.sched_getaffinity(0))
-    if not 0 <= options.cores <= there:
-        raise ConfigError("C009", f"--cores = {options.cores}; must be 1 to {there}, or 0 for all")
+    available = len(os.sched_getaffinity(0))
+    if not 0 <= options.cores <= available:
+        raise ConfigError("C009", f"--cores = {options.cores}; must be 1 to {available}, or 0 for all")
     return config, options
 
 
 def main(argv: Sequence[str]) -> int:
-    config, options = parsed(argv)
+    config, options = parse_arguments(argv)
     common.check_output_path(options.json)
     wanted = orders(options, config)
     for order in wanted.values():
         if order.kind == "nanogpt":
             check(order)
-    sides, failed = compete(wanted, options.rounds, options.updates)
-    found = figures(sides, config.tokens_per_step, options.cpu_time)
-    show(found, config, options.cpu_time)
-    for name, why in failed.items():
-        print(f"{name} does not run: {why}")
+    sides, failed = run_sides(wanted, options.rounds, options.updates)
+    rows = figures(sides, config.tokens_per_step, options.cpu_time)
+    print_table(rows, config, options.cpu_time)
+    for name, error in failed.items():
+        print(f"{name} does not run: {error}")
     if options.json:
         about: dict[str, Any] = {"cores": options.cores or len(os.sched_getaffinity(0)), "cpu_time": options.cpu_time}
         about["python"] = platform.python_version()
         about |= {"machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}
-        result = {"about": about, "config": config.to_dict(), "sides": found, "failed": failed}
+        result = {"about": about, "config": config.to_dict(), "sides": rows, "failed": failed}
         common.write_json(options.json, result)
     return int(bool(failed))
 

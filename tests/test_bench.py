@@ -1,4 +1,4 @@
-"""The benches run anywhere, and what they compare is what they say."""
+"""The benchmarks run on any machine and compare what they say."""
 
 import importlib
 import json
@@ -31,82 +31,80 @@ def bench(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def test_a_cell_measures_base_loader_and_sides_in_turns() -> None:
+def test_a_cell_measures_base_loader_and_sides() -> None:
     step = bench("step")
-    options = step.parsed(["--tiny", "--rounds", "2", "--updates", "2"])
-    found = step.trial(options, "fineweb40m", 2, ["model.remat=blocks,model.loss_chunk=32"], 0.0)
-    assert json.loads(json.dumps(found)) == found
-    assert list(found["sides"]) == ["base", "model.remat=blocks,model.loss_chunk=32", "loader"]
-    for side in found["sides"].values():
+    options = step.parse_arguments(["--tiny", "--rounds", "2", "--updates", "2"])
+    result = step.run_cell(options, "fineweb40m", 2, ["model.remat=blocks,model.loss_chunk=32"], 0.0)
+    assert json.loads(json.dumps(result)) == result
+    assert list(result["sides"]) == ["base", "model.remat=blocks,model.loss_chunk=32", "loader"]
+    for side in result["sides"].values():
         assert len(side["ms_per_step"]["values"]) == 2
         assert side["tokens_per_second"] == pytest.approx(1e3 * 2 * 2 * 32 / side["ms_per_step"]["median"])
-    assert found["sides"]["base"]["ratio"]["values"] == [1, 1]
-    assert found["stall"]["median"] > 0
-    memory = found["sides"]["base"]["memory"]
+    assert result["sides"]["base"]["ratio"]["values"] == [1, 1]
+    assert result["stall"]["median"] > 0
+    memory = result["sides"]["base"]["memory"]
     assert memory["live_bytes"] == memory["arguments"] + memory["results"] + memory["temporary"]
-    assert "data_parallel" in found["config"]["mesh"]
-    assert step.said(found | {"name": "tiny"}).count("\n") == 4
-    assert found["failed"] == {}
+    assert "data_parallel" in result["config"]["mesh"]
+    assert step.format_cell(result | {"name": "tiny"}).count("\n") == 4
+    assert result["failed"] == {}
 
 
-def test_a_side_is_fields_and_compiler_options() -> None:
+def test_a_set_takes_fields_and_compiler_options() -> None:
     step, config = bench("step"), load_config("fineweb40m")
-    found = step.variant(config, "model.attention=xla,xla_gpu_autotune_level=0,model.remat=blocks")
-    assert found.config == config.replace({"model": {"attention": "xla", "remat": "blocks"}})
-    assert found.compiler == (("xla_gpu_autotune_level", "0"),)
-    assert step.variant(config, "xla_gpu_x=true").compiler == (("xla_gpu_x", "True"),)
+    result = step.parse_variant(config, "model.attention=xla,xla_gpu_autotune_level=0,model.remat=blocks")
+    assert result.config == config.replace({"model": {"attention": "xla", "remat": "blocks"}})
+    assert result.compiler == (("xla_gpu_autotune_level", "0"),)
+    assert step.parse_variant(config, "xla_gpu_x=true").compiler == (("xla_gpu_x", "True"),)
     with pytest.raises(ConfigError, match="C005"):
-        step.variant(config, "model.atention=xla")
-    listed = step.variant(config, "xla_gpu_enable_command_buffer=FUSION,CUBLAS,model.remat=blocks,xla_gpu_x=1")
+        step.parse_variant(config, "model.atention=xla")
+    listed = step.parse_variant(config, "xla_gpu_enable_command_buffer=FUSION,CUBLAS,model.remat=blocks,xla_gpu_x=1")
     assert dict(listed.compiler) == {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS", "xla_gpu_x": "1"}
     assert listed.config == config.replace({"model": {"remat": "blocks"}})
     for text in ("", "model.remat"):
         with pytest.raises(ConfigError, match="C009"):
-            step.variant(config, text)
+            step.parse_variant(config, text)
 
 
 @pytest.mark.parametrize("size", [1, 4, 6, 16, 64, 512])
 def test_another_micro_batch_keeps_the_tokens_of_a_step(size: int) -> None:
     config = load_config("fineweb40m")
-    found = bench("step").sized(config, size)
-    assert found.data.micro_batch == size
-    assert abs(found.tokens_per_step / config.tokens_per_step - 1) <= size / 2 / 512
+    result = bench("step").with_micro_batch(config, size)
+    assert result.data.micro_batch == size
+    assert abs(result.tokens_per_step / config.tokens_per_step - 1) <= size / 2 / 512
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 8, 100, 1000])
-def test_the_largest_that_fits_is_found_in_few_trials(most: int) -> None:
+def test_largest_fitting_needs_few_trials(most: int) -> None:
     tried: list[int] = []
-    found = bench("step").largest(lambda size: tried.append(size) or size <= most, 512)
-    assert found == min(most, 512)
+    result = bench("step").largest_fitting(lambda size: tried.append(size) or size <= most, 512)
+    assert result == min(most, 512)
     assert len(tried) == len(set(tried)) < 20
 
 
-def test_sides_are_called_in_turns() -> None:
+def test_timing_is_interleaved() -> None:
     called: list[str] = []
-    took = bench("common").time_interleaved({name: lambda name=name: called.append(name) for name in "ab"}, 3)
+    seconds_of = bench("common").time_interleaved({name: lambda name=name: called.append(name) for name in "ab"}, 3)
     assert called == ["a", "b", "b", "a", "a", "b"]
-    assert {name: len(seconds) for name, seconds in took.items()} == {"a": 3, "b": 3}
+    assert {name: len(seconds) for name, seconds in seconds_of.items()} == {"a": 3, "b": 3}
 
 
-def test_arrays_survive_the_poisoning_of_their_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_survive_poisoning_of_released_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     transfer = bench("transfer")
-    found = transfer.poisoned(12, direct=False, size=2**14)
-    assert (found["wrong"], found["blocks"]) == (0, 12)
-    assert found["released"] >= 8
-    lend = transfer.Slot.lend
+    result = transfer.poisoned(12, direct=False, size=2**14)
+    assert (result["wrong"], result["blocks"]) == (0, 12)
+    assert result["released"] >= 8
+    lend = transfer.PoisonedBuffer.lend
 
-    def too_early(slot: Any, values: np.ndarray) -> np.ndarray:
-        array: np.ndarray = lend(slot, values)
-        transfer.ctypes.memset(slot.address, transfer.POISON, slot.size)
+    def poison_too_early(buffer: Any, values: np.ndarray) -> np.ndarray:
+        array: np.ndarray = lend(buffer, values)
+        transfer.ctypes.memset(buffer.address, transfer.POISON, buffer.size)
         return array
 
-    monkeypatch.setattr(transfer.Slot, "lend", too_early)
+    monkeypatch.setattr(transfer.PoisonedBuffer, "lend", poison_too_early)
     assert transfer.poisoned(12, direct=False, size=2**14)["wrong"] == 12
 
 
-def test_one_command_runs_every_part_and_one_that_fails_stops_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpu_runs_every_part_and_a_failure_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = bench("gpu")
     ran = []
 
@@ -122,15 +120,15 @@ def test_one_command_runs_every_part_and_one_that_fails_stops_no_other(
     assert gpu.main(words) == 1
     own = ["doctor", "numerics", "transfer", "start", "step", "attention", "sides", "sample", "sample_reference", "fit"]
     assert ran == [*own, "vs_nanogpt_cudnn", "vs_nanogpt"]
-    found = json.loads((tmp_path / "new" / "out.json").read_text())
-    assert found["failed"] == {"transfer": "no"}
-    assert (found["warm"]["ms_per_step"], found["about"]["device"]) == (1.0, "a")
+    result = json.loads((tmp_path / "new" / "out.json").read_text())
+    assert result["failed"] == {"transfer": "no"}
+    assert (result["warm"]["ms_per_step"], result["about"]["device"]) == (1.0, "a")
     ran.clear()
     assert gpu.main(words) == 1
-    assert ran == ["transfer"]  # what failed is run again, and nothing that is there
+    assert ran == ["transfer"]  # only the failed part is run again
 
 
-def test_a_result_of_another_commit_or_kind_is_not_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_does_not_extend_results_of_another_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, file = bench("gpu"), tmp_path / "out.json"
     here = {"device": "a", "commit": "b"}
     monkeypatch.setattr(gpu, "run", lambda part: (None, ""))
@@ -150,9 +148,7 @@ def test_a_result_of_another_commit_or_kind_is_not_added_to(tmp_path: Path, monk
     assert file.read_text() == "notes of mine"
 
 
-def test_a_part_or_a_checkout_that_is_not_there_is_told_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpu_checks_its_arguments_before_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = bench("gpu")
     monkeypatch.setattr(gpu, "run", lambda part: pytest.fail(part.name))
     monkeypatch.setattr(gpu.common, "describe_environment_in_child", lambda: {"device": "a", "commit": "b"})
@@ -164,7 +160,10 @@ def test_a_part_or_a_checkout_that_is_not_there_is_told_before_anything_runs(
 
 COMMANDS = {
     "attention": ["--tiny", "--out"],
+    "audit": ["nowhere", "--json"],
     "gpu": ["--tiny", "--only", "doctor", "--out"],
+    "loader": ["--json"],
+    "prepare": ["nowhere.parquet", "--json"],
     "program": ["--json"],
     "sample": ["--tiny", "--out"],
     "start": ["--tiny", "--out"],
@@ -175,13 +174,13 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_bench_overwrites_a_file_or_works_for_one_that_cannot_be(tmp_path: Path, name: str) -> None:
+def test_no_benchmark_overwrites_a_file(tmp_path: Path, name: str) -> None:
     kept = tmp_path / "kept.json"
     kept.write_text("mine")
-    for place, words in ((kept, "C041"), (kept / "below.json", "S009")):
-        done = bench("common").run_child([str(BENCH / f"{name}.py"), *COMMANDS[name], str(place)])
+    for path, code in ((kept, "C041"), (kept / "below.json", "S009")):
+        done = bench("common").run_child([str(BENCH / f"{name}.py"), *COMMANDS[name], str(path)])
         assert (done.returncode in (2, 7), done.stdout) == (True, "")
-        assert f"error[{words}]" in done.stderr
+        assert f"error[{code}]" in done.stderr
         assert "Traceback" not in done.stderr
     assert kept.read_text() == "mine"
 
@@ -203,13 +202,13 @@ def test_no_bench_overwrites_a_file_or_works_for_one_that_cannot_be(tmp_path: Pa
     ],
     ids=" ".join,
 )
-def test_numbers_and_names_that_cannot_be_measured_are_refused(words: list[str]) -> None:
+def test_invalid_arguments_are_refused(words: list[str]) -> None:
     done = bench("common").run_child([str(BENCH / f"{words[0]}.py"), *words[1:]])
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
 
 
-def test_a_platform_that_is_not_there_is_a_sentence() -> None:
+def test_a_missing_platform_is_an_error_message() -> None:
     done = bench("common").run_child([str(BENCH / "step.py"), "--tiny"], JAX_PLATFORMS="cuda")
     assert done.returncode == 2
     assert done.stderr.startswith("error[C020]")
@@ -218,23 +217,21 @@ def test_a_platform_that_is_not_there_is_a_sentence() -> None:
 def test_a_side_that_does_not_run_stops_no_other() -> None:
     step = bench("step")
     sets = ["xla_no_such_option=1", "model.attention=cudnn", "model.loss_chunk=16", "model.n_embd=48"]
-    found = step.trial(step.parsed(["--tiny", "--updates", "1"]), "fineweb40m", 2, sets, 0.0)
-    assert list(found["sides"]) == ["base", "model.loss_chunk=16", "model.n_embd=48", "loader"]
-    assert list(found["failed"]) == sets[:2]
-    assert "xla_no_such_option" in found["failed"][sets[0]]
-    assert "C023" in found["failed"][sets[1]]
-    assert f"{sets[1]} does not run: error[C023]" in step.said(found | {"name": "tiny"})
+    result = step.run_cell(step.parse_arguments(["--tiny", "--updates", "1"]), "fineweb40m", 2, sets, 0.0)
+    assert list(result["sides"]) == ["base", "model.loss_chunk=16", "model.n_embd=48", "loader"]
+    assert list(result["failed"]) == sets[:2]
+    assert "xla_no_such_option" in result["failed"][sets[0]]
+    assert "C023" in result["failed"][sets[1]]
+    assert f"{sets[1]} does not run: error[C023]" in step.format_cell(result | {"name": "tiny"})
 
 
-def test_a_part_that_dies_is_an_error_with_its_last_words() -> None:
+def test_a_part_that_dies_reports_the_end_of_its_stderr() -> None:
     gpu = bench("gpu")
     code = "import sys; print('{\"a\": 1}'); sys.exit('the device is gone')"
     assert gpu.run(gpu.Part("x", ["-c", code], "")) == ({"a": 1}, "the device is gone")
 
 
-def test_attention_kernels_are_timed_in_turns_and_those_that_do_not_run_say_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_kernels_are_timed_or_say_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attention, file = bench("attention"), tmp_path / "found.json"
     monkeypatch.setattr(attention, "pallas", lambda q, k, v: 1.01 * attention.causal_attention(q, k, v))
     attention.main(["--tiny", "--heads", "2", "--sizes", "8", "--out", str(file)])
@@ -244,9 +241,9 @@ def test_attention_kernels_are_timed_in_turns_and_those_that_do_not_run_say_why(
     assert "cudnn" in sides["cudnn"]["does_not_run"].lower()
     assert sides["xla"]["error"] == 0
     assert 0 < sides["jaxgpt"]["error"] < 1e-5
-    assert not attention.wrong(sides)
-    assert attention.wrong(sides | {"jaxgpt": {"error": float("nan")}})
-    assert attention.wrong(sides | {"jaxgpt": {"does_not_run": "no"}})
+    assert not attention.has_errors(sides)
+    assert attention.has_errors(sides | {"jaxgpt": {"error": float("nan")}})
+    assert attention.has_errors(sides | {"jaxgpt": {"does_not_run": "no"}})
     assert sides["pallas"]["error"] == pytest.approx(0.01, rel=0.01)  # a kernel that is wrong shows
     for name in ("xla", "jaxgpt", "pallas"):
         assert len(sides[name]["ms"]["values"]) == 2
@@ -260,7 +257,7 @@ def test_heads_without_a_size_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["quickstart", "fineweb40m", "gpt2_124m"])
-def test_nanogpt_has_the_configs_that_it_is_compared_on(name: str) -> None:
+def test_nanogpt_supports_the_compared_configs(name: str) -> None:
     m = load_config(name).model
     size = {"n_layer": m.n_layer, "n_head": m.n_head, "n_embd": m.n_embd, "dropout": m.dropout}
     assert bench("rivals").nanogpt_size(load_config(name)).items() >= size.items()

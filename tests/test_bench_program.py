@@ -1,4 +1,4 @@
-"""`bench/hlo.py` reads a compiled program as kernels, and `bench/program.py` sums up what a GPU's compiler made."""
+"""`bench/hlo.py` parses a compiled program into kernels; `bench/program.py` summarizes a program for a GPU."""
 
 import importlib
 import math
@@ -82,35 +82,35 @@ def bench(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def test_kernels_of_a_gpus_program_count_what_they_touch() -> None:
-    found = {kernel.name: kernel for kernel in bench("hlo").kernels(MODULE)}
-    assert list(found) == ["part", "y", "next", "heads", "copied"]
-    assert [kernel.count for kernel in found.values()] == [4, 4, 4, 1, 1]
-    assert [kernel.kind for kernel in found.values()] == ["pass", "product", "pass", "attention", "pass"]
-    assert found["part"].bytes == 2 * (32 * 16) * 2 + 4  # the slice read and written, and the number that says which
-    assert (found["part"].source, found["y"].source) == ("jit(f)/slice", "")
-    assert found["y"].flops == 2 * 64 * 16 * 32
-    assert found["y"].bytes == 2 * (64 * 32 + 32 * 16 + 64 * 16)  # without the workspace
-    assert found["next"].bytes == 4 * (8 + 8) + 4
-    assert found["heads"].bytes == 2 * 8 * 16 * 4 + 2 * 8 * 4 * 2
-    assert found["copied"].bytes == 2 * 8 * 16 * 4
+def test_kernels_count_the_bytes_they_touch() -> None:
+    kernels = {kernel.name: kernel for kernel in bench("hlo").kernels(MODULE)}
+    assert list(kernels) == ["part", "y", "next", "heads", "copied"]
+    assert [kernel.count for kernel in kernels.values()] == [4, 4, 4, 1, 1]
+    assert [kernel.kind for kernel in kernels.values()] == ["pass", "product", "pass", "attention", "pass"]
+    assert kernels["part"].bytes == 2 * (32 * 16) * 2 + 4  # the slice read and written, and the number that says which
+    assert (kernels["part"].source, kernels["y"].source) == ("jit(f)/slice", "")
+    assert kernels["y"].flops == 2 * 64 * 16 * 32
+    assert kernels["y"].bytes == 2 * (64 * 32 + 32 * 16 + 64 * 16)  # without the workspace
+    assert kernels["next"].bytes == 4 * (8 + 8) + 4
+    assert kernels["heads"].bytes == 2 * 8 * 16 * 4 + 2 * 8 * 4 * 2
+    assert kernels["copied"].bytes == 2 * 8 * 16 * 4
 
 
-def test_a_compiled_loops_operations_are_those_of_its_products() -> None:
+def test_operations_of_a_compiled_loop() -> None:
     def chained(x: jax.Array, weights: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
 
     shapes = jax.ShapeDtypeStruct((64, 48), jnp.float32), jax.ShapeDtypeStruct((7, 48, 48), jnp.float32)
     hlo = bench("hlo")
-    found = hlo.kernels(jax.jit(chained).lower(*shapes).compile().as_text())
-    assert hlo.total(found, lambda kernel: kernel.flops) == 7 * 2 * 64 * 48 * 48
-    assert {kernel.count for kernel in found if kernel.flops} == {7}
-    traffic = hlo.total([k for k in found if k.flops], lambda kernel: kernel.bytes)
+    kernels = hlo.kernels(jax.jit(chained).lower(*shapes).compile().as_text())
+    assert hlo.total(kernels, lambda kernel: kernel.flops) == 7 * 2 * 64 * 48 * 48
+    assert {kernel.count for kernel in kernels if kernel.flops} == {7}
+    traffic = hlo.total([k for k in kernels if k.flops], lambda kernel: kernel.bytes)
     assert traffic >= 7 * 4 * (2 * 64 * 48 + 48 * 48)
 
 
-def test_a_loop_without_an_end_that_is_known_is_refused() -> None:
-    with pytest.raises(ValueError, match="turns of the loop loop"):
+def test_an_unknown_trip_count_is_refused() -> None:
+    with pytest.raises(ValueError, match="trip count of the loop loop"):
         bench("hlo").kernels(MODULE.replace("known_trip_count", "unknown"))
 
 
@@ -120,21 +120,21 @@ def test_sizes_of_arrays_and_tuples() -> None:
     assert (hlo.dimensions("f32[2,1,7]{2,1,0}"), hlo.dimensions("s32[]")) == ([2, 1, 7], [])
 
 
-def test_a_kernel_takes_as_long_as_its_traffic_or_its_products() -> None:
+def test_a_kernel_is_bound_by_traffic_or_products() -> None:
     program, hlo, device = bench("program"), bench("hlo"), devices.find("H200")
     kernel = hlo.Kernel("k", "product", 1, 48_000_000, 0, "", "")
     assert program.bound(kernel, device) == pytest.approx(1e-5)
     busy = kernel._replace(flops=int(989.4e12 * 2e-5))
     assert program.bound(busy, device) == pytest.approx(2e-5)
     assert program.likely(busy, device) == pytest.approx(2e-5 / 0.75 + 2e-6)
-    assert program.summed([busy._replace(count=3), kernel], device)["bound_ms"] == pytest.approx(0.07)
+    assert program.summarize([busy._replace(count=3), kernel], device)["bound_ms"] == pytest.approx(0.07)
 
 
-def test_parts_are_told_by_what_a_kernel_makes() -> None:
+def test_kernels_are_grouped_by_their_results() -> None:
     program, hlo, config = bench("program"), bench("hlo"), load_config("fineweb40m")
 
     def part(kind: str, shape: str, count: int = 32) -> str:
-        name: str = program.part(hlo.Kernel("k", kind, count, 0, 0, shape, ""), config)
+        name: str = program.kernel_group(hlo.Kernel("k", kind, count, 0, 0, shape, ""), config)
         return name
 
     assert part("product", "bf16[4096,50304]{1,0}") == "head, products"
@@ -145,30 +145,30 @@ def test_parts_are_told_by_what_a_kernel_makes() -> None:
     assert part("pass", "f32[50304,384]{1,0}", count=1) == "once per step"
     assert part("product", "bf16[16384,1536]{1,0}", count=1) == "blocks, products"  # of one micro-batch, without a loop
     inside = hlo.Kernel("k", "pass", 1, 0, 0, "bf16[16384,1536]{1,0}", "jit(train_step)/closed_call/jvp()/mul")
-    assert program.part(inside, config) == "blocks, passes"
+    assert program.kernel_group(inside, config) == "blocks, passes"
 
 
 def test_attention_has_the_planners_operations() -> None:
     program, hlo, config = bench("program"), bench("hlo"), load_config("fineweb40m")
     layer = [hlo.Kernel(name, "attention", 32, 0, 0, "", source) for name, source in (("a", "fwd"), ("b", "x_bwd"))]
-    forward, backward = (kernel.flops for kernel in program.with_attention(layer, config))
+    forward, backward = (kernel.flops for kernel in program.with_attention_flops(layer, config))
     assert 2 * backward == 5 * forward
     m, rows = config.model, config.data.micro_batch
     product = 2 * rows * m.n_head * m.head_size * m.block_size**2 // 2  # the causal half of one T x T product
     assert forward == pytest.approx(2 * product)
 
 
-def test_what_xla_cannot_be_told_of_is_refused_and_a_missing_plugin_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_gpu_and_a_missing_plugin_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     program = bench("program")
     with pytest.raises(ConfigError, match="C037"):
-        program.described(devices.find("T4"))
+        program.target_description(devices.find("T4"))
 
     def absent(_: str) -> str:
         raise program.importlib.metadata.PackageNotFoundError
 
     monkeypatch.setattr(program.importlib.metadata, "version", absent)
     with pytest.raises(ConfigError, match=r"C042[\s\S]*cuda13"):
-        program.described(devices.find("H200"))
+        program.target_description(devices.find("H200"))
     assert errors.run(program.main, ["--gpu", "H200"]) == 2
 
 
@@ -179,15 +179,15 @@ needs_plugin = pytest.mark.skipif(
 
 
 @needs_plugin
-def test_the_program_for_a_gpu_keeps_to_its_design() -> None:
-    """Of the reference model with two layers, where sizes are the real ones."""
+def test_the_program_for_a_gpu_follows_the_design() -> None:
+    """The reference model with two layers and otherwise its real sizes."""
     program = bench("program")
     config = load_config("fineweb40m").replace({"model": {"n_layer": 2}})
-    compiled = program.compiled(program.Variant("", config), devices.find("H200"))
-    found = program.told(compiled, config, devices.find("H200"))
+    compiled = program.compile_for(program.Variant("", config), devices.find("H200"))
+    analysis = program.analyze(compiled, config, devices.find("H200"))
     m, tokens = config.model, config.data.micro_batch * config.data.accum * config.model.block_size
     chunks, logits = tokens // m.loss_chunk, m.loss_chunk * m.vocab_size
-    kernels = [bench("hlo").Kernel(*[k[field] for field in bench("hlo").Kernel._fields]) for k in found["kernels"]]
+    kernels = [bench("hlo").Kernel(*[k[field] for field in bench("hlo").Kernel._fields]) for k in analysis["kernels"]]
     assert [k.count for k in kernels if k.kind == "attention"] == [config.data.accum] * 2 * m.n_layer
     per_chunk = [k for k in kernels if k.count == chunks and k.bytes > logits]
     assert len([k for k in per_chunk if k.kind == "product"]) == 3
@@ -204,16 +204,16 @@ def test_the_program_for_a_gpu_keeps_to_its_design() -> None:
         if k.kind == "pass" and k.source.endswith("/reduce") and k.bytes > wide and k in in_micro_batch
     ]
     assert len(norms) == 2 * m.n_layer + 1  # one kernel makes a norm's input and its sums
-    assert found["temporary_bytes"] < 2.5e9
+    assert analysis["temporary_bytes"] < 2.5e9
 
 
 @needs_plugin
 @pytest.mark.parametrize("remat", ["none", "attention", "blocks"])
-def test_recorded_memory_is_what_xla_still_counts(remat: str) -> None:
-    """`test_budget_memory` holds the plan against these records; a change of the step must bring them up to date."""
+def test_recorded_memory_matches_xlas_count(remat: str) -> None:
+    """`test_budget_memory` compares the plan with these records; a change of the step must update them."""
     config = load_config("fineweb40m").replace({"model": {"remat": remat}})
     line = next(line.split() for line in H100_MEMORY.splitlines() if line.split()[:2] == ["fineweb40m", "16"])
-    memory = bench("program").compiled(bench("sides").Variant("", config), devices.find("H100")).memory_analysis()
+    memory = bench("program").compile_for(bench("sides").Variant("", config), devices.find("H100")).memory_analysis()
     counted = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     recorded = dict(zip(("none", "attention", "blocks"), map(float, line[2:]), strict=True))
     assert counted / 1e9 == pytest.approx(recorded[remat], rel=0.01)

@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxgpt.config.files import built_in_configs
 
 ROOT = Path(__file__).parents[1]
-MAPS = ("CONTRIBUTING.md", "docs/design.md")
+MAPS = ("CONTRIBUTING.md", "docs/design.md", "docs/glossary.md")
 PLACEHOLDERS = ("VERB", "NAME", "RUN", "STEP", "DIR", "FILE", "OUT", "…")
 
 

@@ -163,7 +163,8 @@ impl ClusterMap {
     }
 
     fn find(&self, key: &[u8]) -> Option<usize> {
-        let (mut low, mut high) = (0, self.len());
+        let mut low = 0;
+        let mut high = self.len();
         while low < high {
             let middle = low + (high - low) / 2;
             if self.key(middle, 0) < key { low = middle + 1 } else { high = middle }

@@ -92,10 +92,13 @@ pub(crate) struct Counts {
 impl Counts {
     /// Adds two sorted sets.
     pub(crate) fn add(&mut self, a: &[u64], b: &[u64]) {
-        let (mut i, mut j, mut both) = (0, 0, 0);
+        let mut i = 0;
+        let mut j = 0;
+        let mut both = 0;
         while i < a.len() && j < b.len() {
             both += u64::from(a[i] == b[j]);
-            let (x, y) = (a[i], b[j]);
+            let x = a[i];
+            let y = b[j];
             i += usize::from(x <= y);
             j += usize::from(y <= x);
         }

@@ -1,4 +1,4 @@
-"""Draws the README's picture: the live panel as it stood at a step of a recorded run.
+"""Draws the README's picture: the live panel at a step of a recorded run.
 
 python docs/panel.py runs/quickstart docs/panel.svg [--step 400]
 """

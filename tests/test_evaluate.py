@@ -59,7 +59,7 @@ def scores(workspace: Path, **changes: Any) -> Scores:
 # --- which windows ---------------------------------------------------------------------------------------------------
 
 
-def test_the_windows_are_the_same_at_any_batch_size_seed_and_order(workspace: Path) -> None:
+def test_windows_do_not_depend_on_batch_size_seed_or_order(workspace: Path) -> None:
     train_split = dataset.open_folder(workspace / "data").train
     first = windows(workspace, train_split)
     assert len(first) == 256 // BLOCK
@@ -68,26 +68,26 @@ def test_the_windows_are_the_same_at_any_batch_size_seed_and_order(workspace: Pa
         {"data__micro_batch": 6},
         {"data__micro_batch": 64},
         {"data__accum": 1, "data__seed": 5, "run__seed": 5},
-        {"data__order": "random", "data__slots": 3},
+        {"data__order": "random", "data__prefetch_buffers": 3},
     ):
         assert windows(workspace, train_split, **changes) == first
 
 
-def test_the_windows_are_spread_over_the_split(workspace: Path) -> None:
+def test_windows_are_spread_over_the_split(workspace: Path) -> None:
     train_split = dataset.open_folder(workspace / "data").train
-    whole = train_split.ids(0, train_split.tokens).tobytes()
-    places = [whole.find(window) // 2 for window in windows(workspace, train_split)]
-    assert len(set(places)) == 16
-    assert min(places) < train_split.tokens / 4
-    assert max(places) > train_split.tokens * 3 / 4
+    all_tokens = train_split.ids(0, train_split.tokens).tobytes()
+    positions = [all_tokens.find(window) // 2 for window in windows(workspace, train_split)]
+    assert len(set(positions)) == 16
+    assert min(positions) < train_split.tokens / 4
+    assert max(positions) > train_split.tokens * 3 / 4
 
 
 @pytest.mark.parametrize("micro_batch", [2, 8, 64])
-def test_a_split_smaller_than_an_evaluation_counts_each_window_once(workspace: Path, micro_batch: int) -> None:
+def test_small_split_counts_each_window_once(workspace: Path, micro_batch: int) -> None:
     val = dataset.open_folder(workspace / "data").val
     assert val is not None
-    found = windows(workspace, val, run__eval_tokens=10**9, data__micro_batch=micro_batch)
-    assert len(found) == val.windows(BLOCK) == len(set(found))
+    counted = windows(workspace, val, run__eval_tokens=10**9, data__micro_batch=micro_batch)
+    assert len(counted) == val.windows(BLOCK) == len(set(counted))
 
 
 def test_scores_do_not_depend_on_the_batch_size(workspace: Path) -> None:
@@ -101,30 +101,30 @@ def test_scores_do_not_depend_on_the_batch_size(workspace: Path) -> None:
         assert left.standard_error == pytest.approx(right.standard_error, rel=1e-4)
 
 
-def test_the_standard_error_is_the_scatter_of_means_over_other_windows(workspace: Path) -> None:
-    found = []
+def test_standard_error_matches_the_spread_of_means(workspace: Path) -> None:
+    scores_by_seed = []
     for seed in range(12):
         write_tokens(workspace / "data", train=1100, val=0, seed=10 + seed)
         (workspace / "data/val_000000.bin").unlink(missing_ok=True)
-        found.append(scores(workspace, run__eval_tokens=10**9).train)
-    scatter = np.std([score.loss for score in found], ddof=1)
-    told = np.mean([score.standard_error for score in found])
-    assert 0.5 < told / scatter < 2
+        scores_by_seed.append(scores(workspace, run__eval_tokens=10**9).train)
+    scatter = np.std([score.loss for score in scores_by_seed], ddof=1)
+    reported = np.mean([score.standard_error for score in scores_by_seed])
+    assert 0.5 < reported / scatter < 2
 
 
 def test_dropout_is_off(workspace: Path) -> None:
     assert scores(workspace, model__dropout=0.9) == scores(workspace, model__dropout=0.0)
 
 
-def test_the_loss_is_that_of_the_model(workspace: Path) -> None:
+def test_uniform_logits_cost_the_log_of_the_vocabulary(workspace: Path) -> None:
     """Uniform logits cost ln 64 nats per token, whatever the text."""
     config = resolve_auto(tiny_config(workspace), make_mesh(tiny_config(workspace).mesh, 4))
     mesh = make_mesh(config.mesh, 4)
     state = step.init_state(config, optim.make_optimizer(config.optim, 10))
     zeros = jax.tree.map(lambda leaf: leaf * 0, state.params)
-    found = Evaluator(config, dataset.open_folder(workspace / "data"), mesh, step.model_graphdef(config.model))(zeros)
-    assert found.main.loss == pytest.approx(math.log(VOCABULARY), rel=1e-6)
-    assert found.main.standard_error == pytest.approx(0, abs=1e-6)
+    result = Evaluator(config, dataset.open_folder(workspace / "data"), mesh, step.model_graphdef(config.model))(zeros)
+    assert result.main.loss == pytest.approx(math.log(VOCABULARY), rel=1e-6)
+    assert result.main.standard_error == pytest.approx(0, abs=1e-6)
 
 
 def test_bits_per_byte_count_the_bytes_of_the_text(workspace: Path) -> None:
@@ -132,12 +132,12 @@ def test_bits_per_byte_count_the_bytes_of_the_text(workspace: Path) -> None:
         (workspace / f"text{number:02d}.txt").write_text(f"Number {number} says é and more. " * 20, encoding="utf-8")
     prepare([str(workspace / "*.txt")], workspace / "words", train_tokenizer=300, val_tokens=1000)
     tokens = dataset.open_folder(workspace / "words")
-    found = scores(workspace, data__path=str(workspace / "words"), model__vocab_size=300)
-    assert found.val is not None
+    result = scores(workspace, data__path=str(workspace / "words"), model__vocab_size=300)
+    assert result.val is not None
     assert tokens.val is not None
     assert tokens.val.bytes is not None
-    expected = found.val.loss / math.log(2) * tokens.val.tokens / tokens.val.bytes
-    assert found.val.bits_per_byte == pytest.approx(expected)
+    expected = result.val.loss / math.log(2) * tokens.val.tokens / tokens.val.bytes
+    assert result.val.bits_per_byte == pytest.approx(expected)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -153,20 +153,20 @@ def trained(workspace: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 LINE = r"step {}: {} loss (\d+\.\d{{4}}) ± (\d+\.\d{{4}})\n"
 
 
-def test_the_command_prints_what_the_run_had_measured(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_the_losses_of_the_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluations = {record["step"]: record for record in records(run_folder(trained), "eval")}
     best = min((s for s in evaluations if s), key=lambda s: evaluations[s]["val_loss"])
     for argv, number in ((["a"], STEPS), (["runs/a", "--step", "best"], best), (["a", "--step", str(best)], best)):
         assert errors.run(evaluate.main, argv) == 0
         out, err = capsys.readouterr()
-        found = re.fullmatch(LINE.format(number, "train") + LINE.format(number, "val"), out)
-        assert found, out
+        match = re.fullmatch(LINE.format(number, "train") + LINE.format(number, "val"), out)
+        assert match, out
         assert err == ""
-        assert float(found[1]) == pytest.approx(evaluations[number]["train_loss"], abs=2e-4)
-        assert float(found[3]) == pytest.approx(evaluations[number]["val_loss"], abs=2e-4)
+        assert float(match[1]) == pytest.approx(evaluations[number]["train_loss"], abs=2e-4)
+        assert float(match[3]) == pytest.approx(evaluations[number]["val_loss"], abs=2e-4)
 
 
-def test_the_command_works_when_the_data_has_moved(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_works_when_the_data_has_moved(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.move(trained / "data", trained / "moved")
     assert errors.run(evaluate.main, ["a"]) == 3
     err = capsys.readouterr().err
@@ -176,7 +176,7 @@ def test_the_command_works_when_the_data_has_moved(trained: Path, capsys: pytest
     assert "val loss" in capsys.readouterr().out
 
 
-def test_the_command_refuses_what_does_not_belong_to_the_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_refuses_what_does_not_belong_to_the_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tokens(trained / "other")
     tokenizer = trained / "other/tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"?"', '"other"'))

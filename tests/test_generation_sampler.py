@@ -76,12 +76,10 @@ def slow_greedy(settings: Model, params: step.Params, prompt_BxP: np.ndarray, co
 
 @both_architectures
 @pytest.mark.parametrize(("prompt", "count"), [(5, 27), (16, 3)])
-def test_greedy_text_is_the_argmax_of_full_passes_even_beyond_the_block(
-    settings: Model, prompt: int, count: int
-) -> None:
+def test_greedy_text_is_the_argmax_of_full_passes(settings: Model, prompt: int, count: int) -> None:
     params, prompts = lively(settings), np.random.default_rng(0).integers(0, 64, (2, prompt))
-    found = continued(settings, params, prompts, count, sampling=GREEDY)
-    np.testing.assert_array_equal(found, slow_greedy(settings, params, prompts, count))
+    actual = continued(settings, params, prompts, count, sampling=GREEDY)
+    np.testing.assert_array_equal(actual, slow_greedy(settings, params, prompts, count))
 
 
 def slow_sampled(
@@ -101,9 +99,7 @@ def slow_sampled(
 
 @both_architectures
 @pytest.mark.parametrize("same", [True, False], ids=["one prompt", "several"])
-def test_drawn_text_is_that_of_full_passes_while_the_cache_doubles(
-    settings: Model, same: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drawn_text_is_that_of_full_passes(settings: Model, same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "MIN_CACHE", 4)
     monkeypatch.setattr(sampler, "MIN_PROMPT", 4)
     sizes, grow = [], sampler._grow_cache
@@ -111,12 +107,12 @@ def test_drawn_text_is_that_of_full_passes_while_the_cache_doubles(
     settings, sampling = dataclasses.replace(settings, block_size=24), SamplingOptions(0.9, top_k=20)
     params, prompts = lively(settings), np.random.default_rng(1).integers(0, 60, (3, 5))
     prompts = np.tile(prompts[:1], (3, 1)) if same else prompts
-    found = continued(settings, params, prompts, 19, vocab_size=60, sampling=sampling, seed=7)
-    np.testing.assert_array_equal(found, slow_sampled(settings, params, prompts, 19, 7, sampling))
+    actual = continued(settings, params, prompts, 19, vocab_size=60, sampling=sampling, seed=7)
+    np.testing.assert_array_equal(actual, slow_sampled(settings, params, prompts, 19, 7, sampling))
     assert sizes == [16, 24]
 
 
-def test_prompts_and_answers_of_many_lengths_compile_two_programs() -> None:
+def test_texts_of_many_lengths_compile_two_programs() -> None:
     settings = dataclasses.replace(SHALLOW, block_size=32, n_embd=16)
     params = lively(settings)
     before = sampler._prefill._cache_size(), sampler._decode._cache_size()
@@ -126,7 +122,7 @@ def test_prompts_and_answers_of_many_lengths_compile_two_programs() -> None:
     assert (sampler._prefill._cache_size() - before[0], sampler._decode._cache_size() - before[1]) == (1, 1)
 
 
-def test_one_prompt_for_many_rows_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_prompt_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read, begin = [], sampler._prefill
     monkeypatch.setattr(sampler, "_prefill", lambda *given: read.append(len(given[4])) or begin(*given))
     params = lively(SHALLOW)
@@ -135,7 +131,7 @@ def test_one_prompt_for_many_rows_is_read_once(monkeypatch: pytest.MonkeyPatch) 
     assert read == [1, 2]
 
 
-def test_a_token_that_the_tokenizer_lacks_is_never_sampled() -> None:
+def test_token_missing_from_the_tokenizer_is_never_sampled() -> None:
     params = always([0, 1, 2, 0, 0, 9, 9, 9])
     assert (continued(FIXED, params, [[0]], 10, vocab_size=5, sampling=GREEDY) == 2).all()
     drawn = continued(FIXED, params, [[0]] * 50, 10, vocab_size=5)
@@ -144,21 +140,21 @@ def test_a_token_that_the_tokenizer_lacks_is_never_sampled() -> None:
     assert set(np.unique(few)) == {1, 2}
 
 
-def test_a_seed_fixes_the_text_and_another_changes_it() -> None:
+def test_seed_determines_the_text() -> None:
     params = lively(SHALLOW)
     first, again, other = (continued(SHALLOW, params, [[1, 2, 3]] * 2, 13, seed=seed) for seed in (5, 5, 6))
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.5
 
 
-def test_a_row_does_not_depend_on_the_number_of_rows_nor_repeat_another() -> None:
+def test_row_does_not_depend_on_the_number_of_rows() -> None:
     params = lively(SHALLOW)
     two, three = (continued(SHALLOW, params, [[1, 2, 3]] * rows, 13) for rows in (2, 3))
     np.testing.assert_array_equal(two, three[:2])
     assert (three[1] != three[2]).mean() > 0.5
 
 
-def test_a_row_ends_at_its_stop_token_which_fills_it_up() -> None:
+def test_row_is_padded_after_its_stop_token() -> None:
     params, stop, count = always(np.zeros(8)), 3, 15 + 8  # a block, and the half that follows it
     free = continued(FIXED, params, [[stop]] * 6, count, seed=1)
     ended = continued(FIXED, params, [[stop]] * 6, count, seed=1, stop=stop)
@@ -177,9 +173,9 @@ def test_nothing_is_drawn_after_the_last_row_has_stopped(monkeypatch: pytest.Mon
         return draw_tokens(*arguments)
 
     monkeypatch.setattr(sampler, "draw_tokens", counted)
-    found = continued(FIXED, stopping, [[0]] * 2, 100, stop=3, vocab_size=7)
+    actual = continued(FIXED, stopping, [[0]] * 2, 100, stop=3, vocab_size=7)
     jax.effects_barrier()
-    assert (found == 3).all()
+    assert (actual == 3).all()
     assert len(draws) == 1
 
 
@@ -189,7 +185,7 @@ def chi_square(drawn: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_draws_are_distributed_as_softmax_of_logits_over_temperature(temperature: float) -> None:
+def test_draws_follow_the_softmax_at_each_temperature(temperature: float) -> None:
     logits = np.linspace(-1, 1, 8)
     drawn = continued(FIXED, always(logits), [[0]] * 300, 15, sampling=SamplingOptions(temperature))
     powers = np.exp(logits / temperature)
@@ -211,7 +207,7 @@ def slow_keep(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:
 
 @pytest.mark.parametrize("top_k", [0, 1, 5, 20, 99])
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 1.0])
-def test_top_k_and_top_p_keep_what_a_slow_reading_keeps(top_k: int, top_p: float) -> None:
+def test_top_k_and_top_p_match_a_slow_reference(top_k: int, top_p: float) -> None:
     logits_BxV = 2 * np.random.default_rng(0).normal(size=(10, 20)).astype(np.float32)
     kept_BxV = np.asarray(_mask_unlikely(jnp.asarray(logits_BxV), SamplingOptions(1.0, top_k, top_p)))
     for row, kept in zip(logits_BxV, kept_BxV, strict=True):
@@ -227,21 +223,21 @@ def test_temperature_comes_before_top_p() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-4, 1e-30, 1e-38, 1e-44, 5e-324])
-def test_a_vanishing_temperature_takes_the_likeliest(temperature: float) -> None:
+def test_tiny_temperature_takes_the_most_likely_token(temperature: float) -> None:
     logits_BxV = jax.random.normal(jax.random.key(0), (50, 20))
-    found = draw_tokens(logits_BxV, jax.random.split(jax.random.key(1), 50), SamplingOptions(temperature))
-    np.testing.assert_array_equal(found, np.argmax(logits_BxV, axis=-1))
-    assert found.dtype == jnp.int32
+    actual = draw_tokens(logits_BxV, jax.random.split(jax.random.key(1), 50), SamplingOptions(temperature))
+    np.testing.assert_array_equal(actual, np.argmax(logits_BxV, axis=-1))
+    assert actual.dtype == jnp.int32
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, PLAIN, SamplingOptions(1.0, top_p=0.9)], ids=["greedy", "plain", "top-p"])
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_logits_that_are_not_finite_are_an_error_and_no_text(sampling: SamplingOptions, wrong: float) -> None:
+def test_nonfinite_logits_are_an_error(sampling: SamplingOptions, wrong: float) -> None:
     with pytest.raises(NonFiniteError, match="N002"):
         continued(FIXED, always([0, 1, wrong, 0, 0, 0, 0, 0]), [[0]] * 2, 3, sampling=sampling)
 
 
-def test_many_samples_are_drawn_in_batches_and_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_do_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, inner = [], sampler.generate_tokens
     monkeypatch.setattr(sampler, "generate_tokens", lambda *a, **how: sizes.append(len(a[2])) or inner(*a, **how))
     settings = dataclasses.replace(SHALLOW, vocab_size=256)
@@ -267,6 +263,6 @@ class Bytes:
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}])
-def test_impossible_sampling_is_refused(wrong: dict[str, Any]) -> None:
+def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="C009"):
         SamplingOptions(**wrong)

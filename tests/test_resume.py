@@ -1,4 +1,4 @@
-"""A run that was killed, crashed or stopped and goes on is the run that was left alone, to the last bit."""
+"""A run that was killed, crashed or stopped and then resumed is bitwise identical to an uninterrupted one."""
 
 import random
 import signal
@@ -74,7 +74,7 @@ def assert_same_run(workspace: Path, whole: Path, changes: Changes) -> None:
     )
 
 
-def test_a_run_killed_five_times_is_bit_identical_to_one_left_alone(workspace: Path, whole: Path) -> None:
+def test_run_killed_five_times_is_bitwise_identical(workspace: Path, whole: Path) -> None:
     source = random.Random(20240520)
     first = source.randrange(4, 8)
     kills = [("iter 0:", False), (f"iter {first}:", False), ("iter 8", False), ("saving checkpoint of step 15", True)]
@@ -85,7 +85,7 @@ def test_a_run_killed_five_times_is_bit_identical_to_one_left_alone(workspace: P
     assert_same_run(workspace, whole, NOISY)
 
 
-def test_a_run_that_crashed_four_times_is_bit_identical_to_one_left_alone(
+def test_run_crashed_four_times_is_bitwise_identical(
     workspace: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in (5, 11, 17, 32):  # two in the first two epochs, one just after a boundary
@@ -102,7 +102,7 @@ def test_a_run_that_crashed_four_times_is_bit_identical_to_one_left_alone(
     assert leaf_bytes(saved_state(tiny_config(workspace, NOISY))) == leaf_bytes(saved_state(alone))
 
 
-def test_evaluations_do_not_disturb_the_run(workspace: Path) -> None:
+def test_evaluations_do_not_change_the_run(workspace: Path) -> None:
     train.train(tiny_config(workspace, EPOCHS))
     often = tiny_config(workspace, EPOCHS | {"run.name": "b", "run.eval_every": 1, "run.save_every": 7})
     train.train(often)
@@ -110,19 +110,17 @@ def test_evaluations_do_not_disturb_the_run(workspace: Path) -> None:
     assert leaf_bytes(saved_state(often)) == leaf_bytes(saved_state(tiny_config(workspace, EPOCHS)))
 
 
-def test_the_seed_decides(workspace: Path) -> None:
+def test_runs_differ_by_their_seeds_only(workspace: Path) -> None:
     short = {"run.steps": 3, "run.eval_every": 3}
-    found = []
+    losses = []
     for name, seeds in {"a": {}, "b": {"run.seed": 1}, "c": {"data.seed": 1}, "again": {}}.items():
         train.train(tiny_config(workspace, short | {"run.name": name} | seeds))
-        found.append(logged_losses(run_folder(workspace, name)))
-    assert found[0] == found[3]
-    assert found[0] != found[1] != found[2] != found[0]
+        losses.append(logged_losses(run_folder(workspace, name)))
+    assert losses[0] == losses[3]
+    assert losses[0] != losses[1] != losses[2] != losses[0]
 
 
-def test_a_fork_goes_on_from_the_newest_checkpoint_of_another_run(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fork_starts_from_the_newest_checkpoint(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train.train(tiny_config(workspace))
     longer = {"run.name": "longer", "run.steps": 30}
     assert errors.run(train.main, [*arguments(workspace, longer), "--fork", str(run_folder(workspace).path)]) == 0
@@ -130,9 +128,7 @@ def test_a_fork_goes_on_from_the_newest_checkpoint_of_another_run(
     assert records(run_folder(workspace, "longer"), "start")[0]["fork"] == str(run_folder(workspace).path)
 
 
-def test_a_fork_that_is_interrupted_goes_on_from_its_own_checkpoint(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_fork_resumes_from_its_own_checkpoint(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train.train(tiny_config(workspace))
     longer = tiny_config(workspace, {"run.name": "longer", "run.steps": 30})
     with monkeypatch.context() as patch:
@@ -145,7 +141,7 @@ def test_a_fork_that_is_interrupted_goes_on_from_its_own_checkpoint(
     assert len(logged_losses(run_folder(workspace, "longer"))) == 10
 
 
-def test_a_fork_with_nothing_left_to_do_is_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fork_without_steps_left_is_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train.train(tiny_config(workspace))
     again = [*arguments(workspace, {"run.name": "b"}), "--fork", str(run_folder(workspace).path)]
     assert errors.run(train.main, again) == 2
@@ -153,7 +149,7 @@ def test_a_fork_with_nothing_left_to_do_is_refused(workspace: Path, capsys: pyte
     assert not run_folder(workspace, "b").path.exists()
 
 
-def test_a_fork_on_another_tokenizer_is_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fork_with_another_tokenizer_is_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train.train(tiny_config(workspace))
     tokenizer = workspace / "data/tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"?"', '"other"'))

@@ -54,7 +54,7 @@ def refused(kind: type[JaxgptError], code: str, action: Any, *args: Any) -> Jaxg
 # --- one holder ------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_held_by_another_process_names_it_and_is_free_when_that_one_is_killed(tmp_path: Path) -> None:
+def test_locked_folder_names_the_process_until_it_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from jaxgpt.runs.folder import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).lock():\n    print('held', flush=True)\n    time.sleep(60)"
@@ -72,7 +72,7 @@ def test_a_folder_held_by_another_process_names_it_and_is_free_when_that_one_is_
         pass
 
 
-def test_a_second_run_of_the_same_name_is_refused_and_leaves_the_first_alone(
+def test_second_run_of_the_same_name_is_refused(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = []
@@ -91,7 +91,7 @@ def test_a_second_run_of_the_same_name_is_refused_and_leaves_the_first_alone(
 # --- one config ------------------------------------------------------------------------------------------------------
 
 
-def test_a_changed_field_is_named_with_both_values_and_the_ways_on(tmp_path: Path) -> None:
+def test_changed_field_is_named_with_both_values_and_remedies(tmp_path: Path) -> None:
     folder = started(tmp_path / "a", Config().replace({"model": {"n_layer": 12}}))
     changed = Config().replace({"model": {"n_layer": 24}, "optim": {"beta2": 0.99}})
     error = refused(CheckpointError, "K001", folder.check_config, changed)
@@ -109,7 +109,7 @@ BINDING = {
 }
 
 
-def test_each_field_makes_another_run_unless_it_cannot_change_the_result() -> None:
+def test_only_fields_without_effect_on_the_result_may_change() -> None:
     plain = Config().to_dict()
     for section, values in plain.items():
         for name, value in values.items():
@@ -118,7 +118,7 @@ def test_each_field_makes_another_run_unless_it_cannot_change_the_result() -> No
             assert changed_fields(Config(), cast(Config, other)) == expected
 
 
-def test_a_run_goes_on_when_only_what_is_seen_of_it_changes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_resumes_when_resumable_fields_change(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         after_step(patch, 9, crash)
         with pytest.raises(Crash):
@@ -130,9 +130,7 @@ def test_a_run_goes_on_when_only_what_is_seen_of_it_changes(workspace: Path, mon
     assert run_folder(workspace).config().run.log_every == 5
 
 
-def test_a_run_that_was_started_with_another_config_is_left_as_it_is(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_of_another_config_is_not_modified(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = started(run_folder(workspace).path, tiny_config(workspace))
     before = {path: path.read_bytes() for path in folder.path.iterdir()}
     assert errors.run(train.main, arguments(workspace, {"model.n_layer": 3})) == 4
@@ -149,10 +147,10 @@ def test_other_tokens_are_refused(workspace: Path, capsys: pytest.CaptureFixture
     assert errors.run(train.main, arguments(workspace)) == 4
     err = capsys.readouterr().err
     assert f"error[K002]: '{run_folder(workspace).path}' was started on other data: tokens_sha256 " in err
-    assert "help: give it its own data again (--data.path), or start a new run (--run.name NEW)" in err
+    assert "help: point --data.path at the run's data, or start a new run (--run.name NEW)" in err
 
 
-def test_what_differs_between_two_datasets_is_named(tmp_path: Path) -> None:
+def test_difference_between_two_datasets_is_named(tmp_path: Path) -> None:
     folder = started(tmp_path / "a", Config())
     folder.check_tokens(IDENTITY)
     error = refused(CheckpointError, "K002", folder.check_tokens, IDENTITY | {"train_tokens": 2000})
@@ -165,9 +163,7 @@ def test_what_differs_between_two_datasets_is_named(tmp_path: Path) -> None:
 # --- places ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_parent_that_is_a_file_is_an_error_before_anything_is_made(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_parent_that_is_a_file_is_an_early_error(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (workspace / "runs").write_text("not a folder")
     assert errors.run(train.main, arguments(workspace)) == 7
     err = capsys.readouterr().err
@@ -176,12 +172,12 @@ def test_a_parent_that_is_a_file_is_an_error_before_anything_is_made(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes wherever it wants")
-def test_a_folder_that_is_read_only_is_an_error(tmp_path: Path) -> None:
+def test_read_only_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir(mode=0o500)
     assert "is read-only" in str(refused(StorageError, "S002", RunFolder(tmp_path / "runs/a").check_writable))
 
 
-def test_a_file_system_that_is_read_only_is_an_error(tmp_path: Path) -> None:
+def test_read_only_file_system_is_an_error(tmp_path: Path) -> None:
     """Also for root, for whom the folder's mode would not count."""
     code = (
         "import sys; from pathlib import Path; from jaxgpt import errors; from jaxgpt.runs.folder import RunFolder\n"
@@ -199,7 +195,7 @@ def test_a_file_system_that_is_read_only_is_an_error(tmp_path: Path) -> None:
     assert f"error[S002]: '{tmp_path}/a' cannot be written: '{tmp_path}' is read-only" in done.stderr
 
 
-def test_a_run_is_found_by_folder_by_name_and_by_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_is_found_by_folder_name_or_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     started(tmp_path / "runs/a", Config())
     for name in ("runs/a", "a", str(tmp_path / "runs/a")):
@@ -211,14 +207,14 @@ def test_a_run_is_found_by_folder_by_name_and_by_checkpoint(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"model": 7}', '{"data": {"path": []}}'])
-def test_a_config_that_was_damaged_is_an_error(tmp_path: Path, text: str) -> None:
+def test_damaged_config_is_an_error(tmp_path: Path, text: str) -> None:
     folder = started(tmp_path / "a", Config())
     folder.config_file.write_text(text)
     error = refused(CheckpointError, "K005", folder.config)
     assert str(folder.config_file) in error.message
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(tmp_path / "f", "old")
 
     def full(_: int) -> None:

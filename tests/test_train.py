@@ -35,8 +35,8 @@ from jaxgpt.training.step import TrainState
 # --- what the loop costs ---------------------------------------------------------------------------------------------
 
 
-class Watch:
-    """Counts what reads device arrays: `reads` holds (updates dispatched, update whose metrics were read or None)."""
+class ReadCounter:
+    """Counts what reads device arrays: `reads` holds (steps dispatched, step whose metrics were read or None)."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.dispatched = 0
@@ -69,11 +69,11 @@ class Watch:
             self._functions.append(function)
 
             def run(state: TrainState, block: jax.Array) -> tuple[TrainState, step.Metrics]:
-                state, found = function(state, block)
-                self._owner |= {id(leaf): self.dispatched for leaf in found}
-                self._alive.append(found)  # so that no other array gets its id
+                state, metrics = function(state, block)
+                self._owner |= {id(leaf): self.dispatched for leaf in metrics}
+                self._alive.append(metrics)  # so that no other array gets its id
                 self.dispatched += 1
-                return state, found
+                return state, metrics
 
             return run
 
@@ -84,29 +84,27 @@ class Watch:
         return sum(function._cache_size() for function in self._functions)
 
     def per_step(self) -> dict[int, set[int | None]]:
-        """By the number of updates dispatched: whose metrics were read then."""
-        found: dict[int, set[int | None]] = {number: set() for number in range(1, self.dispatched + 1)}
+        """By the number of dispatched steps: whose metrics were read then."""
+        owners: dict[int, set[int | None]] = {number: set() for number in range(1, self.dispatched + 1)}
         for dispatched, owner in self.reads:
             if dispatched:
-                found[dispatched].add(owner)
-        return found
+                owners[dispatched].add(owner)
+        return owners
 
 
 QUIET = {"run.eval_every": STEPS, "run.save_every": STEPS}
 
 
-def test_the_loop_reads_one_steps_metrics_when_the_next_is_dispatched_and_nothing_else(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    watch = Watch(monkeypatch)
+def test_loop_reads_only_the_metrics_of_the_previous_step(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = ReadCounter(monkeypatch)
     train.train(tiny_config(workspace, QUIET))
-    found = watch.per_step()
-    assert found.pop(1) == set()
-    assert found.pop(STEPS) > {STEPS - 2, STEPS - 1}  # then it evaluates and saves
-    assert found == {dispatched: {dispatched - 2} for dispatched in range(2, STEPS)}
+    owners = counter.per_step()
+    assert owners.pop(1) == set()
+    assert owners.pop(STEPS) > {STEPS - 2, STEPS - 1}  # then it evaluates and saves
+    assert owners == {dispatched: {dispatched - 2} for dispatched in range(2, STEPS)}
 
 
-def test_the_metrics_of_a_step_are_fetched_in_one_call(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_a_step_are_fetched_in_one_call(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     fetch = recorder.fetch
     monkeypatch.setattr(recorder, "fetch", lambda values: calls.append(1) or fetch(values))
@@ -114,7 +112,7 @@ def test_the_metrics_of_a_step_are_fetched_in_one_call(workspace: Path, monkeypa
     assert len(calls) == STEPS
 
 
-def test_that_watch_sees_a_loop_that_waits_for_its_own_step(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_counter_detects_a_loop_that_waits_for_its_step(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = recorder.Recorder.step
 
     def impatient(self: recorder.Recorder, number: int, values: step.Metrics) -> None:
@@ -122,27 +120,27 @@ def test_that_watch_sees_a_loop_that_waits_for_its_own_step(workspace: Path, mon
         original(self, number, values)
 
     monkeypatch.setattr(recorder.Recorder, "step", impatient)
-    watch = Watch(monkeypatch)
+    counter = ReadCounter(monkeypatch)
     train.train(tiny_config(workspace, QUIET))
-    assert watch.per_step()[5] == {3, 4}
+    assert counter.per_step()[5] == {3, 4}
 
 
-def test_a_run_compiles_its_step_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Watch(monkeypatch)
+def test_run_compiles_its_step_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = ReadCounter(monkeypatch)
     after_step(monkeypatch, 10, crash)
     with pytest.raises(Crash):
         train.train(tiny_config(workspace))
-    assert watch.compiled == 1
+    assert counter.compiled == 1
     monkeypatch.undo()
-    again = Watch(monkeypatch)
+    resumed = ReadCounter(monkeypatch)
     train.train(tiny_config(workspace))
-    assert (again.dispatched, again.compiled) == (STEPS - 8, 1)
+    assert (resumed.dispatched, resumed.compiled) == (STEPS - 8, 1)
 
 
 # --- the ways out ----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_ends_with_its_last_step_saved_and_evaluated(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_last_step_is_saved_and_evaluated(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train.train(tiny_config(workspace))
     assert saved_steps(folder)[-1] == STEPS
     assert [record["step"] for record in records(folder, "eval")] == [0, 10, 20]
@@ -150,9 +148,7 @@ def test_a_run_ends_with_its_last_step_saved_and_evaluated(workspace: Path, caps
     assert f"done: {STEPS} steps" in capsys.readouterr().out
 
 
-def test_an_exception_in_the_loop_leaves_every_save_on_the_disk(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exception_in_the_loop_keeps_every_save(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(workspace, {"run.save_every": 1, "run.keep_latest": 3})
     after_step(monkeypatch, 9, crash)
     with pytest.raises(Crash):
@@ -163,7 +159,7 @@ def test_an_exception_in_the_loop_leaves_every_save_on_the_disk(
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_signal_ends_the_run_after_its_step_with_everything_saved(
+def test_signal_saves_the_current_step_and_stops(
     workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -181,9 +177,7 @@ def test_a_signal_ends_the_run_after_its_step_with_everything_saved(
     assert len(logged_losses(run_folder(workspace))) == len(records(run_folder(workspace))) == STEPS
 
 
-def test_a_second_signal_ends_the_run_at_once_and_keeps_what_was_being_saved(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_signal_stops_at_once_and_keeps_earlier_saves(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -194,9 +188,7 @@ def test_a_second_signal_ends_the_run_at_once_and_keeps_what_was_being_saved(
     assert not list(run_folder(workspace).checkpoints.glob("*tmp*"))
 
 
-def test_a_signal_while_the_run_closes_does_not_cost_its_last_checkpoint(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_signal_while_finishing_keeps_the_last_checkpoint(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = train.finish
 
     def finish(*args: Any) -> None:
@@ -208,7 +200,7 @@ def test_a_signal_while_the_run_closes_does_not_cost_its_last_checkpoint(
     assert saved_steps(run_folder(workspace))[-1] == STEPS
 
 
-def test_a_signal_before_the_first_step_ends_the_run_there(
+def test_signal_before_the_first_step_stops_at_once(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Evaluator, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGINT))
@@ -231,11 +223,11 @@ def piped(tmp_path_factory: pytest.TempPathFactory, xla_cache: Path) -> tuple[Pa
     return workspace, out, err
 
 
-def test_a_normal_run_says_nothing_on_stderr(piped: tuple[Path, str, str]) -> None:
+def test_run_without_problems_prints_nothing_on_stderr(piped: tuple[Path, str, str]) -> None:
     assert piped[2] == ""
 
 
-def test_a_finished_run_says_so_and_changes_nothing(
+def test_repeating_a_finished_run_changes_nothing(
     piped: tuple[Path, str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = piped[0]
@@ -248,19 +240,19 @@ def test_a_finished_run_says_so_and_changes_nothing(
     assert {path for path in before if before[path] != after[path]} <= {lock}
 
 
-def test_the_policy_keeps_the_latest_the_best_and_the_multiples(
+def test_policy_keeps_the_latest_best_and_every_nth_checkpoint(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     val = iter([9.0, 5.0, 3.0, 4.0, 3.5, 6.0])
 
-    class Judge:
+    class ScriptedEvaluator:
         def __init__(self, *_: object) -> None: ...
 
         def __call__(self, params: Any) -> Scores:
             score = Score(next(val), 0.1, 16, None)
             return Scores(score, score)
 
-    monkeypatch.setattr(session, "Evaluator", Judge)
+    monkeypatch.setattr(session, "Evaluator", ScriptedEvaluator)
     kept = {"run.eval_every": 4, "run.save_every": 2, "run.keep_latest": 2, "run.keep_best": 1, "run.keep_every": 6}
     folder = train.train(tiny_config(workspace, kept))
     assert saved_steps(folder) == [6, 8, 12, 18, 20]

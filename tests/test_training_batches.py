@@ -52,20 +52,20 @@ def test_each_step_gets_its_windows_on_any_number_of_devices(split: Split, devic
         assert np.array_equal(block.reshape(wanted.shape), wanted)
 
 
-def test_evaluation_reads_the_same_windows_whatever_the_micro_batch(split: Split) -> None:
+def test_evaluation_windows_do_not_depend_on_the_micro_batch(split: Split) -> None:
     cfg = run_of(eval_tokens=64 * 10)
-    found = []
+    selected = []
     for micro_batch in (1, 4, 7):
         sized = cfg.replace({"data": {"micro_batch": micro_batch}})
         mesh = make_mesh(config.Mesh(data_parallel=1), micro_batch)
         with data.evaluation_batches(sized, split, mesh, VOCAB) as batches:
             rows = np.concatenate([np.array(block)[0] for block in batches])
-        found.append(rows[: data.evaluation_windows(sized, split)])
+        selected.append(rows[: data.evaluation_windows(sized, split)])
     wanted = windows(split, cfg, 0, 10, data.EVALUATION_SEED)
-    assert all(np.array_equal(rows, wanted) for rows in found)
+    assert all(np.array_equal(rows, wanted) for rows in selected)
 
 
-def test_a_token_outside_the_vocabulary_is_data_s_error(split: Split) -> None:
+def test_token_outside_the_vocabulary_is_a_data_error(split: Split) -> None:
     with (
         pytest.raises(DataError, match="D010"),
         data.train_batches(run_of(), split, make_mesh(config.Mesh(data_parallel=1), 4), 0, 1000) as batches,
@@ -99,11 +99,11 @@ def test_buffers_are_registered_once_and_released() -> None:
     assert client.mapped == {}
 
 
-def test_a_driver_that_refuses_costs_only_the_direct_way() -> None:
+def test_driver_that_refuses_pinning_is_no_error() -> None:
     client = Client(room=1)
     pinned = PinnedBuffers(SimpleNamespace(platform="gpu", client=client), [(4096, 1), (8192, 1)])  # type: ignore[arg-type]
     assert (pinned.buffers, client.mapped) == ([], {})
 
 
-def test_a_cpu_registers_nothing() -> None:
+def test_cpu_registers_no_buffers() -> None:
     assert PinnedBuffers(jax.devices()[0], [(4096, 1)]).buffers == []

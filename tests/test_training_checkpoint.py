@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from functools import partial
@@ -46,8 +47,10 @@ def state(number: int, **leaves: Any) -> TrainState:
 
 def template(like: TrainState) -> TrainState:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    found: TrainState = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
-    return found
+    abstract: TrainState = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like
+    )
+    return abstract
 
 
 def keeping(folder: Path, **run: Any) -> Checkpoints:
@@ -64,7 +67,7 @@ def refused(kind: type[JaxgptError], code: str, action: Any) -> JaxgptError:
 # --- what is kept ----------------------------------------------------------------------------------------------------
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_restored_state_is_bitwise_identical(tmp_path: Path) -> None:
     source = np.random.default_rng(0)
     noise = state(7, w=jnp.asarray(source.integers(0, 2**31, (50, 40)), jnp.int32), tiny=jnp.float32(1e-42))
     with keeping(tmp_path) as checkpoints:
@@ -73,7 +76,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert leaf_bytes(checkpoints.restore(template(noise), 7)) == leaf_bytes(noise)
 
 
-def test_policies_hold_across_restarts_and_slow_saves(tmp_path: Path) -> None:
+def test_policies_work_across_restarts_and_slow_saves(tmp_path: Path) -> None:
     val = {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5}
     for first in (1, 4, 7):
         with keeping(tmp_path, keep_latest=2, keep_best=1, keep_every=5) as checkpoints:
@@ -86,7 +89,7 @@ def test_policies_hold_across_restarts_and_slow_saves(tmp_path: Path) -> None:
         assert [checkpoints.resolve_step(which) for which in ("latest", "best", "5")] == [9, 4, 5]
 
 
-def test_a_loss_that_is_not_finite_never_makes_a_checkpoint_the_best(tmp_path: Path) -> None:
+def test_checkpoint_with_a_nonfinite_loss_is_never_the_best(tmp_path: Path) -> None:
     with keeping(tmp_path, keep_latest=1, keep_best=1) as checkpoints:
         for number, loss in enumerate([3.0, math.nan, -math.inf, 4.0]):
             checkpoints.save(number, state(number), loss)
@@ -94,7 +97,7 @@ def test_a_loss_that_is_not_finite_never_makes_a_checkpoint_the_best(tmp_path: P
         assert (checkpoints.steps(), checkpoints.best()) == ([0, 3], 0)
 
 
-def test_saving_does_not_read_what_the_next_step_overwrites(tmp_path: Path) -> None:
+def test_save_is_not_affected_by_donated_buffers(tmp_path: Path) -> None:
     """On a CPU a device array and its host view are the same memory, which the next step takes over."""
     spoil = jax.jit(lambda array: array * 0 - 1, donate_argnums=0)
     big = jnp.arange(4_000_000, dtype=jnp.float32)
@@ -111,7 +114,7 @@ def test_saving_does_not_read_what_the_next_step_overwrites(tmp_path: Path) -> N
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_checkpoint_is_named_with_those_there_are(tmp_path: Path) -> None:
+def test_missing_checkpoint_error_lists_the_existing_ones(tmp_path: Path) -> None:
     with keeping(tmp_path) as checkpoints:
         checkpoints.save(3, state(3), None)
         checkpoints.save(4, state(4), None)
@@ -132,9 +135,7 @@ def test_a_missing_checkpoint_is_named_with_those_there_are(tmp_path: Path) -> N
         (state(1)._replace(opt_state={}), "has opt_state.mu, which the config has no workspace for"),
     ],
 )
-def test_a_checkpoint_of_another_model_is_refused_by_its_first_difference(
-    tmp_path: Path, wanted: TrainState, words: str
-) -> None:
+def test_checkpoint_of_another_model_is_refused(tmp_path: Path, wanted: TrainState, words: str) -> None:
     with keeping(tmp_path) as checkpoints:
         checkpoints.save(1, state(1), None)
     with Checkpoints(tmp_path) as checkpoints:
@@ -158,7 +159,7 @@ def damage_values(step: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_nothing, damage_metadata, damage_values])
-def test_a_checkpoint_that_cannot_be_read_is_an_error_and_no_traceback(tmp_path: Path, damage: Any) -> None:
+def test_unreadable_checkpoint_is_a_checkpoint_error(tmp_path: Path, damage: Any) -> None:
     with keeping(tmp_path) as checkpoints:
         checkpoints.save(1, state(1), None)
     damage(tmp_path / "1")
@@ -168,8 +169,20 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error_and_no_traceback(tmp_path:
     assert "resumes from the checkpoint before it" in error.help
 
 
+def test_repeated_failed_reads_do_not_stack_hooks(tmp_path: Path) -> None:
+    with keeping(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1), None)
+    damage_metadata(tmp_path / "1")
+    hooks = []
+    with Checkpoints(tmp_path) as checkpoints:
+        for _ in range(3):
+            refused(CheckpointError, "K003", lambda: checkpoints.restore(template(state(1)), 1))
+            hooks.append(sys.unraisablehook)
+    assert hooks[0] is hooks[1] is hooks[2]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_nothing_that_is_not_finite_is_ever_saved(tmp_path: Path, value: float) -> None:
+def test_nonfinite_state_is_never_saved(tmp_path: Path, value: float) -> None:
     with keeping(tmp_path) as checkpoints:
         checkpoints.save(1, state(1), None)
         for broken in (state(2, w=jnp.array([0.0, value])), state(2)._replace(opt_state={"mu": jnp.full(4, value)})):
@@ -193,7 +206,7 @@ class BadDisk:
 
         def commit(directory: Any, writes: Any, *args: Any, **kwargs: Any) -> None:
             if Path(directory).name.split(".")[0] == str(step):
-                for write in writes:  # or they would go on in this process, and meet those of the next run
+                for write in writes:  # or they would continue and interfere with those of the next run
                     write.result()
                 self.let_go.wait(30)
                 raise OSError(28, "No space left on device")
@@ -203,7 +216,7 @@ class BadDisk:
         self._delay_the_thread_that_deletes(monkeypatch, async_checkpointer._AsyncManager)
 
     def _delay_the_thread_that_deletes(self, monkeypatch: pytest.MonkeyPatch, manager: Any) -> None:
-        """So that whoever else takes the error from it, takes it first."""
+        """So that any other code that takes the error from it does so first."""
         original = manager.check_for_errors
 
         def check_for_errors(this: Any) -> None:
@@ -214,9 +227,7 @@ class BadDisk:
         monkeypatch.setattr(manager, "check_for_errors", check_for_errors)
 
 
-def test_a_save_that_failed_is_told_and_takes_no_older_checkpoint_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_save_is_raised_and_keeps_older_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = BadDisk(monkeypatch, 2)
 
     def run() -> None:
@@ -236,7 +247,7 @@ def test_a_save_that_failed_is_told_and_takes_no_older_checkpoint_with_it(
         assert checkpoints.steps() == [1]
 
 
-def test_a_save_that_fails_last_of_all_is_told_on_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_last_save_is_raised_on_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     BadDisk(monkeypatch, 1).let_go.set()
 
     def run() -> None:
@@ -246,7 +257,7 @@ def test_a_save_that_fails_last_of_all_is_told_on_the_way_out(tmp_path: Path, mo
     assert "No space left" in str(refused(StorageError, "S005", run))
 
 
-def test_a_run_whose_save_fails_ends_with_status_7_and_resumes(
+def test_run_with_a_failed_save_exits_with_7_and_resumes(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
@@ -261,7 +272,7 @@ def test_a_run_whose_save_fails_ends_with_status_7_and_resumes(
     assert list(logged_losses(run_folder(workspace))) == list(range(STEPS))
 
 
-def test_a_run_that_is_stopped_and_cannot_save_does_not_claim_that_it_did(
+def test_stopped_run_that_cannot_save_reports_the_error(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     BadDisk(monkeypatch, 7).let_go.set()
@@ -271,7 +282,7 @@ def test_a_run_that_is_stopped_and_cannot_save_does_not_claim_that_it_did(
     assert saved_steps(run_folder(workspace)) == [4]
 
 
-def test_an_error_of_the_run_is_not_hidden_by_that_of_a_save(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_error_is_not_hidden_by_a_save_error(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = BadDisk(monkeypatch, 8)
 
     def crash() -> None:
@@ -283,7 +294,7 @@ def test_an_error_of_the_run_is_not_hidden_by_that_of_a_save(workspace: Path, mo
         train.train(tiny_config(workspace))
 
 
-def test_a_save_that_orbax_leaves_out_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_save_skipped_by_orbax_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CheckpointManager, "save", lambda *_, **__: False)
     with keeping(tmp_path) as checkpoints:
         error = refused(StorageError, "S005", lambda: checkpoints.save(1, state(1), None))
@@ -293,7 +304,7 @@ def test_a_save_that_orbax_leaves_out_is_an_error(tmp_path: Path, monkeypatch: p
 # --- a loss that is not finite ---------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_explodes_ends_the_run_with_status_5_and_only_finite_checkpoints(
+def test_diverged_run_exits_with_5_and_finite_checkpoints(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wild = EVERY | {"optim.learning_rate": 10.0, "optim.weight_decay": 1e38, "optim.schedule": "constant"}
@@ -309,7 +320,7 @@ def test_a_loss_that_explodes_ends_the_run_with_status_5_and_only_finite_checkpo
             assert all(np.isfinite(leaf).all() for leaf in restored.values())
 
 
-def test_parameters_that_become_nan_are_found_at_the_next_step(
+def test_nan_parameters_are_detected_at_the_next_step(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = step.compile_train_step
@@ -319,10 +330,10 @@ def test_parameters_that_become_nan_are_found_at_the_next_step(
 
         def run(state: TrainState, block: jax.Array) -> Any:
             number = int(state.step)
-            state, found = function(state, block)
+            state, metrics = function(state, block)
             if number == 6:
                 state = state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.float32(math.nan), state.params))
-            return state, found
+            return state, metrics
 
         return run
 

@@ -62,7 +62,7 @@ def shown(panel: LivePanel, width: int = 80) -> str:
 # --- piped -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_line_of_a_piped_run_has_nanogpts_shape(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_piped_run_prints_nanogpt_lines(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train.train(tiny_config(workspace))
     lines = capsys.readouterr().out.splitlines()
     steps = [STEP_LINE.fullmatch(line) for line in lines if line.startswith("step ")]
@@ -83,7 +83,7 @@ def test_every_line_of_a_piped_run_has_nanogpts_shape(workspace: Path, capsys: p
     assert (printed.metadata.single_batch_loss, kept.metadata.end, printed.starts) == (False, "done", (0,))
 
 
-def test_mfu_stands_where_the_peak_is_known_and_only_there() -> None:
+def test_mfu_is_printed_only_where_the_peak_is_known() -> None:
     out = io.StringIO()
     lines = PlainConsole(load_config("fineweb40m"), out)
     for record in (RECORD, RECORD._replace(step=50), RECORD._replace(step=60, mfu=None)):
@@ -95,7 +95,7 @@ def test_mfu_stands_where_the_peak_is_known_and_only_there() -> None:
     assert all(ITER_LINE.fullmatch(line) for line in out.getvalue().splitlines())
 
 
-def test_time_leaves_evaluation_and_saving_out(
+def test_time_excludes_evaluation_and_saving(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate, save = Evaluator.__call__, Checkpoints.save
@@ -111,12 +111,12 @@ def test_time_leaves_evaluation_and_saving_out(
     monkeypatch.setattr(Evaluator, "__call__", slow_evaluation)
     monkeypatch.setattr(Checkpoints, "save", slow_save)
     train.train(tiny_config(workspace, {"run.eval_every": 6, "run.save_every": 9}))
-    found = [ITER_LINE.fullmatch(line) for line in capsys.readouterr().out.splitlines()]
-    times = {int(line[1]): float(line[3]) for line in found if line}
+    matches = [ITER_LINE.fullmatch(line) for line in capsys.readouterr().out.splitlines()]
+    times = {int(line[1]): float(line[3]) for line in matches if line}
     assert max(time for step, time in times.items() if step > 1) < 700
 
 
-def test_a_reader_that_goes_away_costs_a_warning_and_not_the_run(
+def test_closed_output_pipe_is_a_warning_and_the_run_continues(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     read, write = os.pipe()
@@ -131,7 +131,7 @@ def test_a_reader_that_goes_away_costs_a_warning_and_not_the_run(
 # --- on a terminal ---------------------------------------------------------------------------------------------------
 
 
-def test_the_panel_shows_the_run_at_80_columns() -> None:
+def test_panel_shows_the_run_at_80_columns() -> None:
     panel, _ = on_a_terminal()
     panel.scores(12_000, SCORES)
     panel.saved(12_000)
@@ -156,7 +156,7 @@ def test_the_panel_shows_the_run_at_80_columns() -> None:
     assert len(text.splitlines()) == 11  # nothing wraps
 
 
-def test_the_panel_shows_what_it_can_before_the_first_step_and_without_a_known_device() -> None:
+def test_panel_before_the_first_step_and_on_an_unknown_device() -> None:
     panel, _ = on_a_terminal()
     assert "compiling …" in shown(panel)
     panel.scores(0, Scores(SCORES.train, None))
@@ -167,7 +167,7 @@ def test_the_panel_shows_what_it_can_before_the_first_step_and_without_a_known_d
     assert "ends in  …" in shown(panel)
 
 
-def test_the_panel_shows_the_forecast_of_the_final_loss() -> None:
+def test_panel_shows_the_forecast_of_the_final_loss() -> None:
     panel, _ = on_a_terminal()
     panel.scores(12_000, SCORES)
     panel.step(RECORD, LEFT)
@@ -181,33 +181,31 @@ def test_the_panel_shows_the_forecast_of_the_final_loss() -> None:
     assert "forecast" not in shown(panel)
 
 
-def test_the_panel_of_a_run_shows_what_diagnose_says(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_panel_shows_the_forecast_of_diagnose(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = run_on_a_terminal(workspace, monkeypatch, changes={"run.eval_every": 4})
-    found = diagnose_run(run_folder(workspace)).forecast
-    assert found is not None
-    assert f"forecast  {found.mean:.4f} at the end   (80 %: {found.low80:.4f} to {found.high80:.4f})" in text
+    forecast = diagnose_run(run_folder(workspace)).forecast
+    assert forecast is not None
+    assert f"forecast  {forecast.mean:.4f} at the end   (80 %: {forecast.low80:.4f} to {forecast.high80:.4f})" in text
 
 
-def test_the_panel_says_when_the_last_evaluation_was_not_the_best() -> None:
+def test_panel_shows_a_better_earlier_evaluation() -> None:
     panel, _ = on_a_terminal()
     for step, loss in ((500, 3.1), (1000, 3.3)):
         panel.scores(step, Scores(SCORES.train, Score(loss, 0.01, 3200, None)))
     assert "val  3.3000 ± 0.0100 at step 1,000   best 3.1000 at step 500" in shown(panel)
 
 
-def test_a_run_on_a_terminal_shows_the_panel_and_the_result_below(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_on_a_terminal_prints_the_result_below_the_panel(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = run_on_a_terminal(workspace, monkeypatch)
     assert f"step {STEPS} of {STEPS}" in text
     assert "val" in text
     saved = re.search(rf"saved +step {STEPS}\b", text)  # as wide as the longest name of a row
     assert saved
-    assert saved.start() < text.rindex("done: 20 steps; loss on held-out text")
+    assert saved.start() < text.rindex("done: 20 steps; loss on validation text")
     assert_terminal_is_left_in_order(text)
 
 
-def test_the_panel_ends_cleanly_when_the_run_fails(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_panel_closes_cleanly_when_the_run_fails(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     after_step(monkeypatch, 12, crash)
     text = run_on_a_terminal(workspace, monkeypatch, Crash)
     assert f"step 11 of {STEPS}" in text or f"step 12 of {STEPS}" in text
@@ -233,7 +231,7 @@ def assert_terminal_is_left_in_order(text: str) -> None:
     assert text.endswith(("\n", "\x1b[?25h"))
 
 
-def test_an_error_after_the_panel_is_one_sentence(
+def test_error_below_the_panel_is_one_sentence(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(recorder, "fetch", lambda _: Metrics(math.inf, 1.0))  # type: ignore[arg-type]
@@ -244,7 +242,7 @@ def test_an_error_after_the_panel_is_one_sentence(
 # --- small parts -----------------------------------------------------------------------------------------------------
 
 
-def test_durations_read_like_speech() -> None:
+def test_durations_are_formatted_in_words() -> None:
     assert [format_duration(s) for s in (0.4, 59.4, 60, 250, 3600, 23_520)] == [
         "0 s",
         "59 s",
@@ -255,7 +253,7 @@ def test_durations_read_like_speech() -> None:
     ]
 
 
-def test_a_sparkline_is_as_high_as_its_values_and_survives_those_that_are_not_finite() -> None:
+def test_sparkline_scales_and_skips_nonfinite_values() -> None:
     assert sparkline([1.0]) == ""
     assert sparkline([0.0, 3.5, 7.0]) == "▁▄█"
     assert sparkline([2.0, 2.0]) == "▁▁"

@@ -1,4 +1,4 @@
-"""Learning rates against nanoGPT's formula and the shapes they promise; AdamW against one written apart in numpy."""
+"""Learning rates against nanoGPT's formula and their documented shapes; AdamW against a numpy reference."""
 
 from typing import Any
 
@@ -20,63 +20,63 @@ def settings(**changes: Any) -> Optim:
 
 
 def rates(count: int = STEPS + 20, **changes: Any) -> np.ndarray:
-    """The learning rates of updates 0 to `count` - 1 of a run of 100 steps."""
+    """The learning rates of steps 0 to `count` - 1 of a run of 100 steps."""
     return np.asarray(jax.vmap(optim.schedule(settings(**changes), STEPS))(jnp.arange(count)))
 
 
-def assert_close(found: Any, expected: Any) -> None:
+def assert_close(actual: Any, expected: Any) -> None:
     """To float32's accuracy."""
-    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6 * PEAK)
+    np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=2e-6 * PEAK)
 
 
 @pytest.mark.parametrize(("warmup", "decay_steps"), [(0, None), (1, 100), (10, 60), (99, None), (100, None)])
 def test_cosine_is_nanogpts_get_lr(warmup: int, decay_steps: int | None) -> None:
     numbers = {"learning_rate": PEAK, "min_lr": LOW, "warmup_steps": warmup, "decay_steps": decay_steps}
-    places = [i for i in range(STEPS + 20) if i != warmup or warmup < STEPS]  # get_lr divides by zero there
-    expected = [oracle.cosine(i, numbers, STEPS) for i in places]
-    assert_close(rates(warmup_steps=warmup, decay_steps=decay_steps)[places], expected)
+    steps = [i for i in range(STEPS + 20) if i != warmup or warmup < STEPS]  # get_lr divides by zero there
+    expected = [oracle.cosine(i, numbers, STEPS) for i in steps]
+    assert_close(rates(warmup_steps=warmup, decay_steps=decay_steps)[steps], expected)
 
 
-def test_linear_falls_evenly_from_the_warmups_end_to_decay_steps() -> None:
+def test_linear_decays_evenly_until_decay_steps() -> None:
     assert_close(rates(schedule="linear")[[10, 55, 100, 119]], [PEAK, (PEAK + LOW) / 2, LOW, LOW])
     assert_close(rates(schedule="linear", decay_steps=50)[[10, 30, 50, 119]], [PEAK, (PEAK + LOW) / 2, LOW, LOW])
 
 
-def test_constant_holds_the_peak() -> None:
+def test_constant_keeps_the_peak() -> None:
     assert_close(rates(schedule="constant")[10:], np.full(110, PEAK))
     assert_close(rates(schedule="constant", warmup_steps=0), np.full(120, PEAK))
 
 
-def test_wsd_holds_the_peak_and_falls_over_decay_steps_or_a_fifth() -> None:
-    for fall, found in ((20, rates(schedule="wsd")), (50, rates(schedule="wsd", decay_steps=50))):
-        assert_close(found[10 : 101 - fall], np.full(91 - fall, PEAK))
-        assert_close(found[100 - fall // 2], (PEAK + LOW) / 2)
-        assert_close(found[100:], np.full(20, LOW))
+def test_wsd_decays_over_decay_steps_or_a_fifth() -> None:
+    for fall, actual in ((20, rates(schedule="wsd")), (50, rates(schedule="wsd", decay_steps=50))):
+        assert_close(actual[10 : 101 - fall], np.full(91 - fall, PEAK))
+        assert_close(actual[100 - fall // 2], (PEAK + LOW) / 2)
+        assert_close(actual[100:], np.full(20, LOW))
 
 
-def test_wsd_without_room_for_a_hold_falls_at_once() -> None:
-    found = rates(schedule="wsd", warmup_steps=10, decay_steps=90)
-    assert_close(found, rates(schedule="linear", warmup_steps=10))
+def test_wsd_without_a_stable_phase_decays_after_the_warmup() -> None:
+    actual = rates(schedule="wsd", warmup_steps=10, decay_steps=90)
+    assert_close(actual, rates(schedule="linear", warmup_steps=10))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_warmup_rises_evenly_and_reaches_the_peak_after_its_last_step(kind: str) -> None:
+def test_warmup_rises_evenly_to_the_peak(kind: str) -> None:
     assert_close(rates(schedule=kind)[:11], PEAK * np.arange(1, 12) / 11)
     assert_close(rates(schedule=kind, warmup_steps=0)[0], PEAK)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("warmup", [0, 10, 100])
-def test_rates_are_continuous_and_stay_between_bottom_and_peak(kind: str, warmup: int) -> None:
-    found = rates(schedule=kind, warmup_steps=warmup)
+def test_learning_rates_are_continuous_and_bounded(kind: str, warmup: int) -> None:
+    actual = rates(schedule=kind, warmup_steps=warmup)
     steepest = PEAK / 10 if warmup < 100 else PEAK  # a warmup of the whole run leaves one step to fall
-    assert np.abs(np.diff(found)).max() < steepest
-    assert found.max() <= PEAK * (1 + 1e-6)
-    assert found[warmup:].min() >= LOW * (1 - 1e-6)
-    assert found[0] > 0
+    assert np.abs(np.diff(actual)).max() < steepest
+    assert actual.max() <= PEAK * (1 + 1e-6)
+    assert actual[warmup:].min() >= LOW * (1 - 1e-6)
+    assert actual[0] > 0
 
 
-def test_a_peak_of_zero_trains_nothing() -> None:
+def test_peak_of_zero_trains_nothing() -> None:
     for kind in KINDS:
         assert not rates(schedule=kind, learning_rate=0.0, min_lr=0.0).any()
 
@@ -91,29 +91,29 @@ def float64(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
 
 
-def five_updates(size: float, **changes: Any) -> tuple[Any, Any]:
-    """Parameters after five updates by gradients of about norm 5 `size`: jaxgpt's and the oracle's."""
+def run_five_steps(size: float, **changes: Any) -> tuple[Any, Any]:
+    """Parameters after five steps with gradients of norm about 5 `size`: jaxgpt's and the oracle's."""
     chosen = settings(**changes)
     numbers = vars(chosen)
     optimizer, rate = optim.make_optimizer(chosen, STEPS), optim.schedule(chosen, STEPS)
-    found, expected = parameters(), float64(parameters())
-    state, first, second = optimizer.init(found), *2 * [jax.tree.map(np.zeros_like, expected)]
+    actual, expected = parameters(), float64(parameters())
+    state, first, second = optimizer.init(actual), *2 * [jax.tree.map(np.zeros_like, expected)]
     for i in range(5):
         grads = jax.tree.map(lambda leaf: size * jnp.cos(7 * (i + 1) * leaf), parameters())  # noqa: B023
-        updates, state = optimizer.update(grads, state, found)
-        found = jax.tree.map(jnp.add, found, updates)
+        updates, state = optimizer.update(grads, state, actual)
+        actual = jax.tree.map(jnp.add, actual, updates)
         expected, first, second = oracle.adamw(expected, float64(grads), first, second, i, float(rate(i)), numbers)
-    return found, expected
+    return actual, expected
 
 
 @pytest.mark.parametrize("size", [3.0, 0.01], ids=["clipped", "not clipped"])
 @pytest.mark.parametrize("changes", [{}, {"grad_clip": 0.0}, {"weight_decay": 0.0, "eps": 1e-2}], ids=str)
-def test_five_updates_are_adamws(size: float, changes: dict[str, float]) -> None:
-    found, expected = five_updates(size, learning_rate=0.1, min_lr=0.01, **changes)
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=2e-6), found, expected)
+def test_five_steps_match_a_reference_adamw(size: float, changes: dict[str, float]) -> None:
+    actual, expected = run_five_steps(size, learning_rate=0.1, min_lr=0.01, **changes)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=2e-6), actual, expected)
 
 
-def test_decay_touches_matrices_only() -> None:
+def test_weight_decay_applies_to_matrices_only() -> None:
     chosen, params = settings(weight_decay=0.5, warmup_steps=0), parameters()
     optimizer = optim.make_optimizer(chosen, STEPS)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)

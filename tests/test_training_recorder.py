@@ -1,4 +1,4 @@
-"""What a run measures: epochs, speed and utilisation, scores, and where they are written."""
+"""What a run measures: epochs, speed and MFU, scores, and where they are written."""
 
 import math
 import sys
@@ -19,7 +19,7 @@ from jaxgpt.training.records import Score, Scores, StepRecord
 from jaxgpt.training.step import Metrics
 
 
-class Paper:
+class FakeDisplay:
     """A display and a log in one, which remembers the steps that it is told."""
 
     failure = ""
@@ -43,31 +43,29 @@ class Clock:
         monkeypatch.setattr(recorder.time, "perf_counter", lambda: self.now)
 
 
-def new_recorder(workspace: Path, paper: Any) -> Recorder:
-    return Recorder(tiny_config(workspace), paper, paper, workspace / "board", epoch_windows=62, peak_flops=None)
+def new_recorder(workspace: Path, display: Any) -> Recorder:
+    return Recorder(tiny_config(workspace), display, display, workspace / "board", epoch_windows=62, peak_flops=None)
 
 
 def told(losses: float) -> Metrics:
     return Metrics(np.float32(losses), np.float32(1))  # type: ignore[arg-type]
 
 
-def test_a_step_is_told_when_the_next_one_is_dispatched(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paper = Paper()
-    with new_recorder(workspace, paper) as record:
+def test_step_is_recorded_when_the_next_is_dispatched(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    display = FakeDisplay()
+    with new_recorder(workspace, display) as record:
         for step in range(3):
             record.step(step, told(step))
-            assert [told[0].step for told in paper.told] == list(range(step))
-    assert [told[0].loss for told in paper.told] == [0.0, 1.0, 2.0]
+            assert [told[0].step for told in display.told] == list(range(step))
+    assert [told[0].loss for told in display.told] == [0.0, 1.0, 2.0]
 
 
-def test_pace_and_eta_leave_pauses_out_of_the_one_and_count_them_in_the_other(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paper, clock = Paper(), Clock(monkeypatch)
-    record = new_recorder(workspace, paper)
+def test_pauses_count_for_the_eta_but_not_for_step_times(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    display, clock = FakeDisplay(), Clock(monkeypatch)
+    record = new_recorder(workspace, display)
 
     def wait(values: Any) -> Any:
-        clock.now += 2 if paper.told else 32  # it compiles first
+        clock.now += 2 if display.told else 32  # it compiles first
         return values
 
     monkeypatch.setattr(recorder, "fetch", wait)
@@ -76,8 +74,8 @@ def test_pace_and_eta_leave_pauses_out_of_the_one_and_count_them_in_the_other(
         if step in (5, 11):
             with record.pause():
                 clock.now += 15
-    assert [told[0].seconds for told in paper.told] == [32] + [2] * 14
-    last, left = paper.told[-1]
+    assert [told[0].seconds for told in display.told] == [32] + [2] * 14
+    last, left = display.told[-1]
     assert (last.step, last.tokens_per_second) == (14, 4 * 2 * 16 / 2)
     assert left.seconds == pytest.approx((STEPS - 15) * (2 + 30 / 14))
     assert left.low < left.seconds < left.high
@@ -95,20 +93,20 @@ def test_mfu_counts_all_devices_and_needs_a_known_peak(
         assert record["mfu"] == expected
 
 
-def test_an_epoch_is_counted_in_windows(workspace: Path) -> None:
+def test_epoch_is_counted_in_windows(workspace: Path) -> None:
     train.train(tiny_config(workspace))
-    found = [record["epoch"] for record in records(run_folder(workspace))]
-    assert found == [(step + 1) * 8 / 62 for step in range(STEPS)]
+    epochs = [record["epoch"] for record in records(run_folder(workspace))]
+    assert epochs == [(step + 1) * 8 / 62 for step in range(STEPS)]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
-def test_the_learning_rates_are_those_of_the_schedule(schedule: str) -> None:
+def test_learning_rates_are_those_of_the_schedule(schedule: str) -> None:
     config = Config().replace({"optim": {"schedule": schedule, "warmup_steps": 10}, "run": {"steps": 50}})
     one_by_one = [float(optim.schedule(config.optim, 50)(step)) for step in range(50)]
     np.testing.assert_allclose(learning_rates(config), one_by_one, rtol=1e-6)
 
 
-def test_a_score_has_the_standard_error_of_its_mean_and_bits_per_byte() -> None:
+def test_score_has_standard_error_and_bits_per_byte() -> None:
     score = Score.from_losses(np.array([2.0, 4.0, 6.0, 8.0], np.float32), tokens_per_byte=0.25)
     assert score.loss == 5.0
     assert score.standard_error == pytest.approx(math.sqrt(20 / 3) / 2)
@@ -118,7 +116,7 @@ def test_a_score_has_the_standard_error_of_its_mean_and_bits_per_byte() -> None:
     assert str(score) == "5.0000 ± 1.2910, 1.803 bits per byte"
 
 
-def test_means_of_many_windows_do_not_lose_precision() -> None:
+def test_mean_of_many_windows_is_precise() -> None:
     losses = np.full(3_000_000, 3.1, np.float32)
     assert Score.from_losses(losses).loss == float(np.float32(3.1))
 
@@ -126,7 +124,7 @@ def test_means_of_many_windows_do_not_lose_precision() -> None:
 # --- TensorBoard -----------------------------------------------------------------------------------------------------
 
 
-def test_tensorboard_files_are_written_where_the_extra_is_installed(workspace: Path) -> None:
+def test_tensorboard_files_are_written_if_installed(workspace: Path) -> None:
     pytest.importorskip("tensorboardX")
     train.train(tiny_config(workspace, {"run.tensorboard": True}))
     (events,) = run_folder(workspace).tensorboard.iterdir()
@@ -135,7 +133,7 @@ def test_tensorboard_files_are_written_where_the_extra_is_installed(workspace: P
         assert name in written
 
 
-def test_a_run_goes_on_without_the_extra(
+def test_run_continues_without_tensorboard_installed(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
@@ -144,9 +142,7 @@ def test_a_run_goes_on_without_the_extra(
     assert not run_folder(workspace).tensorboard.exists()
 
 
-def test_a_run_goes_on_where_the_folder_refuses_tensorboard(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_continues_if_tensorboard_cannot_write(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorboardX")
     run_folder(workspace).path.mkdir(parents=True)
     run_folder(workspace).tensorboard.write_text("a file")

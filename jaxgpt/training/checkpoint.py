@@ -79,7 +79,7 @@ class Checkpoints:
         return step
 
     def best_loss(self) -> float:
-        """The loss of the best checkpoint; infinite if there is none."""
+        """The loss of the best checkpoint; infinite without one."""
         best = self.best()
         return math.inf if best is None else float(self._manager.metrics(best)["val_loss"])
 

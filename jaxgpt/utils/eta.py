@@ -1,4 +1,4 @@
-"""When a run ends: remaining steps times a robust pace, with an interval. Panel and `arrival` both ask here."""
+"""Time remaining of a run: the steps that are left times a robust step time, with an 80 % interval."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from jaxgpt.utils import stats
 
-RECENT = 200  # paces that count
-SHORT_LOOK = 0.02  # of the pace: what even many steps cannot see of those to come
-FEW = {1: (0.10, 0.25), 2: (0.07, 0.15)}  # of the pace, below and above: no scatter to judge by, and runs slow down
-HICCUP, MOST_OF_ONE = 6.0, 10.0  # deviations beyond which a step is a hiccup; paces that one may count
+RECENT_STEPS = 200  # steps that the estimate uses
+MIN_RELATIVE_ERROR = 0.02  # of the step time: future steps differ from past ones, however many were seen
+FEW_STEPS = {1: (0.10, 0.25), 2: (0.07, 0.15)}  # relative error below and above: too few for a spread; runs slow down
+SLOW_STEP_DEVIATIONS = 6.0  # above the median, beyond which a step counts as slow
+MAX_SLOW_STEP = 10.0  # median step times that a slow step may count for
 
 
 class Eta(NamedTuple):
@@ -24,7 +25,7 @@ class Eta(NamedTuple):
 
 
 class StepTimeEstimate(NamedTuple):
-    """Seconds per step: the expectation, an 80 % interval for the steps to come, and how many steps it rests on."""
+    """Seconds per step: the expectation, an 80 % interval for future steps, and the number of steps it is based on."""
 
     seconds: float
     low: float
@@ -33,38 +34,40 @@ class StepTimeEstimate(NamedTuple):
 
 
 def estimate_step_time(step_seconds: Sequence[float] | NDArray[np.float64]) -> StepTimeEstimate | None:
-    """The pace of the last steps; None without any.
+    """The expected seconds per step from the last steps; None without any.
 
-    `step_seconds` are durations of single steps without evaluation and saving. The median resists the odd slow step;
-    what hiccups cost beyond it is added as their mean, each capped, so that the night a laptop slept is not expected
-    again. The interval is the median's standard error (from the median absolute deviation) beside 2 %; one or two
-    steps have no scatter to judge by and get a wide one that leans to the slow side.
+    `step_seconds` are durations of single steps without evaluation and saving. The expectation is their median, plus
+    the mean excess of slow steps. Each slow step is capped, so that a night in which a laptop slept is not expected
+    to repeat. The interval combines the standard error of the median (from the median absolute deviation), 2 %, and
+    half of the excess. One or two steps get a wide interval, wider on the slow side.
     """
-    recent = np.asarray(step_seconds[-RECENT:], np.float64)
+    recent = np.asarray(step_seconds[-RECENT_STEPS:], np.float64)
     count = len(recent)
     if count == 0:
         return None
-    middle = float(np.median(recent))
-    if count in FEW:
-        below, above = FEW[count]
-        return StepTimeEstimate(middle, middle * (1 - below), middle * (1 + above), count)
+    median = float(np.median(recent))
+    if count in FEW_STEPS:
+        below, above = FEW_STEPS[count]
+        return StepTimeEstimate(median, median * (1 - below), median * (1 + above), count)
     deviation = stats.robust_sd(recent)
-    excess = recent - middle
-    late = excess[excess > max(HICCUP * deviation, SHORT_LOOK * middle)]
-    hiccups = float(np.minimum(late, MOST_OF_ONE * middle).sum()) / count
-    error = math.hypot(stats.MEDIAN_ERROR * deviation / math.sqrt(count), SHORT_LOOK * middle, hiccups / 2)
-    usual = middle + hiccups
-    return StepTimeEstimate(usual, max(0.0, usual - stats.Z80 * error), usual + stats.Z80 * error, count)
+    excess = recent - median
+    slow = excess[excess > max(SLOW_STEP_DEVIATIONS * deviation, MIN_RELATIVE_ERROR * median)]
+    slow_mean = float(np.minimum(slow, MAX_SLOW_STEP * median).sum()) / count
+    median_error = stats.MEDIAN_ERROR * deviation / math.sqrt(count)
+    error = math.hypot(median_error, MIN_RELATIVE_ERROR * median, slow_mean / 2)
+    expected = median + slow_mean
+    low = max(0.0, expected - stats.Z80 * error)
+    return StepTimeEstimate(expected, low, expected + stats.Z80 * error, count)
 
 
 def estimate_eta(
     step_seconds: Sequence[float] | NDArray[np.float64], steps_left: int, overhead: float = 0.0
 ) -> Eta | None:
-    """The time that `steps_left` steps take at the `pace` of the last ones; None before there is one.
+    """The time that `steps_left` steps take at the step time of the last ones; None without any.
 
-    `overhead` is the time per step that evaluation and saving take on average.
+    `overhead` is the time per step that evaluation and saving take on average, in seconds.
     """
-    found = estimate_step_time(step_seconds)
-    if found is None:
+    step_time = estimate_step_time(step_seconds)
+    if step_time is None:
         return None
-    return Eta(*(steps_left * (seconds + overhead) for seconds in found[:3]))
+    return Eta(*(steps_left * (seconds + overhead) for seconds in step_time[:3]))

@@ -22,7 +22,7 @@ from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
 from jaxgpt.training.checkpoint import Checkpoints, resolve_auto
 from jaxgpt.training.mesh import make_mesh
-from jaxgpt.training.session import TrainingSession
+from jaxgpt.training.recorder import Recorder
 from jaxgpt.training.step import Metrics, TrainState
 
 VOCABULARY = 64
@@ -111,11 +111,11 @@ def records(folder: RunFolder, kind: str = "step") -> list[dict[str, Any]]:
 
 def logged_losses(folder: RunFolder) -> dict[int, str]:
     """The exact loss and gradient norm of each step; a step that was run twice had the same both times."""
-    found: dict[int, str] = {}
+    losses: dict[int, str] = {}
     for record in records(folder):
         exact = f"{record['loss'].hex()} {record['grad_norm'].hex()}"
-        assert found.setdefault(record["step"], exact) == exact, f"step {record['step']} differs when it is run again"
-    return found
+        assert losses.setdefault(record["step"], exact) == exact, f"step {record['step']} differs when it is repeated"
+    return losses
 
 
 def saved_state(config: Config, which: str = "latest") -> TrainState:
@@ -139,15 +139,14 @@ def saved_steps(folder: RunFolder) -> list[int]:
 
 def after_step(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], object]) -> None:
     """Calls `action` when `number` steps are done, before what is due then."""
-    original = TrainingSession.train_step
+    original = Recorder.step
 
-    def train_step(self: TrainingSession, batch: jax.Array) -> Metrics:
-        metrics = original(self, batch)
-        if self.step == number:
+    def record_step(self: Recorder, step: int, metrics: Metrics) -> None:
+        original(self, step, metrics)
+        if step + 1 == number:
             action()
-        return metrics
 
-    monkeypatch.setattr(TrainingSession, "train_step", train_step)
+    monkeypatch.setattr(Recorder, "step", record_step)
 
 
 class Crash(Exception):

@@ -197,14 +197,14 @@ def _inputs(config: Config, name: str, given: PlanOptions) -> Inputs:
 
 
 def _local_device() -> tuple[str, str]:
-    """This machine's GPU where the table has it; else the device of the reference run."""
+    """This machine's GPU if the table has it, else `DEFAULT_GPU`; and the reason."""
     name = devices.local_gpu()
-    known = name and devices.lookup(name)
-    if known:
-        return known.name, "this machine's"
+    device = devices.lookup(name) if name else None
+    if device:
+        return device.name, "this machine's"
     if name:
         return DEFAULT_GPU, f"assumed: this machine's {name} is not in the table, see --gpu and --measure"
-    return DEFAULT_GPU, "assumed: no GPU is here"
+    return DEFAULT_GPU, "assumed: this machine has no GPU"
 
 
 def _check_exclusive(options: argparse.Namespace) -> None:

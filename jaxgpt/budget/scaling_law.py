@@ -163,7 +163,7 @@ def tuned_learning_rate(parameters: float) -> float:
 def recipe_costs(query: ScalingQuery, law: ScalingLaw = LAW) -> dict[str, float]:
     """Known costs of a recipe, in nats.
 
-    undertuned_lr: llm.c and nanoGPT train 124M at a peak of 6e-4, a third of what later tuning found, and end 0.05
+    undertuned_lr: llm.c and nanoGPT train 124M at a peak of 6e-4, a third of what later tuning gave, and end 0.05
     higher. Between 0.334 and 0.6 of the tuned rate the cost is linear in the logarithm. It was seen at that size alone.
     A run of a third of the size at 0.41 of its tuned rate agreed with the law, so the cost fades to nothing at a factor
     of three in size.

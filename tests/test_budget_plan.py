@@ -111,6 +111,29 @@ def test_claim_is_answered_with_what_it_would_take(capsys: pytest.CaptureFixture
     assert "is expected of this run" in document(capsys, "--claim", "3.9")["recommendation"]["sentences"][-1]
 
 
+def test_statements_about_fineweb40m_are_answered_as_in_the_docs() -> None:
+    """The numbers of the example in docs/budget.md."""
+    steps = ["6000", "10000", "15000", "20000"]
+    planned_run = planned("--gpu", "RTX 4070", "--lengths", *steps, "--unique-tokens", "3.68e9")
+    assert [round(row.loss, 2) for row in planned_run.rows] == [3.63, 3.58, 3.55, 3.53]
+    for row, stated in zip(planned_run.rows, (3.1, 2.8, 2.65, 2.55), strict=True):
+        assert row.loss_low > stated
+    corpus = planned_run.inputs.corpus
+    assert "limit 3.26" in recommend.required_for_loss(planned_run.model.parameters, corpus, 2.55)
+    assert "3.8B parameters" in recommend.required_for_loss(planned_run.model.parameters, corpus, 2.55)
+    assert planned_run.last.loss - 3.425 == pytest.approx(0.105, abs=0.005)
+    more_data = planned("--lengths", str(round(15e9 / 524_288)), "--unique-tokens", "15e9")
+    assert more_data.last.loss == pytest.approx(3.50, abs=0.005)
+    six_nd = 6 * planned_run.model.parameters * planned_run.last.tokens
+    assert (six_nd, planned_run.last.flops) == pytest.approx((2.55e18, 3.15e18), rel=0.002)
+    device = planned_run.inputs.device
+    assert device
+    needed = [six_nd / 20_000 / seconds / 1e12 for seconds in (0.2, 0.15)]
+    assert needed == pytest.approx([638, 851], abs=1)
+    assert needed[0] > 10 * device.tflops
+    assert planned_run.fit.memory.total / 2**30 == pytest.approx(3.9, abs=0.05)
+
+
 def test_corpus_comes_from_the_config_or_the_option() -> None:
     assert planned().inputs.corpus.name == "fineweb"
     assert planned("--corpus", "FineWeb_Edu").inputs.corpus.name == "fineweb-edu"

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 from jaxgpt.config import Config, Model
 from jaxgpt.config.attention import SCORES_FRACTION, cudnn_obstacle
-from jaxgpt.config.model_size import parameters, positions
+from jaxgpt.config.model_size import parameters, position_parameters
 from jaxgpt.utils import stats
 
 REMAT_BLOCKS = "blocks"  # the policy of `model.remat` that saves least
@@ -48,7 +48,7 @@ class Memory:
 
 def state_bytes(model: Model) -> int:
     """Bytes of a `TrainState`: parameters and AdamW's two moments in float32, and the counters."""
-    return 3 * FLOAT32 * (parameters(model) + positions(model)) + COUNTERS
+    return 3 * FLOAT32 * (parameters(model) + position_parameters(model)) + COUNTERS
 
 
 def estimate(config: Config, micro_batch: int | None = None, *, remat: str = "", flash: bool | None = None) -> Memory:
@@ -61,7 +61,7 @@ def estimate(config: Config, micro_batch: int | None = None, *, remat: str = "",
     size = number_size(model)
     sequences = micro_batch or config.data.micro_batch
     tokens = sequences * model.block_size
-    weights = parameters(model) + positions(model)
+    weights = parameters(model) + position_parameters(model)
     flash = flash_attention(model) if flash is None else flash
     saved = saved_activation_bytes(model, remat or model.remat, flash=flash)
     recomputed = block_bytes(model, flash=flash) - saved  # exists for one block at a time

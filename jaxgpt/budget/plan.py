@@ -10,7 +10,7 @@ from jaxgpt.budget.query import TokenCount
 from jaxgpt.budget.scaling_law import CORPORA, Corpus, LossPrediction, ScalingQuery
 from jaxgpt.budget.step_time import Measurement, StepTime
 from jaxgpt.config import Config
-from jaxgpt.config.model_size import flops_per_token, non_embedding_parameters, parameters, positions
+from jaxgpt.config.model_size import flops_per_token, non_embedding_parameters, parameters, position_parameters
 
 STARTUP_SECONDS = 120.0  # imports, checking the tokens, compiling: minutes at most (bench/gpu.py measures it)
 FORWARD_FRACTION = 1 / 3  # an evaluation only runs forward
@@ -211,7 +211,7 @@ def summarize_model(config: Config) -> ModelSummary:
     return ModelSummary(
         parameters=parameters(model),
         non_embedding_parameters=non_embedding_parameters(model),
-        position_parameters=positions(model),
+        position_parameters=position_parameters(model),
         tokens_per_step=config.tokens_per_step,
         flops_per_token=flops_per_token(model),
         flops_per_token_causal=flops_per_token(model, causal=True),

@@ -1,10 +1,10 @@
-"""How many parameters a model has and how many floating-point operations a token costs, in closed form."""
+"""Number of parameters of a model and floating-point operations per token, in closed form."""
 
 from jaxgpt.config import Model
 
 
 def parameters(model: Model) -> int:
-    """Total parameters as nanoGPT counts them: a tied head once, learned positions excluded."""
+    """All parameters as nanoGPT counts them: a tied head once, without learned positions."""
     heads = 1 if model.tie_embeddings else 2
     return heads * model.vocab_size * model.n_embd + non_embedding_parameters(model)
 
@@ -16,15 +16,15 @@ def non_embedding_parameters(model: Model) -> int:
     return model.n_layer * block + norm
 
 
-def positions(model: Model) -> int:
-    """Parameters of GPT-2's learned positions, which no count but that of memory includes."""
+def position_parameters(model: Model) -> int:
+    """Parameters of GPT-2's learned positions, which only memory estimates count."""
     return model.block_size * model.n_embd if model.architecture == "gpt2" else 0
 
 
 def attention_flops_per_token(model: Model, *, causal: bool = False) -> int:
     """Operations of scores and values for one token, forward and backward; `causal` leaves out the masked half."""
-    whole = 12 * model.n_layer * model.n_head * model.head_size * model.block_size
-    return whole // 2 if causal else whole
+    operations = 12 * model.n_layer * model.n_head * model.head_size * model.block_size
+    return operations // 2 if causal else operations
 
 
 def flops_per_token(model: Model, *, causal: bool = False) -> int:

@@ -46,11 +46,6 @@ class Memory:
         return sum(asdict(self).values())
 
 
-def state_bytes(model: Model) -> int:
-    """Bytes of a `TrainState`: parameters and AdamW's two moments in float32, and the counters."""
-    return 3 * FLOAT32 * (parameters(model) + position_parameters(model)) + COUNTERS
-
-
 def estimate(config: Config, micro_batch: int | None = None, *, remat: str = "", flash: bool | None = None) -> Memory:
     """Memory of a step of `config` on each device with `micro_batch` sequences (default: the config's).
 

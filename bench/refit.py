@@ -281,8 +281,8 @@ def fineweb_table(runs: list[Point], others: list[list[Point]]) -> list[str]:
         "",
         "Two choices were made while looking at these errors: that an untied head counts twice in N, and that an "
         "undertuned learning rate has its own term. It fades with the distance from 124M because the fineweb40m run, a "
-        "third of that size and at 0.41 of its tuned rate, was 0.01 below the law at step 13,500. The real test is "
-        "runs that nobody has looked at yet.",
+        "third of that size and at 0.41 of its tuned rate, was 0.01 below the scaling law at step 13,500. The real "
+        "test is runs that nobody has looked at yet.",
     ]
 
 
@@ -302,7 +302,7 @@ def write(folder: Path) -> str:
         f"Joint fit of {count} tuned points (Porian et al., constant learning rate) and {len(runs)} FineWeb runs.",
         "\n".join(constants(runs, others)),
         "## FineWeb, leave-one-out",
-        "The law is refitted without the run.",
+        "The scaling law is refitted without the run.",
         "\n".join(fineweb_table(runs, others)),
         "## All published runs, by corpus",
         "With the shipped constants, which were fitted to some of these runs (FineWeb's AdamW, Porian's); offsets of "

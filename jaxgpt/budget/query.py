@@ -16,7 +16,7 @@ from jaxgpt.data import manifest
 from jaxgpt.errors import ConfigError, DataError, JaxgptError
 
 AUDIT = "audit.json"
-FITTED_BATCH = (2**17, 2**21)  # tokens per step of the runs that the law was fitted to
+FITTED_BATCH = (2**17, 2**21)  # tokens per step of the fitted runs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,8 +165,8 @@ def recipe_costs(query: ScalingQuery, law: ScalingLaw = LAW) -> dict[str, float]
 
     undertuned_lr: llm.c and nanoGPT train 124M at a peak of 6e-4, a third of what later tuning gave, and end 0.05
     higher. Between 0.334 and 0.6 of the tuned rate the cost is linear in the logarithm. It was seen at that size alone.
-    A run of a third of the size at 0.41 of its tuned rate agreed with the law, so the cost fades to nothing at a factor
-    of three in size.
+    A run of a third of the size at 0.41 of its tuned rate agreed with the prediction, so the cost fades to nothing at a
+    factor of three in size.
 
     undecayed_lr: a learning rate that stays above a tenth of its peak leaves noise that a full decay removes.
     """
@@ -188,7 +188,7 @@ def extrapolation(parameters: float, tokens: float) -> tuple[tuple[str, ...], fl
     """How a run lies outside the fitted range, in words, and the standard deviation in nats that this adds.
 
     A factor e below or above the sizes adds 0.3, of the tokens 0.1, below the ratio of tokens to parameters 0.2: about
-    what the runs of docs/budget-accuracy.md that lie there miss the law by.
+    what the runs of docs/budget-accuracy.md that lie there miss the predictions by.
     """
     ratio_range = (FITTED_RATIO, math.inf)
     texts = []

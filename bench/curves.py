@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.budget.scaling_law import repetition
+from jaxgpt.budget.scaling_law import repetition_cost
 from jaxgpt.diagnose.forecast.annealing import LossCurve
 from jaxgpt.diagnose.forecast.schedule_integrals import ScheduleIntegral
 
@@ -132,7 +132,7 @@ def _repetition(row: Row, total: int) -> Floats | None:
     if epochs <= 1.0 or not parameters:
         return None
     tokens = _number(row["total_tokens"], total * BATCH)
-    return np.array([repetition(parameters, tokens * done / total, tokens / epochs) for done in range(total + 1)])
+    return np.array([repetition_cost(parameters, tokens * done / total, tokens / epochs) for done in range(total + 1)])
 
 
 def _rates(row: Row, steps: NDArray[np.int64], given: Floats, total: int, warmup: int) -> Floats:

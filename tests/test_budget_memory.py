@@ -72,7 +72,7 @@ def test_max_micro_batch_fits_and_the_next_does_not() -> None:
 
 
 def test_loss_stores_the_logits_of_one_chunk() -> None:
-    """`cross_entropy._chunks` makes as few equal chunks as the limit allows."""
+    """`model.loss._chunks` makes as few equal chunks as the limit allows."""
     model = Model(loss_chunk=4096)
     assert [memory.loss_chunk(model, tokens) for tokens in (16_384, 4_097, 1_000)] == [4096, 2049, 1000]
     dense = load_config("fineweb40m").replace({"model": {"loss_chunk": 16_384}})

@@ -91,7 +91,7 @@ def with_other_bytes(text: str, chance: random.Random) -> str:
             data[at] ^= 1 << chance.randrange(8)
         else:
             data[at:at] = chance.choice(BYTES)
-    return bytes(data).decode(lines.encoding(bytes(data)), "replace")
+    return bytes(data).decode(lines.detect_encoding(bytes(data)), "replace")
 
 
 def run(count: int, seed: int, say: Callable[[str], None]) -> Counter[str]:

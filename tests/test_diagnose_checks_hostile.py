@@ -16,6 +16,7 @@ from jaxgpt.diagnose.context import Baseline, RunContext
 from jaxgpt.diagnose.diagnosis import analyze_run, diagnose
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.diagnose.report import build_report
+from jaxgpt.logs import jaxgpt_log, nanogpt, table
 from jaxgpt.logs.history import Evaluation, History, Replay, RunMetadata, Step
 from jaxgpt.utils.report import to_json
 
@@ -55,12 +56,13 @@ def history(dice: Dice) -> History:
     )
     return History(
         source="dice",
-        format=dice.one(["nanogpt", "jaxgpt", "table"]),
+        format="log",
+        traits=dice.one([nanogpt.TRAITS, jaxgpt_log.TRAITS, table.TRAITS]),
         steps=steps if dice.of.random() < 0.8 else (),
         evaluations=evaluations,
         starts=dice.one([(), (0,), (0, 5, 10**9)]),
         replays=dice.one([(), (Replay(0, 10, 3),), (Replay(5, 10**9, 3),)]),
-        metadata=RunMetadata(pauses=dice.one([0.0, 5.0, 1e12])),
+        metadata=RunMetadata(pause_seconds=dice.one([0.0, 5.0, 1e12])),
     )
 
 

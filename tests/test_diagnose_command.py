@@ -66,7 +66,7 @@ def test_one_line_gives_an_eta_only(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(ONE_LINE.encode())))
     text = " ".join(answered(capsys, "-", "--total-steps", "6000").split())
     assert "It ends in 6 h 32 min 51 s" in text
-    assert "this rests on one line with a time" in text
+    assert "this is based on one line with a time" in text
     assert "Its final loss cannot be forecast: 0 validation losses" in text
     assert "What is wrong is not known yet" in text
     assert "too few lines have a time" in text
@@ -142,26 +142,26 @@ SCHEMA = {
             "ends_at": TEXT,
             "counted_from": TEXT,
             "step_time": ({"seconds": NUMBER, "low": NUMBER, "high": NUMBER, "steps_used": WHOLE}, None),
-            "parts": [{"name": TEXT, "spent": (NUMBER, None), "left": NUMBER}],
+            "breakdown": [{"name": TEXT, "spent": (NUMBER, None), "remaining": NUMBER}],
             "trend": (
                 {
                     "kind": TEXT,
                     "since": WHOLE,
                     "before": NUMBER,
                     "after": NUMBER,
-                    "chance": NUMBER,
+                    "p_value": NUMBER,
                     "slope": NUMBER,
                     "change": NUMBER,
                 },
                 None,
             ),
-            "scenarios": [{"what": TEXT, "seconds": NUMBER}],
+            "scenarios": [{"description": TEXT, "seconds": NUMBER}],
             "notes": [TEXT],
         },
         None,
     ),
     "forecast": (FORECAST, None),
-    "scenarios": [{"what": TEXT, "steps": WHOLE, "command": TEXT} | FORECAST],
+    "scenarios": [{"description": TEXT, "steps": WHOLE, "command": TEXT} | FORECAST],
     "findings": [{"id": TEXT, "status": TEXT, "conditions": [CONDITION], "recommendations": [RECOMMENDATION]}],
     "recommendations": [RECOMMENDATION],
     "target": (TARGET, None),

@@ -14,11 +14,12 @@ from jaxgpt.config import Optim
 from jaxgpt.diagnose.completion import CompletionEstimate, estimate_completion, missing_for_completion, trend
 from jaxgpt.diagnose.completion.estimate import steps_left
 from jaxgpt.diagnose.context import RunContext
+from jaxgpt.logs import nanogpt
 from jaxgpt.logs.history import Evaluation, History, Replay, RunMetadata, Step
 from jaxgpt.utils.eta import estimate_eta, estimate_step_time
 
 NOW = 1_750_000_000.0
-THEIRS = RunMetadata(single_batch_loss=True)  # nanoGPT itself, not our lines in its shape
+NANOGPT = nanogpt.TRAITS
 
 
 def context(steps: int) -> RunContext:
@@ -44,7 +45,7 @@ def noisy(count: int, level: float = 4.0, seed: int = 0) -> np.ndarray[Any, np.d
 
 
 def test_one_line_gives_the_time_and_says_how_little_it_rests_on() -> None:
-    log = History(source="<stdin>", format="nanogpt", metadata=THEIRS, steps=(Step(100, 3.9, 3.99511, line=1),))
+    log = History(source="<stdin>", format="nanogpt", traits=NANOGPT, steps=(Step(100, 3.9, 3.99511, line=1),))
     answer = found(log, 6000)
     whole = round(answer.seconds)
     assert (whole // 3600, whole % 3600 // 60, whole % 60) == (6, 32, 51)  # updates 101 to 6,000
@@ -53,7 +54,7 @@ def test_one_line_gives_the_time_and_says_how_little_it_rests_on() -> None:
     assert any("one line" in note for note in answer.notes)
     assert any("evaluation" in note for note in answer.notes)
     assert answer.trend is None
-    assert answer.clock == pytest.approx(NOW + answer.seconds, abs=0.01)
+    assert answer.end_time == pytest.approx(NOW + answer.seconds, abs=0.01)
     assert answer.counted_from == "now"
 
 
@@ -66,8 +67,8 @@ def test_the_interval_narrows_as_lines_come() -> None:
 
 def test_our_own_runs_end_one_step_before_their_length_is_a_step() -> None:
     assert steps_left(history([1.0] * 101), context(6000)) == 5899
-    assert steps_left(history([1.0] * 101, format="nanogpt", metadata=THEIRS), context(6000)) == 5900
-    evaluated = History(source="x", format="nanogpt", metadata=THEIRS, evaluations=(Evaluation(6000, 3.5),))
+    assert steps_left(history([1.0] * 101, format="nanogpt", traits=NANOGPT), context(6000)) == 5900
+    evaluated = History(source="x", format="nanogpt", traits=NANOGPT, evaluations=(Evaluation(6000, 3.5),))
     assert steps_left(evaluated, context(6000)) == 0
     assert steps_left(history([1.0] * 101, format="nanogpt"), context(6000)) == 5899  # ours, piped
     assert steps_left(history([1.0] * 7000), context(6000)) == 0
@@ -101,22 +102,22 @@ def test_nights_between_processes_are_told_and_not_counted() -> None:
     steps, clock = [], NOW - 100_000.0
     for n in range(300):
         clock += 4.0 + (40_000.0 if n == 150 else 0.0)
-        steps.append(Step(n, 3.0, 4.0, line=n + 1, pure=n not in (0, 150), time=clock))
+        steps.append(Step(n, 3.0, 4.0, line=n + 1, step_only=n not in (0, 150), time=clock))
     answer = found(History(source="x", format="jaxgpt", steps=tuple(steps), starts=(0, 150)), 1000, now=clock + 5)
     assert answer.seconds == pytest.approx(700 * 4.0)
-    assert answer.clock == pytest.approx(clock + 2800.0, abs=0.01)
+    assert answer.end_time == pytest.approx(clock + 2800.0, abs=0.01)
     assert answer.counted_from == "the log's last record"
-    parts = {part.name: part for part in answer.parts}
+    parts = {part.name: part for part in answer.breakdown}
     assert parts["between processes"].spent == pytest.approx(40_000.0)
     assert parts["training"].spent == pytest.approx(1200.0)
-    assert max(s.seconds for s in answer.scenarios if "stops" in s.what) > 10 * answer.seconds
+    assert max(s.seconds for s in answer.scenarios if "stops" in s.description) > 10 * answer.seconds
 
 
 def test_a_log_that_fell_silent_counts_from_now() -> None:
     steps = tuple(Step(n, 3.0, 4.0, time=NOW - 90_000 + 4 * n) for n in range(100))
     answer = found(History(source="x", format="jaxgpt", steps=steps), 200)
-    assert answer.clock == pytest.approx(NOW + 400.0, abs=0.01)
-    assert answer.counted_from == "now, if it goes on: the log's last record is 25 hours old"
+    assert answer.end_time == pytest.approx(NOW + 400.0, abs=0.01)
+    assert answer.counted_from == "now, if it is still running: the log's last record is 25 hours old"
 
 
 def test_a_file_without_times_counts_from_its_last_change(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_a_file_without_times_counts_from_its_last_change(tmp_path: Path) -> Non
     place.write_text("x")
     changed = place.stat().st_mtime
     answer = found(history([4.0] * 50, source=str(place)), 100, now=changed + 60)
-    assert answer.clock == pytest.approx(changed + 200.0, abs=0.01)
+    assert answer.end_time == pytest.approx(changed + 200.0, abs=0.01)
     assert answer.counted_from == "the file's last change"
 
 
@@ -134,28 +135,30 @@ def test_a_file_without_times_counts_from_its_last_change(tmp_path: Path) -> Non
 def nanogpt(every: int = 10, evaluate: int = 500, length: int = 2000) -> History:
     """3 s per step, 60 s for each evaluation inside the time of the step after it, 40 s of compiling in the first."""
     steps = tuple(
-        Step(n, 3.0, 3.0 + 60.0 * (n % evaluate == 0) + 40.0 * (n == 0), pure=n % evaluate != 0)
+        Step(n, 3.0, 3.0 + 60.0 * (n % evaluate == 0) + 40.0 * (n == 0), step_only=n % evaluate != 0)
         for n in range(0, length + 1, every)
     )
     evaluations = tuple(Evaluation(n, 3.1) for n in range(0, length + 1, evaluate))
-    return History(source="-", format="nanogpt", metadata=THEIRS, steps=steps, evaluations=evaluations)
+    return History(source="-", format="nanogpt", traits=NANOGPT, steps=steps, evaluations=evaluations)
 
 
 def test_evaluation_inside_a_steps_time_is_taken_out_and_counted_ahead() -> None:
     answer = found(nanogpt(), 5000)
-    parts = {part.name: part for part in answer.parts}
-    assert parts["training"].left == pytest.approx(3000 * 3.0)  # updates 2,001 to 5,000
+    parts = {part.name: part for part in answer.breakdown}
+    assert parts["training"].remaining == pytest.approx(3000 * 3.0)  # updates 2,001 to 5,000
     assert parts["training"].spent == pytest.approx(2001 * 3.0)
     assert parts["evaluation and saving"].spent == pytest.approx(4 * 60.0)
-    assert parts["evaluation and saving"].left == pytest.approx(6 * 60.0)  # 2,500 to 5,000
+    assert parts["evaluation and saving"].remaining == pytest.approx(6 * 60.0)  # 2,500 to 5,000
     assert parts["compiling"].spent == pytest.approx(100.0)  # with the first evaluation, which no line tells apart
     assert answer.seconds == pytest.approx(9360.0)
-    assert {s.what: s.seconds for s in answer.scenarios}["without evaluation and saving"] == pytest.approx(9000.0)
+    assert {s.description: s.seconds for s in answer.scenarios}["without evaluation and saving"] == pytest.approx(
+        9000.0
+    )
 
 
 def test_pauses_that_our_log_tells_apart_are_counted_ahead() -> None:
     evaluations = tuple(Evaluation(n, 3.1) for n in (100, 200, 300, 400))
-    log = history([2.0] * 401, evaluations=evaluations, metadata=RunMetadata(pauses=80.0))
+    log = history([2.0] * 401, evaluations=evaluations, metadata=RunMetadata(pause_seconds=80.0))
     assert found(log, 1000).seconds == pytest.approx(599 * 2.0 + 6 * 20.0)
 
 
@@ -166,7 +169,7 @@ def test_evaluations_whose_cost_the_log_hides_are_named() -> None:
 
 def test_steps_done_twice_are_told() -> None:
     log = history([2.0] * 400, replays=(Replay(300, 349, line=350),))
-    assert {part.name: part.spent for part in found(log, 1000).parts}["steps done twice"] == pytest.approx(100.0)
+    assert {part.name: part.spent for part in found(log, 1000).breakdown}["repeated steps"] == pytest.approx(100.0)
 
 
 # --- trend -----------------------------------------------------------------------------------------------------------
@@ -208,7 +211,7 @@ def test_a_drift_is_told_from_a_jump_and_widens_the_interval() -> None:
     assert answer.trend.kind == "drift"
     assert answer.trend.slope == pytest.approx(4.0 * 0.2 / 4000, rel=0.05)
     assert answer.high / answer.seconds > steady.high / steady.seconds + 0.05
-    assert any("goes on changing" in scenario.what for scenario in answer.scenarios)
+    assert any("keeps changing" in scenario.description for scenario in answer.scenarios)
 
 
 def test_steady_paces_have_no_trend() -> None:
@@ -242,8 +245,8 @@ def test_a_run_that_is_done_has_arrived() -> None:
     answer = found(History(source="x", format="jaxgpt", steps=steps), 100, now=NOW + 10_000)
     assert answer.done
     assert (answer.seconds, answer.low, answer.high) == (0.0, 0.0, 0.0)
-    assert answer.clock == NOW + 396
-    assert answer.parts[0].spent == pytest.approx(400.0)
+    assert answer.end_time == NOW + 396
+    assert answer.breakdown[0].spent == pytest.approx(400.0)
 
 
 def test_without_a_time_or_a_length_the_answer_says_what_is_missing() -> None:
@@ -262,6 +265,6 @@ def test_times_that_are_none_are_left_out() -> None:
 
 def test_a_million_steps_take_no_longer_than_they_must() -> None:
     blocks = trend.median_blocks(np.arange(1_000_000), noisy(1_000_000))
-    assert 100 <= len(blocks.paces) <= 200
+    assert 100 <= len(blocks.seconds) <= 200
     assert blocks.steps[0] == 0
     assert blocks.steps[-1] < 1_000_000

@@ -114,7 +114,7 @@ def test_ours_needs_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (found.config, found.optim, found.total_steps) == (CONFIG, CONFIG.optim, 100)
     assert found.lr_fractions == pytest.approx(schedule.learning_rates(CONFIG.optim, 100) / 1e-3)
     assert (found.fixed_eval_set, found.schedule_known, found.unique_tokens) == (True, True, None)
-    assert found.assumed == ("no corpus is named, so that the level of the loss cannot be judged (--corpus)",)
+    assert found.assumed == ("the corpus is unknown, so that the level of the loss cannot be assessed (--corpus)",)
     folder = tmp_path / "nowhere"
     folder.mkdir()
     (folder / "train.bin").write_bytes(bytes(2 * 5000))
@@ -124,7 +124,7 @@ def test_ours_needs_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (folder / "audit.json").write_text("{")
     assert of(logsamples.ALL["jaxgpt"]).unigram_entropy is None
     (folder / "manifest.json").write_text("{")
-    assert "tells nothing" in "\n".join(of(logsamples.ALL["jaxgpt"]).assumed)
+    assert "data folder cannot be read" in "\n".join(of(logsamples.ALL["jaxgpt"]).assumed)
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
@@ -143,7 +143,7 @@ def test_the_schedule_is_read_off_the_logged_rates(name: Any, first: int) -> Non
     expected = schedule.learning_rates(optim, 20_000)[3000:19_500] / 1e-3
     assert np.abs(found.lr_fractions[3000:19_500] - expected).max() < 0.03
     said = "\n".join(found.assumed)
-    assert "read off the logged rates" in said
+    assert "the logged rates show the schedule" in said
     assert "--total-steps" in said
 
 
@@ -159,7 +159,7 @@ def test_a_rate_that_has_not_fallen_yet() -> None:
     text = rates_table(optim, 10_000, 0, 6000, 50)
     found = of(text)
     assert (found.optim.schedule, found.schedule_known, found.total_steps) == ("constant", False, None)
-    assert "has not fallen so far" in "\n".join(found.assumed)
+    assert "has not decayed so far" in "\n".join(found.assumed)
     given = of(text, schedule="trapezoid", total_steps=10_000, decay_steps=2000)
     assert given.lr_fractions == pytest.approx(schedule.learning_rates(optim, 10_000) / 1e-3)
     assert given.schedule_known
@@ -189,7 +189,7 @@ def test_llmc_and_modded_say_their_schedules() -> None:
 def test_a_run_that_went_on_beyond_its_length() -> None:
     found = of(NANOGPT.replace("max_iters = 20000", "max_iters = 500").replace("lr_decay_iters = 20000\n", ""))
     assert found.total_steps is None
-    assert "longer than the 500 steps" in "\n".join(found.assumed)
+    assert "exceeds the 500 steps" in "\n".join(found.assumed)
 
 
 @pytest.mark.parametrize(

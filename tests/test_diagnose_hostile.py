@@ -122,7 +122,7 @@ def test_tokens_in_the_column_of_steps_cost_no_memory() -> None:
     history = logs.read_text("step,val_loss\n" + "\n".join(rows) + "\n", "log")
     found = resolve_context(history, Options())
     assert len(found.lr_fractions) == 10_000_000
-    assert any("if they are tokens" in said for said in found.assumed)
+    assert any("if it counts tokens" in said for said in found.assumed)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from jaxgpt.diagnose.finding import Condition, Finding
 from jaxgpt.diagnose.forecast.gaussian_mixture import gaussian_forecast
 from jaxgpt.diagnose.live import LiveDiagnosis, RunOutlook, early_stop
 from jaxgpt.diagnose.options import Options
+from jaxgpt.logs import jaxgpt_log
 from jaxgpt.logs.history import Evaluation, History, Step
 from jaxgpt.runs import log as runlog
 from jaxgpt.runs.folder import RunFolder
@@ -45,6 +46,7 @@ def found(*supported: str, done: int = 80, slope: float = 1e-3, schedule: str = 
     history = History(
         source="log",
         format="jaxgpt",
+        traits=jaxgpt_log.TRAITS,
         steps=tuple(Step(number, 4.0) for number in range(done)),
         evaluations=(Evaluation(done, 4.0, 4.0, 0.01),),
     )

@@ -39,7 +39,8 @@ from jaxgpt.diagnose.context import Baseline, RunContext
 from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.forecast import scenarios
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
-from jaxgpt.diagnose.suggested_commands import JAXGPT, train_command
+from jaxgpt.diagnose.suggested_commands import train_command
+from jaxgpt.logs import jaxgpt_log, nanogpt
 from jaxgpt.logs.history import History
 
 CONFIG = load_config("fineweb40m").replace({"run": {"steps": TOTAL, "name": "mine"}, "optim": {"warmup_steps": 100}})
@@ -57,7 +58,7 @@ def parsed(command: str) -> tuple[Config, argparse.Namespace]:
 def with_config(own: RunContext, seen: History) -> tuple[RunContext, History]:
     """The same run as one of jaxgpt's, with a config."""
     config = CONFIG.replace({"optim": {"warmup_steps": min(own.optim.warmup_steps, own.total_steps or 1)}})
-    return replace(own, config=config), replace(seen, format=JAXGPT)
+    return replace(own, config=config), replace(seen, traits=jaxgpt_log.TRAITS)
 
 
 EVERY = [pytest.param(*case, id=f"{name} {i}") for name, held in CONFIRMED.items() for i, case in enumerate(held)]
@@ -101,8 +102,8 @@ def test_logs_of_other_software_cannot_be_forked() -> None:
     own, seen = with_config(*make_run(done=1000))
     posterior, *_ = forecast_run(seen, own)
     assert posterior is not None
-    foreign = scenarios.forecast_scenarios(replace(seen, format="nanogpt"), own, posterior)
-    assert [one.command for one in foreign if one.what.startswith("end now")] == [""]
+    foreign = scenarios.forecast_scenarios(replace(seen, traits=nanogpt.TRAITS), own, posterior)
+    assert [one.command for one in foreign if one.description.startswith("cool down now")] == [""]
     assert not any("--fork" in one.command for one in foreign)
     assert sum(bool(one.command) for one in foreign) == len(foreign) - 1
 

@@ -24,8 +24,12 @@ def test_nanogpts_lines_one_by_one() -> None:
     found = logs.read_text(logsamples.NANOGPT_HEAD + logsamples.nanogpt(), "log")
     assert [step.step for step in found.steps] == list(range(0, 1001, 10))
     assert all(step.loss == pytest.approx(loss(step.step), abs=1e-4) for step in found.steps)
-    assert {step.step for step in found.steps if not step.pure} == {0, 500, 1000}  # compiling, evaluating and saving
-    assert {step.seconds for step in found.steps if step.pure} == {3.99511}
+    assert {step.step for step in found.steps if not step.step_only} == {
+        0,
+        500,
+        1000,
+    }  # compiling, evaluating and saving
+    assert {step.seconds for step in found.steps if step.step_only} == {3.99511}
     assert [e.step for e in found.evaluations] == [0, 500, 1000]
     assert found.evaluations[1].val == pytest.approx(loss(500), abs=1e-4)
     assert found.evaluations[1].train == pytest.approx(loss(500) - 0.01, abs=1e-4)
@@ -36,9 +40,10 @@ def test_nanogpts_lines_one_by_one() -> None:
 
 
 def test_nanogpts_header_tells_the_settings() -> None:
-    stated = logs.read_text(logsamples.NANOGPT_HEAD + logsamples.nanogpt(), "log").metadata
+    found = logs.read_text(logsamples.NANOGPT_HEAD + logsamples.nanogpt(), "log")
+    stated = found.metadata
     assert (stated.parameters, stated.tokens_per_step, stated.total_steps) == (40.56e6, 524_288, 20_000)
-    assert stated.single_batch_loss
+    assert found.traits.total_is_last_step
     expected = {"learning_rate": 1e-3, "min_lr": 1e-4, "n_embd": 384.0, "dropout": 0.1, "dataset": "openwebtext"}
     assert expected.items() <= dict(stated.hyperparameters).items()
     assert stated.hyperparameters["gradient_accumulation_steps"] == 32
@@ -57,7 +62,7 @@ def test_a_resumed_nanogpt_run_keeps_the_later_lines() -> None:
     assert (seam.first, seam.last) == (500, 540)
     assert found.lines[seam.line - 1].startswith("Overriding: init_from")
     assert all((step.loss or 0) > 4 for step in found.steps if step.step >= 500)
-    assert not next(step for step in found.steps if step.step == 500).pure  # it compiles again
+    assert not next(step for step in found.steps if step.step == 500).step_only  # it compiles again
     assert [e.step for e in found.evaluations] == [0, 100, 200, 300, 400, 500, 600, 700]
     assert (found.evaluations[5].val or 0) > 4
     assert found.metadata.parameters == 40.56e6
@@ -70,27 +75,27 @@ def test_nan_and_infinite_losses_are_kept() -> None:
     )
     found = logs.read_text(text + "iter 3: loss -inf, time nanms, mfu nan%\n", "log")
     assert [math.isnan(step.loss or 0) for step in found.steps] == [False, True, False]
-    assert found.steps[2] == Step(3, -math.inf, line=4, pure=False)
+    assert found.steps[2] == Step(3, -math.inf, line=4, step_only=False)
     assert math.isnan(found.evaluations[0].val or 0)
 
 
 def test_old_nanogpt_has_no_mfu_and_some_have_no_validation() -> None:
     found = logs.read_text("step 5: train loss 4.2\niter 5: loss 4.1, time 12.50ms\n", "log")
     assert found.evaluations == (Evaluation(5, None, 4.2, line=1),)
-    assert found.steps == (Step(5, 4.1, 0.0125, line=2, pure=False),)
+    assert found.steps == (Step(5, 4.1, 0.0125, line=2, step_only=False),)
 
 
 def test_our_own_log() -> None:
     found = logs.read_text(logsamples.ALL["jaxgpt"], "log")
     assert (found.format, found.config, found.steps_done) == ("jaxgpt", CONFIG, 80)
     assert (found.starts, found.saves, found.replays) == ((0, 60), (20, 40, 60, 80), ())
-    assert {step.step for step in found.steps if not step.pure} == {0, 60}
-    assert {step.seconds for step in found.steps if step.pure} == {2.0}
+    assert {step.step for step in found.steps if not step.step_only} == {0, 60}
+    assert {step.seconds for step in found.steps if step.step_only} == {2.0}
     assert [(e.step, e.seconds, e.standard_error) for e in found.evaluations] == [
         (step, 5.0, 0.01) for step in (20, 40, 60, 80)
     ]
-    assert found.metadata.pauses == 4 * 6.0
-    assert (found.metadata.device, found.metadata.end) == ("RTX 4070", None)
+    assert found.metadata.pause_seconds == 4 * 6.0
+    assert (found.metadata.device, found.metadata.stop_reason) == ("RTX 4070", None)
     assert (found.metadata.total_steps, found.metadata.tokens_per_step, found.metadata.eval_tokens) == (100, 64, 640)
     assert found.steps[7].learning_rate == pytest.approx(1e-3 * 8 / 11)
     assert found.steps[7].time == 1044.0
@@ -102,7 +107,7 @@ def test_our_own_run_that_was_killed_goes_on_from_its_checkpoint() -> None:
     assert [step.step for step in found.steps] == list(range(70))
     assert found.replays == (Replay(40, 49, 56),)
     assert found.starts == (0, 40)
-    assert found.metadata.end == "N001"
+    assert found.metadata.stop_reason == "N001"
     assert found.saves == (20, 40, 60)
 
 
@@ -135,16 +140,16 @@ saving checkpoint of step 500
 iter 500: loss 5.1, time 30.00ms, mfu 12.10%
 """
     found = logs.read_text(text, "log")
-    assert [(step.step, step.pure) for step in found.steps] == [(0, False), (500, True)]
+    assert [(step.step, step.step_only) for step in found.steps] == [(0, False), (500, True)]
     assert (found.saves, found.metadata.total_steps, found.metadata.unique_tokens) == ((500,), 2000, 20_000)
-    assert (found.metadata.device, found.metadata.single_batch_loss) == ("NVIDIA GeForce RTX 4070", False)
+    assert (found.metadata.device, found.traits.total_is_last_step) == ("NVIDIA GeForce RTX 4070", False)
 
 
 def test_llmcs_main_log() -> None:
     found = logs.read_text(logsamples.llmc(), "log")
     assert [step.step for step in found.steps] == list(range(1000))
     assert [e.step for e in found.evaluations] == [0, 250, 500, 750, 1000]
-    assert found.steps[0] == Step(0, 10.0, None, 0.000009, 0.9, 3, pure=False)
+    assert found.steps[0] == Step(0, 10.0, None, 0.000009, 0.9, 3, step_only=False)
     assert found.evaluations[1].val == pytest.approx(loss(250), abs=1e-4)
     assert found.notes == ()
 
@@ -157,7 +162,7 @@ def test_what_llmc_prints() -> None:
     assert (stated.total_steps, stated.tokens_per_step, stated.device) == (21_479, 458_752, "NVIDIA GeForce RTX 4090")
     assert stated.parameters == 124_475_904 - 1024 * 768  # without positions
     assert stated.eval_tokens == 20 * 56 * 1024
-    assert {"schedule": "cosine", "end_share": 0.0, "warmup_iters": 700.0}.items() <= dict(
+    assert {"schedule": "cosine", "final_lr_fraction": 0.0, "warmup_iters": 700.0}.items() <= dict(
         stated.hyperparameters
     ).items()
 
@@ -170,7 +175,7 @@ def test_moddeds_log(train_loss: bool) -> None:
     assert [e.step for e in found.evaluations] == [0, 50, 100, 150, 200]
     assert found.evaluations[1].val == pytest.approx(loss(50), abs=1e-4)
     assert found.steps[0].seconds == pytest.approx(74.416)
-    assert not found.steps[0].pure
+    assert not found.steps[0].step_only
     assert found.steps[10].seconds is None  # the clock was set back
     assert {round(step.seconds or 0, 6) for step in found.steps[11:]} == {0.214}
     stated = found.metadata
@@ -199,7 +204,7 @@ def test_nanochats_log_in_nats_per_token() -> None:
         assert evaluation.val == pytest.approx(loss(evaluation.step), rel=1e-3)
     assert "4.500 bytes per token" in found.notes[0]
     stated = found.metadata
-    assert (stated.smoothed_loss, stated.single_batch_loss, stated.relative_rate) == (True, True, True)
+    assert found.traits.lr_is_relative
     assert (stated.total_steps, stated.tokens_per_step, stated.parameters) == (400, 524_288, 561_971_200)
 
 
@@ -219,7 +224,7 @@ def test_buildnanogpts_log() -> None:
 def test_what_buildnanogpt_prints() -> None:
     found = logs.read_text(logsamples.BUILD_SCREEN, "log")
     expected = [(0, 30.24011, False), (1, 2.81252, True)]
-    assert [(step.step, step.seconds, step.pure) for step in found.steps[:2]] == expected
+    assert [(step.step, step.seconds, step.step_only) for step in found.steps[:2]] == expected
     assert [(e.step, e.val) for e in found.evaluations] == [(0, 10.9541), (3, 10.6122)]
     assert (found.metadata.tokens_per_step, found.steps[1].learning_rate) == (524_288, 1.6783e-06)
 

@@ -73,7 +73,7 @@ def test_of_several_runs_the_last_one_is_taken() -> None:
     assert (found.steps_done, found.starts, found.replays) == (41, (0,), ())
     assert (found.metadata.tokens_per_step, found.metadata.total_steps) == (2048, 50)
     assert "dropout" not in found.metadata.hyperparameters
-    assert found.notes == ("the file holds 2 runs; the last one is taken",)
+    assert found.notes == ("the file contains 2 runs; the last one is used",)
 
 
 def test_a_seam_without_a_word_of_a_start() -> None:
@@ -206,23 +206,23 @@ def test_a_large_file_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "log"
     path.write_bytes(text.encode())
     whole = logs.read(path)
-    monkeypatch.setattr(lines, "IN_MEMORY", 1000)
-    monkeypatch.setattr(lines, "MARK_EVERY", 7)
+    monkeypatch.setattr(lines, "MAX_IN_MEMORY", 1000)
+    monkeypatch.setattr(lines, "INDEX_EVERY", 7)
     for chunk in (1, 7, 64, 100_000):
-        monkeypatch.setattr(lines, "CHUNK", chunk)
+        monkeypatch.setattr(lines, "CHUNK_BYTES", chunk)
         found = logs.read(path)
         assert isinstance(found.lines, lines.FileLines)
         assert list(found.lines) == list(whole.lines) == [found.lines[i] for i in range(len(found.lines))]
         assert (found.steps, found.evaluations) == (whole.steps, whole.evaluations)
     assert found.lines[-1] == whole.lines[-1]
     assert found.lines[3:5] == list(whole.lines[3:5])
-    monkeypatch.setattr(lines, "LONGEST", 50)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 50)
     path.write_bytes(b"x" * 1000 + b"\n" + text.encode())
     assert len(next(iter(logs.read(path).lines))) == 50
 
 
 def test_records_beyond_what_is_kept_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector, "MOST_RECORDS", 50)
+    monkeypatch.setattr(collector, "MAX_RECORDS", 50)
     found = logs.read_text(PLAIN, "log")
     assert 25 <= len(found.steps) <= 50
     assert (found.steps[0].step, found.steps_done) == (0, 1001)

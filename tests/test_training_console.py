@@ -76,11 +76,15 @@ def test_piped_run_prints_nanogpt_lines(workspace: Path, capsys: pytest.CaptureF
     assert re.fullmatch(r"number of parameters: [\d.]+M", lines[1])
     printed, kept = logs.read_text("\n".join(lines), "printed"), logs.read(run_folder(workspace).path)
     assert [step.step for step in printed.steps] == [step.step for step in kept.steps] == list(range(STEPS))
-    assert [step.pure for step in printed.steps] == [step.pure for step in kept.steps] == [False] + [True] * (STEPS - 1)
+    assert (
+        [step.step_only for step in printed.steps]
+        == [step.step_only for step in kept.steps]
+        == [False] + [True] * (STEPS - 1)
+    )
     assert [round(e.val or 0, 4) for e in kept.evaluations] == [e.val for e in printed.evaluations]
     assert (printed.saves, printed.metadata.total_steps) == (kept.saves, kept.metadata.total_steps)
     assert printed.metadata.tokens_per_step == kept.metadata.tokens_per_step == 128
-    assert (printed.metadata.single_batch_loss, kept.metadata.end, printed.starts) == (False, "done", (0,))
+    assert (printed.traits.total_is_last_step, kept.metadata.stop_reason, printed.starts) == (False, "done", (0,))
 
 
 def test_mfu_is_printed_only_where_the_peak_is_known() -> None:

@@ -43,15 +43,15 @@ def read_record(path: str) -> RunRecord:
     except DataError as error:
         what = f"there is no run or log at {path!r}" if error.code == "D043" else f"'{path}' holds no step of a run"
         raise ConfigError("C043", what, error.help) from error
-    steps = history.steps[WARMUP_RECORDS:] if history.format == logs.jaxgpt_log.NAME else history.steps
-    seconds = tuple(step.seconds for step in steps if step.pure and step.seconds is not None)
+    steps = history.steps[WARMUP_RECORDS:] if history.traits.is_jaxgpt_run else history.steps
+    seconds = tuple(step.seconds for step in steps if step.step_only and step.seconds is not None)
     evaluations = []
     for evaluation in history.evaluations:
         loss = evaluation.train if evaluation.val is None else evaluation.val
         if loss is not None and _is_plausible(evaluation.step, loss):
             evaluations.append((evaluation.step, loss))
     if not seconds and not evaluations:
-        raise ConfigError("C043", f"'{path}' holds no step of a run that can be measured", logs.KNOWN_ARE)
+        raise ConfigError("C043", f"'{path}' holds no step of a run that can be measured", logs.SUPPORTED)
     return RunRecord(source=str(path), seconds=seconds, evaluations=tuple(evaluations), config=history.config)
 
 

@@ -17,7 +17,7 @@ from jaxgpt.diagnose.options import Options
 from jaxgpt.diagnose.report import build_report
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.logs.history import History
-from jaxgpt.logs.lines import encoding
+from jaxgpt.logs.lines import detect_encoding
 from jaxgpt.utils import files
 from jaxgpt.utils.report import html_page, print_report, to_json
 
@@ -100,4 +100,4 @@ def read_log(source: str, known: Options) -> History:
     if sys.stdin.isatty():
         print("reading the log from the terminal; Ctrl-D ends it", file=sys.stderr)
     data = sys.stdin.buffer.read()
-    return logs.read_text(data.decode(encoding(data), errors="replace"), "<stdin>")
+    return logs.read_text(data.decode(detect_encoding(data), errors="replace"), "<stdin>")

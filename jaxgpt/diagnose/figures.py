@@ -36,22 +36,23 @@ def loss_figures(diagnosis: Diagnosis) -> Iterator[Figure]:
 
 def step_time_figure(diagnosis: Diagnosis) -> Iterator[Figure]:
     """The step times, where the log has at least three."""
-    paces = StepTimes.from_history(diagnosis.history)
-    if len(paces.steps) <= 2:
+    step_times = StepTimes.from_history(diagnosis.history)
+    if len(step_times.steps) <= 2:
         return
-    blocks = trend.median_blocks(paces.ordinary.steps, paces.ordinary.seconds)
+    step_times = step_times.step_only_or_all()
+    blocks = trend.median_blocks(step_times.steps, step_times.seconds)
     change = diagnosis.completion.trend if diagnosis.completion else None
 
     def draw(axes: "Axes") -> None:
-        axes.plot(blocks.steps, blocks.paces, color=MODEL, lw=1.2)
+        axes.plot(blocks.steps, blocks.seconds, color=MODEL, lw=1.2)
         if change:
             axes.axvline(change.since, color=VAL, lw=1, ls="--")
             text = f"{change.change:+.0%}"
-            top = (change.since, blocks.paces.max())
+            top = (change.since, blocks.seconds.max())
             axes.annotate(text, top, (4, -4), color=VAL, textcoords="offset points", va="top")
-        middle = float(np.median(blocks.paces))
+        middle = float(np.median(blocks.seconds))
         axes.set(ylabel="s per step")
-        axes.set_ylim(min(0.9 * middle, blocks.paces.min()), max(1.1 * middle, blocks.paces.max()))
+        axes.set_ylim(min(0.9 * middle, blocks.seconds.min()), max(1.1 * middle, blocks.seconds.max()))
         _set_step_axis(axes, diagnosis)
 
     yield Figure("Seconds per step: medians of adjacent lines, without evaluation and saving.", draw, height=2.2)
@@ -116,7 +117,7 @@ def _learning_rate_figure(diagnosis: Diagnosis) -> Figure:
     context = diagnosis.context
     source = "as the log and the config say" if context.schedule_known else "as assumed"
     logged = list(zip(*schedule_detection.logged_rates(diagnosis.history.steps)))
-    has_dots = bool(logged) and not diagnosis.history.metadata.relative_rate
+    has_dots = bool(logged) and not diagnosis.history.traits.lr_is_relative
     dots = "; the dots are those of the log" if has_dots else ""
 
     def draw(axes: "Axes") -> None:

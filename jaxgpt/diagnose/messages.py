@@ -59,11 +59,13 @@ def eta_sentence(diagnosis: Diagnosis) -> str:
     if completion is None:
         return f"The time of its end is unknown without {diagnosis.no_completion}."
     if completion.done:
-        return f"It is done: {diagnosis.history.steps_done:,} steps, the last of them {format_date(completion.clock)}."
+        return (
+            f"It is done: {diagnosis.history.steps_done:,} steps, the last of them {format_date(completion.end_time)}."
+        )
     interval = f"80 %: {format_duration(completion.low)} to {format_duration(completion.high)}"
     return (
         f"It ends in {format_time_left(completion.seconds)} ({interval}), "
-        f"{format_date(completion.clock)}, counted from {completion.counted_from}."
+        f"{format_date(completion.end_time)}, counted from {completion.counted_from}."
     )
 
 
@@ -110,16 +112,16 @@ def format_time_left(seconds: float) -> str:
 
 def step_time_text(completion: CompletionEstimate) -> str:
     """`3.995 s per step (80 %: 3.60 to 4.99), from 1 line`."""
-    pace = completion.pace
-    if pace is None:
+    step_time = completion.step_time
+    if step_time is None:
         return "unknown"
-    lines = "1 line" if pace.steps_used == 1 else f"the last {pace.steps_used:,} lines that count"
-    return f"{pace.seconds:.4g} s per step (80 %: {pace.low:.4g} to {pace.high:.4g}), from {lines}"
+    lines = "1 line" if step_time.steps_used == 1 else f"the last {step_time.steps_used:,} lines that count"
+    return f"{step_time.seconds:.4g} s per step (80 %: {step_time.low:.4g} to {step_time.high:.4g}), from {lines}"
 
 
 def trend_text(completion: CompletionEstimate) -> str:
     """Whether steps became faster or slower, by how much and since when."""
-    if completion.pace is None or completion.pace.steps_used < MIN_BLOCKS:
+    if completion.step_time is None or completion.step_time.steps_used < MIN_BLOCKS:
         return "too few lines have a time to see one"
     if completion.trend is None:
         return "neither faster nor slower, as far as the log shows"
@@ -129,7 +131,7 @@ def trend_text(completion: CompletionEstimate) -> str:
 def _change_text(trend: Trend) -> str:
     direction = "slower" if trend.change > 0 else "faster"
     change = f"{abs(trend.change):.1%} {direction}: {trend.before:.4g} s per step became {trend.after:.4g} s"
-    probability = "p < 0.0001" if trend.chance < 1e-4 else f"p = {trend.chance:.4f}"
+    probability = "p < 0.0001" if trend.p_value < 1e-4 else f"p = {trend.p_value:.4f}"
     if trend.kind == "drift":
         return f"steadily {change} since about step {trend.since:,} ({probability})"
     return f"{change} at about step {trend.since:,} ({probability})"
@@ -139,9 +141,9 @@ def time_until(diagnosis: Diagnosis, steps: int) -> str:
     """The time until `steps` steps are done, with evaluations; a dash where it is unknown."""
     completion = diagnosis.completion
     remaining = steps - diagnosis.history.steps_done
-    if completion is None or completion.pace is None or remaining <= 0:
+    if completion is None or completion.step_time is None or remaining <= 0:
         return "–"
-    step_time = completion.seconds / completion.steps_left if completion.steps_left else completion.pace.seconds
+    step_time = completion.seconds / completion.steps_left if completion.steps_left else completion.step_time.seconds
     return format_duration(remaining * step_time)
 
 

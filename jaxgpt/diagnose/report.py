@@ -55,15 +55,17 @@ def _completion_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
     if completion is None:
         return
     rows = []
-    for part in completion.parts:
-        if part.spent is not None or part.left:
+    for part in completion.breakdown:
+        if part.spent is not None or part.remaining:
             spent = "unknown" if part.spent is None else format_duration(part.spent)
-            rows.append((part.name, spent, format_duration(part.left) if part.left else "–"))
+            rows.append((part.name, spent, format_duration(part.remaining) if part.remaining else "–"))
     yield Table(("", "so far", "remaining"), tuple(rows))
     step_time = f"step time: {messages.step_time_text(completion)}"
     yield Items((step_time, f"trend: {messages.trend_text(completion)}", *completion.notes))
     if completion.scenarios:
-        scenarios = [(scenario.what, messages.format_time_left(scenario.seconds)) for scenario in completion.scenarios]
+        scenarios = [
+            (scenario.description, messages.format_time_left(scenario.seconds)) for scenario in completion.scenarios
+        ]
         yield Table(("or it ends", "in"), tuple(scenarios))
     yield from figures.step_time_figure(diagnosis)
 
@@ -81,7 +83,7 @@ def _forecast_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
 def _scenario_row(diagnosis: Diagnosis, scenario: ScenarioForecast) -> tuple[str, ...]:
     forecast = scenario.forecast
     return (
-        scenario.what,
+        scenario.description,
         f"{scenario.steps:,}",
         messages.time_until(diagnosis, scenario.steps),
         f"{forecast.mean:.3f}",
@@ -169,10 +171,10 @@ def _completion_data(completion: CompletionEstimate) -> dict[str, Any]:
         "seconds": completion.seconds,
         "low": completion.low,
         "high": completion.high,
-        "ends_at": _iso_date(completion.clock),
+        "ends_at": _iso_date(completion.end_time),
         "counted_from": completion.counted_from,
-        "step_time": completion.pace and completion.pace._asdict(),
-        "parts": [part._asdict() for part in completion.parts],
+        "step_time": completion.step_time and completion.step_time._asdict(),
+        "breakdown": [part._asdict() for part in completion.breakdown],
         "trend": trend and trend._asdict() | {"change": trend.change},
         "scenarios": [scenario._asdict() for scenario in completion.scenarios],
         "notes": completion.notes,
@@ -192,7 +194,7 @@ def _forecast_data(forecast: Forecast) -> dict[str, float]:
 
 
 def _scenario_data(scenario: ScenarioForecast) -> dict[str, Any]:
-    data = {"what": scenario.what, "steps": scenario.steps, "command": scenario.command}
+    data = {"description": scenario.description, "steps": scenario.steps, "command": scenario.command}
     return data | _forecast_data(scenario.forecast)
 
 

@@ -14,7 +14,6 @@ from jaxgpt.logs.history import History
 
 Changes = Mapping[str, Mapping[str, Any]]  # by section and field
 Checkpoint = int | Literal["latest"] | None
-JAXGPT = "jaxgpt"  # the log format of jaxgpt's runs, which alone have checkpoints to start from
 MAX_NAME = 80  # characters of a run's name in the name of a changed run
 
 
@@ -38,7 +37,7 @@ def train_command(
     except JaxgptError:
         return ""
     start = checkpoint if isinstance(checkpoint, int) else history.steps_done
-    if checkpoint is not None and history.format == JAXGPT and start < config.run.steps:
+    if checkpoint is not None and history.traits.is_jaxgpt_run and start < config.run.steps:
         folder = f"{run.dir}/{run.name}"
         words += ["--fork", folder if checkpoint == "latest" else f"{folder}/checkpoints/{checkpoint}"]
     return shlex.join(["python", "-m", "jaxgpt.train", "--config", base, *words])

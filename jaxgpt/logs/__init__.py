@@ -1,7 +1,7 @@
-"""What a run's log says, whoever wrote it. Loads no JAX.
+"""Reads the log of a run, whatever program wrote it. Loads no JAX.
 
-`read` and `read_text` find the format from the content: whose lines the text holds most of among the first that are
-known. Each format has a module with its name, a pattern for lines that are its own, and a `Reader` of lines.
+`read` and `read_text` detect the format from the content: the format of most of the first lines that match any. Each
+format has a module with its name, markers and a pattern for its lines, its traits, and a `Reader`.
 """
 
 import difflib
@@ -13,136 +13,133 @@ from typing import Any, Protocol
 
 from jaxgpt.errors import DataError
 from jaxgpt.logs import buildnanogpt, jaxgpt_log, llmc, modded, nanochat, nanogpt, table
-from jaxgpt.logs import lines as text_lines
 from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.history import History
+from jaxgpt.logs.lines import read_lines, split_lines, visible_parts
 from jaxgpt.runs.folder import RunFolder
 
 FORMATS: dict[str, Any] = {
-    format.NAME: format for format in (jaxgpt_log, nanogpt, llmc, modded, nanochat, buildnanogpt)
+    module.NAME: module for module in (jaxgpt_log, nanogpt, llmc, modded, nanochat, buildnanogpt)
 }
-ENOUGH = 50  # lines of one format that settle which it is
-KNOWN_ARE = (
-    "known are: a run folder of jaxgpt or its log.jsonl, what nanoGPT prints, llm.c's main.log, modded-nanogpt's and "
-    "nanochat's logs, build-nanogpt's log.txt, and a table with a head such as step,tokens,lr,train_loss,val_loss"
+DECISIVE_LINES = 50  # lines of one format that settle the format
+SUPPORTED = (
+    "jaxgpt reads its own run folders and their log.jsonl, the output of nanoGPT, llm.c's main.log, the logs of "
+    "modded-nanogpt and nanochat, build-nanogpt's log.txt, and tables with a header such as "
+    "step,tokens,lr,train_loss,val_loss"
 )
 
 
 class Reader(Protocol):
-    """Takes the lines of one format; `end` says that there are no more."""
+    """Reads the lines of one format; `end` follows the last line."""
 
-    def line(self, at: int, text: str) -> None: ...
+    def line(self, line_no: int, text: str) -> None: ...
     def end(self) -> None: ...
 
 
 def read(path: str | Path, batch_tokens: float | None = None) -> History:
-    """The last run of the log, run folder or name under `runs/` at `path`.
+    """Reads the last run of the log, run folder or name under `runs/` at `path`.
 
-    `batch_tokens` turns tokens into steps where a table counts tokens alone. Raises `DataError` D041 for text without
-    a known line, D042 for a table without steps, D043 if there is nothing at `path`, D044 for a folder that is no run,
-    D045 for what cannot be read.
+    `batch_tokens` converts tokens to steps where a table counts tokens alone. Raises `DataError` D041 for text without
+    a line of a known format, D042 for a table without steps, D043 if there is nothing at `path`, D044 for a folder that
+    is not a run, D045 for a file that cannot be read.
     """
-    place = _place(Path(path))
+    file = _find_log(Path(path))
     try:
-        lines = text_lines.of_file(place)
-        found = _read(lines, str(path), batch_tokens)
+        history = _parse(read_lines(file), str(path), batch_tokens)
     except OSError as error:
-        raise DataError(
-            "D045", f"'{place}' cannot be read: {error.strerror or error}", "choose another file"
-        ) from error
-    return jaxgpt_log.completed(found, RunFolder(place.parent)) if found.format == jaxgpt_log.NAME else found
+        raise DataError("D045", f"'{file}' cannot be read: {error.strerror or error}", "choose another file") from error
+    if history.traits.is_jaxgpt_run:
+        return jaxgpt_log.add_folder_facts(history, RunFolder(file.parent))
+    return history
 
 
 def read_text(text: str, source: str) -> History:
-    """The last run of a log's text; `source` names it in messages. Raises `DataError` as `read`."""
-    return _read(text_lines.of_text(text), source, None)
+    """Reads the last run of a log's text; `source` names the text in messages. Raises `DataError` as `read`."""
+    return _parse(split_lines(text), source, None)
 
 
-def _read(lines: Sequence[str], source: str, batch_tokens: float | None) -> History:
-    name = _format(lines, source)
-    collector = Collector(source, name)
-    reader: Reader = table.Reader(collector, batch_tokens) if name == table.NAME else FORMATS[name].Reader(collector)
-    for at, part in _parts(lines):
-        reader.line(at, part)
+def _parse(lines: Sequence[str], source: str, batch_tokens: float | None) -> History:
+    name = _detect_format(lines, source)
+    module = FORMATS.get(name, table)
+    collector = Collector(source, name, module.TRAITS)
+    reader: Reader = table.Reader(collector, batch_tokens) if module is table else module.Reader(collector)
+    for line_no, part in _numbered_parts(lines):
+        reader.line(line_no, part)
     reader.end()
     if collector.empty:
-        raise _unknown(source, len(lines))
+        raise _unknown_format(source, len(lines))
     return collector.history(lines)
 
 
-def _parts(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
-    for at, line in enumerate(lines, start=1):
-        for part in text_lines.parts(line):
-            yield at, part
+def _numbered_parts(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
+    for line_no, line in enumerate(lines, start=1):
+        for part in visible_parts(line):
+            yield line_no, part
 
 
-def _format(lines: Sequence[str], source: str) -> str:
-    """The name of the format that most of the first known lines have; a table's if there is nothing but its head."""
-    votes, tables = Counter[str](), False
-    for _, part in _parts(lines):
-        name = _known(part)
+def _detect_format(lines: Sequence[str], source: str) -> str:
+    """The format of most of the first lines that match one; `table` if there is only a table's header."""
+    votes = Counter[str]()
+    has_table = False
+    for _, part in _numbered_parts(lines):
+        name = _match_format(part)
         if name:
             votes[name] += 1
-            if votes[name] >= ENOUGH:
+            if votes[name] >= DECISIVE_LINES:
                 break
-        elif not tables and not votes:
-            tables = table.head(part) is not None
-    if votes and not (tables and votes.total() < 3):
+        elif not has_table and not votes:
+            has_table = table.parse_header(part) is not None
+    if votes and not (has_table and votes.total() < 3):
         return votes.most_common(1)[0][0]
-    if tables:
+    if has_table:
         return table.NAME
-    for _, part in islice(_parts(lines), 5):
+    for _, part in islice(_numbered_parts(lines), 5):
         table.refuse_without_steps(part, source)
-    raise _unknown(source, len(lines))
+    raise _unknown_format(source, len(lines))
 
 
-def _known(line: str) -> str | None:
-    """The format whose own the line is; its marks are looked for first, which is quicker than its pattern."""
-    for name, format in FORMATS.items():
-        for mark in format.MARKS:
-            if mark in line:
-                if format.KNOWN.search(line):
-                    return name
-                break
+def _match_format(line: str) -> str | None:
+    """The format that the line belongs to. Markers are searched first, which is faster than the pattern."""
+    for name, module in FORMATS.items():
+        if any(marker in line for marker in module.MARKERS) and module.PATTERN.search(line):
+            return name
     return None
 
 
-def _unknown(source: str, count: int) -> DataError:
-    what = "is empty" if count == 0 else f"holds no known line of a run in its {count:,}"
-    return DataError("D041", f"the log '{source}' {what}", KNOWN_ARE)
+def _unknown_format(source: str, count: int) -> DataError:
+    problem = "is empty" if count == 0 else f"has {count:,} lines, none of which belongs to a run's log"
+    return DataError("D041", f"the log '{source}' {problem}", SUPPORTED)
 
 
-def _place(path: Path) -> Path:
-    """The file to read for what was named: a file, a run folder, or a run's name under `runs/`."""
+def _find_log(path: Path) -> Path:
+    """The log file at `path`, which is a file, a run folder, or the name of a run under `runs/`."""
     for candidate in (path, Path("runs") / path):
         if candidate.is_dir():
-            return _log_of(candidate)
-        if candidate.exists():
-            if not candidate.is_file():
-                raise DataError(
-                    "D045", f"'{candidate}' is no plain file", "save it in a file, or pipe it in: diagnose -"
-                )
+            return _log_in(candidate)
+        if candidate.is_file():
             return candidate
-    raise DataError("D043", f"there is no run or log at '{path}'", _near(path))
+        if candidate.exists():
+            raise DataError("D045", f"'{candidate}' is not a regular file", "save it in a file, or pipe it: diagnose -")
+    raise DataError("D043", f"there is no run or log at '{path}'", _suggest(path))
 
 
-def _log_of(folder: Path) -> Path:
+def _log_in(folder: Path) -> Path:
     log = RunFolder(folder).log_file
     if log.is_file():
         return log
-    logs = [str(path) for kind in ("*.txt", "*.log", "*.csv", "*.jsonl") for path in sorted(folder.glob(kind))]
-    hint = f"name a file in it: {', '.join(logs[:5])}" if logs else KNOWN_ARE
-    raise DataError("D044", f"the folder '{folder}' is no run: it has no {log.name}", hint)
+    logs = [str(path) for pattern in ("*.txt", "*.log", "*.csv", "*.jsonl") for path in sorted(folder.glob(pattern))]
+    hint = f"name a file in it: {', '.join(logs[:5])}" if logs else SUPPORTED
+    raise DataError("D044", f"the folder '{folder}' is not a run: it has no {log.name}", hint)
 
 
-def _near(path: Path) -> str:
-    """What there is of a similar name."""
+def _suggest(path: Path) -> str:
+    """Names of files and runs that resemble `path`."""
     try:
-        beside = [str(path.parent / entry.name) for entry in path.parent.iterdir()]
+        neighbors = [str(path.parent / entry.name) for entry in path.parent.iterdir()]
     except OSError:
-        beside = []
-    runs = [entry.parent.name for entry in Path("runs").glob("*/log.jsonl")]
-    close = difflib.get_close_matches(str(path), [*beside, *runs], n=3, cutoff=0.6)
+        neighbors = []
+    runs = [log.parent.name for log in Path("runs").glob("*/log.jsonl")]
+    close = difflib.get_close_matches(str(path), [*neighbors, *runs], n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"there are the runs {', '.join(sorted(runs))}" if runs else "a run's folder, or the file of a log"
+    return f"there are the runs {', '.join(sorted(runs))}" if runs else "name a run's folder, or the file of a log"

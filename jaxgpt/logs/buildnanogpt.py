@@ -1,17 +1,18 @@
-"""build-nanogpt's `log.txt` (`250 val 6.1`, `250 hella 0.26`, `0 train 10.95`) and what it prints.
+"""build-nanogpt's `log.txt` (`250 val 6.1`, `250 hella 0.26`, `0 train 10.95`) and its output.
 
-`N train` is the update after N others, `N val` is measured before it; on the screen `validation loss` stands before
-the step that it belongs to. A loss is the mean over the whole batch.
+`N train` is the step after N others, `N val` is measured before it. In the output, `validation loss` precedes the step
+that it belongs to. A loss is the mean over the whole batch.
 """
 
 import re
 
-from jaxgpt.logs.collector import Collector, duration, finite, number, whole
-from jaxgpt.logs.history import Evaluation, Step
+from jaxgpt.logs.collector import Collector, parse_count, parse_milliseconds, parse_number, parse_step
+from jaxgpt.logs.history import Evaluation, LogTraits, Step
 
 NAME = "buildnanogpt"
-MARKS = (" val ", " train ", " hella ", "| loss: ")
-KNOWN = re.compile(r"(?:^|\s)\d+ (?:train|val|hella) (?:\d+\.\d+|nan|inf)\s*$|\bstep +\d+ \| loss: ")
+TRAITS = LogTraits(fixed_eval_set=True)
+MARKERS = (" val ", " train ", " hella ", "| loss: ")
+PATTERN = re.compile(r"(?:^|\s)\d+ (?:train|val|hella) (?:\d+\.\d+|nan|inf)\s*$|\bstep +\d+ \| loss: ")
 RECORD = re.compile(r"(?:^|\s)(\d{1,10}) (train|val) (-?(?:\d[\d.]{0,30}(?:e[-+]?\d{1,3})?|nan|inf))\s*$")
 STEP = re.compile(
     r"\bstep +(\d{1,10}) \| loss: ([^\s|]{1,40}) \| lr:? ([^\s|]{1,40}) \| norm: ([^\s|]{1,40}) \| dt: ([\d.]{1,40})ms"
@@ -24,36 +25,35 @@ class Reader:
     """Reads line by line into a `Collector`."""
 
     def __init__(self, collector: Collector) -> None:
-        self._found = collector
-        self._next = 0
+        self._log = collector
+        self._steps_done = 0
 
-    def line(self, at: int, text: str) -> None:
-        if found := RECORD.search(text):
-            self._record(at, *found.groups())
-        elif "| loss: " in text and (found := STEP.search(text)):
-            self._printed(at, *found.groups())
-        elif found := VALIDATION.search(text):
-            self._found.evaluation(Evaluation(self._next, number(found[1]), line=at))
-        elif found := BATCH.search(text):
-            self._found.header(at)
-            self._found.facts["tokens_per_step"] = finite(found[1].replace(",", "")) or None
+    def line(self, line_no: int, text: str) -> None:
+        """Reads one line."""
+        if match := RECORD.search(text):
+            self._record(line_no, *match.groups())
+        elif "| loss: " in text and (match := STEP.search(text)):
+            self._step(line_no, *match.groups())
+        elif match := VALIDATION.search(text):
+            self._log.add(Evaluation(self._steps_done, parse_number(match[1]), line=line_no))
+        elif match := BATCH.search(text):
+            self._log.header(line_no)
+            self._log.metadata["tokens_per_step"] = parse_count(match[1])
 
-    def _record(self, at: int, n: str, kind: str, loss: str) -> None:
-        step = whole(n)
+    def _record(self, line_no: int, n: str, kind: str, loss: str) -> None:
+        step = parse_step(n)
         if step is None:
             return
-        if kind == "val":
-            self._found.evaluation(Evaluation(step, number(loss), line=at))
-        else:
-            self._found.step(Step(step, number(loss), line=at))
+        record = Evaluation if kind == "val" else Step
+        self._log.add(record(step, parse_number(loss), line=line_no))
 
-    def _printed(self, at: int, n: str, loss: str, rate: str, norm: str, milliseconds: str) -> None:
-        step, spent = whole(n), finite(milliseconds)
+    def _step(self, line_no: int, n: str, loss: str, lr: str, norm: str, milliseconds: str) -> None:
+        step = parse_step(n)
         if step is None:
             return
-        self._next = step + 1
-        seconds = duration(None if spent is None else spent / 1e3)
-        self._found.step(Step(step, number(loss), seconds, number(rate), number(norm), at))
+        self._steps_done = step + 1
+        seconds = parse_milliseconds(milliseconds)
+        self._log.add(Step(step, parse_number(loss), seconds, parse_number(lr), parse_number(norm), line_no))
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Does nothing: every line is complete."""

@@ -1,4 +1,4 @@
-"""Where the readers of all formats put what they find: runs, seams and repeated steps are told apart here, once."""
+"""Collects the records of every format's reader, and separates runs, restarts and repeated steps."""
 
 import math
 from bisect import bisect_left
@@ -6,55 +6,74 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxgpt.config import Config
-from jaxgpt.logs.history import Evaluation, History, Replay, RunMetadata, Step
+from jaxgpt.logs.history import Evaluation, History, LogTraits, Replay, RunMetadata, Step
 
-MOST_STEP = 10**9  # a larger number is no step
-MOST_RECORDS = 1_000_000  # beyond, every second one is dropped
-A_DAY = 86_400.0  # seconds: no step takes longer
+Hyperparameters = dict[str, float | bool | str]
+
+MAX_STEP = 10**9  # a larger number is not a step
+MAX_RECORDS = 1_000_000  # beyond that, every second record of the older half is dropped
+SECONDS_PER_DAY = 86_400.0  # no step takes longer
 
 
-def number(text: Any) -> float | None:
-    """The number that a text spells, NaN and infinities too; None if it spells none."""
+def parse_number(text: Any) -> float | None:
+    """The number that `text` spells, NaN and infinities included; None if it does not spell one."""
+    if text is None or isinstance(text, bool):
+        return None
     try:
-        return None if text is None or text is True or text is False else float(text)
+        return float(text)
     except (TypeError, ValueError, OverflowError):
         return None
 
 
-def whole(text: Any) -> int | None:
-    """The number of a step, 0 to `MOST_STEP`, that a text spells; None if it spells none."""
-    value = number(text)
-    return int(value) if value is not None and 0 <= value <= MOST_STEP and value == int(value) else None
+def parse_step(text: Any) -> int | None:
+    """The step, 0 to `MAX_STEP`, that `text` spells; None if it does not spell one."""
+    value = parse_number(text)
+    is_step = value is not None and 0 <= value <= MAX_STEP and value == int(value)
+    return int(value) if value is not None and is_step else None
 
 
-def finite(text: Any) -> float | None:
-    """The finite number that a text spells; None if it spells none."""
-    value = number(text)
+def parse_finite(text: Any) -> float | None:
+    """The finite number that `text` spells; None if it does not spell one."""
+    value = parse_number(text)
     return value if value is not None and math.isfinite(value) else None
 
 
-def duration(value: float | None) -> float | None:
-    """`value` if so many seconds are a step's; else None."""
-    return value if value is not None and 0 < value < A_DAY else None
+def parse_milliseconds(text: Any) -> float | None:
+    """The seconds of a step from its milliseconds; None if `text` is not the duration of a step."""
+    value = parse_finite(text)
+    return None if value is None else valid_duration(value / 1e3)
+
+
+def parse_count(text: str) -> float | None:
+    """A positive count with thousands separators, such as 524,288; None if `text` does not spell one."""
+    return parse_finite(text.replace(",", "")) or None
+
+
+def valid_duration(seconds: float | None) -> float | None:
+    """`seconds` if a step can take that long, else None."""
+    return seconds if seconds is not None and 0 < seconds < SECONDS_PER_DAY else None
 
 
 class Collector:
-    """Takes records in the order of the file; `history` gives the last run.
+    """Takes records in the order of the file; `history` returns the last run.
 
-    A record whose step lies behind that of the one before is a seam (the run went on from an earlier state, and what
-    was done beyond it is dropped) or, from step 0, a new run. Without a word of a start before it, a single such line
-    decides nothing: if the next one stands ahead of all again, it is sorted in.
+    A record whose step is below the one before is either a restart (the run resumed from an earlier state, and the
+    steps beyond that state are dropped) or, at step 0, the start of a new run. Without a header before it, one such
+    line alone decides nothing: if the next line continues the old sequence, the line is sorted in by its step.
     """
 
-    def __init__(self, source: str, format: str) -> None:
-        self.source, self.format = source, format
+    def __init__(self, source: str, format: str, traits: LogTraits) -> None:
+        self.source = source
+        self.format = format
+        self.traits = traits
         self.config: Config | None = None
-        self.facts: dict[str, Any] = {}
-        self.settings: dict[str, float | bool | str] = {}
-        self._earlier: dict[str, float | bool | str] = {}
-        self._runs, self._header, self._header_line = 1, False, 0
+        self.metadata: dict[str, Any] = {}
+        self.hyperparameters: Hyperparameters = {}
+        self._earlier: Hyperparameters = {}
+        self._runs = 1
+        self._header_line: int | None = None
         self._notes: dict[str, None] = {}
-        self._waiting: Step | Evaluation | None = None
+        self._undecided: Step | Evaluation | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -66,147 +85,142 @@ class Collector:
         self._last = -1
 
     def note(self, sentence: str) -> None:
-        """Says once how something odd was understood."""
+        """Records how an irregularity was interpreted; a repeated sentence is kept once."""
         self._notes[sentence] = None
 
-    def setting(self, name: str, value: float | bool | str) -> None:
-        """A setting of the run, in nanoGPT's words."""
-        self.settings[name] = value
-
-    def all_settings(self) -> dict[str, float | bool | str]:
-        """Those of the last process, and of the run's earlier ones where it is silent."""
-        return self._earlier | self.settings
+    def all_hyperparameters(self) -> Hyperparameters:
+        """Those of the last process; what it does not log is taken from the run's earlier processes."""
+        return self._earlier | self.hyperparameters
 
     def header(self, line: int) -> None:
-        """The log says that a process begins; where it begins, the next record tells."""
-        if not self._header:
-            self._header, self._header_line = True, line
-            self._earlier, self.settings = self._earlier | self.settings, {}
+        """Records that a process starts. The next record shows at which step."""
+        if self._header_line is None:
+            self._header_line = line
+            self._earlier = self._earlier | self.hyperparameters
+            self.hyperparameters = {}
 
-    def step(self, step: Step) -> None:
-        """Takes one update."""
-        self._take(step)
+    def add(self, record: Step | Evaluation) -> None:
+        """Adds a step or an evaluation."""
+        if self._undecided is not None:
+            self._decide(record)
+        if self._header_line is not None or self._last < 0:
+            self._start_process(record.step, record.line)
+        elif record.step < self._last:
+            self._undecided = record
+            return
+        self._append(record)
 
-    def evaluation(self, evaluation: Evaluation) -> None:
-        """Takes one evaluation."""
-        self._take(evaluation)
-
-    def saved(self, step: int) -> None:
+    def add_save(self, step: int) -> None:
+        """Adds a checkpoint that was saved after `step` steps."""
         self.saves.append(step)
 
     @property
     def empty(self) -> bool:
-        return self._waiting is None and not self.steps and not self.evaluations
+        """Whether nothing was added."""
+        return self._undecided is None and not self.steps and not self.evaluations
 
-    def _take(self, record: Step | Evaluation) -> None:
-        if self._waiting is not None:
-            self._decide(record)
-        if self._header or self._last < 0:
-            self._begin(record.step, record.line)
-        elif record.step < self._last:
-            self._waiting = record
+    def _decide(self, following: Step | Evaluation) -> None:
+        """Treats the undecided record as a restart, unless the record after it continues the old sequence."""
+        record = self._undecided
+        assert record is not None
+        if self._header_line is not None or following.step > self._last:
+            self.flush()
             return
-        self._put(record)
+        self._undecided = None
+        self._start_process(record.step, record.line)
+        self._append(record)
 
-    def _decide(self, after: Step | Evaluation) -> None:
-        """Whether the record that fell back was a seam: the one after it goes on from there, or a process began."""
-        first = self._waiting
-        assert first is not None
-        if self._header or after.step > self._last:
-            self.settle()
-            return
-        self._waiting = None
-        self._begin(first.step, first.line)
-        self._put(first)
-
-    def settle(self) -> None:
-        """Sorts in a single line that was out of order; what was found is complete then."""
-        record, self._waiting = self._waiting, None
+    def flush(self) -> None:
+        """Sorts in a single record that was out of order. Nothing is undecided afterwards."""
+        record = self._undecided
+        self._undecided = None
         if record is not None:
             self.note(f"line {record.line} is out of order; it was sorted in by its step")
-            _sort_in(self.steps if isinstance(record, Step) else self.evaluations, record)
+            _insert(self.steps if isinstance(record, Step) else self.evaluations, record)
 
-    def _begin(self, done: int, line: int) -> None:
-        """A process goes on from `done`: what the log has beyond it happened in a state that was given up."""
-        told, self._header = self._header, False
-        line = self._header_line if told else line
+    def _start_process(self, done: int, line: int) -> None:
+        """A process continues from `done` steps; records beyond them belong to an abandoned state."""
+        has_header = self._header_line is not None
+        if self._header_line is not None:
+            line = self._header_line
+            self._header_line = None
         if done == 0 and self._last > 0:
             self._runs += 1
             self._earlier = {}
             self._clear()
         elif done <= self._last:
-            self._replay(done, line)
-        if told or done == 0 or self._last > done:
+            self._drop_repeated(done, line)
+        if has_header or done == 0 or self._last > done:
             self.starts.append(done)
         self._last = done
 
-    def _replay(self, done: int, line: int) -> None:
-        lost = [step.step for step in self.steps[_place(self.steps, done) :]]
-        if lost:
-            self.replays.append(Replay(done, lost[-1], line))
-        del self.steps[_place(self.steps, done) :]
-        del self.evaluations[_place(self.evaluations, done + 1) :]
+    def _drop_repeated(self, done: int, line: int) -> None:
+        index = _index_of(self.steps, done)
+        if index < len(self.steps):
+            self.replays.append(Replay(done, self.steps[-1].step, line))
+        del self.steps[index:]
+        del self.evaluations[_index_of(self.evaluations, done + 1) :]
         self.saves = [step for step in self.saves if step <= done]
 
-    def _put(self, record: Step | Evaluation) -> None:
+    def _append(self, record: Step | Evaluation) -> None:
         self._last = max(self._last, record.step)
         if isinstance(record, Evaluation):
-            _append(self.evaluations, record)
-            self._thin(self.evaluations)
+            _append_or_merge(self.evaluations, record)
+            self._limit(self.evaluations)
             return
         if self.starts and record.step == self.starts[-1]:
-            record = record._replace(pure=False)  # it compiles
-        _append(self.steps, record)
-        self._thin(self.steps)
+            record = record._replace(step_only=False)  # it compiles
+        _append_or_merge(self.steps, record)
+        self._limit(self.steps)
 
-    def _thin(self, records: list[Any]) -> None:
-        if len(records) > MOST_RECORDS:
+    def _limit(self, records: list[Any]) -> None:
+        if len(records) > MAX_RECORDS:
             del records[1:-1:2]
-            self.note(f"of more than {MOST_RECORDS:,} records, every second one of the older half was dropped")
+            self.note(f"of more than {MAX_RECORDS:,} records, every second one of the older half was dropped")
 
     def history(self, lines: Sequence[str]) -> History:
-        """What was found."""
-        self.settle()
+        """The last run of the log, whose text is `lines`."""
+        self.flush()
         if self._runs > 1:
-            self.note(f"the file holds {self._runs} runs; the last one is taken")
+            self.note(f"the file contains {self._runs} runs; the last one is used")
         for first, last, line in self.replays:
-            again = f"steps {first:,} to {last:,}" if last > first else f"step {first:,}"
-            self.note(f"{again} stood before line {line} too, where the run goes on from step {first:,}; dropped there")
+            repeated = f"steps {first:,} to {last:,}" if last > first else f"step {first:,}"
+            self.note(f"{repeated} were logged before line {line} too, where the run resumes; those were dropped")
         return History(
             source=self.source,
             format=self.format,
+            traits=self.traits,
             steps=tuple(self.steps),
             evaluations=tuple(self.evaluations),
             saves=tuple(self.saves),
             starts=tuple(self.starts),
             replays=tuple(self.replays),
             config=self.config,
-            metadata=RunMetadata(hyperparameters=self.all_settings(), **self.facts),
+            metadata=RunMetadata(hyperparameters=self.all_hyperparameters(), **self.metadata),
             lines=lines,
             notes=tuple(self._notes),
         )
 
 
-def _place(records: Sequence[Step | Evaluation], step: int) -> int:
+def _index_of(records: Sequence[Step | Evaluation], step: int) -> int:
+    """The index of the first record from `step` on."""
     return bisect_left(records, step, key=lambda record: record.step)
 
 
-def _append(records: list[Any], record: Any) -> None:
-    """Appends; a record of the same step replaces it, and keeps what only the earlier line had."""
+def _append_or_merge(records: list[Any], record: Any) -> None:
+    """Appends. A record of the same step replaces the last one and keeps values that only the earlier line has."""
     if not records or records[-1].step < record.step:
         records.append(record)
+        return
+    earlier = records[-1]
+    missing = {name: getattr(earlier, name) for name, value in record._asdict().items() if value is None}
+    records[-1] = record._replace(**missing)
+
+
+def _insert(records: list[Any], record: Any) -> None:
+    """Inserts by step; a record of the same step is replaced."""
+    index = _index_of(records, record.step)
+    if index < len(records) and records[index].step == record.step:
+        records[index] = record
     else:
-        records[-1] = merged(records[-1], record)
-
-
-def merged(old: Any, new: Any) -> Any:
-    """`new`, with what it leaves open taken from `old`."""
-    return new._replace(**{name: getattr(old, name) for name, value in new._asdict().items() if value is None})
-
-
-def _sort_in(records: list[Any], record: Any) -> None:
-    place = _place(records, record.step)
-    if place < len(records) and records[place].step == record.step:
-        records[place] = record
-    else:
-        records.insert(place, record)
+        records.insert(index, record)

@@ -1,19 +1,22 @@
-"""What a log says of a run, in one form for every format; what it does not say is None.
+"""The contents of a run's log in one form for every format. What the log does not contain is None.
 
-A step's `step` counts the updates before it, an evaluation's the updates behind it: nanoGPT's `iter 100` is the
-hundred-and-first update, its `step 100` is measured before it. Losses are in nats per token, times in seconds. `line`
-is the place in the file (1 is the first line), so that every verdict can show what it rests on.
+The `step` of a `Step` counts the optimizer steps before it, that of an `Evaluation` the steps before its measurement:
+nanoGPT's `iter 100` is the 101st step, and its `step 100` is measured before that one. Losses are in nats per token,
+times in seconds. `line` is the line number in the file (the first is 1), so that every finding can show its evidence.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxgpt.config import Config
 
 
 class Step(NamedTuple):
-    """One update. `loss` may be NaN or infinite; not `pure` are `seconds` that hold compiling, evaluation or saving."""
+    """One optimizer step. `loss` may be NaN or infinite.
+
+    `step_only` is False where `seconds` also contain compilation, evaluation or saving.
+    """
 
     step: int
     loss: float | None = None
@@ -21,12 +24,12 @@ class Step(NamedTuple):
     learning_rate: float | None = None
     grad_norm: float | None = None
     line: int = 0
-    pure: bool = True
+    step_only: bool = True
     time: float | None = None  # of the record, seconds since 1970
 
 
 class Evaluation(NamedTuple):
-    """Losses on fixed or random text after `step` updates, both without dropout; `seconds` it took if the log says."""
+    """Losses without dropout after `step` steps, and the seconds that the evaluation took."""
 
     step: int
     val: float | None = None
@@ -37,50 +40,61 @@ class Evaluation(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """Updates `first` to `last` (inclusive) that stand twice, because the run went on from an earlier state."""
+    """Steps `first` to `last` (inclusive) that were done twice, because the run resumed from an earlier state."""
 
     first: int
     last: int
     line: int
 
 
+class LogTraits(NamedTuple):
+    """Properties of the software that wrote a log. Each format module declares its own."""
+
+    is_jaxgpt_run: bool = False  # the log of a jaxgpt run folder, whose checkpoints can be resumed and forked
+    fixed_eval_set: bool = False  # every evaluation reads the same text
+    total_is_last_step: bool = False  # steps are numbered 0 to total_steps, so that there is one more
+    repeats_data_on_resume: bool = False  # a resumed run draws the batches of its start again
+    lr_is_relative: bool = False  # learning rates are fractions of a peak that the log does not contain
+    default_schedule: Literal["cosine", "wsd"] = "cosine"  # where neither log nor config has one
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunMetadata:
-    """Facts of the run that its log states."""
+    """Facts of the run that its log contains."""
 
-    parameters: float | None = None  # total, a tied head once, positions left out
+    parameters: float | None = None  # total; a tied head counts once, position embeddings do not count
     tokens_per_step: float | None = None
     total_steps: int | None = None
     eval_tokens: float | None = None
     unique_tokens: float | None = None
     device: str | None = None
-    end: str | None = None  # why the run stopped, in our log's words
-    pauses: float = 0.0  # seconds of evaluation and saving, where the log tells them apart
-    single_batch_loss: bool = False  # a step's loss is that of one micro-batch, not of the whole batch
-    smoothed_loss: bool = False  # a step's loss is a running mean
-    relative_rate: bool = False  # a step's learning rate is its share of a peak that the log does not name
-    counted_from_tokens: bool = False  # steps are tokens over an assumed `tokens_per_step`
+    stop_reason: str | None = None  # the reason in the last record of a jaxgpt log
+    pause_seconds: float = 0.0  # total of evaluation and saving, where the log separates them from the steps
+    counted_from_tokens: bool = False  # steps are tokens divided by an assumed `tokens_per_step`
     hyperparameters: Mapping[str, float | bool | str] = field(default_factory=dict)  # under nanoGPT's names
+    defaults: Mapping[str, float] = field(default_factory=dict)  # the software's, of what the log leaves out
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """The last run of a log: of a step that stands twice, the later line. Steps and evaluations ascend."""
+    """The last run of a log. Steps and evaluations ascend; of a step that was logged twice, the later line counts."""
 
     source: str
     format: str
+    traits: LogTraits = field(default_factory=LogTraits)
     steps: tuple[Step, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     saves: tuple[int, ...] = ()
-    starts: tuple[int, ...] = ()  # updates done when each process of the run began
+    starts: tuple[int, ...] = ()  # steps done when each process of the run started
     replays: tuple[Replay, ...] = ()
     config: Config | None = None
     metadata: RunMetadata = field(default_factory=RunMetadata)
-    lines: Sequence[str] = ()  # the file's text, for evidence; of a large file read when asked for
-    notes: tuple[str, ...] = ()  # how what is odd in the file was understood, one sentence each
+    lines: Sequence[str] = ()  # the file's text, for evidence; read on demand from a large file
+    notes: tuple[str, ...] = ()  # how irregularities of the file were interpreted, one sentence each
 
     @property
     def steps_done(self) -> int:
-        """Updates that the log shows to be done."""
+        """Optimizer steps that the log shows to be done."""
         trained = self.steps[-1].step + 1 if self.steps else 0
-        return max(trained, self.evaluations[-1].step if self.evaluations else 0)
+        evaluated = self.evaluations[-1].step if self.evaluations else 0
+        return max(trained, evaluated)

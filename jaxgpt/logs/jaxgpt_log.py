@@ -1,4 +1,4 @@
-"""Our own run folders and their `log.jsonl` (see `runlog`)."""
+"""jaxgpt's run folders and their `log.jsonl` (see `jaxgpt.runs.log`)."""
 
 import json
 import re
@@ -7,116 +7,141 @@ from typing import Any
 
 from jaxgpt.config import Config
 from jaxgpt.errors import ConfigError, JaxgptError
-from jaxgpt.logs.collector import Collector, duration, finite, number, whole
-from jaxgpt.logs.history import Evaluation, History, Step
+from jaxgpt.logs.collector import Collector, parse_finite, parse_number, parse_step, valid_duration
+from jaxgpt.logs.history import Evaluation, History, LogTraits, Step
 from jaxgpt.runs.folder import RunFolder
 
 NAME = "jaxgpt"
-MARKS = ('"kind"',)
-KNOWN = re.compile(r'\{"kind": "(?:step|eval|start)"')
+TRAITS = LogTraits(is_jaxgpt_run=True, fixed_eval_set=True)
+MARKERS = ('"kind"',)
+PATTERN = re.compile(r'\{"kind": "(?:step|eval|start)"')
 
 
 class Reader:
-    """Reads line by line into a `Collector`; a line that a crash tore is left out."""
+    """Reads line by line into a `Collector`. A line that a crash tore is skipped."""
 
     def __init__(self, collector: Collector) -> None:
-        self._found = collector
-        self._time: float | None = None  # of the record before, of the same process
+        self._log = collector
+        self._last_time: float | None = None  # of the record before, by the same process
         self._compiling = False
-        self._pauses = 0.0
+        self._pause_seconds = 0.0
 
-    def line(self, at: int, text: str) -> None:
-        begin = text.find("{")
+    def line(self, line_no: int, text: str) -> None:
+        """Reads one line."""
+        start = text.find("{")
+        if start < 0:
+            return
         try:
-            record = json.loads(text[begin:]) if begin >= 0 else None
+            record = json.loads(text[start:])
         except (ValueError, RecursionError):
             return
         if isinstance(record, dict):
-            self._record(at, record)
+            self._record(line_no, record)
 
-    def _record(self, at: int, record: dict[str, Any]) -> None:
-        kind, time, step = record.get("kind"), finite(record.get("time")), whole(record.get("step"))
+    def _record(self, line_no: int, record: dict[str, Any]) -> None:
+        kind = record.get("kind")
+        time = parse_finite(record.get("time"))
+        step = parse_step(record.get("step"))
         if kind == "start":
-            self._start(at, record, step or 0)
+            self._start(line_no, record, step or 0)
         elif kind == "stop":
-            self._found.facts["end"] = str(record.get("reason"))
+            self._log.metadata["stop_reason"] = str(record.get("reason"))
         elif kind == "step" and step is not None:
-            self._step(at, record, step, time)
+            self._step(line_no, record, step, time)
         elif kind == "eval" and step is not None:
-            self._evaluation(at, record, step, time)
+            self._evaluation(line_no, record, step, time)
         elif kind == "save" and step is not None:
-            self._pause(time)
-            self._found.saved(step)
-        self._time = time
+            self._add_pause(time)
+            self._log.add_save(step)
+        self._last_time = time
 
-    def _pause(self, time: float | None) -> float | None:
-        """The seconds since the record before, which ended a step: what is being recorded took them."""
-        spent = None if time is None or self._time is None or self._compiling else duration(time - self._time)
-        self._pauses += spent or 0.0
-        return spent
+    def _add_pause(self, time: float | None) -> float | None:
+        """Counts the seconds since the record before, during which the run evaluated or saved, and returns them."""
+        if time is None or self._last_time is None or self._compiling:
+            return None
+        seconds = valid_duration(time - self._last_time)
+        self._pause_seconds += seconds or 0.0
+        return seconds
 
-    def _start(self, at: int, record: dict[str, Any], done: int) -> None:
-        self._found.header(at)
-        self._found.facts.pop("end", None)
-        self._pauses = 0.0 if done == 0 else self._pauses
+    def _start(self, line_no: int, record: dict[str, Any], steps_done: int) -> None:
+        self._log.header(line_no)
+        self._log.metadata.pop("stop_reason", None)
+        if steps_done == 0:
+            self._pause_seconds = 0.0
         self._compiling = True
         try:
-            self._found.config = Config.from_dict(record["config"])
+            self._log.config = Config.from_dict(record["config"])
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, ConfigError):
-            self._found.note(f"the config in line {at} cannot be read by this version")
+            self._log.note(f"this version cannot read the config in line {line_no}")
         device = record.get("device")
         if isinstance(device, dict) and isinstance(device.get("kind"), str):
-            self._found.facts["device"] = device["kind"]
+            self._log.metadata["device"] = device["kind"]
 
-    def _step(self, at: int, record: dict[str, Any], step: int, time: float | None) -> None:
-        seconds = duration(number(record.get("seconds")))
-        loss, rate, norm = (number(record.get(name)) for name in ("loss", "learning_rate", "grad_norm"))
-        self._found.step(Step(step, loss, seconds, rate, norm, at, not self._compiling, time))
+    def _step(self, line_no: int, record: dict[str, Any], step: int, time: float | None) -> None:
+        self._log.add(
+            Step(
+                step=step,
+                loss=parse_number(record.get("loss")),
+                seconds=valid_duration(parse_number(record.get("seconds"))),
+                learning_rate=parse_number(record.get("learning_rate")),
+                grad_norm=parse_number(record.get("grad_norm")),
+                line=line_no,
+                step_only=not self._compiling,
+                time=time,
+            )
+        )
         self._compiling = False
 
-    def _evaluation(self, at: int, record: dict[str, Any], step: int, time: float | None) -> None:
-        val, train = number(record.get("val_loss")), number(record.get("train_loss"))
-        error = finite(record.get("val_standard_error", record.get("train_standard_error")))
-        self._found.evaluation(Evaluation(step, val, train, error, at, self._pause(time)))
+    def _evaluation(self, line_no: int, record: dict[str, Any], step: int, time: float | None) -> None:
+        self._log.add(
+            Evaluation(
+                step=step,
+                val=parse_number(record.get("val_loss")),
+                train=parse_number(record.get("train_loss")),
+                standard_error=parse_finite(record.get("val_standard_error", record.get("train_standard_error"))),
+                line=line_no,
+                seconds=self._add_pause(time),
+            )
+        )
 
     def end(self) -> None:
-        self._found.facts["pauses"] = self._pauses
-        if self._found.config is not None:
-            self._found.facts |= stated(self._found.config)
+        """Adds the metadata that the config contains."""
+        self._log.metadata["pause_seconds"] = self._pause_seconds
+        if self._log.config is not None:
+            self._log.metadata |= _config_metadata(self._log.config)
 
 
-def stated(config: Config) -> dict[str, Any]:
-    """What a config says of its run."""
+def _config_metadata(config: Config) -> dict[str, Any]:
     return {
-        "tokens_per_step": number(config.tokens_per_step),
+        "tokens_per_step": parse_number(config.tokens_per_step),
         "total_steps": config.run.steps,
-        "eval_tokens": number(config.run.eval_tokens),
+        "eval_tokens": parse_number(config.run.eval_tokens),
     }
 
 
-def with_config(history: History, folder: RunFolder) -> History:
-    """`history` with the config of its folder where its log has none, as of a run whose first lines are lost."""
+def add_folder_facts(history: History, folder: RunFolder) -> History:
+    """`history` with what the run folder contains beside the log: its config, and the size of the training data."""
+    return _add_unique_tokens(_add_config(history, folder), folder)
+
+
+def _add_config(history: History, folder: RunFolder) -> History:
+    """Adds the folder's config where the log has none, as that of a run whose first lines are lost."""
     if history.config is not None:
         return history
     try:
         config = folder.config()
     except JaxgptError:
         return history
-    return replace(history, config=config, metadata=replace(history.metadata, **stated(config)))
+    return replace(history, config=config, metadata=replace(history.metadata, **_config_metadata(config)))
 
 
-def completed(history: History, folder: RunFolder) -> History:
-    """`history` with what its folder says beside the log: its config, and how much text the run had."""
-    return with_tokens(with_config(history, folder), folder)
-
-
-def with_tokens(history: History, folder: RunFolder) -> History:
-    """`history` with the size of the run's training text, if its folder's `data.json` tells."""
+def _add_unique_tokens(history: History, folder: RunFolder) -> History:
+    """Adds the size of the training data from the folder's `data.json`, if it has one."""
     try:
         tokens = json.loads(folder.data_file.read_text(encoding="utf-8"))["train_tokens"]
     except (OSError, ValueError, KeyError, TypeError):
         return history
-    unique = finite(tokens)
+    unique = parse_finite(tokens)
     if history.metadata.unique_tokens is not None or not unique or unique < 0:
         return history
     return replace(history, metadata=replace(history.metadata, unique_tokens=unique))

@@ -1,7 +1,7 @@
-"""A log's text as lines, whatever wrote it: encodings, line ends, colours, progress bars that redraw their line.
+"""The lines of a log file: encodings, line ends, colors, and progress bars that redraw their line.
 
-A line is what an editor numbers: it ends with a line feed, or, in a file without any, with a carriage return. A text
-in memory is a tuple of them; a large file is read as a stream, and its lines are looked up when they are asked for.
+A line is what an editor numbers: it ends with a line feed or, in a file without any, with a carriage return. A text in
+memory becomes a tuple of lines; a large file is read as a stream, and its lines are looked up on demand.
 """
 
 import codecs
@@ -12,15 +12,15 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, overload
 
-IN_MEMORY = 32 << 20  # bytes up to which a file is held whole
-LONGEST = 1 << 16  # bytes of a line that are looked at
-MARK_EVERY = 256  # lines between two places that are remembered
-CHUNK = 1 << 20
+MAX_IN_MEMORY = 32 << 20  # bytes; larger files are read as a stream
+MAX_LINE_BYTES = 1 << 16  # the rest of a longer line is ignored
+INDEX_EVERY = 256  # lines between two indexed offsets
+CHUNK_BYTES = 1 << 20
 BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0e-\x1f\x7f]")
 
 
-def of_text(text: str) -> tuple[str, ...]:
+def split_lines(text: str) -> tuple[str, ...]:
     """The lines of a text in memory."""
     text = text.removeprefix("\ufeff")
     if "\n" not in text:
@@ -29,18 +29,21 @@ def of_text(text: str) -> tuple[str, ...]:
     return tuple(lines[:-1] if lines[-1] == "" else lines)
 
 
-def of_file(path: Path) -> Sequence[str]:
-    """The lines of a file; bytes that are no text are replaced. Raises `OSError`."""
+def read_lines(path: Path) -> Sequence[str]:
+    """The lines of a file; bytes that are not text are replaced. Raises `OSError`."""
     with path.open("rb") as file:
-        data = file.read(IN_MEMORY + 1)
-    name = encoding(data)
-    if len(data) <= IN_MEMORY or name != "utf-8" or b"\n" not in data:
-        return of_text((data if len(data) <= IN_MEMORY else path.read_bytes()).decode(name, "replace"))
-    return FileLines(path)
+        data = file.read(MAX_IN_MEMORY + 1)
+    encoding = detect_encoding(data)
+    fits_in_memory = len(data) <= MAX_IN_MEMORY
+    if not fits_in_memory and encoding == "utf-8" and b"\n" in data:
+        return FileLines(path)
+    if not fits_in_memory:
+        data = path.read_bytes()
+    return split_lines(data.decode(encoding, "replace"))
 
 
-def encoding(data: bytes) -> str:
-    """The encoding that a byte order mark, or every second byte being zero, gives away; else UTF-8."""
+def detect_encoding(data: bytes) -> str:
+    """The encoding by the byte order mark, UTF-16 if every second byte is zero, else UTF-8."""
     for mark, name in BOMS:
         if data.startswith(mark):
             return name
@@ -50,32 +53,34 @@ def encoding(data: bytes) -> str:
     return "utf-8"
 
 
-def parts(line: str) -> Sequence[str]:
-    """What a line shows, without colours and control characters; each state of a redrawn line is a part of its own."""
+def visible_parts(line: str) -> Sequence[str]:
+    """The text that a line shows, without colors and control characters, one part per state of a redrawn line."""
     if line.isprintable():
         return (line,)
-    return [part for piece in line.split("\r") if (part := CONTROL.sub("", piece)).strip()]
+    parts = (CONTROL.sub("", part) for part in line.split("\r"))
+    return [part for part in parts if part.strip()]
 
 
 class FileLines(Sequence[str]):
-    """The lines of a large UTF-8 file, never all of them in memory; of a line, its first `LONGEST` bytes."""
+    """The lines of a large UTF-8 file, which is never in memory as a whole; long lines end at `MAX_LINE_BYTES`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._marks, self._count = array("Q", [0]), 0
+        self._offsets = array("Q", [0])
+        self._count = 0
         with path.open("rb") as file:
-            for count, (place, _) in enumerate(_pieces(file), start=1):
+            for count, (offset, _) in enumerate(_iterate(file), start=1):
                 self._count = count
-                if count % MARK_EVERY == 0:
-                    self._marks.append(place)
+                if count % INDEX_EVERY == 0:
+                    self._offsets.append(offset)
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[str]:
         with self._path.open("rb") as file:
-            for _, line in islice(_pieces(file), self._count):
-                yield _text(line)
+            for _, line in islice(_iterate(file), self._count):
+                yield _decode(line)
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -84,27 +89,28 @@ class FileLines(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | Sequence[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._count))]
-        at = range(self._count)[index]
+        number = range(self._count)[index]
         with self._path.open("rb") as file:
-            file.seek(self._marks[at // MARK_EVERY])
-            found = next(islice(_pieces(file), at % MARK_EVERY, None), (0, b""))
-        return _text(found[1])
+            file.seek(self._offsets[number // INDEX_EVERY])
+            _, line = next(islice(_iterate(file), number % INDEX_EVERY, None), (0, b""))
+        return _decode(line)
 
 
-def _pieces(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Each line with the place behind its end. A line without end costs no more than `LONGEST` and a chunk."""
-    place, rest = file.tell(), b""
-    while chunk := file.read(CHUNK):
-        *whole, last = chunk.split(b"\n")
-        for line in whole:
-            place += len(line) + 1
-            yield place, (rest + line)[:LONGEST]
+def _iterate(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yields the offset of each line's end and the line. A line without end needs `MAX_LINE_BYTES` and one chunk."""
+    offset = file.tell()
+    rest = b""
+    while chunk := file.read(CHUNK_BYTES):
+        *lines, last = chunk.split(b"\n")
+        for line in lines:
+            offset += len(line) + 1
+            yield offset, (rest + line)[:MAX_LINE_BYTES]
             rest = b""
-        place += len(last)
-        rest = (rest + last)[:LONGEST]
+        offset += len(last)
+        rest = (rest + last)[:MAX_LINE_BYTES]
     if rest:
-        yield place, rest
+        yield offset, rest
 
 
-def _text(line: bytes) -> str:
+def _decode(line: bytes) -> str:
     return line.decode("utf-8", "replace").removesuffix("\r").removeprefix("\ufeff")

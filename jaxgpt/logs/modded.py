@@ -1,100 +1,115 @@
 """modded-nanogpt's `logs/<uuid>.txt`: the whole source first, then `step:1000/1390 val_loss:… train_time:…ms`.
 
-A train line N is the N-th update, a `val_loss` is measured after N. `train_time` runs on from line to line without the
-evaluations; it is set back to 0 after the first ten updates, and `step_avg` is `nan` until then. Its `loss` is that of
-one process's last micro-batch; later versions print none.
+A training line N is the N-th step, a `val_loss` is measured after N steps. `train_time` accumulates from line to line
+without the evaluations; it is reset to 0 after the first ten steps, and `step_avg` is `nan` until then. The training
+loss is that of one process's last micro-batch; later versions print none.
 """
 
 import re
 
-from jaxgpt.logs.collector import Collector, duration, finite, number, whole
-from jaxgpt.logs.history import Evaluation, Step
-from jaxgpt.logs.nanogpt import literal, product
+from jaxgpt.logs.collector import Collector, parse_finite, parse_number, parse_step, valid_duration
+from jaxgpt.logs.history import Evaluation, LogTraits, Step
+from jaxgpt.logs.nanogpt import multiply, parse_literal
 
 NAME = "modded"
-MARKS = ("step:",)
-KNOWN = re.compile(r"\bstep:\d+/\d+ (?:val_loss|train_loss|train_time):")
+TRAITS = LogTraits(fixed_eval_set=True, default_schedule="wsd")
+MARKERS = ("step:",)
+PATTERN = re.compile(r"\bstep:\d+/\d+ (?:val_loss|train_loss|train_time):")
 LINE = re.compile(
     r"\bstep:(\d{1,10})/(\d{1,10})\s+(?:(val|train)_loss:([^\s]{1,40})\s*)?(?:.{0,200}?train_time:([\d.]{1,40})(ms|s)\b)?"
 )
-WORDS = (
+OPTIONS = (
     "num_iterations|learning_rate|warmup_iters|warmdown_iters|cooldown_iters|cooldown_frac|batch_size|sequence_length|val_tokens|"
     "weight_decay"
 )
-ASSIGNED = re.compile(rf"^\s*({WORDS})\s*(?::\s*\w+)?\s*=(?!=)\s*([^#,)]{{1,100}})")
-END_SHARE = re.compile(r"\(1 - w\) \* (0\.\d{1,6})")
-DATA = re.compile(r"\b((?:edu_?)?fineweb\w{0,10})")
+ASSIGNMENT = re.compile(rf"^\s*({OPTIONS})\s*(?::\s*\w+)?\s*=(?!=)\s*([^#,)]{{1,100}})")
+FINAL_LR_FRACTION = re.compile(r"\(1 - w\) \* (0\.\d{1,6})")
+DATASET = re.compile(r"\b((?:edu_?)?fineweb\w{0,10})")
+MIN_BATCH = 10_000  # tokens: a smaller product is not the whole batch
+MAX_SEQUENCES = 100_000  # a larger batch_size already counts tokens
 
 
 class Reader:
     """Reads line by line into a `Collector`."""
 
     def __init__(self, collector: Collector) -> None:
-        self._found = collector
-        self._clock: tuple[int, float] | None = None  # updates done, and the seconds they took
-        self._trained = 0
+        self._log = collector
+        self._clock: tuple[int, float] | None = None  # steps done, and the seconds that they took
+        self._steps_done = 0
 
-    def line(self, at: int, text: str) -> None:
-        found = LINE.search(text) if "step:" in text else None
-        if found and (found[3] or found[5]):
-            self._record(at, *found.groups())
-        elif self._trained == 0:
-            self._source(text)
+    def line(self, line_no: int, text: str) -> None:
+        """Reads one line."""
+        match = LINE.search(text) if "step:" in text else None
+        if match and (match[3] or match[5]):
+            self._record(line_no, *match.groups())
+        elif self._steps_done == 0:
+            self._source_line(text)
 
     def _record(
-        self, at: int, n: str, of: str, kind: str | None, loss: str | None, time: str | None, unit: str | None
+        self, line_no: int, n: str, total: str, kind: str | None, loss: str | None, time: str | None, unit: str | None
     ) -> None:
-        count, spent = whole(n), finite(time)
+        count = parse_step(n)
         if count is None:
             return
-        if count < self._trained:
+        if count < self._steps_done:
             self._clock = None
-        self._found.facts["total_steps"] = whole(of) or None
-        seconds = self._pace(count, None if spent is None else spent / (1e3 if unit == "ms" else 1.0))
+        self._log.metadata["total_steps"] = parse_step(total) or None
+        elapsed = parse_finite(time)
+        seconds = self._step_time(count, None if elapsed is None else elapsed / (1e3 if unit == "ms" else 1.0))
         if kind == "val":
-            if count > self._trained and seconds is not None:
-                self._found.step(Step(count - 1, None, seconds, line=at))
-            self._found.evaluation(Evaluation(count, number(loss), line=at))
+            if count > self._steps_done and seconds is not None:
+                self._log.add(Step(count - 1, None, seconds, line=line_no))
+            self._log.add(Evaluation(count, parse_number(loss), line=line_no))
         elif count:
-            self._found.facts["single_batch_loss"] = True
-            self._found.step(Step(count - 1, number(loss), seconds, line=at))
-        self._trained = count
+            self._log.add(Step(count - 1, parse_number(loss), seconds, line=line_no))
+        self._steps_done = count
 
-    def _pace(self, count: int, spent: float | None) -> float | None:
-        """Seconds per update since the line before; None where the clock was set back."""
+    def _step_time(self, count: int, elapsed: float | None) -> float | None:
+        """Seconds per step since the line before; None where the clock was reset."""
         before = self._clock
-        if spent is None:
+        if elapsed is None:
             return None
-        if before is None or spent < before[1] or count > before[0]:
-            self._clock = (count, spent)
-        if before is None or count <= before[0] or spent <= before[1]:
+        if before is None or elapsed < before[1] or count > before[0]:
+            self._clock = (count, elapsed)
+        if before is None or count <= before[0] or elapsed <= before[1]:
             return None
-        return duration((spent - before[1]) / (count - before[0]))
+        return valid_duration((elapsed - before[1]) / (count - before[0]))
 
-    def _source(self, text: str) -> None:
-        """The program's text: its hyperparameters, and how its rate falls."""
-        if found := ASSIGNED.search(text):
-            value = literal(found[2])
+    def _source_line(self, text: str) -> None:
+        """Reads a line of the program's source: hyperparameters, and the learning rate at the end of the decay."""
+        if match := ASSIGNMENT.search(text):
+            value = parse_literal(match[2])
             if isinstance(value, float):
-                self._found.settings.setdefault(found[1], value)
-        elif found := END_SHARE.search(text):
-            self._found.settings.setdefault("end_share", float(found[1]))
-        elif "fineweb" in text and (found := DATA.search(text)):
-            self._found.settings.setdefault("dataset", found[1])
+                self._log.hyperparameters.setdefault(match[1], value)
+        elif match := FINAL_LR_FRACTION.search(text):
+            self._log.hyperparameters.setdefault("final_lr_fraction", float(match[1]))
+        elif "fineweb" in text and (match := DATASET.search(text)):
+            self._log.hyperparameters.setdefault("dataset", match[1])
 
     def end(self) -> None:
-        """Turns the hyperparameters into facts."""
-        words = self._found.settings
-        batch, length, tokens = (finite(words.get(name)) for name in ("batch_size", "sequence_length", "val_tokens"))
+        """Derives the run's metadata and its schedule from its hyperparameters."""
+        values = self._log.hyperparameters
+        self._log.metadata["eval_tokens"] = parse_finite(values.get("val_tokens")) or None
+        batch = parse_finite(values.get("batch_size"))
         if batch:
-            whole_batch = product(batch, length) if length and batch < 100_000 else batch
-            self._found.facts["tokens_per_step"] = whole_batch if whole_batch and whole_batch >= 10_000 else None
-        self._found.facts["eval_tokens"] = tokens or None
-        fall = finite(words.get("warmdown_iters", words.get("cooldown_iters")))
-        share, total = finite(words.get("cooldown_frac")), self._found.facts.get("total_steps")
-        if fall is None and share is not None and total and 0 < share <= 1:
-            fall = float(round(share * total))
-        if fall:
-            words |= {"schedule": "wsd", "warmdown_iters": fall}
-            words.setdefault("warmup_iters", 0.0)
-            words.setdefault("end_share", 0.0)
+            self._log.metadata["tokens_per_step"] = _tokens_per_step(batch, parse_finite(values.get("sequence_length")))
+        cooldown = self._cooldown_steps()
+        if cooldown:
+            values |= {"schedule": "wsd", "warmdown_iters": cooldown}
+            values.setdefault("warmup_iters", 0.0)
+            values.setdefault("final_lr_fraction", 0.0)
+
+    def _cooldown_steps(self) -> float | None:
+        values = self._log.hyperparameters
+        steps = parse_finite(values.get("warmdown_iters", values.get("cooldown_iters")))
+        fraction = parse_finite(values.get("cooldown_frac"))
+        total = self._log.metadata.get("total_steps")
+        if steps is None and fraction is not None and total and 0 < fraction <= 1:
+            return float(round(fraction * total))
+        return steps
+
+
+def _tokens_per_step(batch: float, sequence_length: float | None) -> float | None:
+    """`batch` counts sequences in the older versions, tokens in the newer ones."""
+    tokens = multiply(batch, sequence_length) if sequence_length and batch < MAX_SEQUENCES else batch
+    return tokens if tokens and tokens >= MIN_BATCH else None

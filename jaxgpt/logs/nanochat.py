@@ -1,102 +1,103 @@
 """nanochat's lines: `step 00100/21400 (0.47%) | loss: … | lrm: … | dt: …ms`, `Step 00250 | Validation bpb: …`.
 
-`loss` is a running mean (0.9) of one process's last micro-batch, in nats per token; `lrm` is the learning rate's share
-of its peak. Validation is in bits per byte: with B bytes per token it is bits × ln 2 × B nats per token. B is not
-printed; it is the ratio of the training loss to the validation beside it, so that levels agree by construction and
-only the shape of the validation curve is evidence.
+`loss` is a running mean (0.9) of one process's last micro-batch, in nats per token; `lrm` is the learning rate as a
+fraction of its peak. Validation is in bits per byte: with B bytes per token it is bits × ln 2 × B nats per token. B is
+not printed; the reader estimates it as the ratio of the training loss to the validation at the same step. The levels
+of both therefore agree by construction, and only the shape of the validation curve is evidence.
 """
 
 import math
 import re
 import statistics
 
-from jaxgpt.logs.collector import Collector, duration, finite, number, whole
-from jaxgpt.logs.history import Evaluation, Step
+from jaxgpt.logs.collector import Collector, parse_count, parse_milliseconds, parse_number, parse_step
+from jaxgpt.logs.history import Evaluation, LogTraits, Step
 
 NAME = "nanochat"
-MARKS = ("| loss: ", " bpb: ")
-KNOWN = re.compile(r"\bstep \d+/\d+ \(\d[\d.]*%\) \| loss: |\bStep \d+ \| Validation bpb: ")
+TRAITS = LogTraits(fixed_eval_set=True, lr_is_relative=True)
+MARKERS = ("| loss: ", " bpb: ")
+PATTERN = re.compile(r"\bstep \d+/\d+ \(\d[\d.]*%\) \| loss: |\bStep \d+ \| Validation bpb: ")
 STEP = re.compile(r"\bstep (\d{1,10})/(\d{1,10}) \([\d.]{1,10}%\) \| loss: ([^\s|]{1,40})")
-RATE = re.compile(r"\| lrm: ([^\s|]{1,40})")
+LR_FRACTION = re.compile(r"\| lrm: ([^\s|]{1,40})")
 TIME = re.compile(r"\| dt: ([\d.]{1,40})ms")
 NORM = re.compile(r"\| grad norm: ([^\s|]{1,40})")
 VALIDATION = re.compile(r"\bStep (\d{1,10}) \| Validation bpb: ([^\s|]{1,40})")
 BATCH = re.compile(r"[Tt]otal batch size:? ([\d,]{1,20})")
 PARAMETERS = re.compile(r"[Nn]umber of parameters: ([\d,]{1,20})")
 VOCABULARY = re.compile(r"[Vv]ocab size: ([\d,]{1,20})")
-PLAUSIBLE = (1.0, 16.0)  # bytes per token
+BYTES_PER_TOKEN = (1.0, 16.0)  # plausible range
 
 
 class Reader:
-    """Reads line by line into a `Collector`; the unit of the validation is only known at the end."""
+    """Reads line by line into a `Collector`. The unit of the validation is known only at the end."""
 
     def __init__(self, collector: Collector) -> None:
-        self._found = collector
-        collector.facts |= {"smoothed_loss": True, "single_batch_loss": True, "relative_rate": True}
+        self._log = collector
 
-    def line(self, at: int, text: str) -> None:
-        if found := STEP.search(text):
-            self._step(at, text, found)
-        elif found := VALIDATION.search(text):
-            step = whole(found[1])
+    def line(self, line_no: int, text: str) -> None:
+        """Reads one line."""
+        if match := STEP.search(text):
+            self._step(line_no, text, match)
+        elif match := VALIDATION.search(text):
+            step = parse_step(match[1])
             if step is not None:
-                self._found.evaluation(Evaluation(step, number(found[2]), line=at))
-        elif found := BATCH.search(text):
-            self._found.header(at)
-            self._fact("tokens_per_step", found[1])
-        elif found := PARAMETERS.search(text):
-            self._fact("parameters", found[1])
-        elif found := VOCABULARY.search(text):
-            self._found.setting("vocab_size", float(found[1].replace(",", "") or 0))
+                self._log.add(Evaluation(step, parse_number(match[2]), line=line_no))
+        elif match := BATCH.search(text):
+            self._log.header(line_no)
+            self._set_metadata("tokens_per_step", match[1])
+        elif match := PARAMETERS.search(text):
+            self._set_metadata("parameters", match[1])
+        elif match := VOCABULARY.search(text):
+            self._log.hyperparameters["vocab_size"] = parse_count(match[1]) or 0.0
 
-    def _step(self, at: int, text: str, found: re.Match[str]) -> None:
-        step = whole(found[1])
+    def _step(self, line_no: int, text: str, match: re.Match[str]) -> None:
+        step = parse_step(match[1])
         if step is None:
             return
-        self._found.facts["total_steps"] = whole(found[2]) or None
-        spent, rate, norm = (pattern.search(text) for pattern in (TIME, RATE, NORM))
-        seconds = finite(spent[1]) if spent else None
-        self._found.step(
-            Step(
-                step,
-                number(found[3]),
-                duration(None if seconds is None else seconds / 1e3),
-                number(rate[1]) if rate else None,
-                number(norm[1]) if norm else None,
-                at,
-            )
-        )
+        self._log.metadata["total_steps"] = parse_step(match[2]) or None
+        seconds = parse_milliseconds(_group(TIME, text))
+        lr_fraction = parse_number(_group(LR_FRACTION, text))
+        norm = parse_number(_group(NORM, text))
+        self._log.add(Step(step, parse_number(match[3]), seconds, lr_fraction, norm, line_no))
 
-    def _fact(self, name: str, text: str) -> None:
-        value = finite(text.replace(",", ""))
+    def _set_metadata(self, name: str, text: str) -> None:
+        value = parse_count(text)
         if value:
-            self._found.facts[name] = value
+            self._log.metadata[name] = value
 
     def end(self) -> None:
-        """Turns the validation into nats per token where the training loss tells how long a token is."""
-        self._found.settle()
+        """Converts the validation losses to nats per token, if the training loss tells how long a token is."""
+        self._log.flush()
+        if not self._log.evaluations:
+            return
         length = self._bytes_per_token()
         if length is None:
-            if self._found.evaluations:
-                self._found.note("validation is in bits per byte, and no training loss beside it tells nats per token")
-            self._found.evaluations = []
+            self._log.note("validation is in bits per byte, and no training loss beside it tells nats per token")
+            self._log.evaluations = []
             return
         nats = math.log(2) * length
-        self._found.evaluations = [
-            e._replace(val=None if e.val is None else e.val * nats) for e in self._found.evaluations
+        self._log.evaluations = [
+            evaluation._replace(val=None if evaluation.val is None else evaluation.val * nats)
+            for evaluation in self._log.evaluations
         ]
-        self._found.note(
-            f"validation is in bits per byte; {length:.3f} bytes per token, at which it agrees with the training loss, "
-            "turn it into nats per token, so that a gap between the two cannot be seen"
+        self._log.note(
+            f"validation is in bits per byte; it was converted to nats per token with {length:.3f} bytes per token, at "
+            "which it agrees with the training loss, so that a gap between the two cannot be seen"
         )
 
     def _bytes_per_token(self) -> float | None:
-        """The median ratio of the training loss to the validation of the later half."""
-        losses = {step.step: step.loss for step in self._found.steps if step.loss is not None}
+        """The median ratio of the training loss to the validation, over the later half of the evaluations."""
+        losses = {step.step: step.loss for step in self._log.steps if step.loss is not None}
         ratios = []
-        for evaluation in self._found.evaluations[len(self._found.evaluations) // 2 :]:
+        for evaluation in self._log.evaluations[len(self._log.evaluations) // 2 :]:
             loss = losses.get(evaluation.step, losses.get(evaluation.step - 1))
             if loss is not None and evaluation.val and math.isfinite(loss):
-                ratio = loss / (evaluation.val * math.log(2))
-                ratios += [ratio] if PLAUSIBLE[0] < ratio < PLAUSIBLE[1] else []
-        return statistics.median(ratios) if ratios else None
+                ratios.append(loss / (evaluation.val * math.log(2)))
+        plausible = [ratio for ratio in ratios if BYTES_PER_TOKEN[0] < ratio < BYTES_PER_TOKEN[1]]
+        return statistics.median(plausible) if plausible else None
+
+
+def _group(pattern: re.Pattern[str], text: str) -> str | None:
+    """The first group of the pattern's first match; None if it does not match."""
+    match = pattern.search(text)
+    return match[1] if match else None

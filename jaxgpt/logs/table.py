@@ -1,23 +1,24 @@
-"""A table with a head: CSV with commas, semicolons or tabs, or as it stands in a Markdown document.
+"""A table with a header row: CSV with commas, semicolons or tabs, or a table in a Markdown document.
 
-A row is read both ways: its `val_loss` is measured after `step` updates, its `train_loss`, rate and time are those of
-the update after them. Alone beside a validation loss, a
-training loss is the evaluation's.
+The `val_loss` of a row is measured after `step` steps; its `train_loss`, learning rate and time are those of the step
+after them. A training loss that stands alone beside a validation loss belongs to the evaluation.
 """
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from jaxgpt.errors import DataError
-from jaxgpt.logs.collector import MOST_STEP, Collector, duration, number
-from jaxgpt.logs.history import Evaluation, Step
-from jaxgpt.logs.lines import LONGEST
+from jaxgpt.logs.collector import MAX_STEP, Collector, parse_number, valid_duration
+from jaxgpt.logs.history import Evaluation, LogTraits, Step
+from jaxgpt.logs.lines import MAX_LINE_BYTES
 
 NAME = "table"
-USUAL_BATCH = 524_288.0  # tokens per step, where a table counts tokens alone
-NAMES = {
+TRAITS = LogTraits()
+DEFAULT_BATCH = 524_288.0  # tokens per step, where a table counts tokens alone
+SEPARATORS = (",", ";", "\t", "|")
+ALIASES = {
     "step": "step steps iter iters iteration iterations it global_step trainer_step update updates train_step _step",
     "tokens": "tokens token tokens_seen total_tokens train_tokens num_tokens consumed_tokens",
     "lr": "lr learning_rate learningrate train_lr",
@@ -29,27 +30,35 @@ NAMES = {
     "error": "standard_error val_standard_error val_se se stderr",
     "time": "wall_time time timestamp _timestamp",
 }
-COLUMN = {name: kind for kind, names in NAMES.items() for name in names.split()}
+COLUMNS = {alias: column for column, aliases in ALIASES.items() for alias in aliases.split()}
 THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+")
 
+Row = dict[str, float]
 
-def head(line: str) -> tuple[str, dict[int, str]] | None:
-    """The separator and the kinds of the columns if the line is a table's head; else None."""
-    for separator in (",", ";", "\t", "|"):
-        if separator not in line:
-            continue
-        kinds: dict[int, str] = {}
-        for place, cell in enumerate(cells(line, separator)):
-            kind = COLUMN.get(plain(cell))
-            if kind is not None and kind not in kinds.values():
-                kinds[place] = kind
-        if {"step", "tokens"} & set(kinds.values()) and {"train", "val"} & set(kinds.values()):
-            return separator, kinds
+
+def parse_header(line: str) -> tuple[str, dict[int, str]] | None:
+    """The separator and the known columns by index if the line is the header of a table of losses; else None."""
+    for separator, cells in _separated(line):
+        columns: dict[int, str] = {}
+        for index, cell in enumerate(cells):
+            column = COLUMNS.get(normalize_name(cell))
+            if column is not None and column not in columns.values():
+                columns[index] = column
+        names = set(columns.values())
+        if names & {"step", "tokens"} and names & {"train", "val"}:
+            return separator, columns
     return None
 
 
-def cells(line: str, separator: str) -> list[str]:
-    """The cells of a row, without quotes and the spaces around them."""
+def _separated(line: str) -> Iterator[tuple[str, list[str]]]:
+    """Each separator that the line contains, with the cells that it makes."""
+    for separator in SEPARATORS:
+        if separator in line:
+            yield separator, split_cells(line, separator)
+
+
+def split_cells(line: str, separator: str) -> list[str]:
+    """The cells of a row, without quotes and surrounding spaces."""
     if separator == "|":
         return [cell.strip(" *`") for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
     try:
@@ -58,8 +67,8 @@ def cells(line: str, separator: str) -> list[str]:
         return [cell.strip() for cell in line.split(separator)]
 
 
-def plain(name: str) -> str:
-    """A column's name without the run it belongs to, units and endings that change nothing."""
+def normalize_name(name: str) -> str:
+    """A column's name in lower case, without its run, its unit and suffixes that do not change its meaning."""
     name = name.strip().strip("\ufeff'\"*` ").lower().rsplit(" - ", 1)[-1]
     name = re.sub(r"\((.*?)\)", "", name).strip()
     name = re.sub(r"[\s/.-]+", "_", name)
@@ -67,83 +76,97 @@ def plain(name: str) -> str:
 
 
 class Reader:
-    """Reads the rows under a head into a `Collector`."""
+    """Reads the rows below a header into a `Collector`."""
 
     def __init__(self, collector: Collector, batch_tokens: float | None = None) -> None:
-        self._found = collector
-        self._batch = batch_tokens
-        self._separator, self._kinds = ",", dict[int, str]()
-        self._rows: list[tuple[int, dict[str, float]]] = []
+        self._log = collector
+        self._batch_tokens = batch_tokens
+        self._separator = ","
+        self._columns: dict[int, str] = {}
+        self._rows: list[tuple[int, Row]] = []
 
-    def line(self, at: int, text: str) -> None:
-        found = head(text)
-        if found:
+    def line(self, line_no: int, text: str) -> None:
+        """Reads one line."""
+        header = parse_header(text)
+        if header:
             self.end()
-            self._separator, self._kinds = found
-        elif self._kinds and self._separator in text:
-            row = cells(text, self._separator)
-            values = {
-                kind: value
-                for place, kind in self._kinds.items()
-                if place < len(row) and (value := self._value(row[place], kind)) is not None
-            }
-            if {"step", "tokens"} & set(values):
-                self._rows.append((at, values))
+            self._separator, self._columns = header
+        elif self._columns and self._separator in text:
+            row = self._parse_row(split_cells(text, self._separator))
+            if "step" in row or "tokens" in row:
+                self._rows.append((line_no, row))
 
-    def _value(self, cell: str, kind: str) -> float | None:
-        if "," in cell:
-            counts = kind in ("step", "tokens") and THOUSANDS.fullmatch(cell)
-            cell = cell.replace(",", "" if counts else ".")
-        elif kind in ("step", "tokens"):
-            cell = cell.replace(" ", "").replace("_", "")
-        return number(cell)
+    def _parse_row(self, cells: Sequence[str]) -> Row:
+        row = {}
+        for index, column in self._columns.items():
+            value = _parse_cell(cells[index], column) if index < len(cells) else None
+            if value is not None:
+                row[column] = value
+        return row
 
     def end(self) -> None:
-        """Puts the rows in; of a table that counts down, from its end."""
-        rows, self._rows = self._rows, []
-        placed = [(step, at, values) for at, values in rows if (step := self._step(values)) is not None]
-        if len(placed) > 2 and all(one[0] > two[0] for one, two in pairwise(placed)):
-            placed.reverse()
-        for step, at, values in placed:
-            self._row(step, at, values)
-        if placed:
-            self._facts(placed)
+        """Adds the rows; those of a table that counts down are added from its end."""
+        steps = [(self._step_of(row), line_no, row) for line_no, row in self._rows]
+        rows = [(step, line_no, row) for step, line_no, row in steps if step is not None]
+        self._rows = []
+        if len(rows) > 2 and all(first[0] > second[0] for first, second in pairwise(rows)):
+            rows.reverse()
+        for step, line_no, row in rows:
+            self._add(step, line_no, row)
+        if rows:
+            self._set_metadata([(step, row) for step, _, row in rows])
 
-    def _step(self, values: dict[str, float]) -> int | None:
-        step = values.get("step")
-        if step is None:
-            step = values["tokens"] / (self._batch or USUAL_BATCH) if "tokens" in values else None
-        return round(step) if step is not None and 0 <= step <= MOST_STEP else None
+    def _step_of(self, row: Row) -> int | None:
+        step = row.get("step")
+        if step is None and "tokens" in row:
+            step = row["tokens"] / (self._batch_tokens or DEFAULT_BATCH)
+        return round(step) if step is not None and 0 <= step <= MAX_STEP else None
 
-    def _row(self, step: int, at: int, values: dict[str, float]) -> None:
-        train, val = values.get("train"), values.get("val")
-        milliseconds = values.get("milliseconds")
-        seconds = duration(values.get("seconds", None if milliseconds is None else milliseconds / 1e3))
+    def _add(self, step: int, line_no: int, row: Row) -> None:
+        train = row.get("train")
+        val = row.get("val")
         if val is not None:
-            self._found.evaluation(Evaluation(step, val, train, values.get("error"), at))
-        rest = (train, seconds, values.get("lr"), values.get("norm"))
-        if any(value is not None for value in (rest if val is None else rest[1:])):  # else train is the evaluation's
-            self._found.step(Step(step, *rest, line=at, time=values.get("time")))
+            self._log.add(Evaluation(step, val, train, row.get("error"), line_no))
+        seconds = row.get("seconds")
+        if seconds is None and "milliseconds" in row:
+            seconds = row["milliseconds"] / 1e3
+        details = (valid_duration(seconds), row.get("lr"), row.get("norm"))
+        loss_is_of_step = val is None and train is not None
+        if loss_is_of_step or any(value is not None for value in details):
+            self._log.add(Step(step, train, *details, line=line_no, time=row.get("time")))
 
-    def _facts(self, placed: Sequence[tuple[int, int, dict[str, float]]]) -> None:
-        both = [(s, v["tokens"]) for s, _, v in placed if "step" in v and v.get("tokens", 0.0) > 0 and s > 0]
-        if both:
-            step, tokens = both[-1]
-            self._found.facts["tokens_per_step"] = float(round(tokens / step)) if tokens < 1e18 else None
-        elif not any("step" in values for _, _, values in placed):
-            batch = self._batch or USUAL_BATCH
-            self._found.facts |= {"tokens_per_step": batch, "counted_from_tokens": self._batch is None}
-            if self._batch is None:
-                self._found.note(f"the table counts tokens; {batch:,.0f} are taken for a step (--batch-tokens)")
-        if any("train" in values and "val" in values for _, _, values in placed):
-            self._found.note("the table's training loss is taken to be measured as its validation loss is")
+    def _set_metadata(self, rows: Sequence[tuple[int, Row]]) -> None:
+        counted = [
+            (step, row["tokens"]) for step, row in rows if "step" in row and row.get("tokens", 0.0) > 0 and step > 0
+        ]
+        if counted:
+            step, tokens = counted[-1]
+            self._log.metadata["tokens_per_step"] = float(round(tokens / step)) if tokens < 1e18 else None
+        elif not any("step" in row for _, row in rows):
+            batch = self._batch_tokens or DEFAULT_BATCH
+            self._log.metadata["tokens_per_step"] = batch
+            self._log.metadata["counted_from_tokens"] = self._batch_tokens is None
+            if self._batch_tokens is None:
+                self._log.note(f"the table counts tokens; a step is assumed to be {batch:,.0f} (--batch-tokens)")
+        if any("train" in row and "val" in row for _, row in rows):
+            self._log.note("the table's training loss is assumed to be measured as its validation loss is")
+
+
+def _parse_cell(cell: str, column: str) -> float | None:
+    is_count = column in ("step", "tokens")
+    if "," in cell:
+        has_thousands = is_count and THOUSANDS.fullmatch(cell)
+        cell = cell.replace(",", "" if has_thousands else ".")
+    elif is_count:
+        cell = cell.replace(" ", "").replace("_", "")
+    return parse_number(cell)
 
 
 def refuse_without_steps(line: str, source: str) -> None:
-    """Raises `DataError` D042 for a table that has losses and nothing to place them by."""
-    line = line[:LONGEST]
-    for separator in (",", ";", "\t", "|"):
-        named = {COLUMN.get(plain(cell)) for cell in cells(line, separator)}
-        if separator in line and {"train", "val"} & named:
-            what = f"the table in {source} has no column 'step' or 'tokens'; it has: {line.strip()[:200]}"
-            raise DataError("D042", what, "name the column of steps: step,train_loss,val_loss")
+    """Raises `DataError` D042 if the line is the header of a table that has losses but neither steps nor tokens."""
+    line = line[:MAX_LINE_BYTES]
+    for _, cells in _separated(line):
+        columns = {COLUMNS.get(normalize_name(cell)) for cell in cells}
+        if columns & {"train", "val"}:
+            message = f"the table in {source} has no column 'step' or 'tokens'; it has: {line.strip()[:200]}"
+            raise DataError("D042", message, "name the column of steps: step,train_loss,val_loss")

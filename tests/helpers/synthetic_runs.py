@@ -16,6 +16,7 @@ from jaxgpt.diagnose.context import RunContext
 from jaxgpt.diagnose.diagnosis import analyze_run
 from jaxgpt.diagnose.finding import Finding
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
+from jaxgpt.logs import nanogpt
 from jaxgpt.logs.history import Evaluation, History, Replay, RunMetadata, Step
 
 LossCurve = Callable[[np.ndarray], np.ndarray]
@@ -180,12 +181,12 @@ CONFIRMED: dict[str, list[tuple[RunContext, History]]] = {
     ],
     "loss-spikes": [make_run(losses=training(spiked))],
     "data-reused-after-resume": [
-        make_run(format="nanogpt", replays=(Replay(900, 999, 5),), **RESUMED),
+        make_run(traits=nanogpt.TRAITS, replays=(Replay(900, 999, 5),), **RESUMED),
         make_run(losses=training(lambda steps: 4.0 - 0.5 * (steps >= 1000)), **RESUMED),
     ],
     "throughput": [make_run(losses=training(flat), seconds=slower)],
     "input-or-overhead-bound": [
-        make_run(losses=training(flat), seconds=steady, metadata=RunMetadata(pauses=900.0)),
+        make_run(losses=training(flat), seconds=steady, metadata=RunMetadata(pause_seconds=900.0)),
         make_run(CARD | {"target_step_time": 0.2}, losses=training(flat), seconds=lambda s: 3.995 + 0 * s),
         make_run(CARD, losses=training(flat), seconds=lambda s: 9.0 + 0 * s),
     ],
@@ -235,7 +236,7 @@ RULED_OUT: dict[str, list[tuple[RunContext, History]]] = {
         make_run(losses=training(flat), seconds=lambda s: 1.3 - slower(s)),
     ],
     "input-or-overhead-bound": [
-        make_run(CARD, losses=training(flat), seconds=lambda s: 3.995 + 0 * s, metadata=RunMetadata(pauses=9.0))
+        make_run(CARD, losses=training(flat), seconds=lambda s: 3.995 + 0 * s, metadata=RunMetadata(pause_seconds=9.0))
     ],
 }
 EMPTY = History(source="made", format="table")

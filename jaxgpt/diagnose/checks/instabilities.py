@@ -25,7 +25,6 @@ RESUME_WINDOW = 50  # losses before and after a resume
 VISIBLE_JUMP = 3.0  # standard errors of a jump at a resume
 MIN_JUMP = 0.02  # nats
 SHOWN = 5  # spikes and resumes that are listed
-REUSES_DATA = ("nanogpt",)  # formats of software that draws the batches of its start again after a resume
 
 
 class Rise(NamedTuple):
@@ -241,7 +240,7 @@ def _repeats_text(run: RunAnalysis, resumes: list[int]) -> Condition:
     jumps = [(step, _loss_jump(run.losses.train, step)) for step in resumes]
     measured = [(step, jump) for step, jump in jumps if jump is not None]
     shown = [f"{jump.value:+.3f} ± {jump.stderr:.3f} at step {step:,}" for step, jump in measured]
-    if run.history.format in REUSES_DATA:
+    if run.history.traits.repeats_data_on_resume:
         reason = "nanoGPT draws the batches of its start again after a resume"
         return Condition(question, "; ".join([reason, *shown]), True)
     if not measured:

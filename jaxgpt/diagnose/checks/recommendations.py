@@ -14,7 +14,7 @@ from jaxgpt.diagnose.checks import faults, instabilities, larger_model
 from jaxgpt.diagnose.checks.repetition import LAW_MIN_PARAMETERS
 from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.forecast import scenarios
-from jaxgpt.diagnose.suggested_commands import JAXGPT, Changes, Checkpoint, train_command
+from jaxgpt.diagnose.suggested_commands import Changes, Checkpoint, train_command
 from jaxgpt.utils.formatting import format_tokens
 from jaxgpt.utils.stats import Z80
 
@@ -80,7 +80,7 @@ def use_best_checkpoint(run: RunAnalysis) -> list[Recommendation]:
     gain = float(val.values[-1] - val.values[lowest])
     action = f"use the checkpoint of step {val.steps[lowest]:,.0f}, where the validation loss was lowest"
     command = ""
-    if run.context.config and run.history.format == JAXGPT:
+    if run.context.config and run.history.traits.is_jaxgpt_run:
         folder = f"{run.context.config.run.dir}/{run.context.config.run.name}"
         command = shlex.join(["python", "-m", "jaxgpt.evaluate", folder, "--step", "best"])
     best = with_gain(action, command, gain, math.sqrt(2) * (run.losses.eval_stderr or 0.0))
@@ -163,7 +163,9 @@ def _scenario(run: RunAnalysis, ending: scenarios.Scenario | None, prefix: str) 
     annealing_gain, annealing_sd = run.posterior.annealing_gain
     sd = math.hypot(gain * annealing_sd / max(abs(annealing_gain), 1e-3), 0.5 * MEASURABLE_GAIN)
     return [
-        with_gain(f"{prefix} {ending.what}", scenarios.scenario_command(run.history, run.context, ending), gain, sd)
+        with_gain(
+            f"{prefix} {ending.description}", scenarios.scenario_command(run.history, run.context, ending), gain, sd
+        )
     ]
 
 
@@ -252,7 +254,7 @@ def clip_gradients(run: RunAnalysis) -> list[Recommendation]:
 
 
 def change_data_seed(run: RunAnalysis) -> list[Recommendation]:
-    if run.history.format == JAXGPT:
+    if run.history.traits.is_jaxgpt_run:
         return []
     action = "give the resumed process another data seed, so that it does not read the first batches again"
     return [Recommendation(action=action)]

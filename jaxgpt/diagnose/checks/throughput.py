@@ -41,7 +41,7 @@ def _describe(change: Trend) -> str:
 
 def _step_times(run: RunAnalysis) -> tuple[NDArray[np.int64], Floats]:
     """Steps and their seconds, without those that include other work."""
-    rows = [(s.step, s.seconds) for s in run.history.steps if s.pure and s.seconds is not None and s.seconds > 0]
+    rows = [(s.step, s.seconds) for s in run.history.steps if s.step_only and s.seconds is not None and s.seconds > 0]
     finite = [(step, seconds) for step, seconds in rows if np.isfinite(seconds)]
     steps = np.array([step for step, _ in finite], np.int64)
     return steps, np.array([seconds for _, seconds in finite], np.float64)
@@ -62,7 +62,7 @@ def input_or_overhead_bound(run: RunAnalysis) -> Finding:
 def _has_long_pauses(run: RunAnalysis) -> Condition:
     question = f"evaluation and saving take {LONG_PAUSES:.0%} of the time"
     median = _median_step_time(run)
-    pauses = run.history.metadata.pauses or _logged_pauses(run)
+    pauses = run.history.metadata.pause_seconds or _logged_pauses(run)
     if median is None or not pauses:
         return unknown(
             question, "the time of evaluations (jaxgpt's log.jsonl, or nanoGPT's output with iter lines)", ""
@@ -77,7 +77,9 @@ def _logged_pauses(run: RunAnalysis) -> float:
     if usual is None:
         return 0.0
     compiling = {0, *run.history.starts}
-    mixed = [s.seconds for s in run.history.steps if not s.pure and s.step not in compiling and s.seconds is not None]
+    mixed = [
+        s.seconds for s in run.history.steps if not s.step_only and s.step not in compiling and s.seconds is not None
+    ]
     return float(sum(max(seconds - usual, 0.0) for seconds in mixed if np.isfinite(seconds)))
 
 
@@ -101,7 +103,7 @@ def _is_above_roofline(run: RunAnalysis) -> Condition:
 
 
 def _software(run: RunAnalysis) -> str:
-    return "jaxgpt" if run.history.format == "jaxgpt" else "nanogpt"
+    return "jaxgpt" if run.history.traits.is_jaxgpt_run else "nanogpt"
 
 
 def _has_impossible_target(run: RunAnalysis) -> Condition:

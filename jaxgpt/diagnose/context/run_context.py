@@ -1,9 +1,10 @@
-"""The run that a log belongs to: what the log, a config and the options say of it, and what had to be assumed."""
+"""Resolves the facts of the run behind a log from the options, the log, a config and, last, assumptions."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,19 +12,21 @@ from numpy.typing import NDArray
 from jaxgpt import logs
 from jaxgpt.budget import devices, query
 from jaxgpt.budget.devices import Device
-from jaxgpt.budget.query import TokenCount
 from jaxgpt.budget.scaling_law import CORPORA, Corpus
 from jaxgpt.config import Config, Optim
 from jaxgpt.config.files import load_config
 from jaxgpt.config.model_size import parameters
-from jaxgpt.diagnose.context import hyperparameters
+from jaxgpt.diagnose.context.facts import Fact, Source, nonnegative, resolve, step_count
+from jaxgpt.diagnose.context.schedule import ScheduleResolver
 from jaxgpt.diagnose.options import Options
 from jaxgpt.errors import JaxgptError
 from jaxgpt.logs.history import History
 
+GPT2_VOCAB_SIZE = 50304  # rows of nanoGPT's embedding where its log does not contain them
+
 
 class Baseline(NamedTuple):
-    """A clean run to hold this one against, where the law says nothing of runs like it."""
+    """A healthy run to compare with, where the scaling law does not apply."""
 
     history: History
     context: "RunContext"
@@ -31,29 +34,30 @@ class Baseline(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What a diagnosis knows of the run besides its losses. None is not known."""
+    """Everything that a diagnosis knows of the run besides its losses. None: unknown."""
 
-    total_steps: int | None  # None: nothing says how long the run is (--total-steps)
-    optim: Optim  # schedule, warmup, peak and last rate; of an unknown optimizer the rest is AdamW's default
-    lr_fractions: NDArray[np.float64]  # [total_steps], or of the steps seen if the length is not known
+    total_steps: int | None  # None: neither log nor options tell (--total-steps)
+    optim: Optim  # schedule, warmup, peak and final learning rate; of an unknown optimizer the rest is AdamW's default
+    lr_fractions: NDArray[np.float64]  # [total_steps], or of the steps done if the length is unknown
     corpus: Corpus
     tokens_per_step: float | None = None
     eval_tokens: float | None = None
     fixed_eval_set: bool = False  # every evaluation reads the same text
     unique_tokens: float | None = None
-    parameters: float | None = None  # total, a tied head once
+    parameters: float | None = None  # total; a tied head counts once
     weight_decay: float | None = None
     dropout: float | None = None
     vocab_size: int | None = None
     unigram_entropy: float | None = None  # nats per token, from the data's audit
     device: Device | None = None
     config: Config | None = None
-    config_name: str | None = None  # what `--config` would be given, for advice
+    config_name: str | None = None  # the value of `--config` in recommended commands
     schedule_known: bool = True  # False where the schedule is assumed
     baseline: Baseline | None = None
-    target_step_time: float | None = None  # per step, as somebody hopes
-    target_loss: float | None = None  # a final loss that somebody claims
-    assumed: tuple[str, ...] = ()  # sentences: "the schedule is assumed to be a cosine to a tenth (--schedule …)"
+    target_step_time: float | None = None  # seconds
+    target_loss: float | None = None
+    sources: Mapping[str, Source] | None = None  # of each fact that is known
+    assumed: tuple[str, ...] = ()  # sentences: "the schedule is assumed to be a cosine (--schedule)"
 
     @property
     def tokens(self) -> float | None:
@@ -63,179 +67,191 @@ class RunContext:
         return self.tokens_per_step * self.total_steps
 
     def epochs(self, step: int) -> float | None:
-        """Epochs after `step` updates."""
+        """Epochs after `step` steps."""
         if not self.tokens_per_step or not self.unique_tokens:
             return None
         return self.tokens_per_step * step / self.unique_tokens
 
 
 def resolve_context(history: History, options: Options) -> RunContext:
-    """The context of the run behind `history`: an option beats the log, the log `--config`, that an assumption.
+    """Resolves the context of the run behind `history`: option > log > `--config` > assumption.
 
     Raises `ConfigError` for options that contradict each other or the log, and for a config that cannot be read.
     """
-    given = load_config(options.config) if options.config is not None else None
-    config = history.config or given
-    found = hyperparameters.resolve(history, options, given if history.config is None else history.config)
-    facts = _Facts(history, options, config, given, list(found.assumed))
-    tokens = facts.unique_tokens()
-    corpus = facts.corpus()
+    user_config = load_config(options.config) if options.config is not None else None
+    config = history.config or user_config
+    schedule = ScheduleResolver(history, options, config)
+    data_tokens, data_note = _data_tokens(history)
+    facts = schedule.facts() | _run_facts(history, options, config, data_tokens)
+    corpus = facts["corpus"].value
+    notes = [*(fact.note for fact in facts.values()), data_note]
     return RunContext(
-        total_steps=found.total_steps,
-        optim=found.optim,
-        lr_fractions=found.rates,
-        corpus=corpus,
-        tokens_per_step=facts.tokens_per_step(),
-        eval_tokens=facts.eval_tokens(),
-        fixed_eval_set=facts.fixed_eval_set(),
-        unique_tokens=tokens,
-        parameters=facts.parameters(),
-        weight_decay=facts.regularisation("weight_decay", config.optim.weight_decay if config else None, 0.1),
-        dropout=facts.regularisation("dropout", config.model.dropout if config else None, 0.0),
-        vocab_size=facts.vocab_size(),
-        unigram_entropy=facts.unigram_entropy(),
-        device=facts.device(),
+        total_steps=schedule.total_steps.value,
+        optim=schedule.optim,
+        lr_fractions=schedule.lr_fractions(),
+        corpus=corpus if corpus is not None else CORPORA["unknown"],
+        tokens_per_step=facts["tokens_per_step"].value,
+        eval_tokens=facts["eval_tokens"].value,
+        fixed_eval_set=history.traits.fixed_eval_set,
+        unique_tokens=facts["unique_tokens"].value,
+        parameters=facts["parameters"].value,
+        weight_decay=facts["weight_decay"].value,
+        dropout=facts["dropout"].value,
+        vocab_size=facts["vocab_size"].value,
+        unigram_entropy=_unigram_entropy(history),
+        device=facts["device"].value,
         config=config,
-        config_name=options.config or facts.bundled_name(),
-        schedule_known=found.schedule_known,
-        baseline=_baseline(options),
+        config_name=options.config or _built_in_name(history),
+        schedule_known=schedule.schedule_known,
+        baseline=_load_baseline(options),
         target_step_time=options.target_step_time,
         target_loss=options.target_loss,
-        assumed=tuple(facts.assumed),
+        sources={name: fact.source for name, fact in facts.items() if fact.source is not None},
+        assumed=tuple(dict.fromkeys(note for note in notes if note)),
     )
 
 
-def _baseline(options: Options) -> Baseline | None:
-    """The run that `--baseline` names; what it does not say of itself is as in the options."""
+def _load_baseline(options: Options) -> Baseline | None:
+    """The run of `--baseline`; facts that it does not contain are those of the options."""
     if options.baseline is None:
         return None
     history = logs.read(options.baseline, options.batch_tokens)
     return Baseline(history, resolve_context(history, replace(options, baseline=None, total_steps=None)))
 
 
-FIXED = ("jaxgpt", "llmc", "modded", "nanochat", "buildnanogpt")  # formats whose evaluation reads the same text always
+def _run_facts(
+    history: History, options: Options, config: Config | None, data_tokens: float | None
+) -> dict[str, Fact[Any]]:
+    """The precedence table of all facts but the schedule."""
+    log = history.metadata
+    logged = log.hyperparameters
+    defaults = log.defaults
+    rows: dict[str, dict[Source, Any]] = {
+        "tokens_per_step": {
+            "option": options.batch_tokens,
+            "log": log.tokens_per_step,
+            "config": float(config.tokens_per_step) if config else None,
+        },
+        "eval_tokens": {
+            "option": options.eval_tokens,
+            "log": log.eval_tokens,
+            "config": float(config.run.eval_tokens) if config else None,
+            "assumption": defaults.get("eval_tokens"),
+        },
+        "unique_tokens": {
+            "option": options.unique_tokens,
+            "run config": data_tokens,
+            "log": log.unique_tokens,
+            "config": float(config.data.unique_tokens) if config and config.data.unique_tokens else None,
+        },
+        "parameters": {
+            "option": options.params,
+            "log": log.parameters,
+            "config": float(parameters(config.model)) if config else None,
+            "assumption": _estimate_parameters(logged),
+        },
+        "weight_decay": {
+            "option": options.weight_decay,
+            "log": nonnegative(logged.get("weight_decay")),
+            "config": config.optim.weight_decay if config else None,
+            "assumption": defaults.get("weight_decay"),
+        },
+        "dropout": {
+            "option": options.dropout,
+            "log": nonnegative(logged.get("dropout")),
+            "config": config.model.dropout if config else None,
+            "assumption": defaults.get("dropout"),
+        },
+        "vocab_size": {
+            "log": step_count(logged.get("vocab_size")) or None,
+            "config": config.model.vocab_size if config else None,
+        },
+    }
+    notes: dict[str, dict[Source, str]] = {
+        "tokens_per_step": {"log": _batch_note(history)},
+        "eval_tokens": {
+            "assumption": _default_note("tokens per evaluation", defaults.get("eval_tokens"), "--eval-tokens")
+        },
+        "weight_decay": {"assumption": _default_note("weight decay", defaults.get("weight_decay"), "--weight-decay")},
+        "dropout": {"assumption": _default_note("dropout", defaults.get("dropout"), "--dropout")},
+    }
+    facts = {name: resolve(row, notes.get(name)) for name, row in rows.items()}
+    return {"corpus": _corpus(history, options, config)} | facts | {"device": _device(history, options)}
 
 
-@dataclass
-class _Facts:
-    """What is known of the run besides its schedule, from all sources; `assumed` grows."""
-
-    history: History
-    options: Options
-    config: Config | None
-    given: Config | None  # what --config names
-    assumed: list[str]
-
-    def _word(self, name: str) -> float | None:
-        return hyperparameters.positive(self.history.metadata.hyperparameters.get(name))
-
-    @property
-    def _nanogpt_header(self) -> bool:
-        """nanoGPT prints what differs from its defaults, and this log has the place where it does."""
-        return self.history.format == "nanogpt" and "tokens_per_iteration" in self.history.metadata.hyperparameters
-
-    def tokens_per_step(self) -> float | None:
-        stated, config = self.history.metadata.tokens_per_step, self.config
-        value = first(self.options.batch_tokens, stated, float(config.tokens_per_step) if config else None)
-        if value is not None and value == stated and self.history.metadata.counted_from_tokens:
-            self.assumed.append(f"a step is assumed to be {value:,.0f} tokens (--batch-tokens)")
-        return value
-
-    def eval_tokens(self) -> float | None:
-        stated, config = self.history.metadata.eval_tokens, self.config
-        value = first(self.options.eval_tokens, stated, float(config.run.eval_tokens) if config else None)
-        if value is None and self._nanogpt_header:
-            sizes = [self._word(name) or usual for name, usual in (("batch_size", 12), ("block_size", 1024))]
-            value = 200 * sizes[0] * sizes[1]
-            self.assumed.append(f"an evaluation is assumed to be 200 batches, {value:,.0f} tokens (--eval-tokens)")
-        return value
-
-    def fixed_eval_set(self) -> bool:
-        ours = self.history.format == "nanogpt" and not self.history.metadata.single_batch_loss
-        return ours or self.history.format in FIXED
-
-    def unique_tokens(self) -> float | None:
-        stated = None if self.config is None else self.config.data.unique_tokens
-        counted = (self.options.unique_tokens, self._data().unique, self.history.metadata.unique_tokens)
-        return first(*counted, None if stated is None else float(stated))
-
-    def _data(self) -> TokenCount:
-        """What the run's own folder of tokens says; nothing where it cannot be reached or read."""
-        if self.history.config is None:
-            return TokenCount(unique=None, source="")
-        try:
-            return query.count_tokens(Path(self.history.config.data.path), self.history.config.model.block_size)
-        except JaxgptError as error:
-            if error.code != "D002":
-                self.assumed.append(f"the run's data tells nothing: {error.message} (--unique-tokens)")
-            return TokenCount(unique=None, source="")
-
-    def unigram_entropy(self) -> float | None:
-        """Of the validation text where the audit has one, in nats per token."""
-        if self.history.config is None:
-            return None
-        try:
-            held = json.loads((Path(self.history.config.data.path) / query.AUDIT).read_text(encoding="utf-8"))
-            entropy = (held["splits"].get("val") or held["splits"]["train"])["unigram_entropy"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-        return hyperparameters.positive(entropy)
-
-    def parameters(self) -> float | None:
-        found = first(self.options.params, self.history.metadata.parameters)
-        if found is not None or self.config is not None:
-            return found if found is not None or self.config is None else float(parameters(self.config.model))
-        layers, width = self._word("n_layer"), self._word("n_embd")
-        if not layers or not width:
-            return None
-        return 12 * layers * width**2 + (self._word("vocab_size") or 50304) * width
-
-    def regularisation(self, name: str, config: float | None, usual: float) -> float | None:
-        found = first(getattr(self.options, name), self._word(name), config)
-        if found is None and self._nanogpt_header:
-            words = name.replace("_", " ")
-            self.assumed.append(f"a {words} of {usual:g} is assumed, nanoGPT's (--{name.replace('_', '-')})")
-            return usual
-        return found
-
-    def vocab_size(self) -> int | None:
-        if self.config is not None:
-            return self.config.model.vocab_size
-        return hyperparameters.whole(self.history.metadata.hyperparameters.get("vocab_size"))
-
-    def device(self) -> Device | None:
-        if self.options.gpu is not None:
-            return None if self.options.gpu.lower() == devices.CPU else devices.find(self.options.gpu)
-        return devices.lookup(self.history.metadata.device) if self.history.metadata.device else None
-
-    def corpus(self) -> Corpus:
-        if self.options.corpus is not None:
-            return query.find_corpus(self.options.corpus)
-        named = str(self.history.metadata.hyperparameters.get("dataset", ""))
-        config = self.config
-        if config is None:
-            found, why = query.match_corpus(named), f"the log names {named!r}"
-        else:
-            found, why = query.config_corpus(config, named)
-        unknown = found is CORPORA["unknown"]
-        self.assumed.append(
-            "no corpus is named, so that the level of the loss cannot be judged (--corpus)"
-            if unknown
-            else f"the corpus is taken to be {found.name}: {why} (--corpus)"
-        )
-        return found
-
-    def bundled_name(self) -> str | None:
-        """The name of the config that comes with jaxgpt which the run was started with, if its name says so."""
-        if self.history.config is None:
-            return None
-        try:
-            load_config(self.history.config.run.name)
-        except JaxgptError:
-            return None
-        return self.history.config.run.name
+def _batch_note(history: History) -> str:
+    if not history.metadata.counted_from_tokens:
+        return ""
+    return f"a step is assumed to be {history.metadata.tokens_per_step:,.0f} tokens (--batch-tokens)"
 
 
-def first(*values: float | None) -> float | None:
-    """The first value that is known."""
-    return next((value for value in values if value is not None), None)
+def _default_note(name: str, value: float | None, option: str) -> str:
+    if value is None:
+        return ""
+    number = f"{value:,.0f}" if value > 1 else f"{value:g}"
+    return f"nanoGPT's default is assumed for the {name}: {number} ({option})"
+
+
+def _estimate_parameters(logged: Mapping[str, float | bool | str]) -> float | None:
+    """The parameters of a GPT of the logged depth and width."""
+    layers = nonnegative(logged.get("n_layer"))
+    width = nonnegative(logged.get("n_embd"))
+    if not layers or not width:
+        return None
+    return 12 * layers * width**2 + (nonnegative(logged.get("vocab_size")) or GPT2_VOCAB_SIZE) * width
+
+
+def _data_tokens(history: History) -> tuple[float | None, str]:
+    """The unique tokens of the run's own data folder, and a note if the folder cannot be read."""
+    if history.config is None:
+        return None, ""
+    try:
+        return query.count_tokens(Path(history.config.data.path), history.config.model.block_size).unique, ""
+    except JaxgptError as error:
+        if error.code == "D002":  # the folder is not there
+            return None, ""
+        return None, f"the run's data folder cannot be read: {error.message} (--unique-tokens)"
+
+
+def _unigram_entropy(history: History) -> float | None:
+    """The unigram entropy of the validation split, else of the training split, by the data's audit."""
+    if history.config is None:
+        return None
+    try:
+        audit = json.loads((Path(history.config.data.path) / query.AUDIT).read_text(encoding="utf-8"))
+        split = audit["splits"].get("val") or audit["splits"]["train"]
+        return nonnegative(split["unigram_entropy"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _device(history: History, options: Options) -> Fact[Device]:
+    if options.gpu is not None:
+        is_cpu = options.gpu.lower() == devices.CPU
+        return Fact(None if is_cpu else devices.find(options.gpu), "option")
+    name = history.metadata.device
+    return resolve({"log": devices.lookup(name) if name else None})
+
+
+def _corpus(history: History, options: Options, config: Config | None) -> Fact[Corpus]:
+    if options.corpus is not None:
+        return Fact(query.find_corpus(options.corpus), "option")
+    dataset = str(history.metadata.hyperparameters.get("dataset", ""))
+    if config is None:
+        corpus, reason = query.match_corpus(dataset), f"the log names {dataset!r}"
+    else:
+        corpus, reason = query.config_corpus(config, dataset)
+    if corpus is CORPORA["unknown"]:
+        return Fact(corpus, None, "the corpus is unknown, so that the level of the loss cannot be assessed (--corpus)")
+    return Fact(corpus, "assumption", f"the corpus is assumed to be {corpus.name}: {reason} (--corpus)")
+
+
+def _built_in_name(history: History) -> str | None:
+    """The name of the built-in config that the run is named after, if any."""
+    if history.config is None:
+        return None
+    try:
+        load_config(history.config.run.name)
+    except JaxgptError:
+        return None
+    return history.config.run.name

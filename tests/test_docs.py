@@ -93,3 +93,32 @@ def test_the_layers_of_the_design_are_those_of_the_import_contract() -> None:
         names = {Path(package).stem for package in re.findall(r"`([^`]+)`", packages)}
         documented.setdefault(int(layer), set()).update(names)
     assert [documented[layer] for layer in sorted(documented)] == [layer for layer in layers if layer != {"__main__"}]
+
+
+# Words of early versions that a reader of the field does not know, and the plain ones that replaced them.
+REPLACED = {
+    r"to the bit": "bitwise identical",
+    r"by hand": "custom VJP",
+    r"lawless|unlicensed": "the scaling law does not apply",
+    r"learned by heart": "memorized",
+    r"teaches less": "diminishing returns",
+    r"what is no": "what is not",
+    r"in turns": "interleaved",
+    r"in vain": "without a gain",
+    r"the (house|road|floors?|first stones?)": "architecture, pipeline, layers",
+}
+
+
+def test_replaced_words_do_not_return() -> None:
+    folders = [ROOT / name for name in ("jaxgpt", "docs", "bench", "rust_loader/src", ".ci")]
+    kinds = (".py", ".pyi", ".rs", ".md", "")
+    files = [*ROOT.glob("*.md"), *(file for folder in folders for file in folder.rglob("*") if file.suffix in kinds)]
+    texts = {file: file.read_text(errors="replace") for file in files if file.is_file()}
+    assert len(texts) > 200
+    found = [
+        f"{file.relative_to(ROOT)}: {match[0]!r} (say: {plain})"
+        for file, text in texts.items()
+        for word, plain in REPLACED.items()
+        for match in re.finditer(rf"\b({word})\b", text, re.IGNORECASE)
+    ]
+    assert found == []

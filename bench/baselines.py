@@ -49,7 +49,7 @@ def tissue(steps: Floats, losses: Floats, course: ScheduleIntegral) -> float:
 
 def _momentum(course: ScheduleIntegral) -> Floats:
     """S2 at the edges: the sum of past falls, each forgotten at the rate `MEMORY`."""
-    width, falls = np.diff(course.edges), -np.diff(course.rates, prepend=0.0)
+    width, falls = np.diff(course.edges), -np.diff(course.lr_fractions, prepend=0.0)
     falls[course.edges[:-1] <= course.warmup + width] = 0.0  # a block that the warmup ends in is no fall
     held = np.zeros(len(width) + 1)
     area = 0.0
@@ -81,13 +81,13 @@ class _Kernel:
 
     def __init__(self, steps: Floats, course: ScheduleIntegral) -> None:
         self.travel = course.cumulative_lr(1.0, steps)
-        fallen = np.where(course.edges[:-1] < course.warmup, 0.0, 1 - course.rates)
+        fallen = np.where(course.edges[:-1] < course.warmup, 0.0, 1 - course.lr_fractions)
         weight = np.abs(np.diff(fallen, prepend=0.0))
         falling = np.flatnonzero(weight)
         groups = np.array_split(falling, PLACES) if len(falling) else []
         groups = [group for group in groups if len(group)]
         self.falls = np.array([np.diff(fallen, prepend=0.0)[group].sum() for group in groups])
-        self.rates = np.maximum([course.rates[group].mean() for group in groups], MIN_LR_FRACTION)
+        self.lr_fractions = np.maximum([course.lr_fractions[group].mean() for group in groups], MIN_LR_FRACTION)
         places = course.cumulative_lr(1.0, course.edges[:-1])
         self.distance = np.maximum(self.travel[:, None] - np.array([places[group].mean() for group in groups]), 0.0)
 
@@ -95,7 +95,7 @@ class _Kernel:
         """What A and B are multiplied with."""
         if not len(self.falls):
             return [self.travel**-alpha, np.zeros(len(self.travel))]
-        done = 1 - (1 + speed * self.rates**-gamma * self.distance) ** -power_
+        done = 1 - (1 + speed * self.lr_fractions**-gamma * self.distance) ** -power_
         return [self.travel**-alpha, -(done @ self.falls)]
 
 

@@ -35,13 +35,13 @@ class Recorded:
     kind: str  # cosine, wsd, constant, step, ≥ 14 epochs, spiky
     steps: NDArray[np.int64]
     losses: Floats
-    rates: Floats
+    lr_fractions: Floats
     warmup: int
     repetition: Floats | None
 
     @property
     def total(self) -> int:
-        return len(self.rates)
+        return len(self.lr_fractions)
 
     @property
     def last(self) -> float:
@@ -54,7 +54,7 @@ class Recorded:
 
     @cached_property
     def course(self) -> ScheduleIntegral:
-        return ScheduleIntegral.from_lr_fractions(self.rates, self.warmup)
+        return ScheduleIntegral.from_lr_fractions(self.lr_fractions, self.warmup)
 
     def seen(self, share: float) -> LossCurve:
         """What a forecaster gets to see when `share` of the run is done."""
@@ -62,7 +62,7 @@ class Recorded:
         return LossCurve(
             steps=self.steps[kept],
             losses=self.losses[kept],
-            rates=self.rates,
+            lr_fractions=self.lr_fractions,
             warmup=self.warmup,
             repetition=self.repetition,
         )
@@ -94,7 +94,7 @@ def _recorded(row: Row, folder: Path) -> Recorded:
         kind=_kind(row),
         steps=steps[kept],
         losses=losses[kept],
-        rates=_rates(row, steps[kept], given[kept], total, warmup),
+        lr_fractions=_rates(row, steps[kept], given[kept], total, warmup),
         warmup=warmup,
         repetition=_repetition(row, total),
     )

@@ -73,20 +73,22 @@ def learn(curves: Sequence[Recorded], shapes: Sequence[LawVariant] = LAW_VARIANT
 
 
 def _learned(shape: LawVariant, curves: Sequence[Recorded]) -> LawVariant:
-    wide = replace(shape, alpha=WIDE[0], drop=WIDE[1], rho=0.0)
+    wide = replace(shape, alpha=WIDE[0], annealing_gain=WIDE[1], rho=0.0)
     found = np.array([_estimate(curve.seen(1.0), wide) for curve in curves])
     mean, sd = found.mean(axis=0), found.std(axis=0)
     rho = float(np.clip(np.mean(np.prod((found - mean) / sd, axis=1)), -0.9, 0.9))
-    return replace(shape, alpha=(float(mean[0]), float(sd[0])), drop=(float(mean[1]), float(sd[1])), rho=rho)
+    return replace(shape, alpha=(float(mean[0]), float(sd[0])), annealing_gain=(float(mean[1]), float(sd[1])), rho=rho)
 
 
 def _estimate(curve: LossCurve, shape: LawVariant) -> tuple[float, float]:
     """The posterior means of alpha and B."""
-    posterior = fit(curve, shapes=(shape,))
+    posterior = fit(curve, variants=(shape,))
     return float(posterior.weights @ ALPHAS), posterior.annealing_gain[0]
 
 
-def run_checks(curves: Sequence[Recorded], shares: Sequence[float] = SHARES, baselines: bool = True) -> list[Result]:
+def evaluate_forecasts(
+    curves: Sequence[Recorded], shares: Sequence[float] = SHARES, baselines: bool = True
+) -> list[Result]:
     """Every forecast of every curve: the law's with priors of the other families, and the other methods'."""
     prior = _priors(curves)
     results = []
@@ -96,7 +98,7 @@ def run_checks(curves: Sequence[Recorded], shares: Sequence[float] = SHARES, bas
             used = seen.usable()
             if np.count_nonzero(used) < 3:
                 continue
-            found = fit(seen, shapes=prior(curve.family)).final_loss()
+            found = fit(seen, variants=prior(curve.family)).final_loss()
             results.append(Result(curve, share, LAW, found.mean - curve.last, found))
             if baselines:
                 steps, losses = seen.steps[used].astype(np.float64), seen.losses[used]
@@ -143,7 +145,7 @@ def pick(results: Sequence[Result], share: float, method: str = LAW, kind: str |
 def write(folders: Sequence[Path]) -> str:
     """The document."""
     curves = [curve for folder in folders for curve in read(folder)]
-    results = run_checks(curves)
+    results = evaluate_forecasts(curves)
     core = sum(curve.core for curve in curves)
     return (
         "\n\n".join(
@@ -241,9 +243,9 @@ def _constants(curves: Sequence[Recorded]) -> str:
         rows.append(
             [
                 f"p {shipped.p:g}, q {shipped.q:g}, {'delayed' if shipped.kernel else 'at once'}",
-                *(f"{a[0]:.3f} ± {a[1]:.3f}" for a in (shipped.alpha, shipped.drop)),
+                *(f"{a[0]:.3f} ± {a[1]:.3f}" for a in (shipped.alpha, shipped.annealing_gain)),
                 f"{shipped.rho:+.2f}",
-                *(f"{a[0]:.3f} ± {a[1]:.3f}" for a in (now.alpha, now.drop)),
+                *(f"{a[0]:.3f} ± {a[1]:.3f}" for a in (now.alpha, now.annealing_gain)),
                 f"{now.rho:+.2f}",
             ]
         )

@@ -95,19 +95,21 @@ def test_recorded_curves_are_forecast_within_the_limits(bench: ModuleType, share
 def test_prior_of_a_family_knows_nothing_of_it(bench: ModuleType) -> None:
     random, curves = np.random.default_rng(6), []
     for i in range(18):
-        usual = replace(LAW_VARIANTS[2], drop=(0.04 if i < 9 else 0.20, 0.01), rho=0.0)
+        usual = replace(LAW_VARIANTS[2], annealing_gain=(0.04 if i < 9 else 0.20, 0.01), rho=0.0)
         whole, family = drawn(random, cosine(3000, 100), 100, usual), "low" if i < 9 else "high"
-        given = {"steps": whole.steps, "losses": whole.losses, "rates": whole.rates, "warmup": 100}
+        given = {"steps": whole.steps, "losses": whole.losses, "lr_fractions": whole.lr_fractions, "warmup": 100}
         curves.append(bench.Recorded(name=f"{i}", family=family, kind="cosine", repetition=None, **given))
     prior_of = bench._priors(curves)
-    assert prior_of("high")[2].drop[0] == pytest.approx(0.04, abs=0.02)
-    assert prior_of("low")[2].drop[0] == pytest.approx(0.20, abs=0.02)
+    assert prior_of("high")[2].annealing_gain[0] == pytest.approx(0.04, abs=0.02)
+    assert prior_of("low")[2].annealing_gain[0] == pytest.approx(0.20, abs=0.02)
     assert bench._priors(curves[:12])("low") == LAW_VARIANTS  # three curves are too few to learn from
 
 
 def test_shipped_priors_are_those_of_the_curves(bench: ModuleType, shared: Path) -> None:
     for shipped, learned in zip(LAW_VARIANTS, bench.learn([c for c in bench.read(shared / "forecast") if c.core])):
-        assert (*shipped.alpha, *shipped.drop) == pytest.approx((*learned.alpha, *learned.drop), abs=0.002)
+        assert (*shipped.alpha, *shipped.annealing_gain) == pytest.approx(
+            (*learned.alpha, *learned.annealing_gain), abs=0.002
+        )
         assert shipped.rho == pytest.approx(learned.rho, abs=0.02)
 
 
@@ -122,8 +124,8 @@ def test_table_is_written_from_any_folder(bench: ModuleType, tmp_path: Path) -> 
         rows.append(f"run{i},fam{i},{kind},{100 if i == 0 else 0},3e-4,3e-5,3000,,524288,<1,1e8,\n")
     (tmp_path / "index.csv").write_text(head + "".join(rows))
     read = bench.read(tmp_path)
-    np.testing.assert_allclose(read[0].rates, cosine(3000, 100), atol=1e-6)
-    np.testing.assert_allclose(read[1].rates, trapezoid(3000, 1000, 0.1), atol=2e-3)
+    np.testing.assert_allclose(read[0].lr_fractions, cosine(3000, 100), atol=1e-6)
+    np.testing.assert_allclose(read[1].lr_fractions, trapezoid(3000, 1000, 0.1), atol=2e-3)
     text = bench.write([tmp_path])
     assert "| cosine (1) | **annealing law** |" in text
     assert "| WSD, trapezoid, linear (1) | **annealing law** |" in text

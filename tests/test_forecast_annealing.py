@@ -39,9 +39,9 @@ def slow_anneal(shape: LawVariant, rates: Floats, warmup: int, updates: int) -> 
 
 def slow_rows(shape: LawVariant, curve: LossCurve, updates: list[int]) -> Callable[[float], Floats]:
     """alpha -> what (L0, a, B, m) are multiplied with after each of `updates`."""
-    whole = (curve.rates**shape.p).sum()
-    share = np.array([(curve.rates[:t] ** shape.p).sum() / whole for t in updates])
-    done = np.array([slow_anneal(shape, curve.rates, curve.warmup, t) for t in updates])
+    whole = (curve.lr_fractions**shape.p).sum()
+    share = np.array([(curve.lr_fractions[:t] ** shape.p).sum() / whole for t in updates])
+    done = np.array([slow_anneal(shape, curve.lr_fractions, curve.warmup, t) for t in updates])
     cost = np.array([0.0 if curve.repetition is None else curve.repetition[t] for t in updates])
     return lambda alpha: np.stack((np.ones(len(updates)), share**-alpha, -done, cost), axis=1)
 
@@ -50,12 +50,12 @@ def slow_final(curve: LossCurve) -> tuple[float, float, float, float]:
     """Mean, sd, and the 10 % and 90 % points: losses seen and to come as one Gaussian, conditioned on those seen."""
     used = curve.usable()
     steps, seen = [int(t) for t in curve.steps[used]], curve.losses[used]
-    noise = annealing.MISFIT**2 * max(len(steps) / 25, 1) + max(curve.sigma**2 - annealing.MISFIT**2, 0)
+    noise = annealing.MISFIT**2 * max(len(steps) / 25, 1) + max(curve.standard_error**2 - annealing.MISFIT**2, 0)
     parts = []
     for shape in LAW_VARIANTS:
-        (a, a_sd), (b, b_sd) = shape.alpha, shape.drop
+        (a, a_sd), (b, b_sd) = shape.alpha, shape.annealing_gain
         weight = np.exp(-0.5 * ((ALPHAS - a) / a_sd) ** 2)
-        rows_at = slow_rows(shape, curve, [*steps, len(curve.rates)])
+        rows_at = slow_rows(shape, curve, [*steps, len(curve.lr_fractions)])
         for alpha, own in zip(ALPHAS, weight / weight.sum()):
             rows = rows_at(float(alpha))
             mean = rows @ [2.5, 0.25, b + shape.rho * b_sd * (alpha - a) / a_sd, 1.0]
@@ -65,7 +65,7 @@ def slow_final(curve: LossCurve) -> tuple[float, float, float, float]:
             gain = np.linalg.solve(within, joint[:-1, -1])
             rest = seen - mean[:-1]
             log = -0.5 * (rest @ np.linalg.solve(within, rest) + np.linalg.slogdet(within)[1])
-            variance = joint[-1, -1] - gain @ joint[:-1, -1] + annealing.FLOOR**2
+            variance = joint[-1, -1] - gain @ joint[:-1, -1] + annealing.MIN_SD**2
             parts.append((math.log(own) + log, mean[-1] + gain @ rest, math.sqrt(variance)))
     logs, means, sds = (np.array(x) for x in zip(*parts))
     weights = np.exp(logs - logs.max()) / np.exp(logs - logs.max()).sum()
@@ -90,7 +90,7 @@ def run() -> LossCurve:
     at = steps.astype(np.float64)
     losses = 2.9 + 0.3 * (course.cumulative_lr(0.25, at) / course.cumulative_lr(0.25, at[-1:])) ** -0.5
     losses -= 0.12 * course.annealing_progress(1.0, True, at)
-    return LossCurve(steps=steps, losses=losses, rates=cosine(20_000, 500), warmup=500)
+    return LossCurve(steps=steps, losses=losses, lr_fractions=cosine(20_000, 500), warmup=500)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -129,7 +129,7 @@ def test_many_places_are_filled_in_between_a_few() -> None:
 def test_forecast_is_the_conditional_of_one_joint_gaussian(repeated: bool, sigma: float) -> None:
     curve = upto(drawn(np.random.default_rng(1), cosine(300, 10), 10, LAW_VARIANTS[0], 0.004), 0.8)
     cost = np.maximum(np.arange(301) / 100 - 1, 0) ** 0.7 * 0.02 if repeated else None
-    curve = replace(curve, sigma=sigma, repetition=cost)
+    curve = replace(curve, standard_error=sigma, repetition=cost)
     found = fit(curve).final_loss()
     mean, sd, low, high = slow_final(curve)
     assert found.mean == pytest.approx(mean, abs=2e-4)
@@ -170,9 +170,9 @@ def test_drop_is_found_once_the_rate_has_fallen() -> None:
     at = steps.astype(np.float64)
     share = course.cumulative_lr(0.25, at) / 5000
     losses = 3 + 0.25 * share**-0.5 - 0.17 * course.annealing_progress(1.0, True, at) + random.normal(0, 5e-4, len(at))
-    whole = LossCurve(steps=steps, losses=losses, rates=rates)
-    before, after = fit(upto(whole, 0.6)).annealing_gain, fit(whole, shapes=LAW_VARIANTS[2:3]).annealing_gain
-    assert before == pytest.approx((LAW_VARIANTS[2].drop[0], 0.025), abs=0.02)  # the prior's
+    whole = LossCurve(steps=steps, losses=losses, lr_fractions=rates)
+    before, after = fit(upto(whole, 0.6)).annealing_gain, fit(whole, variants=LAW_VARIANTS[2:3]).annealing_gain
+    assert before == pytest.approx((LAW_VARIANTS[2].annealing_gain[0], 0.025), abs=0.02)  # the prior's
     assert after[0] == pytest.approx(0.17, abs=0.012)
     assert after[1] < 0.6 * before[1]
 
@@ -180,8 +180,10 @@ def test_drop_is_found_once_the_rate_has_fallen() -> None:
 def test_length_in_updates_does_not_matter_where_nothing_is_delayed() -> None:
     at_once = [shape for shape in LAW_VARIANTS if not shape.kernel]
     short = upto(drawn(np.random.default_rng(4), cosine(4000), 0, at_once[1], 0.003), 0.6)
-    long = replace(short, steps=short.steps * 25, rates=np.repeat(short.rates, 25))
-    assert fit(long, shapes=at_once).final_loss() == pytest.approx(fit(short, shapes=at_once).final_loss(), abs=5e-4)
+    long = replace(short, steps=short.steps * 25, lr_fractions=np.repeat(short.lr_fractions, 25))
+    assert fit(long, variants=at_once).final_loss() == pytest.approx(
+        fit(short, variants=at_once).final_loss(), abs=5e-4
+    )
 
 
 def test_a_million_updates_are_forecast_like_their_blocks() -> None:
@@ -197,7 +199,7 @@ def test_level_of_the_losses_goes_through(run: LossCurve) -> None:
 
 def test_order_of_the_shapes_does_not_matter(run: LossCurve) -> None:
     seen = upto(run, 0.5)
-    assert fit(seen, shapes=LAW_VARIANTS[::-1]).final_loss() == pytest.approx(fit(seen).final_loss(), abs=1e-9)
+    assert fit(seen, variants=LAW_VARIANTS[::-1]).final_loss() == pytest.approx(fit(seen).final_loss(), abs=1e-9)
 
 
 def test_many_evaluations_are_forecast_like_means_of_neighbours(run: LossCurve) -> None:
@@ -211,14 +213,14 @@ def test_many_noisy_evaluations_say_more_than_few(run: LossCurve) -> None:
     spreads = []
     for every in (200, 20, 2):
         steps = np.arange(every, 10_000, every)
-        dense = replace(run, steps=steps, losses=np.interp(steps, run.steps, run.losses), sigma=0.2)
+        dense = replace(run, steps=steps, losses=np.interp(steps, run.steps, run.losses), standard_error=0.2)
         spreads.append(fit(dense).final_loss().sd)
     assert spreads[1] < 0.8 * spreads[0]
     assert spreads[2] < 0.8 * spreads[1]
 
 
 def test_without_a_curve_the_prior_stands() -> None:
-    nothing = LossCurve(steps=np.zeros(0, np.int64), losses=np.zeros(0), rates=cosine(1000))
+    nothing = LossCurve(steps=np.zeros(0, np.int64), losses=np.zeros(0), lr_fractions=cosine(1000))
     found = fit(nothing, gaussian_forecast(3.2, 0.05)).final_loss()
     assert (found.mean, found.sd) == pytest.approx((3.2, 0.05), abs=2e-3)
     assert (found.low80, found.high95) == pytest.approx((3.2 - 1.28 * 0.05, 3.2 + 1.96 * 0.05), abs=4e-3)
@@ -262,7 +264,7 @@ def test_losses_that_are_no_numbers_are_left_out(run: LossCurve) -> None:
     "wrong",
     [
         {"losses": np.ones(3)},
-        {"rates": np.ones(0)},
+        {"lr_fractions": np.ones(0)},
         {"repetition": np.ones(7)},
         {"steps": np.arange(40)[::-1]},
     ],
@@ -290,18 +292,18 @@ def test_longer_runs_end_lower_and_lower_rates_too(run: LossCurve) -> None:
 
 def test_what_is_done_does_not_depend_on_what_comes(run: LossCurve) -> None:
     found = fit(upto(run, 0.5))
-    longer = np.concatenate((run.rates[:10_000], np.linspace(run.rates[9_999], 0, 25_000)))
+    longer = np.concatenate((run.lr_fractions[:10_000], np.linspace(run.lr_fractions[9_999], 0, 25_000)))
     for planned, other in zip(found.predict([4_000, 9_000]), found.predict([4_000, 9_000], longer)):
         assert planned == pytest.approx(other, abs=2e-4)
 
 
 def test_stopping_now_and_annealing_is_between_now_and_the_end(run: LossCurve) -> None:
     found = fit(upto(run, 0.5))
-    fall = np.linspace(1, 0.1, 1000) * run.rates[9_999] / 1.0
-    branch = found.final_loss(np.concatenate((run.rates[:10_000], fall)))
+    fall = np.linspace(1, 0.1, 1000) * run.lr_fractions[9_999] / 1.0
+    branch = found.final_loss(np.concatenate((run.lr_fractions[:10_000], fall)))
     now = found.predict([10_000])[0][0]
     assert found.final_loss().mean < branch.mean < now
-    left = found.remaining_annealing_gain(10_000, np.concatenate((run.rates[:10_000], fall)))
+    left = found.remaining_annealing_gain(10_000, np.concatenate((run.lr_fractions[:10_000], fall)))
     assert 0 < left[0] < found.annealing_gain[0]
 
 

@@ -11,6 +11,7 @@ from jaxgpt.config import Optim, schedule
 from jaxgpt.diagnose.context import RunContext
 from jaxgpt.diagnose.forecast import annealing, prior
 from jaxgpt.diagnose.forecast.annealing import fit
+from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.logs.history import Evaluation, History
 
 OWNERS_LOG = (
@@ -60,7 +61,7 @@ def test_owners_run_ends_where_the_law_and_its_log_say(warmup: int, digits: int)
 
 @pytest.mark.parametrize("last", [8_000, 11_000])
 def test_owners_run_was_forecast_early(last: int) -> None:
-    found = prior.posterior(history(tuple(p for p in OWNERS_LOG if p[0] <= last)), context())
+    found = forecast_run(history(tuple(p for p in OWNERS_LOG if p[0] <= last)), context()).posterior
     assert found is not None
     assert 3.50 <= found.final_loss().mean <= 3.56
     assert found.final_loss().low80 <= 3.53 <= found.final_loss().high80
@@ -96,10 +97,10 @@ def test_noise_of_an_evaluation_goes_with_its_tokens() -> None:
 
 
 def test_log_without_a_loss_leaves_the_prior_and_without_both_nothing() -> None:
-    alone = prior.posterior(history(((0, 10.9),)), context())
+    alone = forecast_run(history(((0, 10.9),)), context()).posterior
     assert alone is not None
     assert alone.final_loss().mean == pytest.approx(3.530, abs=0.003)
-    assert prior.posterior(history(((0, 10.9),)), context(parameters=None)) is None
+    assert forecast_run(history(((0, 10.9),)), context(parameters=None)).posterior is None
 
 
 def test_evaluation_that_stands_twice_counts_once() -> None:

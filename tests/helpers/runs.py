@@ -30,7 +30,10 @@ def drawn(random: np.random.Generator, rates: Floats, warmup: int, shape: LawVar
     """A whole run from the law's own prior, evaluated forty times."""
     alpha = min(max(random.normal(*shape.alpha), 0.12), 1.18)
     away = (alpha - shape.alpha[0]) / shape.alpha[1]
-    drop = random.normal(shape.drop[0] + shape.rho * shape.drop[1] * away, shape.drop[1] * math.sqrt(1 - shape.rho**2))
+    drop = random.normal(
+        shape.annealing_gain[0] + shape.rho * shape.annealing_gain[1] * away,
+        shape.annealing_gain[1] * math.sqrt(1 - shape.rho**2),
+    )
     level, scale = random.uniform(2, 3.5), random.uniform(0.15, 0.5)
     course = ScheduleIntegral.from_lr_fractions(rates, warmup)
     steps = np.linspace(0, len(rates), 41).astype(np.int64)[1:]
@@ -38,10 +41,14 @@ def drawn(random: np.random.Generator, rates: Floats, warmup: int, shape: LawVar
     share = course.cumulative_lr(shape.p, at) / course.cumulative_lr(shape.p, at[-1:])
     losses = level + scale * share**-alpha - drop * course.annealing_progress(shape.q, shape.kernel, at)
     return LossCurve(
-        steps=steps, losses=losses + random.normal(0, misfit, len(steps)), rates=rates, warmup=warmup, sigma=misfit
+        steps=steps,
+        losses=losses + random.normal(0, misfit, len(steps)),
+        lr_fractions=rates,
+        warmup=warmup,
+        standard_error=misfit,
     )
 
 
 def upto(curve: LossCurve, share: float) -> LossCurve:
-    kept = curve.steps <= share * len(curve.rates)
+    kept = curve.steps <= share * len(curve.lr_fractions)
     return replace(curve, steps=curve.steps[kept], losses=curve.losses[kept])

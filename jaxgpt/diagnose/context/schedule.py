@@ -221,7 +221,7 @@ class ScheduleResolver:
         candidates: dict[Source, float | None] = {
             "run config": self._run_optim.min_lr if self._run_optim else None,
             "log": logged,
-            "logged rates": self._matching.least / self._matching.peak * peak if self._matching else None,
+            "logged rates": self._matching.final / self._matching.peak * peak if self._matching else None,
             "config": self._user_optim.min_lr if self._user_optim else None,
             "assumption": peak / 10,
         }
@@ -266,8 +266,8 @@ class ScheduleResolver:
         detected = self._matching
         if detected is None or detected.end is None:
             return None
-        if detected.fall is not None:
-            return max(round(detected.fall), 1)
+        if detected.decay_steps is not None:
+            return max(round(detected.decay_steps), 1)
         total = self.total_steps.value
         if total is None or abs(detected.end - total) < NEAR_END * total:
             return None
@@ -324,9 +324,9 @@ def _overlay(fractions: NDArray[np.float64], log: LoggedRates, peak: float, stay
     if not peak > 0:
         return fractions
     fractions = fractions.copy()
-    end = min(int(log.updates[-1]) + 1, len(fractions))
-    start = min(int(log.updates[0]), end)
-    fractions[start:end] = np.interp(np.arange(start, end), log.updates, log.rates / peak)
+    end = min(int(log.steps[-1]) + 1, len(fractions))
+    start = min(int(log.steps[0]), end)
+    fractions[start:end] = np.interp(np.arange(start, end), log.steps, log.rates / peak)
     if stays:
         fractions[end:] = log.rates[-1] / peak
     return fractions

@@ -1,1 +1,1 @@
-"""Forecasts of the validation loss: of the run as it is, and of the same run with another schedule."""
+"""Forecasts the validation loss of a run as it is, and of the same run with another schedule."""

@@ -1,4 +1,4 @@
-"""A forecast as a mixture of Gaussians: its mean, spread and intervals."""
+"""A forecast as a mixture of Gaussians: its mean, standard deviation and intervals."""
 
 import math
 from typing import NamedTuple
@@ -7,8 +7,9 @@ import numpy as np
 
 from jaxgpt.utils.stats import Floats, normal_cdf
 
-GRID = 801
-REACH = 9.0  # standard deviations to either side that the grid of quantiles covers
+GRID_POINTS = 801
+GRID_SDS = 9.0  # standard deviations to either side that the grid of quantiles covers
+NEGLIGIBLE_WEIGHT = 1e-7
 
 
 class Forecast(NamedTuple):
@@ -23,18 +24,21 @@ class Forecast(NamedTuple):
 
 
 def gaussian_forecast(mean: float, sd: float) -> Forecast:
+    """The forecast of one Gaussian."""
     return mixture_forecast(np.ones(1), np.array([mean]), np.array([sd]))
 
 
 def mixture_forecast(weights: Floats, means: Floats, sds: Floats) -> Forecast:
-    """The forecast of Gaussians `means`, `sds` (all above 0) weighted by `weights`, which sum to 1."""
+    """The forecast of Gaussians with `means` and `sds` (all above 0); their `weights` sum to 1."""
     mean, sd = mean_and_sd(weights, means, sds)
-    kept = weights > 1e-7
-    low, high = (means[kept] - REACH * sds[kept]).min(), (means[kept] + REACH * sds[kept]).max()
-    places = np.linspace(max(low, mean - REACH * sd), min(high, mean + REACH * sd), GRID)
-    below = normal_cdf((places[:, None] - means[kept]) / sds[kept]) @ weights[kept]
-    ends = np.interp((0.1, 0.9, 0.025, 0.975), below / weights[kept].sum(), places)
-    return Forecast(mean, sd, *(float(end) for end in ends))
+    relevant = weights > NEGLIGIBLE_WEIGHT
+    weights, means, sds = weights[relevant], means[relevant], sds[relevant]
+    low = max((means - GRID_SDS * sds).min(), mean - GRID_SDS * sd)
+    high = min((means + GRID_SDS * sds).max(), mean + GRID_SDS * sd)
+    losses = np.linspace(low, high, GRID_POINTS)
+    cdf = normal_cdf((losses[:, None] - means) / sds) @ weights
+    quantiles = np.interp((0.1, 0.9, 0.025, 0.975), cdf / weights.sum(), losses)
+    return Forecast(mean, sd, *quantiles.tolist())
 
 
 def mean_and_sd(weights: Floats, means: Floats, sds: Floats) -> tuple[float, float]:

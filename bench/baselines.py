@@ -1,8 +1,8 @@
-"""Other forecasts of the final loss, fitted freely to the same points: what the annealing law has to beat.
+"""Baseline forecasts of the final loss, least-squares fits to the same points, that the annealing law has to beat.
 
-Each is least squares. What is linear in a form is solved exactly for each value of the rest; an exponent alone is a
-grid of 200; the Multi-Power Law's four nonlinear constants are a search from eight starts, the published ones among
-them. Coefficients with a sign by the form's own reasoning keep it.
+Linear coefficients are solved exactly for each value of the others. A single exponent is searched on a grid of 200, the
+Multi-Power Law's four nonlinear constants from eight starts, the published ones among them. Coefficients keep the sign
+that their form gives them.
 """
 
 from collections.abc import Callable
@@ -17,53 +17,53 @@ Forecaster = Callable[[Floats, Floats, ScheduleIntegral], float]
 
 POWERS = np.geomspace(0.02, 3.0, 200)
 MEMORY = 0.999  # Tissue et al.'s decay of the annealing momentum, per step
-PLACES = 96  # falls of the rate that the Multi-Power Law's kernel tells apart
+MAX_GROUPS = 96  # groups of learning-rate decrements that the Multi-Power Law's kernel distinguishes
 STARTS = 8
 
 
-def last_value(steps: Floats, losses: Floats, course: ScheduleIntegral) -> float:
+def last_value(steps: Floats, losses: Floats, schedule: ScheduleIntegral) -> float:
     return float(losses[-3:].mean())
 
 
-def log_linear(steps: Floats, losses: Floats, course: ScheduleIntegral) -> float:
+def log_linear(steps: Floats, losses: Floats, schedule: ScheduleIntegral) -> float:
     """A line in the logarithm of the step through the last half."""
     late = steps >= steps[-1] / 2 if np.count_nonzero(steps >= steps[-1] / 2) > 2 else slice(None)
     slope, level = np.polyfit(np.log(steps[late]), losses[late], 1)
-    return float(level + slope * np.log(course.length))
+    return float(level + slope * np.log(schedule.length))
 
 
-def power(steps: Floats, losses: Floats, course: ScheduleIntegral) -> float:
+def power_law(steps: Floats, losses: Floats, schedule: ScheduleIntegral) -> float:
     """L0 + A step^-alpha: no learning rate."""
-    return _best(steps, losses, lambda at, alpha: [at**-alpha], course.length)
+    return _best(steps, losses, lambda at, alpha: [at**-alpha], schedule.length)
 
 
-def tissue(steps: Floats, losses: Floats, course: ScheduleIntegral) -> float:
+def tissue(steps: Floats, losses: Floats, schedule: ScheduleIntegral) -> float:
     """L0 + A S1^-alpha - C S2 (Tissue et al., 2024), C at least 0."""
-    momentum = _momentum(course)
+    momentum = _momentum(schedule)
 
     def columns(at: Floats, alpha: float) -> list[Floats]:
-        return [course.cumulative_lr(1.0, at) ** -alpha, -np.interp(at, course.edges, momentum)]
+        return [schedule.cumulative_lr(1.0, at) ** -alpha, -np.interp(at, schedule.edges, momentum)]
 
-    return _best(steps, losses, columns, course.length)
+    return _best(steps, losses, columns, schedule.length)
 
 
-def _momentum(course: ScheduleIntegral) -> Floats:
-    """S2 at the edges: the sum of past falls, each forgotten at the rate `MEMORY`."""
-    width, falls = np.diff(course.edges), -np.diff(course.lr_fractions, prepend=0.0)
-    falls[course.edges[:-1] <= course.warmup + width] = 0.0  # a block that the warmup ends in is no fall
-    held = np.zeros(len(width) + 1)
+def _momentum(schedule: ScheduleIntegral) -> Floats:
+    """S2 at the edges: the sum of past decrements, each discounted by `MEMORY` per step."""
+    width, falls = np.diff(schedule.edges), -np.diff(schedule.lr_fractions, prepend=0.0)
+    falls[schedule.edges[:-1] <= schedule.warmup + width] = 0.0  # a block in which the warmup ends is not a decrement
+    momentum = np.zeros(len(width) + 1)
     area = 0.0
     for block, fall in enumerate(falls):
         start = area + fall
         keep = MEMORY ** width[block]
-        held[block + 1] = held[block] + start * (1 - keep) / (1 - MEMORY)
+        momentum[block + 1] = momentum[block] + start * (1 - keep) / (1 - MEMORY)
         area = start * keep
-    return held
+    return momentum
 
 
-def multi_power(steps: Floats, losses: Floats, course: ScheduleIntegral) -> float:
-    """L0 + A S1^-alpha - B x the kernel of all falls: seven free constants (Luo et al., 2025), A and B at least 0."""
-    kernel = _Kernel(np.append(steps, course.length), course)
+def multi_power(steps: Floats, losses: Floats, schedule: ScheduleIntegral) -> float:
+    """L0 + A S1^-alpha - B x the kernel of all decrements (Luo et al., 2025): seven constants, A and B at least 0."""
+    kernel = _Kernel(np.append(steps, schedule.length), schedule)
 
     def solve(theta: Floats) -> tuple[Floats, float]:
         columns = kernel.columns(*np.exp(np.clip(theta, -8.0, 3.0)))
@@ -77,22 +77,22 @@ def multi_power(steps: Floats, losses: Floats, course: ScheduleIntegral) -> floa
 
 
 class _Kernel:
-    """The falls of a schedule in at most `PLACES` groups, seen from each of `steps`."""
+    """The decrements of a schedule in at most `MAX_GROUPS` groups, and their distance to each of `steps`."""
 
-    def __init__(self, steps: Floats, course: ScheduleIntegral) -> None:
-        self.travel = course.cumulative_lr(1.0, steps)
-        fallen = np.where(course.edges[:-1] < course.warmup, 0.0, 1 - course.lr_fractions)
+    def __init__(self, steps: Floats, schedule: ScheduleIntegral) -> None:
+        self.travel = schedule.cumulative_lr(1.0, steps)
+        fallen = np.where(schedule.edges[:-1] < schedule.warmup, 0.0, 1 - schedule.lr_fractions)
         weight = np.abs(np.diff(fallen, prepend=0.0))
         falling = np.flatnonzero(weight)
-        groups = np.array_split(falling, PLACES) if len(falling) else []
+        groups = np.array_split(falling, MAX_GROUPS) if len(falling) else []
         groups = [group for group in groups if len(group)]
         self.falls = np.array([np.diff(fallen, prepend=0.0)[group].sum() for group in groups])
-        self.lr_fractions = np.maximum([course.lr_fractions[group].mean() for group in groups], MIN_LR_FRACTION)
-        places = course.cumulative_lr(1.0, course.edges[:-1])
-        self.distance = np.maximum(self.travel[:, None] - np.array([places[group].mean() for group in groups]), 0.0)
+        self.lr_fractions = np.maximum([schedule.lr_fractions[group].mean() for group in groups], MIN_LR_FRACTION)
+        cumulative = schedule.cumulative_lr(1.0, schedule.edges[:-1])
+        self.distance = np.maximum(self.travel[:, None] - np.array([cumulative[group].mean() for group in groups]), 0.0)
 
     def columns(self, alpha: float, speed: float, power_: float, gamma: float) -> list[Floats]:
-        """What A and B are multiplied with."""
+        """The factors of A and B."""
         if not len(self.falls):
             return [self.travel**-alpha, np.zeros(len(self.travel))]
         done = 1 - (1 + speed * self.lr_fractions**-gamma * self.distance) ** -power_
@@ -100,19 +100,19 @@ class _Kernel:
 
 
 def _descend(solve: Callable[[Floats], tuple[Floats, float]], theta: Floats) -> Floats:
-    """Levenberg and Marquardt's descent with differences for derivatives."""
+    """Levenberg-Marquardt descent with finite differences."""
     residual, damping = solve(theta)[0], 1e-2
     for _ in range(40):
         slopes = np.stack([(solve(theta + step)[0] - residual) / 1e-4 for step in 1e-4 * np.eye(len(theta))], axis=1)
         normal = slopes.T @ slopes
         move = np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-9), -slopes.T @ residual)
-        tried = theta + np.clip(move, -1.0, 1.0)
-        found = solve(tried)[0]
-        before, after = float(residual @ residual), float(found @ found)
+        candidate = theta + np.clip(move, -1.0, 1.0)
+        candidate_residual = solve(candidate)[0]
+        before, after = float(residual @ residual), float(candidate_residual @ candidate_residual)
         better = after < before
         if better and before - after < 1e-7 * before:
-            return np.asarray(tried, np.float64)
-        theta, residual = (tried, found) if better else (theta, residual)
+            return np.asarray(candidate, np.float64)
+        theta, residual = (candidate, candidate_residual) if better else (theta, residual)
         damping *= 0.3 if better else 5.0
         if damping > 1e6:
             break
@@ -121,13 +121,13 @@ def _descend(solve: Callable[[Floats], tuple[Floats, float]], theta: Floats) -> 
 
 def _best(steps: Floats, losses: Floats, columns: Callable[[Floats, float], list[Floats]], end: float) -> float:
     """The forecast of the exponent that fits best."""
-    at, errors, found = np.append(steps, end), [], []
+    at, errors, forecasts = np.append(steps, end), [], []
     for alpha in POWERS:
         parts = columns(at, float(alpha))
         residual, value = _solve([part[:-1] for part in parts], losses, [float(part[-1]) for part in parts])
         errors.append(float(residual @ residual))
-        found.append(value)
-    return found[int(np.argmin(errors))]
+        forecasts.append(value)
+    return forecasts[int(np.argmin(errors))]
 
 
 def _solve(columns: list[Floats], losses: Floats, ends: list[float]) -> tuple[Floats, float]:
@@ -148,7 +148,7 @@ def _solve(columns: list[Floats], losses: Floats, ends: list[float]) -> tuple[Fl
 METHODS: dict[str, Forecaster] = {
     "last": last_value,
     "log-linear": log_linear,
-    "power": power,
+    "power": power_law,
     "Tissue": tissue,
     "multi-power": multi_power,
 }

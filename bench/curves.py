@@ -1,4 +1,4 @@
-"""Recorded loss curves and their schedules, read from a folder with an `index.csv`, for `bench/forecast.py`.
+"""Reads recorded loss curves and their schedules from a folder with an `index.csv`, for `bench/forecast.py`.
 
 The index has a row for each curve: id, family, type, warmup, peak_lr, end_lr, total_steps, total_tokens, batch_tokens,
 epochs, n_total, quality; `ID.csv` has step, tokens, lr_or_blank, val_loss, any of which may be blank in a row.
@@ -22,13 +22,13 @@ from jaxgpt.diagnose.forecast.schedule_integrals import ScheduleIntegral
 Floats = NDArray[np.float64]
 Row = Mapping[str, str]
 
-BATCH = 524_288  # tokens of a step where the index gives none: the kernel's own
+BATCH = 524_288  # tokens per step where the index has none: that of the kernel
 MANY_EPOCHS = 13.0
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A whole run: its validation losses, its schedule over the peak, and what the index says of it."""
+    """A complete run: its validation losses, its learning rates over the peak, and its row in the index."""
 
     name: str
     family: str
@@ -49,7 +49,7 @@ class Recorded:
 
     @property
     def core(self) -> bool:
-        """Whether it counts in the table of accuracy."""
+        """Whether the curve counts in the main tables."""
         return self.kind in ("cosine", "wsd")
 
     @cached_property
@@ -57,7 +57,7 @@ class Recorded:
         return ScheduleIntegral.from_lr_fractions(self.lr_fractions, self.warmup)
 
     def seen(self, share: float) -> LossCurve:
-        """What a forecaster gets to see when `share` of the run is done."""
+        """The curve as it is known when the fraction `share` of the run is done."""
         kept = self.steps <= share * self.total
         return LossCurve(
             steps=self.steps[kept],
@@ -70,19 +70,19 @@ class Recorded:
 
 def read(folder: Path) -> list[Recorded]:
     """Every curve of every `index.csv` at or below `folder`, in the index's order."""
-    found = []
+    curves = []
     for index in sorted(folder.rglob("index.csv")):
         with index.open(encoding="utf-8", newline="") as file:
-            found += [_recorded(row, index.parent) for row in csv.DictReader(file)]
-    return found
+            curves += [_recorded(row, index.parent) for row in csv.DictReader(file)]
+    return curves
 
 
 def _recorded(row: Row, folder: Path) -> Recorded:
     with (folder / f"{row['id']}.csv").open(encoding="utf-8", newline="") as file:
         points = [point for point in csv.DictReader(file) if point["val_loss"]]
     batch = _number(row["batch_tokens"], BATCH)
-    places = [_number(p["step"], math.nan) if p["step"] else float(p["tokens"]) / batch for p in points]
-    steps = np.round(places).astype(np.int64)
+    positions = [_number(p["step"], math.nan) if p["step"] else float(p["tokens"]) / batch for p in points]
+    steps = np.round(positions).astype(np.int64)
     kept = np.diff(steps, prepend=-1) > 0
     losses = np.array([float(p["val_loss"]) for p in points])
     given = np.array([_number(p["lr_or_blank"], math.nan) for p in points])
@@ -94,7 +94,7 @@ def _recorded(row: Row, folder: Path) -> Recorded:
         kind=_kind(row),
         steps=steps[kept],
         losses=losses[kept],
-        lr_fractions=_rates(row, steps[kept], given[kept], total, warmup),
+        lr_fractions=_lr_fractions(row, steps[kept], given[kept], total, warmup),
         warmup=warmup,
         repetition=_repetition(row, total),
     )
@@ -117,8 +117,8 @@ def _epochs(row: Row) -> float:
 
 def _number(text: str, default: float) -> float:
     """The number that the text begins with (`2e-4 (assumed)`)."""
-    found = re.match(r"\s*([\d.]+(?:e[+-]?\d+)?)", text or "")
-    return float(found[1]) if found else default
+    match = re.match(r"\s*([\d.]+(?:e[+-]?\d+)?)", text or "")
+    return float(match[1]) if match else default
 
 
 def _warmup(text: str, total: int) -> int:
@@ -127,7 +127,7 @@ def _warmup(text: str, total: int) -> int:
 
 
 def _repetition(row: Row, total: int) -> Floats | None:
-    """The expected cost of repeated text after each update; None for a single pass."""
+    """The expected cost of repeated data after each step; None for a single epoch."""
     epochs, parameters = _epochs(row), _number(row["n_total"], 0.0)
     if epochs <= 1.0 or not parameters:
         return None
@@ -135,21 +135,21 @@ def _repetition(row: Row, total: int) -> Floats | None:
     return np.array([repetition_cost(parameters, tokens * done / total, tokens / epochs) for done in range(total + 1)])
 
 
-def _rates(row: Row, steps: NDArray[np.int64], given: Floats, total: int, warmup: int) -> Floats:
-    """The rate of every update over the peak: what was logged, filled in between; else what the type says."""
+def _lr_fractions(row: Row, steps: NDArray[np.int64], given: Floats, total: int, warmup: int) -> Floats:
+    """The learning rate of every step over the peak: as logged and interpolated, else by the schedule's type."""
     updates = np.arange(total)
     peak = _number(row["peak_lr"], float(np.nanmax(given)) if np.isfinite(given).any() else 1.0)
     known = np.isfinite(given) & (steps >= warmup)
     if np.count_nonzero(known) > 0.5 * len(steps) and "step drop" not in row["type"]:
         rates = np.interp(updates, steps[known], given[known] / peak, left=1.0)
     else:
-        rates = _typed(row["type"], total, warmup, _end(row, peak))
+        rates = _described(row["type"], total, warmup, _final_fraction(row, peak))
     rising = (updates + 1) / (warmup + 1)
     return np.where(updates < warmup, rising, np.clip(rates, 0.0, 1.0).round(9))
 
 
-def _end(row: Row, peak: float) -> float:
-    """The last rate over the peak: `x0.1` is a share, anything else a rate."""
+def _final_fraction(row: Row, peak: float) -> float:
+    """The final learning rate over the peak: `x0.1` is a fraction, anything else a learning rate."""
     stated = re.search(r"to ([\d.]+)\s*%", row["type"])
     if stated:
         return float(stated[1]) / 100
@@ -157,30 +157,30 @@ def _end(row: Row, peak: float) -> float:
     return _number(text[1:], 0.0) if text.startswith("x") else _number(text, 0.0) / peak
 
 
-def _typed(words: str, total: int, warmup: int, end: float) -> Floats:
-    """The schedule that the index describes in words."""
+def _described(words: str, total: int, warmup: int, end: float) -> Floats:
+    """The learning rates of the schedule that the index describes in words."""
     updates = np.arange(total)
     if words.startswith("cosine"):
-        through = np.clip((updates - warmup) / max(total - warmup, 1), 0, 1)
-        wave: Floats = end + (1 - end) * (1 + np.cos(np.pi * through)) / 2
+        progress = np.clip((updates - warmup) / max(total - warmup, 1), 0, 1)
+        wave: Floats = end + (1 - end) * (1 + np.cos(np.pi * progress)) / 2
         return wave
     if words.startswith("constant"):
         return np.ones(total)
-    fallen = np.clip((updates - _fall(words, total)) / max(total - _fall(words, total), 1), 0, 1)
+    progress = np.clip((updates - _decay_start(words, total)) / max(total - _decay_start(words, total), 1), 0, 1)
     if words.startswith("step drop"):
-        return np.where(fallen > 0, end, 1.0)
-    falling: Floats = end**fallen if "exp" in words and end > 0 else 1 - (1 - end) * fallen
-    return falling
+        return np.where(progress > 0, end, 1.0)
+    decaying: Floats = end**progress if "exp" in words and end > 0 else 1 - (1 - end) * progress
+    return decaying
 
 
-def _fall(words: str, total: int) -> float:
-    """The update at which the fall begins: `warmdown 1800`, `stable 30%`, `decay from 20000`, `at 8000`."""
+def _decay_start(words: str, total: int) -> float:
+    """The step at which the decay starts: `warmdown 1800`, `stable 30%`, `decay from 20000`, `at 8000`."""
     for pattern, start, scale in (
         (r"warmdown (\d+)", total, -1.0),
         (r"stable (\d+)\s*%", 0, total / 100),
         (r"(?:from|at) (\d+)", 0, 1.0),
     ):
-        found = re.search(pattern, words)
-        if found:
-            return start + scale * float(found[1])
+        match = re.search(pattern, words)
+        if match:
+            return start + scale * float(match[1])
     return 0.8 * total

@@ -1,10 +1,10 @@
-"""How long a diagnosis takes: one forecast, all of it, and the whole command, for logs of two lengths.
+"""Measures the time of a forecast, of a diagnosis, and of the whole command, for logs of two lengths.
 
     python bench/diagnose.py [--runs 9] [--steps 20000 1000000]
 
-The logs are made up: a line for every update as nanoGPT prints it, an evaluation every 500 updates.
-Prints medians by the clock and of the processor (which other work on the machine moves less). "forecast" and
-"diagnosis" are measured after import, "read" is the log.
+The logs are synthetic: a line for every step as nanoGPT prints it, and an evaluation every 500 steps. Prints medians of
+wall-clock and CPU time (which depends less on other work on the machine). "forecast" and "diagnosis" are measured after
+import, "read" reads the log.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from jaxgpt.diagnose.options import Options
 
 
 def log(steps: int, ahead: float = 0.7) -> str:
-    """What nanoGPT would print of the first 70 % of such a run, with a line for every update."""
+    """The output of nanoGPT for the first 70 % of a run, with a line for every step."""
     lines = ["tokens per iteration will be: 524,288", "number of parameters: 40.56M", f"max_iters = {steps}"]
     for step in range(round(ahead * steps)):
         loss = 3.2 + 7.7 * (1 + step * 20_000 / steps / 40) ** -0.48
@@ -37,28 +37,28 @@ def log(steps: int, ahead: float = 0.7) -> str:
     return "\n".join(lines) + "\n"
 
 
-class Took(NamedTuple):
-    """Milliseconds by the clock, and of the processor in this process and its children."""
+class Times(NamedTuple):
+    """Milliseconds of wall-clock time, and of CPU time in this process and its children."""
 
     wall: float
     cpu: float
 
 
-def median(work: Callable[[], Any], runs: int) -> Took:
-    """Medians of what `work` takes, after one run that fills the caches."""
+def median(work: Callable[[], Any], runs: int) -> Times:
+    """Median times of `work`, after one run that fills the caches."""
     took = []
     for _ in range(runs + 1):
         started, before = time.perf_counter(), sum(os.times()[:4])
         work()
         took.append((1e3 * (time.perf_counter() - started), 1e3 * (sum(os.times()[:4]) - before)))
     walls, cpus = zip(*took[1:])
-    return Took(statistics.median(walls), statistics.median(cpus))
+    return Times(statistics.median(walls), statistics.median(cpus))
 
 
-def measured(path: Path, steps: int, runs: int) -> dict[str, Took]:
+def measure(path: Path, steps: int, runs: int) -> dict[str, Times]:
     options = Options(config="fineweb40m", total_steps=steps)
     history = logs.read(path)
-    held = resolve_context(history, options)
+    context = resolve_context(history, options)
     command = [
         sys.executable,
         "-m",
@@ -75,8 +75,8 @@ def measured(path: Path, steps: int, runs: int) -> dict[str, Took]:
         subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
 
     return {
-        "forecast": median(lambda: forecast_run(history, held), runs),
-        "diagnosis": median(lambda: diagnosis.diagnose(history, held, now=0.0), runs),
+        "forecast": median(lambda: forecast_run(history, context), runs),
+        "diagnosis": median(lambda: diagnosis.diagnose(history, context, now=0.0), runs),
         "read": median(lambda: logs.read(path), min(runs, 3)),
         "command": median(lambda: whole(command), min(runs, 3)),
         "command --html": median(lambda: whole(page), min(runs, 3)),
@@ -88,13 +88,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--steps", type=int, nargs="+", default=[20_000, 1_000_000])
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         for steps in options.steps:
-            path = Path(place) / f"{steps}.log"
+            path = Path(folder) / f"{steps}.log"
             path.write_text(log(steps))
-            for name, took in measured(path, steps, options.runs).items():
+            for name, took in measure(path, steps, options.runs).items():
                 print(
-                    f"{steps:>12,} steps  {name:<16}{took.wall:10,.0f} ms{took.cpu:10,.0f} ms of the processor",
+                    f"{steps:>12,} steps  {name:<16}{took.wall:10,.0f} ms{took.cpu:10,.0f} ms CPU",
                     flush=True,
                 )
 

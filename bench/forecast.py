@@ -1,11 +1,10 @@
-"""How true the annealing law's forecasts are: writes docs/forecast-accuracy.md from recorded loss curves.
+"""Measures the accuracy of the loss forecasts: writes docs/forecast-accuracy.md from recorded loss curves.
 
     python bench/forecast.py FORECAST_DATA [MORE …] [--out docs/forecast-accuracy.md]
 
-Each folder holds, at any depth, an `index.csv` and a CSV for each curve (`bench/curves.py`). Every curve is cut at 20
-to 90 % of its run and its last loss forecast from that part. What the law knows beforehand (the mean and spread of
-alpha and B, and how they go together) is learned from the whole curves of the other families only: leave-family-out.
-Nothing but numpy is needed.
+Each folder contains, at any depth, an `index.csv` and a CSV for each curve (`bench/curves.py`). Every curve is cut at
+20 to 90 % of its run, and its last loss is forecast from that part. The priors of the loss model (mean, spread and
+correlation of alpha and B) come from the complete curves of the other families only: leave-family-out.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 
 SHARES = (0.2, 0.3, 0.5, 0.7, 0.9)
 WIDE = ((0.5, 0.3), (0.12, 0.08))  # alpha and B before any curve is seen
-FEWEST = 8  # curves of other families that a prior can be learned from
+MIN_CURVES = 8  # of other families, from which priors can be estimated
 LAW = "annealing law"
 KINDS = {"cosine": "cosine", "wsd": "WSD, trapezoid, linear"}
 
@@ -33,26 +32,27 @@ Written by `python bench/forecast.py FORECAST_DATA --out docs/forecast-accuracy.
 error is forecast minus observed. {curves} recorded curves, {core} of them with a cosine or a WSD, trapezoid or linear
 schedule, fewer than 13 epochs and no spikes: those make the first three tables."""
 METHOD_NOTES = """\
-The seen part is every evaluation up to that share of the updates. *Last* is the mean of the last three; *log-linear* a
+A forecast uses every evaluation up to that fraction of the steps. *Last* is the mean of the last three; *log-linear* a
 line in the logarithm of the step through the last half; *power* L0 + A step^-a; *Tissue* L0 + A S1^-a - C S2 with
 lambda .999; *multi-power* the seven constants of the Multi-Power Law. The last three are free least-squares fits to the
-same points as the law's: what is linear exactly, an exponent on a grid of 200, the Multi-Power Law's other constants
-by descent from eight starts, the published constants among them; coefficients keep the sign that their form gives them.
-The law's priors come from the other families alone. A family is a source: the three sizes of the Multi-Power Law's
-runs are one, and so are the 124M and 1.5B runs of modded-nanogpt. Where the other families have fewer than eight
-core curves, the shipped priors stand in."""
-LOOKED_AT = """\
+same points as the annealing law's: linear coefficients exactly, an exponent on a grid of 200, the Multi-Power Law's
+other constants by descent from eight starts, the published constants among them; coefficients keep the sign that their
+form gives them. The annealing law's priors come from the other families alone. A family is a source: the three sizes of
+the Multi-Power Law's runs are one, and so are the 124M and 1.5B runs of modded-nanogpt. Where the other families have
+fewer than eight core curves, the shipped priors are used."""
+SELECTION_NOTE = """\
 The shipped priors are the mean and spread over the 27 core curves of the reference material. Four things were chosen
-while looking at this very table, so no left-out family was blind to them: the six shapes (after some 55 single shapes
-and a dozen sets), that the delay goes by the sum of rates, that the first 500 updates of a young run are left out, and
-that a run is young until a quarter, not 30 %. The figures are therefore somewhat too good; docs/experiments.md has what
-was tried, and the table with the shapes, too, chosen by the other families: 0.0083, 0.0044, 0.0034 for cosine and
-0.0192, 0.0102, 0.0100 for WSD at 30, 50, 70 %. Curves that nobody has looked at are the real test."""
+with a view of this very table, so that no left-out family was independent of them: the six variants (after some 55
+single variants and a dozen sets), the delay by the sum of learning rates, the exclusion of the first 500 steps of a run
+that is less than a quarter done, and that quarter instead of 30 %. The figures are therefore somewhat too good.
+docs/experiments.md has what was tried, and the table with the variants, too, chosen by the other families: 0.0083,
+0.0044, 0.0034 for cosine and 0.0192, 0.0102, 0.0100 for WSD at 30, 50, 70 %. Curves that were not used in any choice
+are the real test."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One forecast: of which curve, seen how far, by which method, and how far the end was from it."""
+    """A forecast of a curve by a method from a fraction of the run, and its error."""
 
     curve: Recorded
     share: float
@@ -62,34 +62,36 @@ class Result:
 
     def inside(self, level: int) -> bool:
         assert self.forecast is not None
-        found = self.forecast
-        low, high = (found.low80, found.high80) if level == 80 else (found.low95, found.high95)
+        forecast = self.forecast
+        low, high = (forecast.low80, forecast.high80) if level == 80 else (forecast.low95, forecast.high95)
         return low <= self.curve.last <= high
 
 
-def learn(curves: Sequence[Recorded], shapes: Sequence[LawVariant] = LAW_VARIANTS) -> tuple[LawVariant, ...]:
-    """The shapes with priors from whole curves: mean, spread and correlation of what each curve says of alpha and B."""
-    return tuple(_learned(shape, curves) for shape in shapes)
+def learn(curves: Sequence[Recorded], variants: Sequence[LawVariant] = LAW_VARIANTS) -> tuple[LawVariant, ...]:
+    """The variants with priors from complete curves: mean, spread and correlation of each curve's alpha and B."""
+    return tuple(_learn_variant(variant, curves) for variant in variants)
 
 
-def _learned(shape: LawVariant, curves: Sequence[Recorded]) -> LawVariant:
-    wide = replace(shape, alpha=WIDE[0], annealing_gain=WIDE[1], rho=0.0)
-    found = np.array([_estimate(curve.seen(1.0), wide) for curve in curves])
-    mean, sd = found.mean(axis=0), found.std(axis=0)
-    rho = float(np.clip(np.mean(np.prod((found - mean) / sd, axis=1)), -0.9, 0.9))
-    return replace(shape, alpha=(float(mean[0]), float(sd[0])), annealing_gain=(float(mean[1]), float(sd[1])), rho=rho)
+def _learn_variant(variant: LawVariant, curves: Sequence[Recorded]) -> LawVariant:
+    wide = replace(variant, alpha=WIDE[0], annealing_gain=WIDE[1], rho=0.0)
+    estimates = np.array([_estimate(curve.seen(1.0), wide) for curve in curves])
+    mean, sd = estimates.mean(axis=0), estimates.std(axis=0)
+    rho = float(np.clip(np.mean(np.prod((estimates - mean) / sd, axis=1)), -0.9, 0.9))
+    return replace(
+        variant, alpha=(float(mean[0]), float(sd[0])), annealing_gain=(float(mean[1]), float(sd[1])), rho=rho
+    )
 
 
-def _estimate(curve: LossCurve, shape: LawVariant) -> tuple[float, float]:
+def _estimate(curve: LossCurve, variant: LawVariant) -> tuple[float, float]:
     """The posterior means of alpha and B."""
-    posterior = fit(curve, variants=(shape,))
+    posterior = fit(curve, variants=(variant,))
     return float(posterior.weights @ ALPHAS), posterior.annealing_gain[0]
 
 
 def evaluate_forecasts(
     curves: Sequence[Recorded], shares: Sequence[float] = SHARES, baselines: bool = True
 ) -> list[Result]:
-    """Every forecast of every curve: the law's with priors of the other families, and the other methods'."""
+    """Every forecast of every curve: with priors from the other families, and by the baseline methods."""
     prior = _priors(curves)
     results = []
     for curve in curves:
@@ -98,8 +100,8 @@ def evaluate_forecasts(
             used = seen.usable()
             if np.count_nonzero(used) < 3:
                 continue
-            found = fit(seen, variants=prior(curve.family)).final_loss()
-            results.append(Result(curve, share, LAW, found.mean - curve.last, found))
+            forecast = fit(seen, variants=prior(curve.family)).final_loss()
+            results.append(Result(curve, share, LAW, forecast.mean - curve.last, forecast))
             if baselines:
                 steps, losses = seen.steps[used].astype(np.float64), seen.losses[used]
                 for name, method in METHODS.items():
@@ -108,22 +110,22 @@ def evaluate_forecasts(
 
 
 def _priors(curves: Sequence[Recorded]) -> Callable[[str], tuple[LawVariant, ...]]:
-    """family -> shapes learned from the other families; the shipped ones where those have too few curves."""
+    """family -> variants with priors of the other families; the shipped ones where those have too few curves."""
 
     @cache
     def of(family: str) -> tuple[LawVariant, ...]:
         others = [curve for curve in curves if curve.core and curve.family != family]
-        return learn(others) if len(others) >= FEWEST else LAW_VARIANTS
+        return learn(others) if len(others) >= MIN_CURVES else LAW_VARIANTS
 
     return of
 
 
-def shown(results: Sequence[Result]) -> str:
+def format_error(results: Sequence[Result]) -> str:
     """The mean absolute error for a table."""
-    return f"{mae(results):.4f}" if results else "–"
+    return f"{mean_absolute_error(results):.4f}" if results else "–"
 
 
-def mae(results: Sequence[Result]) -> float:
+def mean_absolute_error(results: Sequence[Result]) -> float:
     return float(np.mean([abs(result.error) for result in results])) if results else float("nan")
 
 
@@ -142,31 +144,31 @@ def pick(results: Sequence[Result], share: float, method: str = LAW, kind: str |
     ]
 
 
-def write(folders: Sequence[Path]) -> str:
-    """The document."""
+def build_report(folders: Sequence[Path]) -> str:
+    """The report as Markdown."""
     curves = [curve for folder in folders for curve in read(folder)]
     results = evaluate_forecasts(curves)
     core = sum(curve.core for curve in curves)
     return (
         "\n\n".join(
             [
-                "# How true the forecasts are",
+                "# Accuracy of the forecasts",
                 INTRODUCTION.format(curves=len(curves), core=core),
                 "## The final loss, forecast from a part of the run",
                 _methods(results),
                 METHOD_NOTES,
-                "## Intervals of the law",
+                "## Intervals of the annealing law",
                 _intervals(results),
                 "## By family",
                 _families(results),
                 "## Other curves",
-                "Priors from the core curves of the other families; the law knows the whole schedule.",
+                "Priors from the core curves of the other families; every forecast uses the whole schedule.",
                 _others(results),
                 "## Every curve",
                 _each(results),
                 "## Priors",
                 _constants(curves),
-                LOOKED_AT,
+                SELECTION_NOTE,
             ]
         )
         + "\n"
@@ -186,10 +188,14 @@ def _methods(results: Sequence[Result]) -> str:
     rows = []
     for kind, words in KINDS.items():
         for method in (*METHODS, LAW):
-            found = [pick(results, share, method, kind) for share in SHARES]
+            groups = [pick(results, share, method, kind) for share in SHARES]
             mark = "**" if method == LAW else ""
             rows.append(
-                [f"{words} ({len(found[1])})", f"{mark}{method}{mark}", *(f"{mark}{shown(f)}{mark}" for f in found)]
+                [
+                    f"{words} ({len(groups[1])})",
+                    f"{mark}{method}{mark}",
+                    *(f"{mark}{format_error(f)}{mark}" for f in groups),
+                ]
             )
     return _table(["schedule (curves)", "MAE of", *_percent()], rows)
 
@@ -197,30 +203,36 @@ def _methods(results: Sequence[Result]) -> str:
 def _intervals(results: Sequence[Result]) -> str:
     rows = []
     for words, kind in (*((words, kind) for kind, words in KINDS.items()), ("all", None)):
-        found = [pick(results, share, LAW, kind) for share in SHARES]
-        rows.append([words, *(f"{coverage(f, 80):.2f} / {coverage(f, 95):.2f}" for f in found)])
+        groups = [pick(results, share, LAW, kind) for share in SHARES]
+        rows.append([words, *(f"{coverage(f, 80):.2f} / {coverage(f, 95):.2f}" for f in groups)])
     spread = [np.median([r.forecast.sd for r in pick(results, share) if r.forecast]) for share in SHARES]
     rows.append(["median standard deviation", *(f"{sd:.4f}" for sd in spread)])
-    return _table(["share inside 80 % / 95 %", *_percent()], rows)
+    return _table(["fraction inside 80 % / 95 %", *_percent()], rows)
 
 
 def _families(results: Sequence[Result]) -> str:
     rows = []
     for family in dict.fromkeys(result.curve.family for result in results if result.curve.core):
-        found = [[r for r in pick(results, share) if r.curve.family == family] for share in SHARES]
-        bias = [float(np.mean([r.error for r in f])) if f else float("nan") for f in found]
-        rows.append([f"{family} ({max(map(len, found))})", *(f"{shown(f)} ({b:+.4f})" for f, b in zip(found, bias))])
-    return _table(["family (curves): MAE (bias) of the law", *_percent()], rows)
+        groups = [[r for r in pick(results, share) if r.curve.family == family] for share in SHARES]
+        bias = [float(np.mean([r.error for r in f])) if f else float("nan") for f in groups]
+        rows.append(
+            [f"{family} ({max(map(len, groups))})", *(f"{format_error(f)} ({b:+.4f})" for f, b in zip(groups, bias))]
+        )
+    return _table(["family (curves): MAE (bias) of the annealing law", *_percent()], rows)
 
 
 def _others(results: Sequence[Result]) -> str:
     rows = []
     for kind in dict.fromkeys(result.curve.kind for result in results if not result.curve.core):
         for method in (LAW, *METHODS):
-            found = [pick(results, share, method, kind) for share in SHARES]
-            inside = [f" ({coverage(f, 80):.2f})" if method == LAW and f else "" for f in found]
+            groups = [pick(results, share, method, kind) for share in SHARES]
+            inside = [f" ({coverage(f, 80):.2f})" if method == LAW and f else "" for f in groups]
             rows.append(
-                [f"{kind} ({max(map(len, found))})", method, *(f"{shown(f)}{i}" for f, i in zip(found, inside))]
+                [
+                    f"{kind} ({max(map(len, groups))})",
+                    method,
+                    *(f"{format_error(f)}{i}" for f, i in zip(groups, inside)),
+                ]
             )
     return _table(["curves", "MAE of (inside 80 %)", *_percent()], rows)
 
@@ -242,23 +254,23 @@ def _constants(curves: Sequence[Recorded]) -> str:
     for shipped, now in zip(LAW_VARIANTS, learn([curve for curve in curves if curve.core])):
         rows.append(
             [
-                f"p {shipped.p:g}, q {shipped.q:g}, {'delayed' if shipped.kernel else 'at once'}",
+                f"p {shipped.p:g}, q {shipped.q:g}, {'delayed' if shipped.kernel else 'immediate'}",
                 *(f"{a[0]:.3f} ± {a[1]:.3f}" for a in (shipped.alpha, shipped.annealing_gain)),
                 f"{shipped.rho:+.2f}",
                 *(f"{a[0]:.3f} ± {a[1]:.3f}" for a in (now.alpha, now.annealing_gain)),
                 f"{now.rho:+.2f}",
             ]
         )
-    head = ["shape", "alpha, shipped", "B", "rho", "alpha, all core curves here", "B", "rho"]
+    head = ["variant", "alpha, shipped", "B", "rho", "alpha, all core curves here", "B", "rho"]
     return _table(head, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FORECAST_DATA")
-    parser.add_argument("--out", type=Path, help="the document to write (default: print it)")
+    parser.add_argument("--out", type=Path, help="file to write (default: print the report)")
     options = parser.parse_args()
-    text = write(options.folders)
+    text = build_report(options.folders)
     if options.out:
         options.out.write_text(text, encoding="utf-8")
     else:

@@ -1,21 +1,21 @@
-"""Small runs of ours, each with one planted cause, beside a clean baseline: what a diagnosis is tried on.
+"""Trains small runs with one planted cause each, and their clean baselines, as test data for the diagnosis.
 
     python bench/planted.py [--only NAME ...] [--work DIR] [--out DIR]
 
 Each run is `python -m jaxgpt.train` in a process of its own on the CPU, a minute or less on 2 cores, on the source code
-of Python's standard library (prepared under DIR, temporary by default, with a vocabulary of 1,024). From each, its
+of Python's standard library (prepared under DIR, temporary by default, with a vocabulary of 1,024). Of each run, its
 `log.jsonl` with figures cut to 5 digits, `config.json` and `data.json` go to `--out` (`tests/planted`), nothing else.
-The validation text is the same for all; only the cause and what it needs differ from its baseline. What was measured
+The validation text is the same for all; only the cause and its requirements differ from the baseline. Measured losses
 (2 x86 cores, Python 3.11's library; nats per token, unigram entropy 5.84):
 
-    run              what differs                                          val at the end  twin
+    run              what differs                                          final val  baseline
     clean            cosine from 6e-3 to 0, warmup 35, 0.03 epochs                  4.824
     lr-10x           peak 6e-2                                                      5.497  4.824
     two-layers       2 layers of width 16                                           5.055  4.824
-    tiny-corpus      7,168 different tokens, 50 epochs                              8.150  4.824 (5.444 at step 98)
+    tiny-corpus      7,168 unique tokens, 50 epochs                              8.150  4.824 (5.444 at step 98)
     shuffled-labels  from step 175 on, tokens in random order                       5.860  4.824 (5.183 at step 168)
     no-decay         constant 1.2e-2                                                4.710  4.657
-    no-decay-baseline    1.2e-2, falling to 0 over the last 70 steps                    4.657
+    no-decay-baseline    1.2e-2, decaying to 0 over the last 70 steps                    4.657
     no-warmup        6 layers of width 128, 3e-3, beta2 0.999, no warmup            5.772  4.971
     no-warmup-baseline   the same with 30 steps of warmup, 150 steps as well            4.971
 
@@ -101,8 +101,8 @@ def train(name: str, planted: Planted, work: Path) -> Path:
     """Trains it from the beginning and returns the run's folder."""
     folder = work / "runs" / name
     shutil.rmtree(folder, ignore_errors=True)
-    place = {"data": {"path": str(tokens(planted.tokens, work))}, "run": {"name": name, "dir": str(work / "runs")}}
-    config = CLEAN.replace(dict(planted.changes)).replace(place)
+    paths = {"data": {"path": str(tokens(planted.tokens, work))}, "run": {"name": name, "dir": str(work / "runs")}}
+    config = CLEAN.replace(dict(planted.changes)).replace(paths)
     file = write_config(config, work / f"{name}.py")
     subprocess.run([sys.executable, "-m", "jaxgpt.train", "--config", str(file)], check=True, stdout=subprocess.DEVNULL)
     return folder
@@ -125,13 +125,13 @@ def tokens(name: str, work: Path) -> Path:
 
 
 def tiny(train: Tokens) -> Tokens:
-    """A fiftieth of what the run reads, in windows from all over the corpus."""
+    """A fiftieth of the tokens that the run reads, in windows from all over the corpus."""
     block = CLEAN.model.block_size
     return windows(train, CLEAN.tokens_per_step * STEPS // EPOCHS // block)
 
 
 def shuffled(train: Tokens) -> Tokens:
-    """What the run reads in order: text, and from the middle on the same kind of text with its tokens shuffled."""
+    """The tokens that the run reads in order: text, and from the middle on text with its tokens shuffled."""
     text = windows(train, CLEAN.tokens_per_step * STEPS // CLEAN.model.block_size + 1)
     half = CLEAN.tokens_per_step * STEPS // 2
     text[half:] = np.random.default_rng(1).permutation(text[half:])
@@ -139,7 +139,7 @@ def shuffled(train: Tokens) -> Tokens:
 
 
 def windows(train: Tokens, count: int) -> Tokens:
-    """`count` blocks drawn from the whole of `train` without repetition, one after the other."""
+    """`count` distinct random blocks of `train`, concatenated."""
     block = CLEAN.model.block_size
     whole = train[: len(train) // block * block].reshape(-1, block)
     chosen = np.random.default_rng(0).permutation(len(whole))[:count]
@@ -153,7 +153,7 @@ def write(path: Path, ids: Tokens) -> None:
 
 
 def keep(run: Path, out: Path) -> None:
-    """Copies what a diagnosis reads: every record of the log, its figures to five digits."""
+    """Copies the files that a diagnosis reads; numbers are rounded to five digits."""
     out.mkdir(parents=True, exist_ok=True)
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     (out / "log.jsonl").write_text("".join(json.dumps(compact(r)) + "\n" for r in records))
@@ -162,15 +162,15 @@ def keep(run: Path, out: Path) -> None:
     shutil.copy(run / "data.json", out)
 
 
-def compact(value: Any, place: str = "") -> Any:
+def compact(value: Any, name: str = "") -> Any:
     """`value` with short floats, without the machine's folders and without `DERIVED`."""
     if isinstance(value, dict):
-        return {name: compact(item, name) for name, item in value.items() if name not in DERIVED}
+        return {key: compact(item, key) for key, item in value.items() if key not in DERIVED}
     if isinstance(value, list):
         return [compact(item) for item in value]
     if isinstance(value, float):
-        return round(value, 2) if place == "time" else float(f"{value:.{DIGITS}g}")
-    if isinstance(value, str) and place in ("path", "dir"):
+        return round(value, 2) if name == "time" else float(f"{value:.{DIGITS}g}")
+    if isinstance(value, str) and name in ("path", "dir"):
         return Path(value).name
     return value
 

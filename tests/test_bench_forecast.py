@@ -33,7 +33,7 @@ def bench() -> Iterator[ModuleType]:
 
 
 @pytest.mark.parametrize("method", ["power", "Tissue", "multi-power"])
-def test_free_fits_find_a_run_of_their_own_form(bench: ModuleType, method: str) -> None:
+def test_baselines_fit_runs_of_their_own_form(bench: ModuleType, method: str) -> None:
     """So that what the law is compared with is no straw man."""
     course = ScheduleIntegral.from_lr_fractions(cosine(20_000, 500), 500)
     at = np.append(np.arange(2_000.0, 14_001.0, 250.0), 20_000.0)
@@ -50,7 +50,7 @@ def test_free_fits_find_a_run_of_their_own_form(bench: ModuleType, method: str) 
     assert found == pytest.approx(losses[-1], abs=0.002)
 
 
-def test_free_fits_see_the_schedule_as_their_forms_say(bench: ModuleType) -> None:
+def test_baselines_use_the_schedule(bench: ModuleType) -> None:
     rates = cosine(3000, 100)
     course, at = ScheduleIntegral.from_lr_fractions(rates, 100), np.array([500.0, 1500.0, 3000.0])
     done = sys.modules["baselines"]._Kernel(at, course).columns(0.5, 0.11, 0.58, 0.64)[1]
@@ -75,24 +75,24 @@ def test_free_fits_see_the_schedule_as_their_forms_say(bench: ModuleType) -> Non
         ("constant", np.ones(1000)),
     ],
 )
-def test_schedule_is_rebuilt_from_its_description(bench: ModuleType, words: str, expected: Floats) -> None:
+def test_schedule_is_parsed_from_its_description(bench: ModuleType, words: str, expected: Floats) -> None:
     end = 0.1 if "exp" in words or "step" in words or "10%" in words else 0.0
     np.testing.assert_allclose(sys.modules["curves"]._typed(words, 1000, 0, end), expected, atol=1e-9)
 
 
-def test_recorded_curves_are_forecast_within_the_limits(bench: ModuleType, shared: Path) -> None:
+def test_recorded_curves_are_forecast_within_limits(bench: ModuleType, shared: Path) -> None:
     curves = [curve for curve in bench.read(shared / "forecast") if curve.core]
     assert len(curves) == 27
-    results = bench.judge(curves, (0.3, 0.5, 0.7), baselines=False)
+    results = bench.evaluate_forecasts(curves, (0.3, 0.5, 0.7), baselines=False)
     limits = {"cosine": (0.0125, 0.007, 0.005), "wsd": (0.021, 0.014, 0.014)}
     for kind, bounds in limits.items():
         for share, bound in zip((0.3, 0.5, 0.7), bounds):
-            assert bench.mae(bench.pick(results, share, kind=kind)) <= bound
+            assert bench.mean_absolute_error(bench.pick(results, share, kind=kind)) <= bound
     for share in (0.3, 0.5, 0.7):
         assert 0.75 <= bench.coverage(bench.pick(results, share), 80) <= 0.90
 
 
-def test_prior_of_a_family_knows_nothing_of_it(bench: ModuleType) -> None:
+def test_prior_leaves_its_family_out(bench: ModuleType) -> None:
     random, curves = np.random.default_rng(6), []
     for i in range(18):
         usual = replace(LAW_VARIANTS[2], annealing_gain=(0.04 if i < 9 else 0.20, 0.01), rho=0.0)
@@ -105,7 +105,7 @@ def test_prior_of_a_family_knows_nothing_of_it(bench: ModuleType) -> None:
     assert bench._priors(curves[:12])("low") == LAW_VARIANTS  # three curves are too few to learn from
 
 
-def test_shipped_priors_are_those_of_the_curves(bench: ModuleType, shared: Path) -> None:
+def test_shipped_priors_match_the_curves(bench: ModuleType, shared: Path) -> None:
     for shipped, learned in zip(LAW_VARIANTS, bench.learn([c for c in bench.read(shared / "forecast") if c.core])):
         assert (*shipped.alpha, *shipped.annealing_gain) == pytest.approx(
             (*learned.alpha, *learned.annealing_gain), abs=0.002
@@ -113,7 +113,7 @@ def test_shipped_priors_are_those_of_the_curves(bench: ModuleType, shared: Path)
         assert shipped.rho == pytest.approx(learned.rho, abs=0.02)
 
 
-def test_table_is_written_from_any_folder(bench: ModuleType, tmp_path: Path) -> None:
+def test_report_is_written_from_any_folder(bench: ModuleType, tmp_path: Path) -> None:
     head = "id,family,type,warmup,peak_lr,end_lr,total_steps,total_tokens,batch_tokens,epochs,n_total,quality\n"
     rows, random = [], np.random.default_rng(0)
     for i, (kind, rates) in enumerate((("cosine to 10%", cosine(3000, 100)), ("WSD linear decay from 2000", None))):
@@ -126,6 +126,6 @@ def test_table_is_written_from_any_folder(bench: ModuleType, tmp_path: Path) -> 
     read = bench.read(tmp_path)
     np.testing.assert_allclose(read[0].lr_fractions, cosine(3000, 100), atol=1e-6)
     np.testing.assert_allclose(read[1].lr_fractions, trapezoid(3000, 1000, 0.1), atol=2e-3)
-    text = bench.write([tmp_path])
+    text = bench.build_report([tmp_path])
     assert "| cosine (1) | **annealing law** |" in text
     assert "| WSD, trapezoid, linear (1) | **annealing law** |" in text

@@ -48,19 +48,19 @@ def refused(code: str, action: Any, *arguments: Any) -> str:
     return str(caught.value)
 
 
-def proof(observed: float) -> Backtest:
+def make_backtest(observed: float) -> Backtest:
     return Backtest(run="a-backtest-20", step=20, steps=6, forecast=FORECAST, observed=observed, time=1.5)
 
 
 # --- the whole of it -------------------------------------------------------------------------------------------------
 
 
-def test_a_proof_forecasts_trains_compares_and_is_kept(run: RunFolder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_backtest_forecasts_trains_and_compares(run: RunFolder, capfd: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
     asked = [str(run.path), "--backtest", "--backtest-at", "40", "--backtest-steps", "6"]
     assert errors.run(command.main, asked) == 0
     out = capfd.readouterr().out
-    assert out.index("forecast: ") < out.index("annealed from step 40 in 6 steps: forecast ")
+    assert out.index("forecast: ") < out.index("cooled down from step 40 in 6 steps: forecast ")
 
     kept = backtest.load_backtests(run)
     anneal = RunFolder(run.path.with_name("a-backtest-40"))
@@ -80,10 +80,10 @@ def test_a_proof_forecasts_trains_compares_and_is_kept(run: RunFolder, capfd: py
     assert errors.run(command.main, [str(run.path), "--json"]) == 0
     assert [one["observed"] for one in json.loads(capfd.readouterr().out)["backtests"]] == [kept[0].observed]
     assert errors.run(command.main, [str(run.path)]) == 0
-    assert "put to the test: 1;" in " ".join(capfd.readouterr().out.split())
+    assert "backtests of this run's forecasts: 1;" in " ".join(capfd.readouterr().out.split())
 
 
-def test_a_training_that_fails_is_told_in_its_own_words(run: RunFolder, workspace: Path) -> None:
+def test_failed_training_is_reported(run: RunFolder, workspace: Path) -> None:
     (workspace / "data").rename(workspace / "elsewhere")
     said = refused("C058", backtest.run_backtest, str(run.path), backtest.BacktestRequest("40", 6))
     assert "D002" in said
@@ -93,7 +93,7 @@ def test_a_training_that_fails_is_told_in_its_own_words(run: RunFolder, workspac
 # --- what is forecast ------------------------------------------------------------------------------------------------
 
 
-def test_the_forecast_rests_on_nothing_after_the_checkpoint(tmp_path: Path) -> None:
+def test_forecast_ignores_data_after_the_checkpoint(tmp_path: Path) -> None:
     log = (ROOT / "tests" / "planted" / "clean" / "log.jsonl").read_text()
     changed = []
     for line in log.splitlines():
@@ -112,7 +112,7 @@ def test_the_forecast_rests_on_nothing_after_the_checkpoint(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "wsd"])
-def test_the_forecast_is_for_the_rates_that_are_trained(tmp_path: Path, schedule: str) -> None:
+def test_forecast_uses_the_trained_learning_rates(tmp_path: Path, schedule: str) -> None:
     config = tiny_config(tmp_path, {"run.steps": 100, "optim.schedule": schedule})
     planned = backtest.plan_cooldown(paper(tmp_path, config, 30), steps=12)
     peak = config.optim.learning_rate
@@ -123,7 +123,7 @@ def test_the_forecast_is_for_the_rates_that_are_trained(tmp_path: Path, schedule
     assert held[30] == pytest.approx(learning_rates(config)[30])
 
 
-def test_a_log_with_too_few_losses_is_refused(tmp_path: Path) -> None:
+def test_log_with_too_few_losses_is_refused(tmp_path: Path) -> None:
     run = paper(tmp_path, tiny_config(tmp_path, RUN), 20)
     run.log_file.write_text('{"kind": "eval", "step": 0, "val_loss": 4.1}\n')
     assert "no forecast can be made at step 20" in refused(
@@ -134,23 +134,23 @@ def test_a_log_with_too_few_losses_is_refused(tmp_path: Path) -> None:
 # --- from where ------------------------------------------------------------------------------------------------------
 
 
-def test_the_newest_whole_checkpoint_is_taken_and_a_tenth_of_its_steps(tmp_path: Path) -> None:
+def test_newest_checkpoint_and_a_tenth_of_its_steps(tmp_path: Path) -> None:
     planned = backtest.plan_cooldown(paper(tmp_path, tiny_config(tmp_path, RUN), 20, 55))
     assert (planned.step, planned.steps, planned.folder.path) == (55, 6, tmp_path / "a-backtest-55")
 
 
-def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     run = paper(tmp_path, tiny_config(tmp_path, RUN), 20, 40)
     assert "no checkpoint '30'" in refused("K003", backtest.plan_cooldown, run, "30")
     assert "there are: 20, 40" in refused("K003", backtest.plan_cooldown, run, "70")
 
 
-def test_a_rate_that_has_fallen_already_is_refused(tmp_path: Path) -> None:
+def test_decayed_learning_rate_is_refused(tmp_path: Path) -> None:
     run = paper(tmp_path, tiny_config(tmp_path, RUN | {"optim.schedule": "cosine"}), 58)
-    assert "no anneal is left to prove" in refused("C057", backtest.plan_cooldown, run)
+    assert "decayed too far for a backtest" in refused("C057", backtest.plan_cooldown, run)
 
 
-def test_another_length_is_another_run_and_the_same_one_goes_on(tmp_path: Path) -> None:
+def test_same_backtest_continues_another_is_new(tmp_path: Path) -> None:
     run = paper(tmp_path, tiny_config(tmp_path, RUN), 40)
     first = backtest.plan_cooldown(run, steps=4)
     first.folder.path.mkdir()
@@ -159,11 +159,11 @@ def test_another_length_is_another_run_and_the_same_one_goes_on(tmp_path: Path) 
     assert backtest.plan_cooldown(run, steps=5).folder.path.name == "a-backtest-40-2"
 
 
-def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path) -> None:
+def test_backtest_of_a_training_run_is_refused(tmp_path: Path) -> None:
     run = paper(tmp_path, tiny_config(tmp_path, RUN), 40)
     with run.lock():
         said = refused("S001", backtest.run_backtest, str(run.path), backtest.BacktestRequest())
-    assert "when it has stopped or is done" in said
+    assert "when the run has stopped" in said
 
 
 @pytest.mark.parametrize(
@@ -176,23 +176,23 @@ def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path) -> None:
         ["--backtest", "--backtest-steps", "many"],
     ],
 )
-def test_what_makes_no_proof_is_refused(more: list[str]) -> None:
+def test_invalid_backtest_options_are_refused(more: list[str]) -> None:
     refused("C056", command.read, ["runs/a", *more])
 
 
-def test_a_log_alone_proves_nothing(tmp_path: Path) -> None:
+def test_log_alone_cannot_be_backtested(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("iter 0: loss 3.0, time 1.0ms\n")
     refused("C056", backtest.run_backtest, str(tmp_path / "log.txt"), backtest.BacktestRequest())
 
 
-def test_ctrl_c_leaves_the_anneal_to_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_backtest_can_be_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = backtest.plan_cooldown(paper(tmp_path, tiny_config(tmp_path, RUN), 40))
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(backtest.training_process, "train", interrupted)
-    with pytest.raises(errors.Stopped, match="the same command goes on") as caught:
+    monkeypatch.setattr(backtest.training_process, "train_in_subprocess", interrupted)
+    with pytest.raises(errors.Stopped, match="the same command continues it") as caught:
         backtest.train_cooldown(planned)
     assert caught.value.status == errors.INTERRUPTED
 
@@ -200,33 +200,36 @@ def test_ctrl_c_leaves_the_anneal_to_the_same_command(tmp_path: Path, monkeypatc
 # --- the record ------------------------------------------------------------------------------------------------------
 
 
-def test_proofs_are_kept_as_they_are_and_torn_lines_are_left_out(tmp_path: Path) -> None:
+def test_backtests_are_stored_and_torn_lines_skipped(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert backtest.load_backtests(run) == ()
-    backtest.append_backtest(run, proof(3.05))
+    backtest.append_backtest(run, make_backtest(3.05))
     with run.backtests_file.open("a") as file:
         file.write('{"run": "x", "step": 4, "forecast": {"mean": NaN}}\n{"ru\n')
-    backtest.append_backtest(run, proof(3.15))
-    assert backtest.load_backtests(run) == (proof(3.05), proof(3.15))
+    backtest.append_backtest(run, make_backtest(3.15))
+    assert backtest.load_backtests(run) == (make_backtest(3.05), make_backtest(3.15))
 
 
-def test_the_score_counts_what_was_inside() -> None:
-    held = [proof(3.05), proof(3.15), proof(3.3)]
+def test_summary_counts_losses_inside_intervals() -> None:
+    held = [make_backtest(3.05), make_backtest(3.15), make_backtest(3.3)]
     assert [(one.inside80, one.inside95) for one in held] == [(True, True), (False, True), (False, False)]
-    assert [(one.inside80, one.inside95) for one in (proof(2.85), proof(2.7))] == [(False, True), (False, False)]
+    assert [(one.inside80, one.inside95) for one in (make_backtest(2.85), make_backtest(2.7))] == [
+        (False, True),
+        (False, False),
+    ]
     assert math.isclose(held[2].error, -0.3)
     said = backtest.summarize(held)
-    assert "put to the test: 3; inside the 80 % interval 1, inside the 95 % interval 2, mean error 0.1667 nats" in said
+    assert "forecasts: 3; inside the 80 % interval 1, inside the 95 % interval 2, mean error 0.1667 nats" in said
     assert backtest.summarize(()) == ""
     assert "outside its 95 % interval" in str(held[2])
     assert "inside its 80 % interval" in str(held[0])
 
 
-def test_a_proof_belongs_to_its_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backtests_belong_to_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunFolder(tmp_path / "runs" / "a")
     run.path.mkdir(parents=True)
     run.log_file.write_text("")
-    backtest.append_backtest(run, proof(3.05))
+    backtest.append_backtest(run, make_backtest(3.05))
     (run.path / "other.txt").write_text("")
     monkeypatch.chdir(tmp_path)
     assert all(len(backtest.find_backtests(name)) == 1 for name in ("a", "runs/a", str(run.path), str(run.log_file)))
@@ -239,7 +242,7 @@ def test_a_proof_belongs_to_its_run_alone(tmp_path: Path, monkeypatch: pytest.Mo
     assert dataclasses.asdict(backtest.find_backtests("a")[0])["observed"] == 3.05
 
 
-def test_the_errors_are_of_their_kind(tmp_path: Path) -> None:
+def test_error_types(tmp_path: Path) -> None:
     run = paper(tmp_path, tiny_config(tmp_path, RUN), 20)
     with pytest.raises(CheckpointError):
         backtest.plan_cooldown(run, "30")

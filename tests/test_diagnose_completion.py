@@ -44,7 +44,7 @@ def noisy(count: int, level: float = 4.0, seed: int = 0) -> np.ndarray[Any, np.d
 # --- one line --------------------------------------------------------------------------------------------------------
 
 
-def test_one_line_gives_the_time_and_says_how_little_it_rests_on() -> None:
+def test_one_line_gives_an_eta_with_notes() -> None:
     log = History(source="<stdin>", format="nanogpt", traits=NANOGPT, steps=(Step(100, 3.9, 3.99511, line=1),))
     answer = found(log, 6000)
     whole = round(answer.seconds)
@@ -58,14 +58,14 @@ def test_one_line_gives_the_time_and_says_how_little_it_rests_on() -> None:
     assert answer.counted_from == "now"
 
 
-def test_the_interval_narrows_as_lines_come() -> None:
+def test_interval_narrows_with_more_lines() -> None:
     widths = [(p.high - p.low) / p.seconds for n in (1, 2, 3, 50, 5000) if (p := estimate_step_time(noisy(n)))]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > 0.3
     assert 0.03 < widths[-1] < 0.08
 
 
-def test_our_own_runs_end_one_step_before_their_length_is_a_step() -> None:
+def test_steps_left_of_jaxgpt_and_nanogpt() -> None:
     assert steps_left(history([1.0] * 101), context(6000)) == 5899
     assert steps_left(history([1.0] * 101, format="nanogpt", traits=NANOGPT), context(6000)) == 5900
     evaluated = History(source="x", format="nanogpt", traits=NANOGPT, evaluations=(Evaluation(6000, 3.5),))
@@ -77,7 +77,7 @@ def test_our_own_runs_end_one_step_before_their_length_is_a_step() -> None:
 # --- what must not move it -------------------------------------------------------------------------------------------
 
 
-def test_the_panel_and_the_log_agree() -> None:
+def test_eta_of_panel_and_log_agree() -> None:
     seconds = noisy(500)
     left = estimate_eta(list(seconds), 1500)
     assert left
@@ -85,20 +85,20 @@ def test_the_panel_and_the_log_agree() -> None:
 
 
 @pytest.mark.parametrize("spoiled", [{0: 300.0}, {390: 28_800.0}, {7: 100.0, 300: 50.0}])
-def test_odd_steps_do_not_spoil_it(spoiled: dict[int, float]) -> None:
+def test_outliers_do_not_move_the_eta(spoiled: dict[int, float]) -> None:
     seconds = noisy(400)
     for step, took in spoiled.items():
         seconds[step] = took
     assert found(history(seconds), 2000).seconds == pytest.approx(1600 * 4.0, rel=0.06)
 
 
-def test_regular_hiccups_are_counted_and_one_night_is_not() -> None:
+def test_hiccups_count_but_one_night_does_not() -> None:
     seconds = noisy(200)
     seconds[::10] += 8.0  # a tenth of the steps waits for data: 0.8 s per step
     assert found(history(seconds), 1200).seconds == pytest.approx(1000 * 4.8, rel=0.02)
 
 
-def test_nights_between_processes_are_told_and_not_counted() -> None:
+def test_idle_time_is_reported_but_not_expected() -> None:
     steps, clock = [], NOW - 100_000.0
     for n in range(300):
         clock += 4.0 + (40_000.0 if n == 150 else 0.0)
@@ -113,14 +113,14 @@ def test_nights_between_processes_are_told_and_not_counted() -> None:
     assert max(s.seconds for s in answer.scenarios if "stops" in s.description) > 10 * answer.seconds
 
 
-def test_a_log_that_fell_silent_counts_from_now() -> None:
+def test_silent_log_counts_from_now() -> None:
     steps = tuple(Step(n, 3.0, 4.0, time=NOW - 90_000 + 4 * n) for n in range(100))
     answer = found(History(source="x", format="jaxgpt", steps=steps), 200)
     assert answer.end_time == pytest.approx(NOW + 400.0, abs=0.01)
     assert answer.counted_from == "now, if it is still running: the log's last record is 25 hours old"
 
 
-def test_a_file_without_times_counts_from_its_last_change(tmp_path: Path) -> None:
+def test_log_without_times_counts_from_file_change(tmp_path: Path) -> None:
     place = tmp_path / "out.log"
     place.write_text("x")
     changed = place.stat().st_mtime
@@ -142,7 +142,7 @@ def nanogpt(every: int = 10, evaluate: int = 500, length: int = 2000) -> History
     return History(source="-", format="nanogpt", traits=NANOGPT, steps=steps, evaluations=evaluations)
 
 
-def test_evaluation_inside_a_steps_time_is_taken_out_and_counted_ahead() -> None:
+def test_evaluation_within_step_time_is_separated() -> None:
     answer = found(nanogpt(), 5000)
     parts = {part.name: part for part in answer.breakdown}
     assert parts["training"].remaining == pytest.approx(3000 * 3.0)  # updates 2,001 to 5,000
@@ -156,18 +156,18 @@ def test_evaluation_inside_a_steps_time_is_taken_out_and_counted_ahead() -> None
     )
 
 
-def test_pauses_that_our_log_tells_apart_are_counted_ahead() -> None:
+def test_logged_pauses_are_expected_to_recur() -> None:
     evaluations = tuple(Evaluation(n, 3.1) for n in (100, 200, 300, 400))
     log = history([2.0] * 401, evaluations=evaluations, metadata=RunMetadata(pause_seconds=80.0))
     assert found(log, 1000).seconds == pytest.approx(599 * 2.0 + 6 * 20.0)
 
 
-def test_evaluations_whose_cost_the_log_hides_are_named() -> None:
+def test_unknown_evaluation_cost_is_noted() -> None:
     log = history([2.0] * 401, evaluations=(Evaluation(200, 3.1), Evaluation(400, 3.0)))
     assert any("none is counted" in note for note in found(log, 1000).notes)
 
 
-def test_steps_done_twice_are_told() -> None:
+def test_repeated_steps_are_reported() -> None:
     log = history([2.0] * 400, replays=(Replay(300, 349, line=350),))
     assert {part.name: part.spent for part in found(log, 1000).breakdown}["repeated steps"] == pytest.approx(100.0)
 
@@ -175,7 +175,7 @@ def test_steps_done_twice_are_told() -> None:
 # --- trend -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_hot_card_is_seen_with_its_step_and_its_pace_counts() -> None:
+def test_jump_of_step_time_is_located() -> None:
     seconds = np.concatenate([noisy(3000, 4.0), noisy(1000, 5.0, seed=1)])
     answer = found(history(seconds), 10_000)
     assert answer.trend
@@ -185,17 +185,17 @@ def test_a_hot_card_is_seen_with_its_step_and_its_pace_counts() -> None:
     assert answer.seconds == pytest.approx(6000 * 5.0, rel=0.02)
 
 
-def test_only_what_follows_a_jump_sets_the_pace() -> None:
+def test_step_time_uses_steps_after_a_jump() -> None:
     seconds = np.concatenate([noisy(60, 4.0), noisy(60, 5.0, seed=1)])  # all of them among the last 200 lines
     assert found(history(seconds), 1120).seconds == pytest.approx(1000 * 5.0, rel=0.02)
 
 
-def test_a_small_change_is_not_worth_a_sentence() -> None:
+def test_small_change_is_not_a_trend() -> None:
     seconds = np.concatenate([noisy(3000, 4.0), noisy(3000, 4.04, seed=1)])
     assert found(history(seconds), 10_000).trend is None
 
 
-def test_a_card_that_cooled_again_counts_with_its_own_pace() -> None:
+def test_step_time_after_recovery_counts() -> None:
     seconds = np.concatenate([noisy(1000), noisy(1000, 5.0, seed=1), noisy(1000, 4.0, seed=2)])
     answer = found(history(seconds), 10_000)
     assert answer.trend
@@ -204,7 +204,7 @@ def test_a_card_that_cooled_again_counts_with_its_own_pace() -> None:
     assert answer.seconds == pytest.approx(7000 * 4.0, rel=0.02)
 
 
-def test_a_drift_is_told_from_a_jump_and_widens_the_interval() -> None:
+def test_drift_differs_from_jump_and_widens_interval() -> None:
     seconds = noisy(4000) * np.linspace(1, 1.2, 4000)
     answer, steady = found(history(seconds), 8000), found(history(noisy(4000)), 8000)
     assert answer.trend
@@ -214,7 +214,7 @@ def test_a_drift_is_told_from_a_jump_and_widens_the_interval() -> None:
     assert any("keeps changing" in scenario.description for scenario in answer.scenarios)
 
 
-def test_steady_paces_have_no_trend() -> None:
+def test_steady_step_times_have_no_trend() -> None:
     """Of 200 steady runs, at a significance of 0.01, and with a noticeable size, next to none changes."""
     seeds = range(200)
     seen = [trend.find_trend(np.arange(400), noisy(400, seed=seed)) is not None for seed in seeds]
@@ -222,7 +222,7 @@ def test_steady_paces_have_no_trend() -> None:
     assert trend.find_trend(np.arange(400), np.full(400, 3.99511)) is None
 
 
-def test_pettitt_agrees_with_shuffling() -> None:
+def test_pettitt_matches_permutation_test() -> None:
     """The slow oracle: how often a shuffled series has so large a statistic."""
     rng = np.random.default_rng(0)
     values = rng.standard_normal(40)
@@ -240,7 +240,7 @@ def test_pettitt_agrees_with_shuffling() -> None:
 # --- edges -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_done_has_arrived() -> None:
+def test_completed_run_is_done() -> None:
     steps = tuple(Step(n, 3.0, 4.0, time=NOW + 4 * n) for n in range(100))
     answer = found(History(source="x", format="jaxgpt", steps=steps), 100, now=NOW + 10_000)
     assert answer.done
@@ -249,7 +249,7 @@ def test_a_run_that_is_done_has_arrived() -> None:
     assert answer.breakdown[0].spent == pytest.approx(400.0)
 
 
-def test_without_a_time_or_a_length_the_answer_says_what_is_missing() -> None:
+def test_missing_inputs_are_named() -> None:
     timeless = History(source="x", format="csv", evaluations=(Evaluation(100, 4.0), Evaluation(200, 3.9)))
     assert estimate_completion(timeless, context(1000), NOW) is None
     assert "time of a step" in missing_for_completion(timeless, context(1000))
@@ -258,12 +258,12 @@ def test_without_a_time_or_a_length_the_answer_says_what_is_missing() -> None:
     assert found(replace(timeless, evaluations=(Evaluation(1000, 3.5),)), 1000).done
 
 
-def test_times_that_are_none_are_left_out() -> None:
+def test_implausible_times_are_ignored() -> None:
     log = history([4.0, math.nan, -1.0, 0.0, 1e9, math.inf, 4.0, 4.0])
     assert found(log, 108).seconds == pytest.approx(400.0)
 
 
-def test_a_million_steps_take_no_longer_than_they_must() -> None:
+def test_million_steps_are_fast() -> None:
     blocks = trend.median_blocks(np.arange(1_000_000), noisy(1_000_000))
     assert 100 <= len(blocks.seconds) <= 200
     assert blocks.steps[0] == 0

@@ -35,14 +35,14 @@ def rates_table(optim: Optim, steps: int, first: int, seen: int, every: int, dig
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "constant", "wsd"])
 @pytest.mark.parametrize("fall", [None, 30, 70])
-def test_all_rates_at_once_are_the_rates_one_by_one(name: Any, fall: int | None) -> None:
+def test_vectorized_learning_rates_match_single_steps(name: Any, fall: int | None) -> None:
     optim = Optim(schedule=name, warmup_steps=10, decay_steps=fall)
     for steps in (100, 11, 5):
         expected = [schedule.learning_rate(optim, steps, update) for update in range(steps)]
         assert schedule.learning_rates(optim, steps) == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_log_with_nothing_but_losses_says_what_is_assumed() -> None:
+def test_log_of_losses_alone_lists_assumptions() -> None:
     found = of(SIX)
     assert found.total_steps is None
     assert len(found.lr_fractions) == 14_500
@@ -54,7 +54,7 @@ def test_a_log_with_nothing_but_losses_says_what_is_assumed() -> None:
         assert option in said
 
 
-def test_the_owners_six_points_with_options() -> None:
+def test_reference_run_with_options() -> None:
     found = of(
         SIX,
         schedule="cosine",
@@ -79,7 +79,7 @@ def test_the_owners_six_points_with_options() -> None:
     assert (found.dropout, found.weight_decay) == (0.1, 0.2)
 
 
-def test_a_config_fills_what_neither_says() -> None:
+def test_config_fills_missing_facts() -> None:
     found = of(SIX, config="fineweb40m", warmup=100)
     config = load_config("fineweb40m")
     assert (found.config, found.config_name, found.total_steps) == (config, "fineweb40m", 20_000)
@@ -88,7 +88,7 @@ def test_a_config_fills_what_neither_says() -> None:
     assert (found.corpus.name, found.eval_tokens) == ("fineweb", 3_276_800)
 
 
-def test_the_log_beats_the_config_and_an_option_the_log() -> None:
+def test_precedence_is_option_log_config() -> None:
     found = of(NANOGPT, config="gpt2_124m")
     assert (found.total_steps, found.optim.learning_rate, found.optim.min_lr) == (20_000, 1e-3, 1e-4)
     assert (found.parameters, found.tokens_per_step, found.dropout) == (40.56e6, 524_288, 0.1)
@@ -97,7 +97,7 @@ def test_the_log_beats_the_config_and_an_option_the_log() -> None:
     assert (found.parameters, found.tokens_per_step, found.dropout) == (5e6, 1000, 0.3)
 
 
-def test_nanogpts_defaults_are_assumed_where_its_header_stands() -> None:
+def test_nanogpt_defaults_need_its_header() -> None:
     found = of(NANOGPT)
     assert (found.weight_decay, found.eval_tokens, found.optim.warmup_steps) == (0.1, 200 * 16 * 1024, 2000)
     said = "\n".join(found.assumed)
@@ -108,7 +108,7 @@ def test_nanogpts_defaults_are_assumed_where_its_header_stands() -> None:
     assert of(logsamples.nanogpt()).weight_decay is None
 
 
-def test_ours_needs_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jaxgpt_run_needs_no_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = of(logsamples.ALL["jaxgpt"])
     assert (found.config, found.optim, found.total_steps) == (CONFIG, CONFIG.optim, 100)
@@ -129,7 +129,7 @@ def test_ours_needs_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
 @pytest.mark.parametrize("first", [0, 3000])
-def test_the_schedule_is_read_off_the_logged_rates(name: Any, first: int) -> None:
+def test_schedule_is_detected_from_logged_rates(name: Any, first: int) -> None:
     optim = Optim(
         schedule=name, learning_rate=1e-3, min_lr=0.0, warmup_steps=700, decay_steps=8000 if name == "wsd" else None
     )
@@ -147,14 +147,14 @@ def test_the_schedule_is_read_off_the_logged_rates(name: Any, first: int) -> Non
     assert "--total-steps" in said
 
 
-def test_with_the_length_given_the_last_rate_is_read_too() -> None:
+def test_final_lr_is_detected_with_a_known_length() -> None:
     optim = Optim(learning_rate=1e-3, min_lr=3e-4, warmup_steps=100)
     found = of(rates_table(optim, 10_000, 0, 6000, 50), total_steps=10_000)
     assert found.optim.min_lr == pytest.approx(3e-4, rel=0.01)
     assert found.optim.decay_steps is None
 
 
-def test_a_rate_that_has_not_fallen_yet() -> None:
+def test_learning_rate_that_has_not_decayed() -> None:
     optim = Optim(schedule="wsd", learning_rate=1e-3, min_lr=0.0, warmup_steps=100, decay_steps=2000)
     text = rates_table(optim, 10_000, 0, 6000, 50)
     found = of(text)
@@ -165,7 +165,7 @@ def test_a_rate_that_has_not_fallen_yet() -> None:
     assert given.schedule_known
 
 
-def test_rates_that_follow_no_schedule_stand_for_the_part_seen() -> None:
+def test_rates_without_a_schedule_are_used_as_logged() -> None:
     rows = [(n, 1e-3 if n < 4000 else 2e-4) for n in range(0, 8000, 100)]
     text = "step,lr,val_loss\n" + "".join(f"{n},{rate},3.5\n" for n, rate in rows)
     found = of(text, total_steps=10_000)
@@ -173,7 +173,7 @@ def test_rates_that_follow_no_schedule_stand_for_the_part_seen() -> None:
     assert "follow no known schedule" in "\n".join(found.assumed)
 
 
-def test_llmc_and_modded_say_their_schedules() -> None:
+def test_llmc_and_modded_logs_contain_schedules() -> None:
     found = of(logsamples.llmc())
     assert (found.optim.schedule, found.total_steps) == ("cosine", pytest.approx(1000, abs=5))
     found = of(logsamples.modded())
@@ -186,7 +186,7 @@ def test_llmc_and_modded_say_their_schedules() -> None:
     assert "--peak-lr" in "\n".join(found.assumed)
 
 
-def test_a_run_that_went_on_beyond_its_length() -> None:
+def test_run_beyond_its_configured_length() -> None:
     found = of(NANOGPT.replace("max_iters = 20000", "max_iters = 500").replace("lr_decay_iters = 20000\n", ""))
     assert found.total_steps is None
     assert "exceeds the 500 steps" in "\n".join(found.assumed)
@@ -212,7 +212,7 @@ def test_a_run_that_went_on_beyond_its_length() -> None:
         ({"config": "nothing"}, "C001", ["nothing"]),
     ],
 )
-def test_options_that_contradict_each_other_or_the_log(options: dict[str, Any], code: str, words: list[str]) -> None:
+def test_contradictory_options_are_refused(options: dict[str, Any], code: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         of(SIX, **options)
     assert caught.value.code == code
@@ -226,7 +226,7 @@ def parsed(*argv: str) -> Options:
     return command_line.read_options(parser.parse(argv))
 
 
-def test_the_command_line() -> None:
+def test_options_from_the_command_line() -> None:
     words = "--schedule Trapezoid --warmup 200 --total-steps 20k --decay-steps 4000 --peak-lr 1e-3 --batch-tokens 0.5M"
     found = parsed(*words.split(), "--unique-tokens", "3.68B", "--params", "40.56M", "--gpu", "4070", "--now", "5")
     assert (found.schedule, found.warmup, found.total_steps, found.decay_steps) == ("trapezoid", 200, 20_000, 4000)
@@ -254,14 +254,14 @@ def test_the_command_line() -> None:
         "--now yesterday",
     ],
 )
-def test_nonsense_on_the_command_line(words: str) -> None:
+def test_invalid_options_are_refused(words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parsed(*words.replace(" -", "=-").split() if " -" in words else words.split())
     assert caught.value.code == "C048"
     assert words.split()[0] in caught.value.message
 
 
-def test_no_rate_of_a_log_can_break_the_recognition() -> None:
+def test_schedule_detection_survives_any_rates() -> None:
     for rate in ("1e308", "nan", "-1", "inf", "0"):
         rows = [f"{n},{rate if n % 3 else 1e-3},3.5" for n in range(0, 500, 10)]
         found = of("step,lr,val_loss\n" + "\n".join(rows) + "\n")

@@ -39,7 +39,7 @@ def supported(found: Diagnosis) -> list[str]:
     return [finding.id for finding in found.findings if finding.status == "confirmed"]
 
 
-def test_a_run_that_learns_has_a_forecast() -> None:
+def test_learning_run_has_a_forecast() -> None:
     found = judged(learning)
     assert found.forecast
     assert "divergence" not in supported(found)
@@ -53,7 +53,7 @@ def test_a_run_that_learns_has_a_forecast() -> None:
     ],
     ids=["diverged", "stuck"],
 )
-def test_no_law_is_for_it(loss: Callable[[int], float], cause: str, why: str, first: str) -> None:
+def test_law_does_not_apply(loss: Callable[[int], float], cause: str, why: str, first: str) -> None:
     found = judged(loss)
     assert supported(found)[0] == cause
     assert found.forecast is found.posterior is None
@@ -62,11 +62,11 @@ def test_no_law_is_for_it(loss: Callable[[int], float], cause: str, why: str, fi
     assert f"First: {first}" in messages.summarize_problem(found)
 
 
-def test_a_run_that_has_learned_nothing_is_not_told_that_annealing_would_help() -> None:
+def test_stuck_run_gets_no_annealing_advice() -> None:
     assert not {"lr-too-high", "not-annealed"} & set(supported(judged(lambda step: 10.82)))
 
 
-def test_a_refuted_cause_is_told_with_what_the_log_shows_before_the_refutation() -> None:
+def test_ruled_out_cause_shows_earlier_evidence() -> None:
     said = Finding(
         id="overfitting",
         conditions=(

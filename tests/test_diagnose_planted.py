@@ -1,4 +1,4 @@
-"""Small runs of ours with one planted cause each (`bench/planted.py`), judged beside their clean baseline."""
+"""Small jaxgpt runs with one planted cause each (`bench/planted.py`), diagnosed with their clean baseline."""
 
 import re
 from functools import cache
@@ -31,33 +31,33 @@ def baseline_of(name: str) -> str:
 
 
 @cache
-def judged(name: str) -> Diagnosis:
+def diagnosed(name: str) -> Diagnosis:
     baseline = baseline_of(name)
     history = logs.read(PLANTED / name)
     return diagnose(history, resolve_context(history, Options(baseline=str(PLANTED / baseline))), now=0.0)
 
 
-def supported(found: Diagnosis) -> list[str]:
+def confirmed(found: Diagnosis) -> list[str]:
     return [finding.id for finding in found.findings if finding.status == "confirmed"]
 
 
 @pytest.mark.parametrize("name", CAUSES)
-def test_the_planted_cause_comes_first(name: str) -> None:
-    assert supported(judged(name))[0] in CAUSES[name]
+def test_planted_cause_comes_first(name: str) -> None:
+    assert confirmed(diagnosed(name))[0] in CAUSES[name]
 
 
 @pytest.mark.parametrize("name", CAUSES)
-def test_no_other_cause_is_supported(name: str) -> None:
-    held = set(supported(judged(name)))
+def test_no_other_cause_is_confirmed(name: str) -> None:
+    held = set(confirmed(diagnosed(name)))
     assert held - CAUSES[name] - CONSEQUENCES.get(name, set()) - CIRCUMSTANCES == set()
 
 
-def test_the_clean_run_has_no_cause() -> None:
-    assert set(supported(judged("clean"))) - CIRCUMSTANCES == set()
+def test_clean_run_has_no_cause() -> None:
+    assert set(confirmed(diagnosed("clean"))) - CIRCUMSTANCES == set()
 
 
-def test_the_jump_of_shuffled_labels_is_placed() -> None:
-    fault = next(v for v in judged("shuffled-labels").findings if v.id == "recipe-or-bug")
+def test_jump_of_shuffled_labels_is_located() -> None:
+    fault = next(v for v in diagnosed("shuffled-labels").findings if v.id == "recipe-or-bug")
     placed = re.search(r"the loss jumped from [\d.]+ at step (\d+) and stayed", fault.conditions[0].evidence)
     assert placed
-    assert abs(int(placed[1]) - judged("shuffled-labels").context.total_steps / 2) <= 2
+    assert abs(int(placed[1]) - diagnosed("shuffled-labels").context.total_steps / 2) <= 2

@@ -95,7 +95,7 @@ def run() -> LossCurve:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("shape", LAW_VARIANTS[:2], ids=["delayed", "at once"])
-def test_anneal_is_the_sum_over_all_updates(name: str, shape: LawVariant) -> None:
+def test_annealing_progress_matches_explicit_sum(name: str, shape: LawVariant) -> None:
     rates, warmup = SCHEDULES[name]
     course = ScheduleIntegral.from_lr_fractions(rates, warmup)
     at = [1, len(rates) // 3, int(0.62 * len(rates)), len(rates) - 1, len(rates)]
@@ -103,7 +103,7 @@ def test_anneal_is_the_sum_over_all_updates(name: str, shape: LawVariant) -> Non
     np.testing.assert_allclose(fast, [slow_anneal(shape, rates, warmup, t) for t in at], atol=2e-3)
 
 
-def test_long_schedule_is_as_good_as_all_its_updates() -> None:
+def test_blocks_match_the_exact_schedule() -> None:
     rates = cosine(50_000, 2000)
     for kernel, q in ((True, 1.0), (False, 0.85)):
         coarse = ScheduleIntegral.from_lr_fractions(rates, 2000)
@@ -116,7 +116,7 @@ def test_long_schedule_is_as_good_as_all_its_updates() -> None:
         )
 
 
-def test_many_places_are_filled_in_between_a_few() -> None:
+def test_many_targets_are_interpolated() -> None:
     course = ScheduleIntegral.from_lr_fractions(cosine(20_000), 0)
     at = np.arange(20_000, dtype=np.float64)
     np.testing.assert_allclose(
@@ -137,7 +137,7 @@ def test_forecast_is_the_conditional_of_one_joint_gaussian(repeated: bool, sigma
     assert (found.low80, found.high80) == pytest.approx((low, high), abs=3e-4)
 
 
-def test_intervals_of_a_mixture_hold_what_they_say() -> None:
+def test_mixture_intervals_match_samples() -> None:
     random = np.random.default_rng(0)
     weights, means, sds = np.array([0.5, 0.3, 0.2]), np.array([3.0, 3.1, 3.5]), np.array([0.02, 0.05, 0.01])
     kind = random.choice(3, 200_000, p=weights)
@@ -148,7 +148,7 @@ def test_intervals_of_a_mixture_hold_what_they_say() -> None:
 
 
 @pytest.mark.parametrize(("share", "bound"), [(0.5, 0.012), (0.7, 0.007)])
-def test_runs_drawn_from_the_law_lie_in_the_intervals_as_often_as_they_say(share: float, bound: float) -> None:
+def test_intervals_cover_simulated_runs(share: float, bound: float) -> None:
     random = np.random.default_rng(5)
     inside80, inside95, errors = [], [], []
     for i in range(120):
@@ -163,7 +163,7 @@ def test_runs_drawn_from_the_law_lie_in_the_intervals_as_often_as_they_say(share
     assert np.mean(errors) < bound
 
 
-def test_drop_is_found_once_the_rate_has_fallen() -> None:
+def test_annealing_gain_is_learned_after_the_decay() -> None:
     random, rates = np.random.default_rng(2), trapezoid(5000, 1500)
     course = ScheduleIntegral.from_lr_fractions(rates, 0)
     steps = np.arange(100, 5001, 100)
@@ -177,7 +177,7 @@ def test_drop_is_found_once_the_rate_has_fallen() -> None:
     assert after[1] < 0.6 * before[1]
 
 
-def test_length_in_updates_does_not_matter_where_nothing_is_delayed() -> None:
+def test_step_count_does_not_matter_without_kernel() -> None:
     at_once = [shape for shape in LAW_VARIANTS if not shape.kernel]
     short = upto(drawn(np.random.default_rng(4), cosine(4000), 0, at_once[1], 0.003), 0.6)
     long = replace(short, steps=short.steps * 25, lr_fractions=np.repeat(short.lr_fractions, 25))
@@ -186,30 +186,30 @@ def test_length_in_updates_does_not_matter_where_nothing_is_delayed() -> None:
     )
 
 
-def test_a_million_updates_are_forecast_like_their_blocks() -> None:
+def test_million_steps_forecast_like_blocks() -> None:
     whole = drawn(np.random.default_rng(8), cosine(1_000_000, 2000), 2000, LAW_VARIANTS[2])
     assert abs(fit(upto(whole, 0.7)).final_loss().mean - whole.losses[-1]) < 0.01
 
 
-def test_level_of_the_losses_goes_through(run: LossCurve) -> None:
+def test_forecast_shifts_with_the_losses(run: LossCurve) -> None:
     seen = upto(run, 0.5)
     higher = replace(seen, losses=seen.losses + 0.5)
     assert fit(higher).final_loss().mean - fit(seen).final_loss().mean == pytest.approx(0.5, abs=2e-3)
 
 
-def test_order_of_the_shapes_does_not_matter(run: LossCurve) -> None:
+def test_order_of_variants_does_not_matter(run: LossCurve) -> None:
     seen = upto(run, 0.5)
     assert fit(seen, variants=LAW_VARIANTS[::-1]).final_loss() == pytest.approx(fit(seen).final_loss(), abs=1e-9)
 
 
-def test_many_evaluations_are_forecast_like_means_of_neighbours(run: LossCurve) -> None:
+def test_many_evaluations_are_averaged(run: LossCurve) -> None:
     steps = np.arange(10, 14_000, 10)
     dense = replace(run, steps=steps, losses=np.interp(steps, run.steps, run.losses))
     sparse = replace(dense, steps=steps[9::10], losses=dense.losses[9::10])
     assert fit(dense).final_loss().mean == pytest.approx(fit(sparse).final_loss().mean, abs=2e-3)
 
 
-def test_many_noisy_evaluations_say_more_than_few(run: LossCurve) -> None:
+def test_more_noisy_evaluations_narrow_the_interval(run: LossCurve) -> None:
     spreads = []
     for every in (200, 20, 2):
         steps = np.arange(every, 10_000, every)
@@ -219,14 +219,14 @@ def test_many_noisy_evaluations_say_more_than_few(run: LossCurve) -> None:
     assert spreads[2] < 0.8 * spreads[1]
 
 
-def test_without_a_curve_the_prior_stands() -> None:
+def test_forecast_without_losses_is_the_prior() -> None:
     nothing = LossCurve(steps=np.zeros(0, np.int64), losses=np.zeros(0), lr_fractions=cosine(1000))
     found = fit(nothing, gaussian_forecast(3.2, 0.05)).final_loss()
     assert (found.mean, found.sd) == pytest.approx((3.2, 0.05), abs=2e-3)
     assert (found.low80, found.high95) == pytest.approx((3.2 - 1.28 * 0.05, 3.2 + 1.96 * 0.05), abs=4e-3)
 
 
-def test_prior_gives_way_as_the_run_goes_on(run: LossCurve) -> None:
+def test_prior_loses_weight_during_the_run(run: LossCurve) -> None:
     wrong = gaussian_forecast(run.losses[-1] + 0.2, 0.05)
     errors = [fit(upto(run, share), wrong).final_loss().mean - run.losses[-1] for share in (0.02, 0.2, 0.5, 1.0)]
     assert errors[0] > 0.15
@@ -235,7 +235,7 @@ def test_prior_gives_way_as_the_run_goes_on(run: LossCurve) -> None:
     assert abs(errors[3]) < 0.003
 
 
-def test_prior_of_no_certainty_changes_nothing_and_a_certain_one_is_believed(run: LossCurve) -> None:
+def test_prior_weight_depends_on_its_sd(run: LossCurve) -> None:
     seen = upto(run, 0.4)
     assert fit(seen, gaussian_forecast(9.0, 1e4)).final_loss() == pytest.approx(fit(seen).final_loss(), abs=1e-4)
     assert fit(seen, gaussian_forecast(run.losses[-1] + 0.01, 1e-5)).final_loss().mean == pytest.approx(
@@ -243,7 +243,7 @@ def test_prior_of_no_certainty_changes_nothing_and_a_certain_one_is_believed(run
     )
 
 
-def test_too_little_to_go_on_is_said(run: LossCurve) -> None:
+def test_too_few_evaluations_raise(run: LossCurve) -> None:
     early = replace(run, steps=np.array([0, 1, 400]), losses=np.array([10.8, 10.7, 5.0]))
     with pytest.raises(ValueError, match="usable evaluations"):
         fit(early)
@@ -251,7 +251,7 @@ def test_too_little_to_go_on_is_said(run: LossCurve) -> None:
         fit(replace(run, losses=np.full(len(run.steps), np.nan)))
 
 
-def test_losses_that_are_no_numbers_are_left_out(run: LossCurve) -> None:
+def test_non_finite_losses_are_ignored(run: LossCurve) -> None:
     seen = upto(run, 0.6)
     broken = seen.losses.copy()
     broken[[5, 9]] = np.nan, np.inf
@@ -269,12 +269,12 @@ def test_losses_that_are_no_numbers_are_left_out(run: LossCurve) -> None:
         {"steps": np.arange(40)[::-1]},
     ],
 )
-def test_curve_whose_parts_do_not_go_together_is_refused(run: LossCurve, wrong: dict[str, NDArray[np.generic]]) -> None:
+def test_inconsistent_curve_is_refused(run: LossCurve, wrong: dict[str, NDArray[np.generic]]) -> None:
     with pytest.raises(ValueError, match="curve"):
         replace(run, **wrong)
 
 
-def test_end_of_the_fan_is_the_forecast(run: LossCurve) -> None:
+def test_prediction_at_the_end_is_the_forecast(run: LossCurve) -> None:
     found = fit(upto(run, 0.5), gaussian_forecast(3.0, 0.1))
     mean, sd = found.predict([5_000, 20_000])
     assert (mean[1], sd[1]) == pytest.approx(found.final_loss()[:2], rel=1e-9)
@@ -282,7 +282,7 @@ def test_end_of_the_fan_is_the_forecast(run: LossCurve) -> None:
     assert mean[0] == pytest.approx(np.interp(5_000, run.steps, run.losses), abs=0.005)
 
 
-def test_longer_runs_end_lower_and_lower_rates_too(run: LossCurve) -> None:
+def test_longer_runs_and_lower_rates_end_lower(run: LossCurve) -> None:
     found = fit(upto(run, 0.5))
     lengths = [found.final_loss(cosine(total, 500)).mean for total in (12_000, 20_000, 30_000, 60_000)]
     assert np.all(np.diff(lengths) < 0)
@@ -290,14 +290,14 @@ def test_longer_runs_end_lower_and_lower_rates_too(run: LossCurve) -> None:
     assert np.all(np.diff(ends) < 0)
 
 
-def test_what_is_done_does_not_depend_on_what_comes(run: LossCurve) -> None:
+def test_past_does_not_depend_on_future_rates(run: LossCurve) -> None:
     found = fit(upto(run, 0.5))
     longer = np.concatenate((run.lr_fractions[:10_000], np.linspace(run.lr_fractions[9_999], 0, 25_000)))
     for planned, other in zip(found.predict([4_000, 9_000]), found.predict([4_000, 9_000], longer)):
         assert planned == pytest.approx(other, abs=2e-4)
 
 
-def test_stopping_now_and_annealing_is_between_now_and_the_end(run: LossCurve) -> None:
+def test_cooldown_now_ends_between_now_and_the_end(run: LossCurve) -> None:
     found = fit(upto(run, 0.5))
     fall = np.linspace(1, 0.1, 1000) * run.lr_fractions[9_999] / 1.0
     branch = found.final_loss(np.concatenate((run.lr_fractions[:10_000], fall)))
@@ -307,7 +307,7 @@ def test_stopping_now_and_annealing_is_between_now_and_the_end(run: LossCurve) -
     assert 0 < left[0] < found.annealing_gain[0]
 
 
-def test_what_annealing_still_takes_off_ends_at_nothing(run: LossCurve) -> None:
+def test_remaining_annealing_gain_ends_at_zero(run: LossCurve) -> None:
     found = fit(upto(run, 0.5))
     left = [found.remaining_annealing_gain(step)[0] for step in (600, 5_000, 10_000, 20_000)]
     assert left == sorted(left, reverse=True)
@@ -315,7 +315,7 @@ def test_what_annealing_still_takes_off_ends_at_nothing(run: LossCurve) -> None:
     assert left[0] == pytest.approx(0.9 * found.annealing_gain[0], rel=0.15)
 
 
-def test_repetition_is_learned_and_goes_on(run: LossCurve) -> None:
+def test_repetition_cost_is_learned_and_continues(run: LossCurve) -> None:
     cost = 0.05 * np.maximum(np.arange(20_001) / 5_000 - 1, 0) ** 0.683
     for times in (0.6, 1.0, 1.4):
         whole = replace(run, losses=run.losses + times * cost[run.steps], repetition=cost)
@@ -326,14 +326,14 @@ def test_repetition_is_learned_and_goes_on(run: LossCurve) -> None:
         assert with_cost.low80 <= whole.losses[-1] <= with_cost.high80
 
 
-def test_unlearned_repetition_widens_the_interval(run: LossCurve) -> None:
+def test_unknown_repetition_cost_widens_interval(run: LossCurve) -> None:
     cost = 0.1 * np.maximum(np.arange(20_001) / 12_000 - 1, 0)  # none yet at half of the run
     known, unknown = fit(upto(run, 0.5)).final_loss(), fit(replace(upto(run, 0.5), repetition=cost)).final_loss()
     assert unknown.mean - known.mean == pytest.approx(cost[-1], abs=2e-3)
     assert unknown.sd == pytest.approx(math.hypot(known.sd, 0.53 * cost[-1]), rel=0.03)
 
 
-def test_repetition_goes_on_beyond_the_planned_end(run: LossCurve) -> None:
+def test_repetition_continues_beyond_the_end(run: LossCurve) -> None:
     cost = 1e-5 * np.arange(20_001)
     found = fit(replace(run, repetition=cost), gaussian_forecast(3.0, 1.0))
     longer = cosine(30_000, 500)

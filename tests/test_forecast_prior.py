@@ -50,7 +50,7 @@ def history(points: tuple[tuple[int, float], ...] = OWNERS_LOG) -> History:
 
 @pytest.mark.parametrize("warmup", [200, 1000, 2000])
 @pytest.mark.parametrize("digits", [2, 3])
-def test_owners_run_ends_where_the_law_and_its_log_say(warmup: int, digits: int) -> None:
+def test_reference_run_forecast(warmup: int, digits: int) -> None:
     points = tuple((step, round(val, digits)) for step, val in OWNERS_LOG)
     known = context(warmup)
     curve = prior.loss_curve(history(points), known)
@@ -60,14 +60,14 @@ def test_owners_run_ends_where_the_law_and_its_log_say(warmup: int, digits: int)
 
 
 @pytest.mark.parametrize("last", [8_000, 11_000])
-def test_owners_run_was_forecast_early(last: int) -> None:
+def test_reference_run_early_forecast(last: int) -> None:
     found = forecast_run(history(tuple(p for p in OWNERS_LOG if p[0] <= last)), context()).posterior
     assert found is not None
     assert 3.50 <= found.final_loss().mean <= 3.56
     assert found.final_loss().low80 <= 3.53 <= found.final_loss().high80
 
 
-def test_prior_is_the_planners_law() -> None:
+def test_prior_is_the_scaling_law() -> None:
     found = prior.scaling_law_prior(context())
     assert found is not None
     assert found.mean == pytest.approx(3.530, abs=0.002)
@@ -79,7 +79,7 @@ def test_prior_is_the_planners_law() -> None:
     assert prior.scaling_law_prior(context(tokens_per_step=None)) is None
 
 
-def test_repetition_of_a_setting_is_the_planners() -> None:
+def test_repetition_costs_match_the_planner() -> None:
     cost = prior.repetition_costs(context())
     assert cost is not None
     assert len(cost) == 20_001
@@ -90,20 +90,20 @@ def test_repetition_of_a_setting_is_the_planners() -> None:
     assert prior.repetition_costs(context(unique_tokens=1e12)) is None
 
 
-def test_noise_of_an_evaluation_goes_with_its_tokens() -> None:
+def test_evaluation_error_scales_with_tokens() -> None:
     assert prior.evaluation_error(context()) == pytest.approx(0.0176, abs=1e-4)
     assert prior.evaluation_error(context(eval_tokens=4 * 200 * 16 * 1024.0)) == pytest.approx(0.0088, abs=1e-4)
     assert prior.evaluation_error(context(fixed_eval_set=True)) == annealing.MISFIT
 
 
-def test_log_without_a_loss_leaves_the_prior_and_without_both_nothing() -> None:
+def test_forecast_without_losses_or_prior() -> None:
     alone = forecast_run(history(((0, 10.9),)), context()).posterior
     assert alone is not None
     assert alone.final_loss().mean == pytest.approx(3.530, abs=0.003)
     assert forecast_run(history(((0, 10.9),)), context(parameters=None)).posterior is None
 
 
-def test_evaluation_that_stands_twice_counts_once() -> None:
+def test_duplicate_evaluation_counts_once() -> None:
     curve = prior.loss_curve(history(((0, 10.9), (500, 5.0), (500, 4.9), (1000, math.nan))), context())
     assert curve.steps.tolist() == [0, 500]
     assert curve.losses.tolist() == [10.9, 4.9]

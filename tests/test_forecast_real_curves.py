@@ -27,7 +27,7 @@ def status(curve: Known, share: float, finding: str = "overfitting") -> str:
 
 
 @pytest.mark.parametrize("share", [HALF, END])
-def test_no_run_of_few_epochs_is_called_overfitted(known: list[Known], share: float) -> None:
+def test_few_epochs_are_not_overfitting(known: list[Known], share: float) -> None:
     few = [curve for curve in known if curve.epochs < 4.1]
     assert len(few) >= 20
     called = [
@@ -39,20 +39,20 @@ def test_no_run_of_few_epochs_is_called_overfitted(known: list[Known], share: fl
     assert called == []
 
 
-def test_many_epochs_are_found_by_half_time(known: list[Known]) -> None:
+def test_many_epochs_are_detected_by_half_time(known: list[Known]) -> None:
     many = [curve for curve in known if curve.epochs > 13 and curve.ratio >= 0.3 and not curve.spiky]
     assert len(many) >= 3
     assert [curve.name for curve in many if status(curve, HALF) != "confirmed"] == []
     assert [curve.name for curve in many if status(curve, END, "severe-overfitting") != "confirmed"] == []
 
 
-def test_seven_epochs_are_found_by_the_end(known: list[Known]) -> None:
+def test_seven_epochs_are_detected_by_the_end(known: list[Known]) -> None:
     seven = [curve for curve in known if 6 < curve.epochs < 8 and curve.ratio >= 0.3 and not curve.spiky]
     assert seven
     assert [curve.name for curve in seven if status(curve, END) != "confirmed"] == []
 
 
-def test_what_is_missed_is_missed_for_a_reason(known: list[Known]) -> None:
+def test_missed_curves_have_a_reason(known: list[Known]) -> None:
     """The 8.7B runs fell from divergences all through their first epoch, so that their gap began wide and closed."""
     many = [curve for curve in known if curve.epochs > 6 and curve.ratio >= 0.3]
     missed = [curve.name for curve in many if status(curve, END) != "confirmed"]

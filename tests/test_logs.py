@@ -13,14 +13,14 @@ from jaxgpt.logs.history import Evaluation, Replay, Step
 
 
 @pytest.mark.parametrize(("name", "text"), [*logsamples.ALL.items(), *logsamples.SCREENS.items()])
-def test_the_format_is_found_from_the_content(name: str, text: str) -> None:
+def test_format_is_detected_from_content(name: str, text: str) -> None:
     found = logs.read_text(text, "log")
     assert found.format == name
     assert found.evaluations
     assert found.steps
 
 
-def test_nanogpts_lines_one_by_one() -> None:
+def test_nanogpt_lines() -> None:
     found = logs.read_text(logsamples.NANOGPT_HEAD + logsamples.nanogpt(), "log")
     assert [step.step for step in found.steps] == list(range(0, 1001, 10))
     assert all(step.loss == pytest.approx(loss(step.step), abs=1e-4) for step in found.steps)
@@ -39,7 +39,7 @@ def test_nanogpts_lines_one_by_one() -> None:
         assert str(record.step) in found.lines[record.line - 1]
 
 
-def test_nanogpts_header_tells_the_settings() -> None:
+def test_nanogpt_header() -> None:
     found = logs.read_text(logsamples.NANOGPT_HEAD + logsamples.nanogpt(), "log")
     stated = found.metadata
     assert (stated.parameters, stated.tokens_per_step, stated.total_steps) == (40.56e6, 524_288, 20_000)
@@ -51,7 +51,7 @@ def test_nanogpts_header_tells_the_settings() -> None:
     assert logs.read_text(without + logsamples.nanogpt(), "log").metadata.tokens_per_step == 32 * 16 * 1024
 
 
-def test_a_resumed_nanogpt_run_keeps_the_later_lines() -> None:
+def test_resumed_nanogpt_run_keeps_later_lines() -> None:
     text = logsamples.NANOGPT_HEAD + logsamples.nanogpt(0, 540, 100) + "Overriding: init_from = resume\n"
     text += "tokens per iteration will be: 524,288\nResuming training from out\n"
     text += logsamples.nanogpt(500, 700, 100).replace("loss 3.", "loss 4.")
@@ -79,13 +79,13 @@ def test_nan_and_infinite_losses_are_kept() -> None:
     assert math.isnan(found.evaluations[0].val or 0)
 
 
-def test_old_nanogpt_has_no_mfu_and_some_have_no_validation() -> None:
+def test_old_nanogpt_without_mfu_or_validation() -> None:
     found = logs.read_text("step 5: train loss 4.2\niter 5: loss 4.1, time 12.50ms\n", "log")
     assert found.evaluations == (Evaluation(5, None, 4.2, line=1),)
     assert found.steps == (Step(5, 4.1, 0.0125, line=2, step_only=False),)
 
 
-def test_our_own_log() -> None:
+def test_jaxgpt_log() -> None:
     found = logs.read_text(logsamples.ALL["jaxgpt"], "log")
     assert (found.format, found.config, found.steps_done) == ("jaxgpt", CONFIG, 80)
     assert (found.starts, found.saves, found.replays) == ((0, 60), (20, 40, 60, 80), ())
@@ -101,8 +101,12 @@ def test_our_own_log() -> None:
     assert found.steps[7].time == 1044.0
 
 
-def test_our_own_run_that_was_killed_goes_on_from_its_checkpoint() -> None:
-    records = [*logsamples.ours(50), *logsamples.ours(30, 40), {"kind": "stop", "time": 9.0, "reason": "N001"}]
+def test_killed_jaxgpt_run_resumes_from_checkpoint() -> None:
+    records = [
+        *logsamples.jaxgpt_records(50),
+        *logsamples.jaxgpt_records(30, 40),
+        {"kind": "stop", "time": 9.0, "reason": "N001"},
+    ]
     found = logs.read_text(logsamples.jsonl(records), "log")
     assert [step.step for step in found.steps] == list(range(70))
     assert found.replays == (Replay(40, 49, 56),)
@@ -111,10 +115,10 @@ def test_our_own_run_that_was_killed_goes_on_from_its_checkpoint() -> None:
     assert found.saves == (20, 40, 60)
 
 
-def test_a_run_folder_and_a_name_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_folder_and_name_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "runs" / "small"
     folder.mkdir(parents=True)
-    (folder / "log.jsonl").write_text(logsamples.jsonl(logsamples.ours(config=None)))
+    (folder / "log.jsonl").write_text(logsamples.jsonl(logsamples.jaxgpt_records(config=None)))
     (folder / "config.json").write_text(json.dumps(CONFIG.to_dict()))
     monkeypatch.chdir(tmp_path)
     for path in (folder, str(folder / "log.jsonl"), "small"):
@@ -125,7 +129,7 @@ def test_a_run_folder_and_a_name_under_runs(tmp_path: Path, monkeypatch: pytest.
     assert logs.read("small").config is None
 
 
-def test_what_our_train_prints_where_it_is_piped() -> None:
+def test_piped_output_of_jaxgpt_train() -> None:
     """See `announce.opening` and `display.Lines`: `time` holds neither evaluation nor saving."""
     text = """tokens per iteration will be: 1,024
 number of parameters: 0.10M
@@ -145,7 +149,7 @@ iter 500: loss 5.1, time 30.00ms, mfu 12.10%
     assert (found.metadata.device, found.traits.total_is_last_step) == ("NVIDIA GeForce RTX 4070", False)
 
 
-def test_llmcs_main_log() -> None:
+def test_llmc_main_log() -> None:
     found = logs.read_text(logsamples.llmc(), "log")
     assert [step.step for step in found.steps] == list(range(1000))
     assert [e.step for e in found.evaluations] == [0, 250, 500, 750, 1000]
@@ -154,7 +158,7 @@ def test_llmcs_main_log() -> None:
     assert found.notes == ()
 
 
-def test_what_llmc_prints() -> None:
+def test_llmc_output() -> None:
     found = logs.read_text(logsamples.LLMC_SCREEN, "log")
     assert [(step.step, step.seconds) for step in found.steps] == [(0, 2.73472), (1, 2.39152), (2, 2.39711)]
     assert [(e.step, e.val) for e in found.evaluations] == [(0, 11.006021), (3, 10.4021)]
@@ -168,7 +172,7 @@ def test_what_llmc_prints() -> None:
 
 
 @pytest.mark.parametrize("train_loss", [True, False])
-def test_moddeds_log(train_loss: bool) -> None:
+def test_modded_log(train_loss: bool) -> None:
     found = logs.read_text(logsamples.modded(train_loss), "log")
     assert [step.step for step in found.steps] == list(range(200))
     assert [step.loss is None for step in found.steps] == [not train_loss] * 200
@@ -185,7 +189,7 @@ def test_moddeds_log(train_loss: bool) -> None:
     ).items()
 
 
-def test_modded_with_evaluations_alone_and_seconds() -> None:
+def test_modded_log_of_evaluations_alone() -> None:
     text = "step:0/3200 val_loss:10.82585 train_time:0.000s step_avg:nanms\n"
     text += "step:125/3200 val_loss:4.82555 train_time:100.000s step_avg:795.22ms\n"
     text += "step:250/3200 val_loss:4.24469 train_time:190.000s step_avg:780.23ms\n"
@@ -195,7 +199,7 @@ def test_modded_with_evaluations_alone_and_seconds() -> None:
     assert found.steps_done == 250
 
 
-def test_nanochats_log_in_nats_per_token() -> None:
+def test_nanochat_log_in_nats_per_token() -> None:
     found = logs.read_text(logsamples.nanochat(), "log")
     assert [step.step for step in found.steps] == list(range(400))
     assert (found.steps[5].seconds, found.steps[300].learning_rate) == (pytest.approx(1.23456), 0.5)
@@ -208,20 +212,20 @@ def test_nanochats_log_in_nats_per_token() -> None:
     assert (stated.total_steps, stated.tokens_per_step, stated.parameters) == (400, 524_288, 561_971_200)
 
 
-def test_bits_per_byte_with_nothing_beside_them_are_no_nats() -> None:
+def test_bits_per_byte_need_a_training_loss() -> None:
     text = "step 00000/00100 (0.00%) | loss: 9.0 | dt: 5.00ms\nStep 00050 | Validation bpb: 1.01\n"
     found = logs.read_text(text, "log")
     assert found.evaluations == ()
     assert "bits per byte" in found.notes[0]
 
 
-def test_buildnanogpts_log() -> None:
+def test_buildnanogpt_log() -> None:
     found = logs.read_text(logsamples.buildnanogpt(), "log")
     assert [step.step for step in found.steps] == list(range(501))
     assert [(e.step, e.val) for e in found.evaluations] == [(n, round(loss(n), 4)) for n in (0, 250, 500)]
 
 
-def test_what_buildnanogpt_prints() -> None:
+def test_buildnanogpt_output() -> None:
     found = logs.read_text(logsamples.BUILD_SCREEN, "log")
     expected = [(0, 30.24011, False), (1, 2.81252, True)]
     assert [(step.step, step.seconds, step.step_only) for step in found.steps[:2]] == expected

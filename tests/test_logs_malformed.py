@@ -33,14 +33,14 @@ def test_any_prefix(name: str, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("name", logsamples.ALL)
-def test_windows_line_ends_and_a_last_line_without_end(name: str) -> None:
+def test_windows_line_ends(name: str) -> None:
     text = logsamples.ALL[name]
     same(text.replace("\n", "\r\n"), text)
     same(text.removesuffix("\n"), text)
     same("\ufeff" + text, text)
 
 
-def test_colours_and_bars_that_redraw_their_line() -> None:
+def test_colors_and_progress_bars() -> None:
     coloured = PLAIN.replace("iter ", "\x1b[1;32miter \x1b[0m").replace("loss ", "loss \x1b[31m")
     same(coloured.replace(", time", "\x1b[0m, time"))
     bars = "\n".join(f"  3%|▎ | 1/30\r 97%|█▉| 29/30\r\x1b[K{line}" for line in PLAIN.splitlines())
@@ -56,7 +56,7 @@ def test_encodings(encoding: str, tmp_path: Path) -> None:
     assert list(found.lines) == PLAIN.splitlines()
 
 
-def test_garbage_between_and_a_torn_last_line(tmp_path: Path) -> None:
+def test_garbage_and_a_torn_last_line(tmp_path: Path) -> None:
     body = [line.encode() for line in PLAIN.splitlines()]
     body[40:40] = [bytes(range(256)).replace(b"\n", b""), b"\xff" * 100_000, b"Traceback (most recent call last):"]
     (tmp_path / "log").write_bytes(b"\n".join(body) + b"\niter 1010: loss 3.2, ti")
@@ -66,7 +66,7 @@ def test_garbage_between_and_a_torn_last_line(tmp_path: Path) -> None:
     assert found.lines[found.steps[30].line - 1].startswith(f"iter {found.steps[30].step}:")
 
 
-def test_of_several_runs_the_last_one_is_taken() -> None:
+def test_last_of_several_runs_is_read() -> None:
     first = "Overriding: dropout = 0.2\ntokens per iteration will be: 1,024\n" + logsamples.nanogpt(0, 300, 100)
     last = "Overriding: max_iters = 50\ntokens per iteration will be: 2,048\n" + logsamples.nanogpt(0, 40, 20)
     found = logs.read_text(first + last, "log")
@@ -76,7 +76,7 @@ def test_of_several_runs_the_last_one_is_taken() -> None:
     assert found.notes == ("the file contains 2 runs; the last one is used",)
 
 
-def test_a_seam_without_a_word_of_a_start() -> None:
+def test_restart_without_a_header() -> None:
     text = logsamples.nanogpt(0, 740, 10_000) + logsamples.nanogpt(600, 900, 10_000)
     found = logs.read_text(text, "log")
     assert [(seam.first, seam.last) for seam in found.replays] == [(600, 740)]
@@ -84,7 +84,7 @@ def test_a_seam_without_a_word_of_a_start() -> None:
     assert [step.step for step in found.steps] == list(range(0, 901, 10))
 
 
-def test_a_single_line_out_of_order_is_no_seam() -> None:
+def test_single_line_out_of_order_is_sorted_in() -> None:
     text = (
         logsamples.nanogpt(0, 200, 10_000) + "iter 55: loss 4.0, time 5.00ms\n" + logsamples.nanogpt(210, 300, 10_000)
     )
@@ -94,7 +94,7 @@ def test_a_single_line_out_of_order_is_no_seam() -> None:
     assert "out of order" in found.notes[0]
 
 
-def test_lines_of_every_process_count_once() -> None:
+def test_lines_of_all_processes_count_once() -> None:
     ordered = "".join(f"[rank0]: {line}\n[rank1]: {line}\n" for line in PLAIN.splitlines())
     assert len(logs.read_text(ordered, "log").steps) == 101
     assert logs.read_text(ordered, "log").replays == ()
@@ -119,7 +119,7 @@ def test_lines_of_every_process_count_once() -> None:
         "step:3/0 val_loss:nan train_time:nanms",
     ],
 )
-def test_absurd_numbers_are_left_out(line: str) -> None:
+def test_absurd_numbers_are_ignored(line: str) -> None:
     for text in (PLAIN, logsamples.ALL["jaxgpt"], logsamples.llmc(), logsamples.modded()):
         before = logs.read_text(text, "log")
         found = logs.read_text(text + line + "\n", "log")
@@ -154,13 +154,13 @@ def test_tables(separator: str) -> None:
         (logsamples.MARKDOWN, [(12_000, 3.5935, 3.61), (13_500, 3.57, None), (14_500, 3.5696, 3.6415)]),
     ],
 )
-def test_tables_of_other_hands(text: str, expected: list[tuple[int, float, float | None]]) -> None:
+def test_tables_from_other_tools(text: str, expected: list[tuple[int, float, float | None]]) -> None:
     found = logs.read_text(text, "log")
     assert [(e.step, e.val, e.train) for e in found.evaluations if e.val == e.val] == expected
     assert found.format == "table"
 
 
-def test_tokens_turn_into_steps_of_the_batch_that_is_given(tmp_path: Path) -> None:
+def test_tokens_become_steps_of_the_given_batch(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("tokens,val_loss\n1000000,3.6\n2000000,3.5\n")
     assert [e.step for e in logs.read(tmp_path / "log", batch_tokens=1000.0).evaluations] == [1000, 2000]
     found = logs.read(tmp_path / "log")
@@ -169,7 +169,7 @@ def test_tokens_turn_into_steps_of_the_batch_that_is_given(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "hello\nworld\n", "\x00\x01\x02", "a,b\n1,2\n", "{}", "step,val_loss\n"])
-def test_no_known_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_text_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "log").write_text(text)
     assert errors.run(lambda argv: void(logs.read(argv[0])), [str(tmp_path / "log")]) == 3
     said = capsys.readouterr().err
@@ -183,7 +183,7 @@ def void(_: object) -> None:
     pass
 
 
-def test_places_that_are_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_that_are_not_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.log").write_text(PLAIN)
     (tmp_path / "other").mkdir()
@@ -200,7 +200,7 @@ def test_places_that_are_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert caught.value.code == "D042"
 
 
-def test_a_large_file_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_file_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same as in memory, line by line, with chunks that end anywhere."""
     text = "\r\n".join([*PLAIN.splitlines(), "é" * 1000, "\xff", "iter 1010: loss 3.1, time 5.00ms"])
     path = tmp_path / "log"
@@ -221,7 +221,7 @@ def test_a_large_file_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(next(iter(logs.read(path).lines))) == 50
 
 
-def test_records_beyond_what_is_kept_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_records_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collector, "MAX_RECORDS", 50)
     found = logs.read_text(PLAIN, "log")
     assert 25 <= len(found.steps) <= 50
@@ -229,6 +229,6 @@ def test_records_beyond_what_is_kept_are_thinned(monkeypatch: pytest.MonkeyPatch
     assert "dropped" in found.notes[0]
 
 
-def test_mutated_lines_never_do_worse_than_a_typed_error() -> None:
+def test_mutated_logs_raise_typed_errors_only() -> None:
     found = fuzz_logs.run(20_000, seed=3, say=print)
     assert set(logsamples.ALL) | {"D041"} <= set(found)

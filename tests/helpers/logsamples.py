@@ -18,7 +18,7 @@ def loss(step: int) -> float:
     return 3.0 + 7.0 / math.sqrt(1 + step)
 
 
-def ours(steps: int = 60, first: int = 0, config: Config | None = CONFIG) -> list[dict[str, Any]]:
+def jaxgpt_records(steps: int = 60, first: int = 0, config: Config | None = CONFIG) -> list[dict[str, Any]]:
     """Records of one process: a step takes 2 s (the first 30), an evaluation 5 s, a save 1 s, every 20 steps."""
     clock = 1000.0
     records: list[dict[str, Any]] = [{"kind": "start", "time": clock, "step": first, "device": {"kind": "RTX 4070"}}]
@@ -214,7 +214,7 @@ MARKDOWN = """# What my run did
 """
 
 ALL = {
-    "jaxgpt": jsonl(ours()) + jsonl(ours(20, 60)),
+    "jaxgpt": jsonl(jaxgpt_records()) + jsonl(jaxgpt_records(20, 60)),
     "nanogpt": NANOGPT_HEAD + nanogpt(),
     "llmc": llmc(),
     "modded": modded(),

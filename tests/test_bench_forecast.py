@@ -77,11 +77,11 @@ def test_baselines_use_the_schedule(bench: ModuleType) -> None:
 )
 def test_schedule_is_parsed_from_its_description(bench: ModuleType, words: str, expected: Floats) -> None:
     end = 0.1 if "exp" in words or "step" in words or "10%" in words else 0.0
-    np.testing.assert_allclose(sys.modules["curves"]._typed(words, 1000, 0, end), expected, atol=1e-9)
+    np.testing.assert_allclose(sys.modules["curves"]._described(words, 1000, 0, end), expected, atol=1e-9)
 
 
 def test_recorded_curves_are_forecast_within_limits(bench: ModuleType, shared: Path) -> None:
-    curves = [curve for curve in bench.read(shared / "forecast") if curve.core]
+    curves = [curve for curve in bench.read(shared / "forecast" / "curves") if curve.core]
     assert len(curves) == 27
     results = bench.evaluate_forecasts(curves, (0.3, 0.5, 0.7), baselines=False)
     limits = {"cosine": (0.0125, 0.007, 0.005), "wsd": (0.021, 0.014, 0.014)}
@@ -106,7 +106,9 @@ def test_prior_leaves_its_family_out(bench: ModuleType) -> None:
 
 
 def test_shipped_priors_match_the_curves(bench: ModuleType, shared: Path) -> None:
-    for shipped, learned in zip(LAW_VARIANTS, bench.learn([c for c in bench.read(shared / "forecast") if c.core])):
+    for shipped, learned in zip(
+        LAW_VARIANTS, bench.learn([c for c in bench.read(shared / "forecast" / "curves") if c.core])
+    ):
         assert (*shipped.alpha, *shipped.annealing_gain) == pytest.approx(
             (*learned.alpha, *learned.annealing_gain), abs=0.002
         )

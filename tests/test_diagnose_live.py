@@ -209,7 +209,7 @@ def test_a_failing_report_costs_one_warning_only(
     folder = train.train(tiny_config(workspace))
     assert (
         capsys.readouterr().err
-        == "warning: there is no report.html: ZeroDivisionError: division by zero (see it with --debug)\n"
+        == "warning: report.html was not written: ZeroDivisionError: division by zero (see it with --debug)\n"
     )
     assert not folder.report_file.exists()
     assert records(folder, "stop")[-1]["reason"] == "done"

@@ -105,7 +105,7 @@ def _law_inapplicable_reason(run: RunAnalysis, findings: Iterable[Finding]) -> s
 
 
 def _compare_with_target(run: RunAnalysis, forecast: Forecast | None) -> TargetComparison | None:
-    """Compares `--target-loss` with the forecast, or with the scaling law where there is none."""
+    """Compares `--target-loss` with the forecast, or without one, with the scaling law."""
     loss = run.context.target_loss
     if forecast is None and run.law.prediction is not None:
         forecast = gaussian_forecast(run.law.prediction.loss, run.law.prediction.sigma)

@@ -62,7 +62,7 @@ def _loss_figure(diagnosis: Diagnosis) -> Figure:
     losses = diagnosis.analysis.losses
     caption = "Validation loss so far and its forecast: the bands contain 80 % and 95 %."
     if diagnosis.posterior is None:
-        caption = "The losses of the log. There is no forecast."
+        caption = "The losses of the log, without a forecast."
 
     def draw(axes: "Axes") -> None:
         if len(losses.train):

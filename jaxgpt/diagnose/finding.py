@@ -1,8 +1,8 @@
 """A finding of a check: a possible problem, the conditions it rests on, and what to do about it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 Status = Literal["confirmed", "ruled out", "unknown"]
 
@@ -53,6 +53,18 @@ class Finding:
 def unknown(question: str, missing: str, evidence: str = "not measured") -> Condition:
     """A condition that could not be checked, because of what is `missing`."""
     return Condition(question, evidence, None, (), missing)
+
+
+Value = TypeVar("Value")
+
+
+def compare(
+    question: str, value: Value | None, is_true: Callable[[Value], bool], evidence: str, missing: str
+) -> Condition:
+    """Whether a value meets a condition; unknown where it is None. `evidence` is a format string for the value."""
+    if value is None:
+        return unknown(question, missing)
+    return Condition(question, evidence.format(value), is_true(value))
 
 
 def any_of(question: str, conditions: Sequence[Condition]) -> Condition:

@@ -24,7 +24,7 @@ from jaxgpt.runs.log import EARLY_STOP, StopReason
 from jaxgpt.utils import files
 
 STOP_FINDINGS = ("divergence", "severe-overfitting")
-PATIENCE = 2  # evaluations in a row with the same reason to stop: one can be chance
+CONFIRMATIONS = 2  # evaluations in a row with the same reason to stop; one can be chance
 LR_TOLERANCE = 1e-3  # of the peak: how close the learning rate is to its final value
 
 
@@ -87,7 +87,7 @@ class LiveDiagnosis:
         """`reason`, if the last evaluations gave the same one."""
         name = reason.name if reason else ""
         self._previous = [*self._previous, name] if name in self._previous else [name]
-        return reason if len(self._previous) >= PATIENCE else None
+        return reason if len(self._previous) >= CONFIRMATIONS else None
 
 
 def early_stop(diagnosis: Diagnosis) -> EarlyStop | None:
@@ -139,7 +139,7 @@ def write_run_report(folder: RunFolder) -> None:
         path = files.check_report_path("the report", folder.report_file)
         files.write_text(path, html_page(build_report(diagnose_run(folder))))
     except Exception as error:
-        _warn(f"there is no {folder.report_file.name}", error)
+        _warn(f"{folder.report_file.name} was not written", error)
 
 
 @contextmanager

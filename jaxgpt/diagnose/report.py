@@ -12,7 +12,7 @@ from typing import Any
 from jaxgpt.diagnose import backtest, figures, messages
 from jaxgpt.diagnose.completion import CompletionEstimate
 from jaxgpt.diagnose.diagnosis import Diagnosis, missing_inputs
-from jaxgpt.diagnose.finding import Condition, Finding, Recommendation
+from jaxgpt.diagnose.finding import Condition, Finding
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.diagnose.forecast.scenarios import ScenarioForecast
 from jaxgpt.logs.history import History
@@ -152,7 +152,7 @@ def _data(diagnosis: Diagnosis) -> dict[str, Any]:
         "forecast": diagnosis.forecast and _forecast_data(diagnosis.forecast),
         "scenarios": [_scenario_data(scenario) for scenario in diagnosis.scenarios],
         "findings": [_finding_data(finding, history) for finding in diagnosis.findings],
-        "recommendations": [_recommendation_data(item) for item in diagnosis.recommendations],
+        "recommendations": [dataclasses.asdict(item) for item in diagnosis.recommendations],
         "target": target and target._asdict() | {"expected": _forecast_data(target.expected)},
         "backtests": [
             backtest.to_dict(test) | {"forecast": _forecast_data(test.forecast)} for test in diagnosis.backtests
@@ -165,19 +165,13 @@ def _data(diagnosis: Diagnosis) -> dict[str, Any]:
 
 def _completion_data(completion: CompletionEstimate) -> dict[str, Any]:
     trend = completion.trend
-    return {
-        "done": completion.done,
-        "steps_left": completion.steps_left,
-        "seconds": completion.seconds,
-        "low": completion.low,
-        "high": completion.high,
+    unchanged = ("done", "steps_left", "seconds", "low", "high", "counted_from", "notes")
+    return {name: getattr(completion, name) for name in unchanged} | {
         "ends_at": _iso_date(completion.end_time),
-        "counted_from": completion.counted_from,
         "step_time": completion.step_time and completion.step_time._asdict(),
         "breakdown": [part._asdict() for part in completion.breakdown],
         "trend": trend and trend._asdict() | {"change": trend.change},
         "scenarios": [scenario._asdict() for scenario in completion.scenarios],
-        "notes": completion.notes,
     }
 
 
@@ -194,8 +188,8 @@ def _forecast_data(forecast: Forecast) -> dict[str, float]:
 
 
 def _scenario_data(scenario: ScenarioForecast) -> dict[str, Any]:
-    data = {"description": scenario.description, "steps": scenario.steps, "command": scenario.command}
-    return data | _forecast_data(scenario.forecast)
+    data = scenario._asdict()
+    return data | _forecast_data(data.pop("forecast"))
 
 
 def _finding_data(finding: Finding, history: History) -> dict[str, Any]:
@@ -203,14 +197,10 @@ def _finding_data(finding: Finding, history: History) -> dict[str, Any]:
         "id": finding.id,
         "status": finding.status,
         "conditions": [_condition_data(condition, history) for condition in finding.conditions],
-        "recommendations": [_recommendation_data(item) for item in finding.recommendations],
+        "recommendations": [dataclasses.asdict(item) for item in finding.recommendations],
     }
 
 
 def _condition_data(condition: Condition, history: History) -> dict[str, Any]:
     quotes = [quote._asdict() for quote in messages.quote_lines(history, condition.lines)]
     return condition._asdict() | {"lines": quotes}
-
-
-def _recommendation_data(recommendation: Recommendation) -> dict[str, Any]:
-    return dataclasses.asdict(recommendation)

@@ -11,7 +11,7 @@ from jaxgpt.budget.scaling_law import LossPrediction, ScalingQuery
 from jaxgpt.diagnose.analysis.series import Estimate
 from jaxgpt.diagnose.context import RunContext
 
-MAX_CORPUS_SD = 0.10  # nats: the law predicts no level on a corpus whose offset is known less well
+MAX_CORPUS_SD = 0.10  # nats: on a corpus whose offset is known less well, levels cannot be predicted
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LawComparison:
     annealed_val: Callable[[], Estimate | None]
 
     def query_at(self, steps: int) -> ScalingQuery | None:
-        """The law's query for a run like this of `steps` steps; None where its size or batch is unknown."""
+        """The query for a run like this of `steps` steps; None where its size or batch is unknown."""
         context = self.context
         if not context.parameters or not context.tokens_per_step or steps < 1:
             return None
@@ -42,7 +42,7 @@ class LawComparison:
 
     @cached_property
     def query(self) -> ScalingQuery | None:
-        """The law's query for this run at its full length."""
+        """The query for this run at its full length."""
         return self.query_at(self.total_steps)
 
     @cached_property
@@ -60,7 +60,7 @@ class LawComparison:
 
     @cached_property
     def inapplicable_reason(self) -> str:
-        """Why the law predicts no level for this run; empty where it does."""
+        """Why the scaling law does not apply to this run; empty where it does."""
         if self.prediction_now is None:
             return "the run's size or tokens are unknown (--params, --batch-tokens)"
         if self.prediction_now.outside:
@@ -77,7 +77,7 @@ class LawComparison:
 
     @cached_property
     def residual(self) -> Estimate | None:
-        """The loss after annealing minus the predicted loss; None where the law does not apply, or in the warmup."""
+        """The loss after annealing minus the predicted loss; None outside its range, or in the warmup."""
         annealed = self.annealed_val()
         if self.inapplicable_reason or annealed is None or self.prediction_now is None:
             return None

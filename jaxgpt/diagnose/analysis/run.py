@@ -94,7 +94,7 @@ class RunAnalysis:
 
     @cached_property
     def excess_over_epoch1_forecast(self) -> Estimate | None:
-        """The last validation losses minus what a fit to the first epoch predicts; None where there is no such fit."""
+        """The last validation losses minus what a fit to the first epoch predicts; None without such a fit."""
         end = self.first_epoch_steps
         if end is None or self.steps_done <= end:
             return None

@@ -23,6 +23,11 @@ class Estimate(NamedTuple):
     stderr: float
     lines: tuple[int, ...] = ()
 
+    @property
+    def text(self) -> str:
+        """`+0.031 ± 0.004`."""
+        return f"{self.value:+.3f} ± {self.stderr:.3f}"
+
 
 class Series(NamedTuple):
     """Finite values by step, with the numbers of their lines."""

@@ -82,7 +82,7 @@ def _sort_key(finding: Finding, confirmed: Mapping[str, Finding]) -> tuple[int, 
 
 
 def _rank(finding: Finding, confirmed: Mapping[str, Finding]) -> tuple[float, int]:
-    """The cost, at most that of the cause, and how many confirmed causes stand behind the finding."""
+    """The cost, at most that of the cause, and the number of confirmed causes behind it."""
     cost = finding.cost or 0.0
     cause = confirmed.get(CAUSES.get(finding.id, ""))
     if cause is None:

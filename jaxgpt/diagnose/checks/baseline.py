@@ -19,8 +19,7 @@ def is_worse(run: RunAnalysis) -> Condition:
     excess = run.loss_above_baseline
     if excess is None:
         return unknown(question, "a baseline run whose evaluations cover the same steps")
-    evidence = f"{excess.value:+.3f} ± {excess.stderr:.3f}"
-    return Condition(question, evidence, excess.value >= max(MIN_EXCESS, 2 * excess.stderr), excess.lines)
+    return Condition(question, excess.text, excess.value >= max(MIN_EXCESS, 2 * excess.stderr), excess.lines)
 
 
 def is_smaller(run: RunAnalysis) -> Condition:

@@ -35,7 +35,7 @@ def _is_at_expected_level(run: RunAnalysis) -> Condition:
     if residual is None:
         reason = run.law.inapplicable_reason or "no validation loss after the warmup"
         return unknown(question, f"{reason}: a baseline run to compare with (--baseline RUN)")
-    evidence = f"{residual.value:+.3f} ± {residual.stderr:.3f} from the predicted loss"
+    evidence = f"{residual.text} from the predicted loss"
     if run.forecast is not None and run.law.prediction is not None:
         evidence += f"; forecast of the end {run.forecast.mean:.3f}, predicted {run.law.prediction.loss:.3f}"
     return Condition(question, evidence, abs(residual.value) <= MAX_RESIDUAL * residual.stderr, residual.lines)

@@ -10,7 +10,7 @@ ABOVE_LAW = 0.10  # nats: 2.5 sigma of the scaling law, whose own runs, each lef
 UNIGRAM_ENTROPY = 7.6  # nats: of GPT-2 tokens of web text, 7.5 to 7.7
 NEAR_UNIGRAM = 0.3  # nats: a model that learns anything from context is further below within some hundred steps
 MIN_STEPS = 100  # before a loss can be called stuck
-LEARNED = 2.0  # nats that the loss has fallen: it has learned more than unigrams, whatever their entropy
+LEARNED = 2.0  # nats of decrease that show learning beyond unigrams, whatever their entropy
 LONG_WARMUP = 0.35  # of the run
 SCHEDULE_MISMATCH = 0.05  # of the run by which the end of the schedule may differ from the end of the run
 SMALL_WARMUP = 0.5  # of the baseline run's
@@ -133,7 +133,7 @@ def _is_above_law(run: RunAnalysis) -> Condition:
     if residual is None:
         reason = run.law.inapplicable_reason or "no validation loss after the warmup"
         return unknown(question, f"{reason}: a baseline run to compare with (--baseline RUN)", "")
-    evidence = f"{residual.value:+.3f} ± {residual.stderr:.3f} from the predicted loss"
+    evidence = f"{residual.text} from the predicted loss"
     return Condition(question, evidence, residual.value > ABOVE_LAW, residual.lines)
 
 

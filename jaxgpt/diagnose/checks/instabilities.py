@@ -239,7 +239,7 @@ def _repeats_text(run: RunAnalysis, resumes: list[int]) -> Condition:
     question = "text is repeated after it, or the loss jumps there"
     jumps = [(step, _loss_jump(run.losses.train, step)) for step in resumes]
     measured = [(step, jump) for step, jump in jumps if jump is not None]
-    shown = [f"{jump.value:+.3f} ± {jump.stderr:.3f} at step {step:,}" for step, jump in measured]
+    shown = [f"{jump.text} at step {step:,}" for step, jump in measured]
     if run.history.traits.repeats_data_on_resume:
         reason = "nanoGPT draws the batches of its start again after a resume"
         return Condition(question, "; ".join([reason, *shown]), True)

@@ -31,7 +31,7 @@ class LargerModel(NamedTuple):
 def for_same_flops(run: RunAnalysis) -> LargerModel | None:
     """The best model for as many FLOPs within the scaling law's range, or one of the baseline run's size.
 
-    None where the config is unknown or the law does not apply.
+    None where the config is unknown or the scaling law does not apply.
     """
     if run.baseline is not None:
         return _as_large_as_baseline(run)
@@ -70,7 +70,7 @@ def _predict(run: RunAnalysis, config: Config) -> LossPrediction:
 
 
 def _best_config(run: RunAnalysis, config: Config) -> Config | None:
-    """The config of a standard shape with the lowest predicted loss for the run's 6 N D within the law's range."""
+    """The config of a standard shape with the lowest predicted loss for the run's 6 N D, within the fitted range."""
     predicted = ((_predict(run, candidate), candidate) for candidate in _candidates(run, config))
     inside = [(prediction.loss, candidate) for prediction, candidate in predicted if not prediction.outside]
     return min(inside, key=lambda pair: pair[0])[1] if inside else None

@@ -213,7 +213,7 @@ def evaluate_on_more_tokens(run: RunAnalysis) -> list[Recommendation]:
 
 
 def fix_hyperparameters(run: RunAnalysis) -> list[Recommendation]:
-    """A recommendation for each fault that was found; a comparison with a baseline run if there is none."""
+    """A recommendation for each fault; without any fault, a comparison with a baseline run."""
     recommended = list[Recommendation]()
     if faults.has_mismatched_schedule(run).result:
         command = _command(run, {"optim": {"decay_steps": None}}, "full-decay")

@@ -5,7 +5,7 @@ import math
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.gap import Gap
 from jaxgpt.diagnose.checks import baseline
-from jaxgpt.diagnose.finding import Condition, Finding, any_of, unknown
+from jaxgpt.diagnose.finding import Condition, Finding, any_of, compare, unknown
 from jaxgpt.utils.stats import Z80
 
 # datablations (Muennighoff et al., 2023): 2.8B runs of 2/3/4/5/7/14/44 epochs end with an excess gap of .011/.023/.042/
@@ -47,40 +47,32 @@ def repetition_risk(run: RunAnalysis) -> Finding:
     """Confirmed if the repetition law predicts a cost by the end of the run."""
     epochs = run.context.epochs(run.total_steps)
     question = "text will be read more than once by the end"
-    repeats = unknown(question, TOKENS)
-    if epochs is not None:
-        repeats = Condition(question, f"{epochs:.2f} epochs at step {run.total_steps:,}", epochs > 1)
-    cost = run.law.repetition_cost(run.total_steps)
+    evidence = f"{{:.2f}} epochs at step {run.total_steps:,}"
+    repeats = compare(question, epochs, lambda epochs: epochs > 1, evidence, TOKENS)
     question = f"the repetition law predicts that it costs more than {MIN_DAMAGE:g} nats by then"
-    costs = unknown(question, SIZE_AND_TOKENS)
-    if cost is not None:
-        costs = Condition(question, f"{cost:.4f} nats, times or divided by 1.7", cost > MIN_DAMAGE)
+    evidence = "{:.4f} nats, times or divided by 1.7"
+    cost = run.law.repetition_cost(run.total_steps)
+    costs = compare(question, cost, lambda cost: cost > MIN_DAMAGE, evidence, SIZE_AND_TOKENS)
     return Finding(id="repetition-risk", conditions=(repeats, costs), cost=cost)
 
 
 def missing_regularization(run: RunAnalysis) -> Finding:
     """Confirmed if a run overfits with little weight decay."""
-    decay = run.context.weight_decay
     question = f"weight decay is {LIGHT_DECAY:g} or less"
-    is_light = unknown(question, "the weight decay: --config NAME")
-    if decay is not None:
-        is_light = Condition(question, f"weight decay {decay:g}", decay <= LIGHT_DECAY)
+    missing = "the weight decay: --config NAME"
+    decay = run.context.weight_decay
+    is_light = compare(question, decay, lambda decay: decay <= LIGHT_DECAY, "weight decay {:g}", missing)
     conditions = (*_overfitting_conditions(run), is_light)
     return Finding(id="missing-regularization", conditions=conditions, cost=RECOVERABLE * _cost(run))
 
 
 def unneeded_dropout(run: RunAnalysis) -> Finding:
     """Confirmed if dropout is on although the run reads its text few times and does not overfit."""
-    dropout = run.context.dropout
-    question = "dropout is on"
-    is_on = unknown(question, "the dropout: --config NAME")
-    if dropout is not None:
-        is_on = Condition(question, f"dropout {dropout:g}", dropout > 0)
+    missing = "the dropout: --config NAME"
+    is_on = compare("dropout is on", run.context.dropout, lambda dropout: dropout > 0, "dropout {:g}", missing)
     epochs = run.context.epochs(run.total_steps)
     question = f"the whole run reads its text fewer than {FEW_EPOCHS:g} times"
-    repeats_little = unknown(question, TOKENS)
-    if epochs is not None:
-        repeats_little = Condition(question, f"{epochs:.2f} epochs", epochs < FEW_EPOCHS)
+    repeats_little = compare(question, epochs, lambda epochs: epochs < FEW_EPOCHS, "{:.2f} epochs", TOKENS)
     return Finding(id="unneeded-dropout", conditions=(is_on, repeats_little, _gap_is_constant(run, epochs)))
 
 
@@ -129,10 +121,8 @@ def _cost(run: RunAnalysis) -> float:
 
 def _is_repeated(run: RunAnalysis) -> Condition:
     question = "text has been read more than once"
-    epochs = run.epochs
-    if epochs is None:
-        return unknown(question, TOKENS)
-    return Condition(question, f"{epochs:.2f} epochs at step {run.steps_done:,}", epochs > 1)
+    evidence = f"{{:.2f}} epochs at step {run.steps_done:,}"
+    return compare(question, run.epochs, lambda epochs: epochs > 1, evidence, TOKENS)
 
 
 def _gap_has_grown(run: RunAnalysis) -> Condition:
@@ -165,7 +155,7 @@ def _describe_gap(gap: Gap) -> str:
 
 
 def _has_cost_loss(run: RunAnalysis) -> Condition:
-    """Whether repetition has cost validation loss: by the baseline run, the curve, the forecast or the law."""
+    """Whether repetition has cost validation loss: by the baseline run, the curve or the repetition law."""
     if run.baseline is not None:
         return baseline.is_worse(run)
     question = f"it has cost at least {MIN_DAMAGE:g} nats of validation loss"
@@ -202,7 +192,7 @@ def _exceeds_epoch1_forecast(run: RunAnalysis) -> Condition:
     excess = run.excess_over_epoch1_forecast
     if excess is None:
         return unknown(question, "more evaluations within the first epoch", "")
-    evidence = f"validation is {excess.value:+.3f} ± {excess.stderr:.3f} from the forecast of epoch 1"
+    evidence = f"validation is {excess.text} from the forecast of epoch 1"
     return Condition(question, evidence, excess.value >= max(MIN_DAMAGE, Z80 * excess.stderr), excess.lines)
 
 

@@ -46,6 +46,10 @@ PAUSE = 0.1  # seconds between turns; OpenMP threads spin for some milliseconds 
 RESAMPLINGS = 2000
 
 
+class SideError(ConfigError):
+    """A side of the comparison ended early (C063)."""
+
+
 class Side:
     """A side that runs in its own process."""
 
@@ -95,13 +99,13 @@ class Side:
             raise ConfigError(*answer["error"])
         return answer
 
-    def _failed(self) -> ConfigError:
-        """A `ConfigError` C063 with the last line of the process's output."""
+    def _failed(self) -> "SideError":
+        """The error with the last line of the process's output."""
         self._process.wait()
         self._log.seek(0)
         lines = self._log.read().split("\n")
         last_line = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
-        return ConfigError("C063", f"{self.name} ended with status {self._process.returncode}: {last_line}", "--debug")
+        return SideError("C063", f"{self.name} ended with status {self._process.returncode}: {last_line}", "--debug")
 
 
 def orders(options: argparse.Namespace, config: Config) -> dict[str, Order]:
@@ -145,8 +149,8 @@ def record_failure(failed: dict[str, str], name: str) -> Iterator[None]:
     """Records why another side ended (C063), such as out of memory; an error of jaxgpt's side is raised."""
     try:
         yield
-    except ConfigError as error:
-        if name == "jaxgpt" or error.code != "C063":
+    except SideError as error:
+        if name == "jaxgpt":
             raise
         failed[name] = error.message
 

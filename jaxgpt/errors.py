@@ -1,33 +1,36 @@
-"""What a user sees when something is wrong: one sentence with the value and the place, and what to do next.
+"""Errors for the user: one sentence with the value and where it is, what to do next, a code and an exit status.
 
-Every error has a code whose letter gives the exit status, so that scripts can tell a bad configuration from bad
-data. `run` is the one place where errors become text and exit codes; it knows nothing about any command.
+`jaxgpt/error_codes.toml` lists every code with its class, exit status and documentation (docs/errors.md). `run` is the
+one place where errors become text and exit statuses; it knows no command.
 """
 
+import errno
 import io
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Self
 
-EXIT_STATUS = {"C": 2, "D": 3, "K": 4, "N": 5, "H": 6, "S": 7}
+EXIT_STATUS = {"C": 2, "D": 3, "K": 4, "N": 5, "S": 7}  # by the first letter of the code
 PREEMPTED = 75
 INTERRUPTED = 130
-GENTLER = "go on from the last checkpoint with a lower --optim.learning-rate, under a new --run.name with --fork"
-FOR_A_GPU = (
-    "pip install 'jaxgpt[cuda13]', or cuda12 for drivers below 580; python -m jaxgpt.doctor says what is missing"
-)
+STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+LOWER_LR_HELP = "continue from the last checkpoint with a lower --optim.learning-rate: --run.name NEW --fork RUN"
+GPU_HELP = "pip install 'jaxgpt[cuda13]', or cuda12 for drivers below 580; python -m jaxgpt.doctor says what is missing"
 
 
 class JaxgptError(Exception):
-    """An error that its reader can mend.
+    """An error that the user can fix.
 
-    `code` is a letter and three digits: C config or command line, D data, K checkpoint, N not finite, H hang, S
-    storage. `message` says what is wrong, with the value and the place; `help` says what to do next.
+    `code` is a letter and three digits: C config or command line, D data, K checkpoint, N not finite, S storage.
+    `message` says what is wrong, with the value and where it is; `help` says what to do next.
     """
 
     def __init__(self, code: str, message: str, help: str = "") -> None:
         super().__init__(code, message, help)
-        self.code, self.message, self.help = code, message, help
+        self.code = code
+        self.message = message
+        self.help = help
 
     def __str__(self) -> str:
         text = f"error[{self.code}]: {printable(self.message)}"
@@ -35,7 +38,13 @@ class JaxgptError(Exception):
 
     @property
     def exit_status(self) -> int:
+        """The exit status of a command that ends with this error."""
         return EXIT_STATUS[self.code[0]]
+
+    def replace(self, *, message: str | None = None, help: str | None = None) -> Self:
+        """The same error with another message or help."""
+        new_message = self.message if message is None else message
+        return type(self)(self.code, new_message, self.help if help is None else help)
 
 
 class ConfigError(JaxgptError):
@@ -46,12 +55,20 @@ class DataError(JaxgptError):
     """Token data that cannot be used (exit status 3)."""
 
 
+class NoShardsError(DataError):
+    """A folder without token shards (D002)."""
+
+
+class NoLogError(DataError):
+    """There is no run or log of that name (D043)."""
+
+
 class CheckpointError(JaxgptError):
     """A checkpoint or run folder that does not fit (exit status 4)."""
 
 
 class NonFiniteError(JaxgptError):
-    """A loss, or what a model says, that became NaN or infinite (exit status 5)."""
+    """A loss, or a model's output, that became NaN or infinite (exit status 5)."""
 
 
 class StorageError(JaxgptError):
@@ -59,26 +76,30 @@ class StorageError(JaxgptError):
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and everything that it had is saved. `status` is the exit status."""
+    """The run was asked to stop, and everything is saved. `status` is the exit status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
-        self.message, self.status = message, status
+        self.message = message
+        self.status = status
 
 
 def printable(text: str) -> str:
-    """`text` with control characters escaped, so that a file name cannot drive the reader's terminal."""
+    """`text` with control characters escaped, so that a file name cannot control the user's terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status. `--debug` shows tracebacks instead of sentences."""
+    """Runs a command, prints its error if it has one, and returns its exit status.
+
+    With `--debug` among the arguments errors keep their tracebacks; other exceptions than those for the user always do.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without our signs is no reason to say nothing
+        sys.stdout.reconfigure(errors="backslashreplace")  # for locales without signs such as → and ±
     try:
-        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # so it was while modules were imported
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # jaxgpt/__init__.py sets it while modules are imported
             signal.signal(signal.SIGINT, signal.default_int_handler)
         main([argument for argument in arguments if argument != "--debug"])
     except BaseException as error:
@@ -89,21 +110,30 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 
 def _report(error: BaseException) -> int:
+    """Prints an error for the user and returns its exit status; raises any other exception."""
     if isinstance(error, JaxgptError):
-        return _say(str(error), error.exit_status)
+        return _print_error(str(error), error.exit_status)
     if isinstance(error, Stopped):
-        return _say(error.message, error.status)
+        return _print_error(error.message, error.status)
     if isinstance(error, KeyboardInterrupt):
-        return _say("interrupted", INTERRUPTED)
+        return _print_error("interrupted", INTERRUPTED)
     if isinstance(error, BrokenPipeError):
-        sys.stdout = None  # the reader of our output is gone: nothing left to flush to
+        sys.stdout = None  # nobody reads the output any more: nothing is left to flush
         return 0
-    if isinstance(error, OSError) and error.strerror:
-        place = f": {error.filename}" if error.filename else ""
-        return _say(str(StorageError("S009", f"{error.strerror}{place}", "mend this path and run again")), 7)
+    if isinstance(error, OSError) and is_storage_problem(error):
+        path = f": {error.filename}" if error.filename else ""
+        storage_error = StorageError("S009", f"{error.strerror}{path}", "fix this file, folder or disk, and run again")
+        return _print_error(str(storage_error), storage_error.exit_status)
     raise error
 
 
-def _say(text: str, status: int) -> int:
+def is_storage_problem(error: OSError) -> bool:
+    """True for an error of a file or disk, which the user can fix; False for one of memory, or of a bug."""
+    if error.strerror is None or error.errno == errno.ENOMEM:
+        return False
+    return error.filename is not None or error.errno in STORAGE_ERRNOS
+
+
+def _print_error(text: str, status: int) -> int:
     print(text, file=sys.stderr)
     return status

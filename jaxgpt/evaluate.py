@@ -7,7 +7,7 @@ from jaxgpt import errors
 from jaxgpt.config.options import Parser
 from jaxgpt.data import dataset as datasets
 from jaxgpt.data.dataset import TokenDataset
-from jaxgpt.errors import CheckpointError, DataError
+from jaxgpt.errors import CheckpointError, NoShardsError
 from jaxgpt.runs.folder import find_run
 
 DESCRIPTION = (
@@ -51,9 +51,8 @@ def main(argv: Sequence[str]) -> None:
 def _open_dataset(path: str) -> TokenDataset:
     try:
         return datasets.open_folder(path)
-    except DataError as error:
-        help = "--data DIR names their folder, if they were moved" if error.code == "D002" else error.help
-        raise DataError(error.code, error.message, help) from error
+    except NoShardsError as error:
+        raise error.replace(help="--data DIR names their folder, if they were moved") from error
 
 
 if __name__ == "__main__":

@@ -84,6 +84,12 @@ def test_mistakes_are_answered_before_jax_is_loaded(tmp_path: Path) -> None:
     mistakes = {
         "trian": (["trian"], 2, "did you mean 'jaxgpt train'?"),
         "run of diagnose": (["diagnose", "none"], 3, "D043]"),
+        "config of train": (["train", "quickstrat"], 2, "C001]: config 'quickstrat' not found"),
+        "no config of train": (["train", "--run.steps", "30"], 2, "C006]: no config is given"),
+        "option of train": (["train", "quickstart", "--n_layer", "x"], 2, "C007]: model.n_layer = 'x'"),
+        "fork of train": (["train", "quickstart", "--fork", "none"], 2, "C024]: no run in 'none'"),
+        "run of sample": (["sample", "none"], 2, "C024]: no run in 'none'"),
+        "run of evaluate": (["evaluate", "none"], 2, "C024]: no run in 'none'"),
         "config of budget": (["budget", "quickstrat"], 2, "C001]: config 'quickstrat' not found"),
         "no config of budget": (["budget", "--json"], 2, "C006]: no config is given"),
         "folder of audit": (["audit", "none"], 3, "D002]: no token shards in 'none'"),
@@ -103,7 +109,7 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     "module",
     [
-        *(f"jaxgpt.{verb}" for verb in ("prepare", "audit", "budget", "diagnose", "doctor")),
+        *(f"jaxgpt.{verb}" for verb in cli.VERBS),
         *("jaxgpt", "jaxgpt.cli", "jaxgpt.config.command_line", "jaxgpt.config.model_size", "jaxgpt.config.schedule"),
         *("jaxgpt.data.dataset", "jaxgpt.logs", "jaxgpt.diagnose.context", "jaxgpt.budget.plan"),
     ],

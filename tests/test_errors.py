@@ -3,6 +3,7 @@
 Each case goes through the real command; where a process of its own would see no more, it runs in this one.
 """
 
+import errno
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import jaxgpt
 from jaxgpt import errors, train
 from jaxgpt.config import sections
 from jaxgpt.config.fields import field_types
-from jaxgpt.errors import JaxgptError, StorageError, printable
+from jaxgpt.errors import JaxgptError, NoShardsError, StorageError, printable
 
 Refused = Callable[..., str]
 
@@ -282,9 +283,7 @@ def test_a_gpu_that_is_not_there_is_an_error_however_jax_was_told(
 # --- the words themselves --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("code", "status"), [("C001", 2), ("D001", 3), ("K001", 4), ("N001", 5), ("H001", 6), ("S001", 7)]
-)
+@pytest.mark.parametrize(("code", "status"), [("C001", 2), ("D001", 3), ("K001", 4), ("N001", 5), ("S001", 7)])
 def test_the_letter_of_a_code_is_its_status(capsys: pytest.CaptureFixture[str], code: str, status: int) -> None:
     assert errors.run(failing(JaxgptError(code, "what", "how")), []) == status
     assert capsys.readouterr().err == f"error[{code}]: what\n  help: how\n"
@@ -303,6 +302,29 @@ def test_an_error_of_the_system_is_a_storage_error_with_its_path(capsys: pytest.
     assert capsys.readouterr().err.startswith("error[S009]: No space left on device: runs/a/config.json\n")
 
 
+def test_os_error_of_memory_or_a_bug_keeps_its_traceback() -> None:
+    for bug in (OSError(errno.ENOMEM, "Cannot allocate memory"), OSError(errno.EBADF, "Bad file descriptor")):
+        with pytest.raises(OSError, match=bug.strerror):
+            errors.run(failing(bug), [])
+    with pytest.raises(OSError, match="Cannot allocate"):
+        errors.run(failing(OSError(errno.ENOMEM, "Cannot allocate memory", "shard.bin")), [])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT])
+def test_full_or_forbidden_disk_needs_no_file_name(capsys: pytest.CaptureFixture[str], number: int) -> None:
+    assert errors.run(failing(OSError(number, os.strerror(number))), []) == 7
+    assert capsys.readouterr().err.startswith(f"error[S009]: {os.strerror(number)}\n")
+
+
+def test_replaced_error_keeps_class_and_code() -> None:
+    error = NoShardsError("D002", "no shards", "make some")
+    assert (type(error.replace(help="x")), str(error.replace(help="x"))) == (
+        NoShardsError,
+        "error[D002]: no shards\n  help: x",
+    )
+    assert str(error.replace(message="y")) == "error[D002]: y\n  help: make some"
+
+
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(StorageError):
         errors.run(failing(StorageError("S001", "what")), ["--debug"])
@@ -318,15 +340,22 @@ def test_names_cannot_drive_the_terminal() -> None:
     assert "\x1b" not in str(JaxgptError("D002", "no token shards in '\x1b]0;pwned\x07'", "\x1b[2J"))
 
 
-@pytest.mark.parametrize("verb", ["train", "budget"])
-def test_interrupt_while_a_command_imports_shows_no_traceback(tmp_path: Path, verb: str) -> None:
-    heavy = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
-    (tmp_path / "jax.py").write_text(heavy)  # stands before the real ones on the path
-    (tmp_path / "numpy.py").write_text(heavy)
+@pytest.mark.parametrize(
+    ("verb", "module", "status", "words"),
+    [
+        ("train", "argparse", -signal.SIGINT, ""),  # before `errors.run`, where Python would print a traceback
+        ("train", "jax", 130, "interrupted\n"),
+        ("budget", "numpy", 130, "interrupted\n"),
+    ],
+)
+def test_interrupt_while_a_command_imports_shows_no_traceback(
+    tmp_path: Path, verb: str, module: str, status: int, words: str
+) -> None:
+    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / f"{module}.py").write_text(kill)  # found on the path before the real one
     paths = os.pathsep.join([str(tmp_path), str(Path(jaxgpt.__file__).parents[1])])
-    done = interruptible([sys.executable, "-m", f"jaxgpt.{verb}"], paths)
-    assert done.stdout == ""
-    assert (done.returncode, done.stderr) in [(-signal.SIGINT, ""), (130, "interrupted\n")]
+    done = interruptible([sys.executable, "-m", f"jaxgpt.{verb}", "quickstart"], paths)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", words)
 
 
 def interruptible(command: list[str], paths: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from jaxgpt.budget.plan import Calibration
 from jaxgpt.budget.scaling_law import Corpus
 from jaxgpt.budget.step_time import StepTime
 from jaxgpt.config import Config, schedule
-from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.errors import ConfigError, DataError, NoLogError
 
 FINISHED_SD = 0.010  # nats
 RUNNING_SD = 0.026  # nats: the uncertainty of the annealing gain (see LAW.undecayed_lr)
@@ -40,9 +40,10 @@ def read_record(path: str) -> RunRecord:
     """The record of the run or log at `path`. Raises `ConfigError` C043 if it has neither step times nor losses."""
     try:
         history = logs.read(path)
+    except NoLogError as error:
+        raise ConfigError("C043", f"there is no run or log at {path!r}", error.help) from error
     except DataError as error:
-        what = f"there is no run or log at {path!r}" if error.code == "D043" else f"'{path}' holds no step of a run"
-        raise ConfigError("C043", what, error.help) from error
+        raise ConfigError("C043", f"'{path}' has no step of a run", error.help) from error
     steps = history.steps[WARMUP_RECORDS:] if history.traits.is_jaxgpt_run else history.steps
     seconds = tuple(step.seconds for step in steps if step.step_only and step.seconds is not None)
     evaluations = []

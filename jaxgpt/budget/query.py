@@ -13,7 +13,7 @@ from jaxgpt.budget.scaling_law import CORPORA, Corpus, Recipe, ScalingQuery
 from jaxgpt.config import Config, Optim, schedule
 from jaxgpt.config.model_size import parameters
 from jaxgpt.data import manifest
-from jaxgpt.errors import ConfigError, DataError, JaxgptError
+from jaxgpt.errors import ConfigError, DataError, NoShardsError
 
 AUDIT = "audit.json"
 FITTED_BATCH = (2**17, 2**21)  # tokens per step of the fitted runs
@@ -126,7 +126,7 @@ def count_tokens(folder: Path, block: int) -> TokenCount:
             check_length(count, block)
             return TokenCount(unique=count, raw=count, source=f"the size of the token files in {folder}")
         help = f"python -m jaxgpt.prepare SOURCE --out {folder}, or --unique-tokens N"
-        raise DataError("D002", f"no {manifest.FILE_NAME} in '{folder}'", help)
+        raise NoShardsError("D002", f"no {manifest.FILE_NAME} in '{folder}'", help)
     split = manifest.read_manifest(folder).splits.get("train")
     raw = float(split.tokens if split else 0)
     check_length(raw, block)
@@ -175,9 +175,8 @@ def available_tokens(config: Config, unique: float | None, folder: Path | None) 
         return count_tokens(folder, block)
     try:
         return count_tokens(Path(config.data.path), block)
-    except JaxgptError as error:
-        if error.code != "D002":
-            raise
+    except NoShardsError:
+        pass
     if config.data.unique_tokens is not None:
         stated = float(config.data.unique_tokens)
         return TokenCount(unique=stated, raw=stated, source="data.unique_tokens")

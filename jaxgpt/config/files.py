@@ -28,7 +28,7 @@ def load_config(name: str | Path) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError("C002", f"{path} is not a text file ({error.reason} at byte {error.start})") from error
     except ConfigError as error:
-        raise ConfigError(error.code, f"{error.message} ({path}:{_line(error, str(path))})", error.help) from error
+        raise error.replace(message=f"{error.message} ({path}:{_line(error, str(path))})") from error
     except Exception as error:
         message = f"{path}:{_line(error, str(path))}: {type(error).__name__}: {error}"
         raise ConfigError("C004", message, "fix the file") from error

@@ -22,7 +22,7 @@ from jaxgpt import _loader
 from jaxgpt.data import audit_files, manifest, tokenizer
 from jaxgpt.data.manifest import Manifest
 from jaxgpt.data.tokenizer import Tokenizer
-from jaxgpt.errors import ConfigError, DataError, JaxgptError, StorageError
+from jaxgpt.errors import ConfigError, DataError, JaxgptError, NoShardsError, StorageError
 
 ProgressCallback = Callable[[int, int], object]
 REFETCH_HELP = "fetch or prepare the folder again"
@@ -137,18 +137,18 @@ def open_folder(path: str | Path) -> TokenDataset:
     return _open_llmc(folder)
 
 
-def _no_shards_error(folder: Path) -> DataError:
+def _no_shards_error(folder: Path) -> NoShardsError:
     """D002 with a command that would make the shards, from the folder's own parquet files if it has some."""
     is_folder = folder.is_dir()
     if folder.exists() and not is_folder:
-        return DataError("D002", f"no token shards in '{folder}': it is a file", "name the folder that holds them")
+        return NoShardsError("D002", f"no token shards in '{folder}': it is a file", "name the folder that holds them")
     source = "SOURCE"
     out = str(folder)
     if is_folder and any(folder.glob("*.parquet")):
         source = f"'{folder}/*.parquet'"
         out = f"{out.rstrip('/')}-tokens"
     help = f"python -m jaxgpt.prepare {source} --out {out} --val-tokens 10e6"
-    return DataError("D002", f"no token shards in '{folder}'", help)
+    return NoShardsError("D002", f"no token shards in '{folder}'", help)
 
 
 def _open_with_manifest(folder: Path, entry: Manifest) -> TokenDataset:
@@ -168,7 +168,7 @@ def _open_manifest_split(folder: Path, whole: Manifest, name: str) -> Split:
     """Opens a split and compares the lengths and the type of its files with the manifest."""
     entry = whole.splits[name]
     if not entry.shards:
-        raise DataError("D002", f"no token shards in '{folder}' for {name}", REFETCH_HELP)
+        raise NoShardsError("D002", f"no token shards in '{folder}' for {name}", REFETCH_HELP)
     split = _open_split([folder / shard.name for shard in entry.shards], whole.settings.layout == "nanogpt")
     for (path, tokens), shard in zip(split.shards.shards, entry.shards, strict=True):
         if tokens != shard.tokens:

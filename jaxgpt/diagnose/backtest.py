@@ -313,7 +313,7 @@ def _locked(folder: RunFolder) -> Iterator[None]:
         try:
             stack.enter_context(folder.lock())
         except StorageError as error:
-            raise StorageError(error.code, error.message, "start the backtest when the run has stopped") from error
+            raise error.replace(help="start the backtest when the run has stopped") from error
         yield
 
 

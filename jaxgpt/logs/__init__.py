@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxgpt.errors import DataError
+from jaxgpt.errors import DataError, NoLogError
 from jaxgpt.logs import buildnanogpt, jaxgpt_log, llmc, modded, nanochat, nanogpt, table
 from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.history import History
@@ -120,7 +120,7 @@ def _find_log(path: Path) -> Path:
             return candidate
         if candidate.exists():
             raise DataError("D045", f"'{candidate}' is not a regular file", "save it in a file, or pipe it: diagnose -")
-    raise DataError("D043", f"there is no run or log at '{path}'", _suggest(path))
+    raise NoLogError("D043", f"there is no run or log at '{path}'", _suggest(path))
 
 
 def _log_in(folder: Path) -> Path:

@@ -128,7 +128,7 @@ def _add_resume_hint(error: BaseException, staging: StagingDir) -> BaseException
     if isinstance(error, KeyboardInterrupt):
         return errors.Stopped(f"interrupted: {RESUME_HINT}", errors.INTERRUPTED)
     assert isinstance(error, JaxgptError)
-    return type(error)(error.code, error.message, f"{error.help}; then {RESUME_HINT}" if error.help else RESUME_HINT)
+    return error.replace(help=f"{error.help}; then {RESUME_HINT}" if error.help else RESUME_HINT)
 
 
 def _check_settings(settings: PrepareSettings, tokenizer: str, sources: int) -> None:

@@ -23,7 +23,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from jaxgpt.config import Config, Run
 from jaxgpt.data import tokenizer
 from jaxgpt.data.tokenizer import Tokenizer
-from jaxgpt.errors import GENTLER, CheckpointError, NonFiniteError, StorageError
+from jaxgpt.errors import LOWER_LR_HELP, CheckpointError, NonFiniteError, StorageError
 from jaxgpt.model import backend
 from jaxgpt.runs.folder import CheckpointRef
 from jaxgpt.training import optimizer as optim
@@ -267,7 +267,7 @@ def _check_finite(step: int, tree: dict[str, Any]) -> None:
     finite = jax.device_get(_all_finite(tree))
     bad_name = next((name for name, is_finite in finite.items() if not is_finite), None)
     if bad_name:
-        raise NonFiniteError("N001", f"{bad_name} is not finite after step {step}: it was not saved", GENTLER)
+        raise NonFiniteError("N001", f"{bad_name} is not finite after step {step}: it was not saved", LOWER_LR_HELP)
 
 
 @jax.jit

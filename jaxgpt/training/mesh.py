@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgpt.config import Mesh as MeshConfig
-from jaxgpt.errors import FOR_A_GPU, ConfigError
+from jaxgpt.errors import GPU_HELP, ConfigError
 
 
 def make_mesh(config: MeshConfig, micro_batch: int) -> Mesh:
@@ -53,7 +53,7 @@ def _devices(platform: str) -> list[jax.Device]:
         return jax.devices() if platform == "auto" else jax.devices(platform)
     except (RuntimeError, AssertionError) as error:
         message = f"{platform.upper()} asked for, JAX sees only: {_visible_platforms()}"
-        raise ConfigError("C020", message, FOR_A_GPU) from error
+        raise ConfigError("C020", message, GPU_HELP) from error
 
 
 def _visible_platforms() -> str:

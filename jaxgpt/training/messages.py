@@ -9,7 +9,7 @@ from jaxgpt.config import Config
 from jaxgpt.config.model_size import non_embedding_parameters, parameters
 from jaxgpt.data.dataset import TokenDataset
 from jaxgpt.data.entropy import unigram_entropy
-from jaxgpt.errors import FOR_A_GPU
+from jaxgpt.errors import GPU_HELP
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.log import StopReason
 from jaxgpt.training import jax_setup
@@ -35,7 +35,7 @@ def startup_banner(config: Config, dataset: TokenDataset, mesh: Mesh, folder: Ru
         f"run: {folder.path}, {start}, {config.run.steps:,} steps",
     ]
     if config.mesh.device == "auto" and devices[0].platform == "cpu" and jax_setup.has_gpu_driver():
-        lines.append(f"note: there is an NVIDIA GPU here that JAX does not see: {FOR_A_GPU}")
+        lines.append(f"note: there is an NVIDIA GPU here that JAX does not see: {GPU_HELP}")
     if epochs > MANY_EPOCHS:
         lines.append(f"warning: more than {MANY_EPOCHS} epochs are planned; repeated tokens have diminishing returns")
     lines += [f"note: {note}" for note in dataset.notes]

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token
-from jaxgpt.errors import GENTLER, NonFiniteError
+from jaxgpt.errors import LOWER_LR_HELP, NonFiniteError
 from jaxgpt.runs.log import RunLog, warn
 from jaxgpt.training.optimizer import schedule
 from jaxgpt.training.records import Display, LossForecast, Scores, StepRecord
@@ -168,7 +168,7 @@ def _check_finite(record: StepRecord) -> None:
     name = next((name for name, value in values.items() if not math.isfinite(value)), None)
     if name:
         what = f"the {name} of step {record.step} is not finite (loss {record.loss}, norm {record.grad_norm})"
-        raise NonFiniteError("N001", what, GENTLER)
+        raise NonFiniteError("N001", what, LOWER_LR_HELP)
 
 
 def _open_tensorboard(folder: Path) -> Any:

@@ -14,7 +14,7 @@ import jaxgpt
 from jaxgpt.config import Config
 from jaxgpt.data import dataset as datasets
 from jaxgpt.data.dataset import TokenDataset
-from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.errors import ConfigError, NoShardsError
 from jaxgpt.prepare.pipeline import prepare
 from jaxgpt.runs.folder import CheckpointRef, RunFolder
 from jaxgpt.runs.log import DONE, RunLog, StopReason, read_stop_reason
@@ -121,8 +121,8 @@ def _open_or_prepare(config: Config) -> TokenDataset:
     settings = config.data
     try:
         return datasets.open_folder(settings.path)
-    except DataError as error:
-        if error.code != "D002" or not settings.sources:
+    except NoShardsError:
+        if not settings.sources:
             raise
     prepare(
         settings.sources,

@@ -19,7 +19,7 @@ from jaxgpt.config.model_size import parameters
 from jaxgpt.diagnose.context.facts import Fact, Source, nonnegative, resolve, step_count
 from jaxgpt.diagnose.context.schedule import ScheduleResolver
 from jaxgpt.diagnose.options import Options
-from jaxgpt.errors import JaxgptError
+from jaxgpt.errors import JaxgptError, NoShardsError
 from jaxgpt.logs.history import History
 
 GPT2_VOCAB_SIZE = 50304  # rows of nanoGPT's embedding where its log does not contain them
@@ -207,9 +207,9 @@ def _data_tokens(history: History) -> tuple[float | None, str]:
         return None, ""
     try:
         return query.count_tokens(Path(history.config.data.path), history.config.model.block_size).unique, ""
+    except NoShardsError:
+        return None, ""
     except JaxgptError as error:
-        if error.code == "D002":  # the folder is not there
-            return None, ""
         return None, f"the run's data folder cannot be read: {error.message} (--unique-tokens)"
 
 

@@ -10,11 +10,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 import pytest
+from helpers.audit import texts_with_duplicates
 from helpers.shards import Tokens, write_shards
 from helpers.training import write_tokens
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgpt._loader import Dataset
+from jaxgpt.prepare.pipeline import prepare
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -90,3 +92,14 @@ def planner_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("jaxgpt.budget.devices.local_gpu", lambda: None)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def duplicates_folder(tmp_path: Path) -> Path:
+    """A prepared folder with train and validation, whose texts have exact and near-duplicates."""
+    source = tmp_path / "texts"
+    source.mkdir()
+    for number, text in enumerate(texts_with_duplicates()):
+        (source / f"{number:04}.txt").write_text(text)
+    prepare([str(source)], tmp_path / "data", val_tokens=4_000)
+    return tmp_path / "data"

@@ -58,7 +58,7 @@ def plugin(here: Machine) -> Finding:
     return found
 
 
-def test_a_desktop_with_driver_and_plugin_is_well() -> None:
+def test_driver_and_plugin_are_ok() -> None:
     assert nvidia.check_driver(DESKTOP) == Finding("driver", "ok", "NVIDIA GeForce RTX 4070 (driver 560.35.03)")
     assert plugin(DESKTOP) == Finding("CUDA plugin", "ok", "jax-cuda12-plugin 0.10.2, driver runs CUDA 12.6")
     assert [(f.status, f.text) for f in nvidia.check_memory(DESKTOP)] == [("ok", "11.2 of 12.0 GiB free")]
@@ -84,9 +84,7 @@ def test_a_desktop_with_driver_and_plugin_is_well() -> None:
     ],
     ids=["none", "container", "wsl", "wsl blocked", "no node in container", "no node", "mismatch", "no devices"],
 )
-def test_a_driver_that_does_not_answer_is_told_apart_from_none(
-    here: Machine, status: str, text: str, help: str
-) -> None:
+def test_unresponsive_driver_differs_from_no_driver(here: Machine, status: str, text: str, help: str) -> None:
     found = nvidia.check_driver(here)
     assert found.status == status
     assert text in found.text
@@ -110,18 +108,18 @@ def test_wsl_with_a_gpu_needs_no_device_node() -> None:
     ],
     ids=["none", "none, new driver", "too new", "banner unread", "old driver", "both", "newer driver"],
 )
-def test_the_plugin_must_be_one_that_the_driver_runs(here: Machine, status: str, text: str, help: str) -> None:
+def test_plugin_must_match_the_driver(here: Machine, status: str, text: str, help: str) -> None:
     found = plugin(here)
     assert found.status == status
     assert text in found.text
     assert help in found.help
 
 
-def test_without_a_gpu_no_plugin_is_asked_for() -> None:
+def test_no_plugin_is_needed_without_a_gpu() -> None:
     assert nvidia.check_plugin(NONE) is None
 
 
-def test_memory_in_other_hands_is_named_with_its_holder_on_each_gpu() -> None:
+def test_memory_used_by_others_is_listed_per_gpu() -> None:
     two = RTX_4070.replace("11500", "2000") + "1, NVIDIA GeForce RTX 4070, 12282, 12000, 560.35.03\n"
     full, empty = nvidia.check_memory(on(gpus=two, processes="4242, /usr/bin/python3, 9500\n77, [Not Found], [N/A]\n"))
     assert (full.name, full.status, empty.name, empty.status) == ("GPU 0 memory", "warning", "GPU 1 memory", "ok")
@@ -132,7 +130,7 @@ def test_memory_in_other_hands_is_named_with_its_holder_on_each_gpu() -> None:
     assert [finding.status for finding in shared] == ["ok"]
 
 
-def test_a_process_is_listed_only_at_the_gpu_that_it_uses() -> None:
+def test_process_is_listed_at_its_own_gpu() -> None:
     two = "".join(f"{n}, NVIDIA H200, 143771, 2000, 580.95.05, GPU-{n}\n" for n in range(3))
     held = "GPU-0, 4242, /usr/bin/python3, 9500\nGPU-1, 77, /opt/a, b/c, [N/A]\n"
     first, second, third = nvidia.check_memory(on(gpus=two, processes=held))
@@ -143,7 +141,7 @@ def test_a_process_is_listed_only_at_the_gpu_that_it_uses() -> None:
     assert third.help.startswith("nvidia-smi names no holder")
 
 
-def test_variables_that_hide_the_gpu_are_named_only_where_there_is_one() -> None:
+def test_variables_that_hide_a_gpu_are_listed_if_there_is_one() -> None:
     hidden = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     assert [finding.name for finding in nvidia.check_environment(hidden, 1)] == list(hidden)
     assert nvidia.check_environment(hidden, 0) == []
@@ -161,19 +159,19 @@ def test_variables_that_hide_the_gpu_are_named_only_where_there_is_one() -> None
         ("MIG-7", ""),
     ],
 )
-def test_an_index_of_no_gpu_hides_what_follows_it(visible: str, text: str) -> None:
+def test_missing_gpu_index_hides_the_following_ones(visible: str, text: str) -> None:
     found = nvidia.check_environment({"CUDA_VISIBLE_DEVICES": visible}, 2)
     assert [finding.text for finding in found] == ([text] if text else [])
 
 
-def test_the_silent_fallback_to_the_cpu_is_a_problem_unless_it_was_asked_for() -> None:
+def test_silent_cpu_fallback_is_a_problem_unless_requested() -> None:
     assert "although the driver sees 2 GPUs" in jax_checks.check_devices(ON_CPU, 2).text
     assert jax_checks.check_devices(ON_CPU, 2).status == "problem"
     assert jax_checks.check_devices(ON_CPU, 2, "cpu").status == "ok"
     assert jax_checks.check_devices(ON_CPU, 0).status == "ok"
 
 
-def test_the_silent_fallback_says_why_and_what_to_do() -> None:
+def test_silent_cpu_fallback_has_reason_and_help() -> None:
     why = "RuntimeError: Unable to load cuPTI. Is it installed?"
     said = json.dumps({"stage": "done", **ON_CPU.facts})
     answer = probing(f"import sys; print({said!r}); print({why!r}, 'more', sep='\\n', file=sys.stderr)")
@@ -193,30 +191,28 @@ def test_the_silent_fallback_says_why_and_what_to_do() -> None:
         ("import time; time.sleep(60)", "cuda", "failed to look for devices: no answer within 2 s", "nvidia-smi must"),
     ],
 )
-def test_devices_that_cannot_be_had_are_told_from_what_was_asked_for(
-    code: str, asked_for: str, text: str, help: str
-) -> None:
+def test_unavailable_devices_name_the_requested_platform(code: str, asked_for: str, text: str, help: str) -> None:
     answer = probing(SAID.replace("import", "devices", 1) + code, 2)
     found = jax_checks.check_devices(answer, 0, asked_for)
     assert found.text == text
     assert found.help.startswith(help)
 
 
-def test_an_import_that_is_too_slow_is_not_told_to_reinstall() -> None:
+def test_slow_import_does_not_advise_to_reinstall() -> None:
     found = jax_checks.check_devices(probing(SAID + "import time; time.sleep(60)", 1), 0)
     assert "--seconds" in found.help
     assert "install" not in found.help
 
 
 @pytest.mark.parametrize("node", ["nvidiactl", "libcuda.so.1"])
-def test_either_file_is_a_gpus_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str) -> None:
+def test_gpu_driver_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str) -> None:
     monkeypatch.setattr(jax_setup, "DRIVER_NODES", [tmp_path / Path(path).name for path in jax_setup.DRIVER_NODES])
     assert not jax_setup.has_gpu_driver()
     (tmp_path / node).touch()
     assert jax_setup.has_gpu_driver()
 
 
-def test_cudnn_and_dma_map_that_do_not_run_say_why_and_what_to_do() -> None:
+def test_failing_cudnn_and_dma_map_have_reason_and_help() -> None:
     broken = Answer(facts=ON_GPU.facts | {"cudnn": "CUDNN_STATUS_NOT_SUPPORTED", "dma_map": "no attribute 'dma_map'"})
     attention, direct = jax_checks.judge(broken, 1)[-2:]
     assert (attention.status, direct.status) == ("problem", "warning")
@@ -243,7 +239,7 @@ SAID = 'print(\'{"stage": "import"}\', flush=True); '
     ],
     ids=["raises", "aborts", "hangs", "says nothing"],
 )
-def test_a_jax_that_raises_aborts_or_hangs_is_a_finding(code: str, seconds: float, text: str) -> None:
+def test_failing_jax_is_a_finding(code: str, seconds: float, text: str) -> None:
     found = jax_checks.check_devices(probing(code, seconds), 0)
     assert (found.status, found.text) == ("problem", text)
     assert found.help
@@ -260,7 +256,7 @@ def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_this_machine_as_json_and_as_text(tmp_path: Path) -> None:
+def test_report_of_this_machine(tmp_path: Path) -> None:
     places = ("--runs", str(tmp_path / "runs"), "--data", str(tmp_path))
     done = doctor("--json", *places)
     answer = json.loads(done.stdout)
@@ -274,7 +270,7 @@ def test_this_machine_as_json_and_as_text(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_jax_that_cannot_be_imported_is_said_without_a_traceback(tmp_path: Path) -> None:
+def test_missing_jax_is_reported_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "jax.py").write_text("raise ImportError('libcudnn.so.9: cannot open shared object file')")
     path = os.pathsep.join([str(tmp_path), *sys.path])
     done = doctor("--runs", str(tmp_path), "--data", str(tmp_path), PYTHONPATH=path)
@@ -285,7 +281,7 @@ def test_a_jax_that_cannot_be_imported_is_said_without_a_traceback(tmp_path: Pat
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_disk_that_is_slow_full_or_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_full_or_unwritable_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_speeds", lambda *_: (10e6, 20e6))
     assert machine.check_disk(tmp_path / "a" / "b").status == "warning"
     monkeypatch.setattr(machine, "_free", lambda _: 1000)
@@ -298,13 +294,13 @@ def test_a_disk_that_is_slow_full_or_closed(tmp_path: Path, monkeypatch: pytest.
     assert machine.check_disk(tmp_path).text == f"{tmp_path} cannot be written: Permission denied"
 
 
-def test_the_probe_reads_back_what_it_wrote(tmp_path: Path) -> None:
+def test_disk_probe_measures_and_cleans_up(tmp_path: Path) -> None:
     written, read = machine._speeds(tmp_path / "x", 3 * 2**20)
     assert min(written, read) > 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_versions_that_do_not_fit_are_told() -> None:
+def test_mismatched_versions() -> None:
     def version(of: dict[str, str]) -> Any:
         def found(name: str) -> str:
             if of.get(name) == "":
@@ -319,18 +315,18 @@ def test_versions_that_do_not_fit_are_told() -> None:
     assert machine.check_versions(version({"flax": ""})).text == "flax is not installed"
 
 
-def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
+def test_unwritable_cache_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert machine.check_cache(tmp_path / "new").status == "ok"
     assert machine.check_cache(tmp_path / "file" / "new").status == "warning"
 
 
-def test_an_extension_of_another_version_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extension_of_another_version_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxgpt.__version__", "9.9")
     assert machine.check_extension().status == "problem"
 
 
-def test_what_the_probe_tries_works_where_it_can() -> None:
+def test_probe_functions_work_on_this_machine() -> None:
     import jax
 
     assert probe.attempt(lambda: probe.multiply(jax)) == ""
@@ -349,7 +345,7 @@ class Client:
         assert address == self.mapped
 
 
-def test_the_direct_copy_compares_what_arrives() -> None:
+def test_direct_copy_compares_the_content() -> None:
     import jax
     import numpy as np
 

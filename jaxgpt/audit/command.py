@@ -1,19 +1,22 @@
 """The command `jaxgpt audit`."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxgpt.audit import dedup as unique
-from jaxgpt.audit import summary
-from jaxgpt.audit.analysis import Analysis, AuditTarget, analyse
-from jaxgpt.audit.record import NAME, Files, Record
+from jaxgpt.audit import dedup as deduplication
+from jaxgpt.audit.analysis import Analysis, AuditTarget, analyze
+from jaxgpt.audit.record import AuditFiles, Record
+from jaxgpt.audit.report import audit_page, audit_report
 from jaxgpt.config.options import Parser, integer
-from jaxgpt.data import dataset
+from jaxgpt.data import audit_files, dataset
+from jaxgpt.data.manifest import Manifest
 from jaxgpt.errors import ConfigError
 from jaxgpt.utils.progress import ProgressReporter
+from jaxgpt.utils.report import Command, Paragraph, Section, print_report
 
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 DESCRIPTION = """Reports what a folder of token shards contains and how much of it is worth training on.
 
 It looks for exact and near-duplicate documents, validation documents that are also in train, and faulty documents and
@@ -21,8 +24,8 @@ ids. It writes audit.json, a report (audit.html) and the clusters by which `prep
 (audit-clusters.bin). Unchanged data is not audited again. Folders of nanoGPT, llm.c and modded-nanogpt work too.
 """
 EXAMPLES = """examples:
-  python -m jaxgpt.audit data/fineweb40m
-  python -m jaxgpt.audit data/fineweb40m --dedup data/fineweb40m-unique
+  python -m jaxgpt.audit data/fineweb
+  python -m jaxgpt.audit data/fineweb --dedup data/fineweb-unique
 """
 
 
@@ -36,56 +39,71 @@ def audit(
     again: bool = False,
     threads: int = 0,
 ) -> Record:
-    """Audits `folder`, writes what was found beside its shards or to `out`, and returns it (docs/audit.md).
+    """Audits `folder`, writes the result beside its shards or to `out`, prints it, and returns it (docs/audit.md).
 
-    `dedup` is a folder to make without the duplicates, `tmp` one for the temporary file. With `threads` 0 all cores
-    work. Raises `ConfigError`, `DataError` or `StorageError`; what can be known before the work is raised before.
+    `dedup` is a folder to create without the duplicates, `tmp` one for the temporary file, `threads` 0 for all cores.
+    `again` repeats the audit of unchanged data. Raises `ConfigError`, `DataError` or `StorageError`, before the work
+    if possible.
     """
-    if not 0 <= threads <= MOST_THREADS:
-        raise ConfigError("C032", f"threads = {threads}; must be 0 (all cores) to {MOST_THREADS}", "leave it out")
-    subject = AuditTarget.of(dataset.open_folder(folder), eot)
-    files = Files(Path(out) if out else Path(folder) / NAME)
-    _check(files, tmp)
-    target = Path(dedup) if dedup else None
-    made = unique.check(subject, target) if target else None
+    if not 0 <= threads <= MAX_THREADS:
+        raise ConfigError("C032", f"threads = {threads}; must be 0 (all cores) to {MAX_THREADS}", "leave it out")
+    folder = Path(folder)
+    target = AuditTarget.from_dataset(dataset.open_folder(folder), eot)
+    files = AuditFiles(Path(out) if out else folder / audit_files.RECORD_NAME)
+    _check_paths(files, tmp)
+    unique = Path(dedup) if dedup else None
+    existing = deduplication.check(target, unique) if unique else None
     with ProgressReporter() as progress:
-        record = None if again else _known(subject, files)
-        if record and not (target and not made):
+        record = None if again else _earlier_record(target, files)
+        if record and (existing or not unique):
             progress.print(f"'{folder}' is audited already (--again repeats it)")
         else:
-            analysis = analyse(subject, Path(tmp) if tmp else files.folder, progress, threads)
-            record = record or _written(Path(folder), files, analysis)
-            if target and not made:
-                made = unique.write(analysis, target, progress)
-        progress.start_stage("")
-        progress.print(summary.text(Path(folder), files, record, hint=not target))
-        if target and made:
-            progress.print(unique.described(target, made))
+            analysis = analyze(target, Path(tmp) if tmp else files.folder, progress, threads)
+            record = record or _write(folder, files, analysis)
+            if unique and not existing:
+                existing = deduplication.write(analysis, unique, progress)
+    print_report(audit_report(str(folder), record, _next_steps(folder, files, record, unique, existing)))
     return record
 
 
-def _check(files: Files, tmp: str | Path | None) -> None:
-    """Refuses, before the work, places that cannot be written."""
+def _check_paths(files: AuditFiles, tmp: str | Path | None) -> None:
+    """Raises `ConfigError` C032 or `StorageError` S016 if files cannot be written there."""
     if files.record.suffix != ".json":
-        raise ConfigError("C032", f"--out '{files.record}' is no .json file", f"--out {files.record}.json")
+        raise ConfigError("C032", f"--out '{files.record}' is not a .json file", f"--out {files.record}.json")
     if not files.folder.is_dir():
-        raise ConfigError("C032", f"--out '{files.record}': there is no folder '{files.folder}'", "make it first")
+        raise ConfigError("C032", f"--out '{files.record}': there is no folder '{files.folder}'", "create it first")
     if tmp is not None and not Path(tmp).is_dir():
-        raise ConfigError("C032", f"--tmp '{tmp}' is no folder", "make it first")
+        raise ConfigError("C032", f"--tmp '{tmp}' is not a folder", "create it first")
     files.check()
 
 
-def _known(subject: AuditTarget, files: Files) -> Record | None:
+def _earlier_record(target: AuditTarget, files: AuditFiles) -> Record | None:
     """The record of an earlier audit of the same tokens."""
-    found = files.read()
-    same = found and all(found.get(name) == value for name, value in subject.identity.items())
-    return found if same and files.is_newer(subject.data) else None
+    record = files.read()
+    if record is None or any(record.get(name) != value for name, value in target.identity.items()):
+        return None
+    return record if files.is_newer_than(target.dataset) else None
 
 
-def _written(folder: Path, files: Files, analysis: Analysis) -> Record:
-    from jaxgpt.audit import page  # matplotlib takes half a second to load
+def _write(folder: Path, files: AuditFiles, analysis: Analysis) -> Record:
+    return files.write(analysis.record, audit_page(folder.resolve().name, analysis), analysis.audit)
 
-    return files.write(analysis.record, page.html(folder.resolve().name, analysis), analysis.audit)
+
+def _next_steps(
+    folder: Path, files: AuditFiles, record: Record, unique: Path | None, written: Manifest | None
+) -> Section:
+    """Where the report is, and the folder without duplicates, or the command that makes it."""
+    report = Paragraph(f"Report: {files.page}")
+    if unique and written:
+        splits = [f"{split.tokens:,} tokens in {split.documents:,} documents" for split in written.splits.values()]
+        counts = ", ".join(f"{name} {text}" for name, text in zip(written.splits, splits))
+        return Section("Files", (report, Paragraph(f"Without duplicates: {unique} ({counts})")))
+    if not record["duplicates"]["clusters"]:
+        return Section("Files", (report,))
+    parent = folder.parent if folder.name else Path("..")
+    out = parent / f"{folder.resolve().name}-unique"
+    command = shlex.join(["python", "-m", "jaxgpt.audit", str(folder), "--dedup", str(out)])
+    return Section("Files", (report, Paragraph("To make a folder without duplicates:"), Command(command)))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -94,11 +112,11 @@ def main(argv: Sequence[str]) -> None:
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
     option = parser.add_argument
     option("folder", metavar="DIR", help="folder of token shards")
-    option("--dedup", metavar="OUT", help="also make the folder OUT, without the duplicates")
+    option("--dedup", metavar="OUT", help="also create the folder OUT, without the duplicates")
     option("--eot", type=integer, metavar="ID", help="end-of-text token (default: the manifest's or tokenizer's)")
     option("--out", metavar="FILE", help="write to FILE.json and beside it (default: DIR/audit.json)")
     option("--tmp", metavar="DIR", help="folder of the temporary file, 328 bytes per document (default: beside --out)")
     option("--threads", type=integer, default=0, metavar="N", help="threads (default: one per core)")
-    option("--again", action="store_true", help="audit data that did not change")
+    option("--again", action="store_true", help="repeat the audit of unchanged data")
     options = vars(parser.parse_args(argv))
     audit(options.pop("folder"), **options)

@@ -1,4 +1,4 @@
-"""`audit.json`: what an audit found, in the shape of docs/audit.md, and the two files that stand beside it."""
+"""The files of an audit: `audit.json` as docs/audit.md describes it, the page and the clusters beside it."""
 
 import json
 import os
@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt import _loader
+from jaxgpt.data import audit_files
 from jaxgpt.data.dataset import TokenDataset, translate_loader_errors
 from jaxgpt.errors import StorageError
-from jaxgpt.utils import html as report
+from jaxgpt.utils import files
 
-NAME = "audit.json"
 FORMAT = 1
-METHOD = 1  # of the search for duplicates: another number, another result from the same tokens
+METHOD = 1  # version of the search for duplicates: another version gives another result for the same tokens
 TITLE = "Audit of "
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Files:
-    """The files of an audit. The record is written last: where it is, the others are."""
+class AuditFiles:
+    """The files of an audit. The record is written last: if it exists, the others are complete."""
 
     record: Path
 
@@ -33,58 +33,56 @@ class Files:
 
     @property
     def clusters(self) -> Path:
-        return self.record.with_name(f"{self.record.stem}-clusters.bin")
+        return audit_files.clusters_path(self.record)
 
     @property
     def folder(self) -> Path:
         return self.record.parent
 
     def check(self) -> None:
-        """Raises `StorageError` S016 if the files cannot be written, or stand in the place of somebody's own."""
-        for path, ours in ((self.record, _is_record), (self.page, _is_page), (self.clusters, _is_clusters)):
-            if os.path.lexists(path) and not (path.is_file() and _looks(path, ours)):
+        """Raises `StorageError` S016 if the files cannot be written, or would replace files that are not an audit's."""
+        for path, is_own in ((self.record, _is_record), (self.page, _is_page), (self.clusters, _is_clusters)):
+            if os.path.lexists(path) and not (path.is_file() and _starts_with(path, is_own)):
                 help = "move it elsewhere, or name another file: --out FILE.json"
                 raise StorageError("S016", f"'{path}' is not from an audit, and is not overwritten", help)
         try:
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:
-            what = f"the audit cannot be written into '{self.folder}': {error.strerror}"
-            raise StorageError("S016", what, "--out FILE.json writes it elsewhere") from error
+            message = f"the audit cannot be written into '{self.folder}': {error.strerror}"
+            raise StorageError("S016", message, "--out FILE.json writes it elsewhere") from error
 
     def write(self, record: Record, page: str, audit: _loader.Audit) -> Record:
-        """Writes all three, and returns the record with the clusters' checksum in it."""
+        """Writes all three files, and returns the record with the clusters' checksum in it."""
         with translate_loader_errors():
             checksum = audit.write_clusters(self.clusters)
         record["clusters"] = {"file": self.clusters.name, "xxh3_128": checksum}
-        report.write(self.page, page)
-        report.write(self.record, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        files.write_text(self.page, page)
+        files.write_text(self.record, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         return record
 
     def read(self) -> Record | None:
-        """The record, None if there is none of this version with all its files."""
+        """Returns the record; None if a file is missing, or if another version wrote it."""
         if not (self.record.is_file() and self.page.is_file() and self.clusters.is_file()):
             return None
         try:
-            found = json.loads(self.record.read_text(encoding="utf-8"))
+            record = json.loads(self.record.read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             return None
-        return found if _is_ours(found) and found.get("format") == FORMAT else None
+        if not isinstance(record, dict) or not str(record.get("tool", "")).startswith("jaxgpt "):
+            return None
+        return record if "fingerprint" in record and record.get("format") == FORMAT else None
 
-    def is_newer(self, data: TokenDataset) -> bool:
-        """Whether no token file was written to after the record."""
+    def is_newer_than(self, dataset: TokenDataset) -> bool:
+        """Whether no token file was modified after the record."""
         written = self.record.stat().st_mtime_ns
-        splits = [split for split in (data.train, data.val) if split]
+        splits = [split for split in (dataset.train, dataset.val) if split]
         return all(path.stat().st_mtime_ns <= written for split in splits for path in split.paths)
 
 
-def _is_ours(found: Any) -> bool:
-    return isinstance(found, dict) and str(found.get("tool", "")).startswith("jaxgpt ") and "fingerprint" in found
-
-
-def _looks(path: Path, ours: Callable[[bytes], bool]) -> bool:
+def _starts_with(path: Path, is_own: Callable[[bytes], bool]) -> bool:
     with path.open("rb") as file:
-        return ours(file.read(1024))
+        return is_own(file.read(1024))
 
 
 def _is_record(start: bytes) -> bool:
@@ -96,4 +94,4 @@ def _is_page(start: bytes) -> bool:
 
 
 def _is_clusters(start: bytes) -> bool:
-    return start.startswith(b"jaxgpt-clusters")
+    return start.startswith(audit_files.CLUSTERS_MAGIC)

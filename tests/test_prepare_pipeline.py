@@ -37,7 +37,7 @@ def refused(code: str, *arguments: Any) -> JaxgptError:
 
 
 @pytest.mark.parametrize("name", ["000_00000.parquet", "001_00000.parquet"])
-def test_the_reference_corpus_gives_the_reference_ids(shared: Path, tmp_path: Path, name: str) -> None:
+def test_reference_corpus_gives_the_reference_ids(shared: Path, tmp_path: Path, name: str) -> None:
     expected = json.loads((shared / "gpt2/vectors.json").read_text(encoding="utf-8"))["corpus"][name]
     made = prepare([str(shared / "corpus" / name)], tmp_path / "data", shard_tokens=3_000_000)
     train = open_folder(tmp_path / "data").train
@@ -47,7 +47,7 @@ def test_the_reference_corpus_gives_the_reference_ids(shared: Path, tmp_path: Pa
     assert hashlib.sha256(ids_of(train).astype("<u2").tobytes()).hexdigest() == expected["sha256_uint16_le"]
 
 
-def test_ids_are_those_of_the_documents_one_after_another(tmp_path: Path, plain: Path) -> None:
+def test_ids_are_the_concatenated_documents(tmp_path: Path, plain: Path) -> None:
     made = prepare([str(plain)], tmp_path / "data", shard_tokens=1000)
     expected = [number for text in some_texts() for number in [*gpt2().encode(text), EOT]]
     data = open_folder(tmp_path / "data")
@@ -57,7 +57,7 @@ def test_ids_are_those_of_the_documents_one_after_another(tmp_path: Path, plain:
     data.verify()
 
 
-def test_without_end_of_text(tmp_path: Path, plain: Path) -> None:
+def test_no_eot_option(tmp_path: Path, plain: Path) -> None:
     main([str(plain), "--out", str(tmp_path / "data"), "--no-eot", "--shard-tokens", "500"])
     expected = [number for text in some_texts() for number in gpt2().encode(text)]
     assert ids_of(open_folder(tmp_path / "data").train).tolist() == expected
@@ -66,7 +66,7 @@ def test_without_end_of_text(tmp_path: Path, plain: Path) -> None:
     assert len(made.splits["train"].shards) > 10
 
 
-def test_a_new_tokenizer_is_deterministic_and_comes_along(tmp_path: Path, plain: Path) -> None:
+def test_trained_tokenizer_is_deterministic_and_saved(tmp_path: Path, plain: Path) -> None:
     for out in ("a", "b"):
         main([str(plain), "--out", str(tmp_path / out), "--train-tokenizer", "300", "--val-tokens", "3e3"])
     files = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
@@ -78,7 +78,7 @@ def test_a_new_tokenizer_is_deterministic_and_comes_along(tmp_path: Path, plain:
     assert open_folder(tmp_path / "c").tokenizer.fingerprint == data.tokenizer.fingerprint
 
 
-def test_a_tokenizer_of_more_than_65536_ids_gives_uint32(tmp_path: Path, plain: Path) -> None:
+def test_tokenizer_of_more_than_65536_ids_gives_uint32(tmp_path: Path, plain: Path) -> None:
     gpt2().save(tmp_path / "tokenizer.json")
     described = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     described["model"]["vocab"]["unused"] = 70_000
@@ -92,7 +92,7 @@ def test_a_tokenizer_of_more_than_65536_ids_gives_uint32(tmp_path: Path, plain: 
 # --- sources ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_read_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+def test_unreadable_sources_are_refused_before_writing(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_text("x")
     assert ".zip files cannot be read" in refused("D023", tmp_path / "a.zip", "--out", tmp_path / "x").message
     several = parquet(tmp_path / "several.parquet", id=[1], body=["b"], title=["t"])
@@ -102,7 +102,7 @@ def test_what_cannot_be_read_is_refused_before_anything_is_made(tmp_path: Path) 
     assert not (tmp_path / "x").exists()
 
 
-def test_mended_text_is_encoded(tmp_path: Path) -> None:
+def test_repaired_text_is_encoded(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"ok \xff\xfe\x00 <|endoftext|>")
     prepare([str(tmp_path / "a.txt")], tmp_path / "data")
     ids = ids_of(open_folder(tmp_path / "data").train).tolist()
@@ -112,7 +112,7 @@ def test_mended_text_is_encoded(tmp_path: Path) -> None:
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_dataset_is_left_as_it_is(tmp_path: Path, plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_dataset_is_not_changed(tmp_path: Path, plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "data"
     made = prepare([str(plain)], out, val_tokens=4000)
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
@@ -127,7 +127,9 @@ def test_a_finished_dataset_is_left_as_it_is(tmp_path: Path, plain: Path, capsys
     assert before == {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
 
 
-def test_nothing_of_a_person_is_overwritten(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files_in_the_way_are_not_overwritten(
+    tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "todo").write_text("x")
     assert "contains files that are not a dataset: todo" in refused("S012", plain, "--out", tmp_path / "notes").message
@@ -148,13 +150,13 @@ def test_nothing_of_a_person_is_overwritten(tmp_path: Path, plain: Path, monkeyp
     assert open_folder("empty").train.tokens
 
 
-def test_too_little_space(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_space_is_refused(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1))
     assert "its disk has 0.00 GB free" in refused("S011", plain, "--out", tmp_path / "data").message
     assert list(tmp_path.iterdir()) == [plain]
 
 
-def test_sources_that_change_while_they_are_read(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_that_changes_while_it_is_read(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checksum = sources.checksum
 
     def then_changed(source: sources.Source) -> str:
@@ -167,7 +169,7 @@ def test_sources_that_change_while_they_are_read(tmp_path: Path, plain: Path, mo
     assert list(tmp_path.iterdir()) == [plain]
 
 
-def test_a_tokenizer_without_an_end_of_text(tmp_path: Path, plain: Path) -> None:
+def test_tokenizer_without_end_of_text_is_refused(tmp_path: Path, plain: Path) -> None:
     described = {"model": {"type": "BPE", "vocab": {chr(code): code for code in range(300)}, "merges": []}}
     (tmp_path / "own.json").write_text(json.dumps(described), encoding="utf-8")
     error = refused("C029", plain, "--out", tmp_path / "data", "--tokenizer", tmp_path / "own.json")
@@ -181,13 +183,13 @@ IMPOSSIBLE = """C028 --val-tokens -1 | C006 --val-tokens many | C028 --shard-tok
 
 
 @pytest.mark.parametrize("options", IMPOSSIBLE.replace("\n", "|").split("|"))
-def test_options_that_cannot_be(tmp_path: Path, plain: Path, options: str) -> None:
+def test_impossible_options_are_refused(tmp_path: Path, plain: Path, options: str) -> None:
     code, *arguments = options.split()
     assert refused(code, plain, "--out", tmp_path / "data", *arguments).exit_status == 2
     assert list(tmp_path.iterdir()) == [plain]
 
 
-def test_too_many_files(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_shards_are_refused(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxgpt.prepare.ingest.MAX_SHARDS", 100)
     error = refused("C028", plain, "--out", tmp_path / "data", "--shard-tokens", "10")
     assert "would make about" in error.message

@@ -165,7 +165,7 @@ def refused(kind: type[JaxgptError], code: str, name: str) -> JaxgptError:
 # --- finding and fetching --------------------------------------------------------------------------------------------
 
 
-def test_files_are_matched_at_once_and_fetched_when_they_are_needed(server: Hub, tmp_path: Path) -> None:
+def test_files_are_listed_first_and_fetched_when_needed(server: Hub, tmp_path: Path) -> None:
     found = find_sources(["hf://datasets/o/n/data/*.parquet"])
     assert [source.name for source in found] == [f"hf://datasets/o/n/data/00{n}.parquet" for n in range(2)]
     assert [source.size for source in found] == [len(server.files[f"data/00{n}.parquet"]) for n in range(2)]
@@ -187,7 +187,7 @@ def test_files_are_matched_at_once_and_fetched_when_they_are_needed(server: Hub,
         "lines.jsonl": ["lines.jsonl"],
     }.items(),
 )
-def test_patterns(server: Hub, pattern: str, names: list[str]) -> None:
+def test_glob_patterns(server: Hub, pattern: str, names: list[str]) -> None:
     assert [file.name for file in hub.find_files(f"hf://datasets/o/n/{pattern}")] == names
 
 
@@ -200,14 +200,14 @@ def test_revisions_and_commits(server: Hub) -> None:
     assert "no such revision" in refused(DataError, "D023", "hf://datasets/o/n@none/data/*").message
 
 
-def test_other_kinds_of_files_come_from_a_hub_too(server: Hub) -> None:
+def test_text_and_json_files_from_a_hub(server: Hub) -> None:
     (lines,) = find_sources(["hf://datasets/o/n/lines.jsonl"])
     check_every_start(lines, ["a", "b"])
     (text,) = find_sources(["hf://datasets/o/n/README.md"])
     check_every_start(text, ["read me"])
 
 
-def test_what_can_be_known_before_fetching(server: Hub) -> None:
+def test_estimate_and_column_check_before_fetching(server: Hub) -> None:
     (found,) = find_sources(["hf://datasets/o/n/data/000.parquet"])
     before = estimate(found)
     assert not found.path.exists()
@@ -221,7 +221,7 @@ def test_what_can_be_known_before_fetching(server: Hub) -> None:
     assert "hf://datasets/o/n/data/other.parquet: no column 'text'" in error.message
 
 
-def test_the_token_is_sent(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_is_sent(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     find_sources(["hf://datasets/o/n/data/000.parquet"])[0].local()
     assert {authorization for *_, authorization in server.asked} == {"Bearer hf_secret"}
@@ -234,7 +234,7 @@ def ranges(first: int, size: int) -> list[str]:
     return [f"{place}-{min(place + 1000, size) - 1}" for place in range(first, size, 1000)]
 
 
-def test_a_dropped_connection_is_taken_up_where_it_broke(server: Hub) -> None:
+def test_dropped_connection_is_resumed(server: Hub) -> None:
     (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
     server.drops = {3}
     assert hub.fetch(found).read_bytes() == server.files["data/000.parquet"]
@@ -242,7 +242,7 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(server: Hub) -> None:
     assert server.ranges() == [*expected[:4], expected[3], *expected[4:]]
 
 
-def test_an_interrupted_download_goes_on_in_the_next_call(server: Hub) -> None:
+def test_interrupted_download_resumes_in_the_next_call(server: Hub) -> None:
     (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
     server.refuses = {3: 403}
     with pytest.raises(ConfigError, match="C035"):
@@ -257,7 +257,7 @@ def test_an_interrupted_download_goes_on_in_the_next_call(server: Hub) -> None:
     assert [path.name for path in found.path.parent.iterdir()] == ["000.parquet"]
 
 
-def test_ctrl_c_keeps_what_has_arrived(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_the_partial_download(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
 
     def interrupt(*_: object) -> None:
@@ -272,7 +272,7 @@ def test_ctrl_c_keeps_what_has_arrived(server: Hub, monkeypatch: pytest.MonkeyPa
     assert server.ranges() == ranges(1000, found.size)
 
 
-def test_what_arrives_is_checked(server: Hub) -> None:
+def test_downloads_are_verified(server: Hub) -> None:
     for name in ("data/000.parquet", "lines.jsonl"):
         (found,) = hub.find_files(f"hf://datasets/o/n/{name}")
         server.lies = True
@@ -283,7 +283,7 @@ def test_what_arrives_is_checked(server: Hub) -> None:
         assert hub.fetch(found).read_bytes() == server.files[name]
 
 
-def test_two_at_once_fetch_it_once(server: Hub) -> None:
+def test_concurrent_fetches_download_once(server: Hub) -> None:
     (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
     threads = [threading.Thread(target=hub.fetch, args=(found,)) for _ in range(3)]
     for thread in threads:
@@ -294,7 +294,7 @@ def test_two_at_once_fetch_it_once(server: Hub) -> None:
     assert server.ranges() == ranges(0, found.size)
 
 
-def test_progress_is_one_line_where_there_is_no_terminal(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_one_line_without_a_terminal(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
     with ProgressReporter():
         hub.fetch(found)
@@ -304,13 +304,13 @@ def test_progress_is_one_line_where_there_is_no_terminal(server: Hub, capsys: py
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-def test_names_that_cannot_be(server: Hub) -> None:
+def test_impossible_names_are_refused(server: Hub) -> None:
     for name in ("hf://o/n/x.parquet", "hf://datasets/o/n", "hf://datasets/o/n/", "hf://models/o/n/x.parquet"):
         assert "hf://datasets/OWNER/NAME" in refused(DataError, "D023", name).help
     assert server.asked == []
 
 
-def test_what_is_not_there(server: Hub) -> None:
+def test_missing_files_and_repositories(server: Hub) -> None:
     error = refused(DataError, "D023", "hf://datasets/o/n/data/*.json")
     assert error.message == "no file of o/n on the hub matches 'data/*.json'"
     assert "its files: data/000.parquet" in error.help
@@ -325,7 +325,7 @@ def test_what_is_not_there(server: Hub) -> None:
         (403, "GatedRepo", "the hub refuses access to hf://datasets/o/n/x.parquet (403)"),
     ],
 )
-def test_no_access(server: Hub, monkeypatch: pytest.MonkeyPatch, status: int, code: str, said: str) -> None:
+def test_denied_access(server: Hub, monkeypatch: pytest.MonkeyPatch, status: int, code: str, said: str) -> None:
     server.status, server.error_code = status, code
     error = refused(ConfigError, "C035", "hf://datasets/o/n/x.parquet")
     assert error.message == said
@@ -334,7 +334,7 @@ def test_no_access(server: Hub, monkeypatch: pytest.MonkeyPatch, status: int, co
     assert "HF_TOKEN is set" in refused(ConfigError, "C035", "hf://datasets/o/n/x.parquet").help
 
 
-def test_a_hub_that_fails_or_is_not_there(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     server.status = 500
     error = refused(ConfigError, "C036", "hf://datasets/o/n/x.parquet")
     assert error.message == f"cannot fetch hf://datasets/o/n/x.parquet from {server.url}: status 500"
@@ -344,7 +344,7 @@ def test_a_hub_that_fails_or_is_not_there(server: Hub, monkeypatch: pytest.Monke
     assert "check the network and HF_ENDPOINT" in error.help
 
 
-def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     importlib.invalidate_caches()
     assert "pip install 'jaxgpt[hub]'" in refused(ConfigError, "C034", "hf://datasets/o/n/x.parquet").help
@@ -352,7 +352,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         tokenizer.load("o/t")
 
 
-def test_a_full_disk(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
 
     def full(*_: object) -> None:
@@ -366,7 +366,7 @@ def test_a_full_disk(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- tokenizers ------------------------------------------------------------------------------------------------------
 
 
-def test_a_tokenizer_by_its_name_on_the_hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizer_from_the_hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = tokenizer.train(TEXTS, 300)
     made.save(tmp_path / "tokenizer.json")
     server.files["tokenizer.json"] = (tmp_path / "tokenizer.json").read_bytes()
@@ -378,7 +378,7 @@ def test_a_tokenizer_by_its_name_on_the_hub(server: Hub, tmp_path: Path, monkeyp
         tokenizer.load("o/other")
 
 
-def test_a_tokenizer_that_is_not_on_the_hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizer_missing_on_the_hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("o/t", "o/none"):
         with pytest.raises(ConfigError, match=r"C026.*not found\n  help: gpt2, the path of a tokenizer.json, or OWNER"):
             tokenizer.load(name)

@@ -41,7 +41,7 @@ def test_files_folders_and_globs(tmp_path: Path) -> None:
     assert texts_of_all(folder) == ["from parquet"]
 
 
-def test_sources_know_their_argument_size_and_name(tmp_path: Path) -> None:
+def test_sources_have_group_size_and_name(tmp_path: Path) -> None:
     for name in ("a/1.txt", "a/2.txt", "b.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name * 3)
@@ -55,7 +55,7 @@ def test_sources_know_their_argument_size_and_name(tmp_path: Path) -> None:
     assert [source.local() for source in found] == [source.path for source in found]
 
 
-def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_sources_are_refused(tmp_path: Path) -> None:
     for name in ("a.txt", "a.zip", "a.parquet.gz"):
         (tmp_path / name).write_text("x")
     os.mkfifo(tmp_path / "pipe.txt")
@@ -73,7 +73,7 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
 # --- text files ------------------------------------------------------------------------------------------------------
 
 
-def test_text_files_that_are_not_utf8_are_mended_and_counted(tmp_path: Path) -> None:
+def test_invalid_utf8_is_replaced_and_counted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"ok \xff\xfe\x00 <|endoftext|>")
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfmarked\r\n")
     (tmp_path / "c.txt").write_bytes(b"")
@@ -86,7 +86,7 @@ def test_text_files_that_are_not_utf8_are_mended_and_counted(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_packed_text(tmp_path: Path, suffix: str) -> None:
+def test_compressed_text(tmp_path: Path, suffix: str) -> None:
     text = "".join(f"{n:06} é\n" for n in range(100_000))
     path = tmp_path / f"a.txt{suffix}"
     codec = {".gz": "gzip", ".zst": "zstd"}.get(suffix)
@@ -99,7 +99,7 @@ def test_packed_text(tmp_path: Path, suffix: str) -> None:
     assert expected.exact is not bool(suffix)
 
 
-def test_packed_text_that_is_cut_off_or_a_bomb(tmp_path: Path) -> None:
+def test_compressed_text_that_is_cut_off_or_a_bomb(tmp_path: Path) -> None:
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(random.Random(1).randbytes(5000))[:-10])
     assert "cut off near byte 5," in refused("D038", path).message
@@ -107,7 +107,7 @@ def test_packed_text_that_is_cut_off_or_a_bomb(tmp_path: Path) -> None:
     assert f"{path}, byte " in refused_in_little_memory("D035", path)
 
 
-def test_a_text_file_above_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_file_above_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "DOCUMENT_LIMIT", 1000)
     (tmp_path / "a.txt").write_text("x" * 1000)
     assert texts_of(tmp_path / "a.txt") == ["x" * 1000]
@@ -118,7 +118,7 @@ def test_a_text_file_above_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # --- the standard library --------------------------------------------------------------------------------------------
 
 
-def test_the_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
         "a.py": b"# \xc3\xa9\n",
         "b.py": b"# -*- coding: latin-1 -*-\n# \xe9\n",
@@ -147,7 +147,7 @@ def test_the_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 # --- checksums -------------------------------------------------------------------------------------------------------
 
 
-def test_the_checksum_is_xxh3_128_of_the_file(tmp_path: Path) -> None:
+def test_checksum_is_xxh3_128_of_the_file(tmp_path: Path) -> None:
     """The values for no bytes and for "abc" are those of xxHash's own command, `xxhsum -H2`."""
     path = tmp_path / "a.txt"
     for data, expected in ((b"", "99aa06d3014798d86001c324468d497f"), (b"abc", "06b05ab6733a618578af5f94892f3950")):
@@ -160,6 +160,6 @@ def test_the_checksum_is_xxh3_128_of_the_file(tmp_path: Path) -> None:
         _loader.hash_file(tmp_path)
 
 
-def test_errors_are_of_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_source_exits_with_status_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert errors.run(lambda argv: sources.find_sources(argv) and None, [str(tmp_path / "none")]) == 3
     assert "help: parquet, JSON lines (.jsonl) or text files" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def undisturbed(tmp_path: Path, parts: list[str]) -> dict[str, bytes]:
     return files_in(tmp_path / "undisturbed")
 
 
-def test_killed_twenty_five_times(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes]) -> None:
+def test_resume_after_25_kills(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes]) -> None:
     chance, out, kills, continued = random.Random(3), tmp_path / "data", 0, 0
     while kills < 25:
         begun = (hidden(out) / ".journal.json").exists()
@@ -111,7 +111,7 @@ def broken_after(batches: int, monkeypatch: pytest.MonkeyPatch, starts: list[int
     monkeypatch.setattr(sources, "read", reading)
 
 
-def test_going_on_at_every_batch(
+def test_resume_at_every_batch(
     tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ingest, "JOURNAL_SECONDS", 0.01)
@@ -128,7 +128,7 @@ def test_going_on_at_every_batch(
     assert len({start for start in starts if start}) >= 4
 
 
-def test_a_full_disk(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes]) -> None:
+def test_resume_after_a_full_disk(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes]) -> None:
     small = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
     process = start(parts, tmp_path / "data", first=small)
     output, _ = process.communicate(timeout=60)
@@ -139,7 +139,7 @@ def test_a_full_disk(tmp_path: Path, parts: list[str], undisturbed: dict[str, by
     assert files_in(tmp_path / "data") == undisturbed
 
 
-def test_ctrl_c(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes]) -> None:
+def test_resume_after_ctrl_c(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes]) -> None:
     process = start(parts, tmp_path / "data")
     wait_for(process, hidden(tmp_path / "data") / ".journal.json")
     process.send_signal(signal.SIGINT)
@@ -150,7 +150,7 @@ def test_ctrl_c(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes])
     assert files_in(tmp_path / "data") == undisturbed
 
 
-def test_nothing_is_left_of_what_had_only_begun(tmp_path: Path, parts: list[str]) -> None:
+def test_ctrl_c_before_the_first_journal_leaves_nothing(tmp_path: Path, parts: list[str]) -> None:
     process = start(parts, tmp_path / "data", seconds=1e9)
     wait_for(process, hidden(tmp_path / "data") / ".train_000000.bin.tmp")
     process.send_signal(signal.SIGINT)
@@ -169,7 +169,7 @@ def interrupted(tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatc
     return tmp_path / "data"
 
 
-def test_another_process_is_at_it(tmp_path: Path, parts: list[str]) -> None:
+def test_other_process_holds_the_lock(tmp_path: Path, parts: list[str]) -> None:
     process = start(parts, tmp_path / "data")
     wait_for(process, hidden(tmp_path / "data") / ".journal.json")
     process.send_signal(signal.SIGSTOP)
@@ -179,7 +179,7 @@ def test_another_process_is_at_it(tmp_path: Path, parts: list[str]) -> None:
     process.communicate()
 
 
-def test_other_settings_do_not_go_on(
+def test_other_settings_do_not_resume(
     tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = interrupted(tmp_path, parts, monkeypatch)
@@ -191,14 +191,14 @@ def test_other_settings_do_not_go_on(
     assert files_in(out) == undisturbed
 
 
-def test_a_source_that_changed_meanwhile(tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_source_does_not_resume(tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     out = interrupted(tmp_path, parts, monkeypatch)
     parquet(Path(parts[0]), text=stories(4000, 7))
     with pytest.raises(JaxgptError, match=r"D026.*1\.parquet changed since the preparation was interrupted"):
         prepare(**options(parts, out))
 
 
-def test_a_journal_that_cannot_be_read_is_begun_anew(
+def test_unreadable_journal_starts_from_scratch(
     tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = interrupted(tmp_path, parts, monkeypatch)
@@ -207,7 +207,9 @@ def test_a_journal_that_cannot_be_read_is_begun_anew(
     assert files_in(out) == undisturbed
 
 
-def test_a_tokenizer_in_training_is_not_lost(tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trained_tokenizer_survives_an_interruption(
+    tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def asked(out: str) -> dict[str, Any]:
         return options(parts, tmp_path / out) | {"train_tokenizer": 400}
 

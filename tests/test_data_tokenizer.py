@@ -57,7 +57,7 @@ def test_gpt2_gives_the_reference_ids(shared: Path) -> None:
     assert gpt2().vocab_size == tokenizer.GPT2_SIZE == 50257
 
 
-def test_gpt2_s_text_is_what_the_library_writes() -> None:
+def test_gpt2_json_equals_the_librarys() -> None:
     """The slow way as the oracle: the library is given the vocabulary and the merges one by one, and writes its own."""
     table = tokenizer._printable_bytes()
 
@@ -74,7 +74,7 @@ def test_gpt2_s_text_is_what_the_library_writes() -> None:
 
 
 @pytest.mark.parametrize("make", [gpt2, lambda: train([ENGLISH, CODE], 400)])
-def test_every_text_comes_back(make: Any) -> None:
+def test_decoding_inverts_encoding(make: Any) -> None:
     source, encoder = random.Random(7), make()
     texts = [random_text(source, source.randrange(200)) for _ in range(400)]
     assert [encoder.decode(ids) for ids in encoder.encode_batch(texts)] == texts
@@ -88,7 +88,7 @@ def test_words_are_split_before_merges_apply() -> None:
     assert not any(" " in learned.decode([number])[1:] for number in range(learned.vocab_size))
 
 
-def test_the_end_of_text_is_never_parsed_out_of_text(tmp_path: Path) -> None:
+def test_end_of_text_is_not_parsed_from_text(tmp_path: Path) -> None:
     gpt2().save(tmp_path / "tokenizer.json")
     for encoder in (gpt2(), load(tmp_path), train([ENGLISH], 300)):
         ids = encoder.encode("before<|endoftext|>after")
@@ -97,7 +97,7 @@ def test_the_end_of_text_is_never_parsed_out_of_text(tmp_path: Path) -> None:
         assert encoder.decode([encoder.eot or 0]) == "<|endoftext|>"
 
 
-def test_pieces_of_a_long_text_have_the_ids_of_the_whole() -> None:
+def test_pieces_of_a_long_text_have_the_same_ids() -> None:
     source = random.Random(3)
     for _ in range(1000):
         text = random_text(source, 60)
@@ -107,13 +107,13 @@ def test_pieces_of_a_long_text_have_the_ids_of_the_whole() -> None:
     assert len(split_text(ENGLISH * 400)) == len(ENGLISH) * 400 // PIECE_LENGTH + 1
 
 
-def test_a_lone_surrogate_becomes_the_replacement_character() -> None:
+def test_lone_surrogate_becomes_the_replacement_character() -> None:
     for text, expected in [("a\ud800b", "a\ufffdb"), ("\udfff", "\ufffd"), ("\ud83d\udea2", "🚢")]:
         assert gpt2().decode(gpt2().encode(text)) == expected
     assert train([ENGLISH + "\ud800"], 280).vocab_size == 280
 
 
-def test_an_id_outside_the_vocabulary_is_an_error() -> None:
+def test_id_outside_the_vocabulary_is_an_error() -> None:
     for number in (50257, -1, 2**40):
         with pytest.raises(DataError, match=rf"D010.*token {number}; the vocabulary of gpt2 is 50257"):
             gpt2().decode([1, number])
@@ -128,7 +128,7 @@ def test_training_is_deterministic_and_covers_every_byte() -> None:
     assert len(train(["ab"], 1000).encode("xyz")) == 3
 
 
-def test_a_saved_tokenizer_is_the_same(tmp_path: Path) -> None:
+def test_saved_tokenizer_is_identical(tmp_path: Path) -> None:
     for encoder in (gpt2(), train([ENGLISH], 300)):
         encoder.save(tmp_path / "tokenizer.json")
         for again in (load(tmp_path), load(tmp_path / "tokenizer.json")):
@@ -137,7 +137,7 @@ def test_a_saved_tokenizer_is_the_same(tmp_path: Path) -> None:
             assert again.name == tmp_path.name
 
 
-def test_the_fingerprint_does_not_depend_on_how_merges_are_written(tmp_path: Path) -> None:
+def test_fingerprint_is_independent_of_the_merges_format(tmp_path: Path) -> None:
     gpt2().save(tmp_path / "tokenizer.json")
     described = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     described["model"]["merges"] = [" ".join(pair) for pair in described["model"]["merges"]]
@@ -163,7 +163,7 @@ def test_the_fingerprint_does_not_depend_on_how_merges_are_written(tmp_path: Pat
         '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}',
     ],
 )
-def test_a_malformed_tokenizer_is_said_to_be(tmp_path: Path, text: str) -> None:
+def test_malformed_tokenizer_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"D027.*tokenizer.json is not a tokenizer.json: \S+") as caught:
@@ -171,7 +171,7 @@ def test_a_malformed_tokenizer_is_said_to_be(tmp_path: Path, text: str) -> None:
     assert ("it has no model" in caught.value.message) is (text in ("{}", "[]", "[" * 100_000) or ": 3" in text)
 
 
-def test_a_missing_tokenizer_and_an_impossible_size(tmp_path: Path) -> None:
+def test_missing_tokenizer_and_impossible_vocab_size(tmp_path: Path) -> None:
     for name in (tmp_path / "none.json", tmp_path, "gpt3"):
         with pytest.raises(ConfigError, match=r"C026.*not found\n  help: gpt2, the path"):
             load(name)
@@ -180,7 +180,7 @@ def test_a_missing_tokenizer_and_an_impossible_size(tmp_path: Path) -> None:
             train([ENGLISH], size)
 
 
-def test_special_tokens_of_a_foreign_tokenizer_are_text_too(tmp_path: Path) -> None:
+def test_special_tokens_of_other_tokenizers_are_text(tmp_path: Path) -> None:
     gpt2().save(tmp_path / "tokenizer.json")
     described = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     extra = dict(described["added_tokens"][0], id=50257, content="<|tool|>")

@@ -21,7 +21,7 @@ def plain(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("val_tokens", [1, 4000, 9000])
-def test_validation_takes_the_documents_of_lowest_hash(tmp_path: Path, plain: Path, val_tokens: int) -> None:
+def test_validation_takes_documents_with_lowest_keys(tmp_path: Path, plain: Path, val_tokens: int) -> None:
     prepare([str(plain)], tmp_path / "data", val_tokens=val_tokens)
     train, val = splits_of(tmp_path / "data")
     assert val == expected_val(some_texts(), val_tokens)
@@ -29,7 +29,7 @@ def test_validation_takes_the_documents_of_lowest_hash(tmp_path: Path, plain: Pa
     assert not set(train) & set(val)
 
 
-def test_training_documents_keep_their_order_but_for_those_held_aside(tmp_path: Path, plain: Path) -> None:
+def test_training_documents_keep_their_order(tmp_path: Path, plain: Path) -> None:
     texts = some_texts()
     prepare([str(plain)], tmp_path / "data", val_tokens=100)
     train, val = splits_of(tmp_path / "data")
@@ -46,7 +46,7 @@ def test_training_documents_keep_their_order_but_for_those_held_aside(tmp_path: 
     assert splits_of(tmp_path / "whole") == (texts, [])
 
 
-def test_the_split_does_not_depend_on_the_order_of_documents(tmp_path: Path, plain: Path) -> None:
+def test_split_is_independent_of_document_order(tmp_path: Path, plain: Path) -> None:
     backwards = parquet(tmp_path / "backwards.parquet", text=some_texts()[::-1])
     prepare([str(plain)], tmp_path / "a", val_tokens=4000)
     prepare([str(backwards)], tmp_path / "b", val_tokens=4000)
@@ -54,7 +54,7 @@ def test_the_split_does_not_depend_on_the_order_of_documents(tmp_path: Path, pla
 
 
 @pytest.mark.parametrize("wanted", [10**9, 2 * 10**4])
-def test_a_split_that_leaves_nothing_to_train_on(tmp_path: Path, plain: Path, wanted: int) -> None:
+def test_split_that_leaves_nothing_to_train_on(tmp_path: Path, plain: Path, wanted: int) -> None:
     with pytest.raises(DataError, match=rf"D025.*val_tokens = {wanted:,} leaves too little to train on") as caught:
         prepare([str(plain)], tmp_path / "data", val_tokens=wanted)
     assert "there are about" in caught.value.message
@@ -65,7 +65,7 @@ def test_a_split_that_leaves_nothing_to_train_on(tmp_path: Path, plain: Path, wa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.parquet", "single.txt"]
 
 
-def test_keys_are_hashes_of_the_texts_alone() -> None:
+def test_keys_are_hashes_of_the_texts() -> None:
     texts = [text.encode() for text in some_texts()[:20]]
     ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     keys = _loader.text_keys(b"".join(texts), ends.data)
@@ -73,7 +73,7 @@ def test_keys_are_hashes_of_the_texts_alone() -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 3000, 10**9])
-def test_a_budget_ends_with_the_document_that_reaches_it(tmp_path: Path, plain: Path, budget: int) -> None:
+def test_budget_ends_with_the_document_that_reaches_it(tmp_path: Path, plain: Path, budget: int) -> None:
     prepare([str(plain)], tmp_path / "data", tokens=budget)
     lengths = np.cumsum([len(gpt2().encode(text)) + 1 for text in some_texts()])
     count = min(int(np.searchsorted(lengths, budget)) + 1, len(lengths))
@@ -84,7 +84,7 @@ def test_a_budget_ends_with_the_document_that_reaches_it(tmp_path: Path, plain: 
     assert entry.bytes == sum(len(text.encode()) for text in train)
 
 
-def test_a_budget_leaves_files_that_it_does_not_need(tmp_path: Path, plain: Path) -> None:
+def test_budget_leaves_unneeded_files_unread(tmp_path: Path, plain: Path) -> None:
     other = parquet(tmp_path / "other.parquet", text=["never read"])
     made = prepare([str(plain), str(other)], tmp_path / "data", tokens=100)
     assert [entry.documents > 0 for entry in made.sources] == [True, False]
@@ -106,7 +106,9 @@ def expected_mixture(parts: list[list[str]], weights: list[float]) -> list[str]:
 
 @pytest.mark.parametrize("batch_bytes", [1, 3000, source.BATCH_BYTES])
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [0.8, 0.2], [1.0, 7.0]])
-def test_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: list[float], batch_bytes: int) -> None:
+def test_mixture_follows_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: list[float], batch_bytes: int
+) -> None:
     monkeypatch.setattr(source, "BATCH_BYTES", batch_bytes)
     parts = [stories(120, 1), stories(150, 2)]
     names = [str(parquet(tmp_path / f"{n}.parquet", text=part)) for n, part in enumerate(parts)]
@@ -117,7 +119,7 @@ def test_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: lis
     assert made.settings.weights == tuple(weights)
 
 
-def test_a_part_of_a_mixture_can_be_several_files(tmp_path: Path) -> None:
+def test_mixture_component_of_several_files(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     first, second, other = stories(30, 1), stories(40, 2), stories(200, 3)
     parquet(tmp_path / "one" / "a.parquet", text=first)
@@ -130,7 +132,7 @@ def test_a_part_of_a_mixture_can_be_several_files(tmp_path: Path) -> None:
     assert val == expected_val(order, 500)
 
 
-def test_nanogpts_files(tmp_path: Path, plain: Path) -> None:
+def test_nanogpt_format(tmp_path: Path, plain: Path) -> None:
     prepare([str(plain)], tmp_path / "data", layout="nanogpt", val_tokens=4000, shard_tokens=1000)
     prepare([str(plain)], tmp_path / "shards", val_tokens=4000)
     plainly, shards = open_folder(tmp_path / "data"), open_folder(tmp_path / "shards")
@@ -143,7 +145,7 @@ def test_nanogpts_files(tmp_path: Path, plain: Path) -> None:
     assert names == ["manifest.json", "tokenizer.json", "train.bin", "val.bin"]
 
 
-def test_a_part_of_a_mixture_without_text(tmp_path: Path, plain: Path) -> None:
+def test_mixture_component_without_text(tmp_path: Path, plain: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     names = [str(plain), str(tmp_path / "empty.txt")]
     with pytest.raises(DataError, match=r"D024.*no text in .*empty\.txt: there is nothing to mix") as caught:

@@ -44,23 +44,23 @@ def ids(encoder: Encoder, texts: list[str]) -> list[list[int]]:
     return [found[a:b].tolist() for a, b in itertools.pairwise(id_ends)]
 
 
-def test_gigatoken_gives_gpt2s_ids(shared: Path) -> None:
+def test_gigatoken_gives_the_reference_ids(shared: Path) -> None:
     vectors = json.loads((shared / "gpt2/vectors.json").read_text(encoding="utf-8"))["vectors"]
     assert ids(Encoder(gpt2()), [v["text"] for v in vectors]) == [v["ids"] for v in vectors]
 
 
-def test_gigatoken_gives_the_ids_of_tokenizers() -> None:
+def test_gigatoken_agrees_with_tokenizers() -> None:
     texts = [*strange_texts(3000), "<|endoftext|>", "a<|endoftext|>b", " " * 5000, "ab" * 9000, "\n" * 999 + "x", ""]
     assert ids(Encoder(gpt2()), texts) == [found.tolist() for found in gpt2().encode_batch(texts)]
 
 
-def test_a_tokenizer_that_was_trained_here() -> None:
+def test_gigatoken_agrees_on_a_trained_tokenizer() -> None:
     trained = bpe.train(stories(300, 1), 500)
     texts = strange_texts(500) + stories(20, 2)
     assert ids(Encoder(trained), texts) == [found.tolist() for found in trained.encode_batch(texts)]
 
 
-def test_a_slice_of_an_array_is_encoded_as_itself() -> None:
+def test_sliced_array_is_encoded() -> None:
     texts = pa.array(["never", "one", "two words", "never"], pa.large_string()).slice(1, 2)
     lot = Encoder(gpt2()).encode(texts)
     assert lot.sizes.tolist() == [3, 9]
@@ -83,7 +83,7 @@ def wrong(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, text: str, place: i
 
 
 @pytest.mark.parametrize("at", [0, 16 * 3])
-def test_a_difference_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+def test_mismatch_stops_the_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     texts = stories(60, 1)
     path = parquet(tmp_path / "a.parquet", text=texts)
     monkeypatch.setattr(
@@ -100,7 +100,7 @@ def test_a_difference_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyP
     prepare([str(path)], tmp_path / "data", engine="tokenizers")
 
 
-def test_both_engines_write_the_same(tmp_path: Path) -> None:
+def test_both_engines_write_the_same_bytes(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", text=stories(200, 1))
     for engine in ("gigatoken", "tokenizers"):
         prepare([str(path)], tmp_path / engine, engine=engine, val_tokens=500)
@@ -120,7 +120,7 @@ def unigram() -> Tokenizer:
     return Tokenizer("unigram", inner)
 
 
-def test_a_tokenizer_that_gigatoken_does_not_know(tmp_path: Path) -> None:
+def test_tokenizer_that_gigatoken_cannot_load(tmp_path: Path) -> None:
     encoder, texts = Encoder(unigram()), stories(20, 1)
     encoder.load()
     unigram_file = tmp_path / "tokenizer.json"
@@ -130,6 +130,6 @@ def test_a_tokenizer_that_gigatoken_does_not_know(tmp_path: Path) -> None:
     assert ids_of(open_folder(tmp_path / "data").train).tolist() == expected
 
 
-def test_the_known_fingerprint_is_the_computed_one() -> None:
+def test_gpt2_fingerprint_equals_the_computed_one() -> None:
     again = Tokenizer("again", tokenizers.Tokenizer.from_str(gpt2().to_json()))
     assert again.fingerprint == gpt2().fingerprint

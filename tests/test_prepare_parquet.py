@@ -39,7 +39,7 @@ def caught(call: Callable[[], Any], kind: type[Exception]) -> Any:
 # --- what is read ----------------------------------------------------------------------------------------------------
 
 
-def test_the_reference_corpus_is_read_as_arrow_reads_it_whole(shared: Path) -> None:
+def test_reference_corpus_equals_arrows_table(shared: Path) -> None:
     for path in sorted((shared / "corpus").glob("*.parquet")):
         batches = batches_of(path)
         whole = pq.read_table(path, columns=["text"]).column("text").cast(pa.large_string())
@@ -65,14 +65,14 @@ WRITINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", WRITINGS.values(), ids=WRITINGS)
 @pytest.mark.parametrize("batch_bytes", [30, 8_000_000])
-def test_reading_from_every_row_on(
+def test_reading_can_start_at_every_row(
     tmp_path: Path, options: dict[str, Any], batch_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "BATCH_BYTES", batch_bytes)
     check_every_start(find_sources([str(write(tmp_path / "a.parquet", **options))])[0], RECORDS)
 
 
-def test_a_dictionary_is_cut_into_batches_that_need_no_joining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dictionary_is_sliced_into_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "BATCH_BYTES", 100)
     texts = [f"{number:07}" for number in range(90)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=60)
@@ -97,7 +97,7 @@ TYPES = {
 
 
 @pytest.mark.parametrize("kind", TYPES.values(), ids=TYPES)
-def test_every_type_of_string(tmp_path: Path, kind: pa.DataType) -> None:
+def test_every_string_type(tmp_path: Path, kind: pa.DataType) -> None:
     texts = pa.array(RECORDS, pa.string())
     coded = pa.types.is_dictionary(kind)
     column = texts.dictionary_encode().cast(kind) if coded else texts.cast(kind)
@@ -105,7 +105,7 @@ def test_every_type_of_string(tmp_path: Path, kind: pa.DataType) -> None:
     assert texts_of(path) == [text for text in RECORDS if text]
 
 
-def test_null_and_empty_rows_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_null_and_empty_rows_are_counted(tmp_path: Path) -> None:
     batches = batches_of(write(tmp_path / "a.parquet", ["one", None, "", "two", None]))
     assert [batch.texts.to_pylist() for batch in batches] == [["one", "two"]]
     assert (skipped_in(batches).null, skipped_in(batches).empty, batches[-1].records) == (2, 1, 5)
@@ -125,7 +125,7 @@ def test_no_rows_and_no_row_groups(tmp_path: Path) -> None:
         assert (list(read(found)), estimate(found)[:2]) == ([], (0, 0))
 
 
-def test_the_text_column(tmp_path: Path) -> None:
+def test_text_column_is_found(tmp_path: Path) -> None:
     several = tmp_path / "several.parquet"
     pq.write_table(pa.table({"id": [1], "body": ["b"], "title": ["t"]}), several)
     error = refused("D020", several)
@@ -139,7 +139,7 @@ def test_the_text_column(tmp_path: Path) -> None:
     assert texts_of(several, "a.b") == ["a dot"]
 
 
-def test_text_within_a_struct_is_named_and_read(tmp_path: Path) -> None:
+def test_text_within_a_struct(tmp_path: Path) -> None:
     nested = pa.array([{"body": "one", "n": 1}, None, {"body": None, "n": 2}, {"body": "two", "n": 3}])
     path = tmp_path / "a.parquet"
     for options in ({}, {"use_dictionary": False}):
@@ -154,13 +154,13 @@ def test_text_within_a_struct_is_named_and_read(tmp_path: Path) -> None:
         assert "no column 'tags.x'" in refused("D020", path, "tags.x").message
 
 
-def test_bytes_are_not_taken_for_text(tmp_path: Path) -> None:
+def test_binary_column_is_refused(tmp_path: Path) -> None:
     error = refused("D020", write(tmp_path / "a.parquet", pa.array([b"one"], pa.binary())))
     assert "column 'text' is binary, not text" in error.message
     assert "write the file again with this column as strings" in error.help
 
 
-def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
+def test_memory_is_independent_of_the_row_group(tmp_path: Path) -> None:
     text = "".join(random.Random(1).choices("abcdefgh ", k=10_000))
     for options in ({"use_dictionary": False}, {}):  # the latter with a dictionary that is given up after 1 MB
         path = write(tmp_path / "a.parquet", [text[n:] + str(n) for n in range(9000)], row_group_size=9000, **options)
@@ -170,7 +170,7 @@ def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
         assert (count, most < 60_000_000) == (9000, True), most
 
 
-def test_a_document_of_a_hundred_megabytes(tmp_path: Path) -> None:
+def test_document_of_100_megabytes(tmp_path: Path) -> None:
     huge = "x y " * 25_000_000
     batches = batches_of(write(tmp_path / "a.parquet", ["before", huge, "after"], use_dictionary=False))
     texts = [text for batch in batches for text in batch.texts.to_pylist()]
@@ -180,7 +180,7 @@ def test_a_document_of_a_hundred_megabytes(tmp_path: Path) -> None:
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_damaged_files(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
     source = random.Random(1)
     path = write(tmp_path / "a.parquet", [source.randbytes(50).hex() for _ in range(300)], row_group_size=100)
     whole, middle = path.read_bytes(), path.stat().st_size // 2
@@ -203,7 +203,7 @@ def test_every_damaged_byte_is_an_error_or_harmless(tmp_path: Path) -> None:
         assert str(path) in getattr(found, "message", "") or found == expected, place
 
 
-def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+def test_invalid_utf8_is_refused(tmp_path: Path) -> None:
     buffers = [None, pa.py_buffer(np.array([0, 2, 4], "<i4").tobytes()), pa.py_buffer(b"ok\xff\xfe")]
     for options in ({}, {"use_dictionary": False}):
         path = write(tmp_path / "a.parquet", pa.Array.from_buffers(pa.string(), 2, buffers), **options)
@@ -225,7 +225,7 @@ class Keys(pe.KmsClient):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("plaintext_footer", [True, False])
-def test_encrypted_files(tmp_path: Path, plaintext_footer: bool) -> None:
+def test_encrypted_files_are_refused(tmp_path: Path, plaintext_footer: bool) -> None:
     keys = {"footer_key": "f", "column_keys": {"k": ["text"]}, "plaintext_footer": plaintext_footer}
     properties = pe.CryptoFactory(Keys).file_encryption_properties(
         pe.KmsConnectionConfig(), pe.EncryptionConfiguration(**keys)
@@ -236,7 +236,7 @@ def test_encrypted_files(tmp_path: Path, plaintext_footer: bool) -> None:
     assert "decrypt" in error.help
 
 
-def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "BATCH_BYTES", 50)
     for change in (lambda path: path.write_bytes(path.read_bytes()[:100]), lambda path: os.utime(path, (1, 1))):
         path = write(tmp_path / "a.parquet")
@@ -250,7 +250,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
 # --- what would fill the memory --------------------------------------------------------------------------------------
 
 
-def test_one_text_in_a_hundred_thousand_rows(tmp_path: Path) -> None:
+def test_one_text_in_100_000_rows_is_refused(tmp_path: Path) -> None:
     """A dictionary of 1 MB that stands for 100 GB: refused before the first text is made."""
     texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(100_000, np.int32)), pa.array(["x" * 1_000_000]))
     path = write(tmp_path / "a.parquet", texts, row_group_size=100_000)
@@ -260,7 +260,7 @@ def test_one_text_in_a_hundred_thousand_rows(tmp_path: Path) -> None:
     assert "expand to 100.0 GB or more" in said
 
 
-def test_a_dictionary_that_was_given_up_does_not_fill_the_memory_either(tmp_path: Path) -> None:
+def test_partial_dictionary_does_not_fill_the_memory(tmp_path: Path) -> None:
     longest, noise = "x" * 500_000, [random.Random(n).randbytes(4000).hex() for n in range(300)]
     texts = [longest] * 1900 + noise
     options = {"write_batch_size": 2000, "dictionary_pagesize_limit": 1_000_000, "row_group_size": 3000}
@@ -271,7 +271,7 @@ def test_a_dictionary_that_was_given_up_does_not_fill_the_memory_either(tmp_path
     assert f"{path}, row group 0: " in refused_in_little_memory("D035", path)
 
 
-def test_a_prefix_that_is_repeated(tmp_path: Path) -> None:
+def test_repeated_prefix_does_not_fill_the_memory(tmp_path: Path) -> None:
     texts = ["x" * 1_000_000] * 2000
     options = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}, "row_group_size": 2000}
     path = write(tmp_path / "a.parquet", texts, **options)
@@ -279,7 +279,7 @@ def test_a_prefix_that_is_repeated(tmp_path: Path) -> None:
     assert f"{path}, row group 0: " in refused_in_little_memory("D035", path)
 
 
-def test_a_page_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) -> None:
+def test_page_that_expands_1000_times_is_refused(tmp_path: Path) -> None:
     options = {"use_dictionary": False, "compression": "zstd", "row_group_size": 1000, "data_page_size": 1 << 30}
     path = write(tmp_path / "a.parquet", ["x" * 1_000_000] * 300, **options)
     said = refused_in_little_memory("D035", path)
@@ -287,7 +287,7 @@ def test_a_page_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) -> Non
     assert "expand to 300.0 MB or more" in said
 
 
-def test_a_page_header_that_lies(tmp_path: Path) -> None:
+def test_wrong_page_header_is_refused(tmp_path: Path) -> None:
     """The first page says that it unpacks to 2 GB: nothing is given to it."""
     path = write(tmp_path / "a.parquet", use_dictionary=False, row_group_size=100)
     with parquet.open_column(find_sources([str(path)])[0], None) as column:
@@ -309,14 +309,14 @@ def varint(number: int) -> bytes:
     return bytes([*found, number])
 
 
-def test_a_document_above_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_document_above_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "DOCUMENT_LIMIT", 100_000)
     noise = random.Random(1).randbytes(60_000).hex()
     path = write(tmp_path / "a.parquet", ["short", noise], use_dictionary=False)
     assert "row group 0, page at byte" in refused("D039", path).message
 
 
-def test_a_footer_that_lies_about_its_rows(tmp_path: Path) -> None:
+def test_wrong_row_count_in_the_footer_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", ["x"] * 77, row_group_size=77)
     data = path.read_bytes()
     footer = len(data) - 8 - struct.unpack("<I", data[-8:-4])[0]
@@ -328,7 +328,7 @@ def test_a_footer_that_lies_about_its_rows(tmp_path: Path) -> None:
 # --- page headers ----------------------------------------------------------------------------------------------------
 
 
-def test_page_headers_say_what_arrow_knows(tmp_path: Path) -> None:
+def test_page_headers_agree_with_arrow(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", use_dictionary=False, data_page_size=64, write_batch_size=4)
     column = pq.ParquetFile(path).metadata.row_group(1).column(1)
     with path.open("rb") as file:
@@ -345,7 +345,7 @@ def test_page_headers_say_what_arrow_knows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_noise_is_no_page_header_and_never_a_surprise(tmp_path: Path, seed: int) -> None:
+def test_noise_is_not_a_page_header(tmp_path: Path, seed: int) -> None:
     noise = random.Random(seed).randbytes(300)
     (tmp_path / "noise").write_bytes(noise)
     with (tmp_path / "noise").open("rb") as file:
@@ -353,7 +353,7 @@ def test_noise_is_no_page_header_and_never_a_surprise(tmp_path: Path, seed: int)
     assert "page" in str(found) or all(page.packed <= 300 for page in found)
 
 
-def test_a_struct_in_structs_without_end() -> None:
+def test_endlessly_nested_structs_are_refused() -> None:
     with pytest.raises(ValueError, match="structs within structs"):
         ThriftReader(b"\x1c" * 1000).read_struct()
     assert json.dumps(ThriftReader(b"\x15\x04\x00").read_struct()) == '{"1": 2}'

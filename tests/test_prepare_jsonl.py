@@ -44,7 +44,7 @@ def objects(texts: list[str | None] = RECORDS) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("batch_bytes", [90, 8_000_000])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.jsonl.gz", "a.jsonl.zst", "a.JSONL.GZ"])
-def test_reading_from_every_line_on(
+def test_reading_can_start_at_every_line(
     tmp_path: Path, name: str, batch_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "BATCH_BYTES", batch_bytes)
@@ -71,7 +71,7 @@ ODD = {
 
 @pytest.mark.parametrize("line", ODD.values(), ids=ODD)
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_odd_lines_are_read_as_python_reads_them(tmp_path: Path, line: bytes, end: str) -> None:
+def test_odd_lines_are_parsed_as_by_python(tmp_path: Path, line: bytes, end: str) -> None:
     expected = json.loads(line).get("text")
     around = ["before", expected, "after"]
     path = write(tmp_path / "a.jsonl", {"text": "before"}, line, {"text": "after"}, end=end)
@@ -79,7 +79,7 @@ def test_odd_lines_are_read_as_python_reads_them(tmp_path: Path, line: bytes, en
     check_every_start(find_sources([str(path)])[0], around)
 
 
-def test_the_fast_road_is_taken_and_gives_what_the_slow_one_gives(shared: Path, tmp_path: Path) -> None:
+def test_arrow_and_python_parse_the_same_texts(shared: Path, tmp_path: Path) -> None:
     texts = texts_of(shared / "corpus" / "000_00000.parquet")[:300]
     path = write(tmp_path / "a.jsonl", *objects([*texts, *RECORDS]))
     found = find_sources([str(path)])[0]
@@ -92,7 +92,7 @@ def test_the_fast_road_is_taken_and_gives_what_the_slow_one_gives(shared: Path, 
     assert texts_of(path) == [text for text in [*texts, *RECORDS] if text]
 
 
-def test_two_objects_on_a_line_or_one_on_two_are_never_taken(tmp_path: Path) -> None:
+def test_objects_that_share_or_span_lines_are_refused(tmp_path: Path) -> None:
     """Arrow's reader takes both: neither may slip through, nor both together because their number is right."""
     good = '{"text": "a"}'
     before = [good] * jsonl.FIRST_LINES  # that are read one by one, to find the field
@@ -101,14 +101,14 @@ def test_two_objects_on_a_line_or_one_on_two_are_never_taken(tmp_path: Path) -> 
         assert f", line {len(before) + bad} (byte " in said
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "a"}', {"text": "b"})
     check_every_start(find_sources([str(path)])[0], ["a", "b"])
     (tmp_path / "b.jsonl").write_bytes(b"\xef\xbb\xbf")
     assert texts_of(tmp_path / "b.jsonl") == []
 
 
-def test_lone_surrogates_are_mended_and_counted(tmp_path: Path) -> None:
+def test_lone_surrogates_are_replaced_and_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "a\\ud800b"}', {"text": "c"}, b'{"text": "\\udc00\\ud83d\\ude00"}')
     batches = batches_of(path)
     assert [text for batch in batches for text in batch.texts.to_pylist()] == ["a\ufffdb", "c", "\ufffd😀"]
@@ -116,7 +116,7 @@ def test_lone_surrogates_are_mended_and_counted(tmp_path: Path) -> None:
     check_every_start(find_sources([str(path)])[0], ["a\ufffdb", "c", "\ufffd😀"])
 
 
-def test_nothing_to_read(tmp_path: Path) -> None:
+def test_files_without_texts(tmp_path: Path) -> None:
     for lines in ([], ["", " "], [{"text": None}, {"text": ""}]):
         for suffix in ("", ".gz", ".zst"):
             path = write(tmp_path / f"a.jsonl{suffix}", *lines)
@@ -124,7 +124,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
             assert (texts_of(path), estimate(found).text_bytes) == ([], 0)
 
 
-def test_the_field(tmp_path: Path) -> None:
+def test_text_field_is_found(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"id": 1, "body": "b", "title": "t"})
     error = refused("D020", path)
     assert error.message == f"{path}: no field 'text'; the fields of its first lines: id (int), body (str), title (str)"
@@ -137,14 +137,14 @@ def test_the_field(tmp_path: Path) -> None:
     assert "no field 'text'" in refused("D020", path).message
 
 
-def test_a_document_of_a_hundred_megabytes(tmp_path: Path) -> None:
+def test_document_of_100_megabytes(tmp_path: Path) -> None:
     huge = "x y " * 25_000_000
     path = write(tmp_path / "a.jsonl", {"text": "before"}, {"text": huge}, {"text": "after"})
     first, second, third = texts_of(path)
     assert (first, second == huge, third) == ("before", True, "after")
 
 
-def test_an_estimate_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimate_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "SAMPLE_BYTES", 1_000_000)
     source = random.Random(1)
     texts = [f"{n:05} " + source.randbytes(100).hex() for n in range(20_000)]
@@ -175,7 +175,7 @@ BAD: dict[str, tuple[bytes, int, str]] = {
 
 @pytest.mark.parametrize(("line", "at", "reason"), BAD.values(), ids=BAD)
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_a_bad_line_is_named(tmp_path: Path, line: bytes, at: int, reason: str, suffix: str) -> None:
+def test_bad_line_is_located(tmp_path: Path, line: bytes, at: int, reason: str, suffix: str) -> None:
     before = [json.dumps({"text": f"é{n}"}, ensure_ascii=False).encode() for n in range(200)]
     path = write(tmp_path / f"a.jsonl{suffix}", *before, b"", line, {"text": "after"})
     place = sum(len(other) + 1 for other in before) + 1 + at
@@ -185,14 +185,14 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, at: int, reason: str, 
         list(read(find_sources([str(path)])[0], start=100))
 
 
-def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+def test_invalid_utf8_is_located(tmp_path: Path) -> None:
     for line in (b'{"text": "a\xff"}', b'{"x": "\xff", "text": "a"}', b'{"text": "a\xed\xa0\x80"}'):
         path = write(tmp_path / "a.jsonl", {"text": "one"}, line)
         place = 16 + next(n for n, byte in enumerate(line) if byte > 127)
         assert f"{path}, line 2 (byte {place}): not UTF-8" in refused("D022", path).message
 
 
-def test_packed_files_that_are_cut_off_or_damaged(tmp_path: Path) -> None:
+def test_damaged_compressed_files_are_refused(tmp_path: Path) -> None:
     texts = [random.Random(n).randbytes(2000).hex() for n in range(500)]
     for suffix in (".gz", ".zst"):
         path = write(tmp_path / f"a.jsonl{suffix}", *objects(list(texts)))
@@ -206,7 +206,7 @@ def test_packed_files_that_are_cut_off_or_damaged(tmp_path: Path) -> None:
         assert len(texts_of(path)) == 1000
 
 
-def test_a_json_file_that_holds_no_lines(tmp_path: Path) -> None:
+def test_json_file_without_lines_is_refused(tmp_path: Path) -> None:
     for text in ('[{"text": "a"}]', '[\n{"text": "a"}\n]', '{\n  "text": "a"\n}\n', '"a"'):
         (tmp_path / "a.json").write_text(text)
         error = refused("D023", tmp_path / "a.json")
@@ -220,7 +220,7 @@ CHANGES: list[Callable[[Path], object]] = [lambda path: os.truncate(path, 500), 
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_changes_while_it_is_read(
+def test_file_that_changes_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
 ) -> None:
     monkeypatch.setattr(source, "BATCH_BYTES", 200)
@@ -233,7 +233,7 @@ def test_a_file_that_changes_while_it_is_read(
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_bomb_does_not_fill_the_memory(tmp_path: Path, suffix: str) -> None:
+def test_decompression_bomb_does_not_fill_the_memory(tmp_path: Path, suffix: str) -> None:
     for name, data in (("line", bytes(600_000_000)), ("lines", b'{"text": "' + b"x" * 989 + b'"}\n')):
         data = data if name == "line" else data * 600_000
         path = tmp_path / f"{name}.jsonl{suffix}"
@@ -244,7 +244,7 @@ def test_a_bomb_does_not_fill_the_memory(tmp_path: Path, suffix: str) -> None:
         assert "expand to 256." in said
 
 
-def test_a_line_above_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_above_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "BATCH_BYTES", 1000)
     monkeypatch.setattr(jsonl, "LINE_LIMIT", 5000)
     path = write(tmp_path / "a.jsonl", {"text": "short"}, {"text": "x" * 10_000})

@@ -27,7 +27,7 @@ def torn(train: list[str], val: list[str]) -> int:
     return sum((one in val) != (other in val) for one, other in pairs(60))
 
 
-def test_near_duplicates_fall_on_one_side(tmp_path: Path, source: Path) -> None:
+def test_near_duplicates_stay_in_one_split(tmp_path: Path, source: Path) -> None:
     prepare([str(source)], tmp_path / "first", val_tokens=4000)
     assert torn(*splits_of(tmp_path / "first")) > 3
     audit.main([str(tmp_path / "first")])
@@ -41,7 +41,7 @@ def test_near_duplicates_fall_on_one_side(tmp_path: Path, source: Path) -> None:
     assert again == made
 
 
-def test_an_audit_that_does_not_fit(tmp_path: Path, source: Path) -> None:
+def test_audit_of_another_tokenizer_is_refused(tmp_path: Path, source: Path) -> None:
     prepare([str(source)], tmp_path / "data")
     with pytest.raises(ConfigError, match=r"C033.*holds no audit"):
         prepare([str(source)], tmp_path / "x", audit=tmp_path / "data")

@@ -72,7 +72,7 @@ def edited(folder: Path, *place: Any, value: Any) -> None:
 # --- layouts ---------------------------------------------------------------------------------------------------------
 
 
-def test_ours(ours: Path) -> None:
+def test_folder_with_a_manifest(ours: Path) -> None:
     data = open_folder(ours)
     made = manifest.read_manifest(ours)
     assert (data.tokenizer_name, data.vocab_size, data.tokenizer.eot, data.notes) == ("gpt2", 50257, 50256, ())
@@ -86,7 +86,7 @@ def test_ours(ours: Path) -> None:
     data.verify()
 
 
-def test_nanogpt(tmp_path: Path) -> None:
+def test_nanogpt_folder(tmp_path: Path) -> None:
     TOKENS.tofile(tmp_path / "train.bin")
     data = open_folder(tmp_path)
     assert (data.train.tokens, data.val, data.train.bytes) == (5000, None, None)
@@ -99,7 +99,7 @@ def test_nanogpt(tmp_path: Path) -> None:
     assert [note for note in data.notes if "gpt2 is assumed" in note]
 
 
-def test_shards_of_other_systems(tmp_path: Path) -> None:
+def test_llmc_shards(tmp_path: Path) -> None:
     for number in (1, 0, 2):
         shard(tmp_path / f"fineweb_train_{number:06d}.bin", TOKENS[: 1000 * (number + 1)])
     shard(tmp_path / "fineweb_val_000000.bin", TOKENS[:10])
@@ -109,7 +109,7 @@ def test_shards_of_other_systems(tmp_path: Path) -> None:
     assert data.val.tokens == 10
 
 
-def test_shards_without_a_split(tmp_path: Path) -> None:
+def test_shards_without_a_validation_split(tmp_path: Path) -> None:
     for number in (1, 0):
         shard(tmp_path / f"part{number}.bin", TOKENS[: 1000 * (number + 1)])
     data = open_folder(tmp_path)
@@ -117,7 +117,7 @@ def test_shards_without_a_split(tmp_path: Path) -> None:
     assert data.train.ids(999, 3).tolist() == [999, 0, 1]
 
 
-def test_a_tokenizer_beside_the_shards_is_theirs(tmp_path: Path, ours: Path) -> None:
+def test_tokenizer_beside_the_shards_is_used(tmp_path: Path, ours: Path) -> None:
     shard(tmp_path / "x" / "a_train_0.bin", TOKENS.astype("<u4"))
     assert "does not say which tokenizer" in refused("D019", tmp_path / "x").message
     (tmp_path / "x" / "tokenizer.json").write_bytes((ours / "tokenizer.json").read_bytes())
@@ -126,7 +126,7 @@ def test_a_tokenizer_beside_the_shards_is_theirs(tmp_path: Path, ours: Path) -> 
     assert data.tokenizer.encode("a") == [64]
 
 
-def test_the_fingerprint_is_that_of_the_tokens(tmp_path: Path, ours: Path) -> None:
+def test_fingerprint_depends_on_the_tokens_only(tmp_path: Path, ours: Path) -> None:
     before = open_folder(ours).fingerprint
     moved = ours.rename(tmp_path / "moved")
     edited(moved, "tool", value="jaxgpt 9.9")
@@ -147,7 +147,7 @@ def test_the_fingerprint_is_that_of_the_tokens(tmp_path: Path, ours: Path) -> No
 # --- refused ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_shards(tmp_path: Path) -> None:
+def test_folder_without_shards(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.parquet").write_bytes(b"")
@@ -162,14 +162,14 @@ def test_no_shards(tmp_path: Path) -> None:
     assert refused("D002", tmp_path / "val").message.startswith("no token shards")
 
 
-def test_files_that_are_no_shards(tmp_path: Path) -> None:
+def test_other_files_are_not_shards(tmp_path: Path) -> None:
     (tmp_path / "a_train_0.bin").write_bytes(b"PK\x03\x04" + bytes(2000))
     assert (
         "a_train_0.bin is not a token shard (starts with 50 4b 03 04: a zip file)" in refused("D003", tmp_path).message
     )
 
 
-def test_shards_of_another_length(tmp_path: Path) -> None:
+def test_shards_of_wrong_length(tmp_path: Path) -> None:
     path = shard(tmp_path / "a.bin", TOKENS)
     whole = path.read_bytes()
     path.write_bytes(whole[:-256])
@@ -196,20 +196,20 @@ def test_tokens_outside_the_vocabulary(tmp_path: Path) -> None:
     assert expected in refused("D010", tmp_path, lambda data: unigram_entropy(data.train, data.vocab_size)).message
 
 
-def test_a_shard_that_changed_since_it_was_made(ours: Path) -> None:
+def test_changed_shard_is_refused(ours: Path) -> None:
     path = ours / "val_000000.bin"
     path.write_bytes(path.read_bytes()[:-2] + b"\x01\x00")
     refused("D011", ours, TokenDataset.verify)
 
 
-def test_less_than_one_sequence(tmp_path: Path) -> None:
+def test_too_few_tokens_for_a_window(tmp_path: Path) -> None:
     shard(tmp_path / "a.bin", TOKENS[:812])
     error = refused("D013", tmp_path, lambda data: data.train.windows(1024))
     assert error.message == "812 tokens in all; one sequence needs 1,025"
     assert open_folder(tmp_path).train.windows(811) == 1
 
 
-def test_names_that_lead_out_of_the_folder(tmp_path: Path, ours: Path) -> None:
+def test_manifest_names_outside_the_folder(tmp_path: Path, ours: Path) -> None:
     shard(tmp_path / "elsewhere.bin")
     (ours / "link.bin").symlink_to(tmp_path / "elsewhere.bin")
     for name in ("../elsewhere.bin", str(tmp_path / "elsewhere.bin"), "link.bin", "..", ".", "", "a/b.bin", "a\nb"):
@@ -221,7 +221,7 @@ def test_names_that_lead_out_of_the_folder(tmp_path: Path, ours: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train.bin", "a_train_0.bin"])
-def test_what_is_no_file(tmp_path: Path, name: str) -> None:
+def test_shards_that_are_not_regular_files(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     assert f"{name} is a FIFO, not a file" in refused("D015", tmp_path).message
     (tmp_path / name).unlink()
@@ -258,18 +258,18 @@ def test_malformed_manifests(ours: Path, text: str) -> None:
         (("splits", "val", "shards", 0, "name"), "train_000000.bin", "it names 'train_000000.bin' twice"),
     ],
 )
-def test_manifests_with_a_wrong_value(ours: Path, place: Sequence[Any], value: Any, said: str) -> None:
+def test_manifests_with_one_wrong_value(ours: Path, place: Sequence[Any], value: Any, said: str) -> None:
     edited(ours, *place, value=value)
     assert said in refused("D018", ours).message
 
 
-def test_a_manifest_that_is_no_file(ours: Path) -> None:
+def test_manifest_that_is_a_folder(ours: Path) -> None:
     (ours / "manifest.json").unlink()
     (ours / "manifest.json").mkdir()
     refused("D018", ours)
 
 
-def test_files_that_are_not_those_of_the_manifest(ours: Path) -> None:
+def test_files_that_contradict_the_manifest(ours: Path) -> None:
     path = ours / "val_000000.bin"
     original = path.read_bytes()
     shard(path, TOKENS[:9])
@@ -283,7 +283,7 @@ def test_files_that_are_not_those_of_the_manifest(ours: Path) -> None:
     assert "another tokenizer" in refused("D019", ours, lambda data: data.tokenizer).message
 
 
-def test_a_model_too_small_for_the_tokenizer(ours: Path) -> None:
+def test_vocabulary_larger_than_the_model(ours: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         check_vocabulary(50000, open_folder(ours))
     assert str(caught.value).startswith(
@@ -292,7 +292,7 @@ def test_a_model_too_small_for_the_tokenizer(ours: Path) -> None:
     check_vocabulary(50257, open_folder(ours))
 
 
-def test_errors_of_the_loader_keep_their_words() -> None:
+def test_loader_errors_keep_code_and_message() -> None:
     for code, kind in (("D007", DataError), ("S006", StorageError)):
         with pytest.raises(kind) as caught, dataset.translate_loader_errors():
             raise _loader.LoaderError(code, "what", "help")
@@ -310,7 +310,7 @@ def test_unigram_entropy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert unigram_entropy(train, 10, limit=400) == pytest.approx(math.log(4))
 
 
-def test_a_manifest_is_what_was_written(tmp_path: Path, ours: Path) -> None:
+def test_manifest_round_trip(tmp_path: Path, ours: Path) -> None:
     made = manifest.read_manifest(ours)
     dataclasses.replace(made, tool="jaxgpt ü").write(tmp_path)
     (tmp_path / "tokenizer.json").touch()
@@ -318,13 +318,13 @@ def test_a_manifest_is_what_was_written(tmp_path: Path, ours: Path) -> None:
     assert [path.name for path in tmp_path.glob(".manifest*")] == []
 
 
-def test_none_of_it_loads_jax() -> None:
+def test_data_and_prepare_do_not_load_jax() -> None:
     names = "jaxgpt.data.dataset, jaxgpt.data.hub, jaxgpt.prepare.pipeline, jaxgpt.audit.command"
     code = f"import sys, {names}; sys.exit('jax' in sys.modules or 'jaxlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-def test_validation_that_is_training_again(tmp_path: Path) -> None:
+def test_validation_file_equal_to_a_training_file(tmp_path: Path) -> None:
     for name in ("train", "val"):
         shard(tmp_path / "one" / f"{name}_000000.bin")
         (tmp_path / f"{name}.bin").write_bytes(TOKENS.tobytes())

@@ -72,7 +72,7 @@ def test_repeated_command_changes_nothing(
     audit(duplicates_folder, dedup=out)
     files = files_of(out)
     audit(duplicates_folder, dedup=out)
-    assert f"{out}: without duplicates" in capsys.readouterr().out
+    assert f"Without duplicates: {out}" in " ".join(capsys.readouterr().out.split())
     assert files_of(out) == files
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine").write_text("x")

@@ -71,6 +71,7 @@ class _Printer:
             initial_indent=first,
             subsequent_indent=rest,
             break_on_hyphens=False,
+            break_long_words=False,
         )
         self._console.print(Text(filled, style=style))
 

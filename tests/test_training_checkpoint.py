@@ -132,7 +132,7 @@ def test_missing_checkpoint_error_lists_the_existing_ones(tmp_path: Path) -> Non
         (state(1, w=jnp.zeros((3, 3))), "params.w is float32[3, 2]; the config needs float32[3, 3]"),
         (state(1, w=jnp.zeros((3, 2), jnp.bfloat16)), "params.w is float32[3, 2]; the config needs bfloat16[3, 2]"),
         (state(1, bias=jnp.zeros(3)), "does not have params.bias; the config needs it"),
-        (state(1)._replace(opt_state={}), "has opt_state.mu, which the config has no workspace for"),
+        (state(1)._replace(opt_state={}), "has opt_state.mu, which the config does not need"),
     ],
 )
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path, wanted: TrainState, words: str) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -137,7 +138,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(huggingface_hub.utils._cache_assets, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(hub, "BLOCK", 1000)
+    monkeypatch.setattr(hub, "BLOCK_BYTES", 1000)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with Hub() as found:
         for name in ("data/000.parquet", "data/001.parquet", "data/more/002.parquet"):
@@ -294,6 +295,28 @@ def test_concurrent_fetches_download_once(server: Hub) -> None:
     assert server.ranges() == ranges(0, found.size)
 
 
+def test_waiting_fetch_survives_a_failed_check(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
+    check = hub._check
+    results: list[Path] = []
+    waiting = threading.Thread(target=lambda: results.append(hub.fetch(found)))
+
+    def check_while_another_waits(file: hub.HubFile, partial: Path) -> None:
+        if server.lies:
+            waiting.start()
+            time.sleep(0.5)
+            server.lies = False
+        check(file, partial)
+
+    monkeypatch.setattr(hub, "_check", check_while_another_waits)
+    server.lies = True
+    with pytest.raises(DataError, match="D038"):
+        hub.fetch(found)
+    waiting.join()
+    assert results == [found.path]
+    assert found.path.read_bytes() == server.files["data/000.parquet"]
+
+
 def test_progress_is_one_line_without_a_terminal(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
     with ProgressReporter():
@@ -320,7 +343,7 @@ def test_missing_files_and_repositories(server: Hub) -> None:
 @pytest.mark.parametrize(
     ("status", "code", "said"),
     [
-        (401, "", "the hub knows no hf://datasets/o/n/x.parquet, or keeps it private (401)"),
+        (401, "", "hf://datasets/o/n/x.parquet does not exist on the hub, or is private (401)"),
         (403, "", "the hub refuses access to hf://datasets/o/n/x.parquet (403)"),
         (403, "GatedRepo", "the hub refuses access to hf://datasets/o/n/x.parquet (403)"),
     ],
@@ -359,7 +382,7 @@ def test_full_disk(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(hub.DownloadProgress, "advance", full)
-    with pytest.raises(StorageError, match=r"S011.*no room on the disk for hf://datasets/o/n/data/000.parquet"):
+    with pytest.raises(StorageError, match=r"S011.*the disk is full: hf://datasets/o/n/data/000.parquet"):
         hub.fetch(found)
 
 

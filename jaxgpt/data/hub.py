@@ -1,13 +1,11 @@
-"""Files of a Hugging Face hub: `hf://datasets/OWNER/NAME/path`, listed at once, fetched when they are needed.
+"""Files of a Hugging Face hub, `hf://datasets/OWNER/NAME/path`: listed first, downloaded when they are needed.
 
-`huggingface_hub` (the extra `hub`) talks to the hub, with HF_TOKEN and HF_ENDPOINT as it knows them. Its own downloads
-keep nothing of a transfer that was broken off, and a file here has gigabytes: so files are fetched in blocks, into its
-folder for other programs' files, and an interrupted download goes on from the last block. What has arrived is checked
-against the hash that the hub names.
+`huggingface_hub` (the extra `hub`) talks to the hub and reads HF_TOKEN and HF_ENDPOINT. Its own downloads keep nothing
+of an interrupted transfer, and files can have gigabytes. So this module downloads in blocks, into that library's assets
+cache, and resumes an interrupted download at the last block. A complete file is compared with the hub's hash.
 """
 
 import errno
-import fcntl
 import hashlib
 import importlib
 import os
@@ -17,31 +15,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 from jaxgpt.errors import ConfigError, DataError, StorageError
+from jaxgpt.utils.lock import lock_file
 from jaxgpt.utils.progress import DownloadProgress
 
 PREFIX = "hf://"
 NAME_FORMAT = "hf://datasets/OWNER/NAME[@REVISION]/PATH*.parquet"
 NAME = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?/(.+)")
 REPOSITORY = re.compile(r"(?!\.)[\w.-]+/[\w.-]+(?<!\.json)")
-BLOCK = 16_000_000  # bytes that are asked for at a time
-TIMEOUT = 30.0  # seconds until a hub that says nothing counts as not there
-LIBRARIES = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3")  # whose errors are about the network
-MAGIC = re.compile(r"[*?]")
+BLOCK_BYTES = 16_000_000  # per request
+TIMEOUT = 30.0  # seconds until a silent hub counts as unreachable
+NETWORK_LIBRARIES = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3")
+WILDCARD = re.compile(r"[*?]")
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of one commit of a dataset repository. `digest` is its sha256, or git's sha1 for a small file."""
+    """A file in one commit of a dataset repository. `digest` is its sha256, or git's sha1 for a small file."""
 
     repository: str
     commit: str
     name: str  # its path in the repository
     size: int
     digest: str
-    path: Path  # where it is, or will be, on this disk
+    path: Path  # on this disk, once it is downloaded
 
     @property
     def address(self) -> str:
@@ -52,38 +51,41 @@ class HubFile:
 
 
 def find_files(name: str) -> list[HubFile]:
-    """The files that `name` matches, in order. `*` and `?` do not match a slash, `**` matches folders.
+    """Lists the files that match `name`, in order. `*` and `?` do not match a slash, `**` matches folders.
 
-    Raises `ConfigError` C034 without the library, C035 if the hub refuses, C036 if it cannot be reached, `DataError`
-    D023 if there is no such repository, revision or file.
+    Raises `ConfigError` C034 without the library, C035 if the hub refuses access, C036 if it cannot be reached,
+    `DataError` D023 if there is no such repository, revision or file.
     """
-    matched = NAME.fullmatch(name)
-    if not matched:
-        raise DataError("D023", f"source {name!r} is no file of a dataset on the hub", NAME_FORMAT)
-    repository, revision, pattern = matched[1], urllib.parse.unquote(matched[2] or "main"), matched[3]
+    match = NAME.fullmatch(name)
+    if not match:
+        raise DataError("D023", f"source {name!r} does not name files of a dataset on the hub", NAME_FORMAT)
+    repository, pattern = match[1], match[3]
+    revision = urllib.parse.unquote(match[2] or "main")
     with _translate_errors(name):
         api = _library().HfApi(endpoint=_endpoint())
         commit = api.repo_info(repository, repo_type="dataset", revision=revision, timeout=TIMEOUT).sha
-        folder = str(PurePosixPath(*_plain_parts(pattern)))
+        folder = str(PurePosixPath(*_fixed_folders(pattern)))
         options = {"repo_type": "dataset", "revision": commit, "recursive": True}
         tree = list(api.list_repo_tree(repository, None if folder == "." else folder, **options))
-    files, wanted = [entry for entry in tree if hasattr(entry, "size")], _compile_glob(pattern)
-    found = [_file(repository, commit, entry) for entry in files if wanted.fullmatch(entry.path)]
-    if not found:
-        raise DataError("D023", f"no file of {repository} on the hub matches {pattern!r}", _help(files))
-    return sorted(found, key=lambda file: file.name)
+    entries = [entry for entry in tree if hasattr(entry, "size")]
+    glob = _compile_glob(pattern)
+    files = [_file(repository, commit, entry) for entry in entries if glob.fullmatch(entry.path)]
+    if not files:
+        raise DataError("D023", f"no file of {repository} on the hub matches {pattern!r}", _list_names(entries))
+    return sorted(files, key=lambda file: file.name)
 
 
-def _plain_parts(pattern: str) -> list[str]:
-    """The folders in front that have no magic: what lies elsewhere need not be listed."""
-    parts = pattern.split("/")[:-1]
-    magic = next((index for index, part in enumerate(parts) if MAGIC.search(part)), len(parts))
-    return parts[:magic]
+def _fixed_folders(pattern: str) -> list[str]:
+    """The leading folders without wildcards: only what is inside them has to be listed."""
+    folders = pattern.split("/")[:-1]
+    first_wildcard = next((index for index, part in enumerate(folders) if WILDCARD.search(part)), len(folders))
+    return folders[:first_wildcard]
 
 
 def _compile_glob(pattern: str) -> "re.Pattern[str]":
-    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.compile("".join(known.get(part) or re.escape(part) for part in re.split(r"(\*\*/|\*\*|\*|\?)", pattern)))
+    wildcards = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
+    return re.compile("".join(wildcards.get(part) or re.escape(part) for part in parts))
 
 
 def _file(repository: str, commit: str, entry: Any) -> HubFile:
@@ -93,8 +95,8 @@ def _file(repository: str, commit: str, entry: Any) -> HubFile:
     return HubFile(repository, commit, entry.path, entry.size, digest, folder.joinpath(*parts))
 
 
-def _help(files: list[Any]) -> str:
-    names = [entry.path for entry in files]
+def _list_names(entries: list[Any]) -> str:
+    names = [entry.path for entry in entries]
     return f"its files: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else NAME_FORMAT
 
 
@@ -103,83 +105,93 @@ def is_downloaded(file: HubFile) -> bool:
 
 
 def open_remote(file: HubFile) -> IO[bytes]:
-    """The file on the hub, to read parts of. Raises as `find` does."""
+    """Opens the file on the hub, to read parts of it. Raises what `find_files` raises."""
     with _translate_errors(str(file)):
-        system = _library().HfFileSystem(endpoint=_endpoint(), skip_instance_cache=True)
-        options = {"block_size": 1 << 20, "size": file.size}
-        remote: IO[bytes] = system.open(file.address, "rb", **options)
+        remote: IO[bytes] = _file_system().open(file.address, "rb", block_size=1 << 20, size=file.size)
         return remote
 
 
 def fetch(file: HubFile) -> Path:
-    """The file on this disk; downloads what is still missing of it, with a bar on a terminal.
+    """Returns the file on this disk; downloads what is missing of it, with a bar on a terminal.
 
-    Raises as `find` does; `StorageError` S011 if the disk is full, `DataError` D038 if what arrived is something else.
+    Raises what `find_files` raises; `StorageError` S011 if the disk is full, `DataError` D038 if the content differs.
     """
     if is_downloaded(file):
         return file.path
     partial = file.path.with_name(f".{file.path.name}.partial")
+    lock = file.path.with_name(f".{file.path.name}.lock")
     with _translate_errors(str(file)):
         file.path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("ab") as output:
-            fcntl.flock(output, fcntl.LOCK_EX)  # another process may fetch it too: this one then finds it done
-            if not is_downloaded(file):
-                _download(file, output)
-                _check(file, partial)
-                partial.rename(file.path)
+        with lock_file(lock, wait=True):  # another process may be downloading it
+            try:
+                if not is_downloaded(file):
+                    _download(file, partial)
+                    _check(file, partial)
+                    partial.rename(file.path)
+            finally:
+                lock.unlink(missing_ok=True)  # whoever waits for it locks a new one
     return file.path
 
 
-def _download(file: HubFile, output: BinaryIO) -> None:
-    output.seek(0, os.SEEK_END)
-    if output.tell() > file.size:
-        output.truncate(0)
-    system = _library().HfFileSystem(endpoint=_endpoint(), skip_instance_cache=True)
-    with (
-        system.open(file.address, "rb", block_size=BLOCK, cache_type="none", size=file.size) as remote,
-        DownloadProgress(str(file), file.size, output.tell()) as progress,
-    ):
-        remote.seek(output.tell())
-        while output.tell() < file.size:
-            block = remote.read(min(BLOCK, file.size - output.tell()))
-            if not block:
-                raise DataError("D038", f"{file}: the hub's file ends at byte {output.tell():,}", "run again later")
-            output.write(block)
-            output.flush()
-            progress.advance(len(block))
+def _download(file: HubFile, partial: Path) -> None:
+    """Appends to `partial` what is missing of the file."""
+    with partial.open("ab") as output:
+        if output.tell() > file.size:
+            output.truncate(0)
+            output.seek(0)
+        done = output.tell()
+        with (
+            _file_system().open(
+                file.address, "rb", block_size=BLOCK_BYTES, cache_type="none", size=file.size
+            ) as remote,
+            DownloadProgress(str(file), file.size, done) as progress,
+        ):
+            remote.seek(done)
+            while done < file.size:
+                block = remote.read(min(BLOCK_BYTES, file.size - done))
+                if not block:
+                    raise DataError("D038", f"{file}: the hub's file ends at byte {done:,}", "run again later")
+                output.write(block)
+                output.flush()
+                done += len(block)
+                progress.advance(len(block))
 
 
 def _check(file: HubFile, partial: Path) -> None:
-    """Raises `DataError` D038, and removes what arrived, if it is not what the hub's list promised."""
-    plain = len(file.digest) == 40
-    digest = hashlib.sha1(b"blob %d\0" % file.size) if plain else hashlib.sha256()
+    """Raises `DataError` D038, and removes what was downloaded, if its hash is not the one that the hub lists."""
+    is_sha1 = len(file.digest) == 40
+    digest = hashlib.sha1(b"blob %d\0" % file.size) if is_sha1 else hashlib.sha256()
     with partial.open("rb") as content:
         while block := content.read(1 << 20):
             digest.update(block)
     if digest.hexdigest() != file.digest:
         partial.unlink()
-        name = "git's sha1" if plain else "sha256"
-        what = f"{file}: what arrived has another {name} than the hub says ({digest.hexdigest()})"
-        raise DataError("D038", what, "run again: it is fetched anew")
+        name = "git's sha1" if is_sha1 else "sha256"
+        message = f"{file}: what arrived has another {name} than the hub says ({digest.hexdigest()})"
+        raise DataError("D038", message, "run again to fetch it from the beginning")
 
 
 def fetch_tokenizer(name: str) -> Path:
-    """The `tokenizer.json` of the model repository `name` on this disk. Raises as `find` does.
+    """Returns the `tokenizer.json` of the model repository `name` on this disk. Raises what `find_files` raises.
 
-    One that was fetched before is good enough where the hub cannot be reached.
+    If the hub cannot be reached, uses one that was downloaded before.
     """
     with _translate_errors(name):
         library = _library()
-        try:  # asked first, because the download itself would try for half a minute to reach a hub that is not there
+        try:  # fails fast, where the download itself would retry for half a minute
             library.HfApi(endpoint=_endpoint()).repo_info(name, timeout=TIMEOUT)
         except Exception as error:
             if getattr(error, "response", None) is not None:
                 raise
-            known = library.try_to_load_from_cache(name, "tokenizer.json")
-            if not isinstance(known, str):
+            cached = library.try_to_load_from_cache(name, "tokenizer.json")
+            if not isinstance(cached, str):
                 raise
-            return Path(known)
+            return Path(cached)
         return Path(library.hf_hub_download(name, "tokenizer.json", endpoint=_endpoint()))
+
+
+def _file_system() -> Any:
+    return _library().HfFileSystem(endpoint=_endpoint(), skip_instance_cache=True)
 
 
 def _endpoint() -> str | None:
@@ -195,16 +207,18 @@ def _library() -> Any:
 
 @contextmanager
 def _translate_errors(name: str) -> Iterator[None]:
-    """Turns the library's errors, several sentences each, into ours."""
+    """Turns the library's errors, which have several sentences, into `JaxgptError`s with one."""
     errors = importlib.import_module("huggingface_hub.errors") if _library() else None
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError("S011", f"no room on the disk for {name}", "free some, or set HF_HOME") from error
+            raise StorageError(
+                "S011", f"the disk is full: {name} does not fit", "free some space, or set HF_HOME"
+            ) from error
         raise _hub_error(name, error, errors) from error
     except Exception as error:
-        if not type(error).__module__.startswith(LIBRARIES):
+        if not type(error).__module__.startswith(NETWORK_LIBRARIES):
             raise
         raise _hub_error(name, error, errors) from error
 
@@ -217,14 +231,14 @@ def _hub_error(name: str, error: Exception, errors: Any) -> Exception:
         help = f"accept its terms on its page, and use a token with access ({token})"
         return ConfigError("C035", f"the hub refuses access to {name} ({status})", help)
     if status == 401:
-        what = f"the hub knows no {name}, or keeps it private (401)"
-        return ConfigError("C035", what, f"check its name, or give a token with access ({token})")
+        message = f"{name} does not exist on the hub, or is private (401)"
+        return ConfigError("C035", message, f"check its name, or use a token with access ({token})")
     if status == 404:
         kind = "revision" if isinstance(error, errors.RevisionNotFoundError) else "repository or file"
         return DataError("D023", f"the hub has no such {kind}: {name}", "check its name, and the revision after @")
     if isinstance(error, PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError):
         return error
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    where = _endpoint() or "huggingface.co"
-    what = f"cannot fetch {name} from {where}: {f'status {status}' if status else reason}"
-    return ConfigError("C036", what, "check the network and HF_ENDPOINT, and run again: it goes on where it stopped")
+    reason = f"status {status}" if status else reason
+    message = f"cannot fetch {name} from {_endpoint() or 'huggingface.co'}: {reason}"
+    return ConfigError("C036", message, "check the network and HF_ENDPOINT, and run again to resume")

@@ -43,7 +43,7 @@ def read_record(path: str) -> RunRecord:
     except NoLogError as error:
         raise ConfigError("C043", f"there is no run or log at {path!r}", error.help) from error
     except DataError as error:
-        raise ConfigError("C043", f"'{path}' has no step of a run", error.help) from error
+        raise ConfigError("C043", f"'{path}' holds no step of a run", error.help) from error
     steps = history.steps[WARMUP_RECORDS:] if history.traits.is_jaxgpt_run else history.steps
     seconds = tuple(step.seconds for step in steps if step.step_only and step.seconds is not None)
     evaluations = []

@@ -10,25 +10,25 @@ from jaxgpt import errors
 from jaxgpt.errors import ConfigError
 
 VERBS = {
-    "prepare": "text or parquet files into token shards",
-    "audit": "what a folder of token shards holds: duplicates, validation in train",
-    "budget": "what a run will cost and reach, before it starts",
-    "train": "a config's model, resuming where it stopped",
-    "diagnose": "where a run is heading, when it ends, and why it stalls",
-    "evaluate": "the loss of a run's model on train and validation text",
-    "sample": "text from a run's model",
-    "doctor": "whether this machine can train, on what, and what to do where it cannot",
+    "prepare": "turn text or parquet files into token shards",
+    "audit": "find duplicates in a folder of token shards, and validation text in train",
+    "budget": "plan a run: its time, memory, cost and loss, before it starts",
+    "train": "train a config, resuming where it stopped",
+    "diagnose": "see where a run is heading, when it ends, and why it stalls",
+    "evaluate": "compute the loss of a run's model on train and validation text",
+    "sample": "generate text with a run's model",
+    "doctor": "check whether this machine can train, and what to do if it cannot",
 }
 
 
 def usage() -> str:
-    """The commands, a line each."""
-    lines = [f"  jaxgpt {verb:<10}{what}" for verb, what in VERBS.items()]
+    """The list of commands."""
+    lines = [f"  jaxgpt {verb:<10}{summary}" for verb, summary in VERBS.items()]
     return "\n".join(["usage: jaxgpt VERB [options]      (jaxgpt VERB --help explains)", "", *lines])
 
 
 def dispatch(argv: Sequence[str]) -> None:
-    """Runs the command that `argv` begins with; only that command's modules are loaded."""
+    """Runs the command that `argv` starts with; only that command's modules are loaded."""
     verb = argv[0] if argv else "--help"
     if verb in ("-h", "--help"):
         print(usage())

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--step", default="latest", help="which checkpoint: a step, latest or best (default: latest)")
     parser.add_argument("--data", help="folder of token shards (default: the run's own)")
     parser.add_argument("--tokens", type=int, help="tokens per split (default: the run's run.eval_tokens)")
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     run = find_run(options.run, options.step)
 
     # Imported here because these load JAX, which takes seconds: by now the command line is known to be right.

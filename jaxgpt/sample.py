@@ -69,7 +69,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=1337, help="same seed, same text (default: 1337)")
     parser.add_argument("--stop", help="end a sample before this text")
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     for name, (low, end) in RANGES.items():
         value = getattr(options, name)
         if not low <= value < end:

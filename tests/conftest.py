@@ -25,8 +25,8 @@ SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture(autouse=True, scope="session")
-def memory_goes_back() -> Iterator[None]:
-    """What commands ask of the C library holds for their whole process, and this one is not a command's."""
+def default_malloc() -> Iterator[None]:
+    """Keeps commands from changing malloc's parameters: they would hold for the whole test process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxgpt.utils.malloc.keep_step_memory", lambda: None)
         patch.setattr("jaxgpt.utils.malloc.keep_batch_memory", lambda: None)

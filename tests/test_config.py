@@ -1,4 +1,4 @@
-"""Configs: what is accepted, what is refused and in which words, and every way to spell a field."""
+"""Configs: presets, config files, command lines, and the errors of invalid ones."""
 
 import dataclasses
 import math
@@ -36,7 +36,7 @@ def refused(*argv: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_config_loads_by_name_and_by_path_and_survives_json(name: str) -> None:
+def test_preset_loads_by_name_and_path_and_survives_json(name: str) -> None:
     config = load_config(name)
     assert config == load_config(PRESETS / f"{name}.py")
     assert Config.from_dict(config.to_dict()) == config
@@ -61,7 +61,7 @@ def test_presets_load_from_a_zip(tmp_path: Path) -> None:
     assert done.stdout == f"quickstart {NAMES}\n", done.stderr
 
 
-def test_the_reference_run_is_its_owners() -> None:
+def test_fineweb40m_has_the_stated_hyperparameters() -> None:
     config = load_config("fineweb40m")
     assert config.tokens_per_step == 524_288
     assert config.tokens_per_step * config.run.steps == 10_485_760_000
@@ -70,7 +70,7 @@ def test_the_reference_run_is_its_owners() -> None:
     assert (config.optim.learning_rate, config.optim.min_lr, config.optim.weight_decay) == (1e-3, 1e-4, 0.1)
 
 
-def test_every_field_has_help_and_an_option_that_sets_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_field_has_help_and_an_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse("--help")
     text = capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_every_field_has_help_and_an_option_that_sets_it(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("argv", "place", "value"),
+    ("argv", "label", "value"),
     [
         (["--optim.learning-rate", "3e-4"], "optim.learning_rate", 3e-4),
         (["--optim.learning_rate=3e-4"], "optim.learning_rate", 3e-4),
@@ -104,8 +104,8 @@ def test_every_field_has_help_and_an_option_that_sets_it(capsys: pytest.CaptureF
         (["--data.seed", "9007199254740993"], "data.seed", 9007199254740993),
     ],
 )
-def test_fields_are_spelled_in_many_ways(argv: list[str], place: str, value: object) -> None:
-    section, field = place.split(".")
+def test_field_names_and_values_in_many_spellings(argv: list[str], label: str, value: object) -> None:
+    section, field = label.split(".")
     assert getattr(getattr(parse(*argv), section), field) == value
 
 
@@ -138,14 +138,14 @@ def test_fields_are_spelled_in_many_ways(argv: list[str], place: str, value: obj
         (["more"], ["C006", "two configs are given: fineweb40m and more"]),
     ],
 )
-def test_what_cannot_be_run_is_refused_in_a_sentence(argv: list[str], wanted: list[str]) -> None:
+def test_invalid_command_line_is_explained(argv: list[str], wanted: list[str]) -> None:
     message = refused(*argv)
     for part in wanted:
         assert part in message
     assert "\x1b" not in message
 
 
-def test_text_that_looks_like_code_stays_text(tmp_path: Path) -> None:
+def test_value_that_looks_like_code_stays_text(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     code = f"__import__('pathlib').Path({str(trap)!r}).touch()"
     assert "a whole number is needed" in refused("--model.n_layer", code)
@@ -168,13 +168,13 @@ def test_text_that_looks_like_code_stays_text(tmp_path: Path) -> None:
         ("from jaxgpt.config import *\nconfig = Config(data=Model())\n", "a Data(...) is needed"),
     ],
 )
-def test_config_files_that_fail_name_their_line(tmp_path: Path, text: str, wanted: str) -> None:
+def test_error_in_a_config_file_names_its_line(tmp_path: Path, text: str, wanted: str) -> None:
     path = tmp_path / "run.py"
     path.write_text(text)
     assert wanted.format(path=path) in refused("--config", str(path))
 
 
-def test_a_config_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_binary_config_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.py"
     path.write_bytes(b"PK\x03\x04\xff\xfe")
     assert "C002" in refused("--config", str(path))
@@ -218,7 +218,7 @@ def test_no_config_is_an_error_that_lists_them(argv: list[str]) -> None:
     assert all(name in message for name in NAMES)
 
 
-def test_negative_number_after_a_complete_option_is_not_glued() -> None:
+def test_negative_number_is_not_joined_to_a_complete_option() -> None:
     message = refused("--run.steps=30", "-1")
     assert "30=-1" not in message
     assert "'-1' is not understood" in message
@@ -232,7 +232,7 @@ def test_printed_value_parses_back_exactly(value: Any) -> None:
     assert parse_value(words if isinstance(value, tuple) else words[0], kind) == value
 
 
-def test_options_for_a_changed_config_give_it_back_exactly() -> None:
+def test_options_of_a_changed_config_parse_back_exactly() -> None:
     base = load_config("quickstart")
     changes: dict[str, dict[str, Any]] = {
         "model": {"bias": True, "n_inner": 300},
@@ -265,11 +265,11 @@ def test_config_json_of_older_versions_still_loads() -> None:
     assert (loaded.data.corpus, loaded.data.unique_tokens) == ("", None)
 
 
-def test_unknown_fields_in_a_stored_config_are_named() -> None:
+def test_unknown_field_of_config_json_is_named() -> None:
     with pytest.raises(ConfigError, match=r"optim\.momentum"):
         Config.from_dict({"optim": {"momentum": 0.9}})
 
 
-def test_nanogpt_words_point_at_fields_that_exist() -> None:
-    places = {f"{name}.{field.name}" for name, kind in sections().items() for field in dataclasses.fields(kind)}
-    assert set(nanogpt.ALIASES.values()) <= places
+def test_nanogpt_aliases_name_existing_fields() -> None:
+    fields = {f"{name}.{field.name}" for name, kind in sections().items() for field in dataclasses.fields(kind)}
+    assert set(nanogpt.ALIASES.values()) <= fields

@@ -124,7 +124,7 @@ def top_level_names(module: Path) -> set[str]:
     return names
 
 
-def test_the_layers_of_the_design_are_those_of_the_import_contract() -> None:
+def test_layers_of_the_design_match_the_import_contract() -> None:
     contract = (ROOT / ".importlinter").read_text()
     listed = re.search(r"^layers =\n((?:    .+\n)+)", contract, re.MULTILINE)
     assert listed is not None

@@ -1,6 +1,6 @@
-"""What a user sees when something is wrong: the exit status, one sentence, what to do, and a disk left as it was.
+"""Errors as a user sees them: exit status, one sentence, what to do next, and an unchanged disk.
 
-Each case goes through the real command; where a process of its own would see no more, it runs in this one.
+Each test runs the real command, in this process where a subprocess would not show more.
 """
 
 import errno
@@ -51,7 +51,7 @@ def refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
 # --- the config ------------------------------------------------------------------------------------------------------
 
 
-def test_a_config_that_is_not_there_is_answered_with_those_that_are(refused: Refused, workspace: Path) -> None:
+def test_missing_config_lists_the_existing_ones(refused: Refused, workspace: Path) -> None:
     refused(2, "C001]: config 'configs/run.py' not found", "--config", "configs/run.py", help="fineweb40m")
     (workspace / "configs").mkdir()
     (workspace / "configs/mine.py").write_text("")
@@ -74,14 +74,12 @@ def test_a_config_that_is_not_there_is_answered_with_those_that_are(refused: Ref
         ),
     ],
 )
-def test_a_config_with_a_mistake_is_named_with_its_line(
-    refused: Refused, workspace: Path, text: str, words: str
-) -> None:
+def test_mistake_in_a_config_file_names_its_line(refused: Refused, workspace: Path, text: str, words: str) -> None:
     (workspace / "run.py").write_text(text)
     refused(2, words, "--config", "run.py")
 
 
-def test_a_config_that_is_no_text_is_an_error(refused: Refused, workspace: Path) -> None:
+def test_binary_config_file_is_an_error(refused: Refused, workspace: Path) -> None:
     (workspace / "run.py").write_bytes(b"\xff\xfe\x00")
     refused(2, "C002]: run.py is not a text file", "--config", "run.py")
 
@@ -130,26 +128,24 @@ def test_a_config_that_is_no_text_is_an_error(refused: Refused, workspace: Path)
         ("--fork=none", "C024]: no run in 'none'", "train one first"),
     ],
 )
-def test_a_value_that_cannot_be_run_is_named_with_its_place(
-    refused: Refused, option: str, words: str, help: str
-) -> None:
+def test_invalid_value_names_its_field(refused: Refused, option: str, words: str, help: str) -> None:
     refused(2, words, option, help=help)
 
 
-def test_modern_heads_must_fit(refused: Refused) -> None:
+def test_heads_of_modern_must_fit(refused: Refused) -> None:
     modern = ("--model.architecture=modern", "--model.n_head=4")
     refused(2, "C011]: head size 9 is odd", *modern, "--model.n_embd=36", help="--model.head-dim 10")
     refused(2, "C012]: model.n_kv_head = 3 does not divide n_head = 4", *modern, "--model.n_kv_head=3", help="1, 2, 4")
 
 
-def test_every_field_refuses_a_value_of_another_type_by_its_name(refused: Refused) -> None:
+def test_every_field_refuses_a_value_of_another_type(refused: Refused) -> None:
     for section, kind in sections().items():
         for name, (_, hint) in field_types(kind).items():
             if hint not in (str, tuple[str, ...]):
                 assert f"{section}.{name} = 'twelve'" in refused(2, "C0", f"--{section}.{name}=twelve")
 
 
-def test_an_override_that_looks_like_code_is_text(refused: Refused, workspace: Path) -> None:
+def test_option_value_that_looks_like_code_is_text(refused: Refused, workspace: Path) -> None:
     code = "__import__('os').system('touch pwned')"
     refused(2, "C007]: model.n_layer = ", f"--model.n_layer={code}")
     refused(2, "C019]: run.name = ", f"--run.name={code}")
@@ -160,7 +156,7 @@ def test_an_override_that_looks_like_code_is_text(refused: Refused, workspace: P
 # --- the data --------------------------------------------------------------------------------------------------------
 
 
-def test_missing_data_is_answered_with_the_command_that_makes_it(refused: Refused, workspace: Path) -> None:
+def test_missing_data_names_the_command_that_makes_it(refused: Refused, workspace: Path) -> None:
     make = "python -m jaxgpt.prepare SOURCE --out data/none"
     refused(3, "D002]: no token shards in 'data/none'", "--data.path=data/none", help=make)
     (workspace / "empty").mkdir()
@@ -169,7 +165,7 @@ def test_missing_data_is_answered_with_the_command_that_makes_it(refused: Refuse
     refused(3, "D002]: no token shards in 'file': it is a file", "--data.path=file")
 
 
-def test_sources_that_are_not_there_leave_no_data_folder(refused: Refused) -> None:
+def test_missing_sources_leave_no_data_folder(refused: Refused) -> None:
     err = refused(3, "D0", "--data.path=new", "--data.sources", "nothing/*.txt")
     assert "nothing/*.txt" in err
 
@@ -245,7 +241,7 @@ def a_device(shard: Path) -> None:
         (a_device, "D015", "train_000000.bin"),
     ],
 )
-def test_a_shard_that_cannot_be_used_is_named_with_what_is_wrong(
+def test_unusable_shard_is_named_with_its_problem(
     refused: Refused, workspace: Path, damage: Callable[[Path], None], code: str, words: str
 ) -> None:
     damage(workspace / "data/train_000000.bin")
@@ -258,7 +254,7 @@ def test_a_shard_that_cannot_be_used_is_named_with_what_is_wrong(
 # --- as a process ----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_itself_answers_with_the_same_words_and_nothing_else(workspace: Path) -> None:
+def test_process_prints_the_error_and_nothing_else(workspace: Path) -> None:
     before = listing(workspace)
     with start_training(workspace, {"model.n_head": 7}) as run:
         out, err = run.communicate(timeout=60)
@@ -267,9 +263,7 @@ def test_the_command_itself_answers_with_the_same_words_and_nothing_else(workspa
     assert listing(workspace) == before
 
 
-def test_a_gpu_that_is_not_there_is_an_error_however_jax_was_told(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_gpu_is_an_error_whatever_jax_platforms_says(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     before = listing(workspace)
     with start_training(workspace, {"mesh.device": "gpu"}) as run:
@@ -280,11 +274,11 @@ def test_a_gpu_that_is_not_there_is_an_error_however_jax_was_told(
     assert listing(workspace) == before
 
 
-# --- the words themselves --------------------------------------------------------------------------------------------
+# --- the error classes -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("code", "status"), [("C001", 2), ("D001", 3), ("K001", 4), ("N001", 5), ("S001", 7)])
-def test_the_letter_of_a_code_is_its_status(capsys: pytest.CaptureFixture[str], code: str, status: int) -> None:
+def test_letter_of_a_code_gives_the_exit_status(capsys: pytest.CaptureFixture[str], code: str, status: int) -> None:
     assert errors.run(failing(JaxgptError(code, "what", "how")), []) == status
     assert capsys.readouterr().err == f"error[{code}]: what\n  help: how\n"
 
@@ -296,7 +290,7 @@ def failing(error: BaseException) -> Callable[[Any], None]:
     return main
 
 
-def test_an_error_of_the_system_is_a_storage_error_with_its_path(capsys: pytest.CaptureFixture[str]) -> None:
+def test_os_error_of_a_file_is_a_storage_error(capsys: pytest.CaptureFixture[str]) -> None:
     full = OSError(28, "No space left on device", "runs/a/config.json")
     assert errors.run(failing(full), []) == 7
     assert capsys.readouterr().err.startswith("error[S009]: No space left on device: runs/a/config.json\n")
@@ -330,12 +324,12 @@ def test_debug_shows_the_traceback() -> None:
         errors.run(failing(StorageError("S001", "what")), ["--debug"])
 
 
-def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+def test_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         errors.run(failing(ZeroDivisionError()), [])
 
 
-def test_names_cannot_drive_the_terminal() -> None:
+def test_names_cannot_control_the_terminal() -> None:
     assert printable("a\x1b[2J\x07\u202eb\n") == "a\\x1b[2J\\x07\\u202eb\n"
     assert "\x1b" not in str(JaxgptError("D002", "no token shards in '\x1b]0;pwned\x07'", "\x1b[2J"))
 
@@ -365,7 +359,7 @@ def interruptible(command: list[str], paths: str) -> subprocess.CompletedProcess
     return subprocess.run(started, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
 
 
-def test_another_program_that_imports_jaxgpt_keeps_its_interrupts(tmp_path: Path) -> None:
+def test_other_program_that_imports_jaxgpt_keeps_ctrl_c(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/__init__.py").write_text("import jaxgpt\n")
     kill = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n"
@@ -375,7 +369,7 @@ def test_another_program_that_imports_jaxgpt_keeps_its_interrupts(tmp_path: Path
     assert (done.returncode, done.stdout, done.stderr) == (0, "theirs\n", "")
 
 
-def test_a_command_that_begins_hears_interrupts_again() -> None:
+def test_command_restores_ctrl_c() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         assert errors.run(lambda _: os.kill(os.getpid(), signal.SIGINT), []) == 130

@@ -118,5 +118,5 @@ def main(argv: Sequence[str]) -> None:
     option("--tmp", metavar="DIR", help="folder of the temporary file, 328 bytes per document (default: beside --out)")
     option("--threads", type=integer, default=0, metavar="N", help="threads (default: one per core)")
     option("--again", action="store_true", help="repeat the audit of unchanged data")
-    options = vars(parser.parse_args(argv))
+    options = vars(parser.parse(argv))
     audit(options.pop("folder"), **options)

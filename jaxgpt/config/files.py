@@ -49,7 +49,7 @@ def write_config(config: Config, file: Path) -> Path:
 
 
 def find_config(name: str) -> Traversable:
-    """The config file at that path, or the built-in one of that name; raises `ConfigError` C001 if there is none."""
+    """The config file at that path, or the built-in one of that name; else `ConfigError` C001."""
     candidates = [Path(name), _presets() / Path(name).name, _presets() / f"{name}.py"]
     for path in candidates:
         if path.is_file():
@@ -65,7 +65,7 @@ def built_in_configs() -> list[str]:
 
 
 def available_configs() -> str:
-    """The configs in ./configs, or the built-in ones if there are none, as a list for messages."""
+    """The configs in ./configs, else the built-in ones, as a list for messages."""
     local = [path.as_posix() for path in sorted(Path("configs").glob("*.py"))]
     return ", ".join(local or built_in_configs())
 

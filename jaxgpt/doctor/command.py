@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         "--data", type=Path, default=Path("data"), help="folder of tokens, for its disk (default: data)"
     )
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"that JAX may take (default: {SECONDS:g})")
-    options = parser.parse_args(argv)
+    options = parser.parse(argv)
     if not 0 < options.seconds < float("inf"):
         raise ConfigError("C009", f"--seconds = {options.seconds}; must be above 0")
     found = examine(options.runs, options.data, options.seconds)

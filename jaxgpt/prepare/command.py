@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser("prepare", DESCRIPTION, "SOURCE... --out DIR [options]")
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
     _add_options(parser)
-    options = vars(parser.parse_args(argv))
+    options = vars(parser.parse(argv))
     malloc.keep_batch_memory()
     prepare(options.pop("sources"), options.pop("out"), **options)
 

@@ -13,7 +13,7 @@ import pytest
 
 from jaxgpt import errors
 from jaxgpt.doctor import command, jax_checks, machine, nvidia, probe
-from jaxgpt.doctor.finding import Finding, worst
+from jaxgpt.doctor.finding import Finding, worst_status
 from jaxgpt.doctor.jax_checks import Answer
 from jaxgpt.doctor.nvidia import Machine
 from jaxgpt.training import jax_setup
@@ -53,16 +53,16 @@ def on(base: Machine = DESKTOP, **changes: Any) -> Machine:
 
 
 def plugin(here: Machine) -> Finding:
-    found = nvidia.check_plugin(here)
-    assert found is not None
-    return found
+    finding = nvidia.check_plugin(here)
+    assert finding is not None
+    return finding
 
 
 def test_driver_and_plugin_are_ok() -> None:
     assert nvidia.check_driver(DESKTOP) == Finding("driver", "ok", "NVIDIA GeForce RTX 4070 (driver 560.35.03)")
-    assert plugin(DESKTOP) == Finding("CUDA plugin", "ok", "jax-cuda12-plugin 0.10.2, driver runs CUDA 12.6")
+    assert plugin(DESKTOP) == Finding("CUDA plugin", "ok", "jax-cuda12-plugin 0.10.2, the driver supports CUDA 12.6")
     assert [(f.status, f.text) for f in nvidia.check_memory(DESKTOP)] == [("ok", "11.2 of 12.0 GiB free")]
-    assert worst(jax_checks.judge(ON_GPU, 1)) == "ok"
+    assert worst_status(jax_checks.evaluate(ON_GPU, 1)) == "ok"
 
 
 @pytest.mark.parametrize(
@@ -80,15 +80,15 @@ def test_driver_and_plugin_are_ok() -> None:
         (on(gpus=None, device_nodes=(), container=True), "problem", "no /dev/nvidia0", "--gpus all"),
         (on(gpus=None, device_nodes=()), "problem", "no /dev/nvidia0", "nvidia-modprobe"),
         (on(gpus=None, smi_error="Driver/library version mismatch"), "problem", "version mismatch", "reboot"),
-        (on(gpus="No devices were found\n"), "problem", "lists no GPU", "reboot"),
+        (on(gpus="No devices were finding\n"), "problem", "lists no GPU", "reboot"),
     ],
     ids=["none", "container", "wsl", "wsl blocked", "no node in container", "no node", "mismatch", "no devices"],
 )
 def test_unresponsive_driver_differs_from_no_driver(here: Machine, status: str, text: str, help: str) -> None:
-    found = nvidia.check_driver(here)
-    assert found.status == status
-    assert text in found.text
-    assert help in found.help
+    finding = nvidia.check_driver(here)
+    assert finding.status == status
+    assert text in finding.text
+    assert help in finding.help
 
 
 def test_wsl_with_a_gpu_needs_no_device_node() -> None:
@@ -109,10 +109,10 @@ def test_wsl_with_a_gpu_needs_no_device_node() -> None:
     ids=["none", "none, new driver", "too new", "banner unread", "old driver", "both", "newer driver"],
 )
 def test_plugin_must_match_the_driver(here: Machine, status: str, text: str, help: str) -> None:
-    found = plugin(here)
-    assert found.status == status
-    assert text in found.text
-    assert help in found.help
+    finding = plugin(here)
+    assert finding.status == status
+    assert text in finding.text
+    assert help in finding.help
 
 
 def test_no_plugin_is_needed_without_a_gpu() -> None:
@@ -125,20 +125,20 @@ def test_memory_used_by_others_is_listed_per_gpu() -> None:
     assert (full.name, full.status, empty.name, empty.status) == ("GPU 0 memory", "warning", "GPU 1 memory", "ok")
     assert "python3 (pid 4242, 9.3 GiB)" in full.text
     assert "(pid 77)" in full.text
-    assert "held by" not in empty.text
+    assert "used by" not in empty.text
     shared = nvidia.check_memory(on(gpus="0, NVIDIA GB10, [N/A], [N/A], 580.95\n"))
     assert [finding.status for finding in shared] == ["ok"]
 
 
 def test_process_is_listed_at_its_own_gpu() -> None:
     two = "".join(f"{n}, NVIDIA H200, 143771, 2000, 580.95.05, GPU-{n}\n" for n in range(3))
-    held = "GPU-0, 4242, /usr/bin/python3, 9500\nGPU-1, 77, /opt/a, b/c, [N/A]\n"
-    first, second, third = nvidia.check_memory(on(gpus=two, processes=held))
-    assert first.text.endswith("held by python3 (pid 4242, 9.3 GiB)")
-    assert second.text.endswith("held by c (pid 77)")
+    processes = "GPU-0, 4242, /usr/bin/python3, 9500\nGPU-1, 77, /opt/a, b/c, [N/A]\n"
+    first, second, third = nvidia.check_memory(on(gpus=two, processes=processes))
+    assert first.text.endswith("used by python3 (pid 4242, 9.3 GiB)")
+    assert second.text.endswith("used by c (pid 77)")
     assert first.help.startswith("end those")
-    assert "held by" not in third.text
-    assert third.help.startswith("nvidia-smi names no holder")
+    assert "used by" not in third.text
+    assert third.help.startswith("nvidia-smi lists no process")
 
 
 def test_variables_that_hide_a_gpu_are_listed_if_there_is_one() -> None:
@@ -160,8 +160,8 @@ def test_variables_that_hide_a_gpu_are_listed_if_there_is_one() -> None:
     ],
 )
 def test_missing_gpu_index_hides_the_following_ones(visible: str, text: str) -> None:
-    found = nvidia.check_environment({"CUDA_VISIBLE_DEVICES": visible}, 2)
-    assert [finding.text for finding in found] == ([text] if text else [])
+    finding = nvidia.check_environment({"CUDA_VISIBLE_DEVICES": visible}, 2)
+    assert [finding.text for finding in finding] == ([text] if text else [])
 
 
 def test_silent_cpu_fallback_is_a_problem_unless_requested() -> None:
@@ -173,17 +173,17 @@ def test_silent_cpu_fallback_is_a_problem_unless_requested() -> None:
 
 def test_silent_cpu_fallback_has_reason_and_help() -> None:
     why = "RuntimeError: Unable to load cuPTI. Is it installed?"
-    said = json.dumps({"stage": "done", **ON_CPU.facts})
-    answer = probing(f"import sys; print({said!r}); print({why!r}, 'more', sep='\\n', file=sys.stderr)")
-    found = jax_checks.check_devices(answer, 2)
-    assert found.text.endswith(f"although the driver sees 2 GPUs; JAX said: {why}")
-    assert "pip install --force-reinstall 'jax[cuda13]'" in found.help
-    assert "lines above" not in found.help
-    assert "mend the lines above" in jax_checks.judge(answer, 2, troubled=True)[0].help
+    stdout = json.dumps({"stage": "done", **ON_CPU.facts})
+    answer = probing(f"import sys; print({stdout!r}); print({why!r}, 'more', sep='\\n', file=sys.stderr)")
+    finding = jax_checks.check_devices(answer, 2)
+    assert finding.text.endswith(f"although the driver sees 2 GPUs; JAX printed: {why}")
+    assert "pip install --force-reinstall 'jax[cuda13]'" in finding.help
+    assert "problems above" not in finding.help
+    assert "fix the problems above" in jax_checks.evaluate(answer, 2, driver_ok=False)[0].help
 
 
 @pytest.mark.parametrize(
-    ("code", "asked_for", "text", "help"),
+    ("code", "platforms", "text", "help"),
     [
         ("assert False", "cuda", "failed to look for devices: JAX finds no device of JAX_PLATFORMS=cuda", "unset "),
         ("raise RuntimeError('no x')", "x", "failed to look for devices: RuntimeError: no x", "unset JAX_PLATFORMS"),
@@ -191,17 +191,17 @@ def test_silent_cpu_fallback_has_reason_and_help() -> None:
         ("import time; time.sleep(60)", "cuda", "failed to look for devices: no answer within 2 s", "nvidia-smi must"),
     ],
 )
-def test_unavailable_devices_name_the_requested_platform(code: str, asked_for: str, text: str, help: str) -> None:
-    answer = probing(SAID.replace("import", "devices", 1) + code, 2)
-    found = jax_checks.check_devices(answer, 0, asked_for)
-    assert found.text == text
-    assert found.help.startswith(help)
+def test_unavailable_devices_name_the_requested_platform(code: str, platforms: str, text: str, help: str) -> None:
+    answer = probing(IMPORT_STAGE.replace("import", "devices", 1) + code, 2)
+    finding = jax_checks.check_devices(answer, 0, platforms)
+    assert finding.text == text
+    assert finding.help.startswith(help)
 
 
 def test_slow_import_does_not_advise_to_reinstall() -> None:
-    found = jax_checks.check_devices(probing(SAID + "import time; time.sleep(60)", 1), 0)
-    assert "--seconds" in found.help
-    assert "install" not in found.help
+    finding = jax_checks.check_devices(probing(IMPORT_STAGE + "import time; time.sleep(60)", 1), 0)
+    assert "--seconds" in finding.help
+    assert "install" not in finding.help
 
 
 @pytest.mark.parametrize("node", ["nvidiactl", "libcuda.so.1"])
@@ -214,7 +214,7 @@ def test_gpu_driver_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node:
 
 def test_failing_cudnn_and_dma_map_have_reason_and_help() -> None:
     broken = Answer(facts=ON_GPU.facts | {"cudnn": "CUDNN_STATUS_NOT_SUPPORTED", "dma_map": "no attribute 'dma_map'"})
-    attention, direct = jax_checks.judge(broken, 1)[-2:]
+    attention, direct = jax_checks.evaluate(broken, 1)[-2:]
     assert (attention.status, direct.status) == ("problem", "warning")
     assert "CUDNN_STATUS" in attention.text
     assert "--model.attention xla" in attention.help
@@ -226,23 +226,23 @@ def probing(code: str, seconds: float = 60) -> Answer:
     return jax_checks.Probe([sys.executable, "-c", code]).answer(seconds)
 
 
-SAID = 'print(\'{"stage": "import"}\', flush=True); '
+IMPORT_STAGE = 'print(\'{"stage": "import"}\', flush=True); '
 
 
 @pytest.mark.parametrize(
     ("code", "seconds", "text"),
     [
-        (SAID + "raise ImportError('libcudart')", 60, "failed to import JAX: ImportError: libcudart"),
-        (SAID + "import os; os.abort()", 60, "failed to import JAX: it was ended by signal 6"),
-        (SAID + "import time; time.sleep(60)", 2, "failed to import JAX: no answer within 2 s"),
-        ("print('chatter')", 60, "failed to start Python: it said nothing"),
+        (IMPORT_STAGE + "raise ImportError('libcudart')", 60, "failed to import JAX: ImportError: libcudart"),
+        (IMPORT_STAGE + "import os; os.abort()", 60, "failed to import JAX: it was ended by signal 6"),
+        (IMPORT_STAGE + "import time; time.sleep(60)", 2, "failed to import JAX: no answer within 2 s"),
+        ("print('chatter')", 60, "failed to start Python: it printed nothing"),
     ],
-    ids=["raises", "aborts", "hangs", "says nothing"],
+    ids=["raises", "aborts", "hangs", "prints nothing"],
 )
 def test_failing_jax_is_a_finding(code: str, seconds: float, text: str) -> None:
-    found = jax_checks.check_devices(probing(code, seconds), 0)
-    assert (found.status, found.text) == ("problem", text)
-    assert found.help
+    finding = jax_checks.check_devices(probing(code, seconds), 0)
+    assert (finding.status, finding.text) == ("problem", text)
+    assert finding.help
 
 
 def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -266,7 +266,7 @@ def test_report_of_this_machine(tmp_path: Path) -> None:
     assert metadata.version("jaxlib") in by_name["versions"]["text"]
     assert by_name["extension"]["status"] == "ok"
     assert "MB/s written and synced" in by_name[f"disk of {tmp_path}"]["text"]
-    assert (done.returncode, answer["status"]) == (0, worst([Finding(**f) for f in answer["findings"]]))
+    assert (done.returncode, answer["status"]) == (0, worst_status([Finding(**f) for f in answer["findings"]]))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -284,13 +284,13 @@ def test_missing_jax_is_reported_without_a_traceback(tmp_path: Path) -> None:
 def test_slow_full_or_unwritable_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_speeds", lambda *_: (10e6, 20e6))
     assert machine.check_disk(tmp_path / "a" / "b").status == "warning"
-    monkeypatch.setattr(machine, "_free", lambda _: 1000)
+    monkeypatch.setattr(machine, "_free_bytes", lambda _: 1000)
     assert machine.check_disk(tmp_path).text == "0.00 GiB free"
 
     def refused(*_: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(machine, "_free", refused)
+    monkeypatch.setattr(machine, "_free_bytes", refused)
     assert machine.check_disk(tmp_path).text == f"{tmp_path} cannot be written: Permission denied"
 
 
@@ -302,12 +302,12 @@ def test_disk_probe_measures_and_cleans_up(tmp_path: Path) -> None:
 
 def test_mismatched_versions() -> None:
     def version(of: dict[str, str]) -> Any:
-        def found(name: str) -> str:
+        def finding(name: str) -> str:
             if of.get(name) == "":
                 raise metadata.PackageNotFoundError
             return of.get(name, "1.0.0")
 
-        return found
+        return finding
 
     assert machine.check_versions(version({})).status == "ok"
     assert machine.check_versions(version({"jaxlib": "1.0.1"})).status == "warning"
@@ -329,8 +329,8 @@ def test_extension_of_another_version_is_a_problem(monkeypatch: pytest.MonkeyPat
 def test_probe_functions_work_on_this_machine() -> None:
     import jax
 
-    assert probe.attempt(lambda: probe.multiply(jax)) == ""
-    assert "cudnn" in probe.attempt(lambda: probe.attend(jax)).lower()
+    assert probe.attempt(lambda: probe.check_matmul(jax)) == ""
+    assert "cudnn" in probe.attempt(lambda: probe.check_attention(jax)).lower()
 
 
 class Client:
@@ -359,10 +359,15 @@ def test_direct_copy_compares_the_content() -> None:
         def __init__(self, error: int) -> None:
             self.error = np.uint16(error)
 
-    assert probe.attempt(lambda: probe.direct_copy(Jax(0), Device())) == ""
-    assert "differs" in probe.attempt(lambda: probe.direct_copy(Jax(1), Device()))
+    assert probe.attempt(lambda: probe.check_direct_copy(Jax(0), Device())) == ""
+    assert "differs" in probe.attempt(lambda: probe.check_direct_copy(Jax(1), Device()))
 
 
 def test_impossible_seconds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert errors.run(command.main, ["--seconds", "0"]) == 2
     assert "C009" in capsys.readouterr().err
+
+
+def test_minimum_jax_version_is_that_of_pyproject() -> None:
+    pyproject = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'"jax>={".".join(map(str, machine.MIN_JAX))}"' in pyproject

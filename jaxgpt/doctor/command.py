@@ -12,7 +12,7 @@ from rich.text import Text
 
 from jaxgpt.config.options import Parser
 from jaxgpt.doctor import jax_checks, machine, nvidia
-from jaxgpt.doctor.finding import Finding, worst
+from jaxgpt.doctor.finding import Finding, worst_status
 from jaxgpt.errors import ConfigError
 from jaxgpt.utils.user_cache import compilation_cache_dir
 
@@ -24,40 +24,37 @@ Exit status 0: a run can train, with or without warnings; 2: there is a problem.
 """
 SECONDS = 120.0
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
-VERDICTS = {
+CONCLUSIONS = {
     "ok": "this machine can train",
     "warning": "this machine can train; see the warnings",
-    "problem": "a run would fail here, or not run where you think",
+    "problem": "a run would fail here, or not use the device that you expect",
 }
 
 
-def examine(
+def run_checks(
     runs: Path, data: Path, seconds: float = SECONDS, probe: Sequence[str] = jax_checks.COMMAND
 ) -> list[Finding]:
-    """Every check, in the order in which a person mends things; JAX is given `seconds` to answer."""
-    asked = jax_checks.Probe(probe)
+    """Runs every check, in the order in which to fix problems; JAX gets `seconds` to answer."""
+    process = jax_checks.Probe(probe)
     try:
-        here = nvidia.look()
-        seen = len(nvidia.gpus(here.gpus))
-        found = [machine.check_versions(), machine.check_extension(), nvidia.check_driver(here)]
-        plugin = nvidia.check_plugin(here)
-        found += [plugin] if plugin else []
-        found += nvidia.check_environment(os.environ, seen)
-        memory = nvidia.check_memory(here)
+        machine_state = nvidia.inspect_machine()
+        gpus = len(nvidia.parse_gpus(machine_state.gpus))
+        findings = [machine.check_versions(), machine.check_extension(), nvidia.check_driver(machine_state)]
+        plugin = nvidia.check_plugin(machine_state)
+        findings += [plugin] if plugin else []
+        findings += nvidia.check_environment(os.environ, gpus)
+        memory = nvidia.check_memory(machine_state)
         rest = [machine.check_host(), machine.check_cache(compilation_cache_dir())]
         rest += [machine.check_disk(folder) for folder in dict.fromkeys((runs, data))]
-        return [
-            *found,
-            *jax_checks.judge(asked.answer(seconds), seen, os.environ.get("JAX_PLATFORMS", ""), worst(found) != "ok"),
-            *memory,
-            *rest,
-        ]
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        driver_ok = worst_status(findings) == "ok"
+        return [*findings, *jax_checks.evaluate(process.answer(seconds), gpus, platforms, driver_ok), *memory, *rest]
     finally:
-        asked.end()
+        process.end()
 
 
-def show(findings: Sequence[Finding], console: Console) -> None:
-    """A line per finding with its verdict in front, what to do below it, and one line for all."""
+def print_findings(findings: Sequence[Finding], console: Console) -> None:
+    """Prints a line per finding that starts with its status, what to do below it, and a conclusion."""
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         line = Text.assemble(
@@ -66,29 +63,29 @@ def show(findings: Sequence[Finding], console: Console) -> None:
         console.print(line, soft_wrap=True)
         if finding.help:
             console.print(f"{'':<{width + 10}} → {finding.help}", soft_wrap=True, markup=False, highlight=False)
-    status = worst(list(findings))
-    console.print(Text.assemble("\n", (VERDICTS[status], STYLES[status])))
+    status = worst_status(list(findings))
+    console.print(Text.assemble("\n", (CONCLUSIONS[status], STYLES[status])))
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints what was found; raises `ConfigError` C065 if there is a problem."""
+    """Checks the machine and prints the findings. Raises `ConfigError` C065 if there is a problem."""
     parser = Parser("doctor", DESCRIPTION, "[--json] [--runs DIR] [--data DIR]")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs, for its disk (default: runs)")
     parser.add_argument(
         "--data", type=Path, default=Path("data"), help="folder of tokens, for its disk (default: data)"
     )
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"that JAX may take (default: {SECONDS:g})")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"time limit of JAX (default: {SECONDS:g})")
     options = parser.parse(argv)
     if not 0 < options.seconds < float("inf"):
         raise ConfigError("C009", f"--seconds = {options.seconds}; must be above 0")
-    found = examine(options.runs, options.data, options.seconds)
-    status = worst(found)
+    findings = run_checks(options.runs, options.data, options.seconds)
+    status = worst_status(findings)
     if options.json:
-        print(json.dumps({"status": status, "findings": [asdict(finding) for finding in found]}, indent=2))
+        print(json.dumps({"status": status, "findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
-        show(found, Console(file=sys.stdout, highlight=False))
-    problems = [finding for finding in found if finding.status == "problem"]
+        print_findings(findings, Console(file=sys.stdout, highlight=False))
+    problems = [finding for finding in findings if finding.status == "problem"]
     if problems:
         first = problems[0]
         raise ConfigError("C065", f"{len(problems)} problem(s); the first is {first.name}: {first.text}", first.help)

@@ -1,4 +1,4 @@
-"""What a check found: a line that a person reads, and what to do."""
+"""The result of a check: a line to read, and what to do."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """`problem`: a run cannot train, or not as its user believes; `warning`: it can, but slower or on less."""
+    """`problem`: a run fails, or does not use what its user expects; `warning`: it works, but slower or on less."""
 
     name: str
     status: Status
@@ -17,11 +17,11 @@ class Finding:
     help: str = ""
 
     def __str__(self) -> str:
-        told = f"{self.name}: {self.text}"
-        return f"{told} → {self.help}" if self.help else told
+        line = f"{self.name}: {self.text}"
+        return f"{line} → {self.help}" if self.help else line
 
 
-def worst(findings: list[Finding]) -> Status:
-    """The gravest status among the findings; `ok` if there are none."""
+def worst_status(findings: list[Finding]) -> Status:
+    """The most serious status among the findings, `ok` without findings."""
     order: tuple[Status, ...] = ("ok", "warning", "problem")
     return max((finding.status for finding in findings), key=order.index, default="ok")

@@ -1,4 +1,4 @@
-"""The probe's process, and what its answers mean."""
+"""Runs the probe of JAX as a process and evaluates its answers."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import Any
 from jaxgpt.doctor.finding import GIB, Finding
 
 COMMAND = (sys.executable, "-m", "jaxgpt.doctor.probe")
-DOING = {
+STAGES = {
     "": "to start Python",
     "import": "to import JAX",
     "devices": "to look for devices",
@@ -30,10 +30,10 @@ REINSTALL = "pip install --force-reinstall 'jax[cuda13]', or cuda12 for drivers 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the probe said before it ended; `ending` says why it did not come to its end, or nothing.
+    """The facts that the probe printed; `ending` is why it did not complete, empty if it did.
 
-    `complaint` is the most telling line of its stderr, also where it came to its end: JAX says only there why it leaves
-    a GPU aside.
+    `complaint` is the most informative line of its stderr, also of a complete probe: only there does JAX say why it
+    does not use a GPU.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -44,108 +44,108 @@ class Answer:
 
 
 class Probe:
-    """A probe that is under way while other things are looked at."""
+    """A probe that runs while the other checks do."""
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         pipe = subprocess.PIPE
-        small = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # else it would be found to hold the memory
-        self._process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace", env=small)
+        env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the GPU memory is checked at the same time
+        self._process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace", env=env)
 
     def answer(self, seconds: float) -> Answer:
-        """Waits for at most that long; then the probe is ended, and what it had said by then is the answer."""
+        """Waits for at most `seconds`; then ends the probe and returns what it has printed so far."""
         try:
-            said, stderr = self._process.communicate(timeout=seconds)
+            stdout, stderr = self._process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             self.end()
-            said, stderr = self._process.communicate()
-            return replace(read(said, stderr), ending=f"no answer within {seconds:g} s", timed_out=True)
+            stdout, stderr = self._process.communicate()
+            return replace(parse_answer(stdout, stderr), ending=f"no answer within {seconds:g} s", timed_out=True)
         except BaseException:
             self.end()
             raise
-        answer = read(said, stderr)
+        answer = parse_answer(stdout, stderr)
         return replace(answer, ending=_ending(self._process.returncode, answer.complaint))
 
     def end(self) -> None:
         self._process.kill()
 
 
-def read(said: str, stderr: str = "") -> Answer:
-    """The probe's lines as one answer; lines that are none of its own are passed over."""
+def parse_answer(stdout: str, stderr: str = "") -> Answer:
+    """Merges the probe's lines into one answer; ignores other lines."""
     facts: dict[str, Any] = {}
-    for line in said.splitlines():
+    for line in stdout.splitlines():
         try:
-            found = json.loads(line)
+            values = json.loads(line)
         except ValueError:
             continue
-        if isinstance(found, dict) and "stage" in found:
-            facts |= found
+        if isinstance(values, dict) and "stage" in values:
+            facts |= values
     stage = str(facts.pop("stage", ""))
-    return Answer(facts=facts, stage=stage, complaint=_telling(stderr))
+    return Answer(facts=facts, stage=stage, complaint=_most_informative_line(stderr))
 
 
-def judge(answer: Answer, gpus: int, asked_for: str = "", troubled: bool = False) -> list[Finding]:
-    """Findings about JAX on a machine whose driver sees `gpus`.
+def evaluate(answer: Answer, gpus: int, platforms: str = "", driver_ok: bool = True) -> list[Finding]:
+    """Findings about JAX on a machine whose driver sees `gpus` GPUs.
 
-    `asked_for` is JAX_PLATFORMS; `troubled` says that what was looked at before was not all well.
+    `platforms` is JAX_PLATFORMS; `driver_ok` says whether all checks of the driver passed.
     """
-    found = [check_devices(answer, gpus, asked_for, troubled)]
+    findings = [check_devices(answer, gpus, platforms, driver_ok)]
     if answer.facts.get("kernel"):
-        found.append(Finding("compilation", "problem", answer.facts["kernel"], "see the first line of the error"))
+        findings.append(Finding("compilation", "problem", answer.facts["kernel"], "see the first line of the error"))
     if answer.facts.get("platform") == "gpu":
-        found += [check_attention(answer), check_dma_map(answer)]
-    return found
+        findings += [check_attention(answer), check_dma_map(answer)]
+    return findings
 
 
-def check_devices(answer: Answer, gpus: int, asked_for: str = "", troubled: bool = False) -> Finding:
-    """Whether JAX starts, and on what."""
+def check_devices(answer: Answer, gpus: int, platforms: str = "", driver_ok: bool = True) -> Finding:
+    """Whether JAX starts, and on which devices."""
     facts = answer.facts
     if "platform" not in facts:
-        what = f"failed {DOING.get(answer.stage, answer.stage)}: {_why(answer, asked_for)}"
-        return Finding("JAX", "problem", what, _remedy(answer, asked_for))
+        message = f"failed {STAGES.get(answer.stage, answer.stage)}: {_why(answer, platforms)}"
+        return Finding("JAX", "problem", message, _help(answer, platforms))
     devices, version = facts["devices"], facts["jax"]
     text = f"{version} on {facts['platform']}: {len(devices)} × {devices[0]}"
     if facts["platform"] == "gpu":
         limit = facts.get("bytes_limit")
         return Finding("JAX", "ok", text + (f", {limit / GIB:.1f} GiB for JAX" if limit else ""))
-    if gpus and "cpu" not in asked_for:
-        what = f"{text}, although the driver sees {gpus} GPU{'s' if gpus > 1 else ''}"
-        what += f"; JAX said: {answer.complaint}" if answer.complaint else ""
-        how = "mend the lines above" if troubled else REINSTALL
-        return Finding("JAX", "problem", what, f"runs would train on the CPU without a word: {how}")
+    if gpus and "cpu" not in platforms:
+        message = f"{text}, although the driver sees {gpus} GPU{'s' if gpus > 1 else ''}"
+        message += f"; JAX printed: {answer.complaint}" if answer.complaint else ""
+        fix = REINSTALL if driver_ok else "fix the problems above"
+        return Finding("JAX", "problem", message, f"runs would silently train on the CPU: {fix}")
     return Finding("JAX", "ok", text)
 
 
 def check_attention(answer: Answer) -> Finding:
     """Whether cuDNN's attention runs."""
-    why = answer.facts.get("cudnn", answer.ending or "not tried")
-    if why:
-        how = "--model.attention xla works meanwhile; pip install --upgrade nvidia-cudnn-cu12 (or cu13)"
-        return Finding("cuDNN attention", "problem", why, how)
+    reason = answer.facts.get("cudnn", answer.ending or "not tried")
+    if reason:
+        help = "--model.attention xla works without it; pip install --upgrade nvidia-cudnn-cu12 (or cu13)"
+        return Finding("cuDNN attention", "problem", reason, help)
     return Finding("cuDNN attention", "ok", "runs, forward and backward")
 
 
 def check_dma_map(answer: Answer) -> Finding:
-    """Whether blocks go to the device straight from the loader's buffers."""
-    why = answer.facts.get("dma_map", answer.ending or "not tried")
-    if why:
-        return Finding("dma_map", "warning", why, "nothing: blocks are copied once more, below 0.1 % of a step")
-    return Finding("dma_map", "ok", "blocks are copied straight from the loader's buffers")
+    """Whether batches are copied to the device directly from the loader's buffers."""
+    reason = answer.facts.get("dma_map", answer.ending or "not tried")
+    if reason:
+        return Finding("dma_map", "warning", reason, "nothing: batches are copied once more, below 0.1 % of a step")
+    return Finding("dma_map", "ok", "batches are copied directly from the loader's buffers")
 
 
-def _why(answer: Answer, asked_for: str) -> str:
-    """Why the probe did not get as far as a device; the name of an exception alone tells nobody anything."""
+def _why(answer: Answer, platforms: str) -> str:
+    """Why the probe found no device, with an explanation if the exception has no message."""
     if not answer.ending.replace(".", "_").isidentifier():
-        return answer.ending or "it said nothing"
-    if answer.stage == "devices" and asked_for:
-        return f"JAX finds no device of JAX_PLATFORMS={asked_for}"
+        return answer.ending or "it printed nothing"
+    if answer.stage == "devices" and platforms:
+        return f"JAX finds no device of JAX_PLATFORMS={platforms}"
     return f"{answer.ending}, without a reason"
 
 
-def _remedy(answer: Answer, asked_for: str) -> str:
+def _help(answer: Answer, platforms: str) -> str:
     if answer.timed_out and answer.stage in ("", "import"):
         return SLOW
-    if answer.stage == "devices" and asked_for and not answer.timed_out:
-        return "unset JAX_PLATFORMS, and ask the doctor again"
+    if answer.stage == "devices" and platforms and not answer.timed_out:
+        return "unset JAX_PLATFORMS, and run the doctor again"
     return HELP.get(answer.stage, "python -c 'import jax; print(jax.devices())'")
 
 
@@ -155,8 +155,8 @@ def _ending(code: int, complaint: str) -> str:
     return (complaint or f"it ended with status {code}") if code else ""
 
 
-def _telling(stderr: str) -> str:
-    """The last line that is an exception with its words, else the last one at all; nothing if there is none."""
+def _most_informative_line(stderr: str) -> str:
+    """The last line that is an exception with a message, else the last line, else an empty string."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     exceptions = [line for line in lines if re.match(r"[\w.]*(Error|Exception): \S", line)]
     return (exceptions or lines or [""])[-1][:300]

@@ -1,4 +1,4 @@
-"""The rest of the machine: versions, the extension, disk, cache, cores and memory."""
+"""Checks of versions, the extension, disks, the compilation cache, cores and memory."""
 
 import os
 import platform
@@ -11,73 +11,73 @@ import jaxgpt
 from jaxgpt.doctor.finding import GIB, Finding
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-LEAST_JAX = (0, 10, 2)
+MIN_JAX = (0, 10, 2)
 PROBE_BYTES = 64 * 2**20
 SLOW_DISK = 50e6  # bytes per second: a checkpoint of the 124M model, 1.5 GB, would take half a minute
-LITTLE_DISK, LITTLE_MEMORY = 5 * GIB, 4 * GIB
+LOW_DISK, LOW_MEMORY = 5 * GIB, 4 * GIB
 
 
 def check_versions(version_of: Callable[[str], str] = metadata.version) -> Finding:
-    """jaxgpt and what it stands on."""
-    found = {"jaxgpt": jaxgpt.__version__, "Python": platform.python_version()}
+    """The versions of jaxgpt and the libraries under it."""
+    versions = {"jaxgpt": jaxgpt.__version__, "Python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version_of(name)
+            versions[name] = version_of(name)
         except metadata.PackageNotFoundError:
             return Finding("versions", "problem", f"{name} is not installed", "pip install .")
-    text = ", ".join(f"{name} {version}" for name, version in found.items())
-    if found["jax"] != found["jaxlib"] or _numbers(found["jax"]) < LEAST_JAX:
-        wanted = ".".join(map(str, LEAST_JAX))
-        return Finding("versions", "warning", text, f"jax and jaxlib of one version, {wanted} or newer")
+    text = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if versions["jax"] != versions["jaxlib"] or _numbers(versions["jax"]) < MIN_JAX:
+        minimum = ".".join(map(str, MIN_JAX))
+        return Finding("versions", "warning", text, f"install jax and jaxlib in the same version, {minimum} or newer")
     return Finding("versions", "ok", text)
 
 
 def check_extension() -> Finding:
-    """Whether the compiled loader is there and of the source's version."""
-    how = "pip install . (in the checkout)"
+    """Whether the compiled loader can be imported and has the version of the source."""
+    help = "pip install . (in the checkout)"
     try:
         from jaxgpt import _loader
     except ImportError as error:
-        return Finding("extension", "problem", f"the Rust loader cannot be imported: {error}", how)
+        return Finding("extension", "problem", f"the Rust loader cannot be imported: {error}", help)
     if _loader.__version__ != jaxgpt.__version__:
-        what = f"the loader is of version {_loader.__version__}, the Python source of {jaxgpt.__version__}"
-        return Finding("extension", "problem", what, how)
+        message = f"the loader is of version {_loader.__version__}, the Python source of {jaxgpt.__version__}"
+        return Finding("extension", "problem", message, help)
     return Finding("extension", "ok", f"the Rust loader, {_loader.__version__}")
 
 
 def check_disk(folder: Path, size: int = PROBE_BYTES) -> Finding:
-    """Speed and room where `folder` is or would be: `size` bytes written, synced and read back."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    """Speed and free space where `folder` is or would be: writes, syncs and reads `size` bytes."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     name = f"disk of {folder}"
     try:
-        free = _free(place)
+        free = _free_bytes(existing)
         if free < 4 * size:
-            return Finding(name, "problem", f"{free / GIB:.2f} GiB free", "make room, or choose another folder")
-        written, read = _speeds(place / f".jaxgpt-doctor-{os.getpid()}", size)
+            return Finding(name, "problem", f"{free / GIB:.2f} GiB free", "free some space, or choose another folder")
+        written, read = _speeds(existing / f".jaxgpt-doctor-{os.getpid()}", size)
     except OSError as error:
-        how = "choose another folder: --runs DIR here, --run.dir or --data.path in a run"
-        return Finding(name, "problem", f"{place} cannot be written: {error.strerror}", how)
+        help = "choose another folder: --runs DIR here, --run.dir or --data.path in a run"
+        return Finding(name, "problem", f"{existing} cannot be written: {error.strerror}", help)
     text = f"{written / 1e6:,.0f} MB/s written and synced, {read / 1e6:,.0f} MB/s read, {free / GIB:,.0f} GiB free"
     if written < SLOW_DISK:
         return Finding(
             name, "warning", text, "checkpoints will be slow: another --run.dir, or a larger --run.save-every"
         )
-    if free < LITTLE_DISK:
-        return Finding(name, "warning", text, "make room: tokens and checkpoints take gigabytes")
+    if free < LOW_DISK:
+        return Finding(name, "warning", text, "free some space: tokens and checkpoints take gigabytes")
     return Finding(name, "ok", text)
 
 
 def check_cache(folder: Path) -> Finding:
-    """Whether compiled programs can be kept in `folder`."""
+    """Whether compiled programs can be cached in `folder`."""
     probe = folder / f".jaxgpt-doctor-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        what = f"{folder} cannot be written: {error.strerror}"
+        message = f"{folder} cannot be written: {error.strerror}"
         return Finding(
-            "compilation cache", "warning", what, "set JAX_COMPILATION_CACHE_DIR, or every start compiles anew"
+            "compilation cache", "warning", message, "set JAX_COMPILATION_CACHE_DIR, or every start compiles again"
         )
     return Finding("compilation cache", "ok", str(folder))
 
@@ -90,18 +90,18 @@ def check_host() -> Finding:
     text = f"{cores} cores, {memory / GIB:.1f} GiB of memory" + (
         f", {available / GIB:.1f} available" if available is not None else ""
     )
-    if (memory if available is None else available) < LITTLE_MEMORY:
+    if (memory if available is None else available) < LOW_MEMORY:
         return Finding("host", "warning", text, "close other programs: start and compilation take 2 to 4 GiB")
     return Finding("host", "ok", text)
 
 
 def _speeds(path: Path, size: int) -> tuple[float, float]:
-    """Bytes per second of a synced write, and of reading the file with the system's cache dropped where it can be."""
+    """Bytes per second of a synced write, and of a read without the page cache where the system can drop it."""
     data = os.urandom(2**20) * (size // 2**20 or 1)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
     file = os.open(path, flags, 0o600)
     try:
-        path.unlink()  # nothing is left behind, however this ends
+        path.unlink()  # so that nothing is left, even after a kill
         started = time.perf_counter()
         os.write(file, data)
         os.fsync(file)
@@ -118,9 +118,9 @@ def _speeds(path: Path, size: int) -> tuple[float, float]:
         os.close(file)
 
 
-def _free(place: Path) -> int:
-    room = os.statvfs(place)
-    return room.f_bavail * room.f_frsize
+def _free_bytes(folder: Path) -> int:
+    stats = os.statvfs(folder)
+    return stats.f_bavail * stats.f_frsize
 
 
 def _available() -> int | None:

@@ -1,8 +1,8 @@
-"""What JAX itself says, asked in a process of its own, because it can fail to import, abort, or wait for ever.
+"""Tests JAX in a separate process, because it can fail to import, abort, or hang.
 
     python -m jaxgpt.doctor.probe
 
-prints one JSON object per line, each before the next question is put: the last line shows how far it came.
+prints one JSON object per line, each before the next step starts: the last line shows how far it got.
 """
 
 import json
@@ -15,34 +15,34 @@ from typing import Any
 PAGE = mmap.PAGESIZE
 
 
-def say(stage: str, **facts: Any) -> None:
+def print_stage(stage: str, **facts: Any) -> None:
     print(json.dumps({"stage": stage, **facts}), flush=True)
 
 
 def main() -> None:
-    """Imports JAX, names its devices, and tries what `train` uses of a GPU."""
-    say("import")
+    """Imports JAX, lists its devices, and tries what `train` uses on a GPU."""
+    print_stage("import")
     warnings.simplefilter("ignore")
     import jax
 
-    say("devices", jax=jax.__version__)
+    print_stage("devices", jax=jax.__version__)
     started = time.perf_counter()
-    found = jax.devices()
-    device = found[0]
-    names = [other.device_kind for other in found]
+    devices = jax.devices()
+    device = devices[0]
+    names = [device.device_kind for device in devices]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     seconds = time.perf_counter() - started
-    say("kernel", platform=device.platform, devices=names, seconds=seconds, bytes_limit=limit)
-    say("attention", kernel=attempt(lambda: multiply(jax)))
+    print_stage("kernel", platform=device.platform, devices=names, seconds=seconds, bytes_limit=limit)
+    print_stage("attention", kernel=attempt(lambda: check_matmul(jax)))
     if device.platform == "gpu":
-        say("dma_map", cudnn=attempt(lambda: attend(jax)))
-        say("done", dma_map=attempt(lambda: direct_copy(jax, device)))
+        print_stage("dma_map", cudnn=attempt(lambda: check_attention(jax)))
+        print_stage("done", dma_map=attempt(lambda: check_direct_copy(jax, device)))
     else:
-        say("done")
+        print_stage("done")
 
 
 def attempt(function: Callable[[], None]) -> str:
-    """Nothing if `function` works, else the first line of why it does not."""
+    """Returns an empty string if `function` works, else the first line of its error."""
     try:
         function()
     except Exception as error:
@@ -50,16 +50,16 @@ def attempt(function: Callable[[], None]) -> str:
     return ""
 
 
-def multiply(jax: Any) -> None:
-    """A compiled matrix product."""
+def check_matmul(jax: Any) -> None:
+    """Compiles and checks a matrix product."""
     size = 64
     ones = jax.numpy.ones((size, size))
     if float(jax.jit(lambda a: (a @ a).sum())(ones)) != size**3:
-        raise ArithmeticError("a product of ones is not their number")
+        raise ArithmeticError("a sum of products of ones is wrong")
 
 
-def attend(jax: Any) -> None:
-    """cuDNN's attention, forward and backward, on a few tokens in bfloat16."""
+def check_attention(jax: Any) -> None:
+    """Runs cuDNN's attention forward and backward on a few tokens in bfloat16."""
     x_BxTxHxC = jax.numpy.ones((1, 128, 2, 64), jax.numpy.bfloat16)
 
     def total(q: Any) -> Any:
@@ -68,19 +68,19 @@ def attend(jax: Any) -> None:
     jax.block_until_ready(jax.jit(jax.grad(total))(x_BxTxHxC))
 
 
-def direct_copy(jax: Any, device: Any) -> None:
-    """A page-aligned buffer, registered with the client and copied to the device."""
+def check_direct_copy(jax: Any, device: Any) -> None:
+    """Copies a page-aligned buffer that is registered with the client to the device."""
     import numpy as np
 
-    sent = np.frombuffer(mmap.mmap(-1, 16 * PAGE), np.uint16)  # JAX may hold it for longer than we do
+    sent = np.frombuffer(mmap.mmap(-1, 16 * PAGE), np.uint16)  # JAX may keep a reference to it
     sent[:] = np.arange(len(sent))
     address = sent.ctypes.data
     device.client.dma_map(address, sent.nbytes)
     try:
-        arrived = np.array(jax.device_put(sent, device).block_until_ready())
+        received = np.array(jax.device_put(sent, device).block_until_ready())
     finally:
         device.client.dma_unmap(address)
-    if not (arrived == sent).all():
+    if not (received == sent).all():
         raise ArithmeticError("the copy differs from what was sent")
 
 

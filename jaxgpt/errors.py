@@ -14,7 +14,7 @@ from typing import Self
 EXIT_STATUS = {"C": 2, "D": 3, "K": 4, "N": 5, "S": 7}  # by the first letter of the code
 PREEMPTED = 75
 INTERRUPTED = 130
-STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 LOWER_LR_HELP = "continue from the last checkpoint with a lower --optim.learning-rate: --run.name NEW --fork RUN"
 GPU_HELP = "pip install 'jaxgpt[cuda13]', or cuda12 for drivers below 580; python -m jaxgpt.doctor says what is missing"
 

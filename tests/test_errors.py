@@ -304,7 +304,7 @@ def test_os_error_of_memory_or_a_bug_keeps_its_traceback() -> None:
         errors.run(failing(OSError(errno.ENOMEM, "Cannot allocate memory", "shard.bin")), [])
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS])
 def test_full_or_forbidden_disk_needs_no_file_name(capsys: pytest.CaptureFixture[str], number: int) -> None:
     assert errors.run(failing(OSError(number, os.strerror(number))), []) == 7
     assert capsys.readouterr().err.startswith(f"error[S009]: {os.strerror(number)}\n")

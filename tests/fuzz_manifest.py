@@ -27,7 +27,7 @@ BYTES = [b"[" * 2000, b"{", b"\xff\xfe", b"\\u0000", b"1e999", b'"']
 
 
 def example() -> dict[str, Any]:
-    """A manifest that is right."""
+    """A valid manifest."""
     shard = {"name": "train_000000.bin", "tokens": 5, "xxh3_128": "0" * 32}
     split = {"documents": 1, "tokens": 5, "bytes": 20, "max_token": 4, "shards": [shard]}
     source = {"name": "a.parquet", "size": 9, "documents": 1, "bytes": 20, "tokens": 5, "xxh3_128": None}
@@ -37,19 +37,19 @@ def example() -> dict[str, Any]:
     return head | {"tokenizer": tokenizer, "splits": {"train": split}, "settings": settings, "sources": [source]}
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where values stand in a JSON document."""
+def find_paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all values in a JSON document."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path] * bool(path) + [place for key, item in inner for place in places(item, (*path, key))]
+    return [path] * bool(path) + [path for key, item in inner for path in find_paths(item, (*path, key))]
 
 
 def with_other_values(chance: random.Random) -> bytes:
     document = copy.deepcopy(example())
     for _ in range(chance.choice([1, 1, 1, 2, 4])):
-        found = places(document)
-        if not found:
+        paths = find_paths(document)
+        if not paths:
             break
-        *path, last = chance.choice(found)
+        *path, last = chance.choice(paths)
         holder: Any = document
         for key in path:
             holder = holder[key]
@@ -78,8 +78,8 @@ def with_other_bytes(chance: random.Random) -> bytes:
     return bytes(data)
 
 
-def run(folder: Path, runs: int, seconds: float, seed: int, say: Callable[[str], None]) -> int:
-    """How many executions there were. Raises what `manifest.read_manifest` should not."""
+def run(folder: Path, runs: int, seconds: float, seed: int, log: Callable[[str], None]) -> int:
+    """Returns the number of executions. Raises any error that `manifest.read_manifest` should not."""
     chance, began, done = random.Random(seed), time.monotonic(), 0
     accepted = 0
     target = folder / manifest.FILE_NAME
@@ -92,10 +92,10 @@ def run(folder: Path, runs: int, seconds: float, seed: int, say: Callable[[str],
         except DataError:
             pass
         except BaseException:
-            say(f"execution {done} of seed {seed}: {data!r}")
+            log(f"execution {done} of seed {seed}: {data!r}")
             raise
         done += 1
-    say(f"{done:,} executions, {accepted:,} accepted, {time.monotonic() - began:.0f} s")
+    log(f"{done:,} executions, {accepted:,} accepted, {time.monotonic() - began:.0f} s")
     return done
 
 

@@ -70,11 +70,11 @@ def test_bytes_are_counted_from_tokens_without_a_manifest(duplicates_folder: Pat
     plain.mkdir()
     for name, split in (("train", data.train), ("val", data.val)):
         (plain / f"{name}.bin").write_bytes(split.ids(0, split.tokens).tobytes())
-    ours, theirs = audit(duplicates_folder), audit(plain)
-    assert theirs["splits"]["train"]["bytes"] == made.splits["train"].bytes
+    expected, record = audit(duplicates_folder), audit(plain)
+    assert record["splits"]["train"]["bytes"] == made.splits["train"].bytes
     for name in ("effective_unique_tokens", "duplicates", "leakage"):
-        assert theirs[name] == ours[name]
-    assert any("does not name its tokenizer" in note for note in theirs["notes"])
+        assert record[name] == expected[name]
+    assert any("does not name its tokenizer" in note for note in record["notes"])
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
@@ -90,7 +90,7 @@ def test_llmc_shards_with_prepended_end_of_text(tmp_path: Path, dtype: str) -> N
     assert (split["documents"], split["eot"]["position"], split["eot"]["empty_documents"]) == (4, "prepended", 1)
     assert record["duplicates"]["exact"] == {"documents": 1, "tokens": 3}
     assert record["leakage"] is None
-    assert open_folder(tmp_path).train.tokens == record["tokens"]  # the files of the audit are no shards
+    assert open_folder(tmp_path).train.tokens == record["tokens"]  # the files of the audit are not shards
 
 
 @pytest.mark.parametrize("name", ["audit.json", "other.json"])
@@ -125,8 +125,8 @@ def passages(shared: Path, count: int, words: int) -> list[list[str]]:
     import pyarrow.parquet as pq
 
     texts = pq.read_table(shared / "corpus" / "000_00000.parquet", columns=["text"])["text"].to_pylist()
-    found = [text.split(" ")[:words] for text in texts]
-    return [passage for passage in found if len(passage) == words][:count]
+    passages = [text.split(" ")[:words] for text in texts]
+    return [passage for passage in passages if len(passage) == words][:count]
 
 
 def test_planted_duplicates_are_found_as_well_as_by_datasketch(shared: Path, tmp_path: Path) -> None:
@@ -147,15 +147,15 @@ def test_planted_duplicates_are_found_as_well_as_by_datasketch(shared: Path, tmp
 
     np.array([i for document in everything for i in (*document, EOT)], np.uint16).tofile(tmp_path / "train.bin")
     data = open_folder(tmp_path)
-    found = _loader.audit(data.train.shards, None, vocab_size=EOT + 1, folder=tmp_path, eot=EOT)
-    one = np.frombuffer(found.kept(), "<u4")
-    ours = {pair for pair in itertools.combinations(range(len(everything)), 2) if one[pair[0]] == one[pair[1]]}
+    result = _loader.audit(data.train.shards, None, vocab_size=EOT + 1, folder=tmp_path, eot=EOT)
+    one = np.frombuffer(result.kept(), "<u4")
+    joined = {pair for pair in itertools.combinations(range(len(everything)), 2) if one[pair[0]] == one[pair[1]]}
 
-    index, theirs = datasketch.MinHashLSH(threshold=0.8, num_perm=128), set()
+    index, datasketch_pairs = datasketch.MinHashLSH(threshold=0.8, num_perm=128), set()
     for number, own in enumerate(sets):
         sketch = datasketch.MinHash(num_perm=128)
         sketch.update_batch([np.array(shingle).tobytes() for shingle in sorted(own)])
-        theirs |= {(other, number) for other in index.query(sketch)}
+        datasketch_pairs |= {(other, number) for other in index.query(sketch)}
         index.insert(number, sketch)
-    assert ours == true  # at the threshold one pair in 20,000 may be missed, and the seed is fixed
-    assert theirs - true or true - theirs  # otherwise the pairs are too easy to tell the two apart
+    assert joined == true  # at the threshold one pair in 20,000 may be missed, and the seed is fixed
+    assert datasketch_pairs - true or true - datasketch_pairs  # otherwise the pairs are too easy to tell the two apart

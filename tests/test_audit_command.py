@@ -83,8 +83,12 @@ def test_clusters_map_near_duplicates_to_one_key(duplicates_folder: Path) -> Non
     keys = [_loader.document_key(np.array(document, np.uint16).tobytes(), "uint16") for document in everything]
     for cluster in set(root):
         members = {keys[n] for n, one in enumerate(root) if one == cluster}
-        found = {clusters.representative(key) for key in members}
-        assert found == {None} if len(members) == 1 else len(found) == 1 and found <= members
+        representatives = {clusters.representative(key) for key in members}
+        assert (
+            representatives == {None}
+            if len(members) == 1
+            else (len(representatives) == 1 and representatives <= members)
+        )
     assert len(clusters) > 10
 
 
@@ -158,8 +162,8 @@ def test_ctrl_c_leaves_no_files(tmp_path: Path) -> None:
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=20)
-    assert (process.returncode, said) == (130, "interrupted\n")
+        _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr) == (130, "interrupted\n")
     assert [path.name for path in tmp_path.iterdir()] == ["train.bin"]
 
 

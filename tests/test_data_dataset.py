@@ -1,4 +1,4 @@
-"""Folders of shards: the three layouts, what identifies them, and every folder that must be refused."""
+"""Folders of shards: the three layouts, what identifies them, and folders that are refused."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ TOKENS = np.arange(5000, dtype="<u2")
 
 
 def shard(path: Path, tokens: Any = TOKENS, count: int | None = None) -> Path:
-    """A shard as llm.c writes it; `count` is what its header claims."""
+    """A shard as llm.c writes it; `count` is what its header says."""
     tokens = np.asarray(tokens)
     wide = tokens.dtype.itemsize == 4
     header = np.zeros(256, dtype="<i4")
@@ -37,7 +37,7 @@ def shard(path: Path, tokens: Any = TOKENS, count: int | None = None) -> Path:
 
 
 @pytest.fixture
-def ours(tmp_path: Path) -> Path:
+def prepared(tmp_path: Path) -> Path:
     """A small dataset with a manifest, two training shards and a validation split."""
     for number in range(40):
         (tmp_path / f"text{number:02d}.txt").write_text(f"Document {number} says é and more. " * 30, encoding="utf-8")
@@ -55,31 +55,31 @@ def refused(code: str, path: Path, action: Callable[[TokenDataset], object] | No
     return caught.value
 
 
-def edited(folder: Path, *place: Any, value: Any) -> None:
+def edited(folder: Path, *location: Any, value: Any) -> None:
     """Sets one value in the manifest; the value `...` removes it."""
     path = folder / "manifest.json"
-    whole = json.loads(path.read_text(encoding="utf-8"))
-    inner = whole
-    for step in place[:-1]:
-        inner = inner[step]
+    values = json.loads(path.read_text(encoding="utf-8"))
+    inner = values
+    for key in location[:-1]:
+        inner = inner[key]
     if value is ...:
-        del inner[place[-1]]
+        del inner[location[-1]]
     else:
-        inner[place[-1]] = value
-    path.write_text(json.dumps(whole), encoding="utf-8")
+        inner[location[-1]] = value
+    path.write_text(json.dumps(values), encoding="utf-8")
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
 
 
-def test_folder_with_a_manifest(ours: Path) -> None:
-    data = open_folder(ours)
-    made = manifest.read_manifest(ours)
+def test_folder_with_a_manifest(prepared: Path) -> None:
+    data = open_folder(prepared)
+    made = manifest.read_manifest(prepared)
     assert (data.tokenizer_name, data.vocab_size, data.tokenizer.eot, data.notes) == ("gpt2", 50257, 50256, ())
     assert data.val is not None
     assert data.train.tokens == made.splits["train"].tokens == sum(s.tokens for s in made.splits["train"].shards)
     assert [path.name for path in data.train.paths][:2] == ["train_000000.bin", "train_000001.bin"]
-    texts = [p.read_text(encoding="utf-8") for p in sorted(ours.parent.glob("*.txt"))]
+    texts = [p.read_text(encoding="utf-8") for p in sorted(prepared.parent.glob("*.txt"))]
     assert (data.train.bytes or 0) + (data.val.bytes or 0) == sum(len(text.encode()) for text in texts)
     assert data.train.ids(0, data.train.tokens)[-1] == 50256
     assert data.identity["tokens_sha256"] == data.fingerprint
@@ -117,18 +117,18 @@ def test_shards_without_a_validation_split(tmp_path: Path) -> None:
     assert data.train.ids(999, 3).tolist() == [999, 0, 1]
 
 
-def test_tokenizer_beside_the_shards_is_used(tmp_path: Path, ours: Path) -> None:
+def test_tokenizer_beside_the_shards_is_used(tmp_path: Path, prepared: Path) -> None:
     shard(tmp_path / "x" / "a_train_0.bin", TOKENS.astype("<u4"))
     assert "does not say which tokenizer" in refused("D019", tmp_path / "x").message
-    (tmp_path / "x" / "tokenizer.json").write_bytes((ours / "tokenizer.json").read_bytes())
+    (tmp_path / "x" / "tokenizer.json").write_bytes((prepared / "tokenizer.json").read_bytes())
     data = open_folder(tmp_path / "x")
     assert data.vocab_size == 50257
     assert data.tokenizer.encode("a") == [64]
 
 
-def test_fingerprint_depends_on_the_tokens_only(tmp_path: Path, ours: Path) -> None:
-    before = open_folder(ours).fingerprint
-    moved = ours.rename(tmp_path / "moved")
+def test_fingerprint_depends_on_the_tokens_only(tmp_path: Path, prepared: Path) -> None:
+    before = open_folder(prepared).fingerprint
+    moved = prepared.rename(tmp_path / "moved")
     edited(moved, "tool", value="jaxgpt 9.9")
     assert open_folder(moved).fingerprint == before
     edited(moved, "splits", "val", "shards", 0, "xxh3_128", value="0" * 32)
@@ -136,12 +136,12 @@ def test_fingerprint_depends_on_the_tokens_only(tmp_path: Path, ours: Path) -> N
 
     plain, tokens = tmp_path / "plain", np.arange(20_000, dtype="<u2")
     shard(plain / "a.bin", tokens)
-    found = {open_folder(plain).fingerprint}
-    for place in (0, 10_000, 19_999):
-        shard(plain / "a.bin", np.where(tokens == place, 7, tokens).astype("<u2"))
-        found.add(open_folder(plain).fingerprint)
+    fingerprints = {open_folder(plain).fingerprint}
+    for index in (0, 10_000, 19_999):
+        shard(plain / "a.bin", np.where(tokens == index, 7, tokens).astype("<u2"))
+        fingerprints.add(open_folder(plain).fingerprint)
     shard(plain / "a.bin", tokens[:-1])
-    assert len(found | {open_folder(plain).fingerprint}) == 5
+    assert len(fingerprints | {open_folder(plain).fingerprint}) == 5
 
 
 # --- refused ---------------------------------------------------------------------------------------------------------
@@ -196,10 +196,10 @@ def test_tokens_outside_the_vocabulary(tmp_path: Path) -> None:
     assert expected in refused("D010", tmp_path, lambda data: unigram_entropy(data.train, data.vocab_size)).message
 
 
-def test_changed_shard_is_refused(ours: Path) -> None:
-    path = ours / "val_000000.bin"
+def test_changed_shard_is_refused(prepared: Path) -> None:
+    path = prepared / "val_000000.bin"
     path.write_bytes(path.read_bytes()[:-2] + b"\x01\x00")
-    refused("D011", ours, TokenDataset.verify)
+    refused("D011", prepared, TokenDataset.verify)
 
 
 def test_too_few_tokens_for_a_window(tmp_path: Path) -> None:
@@ -209,15 +209,15 @@ def test_too_few_tokens_for_a_window(tmp_path: Path) -> None:
     assert open_folder(tmp_path).train.windows(811) == 1
 
 
-def test_manifest_names_outside_the_folder(tmp_path: Path, ours: Path) -> None:
+def test_manifest_names_outside_the_folder(tmp_path: Path, prepared: Path) -> None:
     shard(tmp_path / "elsewhere.bin")
-    (ours / "link.bin").symlink_to(tmp_path / "elsewhere.bin")
+    (prepared / "link.bin").symlink_to(tmp_path / "elsewhere.bin")
     for name in ("../elsewhere.bin", str(tmp_path / "elsewhere.bin"), "link.bin", "..", ".", "", "a/b.bin", "a\nb"):
-        edited(ours, "splits", "val", "shards", 0, "name", value=name)
-        assert repr(name) in refused("D014", ours).message
-    edited(ours, "splits", "val", "shards", 0, "name", value="val_000000.bin")
-    edited(ours, "tokenizer", "file", value="../tokenizer.json")
-    refused("D014", ours)
+        edited(prepared, "splits", "val", "shards", 0, "name", value=name)
+        assert repr(name) in refused("D014", prepared).message
+    edited(prepared, "splits", "val", "shards", 0, "name", value="val_000000.bin")
+    edited(prepared, "tokenizer", "file", value="../tokenizer.json")
+    refused("D014", prepared)
 
 
 @pytest.mark.parametrize("name", ["train.bin", "a_train_0.bin"])
@@ -233,15 +233,15 @@ def test_shards_that_are_not_regular_files(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "\x00", "[" * 100_000, '{"format": 2}', '{"format": 1}'])
-def test_malformed_manifests(ours: Path, text: str) -> None:
-    (ours / "manifest.json").write_text(text, encoding="utf-8")
-    error = refused("D018", ours)
-    assert error.message.startswith(f"{ours / 'manifest.json'}: ")
+def test_malformed_manifests(prepared: Path, text: str) -> None:
+    (prepared / "manifest.json").write_text(text, encoding="utf-8")
+    error = refused("D018", prepared)
+    assert error.message.startswith(f"{prepared / 'manifest.json'}: ")
     assert len(error.message) < 400
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "said"),
+    ("location", "value", "message"),
     [
         (("format",), 2, "format 2; this version of jaxgpt reads format 1"),
         (("dtype",), "float32", "dtype is"),
@@ -258,38 +258,38 @@ def test_malformed_manifests(ours: Path, text: str) -> None:
         (("splits", "val", "shards", 0, "name"), "train_000000.bin", "it names 'train_000000.bin' twice"),
     ],
 )
-def test_manifests_with_one_wrong_value(ours: Path, place: Sequence[Any], value: Any, said: str) -> None:
-    edited(ours, *place, value=value)
-    assert said in refused("D018", ours).message
+def test_manifests_with_one_wrong_value(prepared: Path, location: Sequence[Any], value: Any, message: str) -> None:
+    edited(prepared, *location, value=value)
+    assert message in refused("D018", prepared).message
 
 
-def test_manifest_that_is_a_folder(ours: Path) -> None:
-    (ours / "manifest.json").unlink()
-    (ours / "manifest.json").mkdir()
-    refused("D018", ours)
+def test_manifest_that_is_a_folder(prepared: Path) -> None:
+    (prepared / "manifest.json").unlink()
+    (prepared / "manifest.json").mkdir()
+    refused("D018", prepared)
 
 
-def test_files_that_contradict_the_manifest(ours: Path) -> None:
-    path = ours / "val_000000.bin"
+def test_files_that_contradict_the_manifest(prepared: Path) -> None:
+    path = prepared / "val_000000.bin"
     original = path.read_bytes()
     shard(path, TOKENS[:9])
-    assert f"{path} has 9 tokens, the manifest says " in refused("D019", ours).message
+    assert f"{path} has 9 tokens, the manifest says " in refused("D019", prepared).message
     path.unlink()
-    assert str(path) in refused("D016", ours).message
+    assert str(path) in refused("D016", prepared).message
     path.write_bytes(original)
-    (ours / "tokenizer.json").write_text(
+    (prepared / "tokenizer.json").write_text(
         '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}', encoding="utf-8"
     )
-    assert "another tokenizer" in refused("D019", ours, lambda data: data.tokenizer).message
+    assert "another tokenizer" in refused("D019", prepared, lambda data: data.tokenizer).message
 
 
-def test_vocabulary_larger_than_the_model(ours: Path) -> None:
+def test_vocabulary_larger_than_the_model(prepared: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_vocabulary(50000, open_folder(ours))
+        check_vocabulary(50000, open_folder(prepared))
     assert str(caught.value).startswith(
         "error[C018]: model.vocab_size 50000 is smaller than the tokenizer's 50257\n  help: --model.vocab-size 50304"
     )
-    check_vocabulary(50257, open_folder(ours))
+    check_vocabulary(50257, open_folder(prepared))
 
 
 def test_loader_errors_keep_code_and_message() -> None:
@@ -310,8 +310,8 @@ def test_unigram_entropy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert unigram_entropy(train, 10, limit=400) == pytest.approx(math.log(4))
 
 
-def test_manifest_round_trip(tmp_path: Path, ours: Path) -> None:
-    made = manifest.read_manifest(ours)
+def test_manifest_round_trip(tmp_path: Path, prepared: Path) -> None:
+    made = manifest.read_manifest(prepared)
     dataclasses.replace(made, tool="jaxgpt ü").write(tmp_path)
     (tmp_path / "tokenizer.json").touch()
     assert manifest.read_manifest(tmp_path) == dataclasses.replace(made, tool="jaxgpt ü")

@@ -1,4 +1,4 @@
-"""Files of a hub, against a small one on this machine: listing, fetching, resuming, and each way to be refused."""
+"""Files of a hub, from a small server on this machine: listing, fetching, resuming and refusals."""
 
 import errno
 import hashlib
@@ -103,7 +103,7 @@ class Answer(BaseHTTPRequestHandler):
         number = self.server.next_part()
         if number in self.server.refuses:
             return self.say(self.server.refuses[number], {})
-        first, last = (int(place) for place in part.removeprefix("bytes=").split("-"))
+        first, last = (int(number) for number in part.removeprefix("bytes=").split("-"))
         headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
         content = data[first : last + 1]
         content = b"?" * len(content) if self.server.lies else content
@@ -140,17 +140,17 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(hub, "BLOCK_BYTES", 1000)
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with Hub() as found:
+    with Hub() as server:
         for name in ("data/000.parquet", "data/001.parquet", "data/more/002.parquet"):
             pq.write_table(pa.table({"text": [name, *TEXTS]}), tmp_path / "made.parquet", row_group_size=50)
-            found.files[name] = (tmp_path / "made.parquet").read_bytes()
-        found.files["README.md"] = b"read me"
-        found.files["lines.jsonl"] = b'{"text": "a"}\n{"text": "b"}\n'
-        monkeypatch.setenv("HF_ENDPOINT", found.url)
-        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+            server.files[name] = (tmp_path / "made.parquet").read_bytes()
+        server.files["README.md"] = b"read me"
+        server.files["lines.jsonl"] = b'{"text": "a"}\n{"text": "b"}\n'
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield found
-        found.shutdown()
+        yield server
+        server.shutdown()
         thread.join()
 
 
@@ -167,15 +167,15 @@ def refused(kind: type[JaxgptError], code: str, name: str) -> JaxgptError:
 
 
 def test_files_are_listed_first_and_fetched_when_needed(server: Hub, tmp_path: Path) -> None:
-    found = find_sources(["hf://datasets/o/n/data/*.parquet"])
-    assert [source.name for source in found] == [f"hf://datasets/o/n/data/00{n}.parquet" for n in range(2)]
-    assert [source.size for source in found] == [len(server.files[f"data/00{n}.parquet"]) for n in range(2)]
-    assert [source.kind for source in found] == ["parquet"] * 2
+    file = find_sources(["hf://datasets/o/n/data/*.parquet"])
+    assert [source.name for source in file] == [f"hf://datasets/o/n/data/00{n}.parquet" for n in range(2)]
+    assert [source.size for source in file] == [len(server.files[f"data/00{n}.parquet"]) for n in range(2)]
+    assert [source.kind for source in file] == ["parquet"] * 2
     assert not list(tmp_path.rglob("*.parquet")) or list(tmp_path.rglob("*.parquet")) == [tmp_path / "made.parquet"]
-    assert found[0].local().read_bytes() == server.files["data/000.parquet"]
-    assert found[0].local() == found[0].path
-    assert not found[1].path.exists()
-    check_every_start(found[1], ["data/001.parquet", *TEXTS])
+    assert file[0].local().read_bytes() == server.files["data/000.parquet"]
+    assert file[0].local() == file[0].path
+    assert not file[1].path.exists()
+    check_every_start(file[1], ["data/001.parquet", *TEXTS])
 
 
 @pytest.mark.parametrize(
@@ -209,15 +209,15 @@ def test_text_and_json_files_from_a_hub(server: Hub) -> None:
 
 
 def test_estimate_and_column_check_before_fetching(server: Hub) -> None:
-    (found,) = find_sources(["hf://datasets/o/n/data/000.parquet"])
-    before = estimate(found)
-    assert not found.path.exists()
+    (file,) = find_sources(["hf://datasets/o/n/data/000.parquet"])
+    before = estimate(file)
+    assert not file.path.exists()
     assert (before.documents, before.text_bytes > 0) == (201, True)
-    texts = [str(text) for batch in read(found) for text in batch.texts]
-    assert estimate(found).text_bytes == sum(map(len, texts))
-    assert len(checksum(found)) == 32
-    pq.write_table(pa.table({"title": ["t"], "body": ["b"]}), found.path)
-    server.files["data/other.parquet"] = found.path.read_bytes()
+    texts = [str(text) for batch in read(file) for text in batch.texts]
+    assert estimate(file).text_bytes == sum(map(len, texts))
+    assert len(checksum(file)) == 32
+    pq.write_table(pa.table({"title": ["t"], "body": ["b"]}), file.path)
+    server.files["data/other.parquet"] = file.path.read_bytes()
     error = refused(DataError, "D020", "hf://datasets/o/n/data/other.parquet")
     assert "hf://datasets/o/n/data/other.parquet: no column 'text'" in error.message
 
@@ -228,38 +228,38 @@ def test_token_is_sent(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {authorization for *_, authorization in server.asked} == {"Bearer hf_secret"}
 
 
-# --- going on --------------------------------------------------------------------------------------------------------
+# --- resuming --------------------------------------------------------------------------------------------------------
 
 
 def ranges(first: int, size: int) -> list[str]:
-    return [f"{place}-{min(place + 1000, size) - 1}" for place in range(first, size, 1000)]
+    return [f"{start}-{min(start + 1000, size) - 1}" for start in range(first, size, 1000)]
 
 
 def test_dropped_connection_is_resumed(server: Hub) -> None:
-    (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
+    (file,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
     server.drops = {3}
-    assert hub.fetch(found).read_bytes() == server.files["data/000.parquet"]
-    expected = ranges(0, found.size)
+    assert hub.fetch(file).read_bytes() == server.files["data/000.parquet"]
+    expected = ranges(0, file.size)
     assert server.ranges() == [*expected[:4], expected[3], *expected[4:]]
 
 
 def test_interrupted_download_resumes_in_the_next_call(server: Hub) -> None:
-    (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
+    (file,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
     server.refuses = {3: 403}
     with pytest.raises(ConfigError, match="C035"):
-        hub.fetch(found)
-    assert not found.path.exists()
+        hub.fetch(file)
+    assert not file.path.exists()
     server.asked.clear()
-    assert hub.fetch(found).read_bytes() == server.files["data/000.parquet"]
-    assert server.ranges() == ranges(3000, found.size)
+    assert hub.fetch(file).read_bytes() == server.files["data/000.parquet"]
+    assert server.ranges() == ranges(3000, file.size)
     server.asked.clear()
-    hub.fetch(found)
+    hub.fetch(file)
     assert server.asked == []
-    assert [path.name for path in found.path.parent.iterdir()] == ["000.parquet"]
+    assert [path.name for path in file.path.parent.iterdir()] == ["000.parquet"]
 
 
 def test_ctrl_c_keeps_the_partial_download(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
+    (file,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -267,39 +267,39 @@ def test_ctrl_c_keeps_the_partial_download(server: Hub, monkeypatch: pytest.Monk
     with monkeypatch.context() as patched:
         patched.setattr(hub.DownloadProgress, "advance", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            hub.fetch(found)
+            hub.fetch(file)
     server.asked.clear()
-    hub.fetch(found)
-    assert server.ranges() == ranges(1000, found.size)
+    hub.fetch(file)
+    assert server.ranges() == ranges(1000, file.size)
 
 
 def test_downloads_are_verified(server: Hub) -> None:
     for name in ("data/000.parquet", "lines.jsonl"):
-        (found,) = hub.find_files(f"hf://datasets/o/n/{name}")
+        (file,) = hub.find_files(f"hf://datasets/o/n/{name}")
         server.lies = True
         with pytest.raises(DataError, match=r"D038.*what arrived has another (sha256|git's sha1) than the hub says"):
-            hub.fetch(found)
-        assert [path for path in found.path.parent.iterdir() if path.is_file()] == []
+            hub.fetch(file)
+        assert [path for path in file.path.parent.iterdir() if path.is_file()] == []
         server.lies = False
-        assert hub.fetch(found).read_bytes() == server.files[name]
+        assert hub.fetch(file).read_bytes() == server.files[name]
 
 
 def test_concurrent_fetches_download_once(server: Hub) -> None:
-    (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
-    threads = [threading.Thread(target=hub.fetch, args=(found,)) for _ in range(3)]
+    (file,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
+    threads = [threading.Thread(target=hub.fetch, args=(file,)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found.path.read_bytes() == server.files["data/000.parquet"]
-    assert server.ranges() == ranges(0, found.size)
+    assert file.path.read_bytes() == server.files["data/000.parquet"]
+    assert server.ranges() == ranges(0, file.size)
 
 
 def test_waiting_fetch_survives_a_failed_check(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
+    (file,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
     check = hub._check
     results: list[Path] = []
-    waiting = threading.Thread(target=lambda: results.append(hub.fetch(found)))
+    waiting = threading.Thread(target=lambda: results.append(hub.fetch(file)))
 
     def check_while_another_waits(file: hub.HubFile, partial: Path) -> None:
         if server.lies:
@@ -311,17 +311,17 @@ def test_waiting_fetch_survives_a_failed_check(server: Hub, monkeypatch: pytest.
     monkeypatch.setattr(hub, "_check", check_while_another_waits)
     server.lies = True
     with pytest.raises(DataError, match="D038"):
-        hub.fetch(found)
+        hub.fetch(file)
     waiting.join()
-    assert results == [found.path]
-    assert found.path.read_bytes() == server.files["data/000.parquet"]
+    assert results == [file.path]
+    assert file.path.read_bytes() == server.files["data/000.parquet"]
 
 
 def test_progress_is_one_line_without_a_terminal(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
-    (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
+    (file,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
     with ProgressReporter():
-        hub.fetch(found)
-    assert capsys.readouterr().err.splitlines() == [f"fetching {found}: {found.size / 1000:.1f} kB"]
+        hub.fetch(file)
+    assert capsys.readouterr().err.splitlines() == [f"fetching {file}: {file.size / 1000:.1f} kB"]
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -341,17 +341,17 @@ def test_missing_files_and_repositories(server: Hub) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "said"),
+    ("status", "code", "message"),
     [
         (401, "", "hf://datasets/o/n/x.parquet does not exist on the hub, or is private (401)"),
         (403, "", "the hub refuses access to hf://datasets/o/n/x.parquet (403)"),
         (403, "GatedRepo", "the hub refuses access to hf://datasets/o/n/x.parquet (403)"),
     ],
 )
-def test_denied_access(server: Hub, monkeypatch: pytest.MonkeyPatch, status: int, code: str, said: str) -> None:
+def test_denied_access(server: Hub, monkeypatch: pytest.MonkeyPatch, status: int, code: str, message: str) -> None:
     server.status, server.error_code = status, code
     error = refused(ConfigError, "C035", "hf://datasets/o/n/x.parquet")
-    assert error.message == said
+    assert error.message == message
     assert "HF_TOKEN is not set" in error.help
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert "HF_TOKEN is set" in refused(ConfigError, "C035", "hf://datasets/o/n/x.parquet").help
@@ -376,14 +376,14 @@ def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_full_disk(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
+    (file,) = hub.find_files("hf://datasets/o/n/data/000.parquet")
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(hub.DownloadProgress, "advance", full)
     with pytest.raises(StorageError, match=r"S011.*the disk is full: hf://datasets/o/n/data/000.parquet"):
-        hub.fetch(found)
+        hub.fetch(file)
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------------------
@@ -393,8 +393,8 @@ def test_tokenizer_from_the_hub(server: Hub, tmp_path: Path, monkeypatch: pytest
     made = tokenizer.train(TEXTS, 300)
     made.save(tmp_path / "tokenizer.json")
     server.files["tokenizer.json"] = (tmp_path / "tokenizer.json").read_bytes()
-    found = tokenizer.load("o/t")
-    assert (found.name, found.fingerprint) == ("o/t", made.fingerprint)
+    file = tokenizer.load("o/t")
+    assert (file.name, file.fingerprint) == ("o/t", made.fingerprint)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # it is here now, and needs no network
     assert tokenizer.load("o/t").fingerprint == made.fingerprint
     with pytest.raises(ConfigError, match=r"C036.*cannot fetch o/other"):

@@ -39,20 +39,20 @@ ALPHABET = [
 
 def random_text(source: random.Random, length: int) -> str:
     """Half from an alphabet of what tokenizers stumble over, half any character that UTF-8 can hold."""
-    found = []
+    characters = []
     for _ in range(length):
         code = source.randrange(0x110000)
-        found.append(source.choice(ALPHABET) if source.random() < 0.5 or 0xD800 <= code < 0xE000 else chr(code))
-    return "".join(found)
+        characters.append(source.choice(ALPHABET) if source.random() < 0.5 or 0xD800 <= code < 0xE000 else chr(code))
+    return "".join(characters)
 
 
 def test_gpt2_gives_the_reference_ids(shared: Path) -> None:
     vectors = json.loads((shared / "gpt2/vectors.json").read_text(encoding="utf-8"))
-    texts = [case["text"] for case in vectors["vectors"]]
-    ids = [case["ids"] for case in vectors["vectors"]]
+    texts = [vector["text"] for vector in vectors["vectors"]]
+    ids = [vector["ids"] for vector in vectors["vectors"]]
     assert [gpt2().encode(text) for text in texts] == ids
-    assert [list(found) for found in gpt2().encode_batch(texts)] == ids
-    assert [gpt2().decode(found) for found in ids] == texts
+    assert [list(encoded) for encoded in gpt2().encode_batch(texts)] == ids
+    assert [gpt2().decode(encoded) for encoded in ids] == texts
     assert gpt2().eot == vectors["eot"]
     assert gpt2().vocab_size == tokenizer.GPT2_SIZE == 50257
 
@@ -187,6 +187,6 @@ def test_special_tokens_of_other_tokenizers_are_text(tmp_path: Path) -> None:
     described["added_tokens"].append(extra)
     described["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
     (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
-    found: Tokenizer = load(tmp_path)
-    assert found.vocab_size == 50258
-    assert found.encode("a <|tool|> and more text") == gpt2().encode("a <|tool|> and more text")
+    other: Tokenizer = load(tmp_path)
+    assert other.vocab_size == 50258
+    assert other.encode("a <|tool|> and more text") == gpt2().encode("a <|tool|> and more text")

@@ -18,22 +18,22 @@ def pairs(count: int) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    twins = pairs(60)
-    return parquet(tmp_path / "a.parquet", text=[one for one, _ in twins] + [other for _, other in twins])
+    texts = pairs(60)
+    return parquet(tmp_path / "a.parquet", text=[one for one, _ in texts] + [other for _, other in texts])
 
 
-def torn(train: list[str], val: list[str]) -> int:
+def count_separated(train: list[str], val: list[str]) -> int:
     """How many pairs stand on both sides."""
     return sum((one in val) != (other in val) for one, other in pairs(60))
 
 
 def test_near_duplicates_stay_in_one_split(tmp_path: Path, source: Path) -> None:
     prepare([str(source)], tmp_path / "first", val_tokens=4000)
-    assert torn(*splits_of(tmp_path / "first")) > 3
+    assert count_separated(*splits_of(tmp_path / "first")) > 3
     audit.main([str(tmp_path / "first")])
     made = prepare([str(source)], tmp_path / "second", val_tokens=4000, audit=tmp_path / "first")
     train, val = splits_of(tmp_path / "second")
-    assert torn(train, val) == 0
+    assert count_separated(train, val) == 0
     assert len(train) + len(val) == 120
     assert made.splits["val"].tokens >= 4000
     assert made.settings.clusters is not None

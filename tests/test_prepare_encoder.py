@@ -17,7 +17,7 @@ from jaxgpt.data import tokenizer as bpe
 from jaxgpt.data.dataset import open_folder
 from jaxgpt.data.tokenizer import Tokenizer, gpt2
 from jaxgpt.errors import DataError
-from jaxgpt.prepare import encoder as module
+from jaxgpt.prepare import encoder as encoder_module
 from jaxgpt.prepare.encoder import Encoder
 from jaxgpt.prepare.pipeline import prepare
 
@@ -39,9 +39,9 @@ def strange_texts(count: int) -> list[str]:
 
 
 def ids(encoder: Encoder, texts: list[str]) -> list[list[int]]:
-    ends, data = module.utf8_buffers(pa.array(texts, pa.large_string()))
-    found, id_ends = encoder._encode_fast(ends, data)
-    return [found[a:b].tolist() for a, b in itertools.pairwise(id_ends)]
+    ends, data = encoder_module.utf8_buffers(pa.array(texts, pa.large_string()))
+    encoded, id_ends = encoder._encode_fast(ends, data)
+    return [encoded[a:b].tolist() for a, b in itertools.pairwise(id_ends)]
 
 
 def test_gigatoken_gives_the_reference_ids(shared: Path) -> None:
@@ -51,13 +51,13 @@ def test_gigatoken_gives_the_reference_ids(shared: Path) -> None:
 
 def test_gigatoken_agrees_with_tokenizers() -> None:
     texts = [*strange_texts(3000), "<|endoftext|>", "a<|endoftext|>b", " " * 5000, "ab" * 9000, "\n" * 999 + "x", ""]
-    assert ids(Encoder(gpt2()), texts) == [found.tolist() for found in gpt2().encode_batch(texts)]
+    assert ids(Encoder(gpt2()), texts) == [encoded.tolist() for encoded in gpt2().encode_batch(texts)]
 
 
 def test_gigatoken_agrees_on_a_trained_tokenizer() -> None:
     trained = bpe.train(stories(300, 1), 500)
     texts = strange_texts(500) + stories(20, 2)
-    assert ids(Encoder(trained), texts) == [found.tolist() for found in trained.encode_batch(texts)]
+    assert ids(Encoder(trained), texts) == [encoded.tolist() for encoded in trained.encode_batch(texts)]
 
 
 def test_sliced_array_is_encoded() -> None:
@@ -67,17 +67,17 @@ def test_sliced_array_is_encoded() -> None:
     assert lot.tokens.tolist() == [len(gpt2().encode(text)) for text in ("one", "two words")]
 
 
-def wrong(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, text: str, place: int) -> None:
+def wrong(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, text: str, position: int) -> None:
     """Lets the fast library read `text` otherwise, at that token."""
     right = Encoder._encode_fast
 
     def altered(self: Encoder, ends: Any, data: Any) -> Any:
-        found, id_ends = right(self, ends, data)
+        encoded, id_ends = right(self, ends, data)
         for first, last, a in zip(ends, ends[1:], id_ends, strict=False):
             if data[first:last].tobytes() == text.encode():
-                found = np.array(found)
-                found[a + place] += 1
-        return found, id_ends
+                encoded = np.array(encoded)
+                encoded[a + position] += 1
+        return encoded, id_ends
 
     monkeypatch.setattr(Encoder, "_encode_fast", altered)
 
@@ -89,7 +89,7 @@ def test_mismatch_stops_the_preparation(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         "jaxgpt.prepare.sources.base.BATCH_BYTES", 1
     )  # a document, or what a row group cuts, is a batch
-    monkeypatch.setattr(module, "CHECK_INTERVAL", 1)
+    monkeypatch.setattr(encoder_module, "CHECK_INTERVAL", 1)
     wrong(Encoder(gpt2()), monkeypatch, texts[at], 3)
     with pytest.raises(DataError, match=r"D040.*gigatoken and tokenizers differ on") as caught:
         prepare([str(path)], tmp_path / "data")

@@ -1,4 +1,4 @@
-"""JSON lines: the fast road gives what Python's own reader gives, from every line on, and errors have their place."""
+"""JSON lines: Arrow and Python parse the same texts, from every line on, and errors name the line."""
 
 import gzip
 import json
@@ -13,8 +13,7 @@ import pytest
 from helpers.reading import batches_of, check_every_start, refused, refused_in_little_memory, skipped_in, texts_of
 
 from jaxgpt.errors import DataError
-from jaxgpt.prepare.sources import base as source
-from jaxgpt.prepare.sources import estimate, find_sources, jsonl, read
+from jaxgpt.prepare.sources import base, estimate, find_sources, jsonl, read
 
 RECORDS = [None if n % 7 == 3 else "" if n % 11 == 5 else f'{n} é\n\u2028\x00"' * (n % 13) for n in range(60)]
 
@@ -47,7 +46,7 @@ def objects(texts: list[str | None] = RECORDS) -> list[dict[str, Any]]:
 def test_reading_can_start_at_every_line(
     tmp_path: Path, name: str, batch_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(base, "BATCH_BYTES", batch_bytes)
     lines = objects()
     path = write(tmp_path / name, *lines[:20], "", " \t", *lines[20:50], *lines[50:])
     check_every_start(find_sources([str(path)])[0], RECORDS)
@@ -82,12 +81,12 @@ def test_odd_lines_are_parsed_as_by_python(tmp_path: Path, line: bytes, end: str
 def test_arrow_and_python_parse_the_same_texts(shared: Path, tmp_path: Path) -> None:
     texts = texts_of(shared / "corpus" / "000_00000.parquet")[:300]
     path = write(tmp_path / "a.jsonl", *objects([*texts, *RECORDS]))
-    found = find_sources([str(path)])[0]
+    source = find_sources([str(path)])[0]
     with jsonl.open_stream(path, "") as stream:
-        (block,) = jsonl._read_blocks(stream, found, 1 << 30)
+        (block,) = jsonl._read_blocks(stream, source, 1 << 30)
     fast = jsonl._parse_with_arrow(block.data, "text")
     assert block.well_formed_line_count() == len(fast) == 360
-    assert fast.equals(jsonl._parse_by_line(found, block, "text")[0])
+    assert fast.equals(jsonl._parse_by_line(source, block, "text")[0])
     assert fast.to_pylist() == [*texts, *RECORDS]
     assert texts_of(path) == [text for text in [*texts, *RECORDS] if text]
 
@@ -97,8 +96,8 @@ def test_objects_that_share_or_span_lines_are_refused(tmp_path: Path) -> None:
     good = '{"text": "a"}'
     before = [good] * jsonl.FIRST_LINES  # that are read one by one, to find the field
     for lines, bad in (([good, good + good], 2), ([good, '{"text": "a"', "}"], 2), ([good + good, '{"x": 1', "}"], 1)):
-        said = refused("D037", write(tmp_path / "a.jsonl", *before, *lines)).message
-        assert f", line {len(before) + bad} (byte " in said
+        message = refused("D037", write(tmp_path / "a.jsonl", *before, *lines)).message
+        assert f", line {len(before) + bad} (byte " in message
 
 
 def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
@@ -120,8 +119,8 @@ def test_files_without_texts(tmp_path: Path) -> None:
     for lines in ([], ["", " "], [{"text": None}, {"text": ""}]):
         for suffix in ("", ".gz", ".zst"):
             path = write(tmp_path / f"a.jsonl{suffix}", *lines)
-            found = find_sources([str(path)])[0]
-            assert (texts_of(path), estimate(found).text_bytes) == ([], 0)
+            source = find_sources([str(path)])[0]
+            assert (texts_of(path), estimate(source).text_bytes) == ([], 0)
 
 
 def test_text_field_is_found(tmp_path: Path) -> None:
@@ -146,11 +145,11 @@ def test_document_of_100_megabytes(tmp_path: Path) -> None:
 
 def test_estimate_of_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "SAMPLE_BYTES", 1_000_000)
-    source = random.Random(1)
-    texts = [f"{n:05} " + source.randbytes(100).hex() for n in range(20_000)]
+    generator = random.Random(1)
+    texts = [f"{n:05} " + generator.randbytes(100).hex() for n in range(20_000)]
     for suffix in ("", ".gz", ".zst"):
-        found = find_sources([str(write(tmp_path / f"a.jsonl{suffix}", *objects(list(texts))))])[0]
-        expected = estimate(found)
+        source = find_sources([str(write(tmp_path / f"a.jsonl{suffix}", *objects(list(texts))))])[0]
+        expected = estimate(source)
         assert not expected.exact
         assert abs(expected.text_bytes / sum(map(len, texts)) - 1) < 0.15
         assert abs(expected.documents / len(texts) - 1) < 0.15
@@ -178,18 +177,18 @@ BAD: dict[str, tuple[bytes, int, str]] = {
 def test_bad_line_is_located(tmp_path: Path, line: bytes, at: int, reason: str, suffix: str) -> None:
     before = [json.dumps({"text": f"é{n}"}, ensure_ascii=False).encode() for n in range(200)]
     path = write(tmp_path / f"a.jsonl{suffix}", *before, b"", line, {"text": "after"})
-    place = sum(len(other) + 1 for other in before) + 1 + at
+    position = sum(len(other) + 1 for other in before) + 1 + at
     error = refused("D037", path)
-    assert f"{path}, line 202 (byte {place:,}): {reason}" in error.message
-    with pytest.raises(DataError, match=f"D037.*line 202 .byte {place:,}"):
+    assert f"{path}, line 202 (byte {position:,}): {reason}" in error.message
+    with pytest.raises(DataError, match=f"D037.*line 202 .byte {position:,}"):
         list(read(find_sources([str(path)])[0], start=100))
 
 
 def test_invalid_utf8_is_located(tmp_path: Path) -> None:
     for line in (b'{"text": "a\xff"}', b'{"x": "\xff", "text": "a"}', b'{"text": "a\xed\xa0\x80"}'):
         path = write(tmp_path / "a.jsonl", {"text": "one"}, line)
-        place = 16 + next(n for n, byte in enumerate(line) if byte > 127)
-        assert f"{path}, line 2 (byte {place}): not UTF-8" in refused("D022", path).message
+        position = 16 + next(n for n, byte in enumerate(line) if byte > 127)
+        assert f"{path}, line 2 (byte {position}): not UTF-8" in refused("D022", path).message
 
 
 def test_damaged_compressed_files_are_refused(tmp_path: Path) -> None:
@@ -223,7 +222,7 @@ CHANGES: list[Callable[[Path], object]] = [lambda path: os.truncate(path, 500), 
 def test_file_that_changes_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
 ) -> None:
-    monkeypatch.setattr(source, "BATCH_BYTES", 200)
+    monkeypatch.setattr(base, "BATCH_BYTES", 200)
     path = write(tmp_path / "a.jsonl", *objects())
     reading = read(find_sources([str(path)])[0])
     next(reading)
@@ -239,13 +238,13 @@ def test_decompression_bomb_does_not_fill_the_memory(tmp_path: Path, suffix: str
         path = tmp_path / f"{name}.jsonl{suffix}"
         path.write_bytes(packed(data, suffix))
         assert path.stat().st_size < 2_000_000
-        said = refused_in_little_memory("D035", path)
-        assert f"{path}, byte " in said
-        assert "expand to 256." in said
+        message = refused_in_little_memory("D035", path)
+        assert f"{path}, byte " in message
+        assert "expand to 256." in message
 
 
 def test_line_above_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(base, "BATCH_BYTES", 1000)
     monkeypatch.setattr(jsonl, "LINE_LIMIT", 5000)
     path = write(tmp_path / "a.jsonl", {"text": "short"}, {"text": "x" * 10_000})
     assert f"{path}, line 2 (byte 18): a document of " in refused("D039", path).message

@@ -12,7 +12,7 @@ from jaxgpt.data.dataset import open_folder
 from jaxgpt.data.tokenizer import gpt2
 from jaxgpt.errors import DataError
 from jaxgpt.prepare.pipeline import prepare
-from jaxgpt.prepare.sources import base as source
+from jaxgpt.prepare.sources import base
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def test_training_documents_keep_their_order(tmp_path: Path, plain: Path) -> Non
     prepare([str(plain)], tmp_path / "data", val_tokens=100)
     train, val = splits_of(tmp_path / "data")
     remaining = [text for text in texts if text not in val]
-    # The longest beginning that is in order is what was never held aside; the rest is in order too.
-    places: dict[str, list[int]] = {text: [] for text in texts}
-    for place, text in enumerate(remaining):
-        places[text].append(place)
-    order = [places[text].pop(0) for text in train]
-    falls = [index for index in range(1, len(order)) if order[index] < order[index - 1]]
-    assert len(falls) == 1
-    assert len(order) - falls[0] < len(order) / 4
+    # The longest prefix in order is what was never held out; the rest is in order too.
+    positions: dict[str, list[int]] = {text: [] for text in texts}
+    for position, text in enumerate(remaining):
+        positions[text].append(position)
+    order = [positions[text].pop(0) for text in train]
+    drops = [index for index in range(1, len(order)) if order[index] < order[index - 1]]
+    assert len(drops) == 1
+    assert len(order) - drops[0] < len(order) / 4
     prepare([str(plain)], tmp_path / "whole")
     assert splits_of(tmp_path / "whole") == (texts, [])
 
@@ -92,7 +92,7 @@ def test_budget_leaves_unneeded_files_unread(tmp_path: Path, plain: Path) -> Non
 
 
 def expected_mixture(parts: list[list[str]], weights: list[float]) -> list[str]:
-    """One document at a time from whoever is furthest behind, until that one has none left."""
+    """Takes one document at a time from the component furthest behind, until it has none left."""
     taken, at, order = [0] * len(parts), [0] * len(parts), []
     while True:
         part = min(range(len(parts)), key=lambda index: (taken[index] / weights[index], index))
@@ -104,12 +104,12 @@ def expected_mixture(parts: list[list[str]], weights: list[float]) -> list[str]:
         taken[part] += len(gpt2().encode(text)) + 1
 
 
-@pytest.mark.parametrize("batch_bytes", [1, 3000, source.BATCH_BYTES])
+@pytest.mark.parametrize("batch_bytes", [1, 3000, base.BATCH_BYTES])
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [0.8, 0.2], [1.0, 7.0]])
 def test_mixture_follows_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: list[float], batch_bytes: int
 ) -> None:
-    monkeypatch.setattr(source, "BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(base, "BATCH_BYTES", batch_bytes)
     parts = [stories(120, 1), stories(150, 2)]
     names = [str(parquet(tmp_path / f"{n}.parquet", text=part)) for n, part in enumerate(parts)]
     made = prepare(names, tmp_path / "data", weights=weights)

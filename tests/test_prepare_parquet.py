@@ -1,4 +1,4 @@
-"""Parquet: every type of text column, reading from any row on, and files that are damaged or made to do harm."""
+"""Parquet: every type of text column, reading from any row on, and damaged or malicious files."""
 
 import json
 import os
@@ -16,8 +16,7 @@ import pytest
 from helpers.reading import batches_of, check_every_start, refused, refused_in_little_memory, skipped_in, texts_of
 
 from jaxgpt.errors import DataError
-from jaxgpt.prepare.sources import base as source
-from jaxgpt.prepare.sources import estimate, find_sources, parquet, read
+from jaxgpt.prepare.sources import base, estimate, find_sources, parquet, read
 from jaxgpt.prepare.sources.parquet_pages import ThriftReader, column_chunks, read_footer, read_pages
 
 RECORDS = [None if n % 7 == 3 else "" if n % 11 == 5 else f"{n} é " * (n % 13) for n in range(60)]
@@ -44,10 +43,10 @@ def test_reference_corpus_equals_arrows_table(shared: Path) -> None:
         batches = batches_of(path)
         whole = pq.read_table(path, columns=["text"]).column("text").cast(pa.large_string())
         assert pa.chunked_array([batch.texts for batch in batches]).equals(whole)
-        sizes = [source.text_bytes(batch.texts) for batch in batches]
+        sizes = [base.text_bytes(batch.texts) for batch in batches]
         assert all(7_000_000 < size < 17_000_000 for size in sizes[:-1])
-        found = estimate(find_sources([str(path)])[0])
-        assert (found.documents, abs(found.text_bytes / sum(sizes) - 1) < 0.01) == (len(whole), True)
+        result = estimate(find_sources([str(path)])[0])
+        assert (result.documents, abs(result.text_bytes / sum(sizes) - 1) < 0.01) == (len(whole), True)
 
 
 WRITINGS: dict[str, dict[str, Any]] = {
@@ -68,17 +67,17 @@ WRITINGS: dict[str, dict[str, Any]] = {
 def test_reading_can_start_at_every_row(
     tmp_path: Path, options: dict[str, Any], batch_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(base, "BATCH_BYTES", batch_bytes)
     check_every_start(find_sources([str(write(tmp_path / "a.parquet", **options))])[0], RECORDS)
 
 
 def test_dictionary_is_sliced_into_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "BATCH_BYTES", 100)
+    monkeypatch.setattr(base, "BATCH_BYTES", 100)
     texts = [f"{number:07}" for number in range(90)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=60)
-    found = list(read(find_sources([str(tmp_path / "a.parquet")])[0]))
-    assert [text for batch in found for text in batch.texts.to_pylist()] == texts
-    assert [len(batch.texts) for batch in found] == [
+    result = list(read(find_sources([str(tmp_path / "a.parquet")])[0]))
+    assert [text for batch in result for text in batch.texts.to_pylist()] == texts
+    assert [len(batch.texts) for batch in result] == [
         15,
         15,
         15,
@@ -121,8 +120,8 @@ def test_no_rows_and_no_row_groups(tmp_path: Path) -> None:
         for _ in range(2):
             file.write_table(schema.empty_table())
     for name in ("none", "empty"):
-        found = find_sources([str(tmp_path / f"{name}.parquet")])[0]
-        assert (list(read(found)), estimate(found)[:2]) == ([], (0, 0))
+        result = find_sources([str(tmp_path / f"{name}.parquet")])[0]
+        assert (list(read(result)), estimate(result)[:2]) == ([], (0, 0))
 
 
 def test_text_column_is_found(tmp_path: Path) -> None:
@@ -197,18 +196,18 @@ def test_every_damaged_byte_is_an_error_or_harmless(tmp_path: Path) -> None:
     """With page checksums, no byte can change without an error, or without changing the texts."""
     path = write(tmp_path / "a.parquet", [f"text {n}" for n in range(40)], write_page_checksum=True, compression="none")
     whole, expected = path.read_bytes(), [f"text {n}" for n in range(40)]
-    for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
-        found = caught(lambda: texts_of(path), DataError)
-        assert str(path) in getattr(found, "message", "") or found == expected, place
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
+        result = caught(lambda: texts_of(path), DataError)
+        assert str(path) in getattr(result, "message", "") or result == expected, position
 
 
 def test_invalid_utf8_is_refused(tmp_path: Path) -> None:
     buffers = [None, pa.py_buffer(np.array([0, 2, 4], "<i4").tobytes()), pa.py_buffer(b"ok\xff\xfe")]
     for options in ({}, {"use_dictionary": False}):
         path = write(tmp_path / "a.parquet", pa.Array.from_buffers(pa.string(), 2, buffers), **options)
-        said = refused("D022", path).message
-        assert said == f"{path}, row group 0, row 1, column 'text': a text is not UTF-8"
+        message = refused("D022", path).message
+        assert message == f"{path}, row group 0, row 1, column 'text': a text is not UTF-8"
 
 
 class Keys(pe.KmsClient):  # type: ignore[misc]
@@ -237,7 +236,7 @@ def test_encrypted_files_are_refused(tmp_path: Path, plaintext_footer: bool) -> 
 
 
 def test_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "BATCH_BYTES", 50)
+    monkeypatch.setattr(base, "BATCH_BYTES", 50)
     for change in (lambda path: path.write_bytes(path.read_bytes()[:100]), lambda path: os.utime(path, (1, 1))):
         path = write(tmp_path / "a.parquet")
         reading = read(find_sources([str(path)])[0])
@@ -255,9 +254,9 @@ def test_one_text_in_100_000_rows_is_refused(tmp_path: Path) -> None:
     texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(100_000, np.int32)), pa.array(["x" * 1_000_000]))
     path = write(tmp_path / "a.parquet", texts, row_group_size=100_000)
     assert path.stat().st_size < 1_100_000
-    said = refused_in_little_memory("D035", path)
-    assert f"{path}, row group 0: " in said
-    assert "expand to 100.0 GB or more" in said
+    message = refused_in_little_memory("D035", path)
+    assert f"{path}, row group 0: " in message
+    assert "expand to 100.0 GB or more" in message
 
 
 def test_partial_dictionary_does_not_fill_the_memory(tmp_path: Path) -> None:
@@ -266,8 +265,8 @@ def test_partial_dictionary_does_not_fill_the_memory(tmp_path: Path) -> None:
     options = {"write_batch_size": 2000, "dictionary_pagesize_limit": 1_000_000, "row_group_size": 3000}
     path = write(tmp_path / "a.parquet", texts, **options)
     with parquet.open_column(find_sources([str(path)])[0], None) as column:
-        found = parquet._read_pages(column, 0)
-    assert {page.is_indices for page in found if not page.is_dictionary} == {True, False}
+        result = parquet._read_pages(column, 0)
+    assert {page.is_indices for page in result if not page.is_dictionary} == {True, False}
     assert f"{path}, row group 0: " in refused_in_little_memory("D035", path)
 
 
@@ -282,9 +281,9 @@ def test_repeated_prefix_does_not_fill_the_memory(tmp_path: Path) -> None:
 def test_page_that_expands_1000_times_is_refused(tmp_path: Path) -> None:
     options = {"use_dictionary": False, "compression": "zstd", "row_group_size": 1000, "data_page_size": 1 << 30}
     path = write(tmp_path / "a.parquet", ["x" * 1_000_000] * 300, **options)
-    said = refused_in_little_memory("D035", path)
-    assert f"{path}, row group 0, page at byte " in said
-    assert "expand to 300.0 MB or more" in said
+    message = refused_in_little_memory("D035", path)
+    assert f"{path}, row group 0, page at byte " in message
+    assert "expand to 300.0 MB or more" in message
 
 
 def test_wrong_page_header_is_refused(tmp_path: Path) -> None:
@@ -294,23 +293,23 @@ def test_wrong_page_header_is_refused(tmp_path: Path) -> None:
         first = parquet._read_pages(column, 0)[0]
     data = path.read_bytes()
     old, new = varint(first.unpacked * 2), varint((2**31 - 1) * 2)
-    place = data.index(b"\x15" + old, first.offset + 2)
-    lying = data[:place] + b"\x15" + new + data[place + 1 + len(old) :]
+    position = data.index(b"\x15" + old, first.offset + 2)
+    lying = data[:position] + b"\x15" + new + data[position + 1 + len(old) :]
     # The file is longer now: its columns keep their places only before this page, which is in the last column.
     path.write_bytes(lying)
     assert f"{path}, row group 0, page at byte {first.offset:,}: " in refused_in_little_memory("D035", path)
 
 
 def varint(number: int) -> bytes:
-    found = bytearray()
+    result = bytearray()
     while number > 127:
-        found.append(number & 127 | 128)
+        result.append(number & 127 | 128)
         number >>= 7
-    return bytes([*found, number])
+    return bytes([*result, number])
 
 
 def test_document_above_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "DOCUMENT_LIMIT", 100_000)
+    monkeypatch.setattr(base, "DOCUMENT_LIMIT", 100_000)
     noise = random.Random(1).randbytes(60_000).hex()
     path = write(tmp_path / "a.parquet", ["short", noise], use_dictionary=False)
     assert "row group 0, page at byte" in refused("D039", path).message
@@ -321,8 +320,8 @@ def test_wrong_row_count_in_the_footer_is_refused(tmp_path: Path) -> None:
     data = path.read_bytes()
     footer = len(data) - 8 - struct.unpack("<I", data[-8:-4])[0]
     path.write_bytes(data[:footer] + data[footer:].replace(varint(154), varint(156)))
-    said = refused("D021", path).message
-    assert said.startswith(f"{path}")
+    message = refused("D021", path).message
+    assert message.startswith(f"{path}")
 
 
 # --- page headers ----------------------------------------------------------------------------------------------------
@@ -333,15 +332,15 @@ def test_page_headers_agree_with_arrow(tmp_path: Path) -> None:
     column = pq.ParquetFile(path).metadata.row_group(1).column(1)
     with path.open("rb") as file:
         chunk = column_chunks(read_footer(file), 1)[1]
-        found = list(read_pages(file, chunk.begin, chunk.packed))
+        result = list(read_pages(file, chunk.begin, chunk.packed))
     sizes = column.data_page_offset, column.total_compressed_size, column.total_uncompressed_size
     assert (chunk.begin, chunk.packed, chunk.unpacked) == sizes
     assert (chunk.rows, chunk.nulls, chunk.codec) == (17, column.statistics.null_count, 1)
-    assert len(found) > 1
-    assert sum(page.values for page in found) == column.num_values == 17
-    headers = sum(page.content - page.offset for page in found)
-    assert headers + sum(page.packed for page in found) == column.total_compressed_size
-    assert headers + sum(page.unpacked for page in found) == column.total_uncompressed_size
+    assert len(result) > 1
+    assert sum(page.values for page in result) == column.num_values == 17
+    headers = sum(page.content - page.offset for page in result)
+    assert headers + sum(page.packed for page in result) == column.total_compressed_size
+    assert headers + sum(page.unpacked for page in result) == column.total_uncompressed_size
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -349,8 +348,8 @@ def test_noise_is_not_a_page_header(tmp_path: Path, seed: int) -> None:
     noise = random.Random(seed).randbytes(300)
     (tmp_path / "noise").write_bytes(noise)
     with (tmp_path / "noise").open("rb") as file:
-        found = caught(lambda: list(read_pages(file, 0, 300)), ValueError)
-    assert "page" in str(found) or all(page.packed <= 300 for page in found)
+        result = caught(lambda: list(read_pages(file, 0, 300)), ValueError)
+    assert "page" in str(result) or all(page.packed <= 300 for page in result)
 
 
 def test_endlessly_nested_structs_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""From documents to shards: exact ids, a split by document, and a folder that is whole or not there."""
+"""From documents to shards: exact ids, the options, and a folder that is complete or absent."""
 
 import hashlib
 import json
@@ -151,7 +151,7 @@ def test_other_files_in_the_way_are_not_overwritten(
 
 
 def test_too_little_disk_space_is_refused(tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
     assert "its disk has 0.00 GB free" in refused("S011", plain, "--out", tmp_path / "data").message
     assert list(tmp_path.iterdir()) == [plain]
 
@@ -160,9 +160,9 @@ def test_source_that_changes_while_it_is_read(tmp_path: Path, plain: Path, monke
     checksum = sources.checksum
 
     def then_changed(source: sources.Source) -> str:
-        found = checksum(source)
+        digest = checksum(source)
         parquet(plain, text=some_texts()[1:])
-        return found
+        return digest
 
     monkeypatch.setattr(sources, "checksum", then_changed)
     assert "changed" in refused("D026", plain, "--out", tmp_path / "data").message

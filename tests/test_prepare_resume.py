@@ -1,4 +1,4 @@
-"""Interrupted anywhere, a preparation goes on, and its bytes are those of one that was not."""
+"""Preparations resume after any interruption, and their bytes equal those of an uninterrupted one."""
 
 import random
 import shutil
@@ -17,15 +17,15 @@ from jaxgpt import errors
 from jaxgpt.errors import JaxgptError
 from jaxgpt.prepare import ingest, sources
 from jaxgpt.prepare.pipeline import prepare
-from jaxgpt.prepare.sources import base as source
+from jaxgpt.prepare.sources import base
 
 COMMAND = """
 import resource, signal
 from jaxgpt import errors
 from jaxgpt.prepare import command
-from jaxgpt.prepare.sources import base as source
+from jaxgpt.prepare.sources import base
 from jaxgpt.prepare import ingest
-source.BATCH_BYTES, ingest.JOURNAL_SECONDS = 20_000, {seconds}
+base.BATCH_BYTES, ingest.JOURNAL_SECONDS = 20_000, {seconds}
 signal.signal(signal.SIGINT, signal.default_int_handler)
 {first}
 raise SystemExit(errors.run(command.main))
@@ -34,8 +34,8 @@ raise SystemExit(errors.run(command.main))
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here as in the command: how much is held aside is decided on the first batch."""
-    monkeypatch.setattr(source, "BATCH_BYTES", 20_000)
+    """As in the command: what is held out is decided on the first batch."""
+    monkeypatch.setattr(base, "BATCH_BYTES", 20_000)
 
 
 @pytest.fixture
@@ -67,12 +67,12 @@ def wait_for(process: "subprocess.Popen[str]", path: Path) -> None:
 
 
 @pytest.fixture
-def undisturbed(tmp_path: Path, parts: list[str]) -> dict[str, bytes]:
-    prepare(**options(parts, tmp_path / "undisturbed"))
-    return files_in(tmp_path / "undisturbed")
+def uninterrupted(tmp_path: Path, parts: list[str]) -> dict[str, bytes]:
+    prepare(**options(parts, tmp_path / "uninterrupted"))
+    return files_in(tmp_path / "uninterrupted")
 
 
-def test_resume_after_25_kills(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes]) -> None:
+def test_resume_after_25_kills(tmp_path: Path, parts: list[str], uninterrupted: dict[str, bytes]) -> None:
     chance, out, kills, continued = random.Random(3), tmp_path / "data", 0, 0
     while kills < 25:
         begun = (hidden(out) / ".journal.json").exists()
@@ -84,15 +84,15 @@ def test_resume_after_25_kills(tmp_path: Path, parts: list[str], undisturbed: di
         kills += process.returncode == -signal.SIGKILL
         continued += begun
         if out.exists():
-            assert files_in(out) == undisturbed, output
+            assert files_in(out) == uninterrupted, output
             shutil.rmtree(out)
     prepare(**options(parts, out))
-    assert files_in(out) == undisturbed
+    assert files_in(out) == uninterrupted
     assert continued > 5
     assert not hidden(out).exists()
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     pass
 
 
@@ -105,14 +105,14 @@ def broken_after(batches: int, monkeypatch: pytest.MonkeyPatch, starts: list[int
         for texts in read(one, column, start):
             left[0] -= 1
             if left[0] < 0:
-                raise Broken
+                raise BrokenError
             yield texts
 
     monkeypatch.setattr(sources, "read", reading)
 
 
 def test_resume_at_every_batch(
-    tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, parts: list[str], uninterrupted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ingest, "JOURNAL_SECONDS", 0.01)
     starts: list[int] = []
@@ -122,13 +122,13 @@ def test_resume_at_every_batch(
             try:
                 prepare(**options(parts, tmp_path / "data"))
                 break
-            except Broken:
+            except BrokenError:
                 continue
-    assert files_in(tmp_path / "data") == undisturbed
+    assert files_in(tmp_path / "data") == uninterrupted
     assert len({start for start in starts if start}) >= 4
 
 
-def test_resume_after_a_full_disk(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes]) -> None:
+def test_resume_after_a_full_disk(tmp_path: Path, parts: list[str], uninterrupted: dict[str, bytes]) -> None:
     small = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
     process = start(parts, tmp_path / "data", first=small)
     output, _ = process.communicate(timeout=60)
@@ -136,10 +136,10 @@ def test_resume_after_a_full_disk(tmp_path: Path, parts: list[str], undisturbed:
     assert "error[S003]: cannot write" in output
     assert "the same command resumes where this one stopped" in output
     prepare(**options(parts, tmp_path / "data"))
-    assert files_in(tmp_path / "data") == undisturbed
+    assert files_in(tmp_path / "data") == uninterrupted
 
 
-def test_resume_after_ctrl_c(tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes]) -> None:
+def test_resume_after_ctrl_c(tmp_path: Path, parts: list[str], uninterrupted: dict[str, bytes]) -> None:
     process = start(parts, tmp_path / "data")
     wait_for(process, hidden(tmp_path / "data") / ".journal.json")
     process.send_signal(signal.SIGINT)
@@ -147,7 +147,7 @@ def test_resume_after_ctrl_c(tmp_path: Path, parts: list[str], undisturbed: dict
     assert process.returncode == errors.INTERRUPTED
     assert output == "interrupted: the same command resumes where this one stopped\n"
     prepare(**options(parts, tmp_path / "data"))
-    assert files_in(tmp_path / "data") == undisturbed
+    assert files_in(tmp_path / "data") == uninterrupted
 
 
 def test_ctrl_c_before_the_first_journal_leaves_nothing(tmp_path: Path, parts: list[str]) -> None:
@@ -163,7 +163,7 @@ def interrupted(tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ingest, "JOURNAL_SECONDS", 0.01)
     with monkeypatch.context() as patch:
         broken_after(40, patch, [])
-        with pytest.raises(Broken):
+        with pytest.raises(BrokenError):
             prepare(**options(parts, tmp_path / "data"))
     assert (hidden(tmp_path / "data") / ".journal.json").exists()
     return tmp_path / "data"
@@ -180,7 +180,7 @@ def test_other_process_holds_the_lock(tmp_path: Path, parts: list[str]) -> None:
 
 
 def test_other_settings_do_not_resume(
-    tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, parts: list[str], uninterrupted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = interrupted(tmp_path, parts, monkeypatch)
     before = files_in(hidden(out))
@@ -188,7 +188,7 @@ def test_other_settings_do_not_resume(
         prepare(**options(parts[::-1], out) | {"val_tokens": 5})
     assert files_in(hidden(out)) == before
     prepare(**options(parts, out), restart=True)
-    assert files_in(out) == undisturbed
+    assert files_in(out) == uninterrupted
 
 
 def test_changed_source_does_not_resume(tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,12 +199,12 @@ def test_changed_source_does_not_resume(tmp_path: Path, parts: list[str], monkey
 
 
 def test_unreadable_journal_starts_from_scratch(
-    tmp_path: Path, parts: list[str], undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, parts: list[str], uninterrupted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = interrupted(tmp_path, parts, monkeypatch)
     (hidden(out) / ".journal.json").write_bytes(b"\x00" * 50)
     prepare(**options(parts, out))
-    assert files_in(out) == undisturbed
+    assert files_in(out) == uninterrupted
 
 
 def test_trained_tokenizer_survives_an_interruption(
@@ -213,14 +213,14 @@ def test_trained_tokenizer_survives_an_interruption(
     def asked(out: str) -> dict[str, Any]:
         return options(parts, tmp_path / out) | {"train_tokenizer": 400}
 
-    prepare(**asked("undisturbed"))
+    prepare(**asked("uninterrupted"))
     monkeypatch.setattr(ingest, "JOURNAL_SECONDS", 0.01)
     with monkeypatch.context() as patch:
         broken_after(110, patch, [])
-        with pytest.raises(Broken):
+        with pytest.raises(BrokenError):
             prepare(**asked("data"))
     assert (hidden(tmp_path / "data") / "tokenizer.json").exists()
     with monkeypatch.context() as patch:
         patch.setattr("jaxgpt.prepare.pipeline.train_tokenizer", None)
         prepare(**asked("data"))
-    assert files_in(tmp_path / "data") == files_in(tmp_path / "undisturbed")
+    assert files_in(tmp_path / "data") == files_in(tmp_path / "uninterrupted")

@@ -14,13 +14,16 @@ from helpers.reading import batches_of, check_every_start, refused, refused_in_l
 from jaxgpt import _loader, errors
 from jaxgpt.errors import DataError, JaxgptError
 from jaxgpt.prepare import sources
-from jaxgpt.prepare.sources import base as source
-from jaxgpt.prepare.sources import checksum, estimate, find_sources, read
+from jaxgpt.prepare.sources import base, checksum, estimate, find_sources, read
 
 
 def texts_of_all(*names: Path) -> list[str]:
-    found = find_sources([str(name) for name in names])
-    return [str(text) for source in found for batch in read(source) for text in batch.texts]
+    return [
+        str(text)
+        for source in find_sources([str(name) for name in names])
+        for batch in read(source)
+        for text in batch.texts
+    ]
 
 
 def test_files_folders_and_globs(tmp_path: Path) -> None:
@@ -45,14 +48,19 @@ def test_sources_have_group_size_and_name(tmp_path: Path) -> None:
     for name in ("a/1.txt", "a/2.txt", "b.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name * 3)
-    found = find_sources([str(tmp_path / "b.txt"), str(tmp_path / "a"), "python-stdlib"])
-    assert [(source.group, source.kind) for source in found] == [(0, "text"), (1, "text"), (1, "text"), (2, "python")]
-    assert [source.size for source in found[:3]] == [15, 21, 21]
-    assert [source.name for source in found] == [
+    group_sources = find_sources([str(tmp_path / "b.txt"), str(tmp_path / "a"), "python-stdlib"])
+    assert [(source.group, source.kind) for source in group_sources] == [
+        (0, "text"),
+        (1, "text"),
+        (1, "text"),
+        (2, "python"),
+    ]
+    assert [source.size for source in group_sources[:3]] == [15, 21, 21]
+    assert [source.name for source in group_sources] == [
         *(str(tmp_path / n) for n in ("b.txt", "a/1.txt", "a/2.txt")),
         "python-stdlib",
     ]
-    assert [source.local() for source in found] == [source.path for source in found]
+    assert [source.local() for source in group_sources] == [source.path for source in group_sources]
 
 
 def test_unreadable_sources_are_refused(tmp_path: Path) -> None:
@@ -79,8 +87,8 @@ def test_invalid_utf8_is_replaced_and_counted(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_bytes(b"")
     expected = ["ok \ufffd\ufffd\x00 <|endoftext|>", "marked\r\n"]
     assert texts_of(tmp_path) == expected
-    said = "1 empty document left out, 1 text with bytes or surrogates that are not UTF-8, now U+FFFD"
-    assert str(skipped_in(batches_of(tmp_path))) == said
+    message = "1 empty document left out, 1 text with bytes or surrogates that are not UTF-8, now U+FFFD"
+    assert str(skipped_in(batches_of(tmp_path))) == message
     for name, records in (("a.txt", expected[:1]), ("b.txt", expected[1:]), ("c.txt", [""])):
         check_every_start(find_sources([str(tmp_path / name)])[0], list(records))
 
@@ -91,10 +99,10 @@ def test_compressed_text(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.txt{suffix}"
     codec = {".gz": "gzip", ".zst": "zstd"}.get(suffix)
     path.write_bytes(pa.compress(text.encode(), codec=codec, asbytes=True) if codec else text.encode())
-    (found,) = find_sources([str(path)])
+    (source,) = find_sources([str(path)])
     assert texts_of(path) == [text]
-    check_every_start(found, [text])
-    expected = estimate(found)
+    check_every_start(source, [text])
+    expected = estimate(source)
     assert (expected.documents, abs(expected.text_bytes / len(text.encode()) - 1) < 0.1) == (1, True)
     assert expected.exact is not bool(suffix)
 
@@ -108,7 +116,7 @@ def test_compressed_text_that_is_cut_off_or_a_bomb(tmp_path: Path) -> None:
 
 
 def test_text_file_above_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "DOCUMENT_LIMIT", 1000)
+    monkeypatch.setattr(base, "DOCUMENT_LIMIT", 1000)
     (tmp_path / "a.txt").write_text("x" * 1000)
     assert texts_of(tmp_path / "a.txt") == ["x" * 1000]
     (tmp_path / "a.txt").write_text("x" * 1001)
@@ -131,17 +139,17 @@ def test_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    (found,) = find_sources(["python-stdlib"])
+    (source,) = find_sources(["python-stdlib"])
     expected = ["# é\n", "# -*- coding: latin-1 -*-\n# é\n", "f", "c"]
     assert texts_of("python-stdlib") == expected
-    assert (skipped_in(read(found)).unreadable, skipped_in(read(found)).empty) == (2, 1)
-    check_every_start(found, [*expected[:2], None, "", None, *expected[2:]])
-    before = checksum(found)
-    assert checksum(found) == before
+    assert (skipped_in(read(source)).unreadable, skipped_in(read(source)).empty) == (2, 1)
+    check_every_start(source, [*expected[:2], None, "", None, *expected[2:]])
+    before = checksum(source)
+    assert checksum(source) == before
     (tmp_path / "sub" / "c.py").rename(tmp_path / "sub" / "d.py")
-    renamed = checksum(found)
+    renamed = checksum(source)
     (tmp_path / "a.py").write_text("# e\n")
-    assert len({before, renamed, checksum(found)}) == 3
+    assert len({before, renamed, checksum(source)}) == 3
 
 
 # --- checksums -------------------------------------------------------------------------------------------------------

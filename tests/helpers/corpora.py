@@ -58,10 +58,10 @@ def expected_val(texts: Sequence[str], val_tokens: int) -> list[str]:
     """The documents of lowest hash that reach `val_tokens`, in their order: the split, worked out the long way."""
     lengths = {text: len(gpt2().encode(text)) + 1 for text in set(texts)}
     chosen: set[str] = set()
-    held = 0
+    taken = 0
     for text in sorted(lengths, key=lambda text: hash_bytes(text.encode())):
-        if held >= val_tokens:
+        if taken >= val_tokens:
             break
         chosen.add(text)
-        held += lengths[text] * texts.count(text)
+        taken += lengths[text] * texts.count(text)
     return [text for text in texts if text in chosen]

@@ -49,8 +49,8 @@ def check_every_start(source: Source, records: list[str | None], text_column: st
         assert texts_in(batches) == [text for text in records[start:] if text], start
         count = start
         for batch in batches:
-            found = len(batch.texts) + batch.skipped.null + batch.skipped.empty + batch.skipped.unreadable
-            assert batch.records == (count := count + found)
+            read_records = len(batch.texts) + batch.skipped.null + batch.skipped.empty + batch.skipped.unreadable
+            assert batch.records == (count := count + read_records)
         assert count == len(records)
 
 
@@ -68,7 +68,7 @@ except JaxgptError as error:
     print(error.code, error.message)
 """
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=200)
-    found, _, message = done.stdout.strip().partition(" ")
-    assert found == code, done.stdout + done.stderr
+    actual, _, message = done.stdout.strip().partition(" ")
+    assert actual == code, done.stdout + done.stderr
     assert str(path) in message
     return message

@@ -50,6 +50,13 @@ def test_presets_are_regular_files_of_the_package() -> None:
     assert all(path.is_file() and not path.is_symlink() for path in PRESETS.glob("*.py"))
 
 
+def test_configs_folder_holds_the_presets_byte_for_byte() -> None:
+    packaged = {path.name: path.read_bytes() for path in PRESETS.glob("*.py")}
+    copies = {path.name: path.read_bytes() for path in (ROOT / "configs").glob("*.py")}
+    assert packaged
+    assert copies == packaged, "copy jaxgpt/config/presets/*.py to configs/"
+
+
 def test_presets_load_from_a_zip(tmp_path: Path) -> None:
     archive = tmp_path / "jaxgpt.zip"
     with zipfile.ZipFile(archive, "w") as file:

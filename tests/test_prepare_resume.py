@@ -1,5 +1,6 @@
 """Preparations resume after any interruption, and their bytes equal those of an uninterrupted one."""
 
+import json
 import random
 import shutil
 import signal
@@ -195,6 +196,18 @@ def test_changed_source_does_not_resume(tmp_path: Path, parts: list[str], monkey
     out = interrupted(tmp_path, parts, monkeypatch)
     parquet(Path(parts[0]), text=stories(4000, 7))
     with pytest.raises(JaxgptError, match=r"D026.*1\.parquet changed since the preparation was interrupted"):
+        prepare(**options(parts, out))
+
+
+def test_journal_of_another_version_is_refused(
+    tmp_path: Path, parts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = interrupted(tmp_path, parts, monkeypatch)
+    path = hidden(out) / ".journal.json"
+    journal = json.loads(path.read_text())
+    del journal["format"]
+    path.write_text(json.dumps(journal))
+    with pytest.raises(JaxgptError, match=r"S017.*was made by another version of jaxgpt\n  help: --restart"):
         prepare(**options(parts, out))
 
 

@@ -100,15 +100,15 @@ class Ingest:
         self._expected_bytes = 0.0
         self._writer_state: str | None = None
         self._journal_time = time.monotonic()
-        if "progress" in journal:
+        if "writer_state" in journal:
             self._restore(journal)
 
     def _restore(self, journal: Journal) -> None:
-        self._cursors = [_cursor_from_json(values) for values in journal["places"]]
-        self._states = {int(index): SourceState(**values) for index, values in journal["opened"].items()}
-        self._key_limit = journal["limit"]
-        self._expected_bytes = journal["expected"]
-        self._writer_state = journal["progress"]
+        self._cursors = [_cursor_from_json(values) for values in journal["cursors"]]
+        self._states = {int(index): SourceState(**values) for index, values in journal["sources"].items()}
+        self._key_limit = journal["key_limit"]
+        self._expected_bytes = journal["expected_bytes"]
+        self._writer_state = journal["writer_state"]
         for index, state in self._states.items():
             _check_unchanged(self.job.sources[index], state)
 
@@ -232,11 +232,11 @@ class Ingest:
             {
                 "plan": self._plan,
                 "tokenizer": self.encoder.tokenizer.name,
-                "limit": self._key_limit,
-                "expected": self._expected_bytes,
-                "places": [_cursor_to_json(cursor) for cursor in self._cursors],
-                "opened": {str(index): asdict(state) for index, state in list(self._states.items())},
-                "progress": self._writer_state,
+                "key_limit": self._key_limit,
+                "expected_bytes": self._expected_bytes,
+                "cursors": [asdict(cursor) for cursor in self._cursors],
+                "sources": {str(index): asdict(state) for index, state in list(self._states.items())},
+                "writer_state": self._writer_state,
             }
         )
         self._journal_time = time.monotonic()
@@ -270,17 +270,8 @@ class Ingest:
         return total
 
 
-def _cursor_to_json(cursor: Cursor) -> dict[str, Any]:
-    """The journal's form of a cursor; it calls repaired texts "mended"."""
-    values = asdict(cursor)
-    values["skipped"]["mended"] = values["skipped"].pop("repaired")
-    return values
-
-
 def _cursor_from_json(values: dict[str, Any]) -> Cursor:
-    counts = dict(values["skipped"])
-    counts["repaired"] = counts.pop("mended")
-    return Cursor(**values | {"skipped": Skipped(**counts)})
+    return Cursor(**values | {"skipped": Skipped(**values["skipped"])})
 
 
 def _check_unchanged(source: Source, state: SourceState) -> None:

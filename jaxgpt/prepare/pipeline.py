@@ -18,7 +18,7 @@ from jaxgpt.prepare.encoder import Encoder, Engine
 from jaxgpt.prepare.estimate import estimate_corpus
 from jaxgpt.prepare.ingest import Ingest, IngestResult, Job
 from jaxgpt.prepare.sources import find_sources
-from jaxgpt.prepare.staging import StagingDir, check_target, staging_dir
+from jaxgpt.prepare.staging import JOURNAL_FORMAT, StagingDir, check_target, staging_dir
 from jaxgpt.prepare.tokenizer_training import train_tokenizer
 from jaxgpt.utils.formatting import format_bytes, pluralize
 from jaxgpt.utils.progress import ProgressReporter
@@ -87,8 +87,10 @@ def _build(
     with staging_dir(out) as staging:
         if restart:
             staging.clear()
+        if staging.journal:
+            _check_journal(out, staging.journal, job.plan(named))
         try:
-            ingest = _start_or_resume(job, out, staging, named, engine, progress)
+            ingest = _start_or_resume(job, staging, named, engine, progress)
             result = ingest.run(out, staging, progress)
         except (JaxgptError, KeyboardInterrupt) as error:
             raise _add_resume_hint(error, staging) from error
@@ -100,13 +102,11 @@ def _build(
 
 
 def _start_or_resume(
-    job: Job, out: Path, staging: StagingDir, named: Tokenizer | None, engine: Engine, progress: ProgressReporter
+    job: Job, staging: StagingDir, named: Tokenizer | None, engine: Engine, progress: ProgressReporter
 ) -> Ingest:
     """Resumes from the journal of the staging folder, or starts. A new tokenizer is trained first, if there is none."""
     plan = job.plan(named)
     trained_file = staging.folder / "tokenizer.json"
-    if staging.journal:
-        _check_journal(out, staging.journal, plan)
     corpus = estimate_corpus(job.sources, job.settings.text_column)
     if named:
         tokenizer = named
@@ -227,7 +227,10 @@ def _changed_sources(existing: Manifest, job: Job, progress: ProgressReporter) -
 
 
 def _check_journal(out: Path, journal: dict[str, object], plan: dict[str, object]) -> None:
-    """Raises `StorageError` S017 if the interrupted preparation of `out` had other sources or settings."""
+    """Raises `StorageError` S017 if the interrupted preparation of `out` had another version, sources or settings."""
+    if journal.get("format") != JOURNAL_FORMAT:
+        message = f"an interrupted preparation of '{out}' was made by another version of jaxgpt"
+        raise StorageError("S017", message, "--restart to discard it and start from scratch")
     old = journal.get("plan")
     if old == plan:
         return

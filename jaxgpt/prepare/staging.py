@@ -19,6 +19,7 @@ from jaxgpt.utils.files import write_text
 from jaxgpt.utils.lock import LockedError, lock_file
 
 JOURNAL = ".journal.json"
+JOURNAL_FORMAT = 2  # raise it when journals of older versions cannot be resumed
 KNOWN_FILES = re.compile(
     r"\.{0,2}(manifest|tokenizer|journal)\.json(\.tmp)?|\.?(train|val)(_\d{6})?\.bin(\.tmp)?"
     r"|\.(holdout|aside)\.(tokens|index)\.tmp"
@@ -34,8 +35,8 @@ class StagingDir:
 
     def write_journal(self, journal: dict[str, Any]) -> None:
         """Replaces the journal atomically; it is on the disk when this returns."""
-        write_text(self.folder / JOURNAL, json.dumps(journal))
-        self.journal = journal
+        self.journal = {"format": JOURNAL_FORMAT, **journal}
+        write_text(self.folder / JOURNAL, json.dumps(self.journal))
 
     def clear(self) -> None:
         """Removes all files. Raises `StorageError` S012 if there are files that are not from a preparation."""

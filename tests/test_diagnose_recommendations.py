@@ -221,7 +221,7 @@ HOT, HELD = replace(COSINE, learning_rate=5e-3, min_lr=5e-4), replace(COSINE, sc
         ({"optim": HOT, "parameters": 1e7}, {"above": 0.0}, set()),
     ],
 )  # fmt: skip
-def test_beside_a_baseline_the_difference_that_matters_is_the_cause(
+def test_baseline_shows_which_difference_is_the_cause(
     own: dict[str, Any], told: dict[str, Any], cause: set[str]
 ) -> None:
     found = beside(own, **told)

@@ -106,7 +106,7 @@ def test_the_logits_of_all_tokens_never_exist_together() -> None:
     assert largest_array(chunk=7) == V * max(7, D)  # a chunk's logits, or the head's gradient
 
 
-def test_head_gradient_is_float32_and_logits_have_the_compute_type() -> None:
+def test_head_gradient_is_float32_and_logits_the_compute_type() -> None:
     products = [each for each in equations_of_gradient(11, jnp.bfloat16) if each.primitive.name == "dot_general"]
     types = {product.outvars[0].aval.shape: product.outvars[0].aval.dtype for product in products}
     # The gradient of the head appears twice: direct, and transposed for a CPU.

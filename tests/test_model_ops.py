@@ -72,7 +72,7 @@ def lowered(platform: str, inputs: int, outputs: int) -> str:
     return str(traced.lower(lowering_platforms=(platform,)).as_text())
 
 
-def test_only_a_cpu_transposes_the_gradient_of_a_narrowing_matrix() -> None:
+def test_only_a_cpu_transposes_a_narrowing_matrix_gradient() -> None:
     assert "optimization_barrier" in lowered("cpu", 32, 8)
     assert "optimization_barrier" not in lowered("cpu", 8, 32)
     assert "optimization_barrier" not in lowered("cuda", 32, 8)

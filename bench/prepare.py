@@ -102,18 +102,18 @@ def stages(paths: Sequence[str], folder: Path) -> dict[str, float]:
     from jaxgpt.data import tokenizer
     from jaxgpt.prepare import sources
     from jaxgpt.prepare.encoder import Encoder
-    from jaxgpt.utils import malloc as memory
+    from jaxgpt.utils import malloc
 
-    memory.reuse()
+    malloc.keep_batch_memory()
     encoder = Encoder(tokenizer.gpt2())
-    stage("tokenizer, and its copy for gigatoken", encoder.ready)
-    sources = sources.find_sources(list(paths))
-    stage("checksums of the sources", lambda: [sources.checksum(source) for source in sources])
-    stage("reading parquet", lambda: sum(len(batch.texts) for source in sources for batch in sources.read(source)))
-    batches = [batch for source in sources for batch in sources.read(source)]
-    lots = stage("encoding", lambda: [encoder.encode(batch.texts) for batch in batches])
+    stage("tokenizer, and its copy for gigatoken", encoder.load)
+    files = sources.find_sources(list(paths))
+    stage("checksums of the sources", lambda: [sources.checksum(file) for file in files])
+    stage("reading parquet", lambda: sum(len(batch.texts) for file in files for batch in sources.read(file)))
+    batches = [batch for file in files for batch in sources.read(file)]
+    encoded = stage("encoding", lambda: [encoder.encode(batch.texts) for batch in batches])
     splitter = _loader.Splitter(folder, "uint16", shard_tokens=10**8, end_of_text=50256)
-    stage("splitting and writing", lambda: [splitter.add(lot.encoded, 0, len(lot.encoded)) for lot in lots])
+    stage("splitting and writing", lambda: [splitter.add(batch.encoded, 0, len(batch.encoded)) for batch in encoded])
     stage("syncing, checksums of the shards", splitter.finish)
     return figures
 

@@ -129,7 +129,7 @@ def fetch(file: HubFile) -> Path:
                     _check(file, partial)
                     partial.rename(file.path)
             finally:
-                lock.unlink(missing_ok=True)  # whoever waits for it locks a new one
+                lock.unlink(missing_ok=True)  # a waiting process then creates a new one
     return file.path
 
 

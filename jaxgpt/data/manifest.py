@@ -1,7 +1,7 @@
 """The manifest of a folder of token shards: `manifest.json`.
 
 Reading checks every field and every file name, because a manifest may come from an untrusted source: it may name only
-files in its own folder. The content of these files is not read; their checksums are for whoever reads them.
+files in its own folder. The content of these files is not read; their checksums allow a reader to verify them.
 """
 
 import dataclasses

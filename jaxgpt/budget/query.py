@@ -12,10 +12,9 @@ from jaxgpt.budget import scaling_law
 from jaxgpt.budget.scaling_law import CORPORA, Corpus, Recipe, ScalingQuery
 from jaxgpt.config import Config, Optim, schedule
 from jaxgpt.config.model_size import parameters
-from jaxgpt.data import manifest
+from jaxgpt.data import audit_files, manifest
 from jaxgpt.errors import ConfigError, DataError, NoShardsError
 
-AUDIT = "audit.json"
 FITTED_BATCH = (2**17, 2**21)  # tokens per step of the fitted runs
 
 
@@ -130,7 +129,7 @@ def count_tokens(folder: Path, block: int) -> TokenCount:
     split = manifest.read_manifest(folder).splits.get("train")
     raw = float(split.tokens if split else 0)
     check_length(raw, block)
-    audit = folder / AUDIT
+    audit = folder / audit_files.RECORD_NAME
     if not audit.is_file():
         return TokenCount(unique=raw, raw=raw, source=f"{folder}/{manifest.FILE_NAME}; not audited for duplicates")
     return TokenCount(unique=_audited_tokens(audit), raw=raw, source=f"{audit}: effective unique tokens")

@@ -16,6 +16,7 @@ from jaxgpt.budget.scaling_law import CORPORA, Corpus
 from jaxgpt.config import Config, Optim
 from jaxgpt.config.files import load_config
 from jaxgpt.config.model_size import parameters
+from jaxgpt.data import audit_files
 from jaxgpt.diagnose.context.facts import Fact, Source, nonnegative, resolve, step_count
 from jaxgpt.diagnose.context.schedule import ScheduleResolver
 from jaxgpt.diagnose.options import Options
@@ -218,7 +219,8 @@ def _unigram_entropy(history: History) -> float | None:
     if history.config is None:
         return None
     try:
-        audit = json.loads((Path(history.config.data.path) / query.AUDIT).read_text(encoding="utf-8"))
+        record = Path(history.config.data.path) / audit_files.RECORD_NAME
+        audit = json.loads(record.read_text(encoding="utf-8"))
         split = audit["splits"].get("val") or audit["splits"]["train"]
         return nonnegative(split["unigram_entropy"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

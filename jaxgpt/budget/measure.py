@@ -52,9 +52,9 @@ def pilot(config: Config, seconds: float) -> RunRecord:
     step_seconds = float(np.median(measure(config).seconds))
     steps = int(seconds / step_seconds)
     if steps < MIN_PILOT_STEPS:
-        what = f"{seconds:g} s are {steps} steps of {step_seconds:.3g} s; a pilot needs {MIN_PILOT_STEPS}"
+        message = f"{seconds:g} s are {steps} steps of {step_seconds:.3g} s; a pilot needs {MIN_PILOT_STEPS}"
         help = f"--pilot {MIN_PILOT_STEPS * step_seconds / 60:.0f}m, or a smaller step"
-        raise ConfigError("C045", what, help)
+        raise ConfigError("C045", message, help)
     name = f"pilot-{config.run.name}"[:90]
     number = next(n for n in range(1, 10_000) if not (Path(config.run.dir) / f"{name}-{n}").exists())
     run = {"name": f"{name}-{number}", "steps": steps, "eval_every": steps, "save_every": steps, "sample_prompt": ""}
@@ -94,6 +94,6 @@ def _train(config: Config, folder: Path, *, echo: bool = False) -> Path:
     """Runs `jaxgpt.train` in a process of its own, with its output on stderr if `echo`; returns the run's folder."""
     result = training_process.train_in_subprocess(config, folder, echo=echo)
     if result.returncode:
-        what = f"training for the measurement failed: {result.stderr_tail}"
-        raise ConfigError("C045", what, "fix that, or leave the measurement out")
+        message = f"training for the measurement failed: {result.stderr_tail}"
+        raise ConfigError("C045", message, "fix that, or leave the measurement out")
     return Path(config.run.dir) / config.run.name

@@ -15,8 +15,8 @@ def check_memory(config: Config, limit: int | None, devices: int = 1) -> None:
     needed = memory.estimate(config, rows).total
     if limit is None or TOLERANCE * needed <= limit:
         return
-    what = f"needs about {needed / GIB:.1f} GiB, {limit / GIB:.1f} GiB is free"
-    raise ConfigError("C022", what, _memory_help(config, limit, rows, devices))
+    message = f"needs about {needed / GIB:.1f} GiB, {limit / GIB:.1f} GiB is free"
+    raise ConfigError("C022", message, _memory_help(config, limit, rows, devices))
 
 
 def _memory_help(config: Config, limit: int, rows: int, devices: int) -> str:

@@ -152,16 +152,16 @@ def _audited_tokens(path: Path) -> float:
             raise ValueError(f"effective_unique_tokens is {effective!r}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        what = f"{path} is not a readable audit: {reason}"
-        raise ConfigError("C047", what, "repeat the audit, or give --unique-tokens") from error
+        message = f"{path} is not a readable audit: {reason}"
+        raise ConfigError("C047", message, "repeat the audit, or give --unique-tokens") from error
     return float(effective)
 
 
 def check_length(tokens: float, block: int) -> None:
     """Raises `DataError` D013 if that many tokens do not make a window of `block` + 1."""
     if tokens < block + 1:
-        what = f"{tokens:,.0f} tokens in all; one sequence needs {block + 1:,}"
-        raise DataError("D013", what, "more text, or a smaller --model.block-size")
+        message = f"{tokens:,.0f} tokens in all; one sequence needs {block + 1:,}"
+        raise DataError("D013", message, "more text, or a smaller --model.block-size")
 
 
 def available_tokens(config: Config, unique: float | None, folder: Path | None) -> TokenCount:

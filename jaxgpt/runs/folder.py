@@ -81,8 +81,8 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock_file(self.path / ".lock"))
             except LockedError as error:
-                what = f"'{self.path}' is in use by {error.holder}"
-                raise StorageError("S001", what, "wait for it, or --run.name NEW") from error
+                message = f"'{self.path}' is in use by {error.holder}"
+                raise StorageError("S001", message, "wait for it, or --run.name NEW") from error
             except OSError as error:
                 raise self._not_writable(error.strerror or str(error)) from error
             yield
@@ -107,8 +107,8 @@ class RunFolder:
             raise self._not_writable(f"'{existing}' is read-only")
 
     def _not_writable(self, reason: str) -> StorageError:
-        what = f"'{self.path}' cannot be written: {reason}"
-        return StorageError("S002", what, "choose another --run.dir or --run.name")
+        message = f"'{self.path}' cannot be written: {reason}"
+        return StorageError("S002", message, "choose another --run.dir or --run.name")
 
     def check_config(self, config: Config) -> None:
         """Raises `CheckpointError` K001 if the run was started with a config that trains something else."""

@@ -249,8 +249,8 @@ def _check_tree(stored: dict[str, Any], expected: dict[str, Any], path: str) -> 
     for name, leaf in expected.items():
         array = stored.get(name)
         if array is None:
-            what = f"{path} does not have {name}; the config needs it"
-            raise CheckpointError("K004", what, "resume with the run's config")
+            message = f"{path} does not have {name}; the config needs it"
+            raise CheckpointError("K004", message, "resume with the run's config")
         if tuple(array.shape) != tuple(leaf.shape) or array.dtype != leaf.dtype:
             raise CheckpointError(
                 "K004",

@@ -167,8 +167,8 @@ def _check_finite(record: StepRecord) -> None:
     values = {"loss": record.loss, "gradient norm": record.grad_norm}
     name = next((name for name, value in values.items() if not math.isfinite(value)), None)
     if name:
-        what = f"the {name} of step {record.step} is not finite (loss {record.loss}, norm {record.grad_norm})"
-        raise NonFiniteError("N001", what, LOWER_LR_HELP)
+        message = f"the {name} of step {record.step} is not finite (loss {record.loss}, norm {record.grad_norm})"
+        raise NonFiniteError("N001", message, LOWER_LR_HELP)
 
 
 def _open_tensorboard(folder: Path) -> Any:

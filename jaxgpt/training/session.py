@@ -141,8 +141,8 @@ def check_fork(config: Config, fork: CheckpointRef, dataset: TokenDataset, templ
         fork_step = source.resolve_step(fork.step)
         source.check_fit(template, fork_step)
     if fork_step >= config.run.steps:
-        what = f"run.steps = {config.run.steps}; the run to fork has {fork_step} steps already"
-        raise ConfigError("C030", what, f"--run.steps {2 * fork_step}")
+        message = f"run.steps = {config.run.steps}; the run to fork has {fork_step} steps already"
+        raise ConfigError("C030", message, f"--run.steps {2 * fork_step}")
 
 
 def restore_state(template: TrainState, checkpoints: Checkpoints, fork: CheckpointRef | None) -> TrainState | None:

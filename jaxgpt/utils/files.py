@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from jaxgpt.errors import ConfigError
-from jaxgpt.utils.report.html_renderer import is_report
 
 HEAD_BYTES = 1 << 16
 
@@ -46,8 +45,8 @@ def check_writable(option: str, path: Path) -> Path:
     if path.exists() and not path.is_file():
         raise ConfigError("C041", f"{option} '{path}' cannot be written: not a regular file", "choose another path")
     if not path.parent.is_dir():
-        what = f"{option} '{path}' cannot be written: there is no folder '{path.parent}'"
-        raise ConfigError("C041", what, "choose another path")
+        message = f"{option} '{path}' cannot be written: there is no folder '{path.parent}'"
+        raise ConfigError("C041", message, "choose another path")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ConfigError("C041", f"{option} '{path}' cannot be written: no permission", "choose another path")
     return path
@@ -55,6 +54,8 @@ def check_writable(option: str, path: Path) -> Path:
 
 def check_report_path(option: str, path: Path) -> Path:
     """Like `check_writable`, and raises `ConfigError` C041 if `path` holds anything but an older report."""
+    from jaxgpt.utils.report.html_renderer import is_report  # loads rich: only commands that write a report need it
+
     check_writable(option, path)
     if not path.is_file():
         return path

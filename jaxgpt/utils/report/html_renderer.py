@@ -104,8 +104,8 @@ def _figure(figure: Figure) -> str:
         import matplotlib  # takes half a second: only pages with figures load it
         from matplotlib.figure import Figure as Canvas
     except ImportError as error:
-        what = f"the figures of a page cannot be drawn: {error}"
-        raise ConfigError("C059", what, "pip install matplotlib") from error
+        message = f"the figures of a page cannot be drawn: {error}"
+        raise ConfigError("C059", message, "pip install matplotlib") from error
 
     with matplotlib.rc_context(PLOT):
         canvas = Canvas(figsize=(7.6, figure.height), layout="constrained")

@@ -50,7 +50,10 @@ class Finding:
         return "confirmed" if results and None not in results else "unknown"
 
 
-def unknown(question: str, missing: str, evidence: str = "not measured") -> Condition:
+NOT_MEASURED = "not measured"
+
+
+def unknown(question: str, missing: str, evidence: str = NOT_MEASURED) -> Condition:
     """A condition that could not be checked, because of what is `missing`."""
     return Condition(question, evidence, None, (), missing)
 
@@ -61,27 +64,22 @@ Value = TypeVar("Value")
 def compare(
     question: str, value: Value | None, is_true: Callable[[Value], bool], evidence: str, missing: str
 ) -> Condition:
-    """Whether a value meets a condition; unknown where it is None. `evidence` is a format string for the value."""
+    """Whether a value meets a condition; unknown where it is None. `evidence` is a format string for the value.
+
+    The condition rests on the lines of the value, if it has any, as an `Estimate` does.
+    """
     if value is None:
         return unknown(question, missing)
-    return Condition(question, evidence.format(value), is_true(value))
+    return Condition(question, evidence.format(value), is_true(value), getattr(value, "lines", ()))
 
 
 def any_of(question: str, conditions: Sequence[Condition]) -> Condition:
     """One condition that is true as soon as one of `conditions` is, and false when all are false."""
-    result = _any_result([condition.result for condition in conditions])
-    if result is None:
-        missing = "; ".join(dict.fromkeys(condition.missing for condition in conditions if condition.missing))
-        deciding = list(conditions)
-    else:
-        missing = ""
-        deciding = [condition for condition in conditions if condition.result is result]
-    evidence = "; ".join(condition.evidence for condition in deciding if condition.evidence)
+    results = {condition.result for condition in conditions}
+    result = next((value for value in (True, None, False) if value in results), False)
+    deciding = [condition for condition in conditions if result is None or condition.result is result]
+    missing = [condition.missing for condition in deciding if condition.result is None and condition.missing]
+    evidence = [condition.evidence for condition in deciding if condition.evidence not in ("", NOT_MEASURED)]
     lines = tuple(dict.fromkeys(line for condition in deciding for line in condition.lines))
-    return Condition(question, evidence, result, lines, missing)
-
-
-def _any_result(results: Sequence[bool | None]) -> bool | None:
-    if True in results:
-        return True
-    return None if None in results else False
+    unmeasured = NOT_MEASURED if result is None else ""
+    return Condition(question, "; ".join(evidence) or unmeasured, result, lines, "; ".join(dict.fromkeys(missing)))

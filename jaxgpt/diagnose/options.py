@@ -15,7 +15,8 @@ MAX_STEPS = 10_000_000  # of a run that is analyzed step by step
 class Options(OptionGroup):
     """Facts that the user states about the run; None where nothing is stated.
 
-    Raises `ConfigError` C048 for a value out of range, and C050 to C052 for options that contradict each other.
+    Raises `ConfigError` C048 for a value out of range, C050 and C052 for options that contradict each other. Options
+    that contradict the length or the peak learning rate are refused with the log at hand, when these are resolved.
     """
 
     title = "the run"
@@ -69,21 +70,7 @@ class Options(OptionGroup):
     )
 
     def check(self) -> None:
-        self._check_schedule()
-        low, peak = self.min_lr, self.peak_lr
-        if low is not None and peak is not None and low > peak:
-            raise ConfigError("C051", f"--min-lr {low:g} is above --peak-lr {peak:g}", f"--min-lr {peak / 10:g}")
-
-    def _check_schedule(self) -> None:
-        total, warmup, decay = self.total_steps, self.warmup or 0, self.decay_steps
-        if total is not None and warmup > total:
-            raise ConfigError(
-                "C050", f"--warmup {warmup} is longer than the run (--total-steps {total})", "shorten one"
-            )
-        both = warmup + (decay or 0)
-        if total is not None and self.schedule in ("wsd", "trapezoid") and both > total:
-            message = f"--warmup and --decay-steps are {both} steps together; --total-steps {total}"
-            raise ConfigError("C050", message, "a wsd or trapezoid schedule decays for --decay-steps steps")
+        warmup, decay = self.warmup or 0, self.decay_steps
         if decay is not None and self.schedule in ("cosine", "linear") and decay < warmup:
             raise ConfigError("C050", f"--decay-steps {decay} ends before --warmup {warmup}", "it counts from step 0")
         if self.schedule == "constant" and (decay is not None or self.min_lr is not None):

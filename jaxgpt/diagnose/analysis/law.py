@@ -70,6 +70,12 @@ class LawComparison:
             return f"the loss level of the corpus ({corpus.name}) is not known to {MAX_CORPUS_SD:g} nats (--corpus)"
         return ""
 
+    @property
+    def missing_for_residual(self) -> str:
+        """What the comparison of the run's loss with the predicted one lacks, and what replaces it."""
+        reason = self.inapplicable_reason or "no validation loss after the warmup"
+        return f"{reason}: a baseline run to compare with (--baseline RUN)"
+
     @cached_property
     def is_out_of_range(self) -> bool:
         """Whether the run lies outside the fitted range. Differences of two predictions need no corpus offset."""

@@ -33,8 +33,7 @@ def _is_at_expected_level(run: RunAnalysis) -> Condition:
     question = "the loss is within two standard deviations of what the scaling law predicts for this size and text"
     residual = run.law.residual
     if residual is None:
-        reason = run.law.inapplicable_reason or "no validation loss after the warmup"
-        return unknown(question, f"{reason}: a baseline run to compare with (--baseline RUN)")
+        return unknown(question, run.law.missing_for_residual)
     evidence = f"{residual.text} from the predicted loss"
     if run.forecast is not None and run.law.prediction is not None:
         evidence += f"; forecast of the end {run.forecast.mean:.3f}, predicted {run.law.prediction.loss:.3f}"

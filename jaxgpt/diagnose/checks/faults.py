@@ -4,7 +4,7 @@ from jaxgpt.budget.query import FITTED_BATCH
 from jaxgpt.budget.scaling_law import GPT2_VOCAB_SIZES, tuned_learning_rate
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.checks import baseline, instabilities, repetition
-from jaxgpt.diagnose.finding import Condition, Finding, any_of, unknown
+from jaxgpt.diagnose.finding import Condition, Finding, any_of, compare, unknown
 
 ABOVE_LAW = 0.10  # nats: 2.5 sigma of the scaling law, whose own runs, each left out in turn, miss by at most .056
 UNIGRAM_ENTROPY = 7.6  # nats: of GPT-2 tokens of web text, 7.5 to 7.7
@@ -72,7 +72,7 @@ def is_stuck_at_unigrams(run: RunAnalysis) -> Condition:
     entropy, source = unigram_entropy(run)
     latest = run.losses.latest_val
     if latest is None:
-        return unknown(question, "a validation loss", "")
+        return unknown(question, "a validation loss")
     if run.steps_done < max(MIN_STEPS, 2 * run.context.optim.warmup_steps):
         return Condition(question, f"too early to tell: {run.steps_done:,} steps", False)
     if entropy is None:
@@ -80,7 +80,7 @@ def is_stuck_at_unigrams(run: RunAnalysis) -> Condition:
         decrease = float(val.values[0]) - latest.value
         if len(val) > 2 and decrease > LEARNED:
             return Condition(question, f"it has decreased by {decrease:.2f} nats", False)
-        return unknown(question, "an audit of the data: python -m jaxgpt.audit", "")
+        return unknown(question, "an audit of the data: python -m jaxgpt.audit")
     evidence = f"loss {latest.value:.3f}, unigram entropy {entropy:.2f} ({source})"
     return Condition(question, evidence, latest.value > entropy - NEAR_UNIGRAM, latest.lines)
 
@@ -129,12 +129,9 @@ def has_short_warmup(run: RunAnalysis) -> bool:
 
 def _is_above_law(run: RunAnalysis) -> Condition:
     question = f"the loss after annealing is {ABOVE_LAW:g} nats above the predicted one"
-    residual = run.law.residual
-    if residual is None:
-        reason = run.law.inapplicable_reason or "no validation loss after the warmup"
-        return unknown(question, f"{reason}: a baseline run to compare with (--baseline RUN)", "")
-    evidence = f"{residual.text} from the predicted loss"
-    return Condition(question, evidence, residual.value > ABOVE_LAW, residual.lines)
+    evidence = "{0.text} from the predicted loss"
+    missing = run.law.missing_for_residual
+    return compare(question, run.law.residual, lambda residual: residual.value > ABOVE_LAW, evidence, missing)
 
 
 def _remarks(run: RunAnalysis) -> list[str]:

@@ -3,7 +3,7 @@
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.losses import VISIBLE
 from jaxgpt.diagnose.checks import baseline, faults
-from jaxgpt.diagnose.finding import Condition, Finding, unknown
+from jaxgpt.diagnose.finding import Condition, Finding, compare, unknown
 from jaxgpt.utils.stats import Z80
 
 LARGE_GAIN = 0.05  # nats that annealing would gain: 0.128 ± 0.025 at the peak in healthy runs, 0.02 at 0.3 of it
@@ -14,35 +14,25 @@ HIGH_LR = 0.7  # of the peak: the baseline run's learning rate before its decay
 AROSE_IN_DECAY = 0.5  # of the distance to the baseline run must have arisen during its decay
 
 SCHEDULE = "the schedule: --schedule … --warmup N --total-steps N"
+GAIN = "{0.value:.3f} ± {0.stderr:.3f} nats"
 TWO_EVALUATIONS = "two evaluations after step 0, and their size (--eval-tokens N)"
 
 
 def lr_too_high(run: RunAnalysis) -> Finding:
     """Confirmed if the learning rate is so high that the loss stagnates above where annealing would bring it."""
-    conditions: tuple[Condition, ...]
+    conditions: tuple[Condition, ...] = (_has_large_gain(run), _stagnates(run), *_has_learned(run))
     if run.baseline is not None:
-        conditions = (
-            baseline.has_higher_lr(run),
-            baseline.is_worse(run),
-            baseline.is_otherwise_equal(run, except_for="learning rate"),
-        )
-    else:
-        conditions = (_has_large_gain(run), _stagnates(run), *_has_learned(run))
+        is_otherwise_equal = baseline.is_otherwise_equal(run, except_for="learning rate")
+        conditions = (baseline.has_higher_lr(run), baseline.is_worse(run), is_otherwise_equal)
     return Finding(id="lr-too-high", conditions=conditions, cost=_cost(run))
 
 
 def not_annealed(run: RunAnalysis) -> Finding:
     """Confirmed if part of the loss is only due to a learning rate that has not decayed yet."""
-    conditions: tuple[Condition, ...]
+    conditions: tuple[Condition, ...] = (_is_still_high(run), _has_worthwhile_gain(run), *_has_learned(run))
     if run.baseline is not None:
-        conditions = (
-            baseline.decays_later(run),
-            baseline.is_worse(run),
-            _arose_in_decay(run),
-            baseline.is_otherwise_equal(run, except_for="decay"),
-        )
-    else:
-        conditions = (_is_still_high(run), _has_worthwhile_gain(run), *_has_learned(run))
+        is_otherwise_equal = baseline.is_otherwise_equal(run, except_for="decay")
+        conditions = (baseline.decays_later(run), baseline.is_worse(run), _arose_in_decay(run), is_otherwise_equal)
     return Finding(id="not-annealed", conditions=conditions, cost=_cost(run))
 
 
@@ -68,10 +58,7 @@ def _has_learned(run: RunAnalysis) -> tuple[Condition, ...]:
 
 def _has_large_gain(run: RunAnalysis) -> Condition:
     question = f"annealing would gain more than {LARGE_GAIN:g} nats"
-    gain = run.annealing_gain
-    if gain is None:
-        return unknown(question, SCHEDULE)
-    return Condition(question, f"{gain.value:.3f} ± {gain.stderr:.3f} nats", gain.value > LARGE_GAIN)
+    return compare(question, run.annealing_gain, lambda gain: gain.value > LARGE_GAIN, GAIN, SCHEDULE)
 
 
 def _stagnates(run: RunAnalysis) -> Condition:
@@ -110,11 +97,9 @@ def _is_still_high(run: RunAnalysis) -> Condition:
 
 def _has_worthwhile_gain(run: RunAnalysis) -> Condition:
     question = f"annealing now would gain at least {WORTHWHILE_GAIN:g} nats, and more than its uncertainty"
-    gain = run.annealing_gain
-    if gain is None:
-        return unknown(question, SCHEDULE)
-    evidence = f"{gain.value:.3f} ± {gain.stderr:.3f} nats"
-    return Condition(question, evidence, gain.value >= WORTHWHILE_GAIN and gain.value > Z80 * gain.stderr)
+    return compare(
+        question, run.annealing_gain, lambda gain: gain.value >= max(WORTHWHILE_GAIN, Z80 * gain.stderr), GAIN, SCHEDULE
+    )
 
 
 def _arose_in_decay(run: RunAnalysis) -> Condition:

@@ -181,26 +181,28 @@ def _law_predicts_cost(run: RunAnalysis) -> Condition:
     question = f"the repetition law predicts at least {MIN_DAMAGE:g} nats"
     cost = run.law.repetition_cost(run.steps_done)
     if cost is None:
-        return unknown(question, SIZE_AND_TOKENS, "")
+        return unknown(question, SIZE_AND_TOKENS)
     if not _law_applies(run):
-        return unknown(question, NEEDS_BASELINE, "")
+        return unknown(question, NEEDS_BASELINE)
     return Condition(question, f"repetition is predicted to have cost {cost:.4f} nats", cost >= MIN_DAMAGE)
 
 
 def _exceeds_epoch1_forecast(run: RunAnalysis) -> Condition:
     question = f"validation is {MIN_DAMAGE:g} above the forecast from epoch 1"
-    excess = run.excess_over_epoch1_forecast
-    if excess is None:
-        return unknown(question, "more evaluations within the first epoch", "")
-    evidence = f"validation is {excess.text} from the forecast of epoch 1"
-    return Condition(question, evidence, excess.value >= max(MIN_DAMAGE, Z80 * excess.stderr), excess.lines)
+    return compare(
+        question,
+        run.excess_over_epoch1_forecast,
+        lambda excess: excess.value >= max(MIN_DAMAGE, Z80 * excess.stderr),
+        "validation is {0.text} from the forecast of epoch 1",
+        "more evaluations within the first epoch",
+    )
 
 
 def _has_low_annealing_gain(run: RunAnalysis, limit: float) -> Condition:
     """Whether the decay of the learning rate lowers the loss less than in healthy runs."""
     question = f"the annealing gain to a learning rate of zero, B, is below {limit:g} (healthy runs: 0.128 ± 0.025)"
     if run.fit_without_prior is None:
-        return unknown(question, "evaluations after the warmup, three or more", "")
+        return unknown(question, "evaluations after the warmup, three or more")
     mean, sd = run.fit_without_prior.annealing_gain
     evidence = f"B {mean:.3f} ± {sd:.3f}"
     is_below = mean + Z80 * sd < limit
@@ -215,7 +217,7 @@ def _has_risen(run: RunAnalysis) -> Condition:
     question = f"validation has risen {MIN_DAMAGE:g} from its minimum"
     val = run.losses.val
     if len(val) < 3:
-        return unknown(question, "three evaluations or more", "")
+        return unknown(question, "three evaluations or more")
     lowest = int(val.values.argmin())
     rise = float(val.values[-3:].min() - val.values[lowest])
     evidence = f"validation is {rise:.3f} above its minimum at step {val.steps[lowest]:,.0f}"

@@ -64,9 +64,7 @@ def _has_long_pauses(run: RunAnalysis) -> Condition:
     median = _median_step_time(run)
     pauses = run.history.metadata.pause_seconds or _logged_pauses(run)
     if median is None or not pauses:
-        return unknown(
-            question, "the time of evaluations (jaxgpt's log.jsonl, or nanoGPT's output with iter lines)", ""
-        )
+        return unknown(question, "the time of evaluations (jaxgpt's log.jsonl, or nanoGPT's output with iter lines)")
     fraction = pauses / (pauses + median * run.steps_done)
     return Condition(question, f"evaluation and saving take {fraction:.0%} of the time", fraction >= LONG_PAUSES)
 
@@ -89,7 +87,7 @@ def _is_above_roofline(run: RunAnalysis) -> Condition:
     device = run.context.device
     median = _median_step_time(run)
     if median is None:
-        return unknown(question, "the time of a step", "")
+        return unknown(question, "the time of a step")
     if config is None or device is None:
         return unknown(question, "the device and the model: --gpu NAME --config NAME", f"{median:.3g} s per step")
     roofline = step_time.roofline(config, device, _software(run))

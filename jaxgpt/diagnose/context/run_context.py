@@ -24,6 +24,16 @@ from jaxgpt.errors import JaxgptError, NoShardsError
 from jaxgpt.logs.history import History
 
 GPT2_VOCAB_SIZE = 50304  # rows of nanoGPT's embedding where its log does not contain them
+# The facts that are fields of a `RunContext` by the same name.
+CONTEXT_FACTS = (
+    "tokens_per_step", "eval_tokens", "unique_tokens", "parameters", "weight_decay", "dropout", "vocab_size", "device",
+)  # fmt: skip
+# The facts for which nanoGPT's defaults may be assumed: what they are called, and their options.
+DEFAULTED = {
+    "eval_tokens": ("tokens per evaluation", "--eval-tokens"),
+    "weight_decay": ("weight decay", "--weight-decay"),
+    "dropout": ("dropout", "--dropout"),
+}
 
 
 class Baseline(NamedTuple):
@@ -91,16 +101,9 @@ def resolve_context(history: History, options: Options) -> RunContext:
         optim=schedule.optim,
         lr_fractions=schedule.lr_fractions(),
         corpus=corpus if corpus is not None else CORPORA["unknown"],
-        tokens_per_step=facts["tokens_per_step"].value,
-        eval_tokens=facts["eval_tokens"].value,
+        **{name: facts[name].value for name in CONTEXT_FACTS},
         fixed_eval_set=history.traits.fixed_eval_set,
-        unique_tokens=facts["unique_tokens"].value,
-        parameters=facts["parameters"].value,
-        weight_decay=facts["weight_decay"].value,
-        dropout=facts["dropout"].value,
-        vocab_size=facts["vocab_size"].value,
         unigram_entropy=_unigram_entropy(history),
-        device=facts["device"].value,
         config=config,
         config_name=options.config or _built_in_name(history),
         schedule_known=schedule.schedule_known,
@@ -127,57 +130,30 @@ def _run_facts(
     log = history.metadata
     logged = log.hyperparameters
     defaults = log.defaults
-    rows: dict[str, dict[Source, Any]] = {
-        "tokens_per_step": {
-            "option": options.batch_tokens,
-            "log": log.tokens_per_step,
-            "config": float(config.tokens_per_step) if config else None,
-        },
-        "eval_tokens": {
-            "option": options.eval_tokens,
-            "log": log.eval_tokens,
-            "config": float(config.run.eval_tokens) if config else None,
-            "assumption": defaults.get("eval_tokens"),
-        },
-        "unique_tokens": {
-            "option": options.unique_tokens,
-            "run config": data_tokens,
-            "log": log.unique_tokens,
-            "config": float(config.data.unique_tokens) if config and config.data.unique_tokens else None,
-        },
-        "parameters": {
-            "option": options.params,
-            "log": log.parameters,
-            "config": float(parameters(config.model)) if config else None,
-            "assumption": _estimate_parameters(logged),
-        },
-        "weight_decay": {
-            "option": options.weight_decay,
-            "log": nonnegative(logged.get("weight_decay")),
-            "config": config.optim.weight_decay if config else None,
-            "assumption": defaults.get("weight_decay"),
-        },
-        "dropout": {
-            "option": options.dropout,
-            "log": nonnegative(logged.get("dropout")),
-            "config": config.model.dropout if config else None,
-            "assumption": defaults.get("dropout"),
-        },
-        "vocab_size": {
-            "log": step_count(logged.get("vocab_size")) or None,
-            "config": config.model.vocab_size if config else None,
-        },
+    regularization = {"weight_decay": config and config.optim.weight_decay, "dropout": config and config.model.dropout}
+    rows = {
+        "tokens_per_step": _row(options.batch_tokens, log.tokens_per_step, config and config.tokens_per_step),
+        "eval_tokens": _row(
+            options.eval_tokens, log.eval_tokens, config and config.run.eval_tokens, defaults.get("eval_tokens")
+        ),
+        "unique_tokens": _row(options.unique_tokens, log.unique_tokens, (config and config.data.unique_tokens) or None),
+        "parameters": _row(
+            options.params, log.parameters, config and parameters(config.model), _estimate_parameters(logged)
+        ),
+        "vocab_size": _row(None, step_count(logged.get("vocab_size")) or None, config and config.model.vocab_size),
     }
-    notes: dict[str, dict[Source, str]] = {
-        "tokens_per_step": {"log": _batch_note(history)},
-        "eval_tokens": {
-            "assumption": _default_note("tokens per evaluation", defaults.get("eval_tokens"), "--eval-tokens")
-        },
-        "weight_decay": {"assumption": _default_note("weight decay", defaults.get("weight_decay"), "--weight-decay")},
-        "dropout": {"assumption": _default_note("dropout", defaults.get("dropout"), "--dropout")},
-    }
+    for name, value in regularization.items():
+        rows[name] = _row(getattr(options, name), nonnegative(logged.get(name)), value, defaults.get(name))
+    rows["unique_tokens"]["run config"] = data_tokens
+    notes: dict[str, dict[Source, str]] = {name: {"assumption": _default_note(name, defaults)} for name in DEFAULTED}
+    notes["tokens_per_step"] = {"log": _batch_note(history)}
     facts = {name: resolve(row, notes.get(name)) for name, row in rows.items()}
     return {"corpus": _corpus(history, options, config)} | facts | {"device": _device(history, options)}
+
+
+def _row(option: Any, log: Any, config: Any, assumption: Any = None) -> dict[Source, Any]:
+    """The values of a fact by source."""
+    return {"option": option, "log": log, "config": config, "assumption": assumption}
 
 
 def _batch_note(history: History) -> str:
@@ -186,11 +162,13 @@ def _batch_note(history: History) -> str:
     return f"a step is assumed to be {history.metadata.tokens_per_step:,.0f} tokens (--batch-tokens)"
 
 
-def _default_note(name: str, value: float | None, option: str) -> str:
+def _default_note(name: str, defaults: Mapping[str, float]) -> str:
+    value = defaults.get(name)
     if value is None:
         return ""
+    description, option = DEFAULTED[name]
     number = f"{value:,.0f}" if value > 1 else f"{value:g}"
-    return f"nanoGPT's default is assumed for the {name}: {number} ({option})"
+    return f"nanoGPT's default is assumed for the {description}: {number} ({option})"
 
 
 def _estimate_parameters(logged: Mapping[str, float | bool | str]) -> float | None:

@@ -111,7 +111,7 @@ class ScheduleResolver:
     @cached_property
     def detected(self) -> DetectedSchedule | None:
         """The schedule that the logged learning rates follow; None for a run whose config is logged."""
-        if self._run_optim:
+        if self.history.config:
             return None
         return schedule_detection.detect_schedule(self.logged, self._stated_total.value)
 
@@ -134,13 +134,11 @@ class ScheduleResolver:
             notes["logged rates"] = f"the logged rates show the schedule: {DESCRIPTIONS[detected]} (--schedule)"
         candidates: dict[Source, ScheduleName | None] = {
             "option": "wsd" if option == "trapezoid" else option,
-            "run config": self._run_optim.schedule if self._run_optim else None,
             "log": cast(ScheduleName, logged) if logged else None,
             "logged rates": detected,
-            "config": self._user_optim.schedule if self._user_optim else None,
             "assumption": assumed,
         }
-        return resolve(candidates, notes)
+        return resolve(candidates | self._from_config("schedule"), notes)
 
     def _assumed_schedule(self) -> tuple[ScheduleName, str]:
         if self.detected:
@@ -156,12 +154,11 @@ class ScheduleResolver:
         """The highest learning rate."""
         candidates: dict[Source, float | None] = {
             "option": self.options.peak_lr,
-            "run config": self._run_optim.learning_rate if self._run_optim else None,
             "log": nonnegative(self._logged("learning_rate")),
             "logged rates": self._logged_peak() if not self.history.traits.lr_is_relative else None,
-            "config": self._user_optim.learning_rate if self._user_optim else None,
             "assumption": DEFAULT_PEAK_LR,
         }
+        candidates |= self._from_config("learning_rate")
         plausible = {name: rate for name, rate in candidates.items() if rate is not None and 0 < rate <= MAX_LR}
         note = f"the peak learning rate is assumed to be {DEFAULT_PEAK_LR:g} (--peak-lr)"
         return resolve(plausible, {"assumption": note})
@@ -183,12 +180,11 @@ class ScheduleResolver:
         assumed = self._assumed_warmup()
         candidates: dict[Source, int | None] = {
             "option": option,
-            "run config": self._run_optim.warmup_steps if self._run_optim else None,
             "log": step_count(self._logged("warmup_iters")),
             "logged rates": self.detected.warmup if self.detected else None,
-            "config": self._user_optim.warmup_steps if self._user_optim else None,
             "assumption": assumed,
         }
+        candidates |= self._from_config("warmup_steps")
         fact = resolve(candidates, {"assumption": f"a warmup of {assumed:,} steps is assumed (--warmup)"})
         return fact._replace(value=min(fact.known, length))
 
@@ -219,12 +215,11 @@ class ScheduleResolver:
         if logged is None and fraction is not None:
             logged = min(fraction, 1.0) * peak
         candidates: dict[Source, float | None] = {
-            "run config": self._run_optim.min_lr if self._run_optim else None,
             "log": logged,
             "logged rates": self._matching.final / self._matching.peak * peak if self._matching else None,
-            "config": self._user_optim.min_lr if self._user_optim else None,
             "assumption": peak / 10,
         }
+        candidates |= self._from_config("min_lr")
         note = f"the final learning rate is assumed to be {peak / 10:g}, a tenth of the peak (--min-lr)"
         fact = resolve(candidates, {"assumption": note})
         return fact._replace(value=min(fact.known, peak))
@@ -250,16 +245,14 @@ class ScheduleResolver:
         return fact._replace(value=max(min(fact.value, total - warmup), 1))
 
     def _stated_decay_steps(self) -> Fact[int]:
-        if self._run_optim:
-            return resolve({"option": self.options.decay_steps, "run config": self._run_optim.decay_steps})
-        name = "warmdown_iters" if self.schedule.value == "wsd" else "lr_decay_iters"
-        use_config = self._user_optim and self._user_optim.schedule == self.schedule.value and not self._matching
-        candidates: dict[Source, int | None] = {
-            "option": self.options.decay_steps,
-            "log": step_count(self._logged(name)) or None,
-            "logged rates": self._detected_decay_steps(),
-            "config": self._user_optim.decay_steps if self._user_optim and use_config else None,
-        }
+        candidates: dict[Source, int | None] = {"option": self.options.decay_steps}
+        if not self.history.config:
+            name = "warmdown_iters" if self.schedule.value == "wsd" else "lr_decay_iters"
+            candidates["log"] = step_count(self._logged(name)) or None
+            candidates["logged rates"] = self._detected_decay_steps()
+        has_same_schedule = self.config and self.config.optim.schedule == self.schedule.value and not self._matching
+        if self.history.config or has_same_schedule:
+            candidates |= self._from_config("decay_steps")
         return resolve(candidates)
 
     def _detected_decay_steps(self) -> int | None:
@@ -276,7 +269,7 @@ class ScheduleResolver:
     @cached_property
     def optim(self) -> Optim:
         """The optimizer's config with the resolved schedule; of an unknown optimizer the rest is AdamW's default."""
-        base = self._run_optim or self._user_optim or Optim()
+        base = self.config.optim if self.config else Optim()
         peak = self.peak_lr.known
         logged_decay = nonnegative(self._logged("weight_decay"))
         weight_decay = resolve({"option": self.options.weight_decay, "log": logged_decay, "config": base.weight_decay})
@@ -300,20 +293,18 @@ class ScheduleResolver:
         optim = self.optim if total is not None else replace(self.optim, schedule="constant")
         fractions = schedule.learning_rates(optim, steps) / (optim.learning_rate or 1.0)
         follows_detected = self.detected is not None and self.detected.warmup is not None
-        if self._run_optim or len(self.logged.rates) < schedule_detection.MIN_POINTS or follows_detected:
+        if self.history.config or len(self.logged.rates) < schedule_detection.MIN_POINTS or follows_detected:
             return fractions
         peak = self._logged_peak() or 0.0
         if peak == 0 and self.options.schedule is None:
             return np.zeros(steps)
         return _overlay(fractions, self.logged, peak, stays=self.detected is None and self.options.schedule is None)
 
-    @property
-    def _run_optim(self) -> Optim | None:
-        return self.history.config.optim if self.history.config else None
-
-    @property
-    def _user_optim(self) -> Optim | None:
-        return self.config.optim if self.config else None
+    def _from_config(self, field: str) -> dict[Source, Any]:
+        """The value of an optimizer field in the config, by its source."""
+        if self.config is None:
+            return {}
+        return {"run config" if self.history.config else "config": getattr(self.config.optim, field)}
 
     def _logged(self, name: str) -> float | bool | str | None:
         return self.history.metadata.hyperparameters.get(name)

@@ -16,7 +16,6 @@ PREEMPTED = 75
 INTERRUPTED = 130
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 LOWER_LR_HELP = "continue from the last checkpoint with a lower --optim.learning-rate: --run.name NEW --fork RUN"
-GPU_HELP = "pip install 'jaxgpt[cuda13]', or cuda12 for drivers below 580; python -m jaxgpt.doctor says what is missing"
 
 
 class JaxgptError(Exception):
@@ -82,6 +81,14 @@ class Stopped(Exception):
         super().__init__(message)
         self.message = message
         self.status = status
+
+
+def cuda_install(requirement: str = "'jaxgpt[cuda13]'") -> str:
+    """The command that installs JAX for a GPU."""
+    return f"pip install {requirement}, or cuda12 for drivers below 580"
+
+
+GPU_HELP = f"{cuda_install()}; python -m jaxgpt.doctor says what is missing"
 
 
 def printable(text: str) -> str:

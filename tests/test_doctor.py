@@ -80,7 +80,7 @@ def test_driver_and_plugin_are_ok() -> None:
         (on(gpus=None, device_nodes=(), container=True), "problem", "no /dev/nvidia0", "--gpus all"),
         (on(gpus=None, device_nodes=()), "problem", "no /dev/nvidia0", "nvidia-modprobe"),
         (on(gpus=None, smi_error="Driver/library version mismatch"), "problem", "version mismatch", "reboot"),
-        (on(gpus="No devices were finding\n"), "problem", "lists no GPU", "reboot"),
+        (on(gpus="No devices were found\n"), "problem", "lists no GPU", "reboot"),
     ],
     ids=["none", "container", "wsl", "wsl blocked", "no node in container", "no node", "mismatch", "no devices"],
 )
@@ -219,7 +219,7 @@ def test_failing_cudnn_and_dma_map_have_reason_and_help() -> None:
     assert "CUDNN_STATUS" in attention.text
     assert "--model.attention xla" in attention.help
     cut = Answer(facts={k: v for k, v in ON_GPU.facts.items() if k != "cudnn"}, ending="it was ended by signal 11")
-    assert jax_checks.check_attention(cut).text == "it was ended by signal 11"
+    assert jax_checks.evaluate(cut, 1)[1].text == "it was ended by signal 11"
 
 
 def probing(code: str, seconds: float = 60) -> Answer:
@@ -282,7 +282,7 @@ def test_missing_jax_is_reported_without_a_traceback(tmp_path: Path) -> None:
 
 
 def test_slow_full_or_unwritable_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_speeds", lambda *_: (10e6, 20e6))
+    monkeypatch.setattr(machine, "_measure_speeds", lambda *_: (10e6, 20e6))
     assert machine.check_disk(tmp_path / "a" / "b").status == "warning"
     monkeypatch.setattr(machine, "_free_bytes", lambda _: 1000)
     assert machine.check_disk(tmp_path).text == "0.00 GiB free"
@@ -295,7 +295,7 @@ def test_slow_full_or_unwritable_disk(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_disk_probe_measures_and_cleans_up(tmp_path: Path) -> None:
-    written, read = machine._speeds(tmp_path / "x", 3 * 2**20)
+    written, read = machine._measure_speeds(tmp_path, 3 * 2**20)
     assert min(written, read) > 0
     assert list(tmp_path.iterdir()) == []
 

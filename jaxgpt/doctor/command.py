@@ -14,6 +14,7 @@ from jaxgpt.config.options import Parser
 from jaxgpt.doctor import jax_checks, machine, nvidia
 from jaxgpt.doctor.finding import Finding, worst_status
 from jaxgpt.errors import ConfigError
+from jaxgpt.utils.formatting import pluralize
 from jaxgpt.utils.user_cache import compilation_cache_dir
 
 DESCRIPTION = """Checks whether this machine can train, on which device, and what to do if it cannot.
@@ -25,17 +26,15 @@ Exit status 0: a run can train, with or without warnings; 2: there is a problem.
 SECONDS = 120.0
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 CONCLUSIONS = {
-    "ok": "this machine can train",
-    "warning": "this machine can train; see the warnings",
-    "problem": "a run would fail here, or not use the device that you expect",
+    "ok": "This machine can train",
+    "warning": "This machine can train, with warnings",
+    "problem": "A run would fail here, or not use the device that you expect",
 }
 
 
-def run_checks(
-    runs: Path, data: Path, seconds: float = SECONDS, probe: Sequence[str] = jax_checks.COMMAND
-) -> list[Finding]:
+def run_checks(runs: Path, data: Path, seconds: float) -> list[Finding]:
     """Runs every check, in the order in which to fix problems; JAX gets `seconds` to answer."""
-    process = jax_checks.Probe(probe)
+    process = jax_checks.Probe()
     try:
         machine_state = nvidia.inspect_machine()
         gpus = len(nvidia.parse_gpus(machine_state.gpus))
@@ -54,27 +53,25 @@ def run_checks(
 
 
 def print_findings(findings: Sequence[Finding], console: Console) -> None:
-    """Prints a line per finding that starts with its status, what to do below it, and a conclusion."""
+    """Prints a conclusion, then a line per finding that starts with its status, with what to do below it."""
+    status = worst_status(findings)
+    device = next(finding.text for finding in findings if finding.name == "JAX")
+    console.print(Text.assemble((CONCLUSIONS[status], STYLES[status]), f" (JAX {device})\n"), soft_wrap=True)
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        line = Text.assemble(
-            (f"{finding.status:<8}", STYLES[finding.status]), f" {finding.name:<{width}}  {finding.text}"
-        )
-        console.print(line, soft_wrap=True)
+        label = (f"{finding.status:<8}", STYLES[finding.status])
+        console.print(Text.assemble(label, f" {finding.name:<{width}}  {finding.text}"), soft_wrap=True)
         if finding.help:
             console.print(f"{'':<{width + 10}} → {finding.help}", soft_wrap=True, markup=False, highlight=False)
-    status = worst_status(list(findings))
-    console.print(Text.assemble("\n", (CONCLUSIONS[status], STYLES[status])))
 
 
 def main(argv: Sequence[str]) -> None:
     """Checks the machine and prints the findings. Raises `ConfigError` C065 if there is a problem."""
     parser = Parser("doctor", DESCRIPTION, "[--json] [--runs DIR] [--data DIR]")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs, for its disk (default: runs)")
-    parser.add_argument(
-        "--data", type=Path, default=Path("data"), help="folder of tokens, for its disk (default: data)"
-    )
+    folder_help = "folder of {}, for its disk (default: {})"
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help=folder_help.format("runs", "runs"))
+    parser.add_argument("--data", type=Path, default=Path("data"), help=folder_help.format("tokens", "data"))
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"time limit of JAX (default: {SECONDS:g})")
     options = parser.parse(argv)
     if not 0 < options.seconds < float("inf"):
@@ -88,4 +85,5 @@ def main(argv: Sequence[str]) -> None:
     problems = [finding for finding in findings if finding.status == "problem"]
     if problems:
         first = problems[0]
-        raise ConfigError("C065", f"{len(problems)} problem(s); the first is {first.name}: {first.text}", first.help)
+        message = f"{pluralize(len(problems), 'problem')}; the first is {first.name}: {first.text}"
+        raise ConfigError("C065", message, first.help)

@@ -1,5 +1,6 @@
 """The result of a check: a line to read, and what to do."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,12 +17,8 @@ class Finding:
     text: str
     help: str = ""
 
-    def __str__(self) -> str:
-        line = f"{self.name}: {self.text}"
-        return f"{line} → {self.help}" if self.help else line
 
-
-def worst_status(findings: list[Finding]) -> Status:
+def worst_status(findings: Sequence[Finding]) -> Status:
     """The most serious status among the findings, `ok` without findings."""
     order: tuple[Status, ...] = ("ok", "warning", "problem")
     return max((finding.status for finding in findings), key=order.index, default="ok")

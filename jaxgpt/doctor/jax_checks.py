@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jaxgpt.doctor.finding import GIB, Finding
+from jaxgpt.doctor.finding import GIB, Finding, Status
+from jaxgpt.errors import cuda_install
+from jaxgpt.utils.formatting import pluralize
 
 COMMAND = (sys.executable, "-m", "jaxgpt.doctor.probe")
 STAGES = {
@@ -25,7 +27,13 @@ HELP = {
     "devices": "nvidia-smi must answer; then JAX_PLATFORMS=cpu python -m jaxgpt.doctor shows whether the CPU works",
 }
 SLOW = "a slow disk or a busy machine may need longer: --seconds 600"
-REINSTALL = "pip install --force-reinstall 'jax[cuda13]', or cuda12 for drivers below 580"
+CUDNN_HELP = "--model.attention xla works without it; pip install --upgrade nvidia-cudnn-cu12 (or cu13)"
+DMA_MAP_HELP = "nothing: batches are copied once more, below 0.1 % of a step"
+# Name, fact of the probe, status if it fails, text if it works, help if it fails.
+GPU_FEATURES: tuple[tuple[str, str, Status, str, str], ...] = (
+    ("cuDNN attention", "cudnn", "problem", "runs, forward and backward", CUDNN_HELP),
+    ("dma_map", "dma_map", "warning", "batches are copied directly from the loader's buffers", DMA_MAP_HELP),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +71,9 @@ class Probe:
             self.end()
             raise
         answer = parse_answer(stdout, stderr)
-        return replace(answer, ending=_ending(self._process.returncode, answer.complaint))
+        code = self._process.returncode
+        failure = f"it was ended by signal {-code}" if code < 0 else answer.complaint or f"it ended with status {code}"
+        return replace(answer, ending=failure if code else "")
 
     def end(self) -> None:
         self._process.kill()
@@ -92,7 +102,7 @@ def evaluate(answer: Answer, gpus: int, platforms: str = "", driver_ok: bool = T
     if answer.facts.get("kernel"):
         findings.append(Finding("compilation", "problem", answer.facts["kernel"], "see the first line of the error"))
     if answer.facts.get("platform") == "gpu":
-        findings += [check_attention(answer), check_dma_map(answer)]
+        findings += [_check_feature(answer, *feature) for feature in GPU_FEATURES]
     return findings
 
 
@@ -108,28 +118,17 @@ def check_devices(answer: Answer, gpus: int, platforms: str = "", driver_ok: boo
         limit = facts.get("bytes_limit")
         return Finding("JAX", "ok", text + (f", {limit / GIB:.1f} GiB for JAX" if limit else ""))
     if gpus and "cpu" not in platforms:
-        message = f"{text}, although the driver sees {gpus} GPU{'s' if gpus > 1 else ''}"
+        message = f"{text}, although the driver sees {pluralize(gpus, 'GPU')}"
         message += f"; JAX printed: {answer.complaint}" if answer.complaint else ""
-        fix = REINSTALL if driver_ok else "fix the problems above"
+        fix = cuda_install("--force-reinstall 'jax[cuda13]'") if driver_ok else "fix the problems above"
         return Finding("JAX", "problem", message, f"runs would silently train on the CPU: {fix}")
     return Finding("JAX", "ok", text)
 
 
-def check_attention(answer: Answer) -> Finding:
-    """Whether cuDNN's attention runs."""
-    reason = answer.facts.get("cudnn", answer.ending or "not tried")
-    if reason:
-        help = "--model.attention xla works without it; pip install --upgrade nvidia-cudnn-cu12 (or cu13)"
-        return Finding("cuDNN attention", "problem", reason, help)
-    return Finding("cuDNN attention", "ok", "runs, forward and backward")
-
-
-def check_dma_map(answer: Answer) -> Finding:
-    """Whether batches are copied to the device directly from the loader's buffers."""
-    reason = answer.facts.get("dma_map", answer.ending or "not tried")
-    if reason:
-        return Finding("dma_map", "warning", reason, "nothing: batches are copied once more, below 0.1 % of a step")
-    return Finding("dma_map", "ok", "batches are copied directly from the loader's buffers")
+def _check_feature(answer: Answer, name: str, fact: str, failure: Status, success: str, help: str) -> Finding:
+    """Whether the probe could use a feature of the GPU; `fact` is empty if it could, else the reason why not."""
+    reason = answer.facts.get(fact, answer.ending or "not tried")
+    return Finding(name, failure, reason, help) if reason else Finding(name, "ok", success)
 
 
 def _why(answer: Answer, platforms: str) -> str:
@@ -147,12 +146,6 @@ def _help(answer: Answer, platforms: str) -> str:
     if answer.stage == "devices" and platforms and not answer.timed_out:
         return "unset JAX_PLATFORMS, and run the doctor again"
     return HELP.get(answer.stage, "python -c 'import jax; print(jax.devices())'")
-
-
-def _ending(code: int, complaint: str) -> str:
-    if code < 0:
-        return f"it was ended by signal {-code}"
-    return (complaint or f"it ended with status {code}") if code else ""
 
 
 def _most_informative_line(stderr: str) -> str:

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -12,7 +14,8 @@ from jaxgpt.doctor.finding import GIB, Finding
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 MIN_JAX = (0, 10, 2)
-PROBE_BYTES = 64 * 2**20
+MIB = 2**20
+PROBE_BYTES = 64 * MIB
 SLOW_DISK = 50e6  # bytes per second: a checkpoint of the 124M model, 1.5 GB, would take half a minute
 LOW_DISK, LOW_MEMORY = 5 * GIB, 4 * GIB
 
@@ -26,7 +29,8 @@ def check_versions(version_of: Callable[[str], str] = metadata.version) -> Findi
         except metadata.PackageNotFoundError:
             return Finding("versions", "problem", f"{name} is not installed", "pip install .")
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
-    if versions["jax"] != versions["jaxlib"] or _numbers(versions["jax"]) < MIN_JAX:
+    jax_version = tuple(int(number) for number in re.findall(r"\d+", versions["jax"])[:3])
+    if versions["jax"] != versions["jaxlib"] or jax_version < MIN_JAX:
         minimum = ".".join(map(str, MIN_JAX))
         return Finding("versions", "warning", text, f"install jax and jaxlib in the same version, {minimum} or newer")
     return Finding("versions", "ok", text)
@@ -53,15 +57,14 @@ def check_disk(folder: Path, size: int = PROBE_BYTES) -> Finding:
         free = _free_bytes(existing)
         if free < 4 * size:
             return Finding(name, "problem", f"{free / GIB:.2f} GiB free", "free some space, or choose another folder")
-        written, read = _speeds(existing / f".jaxgpt-doctor-{os.getpid()}", size)
+        written, read = _measure_speeds(existing, size)
     except OSError as error:
         help = "choose another folder: --runs DIR here, --run.dir or --data.path in a run"
         return Finding(name, "problem", f"{existing} cannot be written: {error.strerror}", help)
     text = f"{written / 1e6:,.0f} MB/s written and synced, {read / 1e6:,.0f} MB/s read, {free / GIB:,.0f} GiB free"
     if written < SLOW_DISK:
-        return Finding(
-            name, "warning", text, "checkpoints will be slow: another --run.dir, or a larger --run.save-every"
-        )
+        help = "checkpoints will be slow: another --run.dir, or a larger --run.save-every"
+        return Finding(name, "warning", text, help)
     if free < LOW_DISK:
         return Finding(name, "warning", text, "free some space: tokens and checkpoints take gigabytes")
     return Finding(name, "ok", text)
@@ -69,16 +72,12 @@ def check_disk(folder: Path, size: int = PROBE_BYTES) -> Finding:
 
 def check_cache(folder: Path) -> Finding:
     """Whether compiled programs can be cached in `folder`."""
-    probe = folder / f".jaxgpt-doctor-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        message = f"{folder} cannot be written: {error.strerror}"
-        return Finding(
-            "compilation cache", "warning", message, "set JAX_COMPILATION_CACHE_DIR, or every start compiles again"
-        )
+        help = "set JAX_COMPILATION_CACHE_DIR, or every start compiles again"
+        return Finding("compilation cache", "warning", f"{folder} cannot be written: {error.strerror}", help)
     return Finding("compilation cache", "ok", str(folder))
 
 
@@ -86,36 +85,30 @@ def check_host() -> Finding:
     """Cores that this process may use, and memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    available = _available()
-    text = f"{cores} cores, {memory / GIB:.1f} GiB of memory" + (
-        f", {available / GIB:.1f} available" if available is not None else ""
-    )
+    available = _available_memory()
+    text = f"{cores} cores, {memory / GIB:.1f} GiB of memory"
+    if available is not None:
+        text += f", {available / GIB:.1f} available"
     if (memory if available is None else available) < LOW_MEMORY:
         return Finding("host", "warning", text, "close other programs: start and compilation take 2 to 4 GiB")
     return Finding("host", "ok", text)
 
 
-def _speeds(path: Path, size: int) -> tuple[float, float]:
+def _measure_speeds(folder: Path, size: int) -> tuple[float, float]:
     """Bytes per second of a synced write, and of a read without the page cache where the system can drop it."""
-    data = os.urandom(2**20) * (size // 2**20 or 1)
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-    file = os.open(path, flags, 0o600)
-    try:
-        path.unlink()  # so that nothing is left, even after a kill
-        started = time.perf_counter()
-        os.write(file, data)
+    data = os.urandom(MIB) * (size // MIB or 1)
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:  # has no name: nothing remains, even after a kill
+        start = time.perf_counter()
+        file.write(data)
         os.fsync(file)
-        wrote = time.perf_counter() - started
+        write_seconds = time.perf_counter() - start
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-        started = time.perf_counter()
-        os.lseek(file, 0, os.SEEK_SET)
-        left = len(data)
-        while left > 0:
-            left -= len(os.read(file, 2**22)) or left
-        return len(data) / wrote, len(data) / (time.perf_counter() - started)
-    finally:
-        os.close(file)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        start = time.perf_counter()
+        while file.read(4 * MIB):
+            pass
+        return len(data) / write_seconds, len(data) / (time.perf_counter() - start)
 
 
 def _free_bytes(folder: Path) -> int:
@@ -123,13 +116,9 @@ def _free_bytes(folder: Path) -> int:
     return stats.f_bavail * stats.f_frsize
 
 
-def _available() -> int | None:
+def _available_memory() -> int | None:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        match = re.search(r"^MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+    return int(match[1]) * 1024 if match else None

@@ -20,8 +20,9 @@ PLUGINS = {12: "jax-cuda12-plugin", 13: "jax-cuda13-plugin"}
 MIN_DRIVER = {12: 525, 13: 580}
 USED_MIB = 1024  # GPU memory used by others that a run may lack
 QUERIES = {
-    "gpus": "--query-gpu=index,name,memory.total,memory.free,driver_version,uuid",
-    "processes": "--query-compute-apps=gpu_uuid,pid,process_name,used_memory",
+    "gpus": ("--query-gpu=index,name,memory.total,memory.free,driver_version,uuid", "--format=csv,noheader,nounits"),
+    "processes": ("--query-compute-apps=gpu_uuid,pid,process_name,used_memory", "--format=csv,noheader,nounits"),
+    "banner": (),
 }
 TIMEOUT = 10
 
@@ -55,19 +56,16 @@ class Gpu:
 
 def inspect_machine() -> Machine:
     """Inspects this machine."""
-    result = _run_nvidia_smi()
-    answers, error = ({}, result) if isinstance(result, str) else (result, "")
-    version = Path("/proc/driver/nvidia/version")
+    answers, error = _run_nvidia_smi()
+    container_marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
     return Machine(
-        gpus=answers.get("gpus"),
-        processes=answers.get("processes"),
-        banner=answers.get("banner"),
+        **{name: answers.get(name) for name in QUERIES},
         smi_error=error,
-        kernel_module=_read(version),
+        kernel_module=_read(Path("/proc/driver/nvidia/version")),
         device_nodes=tuple(sorted(str(path) for path in Path("/dev").glob("nvidia[0-9]*"))),
         plugins=installed_plugins(),
         wsl="microsoft" in (_read(Path("/proc/sys/kernel/osrelease")) or "").lower() or Path("/dev/dxg").exists(),
-        container=_in_container(),
+        container=any(path.exists() for path in container_marks) or "container" in os.environ,
     )
 
 
@@ -88,8 +86,8 @@ def parse_gpus(text: str | None) -> list[Gpu]:
     for line in (text or "").splitlines():
         parts = [part.strip() for part in line.split(",")]
         if len(parts) in (5, 6) and parts[0].isdigit():
-            index, name, total, free, driver, *uuid = parts
-            gpus.append(Gpu(index, name, _number(total), _number(free), driver, *uuid))
+            index, name, total, free, *rest = parts
+            gpus.append(Gpu(index, name, _number(total), _number(free), *rest))
     return gpus
 
 
@@ -103,88 +101,79 @@ def check_driver(machine: Machine) -> Finding:
     """Whether the driver is installed and responds."""
     gpus = parse_gpus(machine.gpus)
     if gpus:
-        names = ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in gpus)
-        return Finding("driver", "ok", names)
+        return Finding("driver", "ok", ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in gpus))
     if machine.kernel_module and not machine.device_nodes and not machine.wsl:
-        message = "the driver is loaded, but there is no /dev/nvidia0 here"
-        help = (
-            "start the container with --gpus all (NVIDIA Container Toolkit)" if machine.container else "nvidia-modprobe"
-        )
-        return Finding("driver", "problem", message, help)
+        with_gpus = "start the container with --gpus all (NVIDIA Container Toolkit)"
+        help = with_gpus if machine.container else "nvidia-modprobe"
+        return Finding("driver", "problem", "the driver is loaded, but there is no /dev/nvidia0 here", help)
     if machine.gpus is not None or machine.kernel_module or machine.smi_error:
+        in_windows = "in Windows, update its NVIDIA driver and run wsl --update"
+        help = in_windows if machine.wsl else "reboot, or reinstall the driver"
         reason = machine.smi_error or "nvidia-smi lists no GPU"
-        help = (
-            "in Windows, update its NVIDIA driver and run wsl --update"
-            if machine.wsl
-            else "reboot, or reinstall the driver"
-        )
         return Finding("driver", "problem", f"NVIDIA's driver does not respond: {reason}", help)
     if machine.wsl:
         help = "install NVIDIA's driver in Windows (none inside WSL), then wsl --shutdown"
         return Finding("driver", "warning", "WSL 2 without a GPU: runs train on the CPU", help)
-    help = "none needed on a CPU; for a GPU: install NVIDIA's driver"
-    if machine.container:
-        help = "none needed on a CPU; for a GPU: start the container with --gpus all"
+    remedy = "start the container with --gpus all" if machine.container else "install NVIDIA's driver"
+    help = f"none needed on a CPU; for a GPU: {remedy}"
     return Finding("driver", "warning", "no NVIDIA driver: runs train on the CPU", help)
 
 
 def check_plugin(machine: Machine) -> Finding | None:
     """Whether exactly one CUDA plugin of JAX is installed and supports this driver; None without a GPU."""
     gpus = parse_gpus(machine.gpus)
-    plugins = machine.plugins
     if not gpus:
         return None
-    wanted = _newest_cuda(machine)
-    if not plugins:
-        return Finding("CUDA plugin", "problem", "JAX has no CUDA plugin: it would use the CPU", _install(wanted))
-    if len(plugins) > 1:
+    wanted = max((cuda for cuda in PLUGINS if _supports(machine, cuda)), default=None)
+    install = f"pip install 'jaxgpt[cuda{wanted}]'" if wanted else f"a driver of {MIN_DRIVER[12]} or newer first"
+    installed = [(cuda, name) for cuda, name in PLUGINS.items() if name in machine.plugins]
+    if not installed:
+        return Finding("CUDA plugin", "problem", "JAX has no CUDA plugin: it would use the CPU", install)
+    if len(installed) > 1:
         spare = PLUGINS[12 if wanted == 13 else 13]
-        message = f"{' and '.join(sorted(plugins))} are both installed"
+        message = f"{' and '.join(name for _, name in installed)} are both installed"
         return Finding("CUDA plugin", "problem", message, f"pip uninstall {spare} {spare.replace('plugin', 'pjrt')}")
-    name, version = next(iter(plugins.items()))
-    cuda = next(number for number, plugin in PLUGINS.items() if plugin == name)
+    cuda, name = installed[0]
+    plugin = f"{name} {machine.plugins[name]}"
     newest = driver_cuda(machine.banner)
-    if not _supports(machine, cuda):
-        has = f"driver {gpus[0].driver}" + (f" supports CUDA up to {newest[0]}.{newest[1]}" if newest else "")
-        help = f"a driver of {MIN_DRIVER[cuda]} or newer"
-        if wanted is not None and wanted < cuda:
-            help += f", or {_install(wanted)}"
-        return Finding("CUDA plugin", "problem", f"{name} {version} needs CUDA {cuda}; {has}", help)
-    supported = f", the driver supports CUDA {newest[0]}.{newest[1]}" if newest else ""
-    return Finding("CUDA plugin", "ok", f"{name} {version}{supported}")
+    if _supports(machine, cuda):
+        supported = f", the driver supports CUDA {newest[0]}.{newest[1]}" if newest else ""
+        return Finding("CUDA plugin", "ok", f"{plugin}{supported}")
+    limit = f" supports CUDA up to {newest[0]}.{newest[1]}" if newest else ""
+    message = f"{plugin} needs CUDA {cuda}; driver {gpus[0].driver}{limit}"
+    older = f", or {install}" if wanted else ""
+    return Finding("CUDA plugin", "problem", message, f"a driver of {MIN_DRIVER[cuda]} or newer{older}")
 
 
 def check_memory(machine: Machine) -> list[Finding]:
     """Free memory of each GPU, and the processes that use the rest."""
-    return [_memory(gpu, machine.processes) for gpu in parse_gpus(machine.gpus)]
+    return [_check_gpu_memory(gpu, machine.processes) for gpu in parse_gpus(machine.gpus)]
 
 
-def _memory(gpu: Gpu, processes: str | None) -> Finding:
+def _check_gpu_memory(gpu: Gpu, processes: str | None) -> Finding:
     name = f"GPU {gpu.index} memory"
     if gpu.total is None or gpu.free is None:
         return Finding(name, "ok", f"{gpu.name} shares the machine's memory")
     text = f"{gpu.free / 1024:.1f} of {gpu.total / 1024:.1f} GiB free"
     if gpu.total - gpu.free <= USED_MIB:
         return Finding(name, "ok", text)
-    holders, how = _holders(processes, gpu), "plan for what is free: XLA_PYTHON_CLIENT_MEM_FRACTION"
-    if not holders:
-        return Finding(name, "warning", text, f"nvidia-smi lists no process (it may be in another container): {how}")
-    return Finding(name, "warning", f"{text}; used by {', '.join(holders)}", f"end those, or {how}")
+    help = "plan for what is free: XLA_PYTHON_CLIENT_MEM_FRACTION"
+    users = _processes_on(gpu, processes)
+    if not users:
+        return Finding(name, "warning", text, f"nvidia-smi lists no process (it may be in another container): {help}")
+    return Finding(name, "warning", f"{text}; used by {', '.join(users)}", f"end those, or {help}")
 
 
 def check_environment(environment: Mapping[str, str], gpus: int) -> list[Finding]:
     """Environment variables that keep JAX from using the GPUs."""
-    findings = []
     platforms = environment.get("JAX_PLATFORMS", "")
+    texts = {"JAX_PLATFORMS": "", "CUDA_VISIBLE_DEVICES": _hidden_gpus(environment.get("CUDA_VISIBLE_DEVICES"), gpus)}
     if gpus and platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
-        findings.append(Finding("JAX_PLATFORMS", "warning", f"{platforms}: the GPU is not used", "unset JAX_PLATFORMS"))
-    text = _hidden(environment.get("CUDA_VISIBLE_DEVICES"), gpus)
-    if text:
-        findings.append(Finding("CUDA_VISIBLE_DEVICES", "warning", text, "unset CUDA_VISIBLE_DEVICES"))
-    return findings
+        texts["JAX_PLATFORMS"] = f"{platforms}: the GPU is not used"
+    return [Finding(name, "warning", text, f"unset {name}") for name, text in texts.items() if text]
 
 
-def _hidden(visible: str | None, gpus: int) -> str:
+def _hidden_gpus(visible: str | None, gpus: int) -> str:
     """Describes what CUDA_VISIBLE_DEVICES hides by mistake: CUDA reads it up to the first index without a GPU.
 
     Identifiers of GPUs and of their MIG instances, which it may contain too, are not checked.
@@ -194,65 +183,48 @@ def _hidden(visible: str | None, gpus: int) -> str:
     if visible.strip() in ("", "-1"):
         return f"{visible!r} hides every GPU"
     for position, name in enumerate(visible.split(",")):
-        index = _number(name.strip())
+        index = _number(name)
         if index is not None and index >= gpus:
             effect = f"leaves {position} of {gpus} GPUs" if position else "hides every GPU"
             return f"{visible!r} {effect}: there is no GPU {index}"
     return ""
 
 
-def _run_nvidia_smi() -> dict[str, str] | str:
-    """The outputs of `nvidia-smi` by query, empty without that tool, or the reason why it fails."""
+def _run_nvidia_smi() -> tuple[dict[str, str], str]:
+    """The outputs of `nvidia-smi` by query, none without that tool, and the reason why it fails, if it does."""
     tool = shutil.which("nvidia-smi") or shutil.which("/usr/lib/wsl/lib/nvidia-smi")
-    if not tool:
-        return {}
-    commands = {name: [tool, query, "--format=csv,noheader,nounits"] for name, query in QUERIES.items()}
-    answers = {}
-    for name, command in (commands | {"banner": [tool]}).items():
+    answers: dict[str, str] = {}
+    for name, query in QUERIES.items() if tool else ():
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+            done = subprocess.run([tool, *query], capture_output=True, text=True, timeout=TIMEOUT, check=False)
         except (OSError, subprocess.SubprocessError) as error:
-            return f"nvidia-smi: {error}"
+            return {}, f"nvidia-smi: {error}"
         if done.returncode and name == "gpus":
-            return " ".join((done.stdout + done.stderr).split())[:200]
+            return {}, " ".join((done.stdout + done.stderr).split())[:200]
         answers[name] = done.stdout
-    return answers
-
-
-def _newest_cuda(machine: Machine) -> int | None:
-    """The newest CUDA major version that the driver supports and JAX has a plugin for, if any."""
-    return max((cuda for cuda in PLUGINS if _supports(machine, cuda)), default=None)
+    return answers, ""
 
 
 def _supports(machine: Machine, cuda: int) -> bool:
+    """Whether the driver runs that CUDA major version; True if its version is unknown."""
     newest = driver_cuda(machine.banner)
-    major = _driver_major(parse_gpus(machine.gpus)[0])
     if newest is not None:
         return newest[0] >= cuda
-    return major is None or major >= MIN_DRIVER[cuda]
+    driver = _number(parse_gpus(machine.gpus)[0].driver.split(".")[0])
+    return driver is None or driver >= MIN_DRIVER[cuda]
 
 
-def _install(cuda: int | None) -> str:
-    return f"pip install 'jaxgpt[cuda{cuda}]'" if cuda else f"a driver of {MIN_DRIVER[12]} or newer first"
-
-
-def _driver_major(gpu: Gpu) -> int | None:
-    return _number(gpu.driver.split(".")[0])
-
-
-def _holders(text: str | None, gpu: Gpu) -> list[str]:
-    """The processes on `gpu`, and those listed without a GPU."""
-    holders = []
+def _processes_on(gpu: Gpu, text: str | None) -> list[str]:
+    """The processes on `gpu`, and those listed without a GPU, as `python3 (pid 4242, 9.3 GiB)`."""
+    processes = []
     for line in (text or "").splitlines():
-        pid, _, rest = line.partition(",")
-        if not pid.strip().isdigit():  # the line starts with the GPU that the process uses
-            pid, _, rest = rest.partition(",") if pid.strip() == gpu.uuid else ("", "", "")
-        name, _, used = rest.rpartition(",")
-        if pid.strip().isdigit():
-            size = _number(used)
+        match = re.match(r"\s*(?:([^,]*),\s*)??(\d+)\s*,(.*),(.*)", line)  # the GPU comes first where it is listed
+        if match and match[1] in (None, gpu.uuid):
+            name = os.path.basename(match[3].strip()) or "a process"
+            size = _number(match[4])
             memory = f", {size / 1024:.1f} GiB" if size is not None else ""
-            holders.append(f"{os.path.basename(name.strip()) or 'a process'} (pid {pid.strip()}{memory})")
-    return holders
+            processes.append(f"{name} (pid {match[2]}{memory})")
+    return processes
 
 
 def _number(text: str) -> int | None:
@@ -264,8 +236,3 @@ def _read(path: Path) -> str | None:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-
-
-def _in_container() -> bool:
-    marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
-    return any(path.exists() for path in marks) or "container" in os.environ

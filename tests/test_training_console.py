@@ -36,7 +36,6 @@ from jaxgpt.training.evaluator import Evaluator
 from jaxgpt.training.records import Score, Scores, StepRecord
 from jaxgpt.training.step import Metrics
 from jaxgpt.utils.eta import Eta
-from jaxgpt.utils.formatting import format_duration
 
 STEP_LINE = re.compile(r"step (\d+): train loss (\S+), val loss (\S+)")
 ITER_LINE = re.compile(r"iter (\d+): loss (\S+), time ([\d.]+)ms(?:, mfu (-?[\d.]+)%)?")
@@ -244,17 +243,6 @@ def test_error_below_the_panel_is_one_sentence(
 
 
 # --- small parts -----------------------------------------------------------------------------------------------------
-
-
-def test_durations_are_formatted_in_words() -> None:
-    assert [format_duration(s) for s in (0.4, 59.4, 60, 250, 3600, 23_520)] == [
-        "0 s",
-        "59 s",
-        "1 min 0 s",
-        "4 min 10 s",
-        "1 h 0 min",
-        "6 h 32 min",
-    ]
 
 
 def test_sparkline_scales_and_skips_nonfinite_values() -> None:

@@ -2,9 +2,17 @@
 
 import math
 import time
+from collections.abc import Mapping
 
 UNKNOWN = "–"
+MINUS = "−"
 LAST_DATE = 253_402_128_000.0  # seconds since 1970: Python's calendar ends here
+ROUNDING = (86_400, 21_600, 3600, 1800, 600, 300, 60, 30, 10, 5, 1)  # seconds to which rough durations are rounded
+MAX_ROUNDING = 0.1  # of the duration
+
+COUNTS = {1e12: "T", 1e9: "B", 1e6: "M"}
+FLOPS = {1e21: " ZFLOP", 1e18: " EFLOP", 1e15: " PFLOP", 1e12: " TFLOP"}
+BYTES = {1e9: " GB", 1e6: " MB", 1e3: " kB"}
 
 
 def format_hours(seconds: float | None) -> str:
@@ -32,12 +40,22 @@ def format_duration(seconds: float, parts: int = 2) -> str:
     """A duration in its `parts` largest units: `6 h 32 min`, `4 min 10 s`, `2 days 3 h`; with 3 `6 h 32 min 51 s`."""
     remaining = round(seconds)
     texts = list[str]()
-    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s")):
+    for size, unit in ((86_400, "day"), (3600, "h"), (60, "min"), (1, "s")):
         number = remaining // size
         if texts or number or size == 1:
-            texts.append(f"{number} {'day' if unit == 'days' and number == 1 else unit}")
+            texts.append(pluralize(number, unit) if unit == "day" else f"{number} {unit}")
             remaining %= size
     return " ".join(texts[:parts])
+
+
+def format_rough_duration(seconds: float) -> str:
+    """A duration that is an estimate, rounded by at most 5 %: `6 h 30 min`, `45 s`, `29 h`, `3 days`."""
+    rounding = next((size for size in ROUNDING if size <= seconds * MAX_ROUNDING), 1)
+    rounded = round(seconds / rounding) * rounding
+    if 86_400 <= rounded < 2 * 86_400:
+        return f"{rounded // 3600} h"
+    text = format_duration(rounded)
+    return text.rpartition(" 0 ")[0] or text
 
 
 def format_date(timestamp: float) -> str:
@@ -58,39 +76,48 @@ def format_number(value: float | None, digits: int = 2) -> str:
     return UNKNOWN if value is None else f"{value:,.{digits}f}"
 
 
+def format_signed(value: float | None, digits: int = 3) -> str:
+    """A difference with its sign: `+0.120`, `−0.781`; no sign for what rounds to zero."""
+    text = format_number(value, digits).lstrip("-")
+    if value is None or float(text.replace(",", "")) == 0:
+        return text
+    return f"{MINUS if value < 0 else '+'}{text}"
+
+
+def format_change(nats: float, digits: int = 2) -> str:
+    """A change of a loss in words: `0.23 lower`, `0.05 higher`, `the same`."""
+    amount = f"{abs(nats):.{digits}f}"
+    if float(amount) == 0:
+        return "the same"
+    return f"{amount} {'lower' if nats < 0 else 'higher'}"
+
+
 def format_count(value: float) -> str:
     """`10.49B`, `40.56M`, `8,192`."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if value >= size:
-            return f"{value / size:.2f}{unit}"
-    return f"{value:,.0f}"
+    return _with_unit(value, COUNTS, ".2f") or f"{value:,.0f}"
 
 
 def format_tokens(count: float) -> str:
     """`2.52B`, `480M`, `8,192`: three digits below a billion."""
-    if 1e6 <= count < 1e9:
-        return f"{count / 1e6:.3g}M"
-    return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count:,.0f}"
+    return f"{count / 1e6:.3g}M" if 1e6 <= count < 999.5e6 else format_count(count)
 
 
 def format_flops(value: float) -> str:
     """A number of floating-point operations: `3.15 EFLOP` (10^18), `PFLOP` (10^15), `TFLOP` (10^12)."""
-    for size, unit in ((1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g} FLOP"
+    return _with_unit(value, FLOPS, ".3g") or f"{value:.3g} FLOP"
 
 
 def format_bytes(count: int) -> str:
     """`31.4 MB`: powers of 1000, as disks are sold."""
-    if count < 1000:
-        return f"{count} bytes"
-    for size, unit in ((1e9, "GB"), (1e6, "MB")):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count / 1e3:,.1f} kB"
+    return _with_unit(count, BYTES, ",.1f") or pluralize(count, "byte")
 
 
-def pluralize(count: int, noun: str) -> str:
-    """`1 document`, `2,000 documents`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def pluralize(count: float, noun: str, plural: str = "") -> str:
+    """`1 document`, `2,000 documents`, `1.5 hours`; `plural` is for nouns that do not take an s."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:,.3g}"
+    return f"{number} {noun if number == '1' else plural or f'{noun}s'}"
+
+
+def _with_unit(value: float, units: Mapping[float, str], digits: str) -> str:
+    """`value` in the first of the `units`, from large to small, that it reaches; empty below all of them."""
+    return next((f"{value / size:{digits}}{unit}" for size, unit in units.items() if value >= size), "")

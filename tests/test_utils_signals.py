@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import jaxgpt
-from jaxgpt.utils.signals import DeferredInterrupt
+from jaxgpt.utils.signals import deferred_interrupt
 
 BUSY = """
 import hashlib, threading
@@ -71,11 +71,11 @@ def test_signal_leaves_a_running_cleanup_alone(number: signal.Signals, status: i
 
 def test_deferred_interrupt_raises_at_the_next_check_or_ctrl_c() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with DeferredInterrupt() as interrupt:
-        interrupt.raise_if_pending()
+    with deferred_interrupt() as raise_if_pending:
+        raise_if_pending()
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            interrupt.raise_if_pending()
+            raise_if_pending()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

@@ -14,8 +14,8 @@ from jaxgpt.config.options import Parser
 from jaxgpt.doctor import jax_checks, machine, nvidia
 from jaxgpt.doctor.finding import Finding, worst_status
 from jaxgpt.errors import ConfigError
+from jaxgpt.utils.files import compilation_cache_dir
 from jaxgpt.utils.formatting import pluralize
-from jaxgpt.utils.user_cache import compilation_cache_dir
 
 DESCRIPTION = """Checks whether this machine can train, on which device, and what to do if it cannot.
 

@@ -193,8 +193,10 @@ def _hidden_gpus(visible: str | None, gpus: int) -> str:
 def _run_nvidia_smi() -> tuple[dict[str, str], str]:
     """The outputs of `nvidia-smi` by query, none without that tool, and the reason why it fails, if it does."""
     tool = shutil.which("nvidia-smi") or shutil.which("/usr/lib/wsl/lib/nvidia-smi")
-    answers: dict[str, str] = {}
-    for name, query in QUERIES.items() if tool else ():
+    if tool is None:
+        return {}, ""
+    answers = {}
+    for name, query in QUERIES.items():
         try:
             done = subprocess.run([tool, *query], capture_output=True, text=True, timeout=TIMEOUT, check=False)
         except (OSError, subprocess.SubprocessError) as error:

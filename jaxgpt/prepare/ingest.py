@@ -6,7 +6,7 @@ staging folder's journal; resuming from there produces the same bytes.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from jaxgpt.prepare.sources import Skipped, Source, TextBatch
 from jaxgpt.prepare.sources.base import FileGuard
 from jaxgpt.prepare.staging import StagingDir, check_disk_space
 from jaxgpt.utils.progress import ProgressReporter
-from jaxgpt.utils.signals import DeferredInterrupt
+from jaxgpt.utils.signals import deferred_interrupt
 
 MAX_SHARDS = 100_000
 JOURNAL_SECONDS = 10.0  # of work that a kill can lose
@@ -117,7 +117,11 @@ class Ingest:
         progress.start_stage("reading")
         self.encoder.load()
         start = time.monotonic()
-        with translate_loader_errors(), DeferredInterrupt() as interrupt, closing_all(self._components()) as components:
+        with (
+            translate_loader_errors(),
+            deferred_interrupt() as check_interrupt,
+            closing_all(self._components()) as components,
+        ):
             mixture = Mixture(components)
             if self._writer_state is None:
                 self._check_components(mixture)
@@ -126,9 +130,9 @@ class Ingest:
                 before = splitter.totals
                 progress.start_stage("encoding", int(self._expected_bytes), before)
                 self._journal_time = time.monotonic()
-                self._write_all(mixture.ranges(), splitter, staging, progress, interrupt)
+                self._write_all(mixture.ranges(), splitter, staging, progress, check_interrupt)
                 self._check_taken(splitter)
-                interrupt.raise_if_pending()
+                check_interrupt()
                 progress.start_stage("finishing")
                 tokens = splitter.totals[2] - before[2]
                 train, val = splitter.finish()
@@ -200,13 +204,13 @@ class Ingest:
         splitter: _loader.Splitter,
         staging: StagingDir,
         progress: ProgressReporter,
-        interrupt: DeferredInterrupt,
+        check_interrupt: Callable[[], None],
     ) -> None:
         """Writes each range while the next one is read and encoded, until the last one or the token budget."""
         with ThreadPoolExecutor(1, "write") as pool:
             pending: Future[bool] | None = None
             for documents in ranges:
-                interrupt.raise_if_pending()
+                check_interrupt()
                 if pending and not pending.result():
                     return
                 if time.monotonic() - self._journal_time > JOURNAL_SECONDS:

@@ -15,7 +15,7 @@ import jaxgpt
 from jaxgpt import _loader
 from jaxgpt.errors import ConfigError
 from jaxgpt.utils import malloc
-from jaxgpt.utils.user_cache import compilation_cache_dir
+from jaxgpt.utils.files import compilation_cache_dir
 
 DRIVER_NODES = (Path("/dev/nvidiactl"), Path("/usr/lib/wsl/lib/libcuda.so.1"))  # NVIDIA's driver on Linux, in WSL 2
 

@@ -1,29 +1,24 @@
-"""Files: written in one piece, never over somebody else's, and locked."""
+"""Files: written atomically, and never over somebody else's."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
 
 from jaxgpt.errors import ConfigError
 
 HEAD_BYTES = 1 << 16
 
 
-@contextmanager
-def atomic_writer(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file that replaces `path` when the block ends: a reader or a crash sees the old content or the new.
+def write_text(path: Path, text: str) -> None:
+    """Replaces the content of `path` by `text`, atomically: a reader or a crash sees the old content or the new.
 
-    It is on the disk (fsync) before it takes the name; a link stays a link. An error leaves `path` as it was.
+    The new content is on the disk (fsync) before it takes the name; a link stays a link. An error leaves `path` as it
+    was.
     """
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.tmp")
-    encoding = None if "b" in mode else "utf-8"
-    errors = None if "b" in mode else "backslashreplace"
     try:
-        with temporary.open(mode, encoding=encoding, errors=errors) as file:
-            yield file
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -32,23 +27,17 @@ def atomic_writer(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces the content of `path` by `text`, atomically."""
-    with atomic_writer(path) as file:
-        file.write(text)
-
-
 def check_writable(option: str, path: Path) -> Path:
     """Returns `path`; raises `ConfigError` C041, before any work, if a file cannot be written there."""
-    if path.is_dir():
-        raise ConfigError("C041", f"{option} '{path}' cannot be written: it is a folder", "choose another path")
-    if path.exists() and not path.is_file():
-        raise ConfigError("C041", f"{option} '{path}' cannot be written: not a regular file", "choose another path")
-    if not path.parent.is_dir():
-        message = f"{option} '{path}' cannot be written: there is no folder '{path.parent}'"
-        raise ConfigError("C041", message, "choose another path")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError("C041", f"{option} '{path}' cannot be written: no permission", "choose another path")
+    problems = {
+        "it is a folder": path.is_dir(),
+        "not a regular file": path.exists() and not path.is_file(),
+        f"there is no folder '{path.parent}'": not path.parent.is_dir(),
+        "no permission": not os.access(path if path.exists() else path.parent, os.W_OK),
+    }
+    for problem, exists in problems.items():
+        if exists:
+            raise ConfigError("C041", f"{option} '{path}' cannot be written: {problem}", "choose another path")
     return path
 
 
@@ -64,3 +53,9 @@ def check_report_path(option: str, path: Path) -> Path:
     if start and not is_report(start):
         raise ConfigError("C041", f"'{path}' exists and is not a report of jaxgpt", "choose another path")
     return path
+
+
+def compilation_cache_dir() -> Path:
+    """The folder of XLA's compiled programs: `$JAX_COMPILATION_CACHE_DIR`, by default in the user's cache."""
+    user_cache = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+    return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(user_cache) / "jaxgpt" / "xla")

@@ -86,31 +86,24 @@ class GracefulShutdown:
                 os._exit(EXIT_STATUS[signal.Signals(number[0])])
 
 
-class DeferredInterrupt:
-    """A context in which Ctrl-C is noted and raised by `raise_if_pending`; a second one is raised immediately.
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], None]]:
+    """Notes Ctrl-C inside the block; the function that it gives raises the `KeyboardInterrupt`. A second one raises it.
 
     For work in libraries that turn a `KeyboardInterrupt` into another error.
     """
+    pending = threading.Event()
 
-    def __init__(self) -> None:
-        self._pending = False
-        self._handler = signal_handler(self._handle, signal.SIGINT)
-
-    def __enter__(self) -> Self:
-        self._handler.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._handler.__exit__(*exception)
-
-    def raise_if_pending(self) -> None:
-        """Raises `KeyboardInterrupt` if Ctrl-C was pressed."""
-        if self._pending:
+    def raise_if_pending() -> None:
+        if pending.is_set():
             raise KeyboardInterrupt
 
-    def _handle(self, _: int, __: FrameType | None) -> None:
-        self.raise_if_pending()
-        self._pending = True
+    def handle(_: int, __: FrameType | None) -> None:
+        raise_if_pending()
+        pending.set()
+
+    with signal_handler(handle, signal.SIGINT):
+        yield raise_if_pending
 
 
 @contextmanager

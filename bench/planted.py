@@ -8,7 +8,7 @@ of Python's standard library (prepared under DIR, temporary by default, with a v
 The validation text is the same for all; only the cause and its requirements differ from the baseline. Measured losses
 (2 x86 cores, Python 3.11's library; nats per token, unigram entropy 5.84):
 
-    run              what differs                                          final val  baseline
+    run              arguments differs                                          final val  baseline
     clean            cosine from 6e-3 to 0, warmup 35, 0.03 epochs                  4.824
     lr-10x           peak 6e-2                                                      5.497  4.824
     two-layers       2 layers of width 16                                           5.055  4.824
@@ -57,7 +57,7 @@ CLEAN = Config(
 
 
 class Planted(NamedTuple):
-    """A cause: what differs from the clean run, and the folder of tokens it reads ("base" unless made for it)."""
+    """A cause: the changes of the clean config, and the folder of tokens it reads ("base" unless made for it)."""
 
     changes: Mapping[str, dict[str, Any]] = MappingProxyType({})
     tokens: str = "base"
@@ -86,7 +86,7 @@ RUNS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description="Small runs with a planted cause each, and a clean baseline.")
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME", help="these runs only")
-    parser.add_argument("--work", type=Path, help="where tokens and runs are kept (default: nowhere)")
+    parser.add_argument("--work", type=Path, help="where tokens and runs are kept (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder of the records (default: {OUT})")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="jaxgpt-planted-") as temporary:
@@ -112,8 +112,8 @@ def tokens(name: str, work: Path) -> Path:
     """The folder of tokens of that name, made if it is not there."""
     base, folder = work / "base", work / name
     if not base.exists():
-        what = ["python-stdlib", "--train-tokenizer", str(CLEAN.model.vocab_size), "--val-tokens", "1_000_000"]
-        subprocess.run([sys.executable, "-m", "jaxgpt.prepare", *what, "--out", str(base)], check=True)
+        arguments = ["python-stdlib", "--train-tokenizer", str(CLEAN.model.vocab_size), "--val-tokens", "1_000_000"]
+        subprocess.run([sys.executable, "-m", "jaxgpt.prepare", *arguments, "--out", str(base)], check=True)
     if not folder.exists():
         makers: dict[str, Callable[[Tokens], Tokens]] = {"tiny": tiny, "shuffled": shuffled}
         data = dataset.open_folder(base)
@@ -141,9 +141,9 @@ def shuffled(train: Tokens) -> Tokens:
 def windows(train: Tokens, count: int) -> Tokens:
     """`count` distinct random blocks of `train`, concatenated."""
     block = CLEAN.model.block_size
-    whole = train[: len(train) // block * block].reshape(-1, block)
-    chosen = np.random.default_rng(0).permutation(len(whole))[:count]
-    return whole[chosen].ravel()
+    blocks = train[: len(train) // block * block].reshape(-1, block)
+    chosen = np.random.default_rng(0).permutation(len(blocks))[:count]
+    return blocks[chosen].ravel()
 
 
 def write(path: Path, ids: Tokens) -> None:

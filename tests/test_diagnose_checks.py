@@ -20,31 +20,31 @@ from jaxgpt.diagnose.context import RunContext
 from jaxgpt.logs.history import History
 
 RUNS = [
-    pytest.param(name, status, own, seen, id=f"{name}: {status} {number}")
+    pytest.param(name, status, context, history, id=f"{name}: {status} {number}")
     for status, table in BY_STATUS.items()
     for name in CHECKS
-    for number, (own, seen) in enumerate(table[name])
+    for number, (context, history) in enumerate(table[name])
 ]
 
 
-@pytest.mark.parametrize(("name", "status", "own", "seen"), RUNS)
-def test_status(name: str, status: str, own: RunContext, seen: History) -> None:
-    found = find_all(own, seen)[name]
-    assert (found.status, found.conditions) == (status, found.conditions)
-    for condition in found.conditions:
+@pytest.mark.parametrize(("name", "status", "context", "history"), RUNS)
+def test_status(name: str, status: str, context: RunContext, history: History) -> None:
+    finding = find_all(context, history)[name]
+    assert (finding.status, finding.conditions) == (status, finding.conditions)
+    for condition in finding.conditions:
         assert condition.question
         assert condition.result is None or condition.evidence or not condition.lines
     if status == "unknown":
-        assert any(condition.missing for condition in found.conditions if condition.result is None)
+        assert any(condition.missing for condition in finding.conditions if condition.result is None)
     if status != "confirmed":
-        assert found.recommendations == ()
+        assert finding.recommendations == ()
 
 
 def test_consequences_of_overfitting_come_after_it() -> None:
-    found = find_all(*make_run(REPEATED, gap=lambda steps: widening(steps) / 2, done=1000))
-    assert found["overfitting"].status == found["repetition-risk"].status == "confirmed"
-    assert (found["repetition-risk"].cost or 0.0) > (found["overfitting"].cost or 0.0) > 0.0
-    assert list(found).index("overfitting") < list(found).index("repetition-risk")
+    findings = find_all(*make_run(REPEATED, gap=lambda steps: widening(steps) / 2, done=1000))
+    assert findings["overfitting"].status == findings["repetition-risk"].status == "confirmed"
+    assert (findings["repetition-risk"].cost or 0.0) > (findings["overfitting"].cost or 0.0) > 0.0
+    assert list(findings).index("overfitting") < list(findings).index("repetition-risk")
 
 
 def test_few_tokens_are_not_a_limit_of_the_model_size() -> None:
@@ -58,20 +58,20 @@ def test_nothing_is_repeated_in_the_first_epoch() -> None:
 
 
 def test_growing_gradients_are_reported_before_a_divergence() -> None:
-    own, seen = make_run(losses=training(flat), norms=lambda steps: 1 + 9.0 * (steps >= TOTAL - 8))
-    found = find_all(own, seen)["divergence"]
-    assert found.status == "ruled out"
-    assert "the gradient norm grew from 1 to 10" in found.conditions[1].evidence
+    context, history = make_run(losses=training(flat), norms=lambda steps: 1 + 9.0 * (steps >= TOTAL - 8))
+    finding = find_all(context, history)["divergence"]
+    assert finding.status == "ruled out"
+    assert "the gradient norm grew from 1 to 10" in finding.conditions[1].evidence
 
 
 def test_confirmed_findings_come_first_by_cost() -> None:
-    own, seen = make_run(REPEATED, val=rising, gap=widening)
-    found = run_checks(analyze(own, seen))
-    assert sorted(finding.id for finding in found) == sorted(CHECKS)
-    held = [finding for finding in found if finding.status == "confirmed"]
-    assert found[: len(held)] == tuple(held)
-    costs = [finding.cost or 0.0 for finding in held]
+    context, history = make_run(REPEATED, val=rising, gap=widening)
+    findings = run_checks(analyze(context, history))
+    assert sorted(finding.id for finding in findings) == sorted(CHECKS)
+    confirmed = [finding for finding in findings if finding.status == "confirmed"]
+    assert findings[: len(confirmed)] == tuple(confirmed)
+    costs = [finding.cost or 0.0 for finding in confirmed]
     assert costs == sorted(costs, reverse=True)
-    assert [finding.id for finding in held[:2]] == ["severe-overfitting", "overfitting"]
-    statuses = [finding.status for finding in found]
+    assert [finding.id for finding in confirmed[:2]] == ["severe-overfitting", "overfitting"]
+    statuses = [finding.status for finding in findings]
     assert statuses == sorted(statuses, key=["confirmed", "unknown", "ruled out"].index)

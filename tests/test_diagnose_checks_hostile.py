@@ -1,4 +1,4 @@
-"""Whatever a log and its context hold, sixteen findings come out, each with a known status and plain numbers."""
+"""Whatever a log and its context contain, sixteen findings come out, each with a known status and plain numbers."""
 
 import json
 import math
@@ -101,13 +101,13 @@ def context(dice: Dice, baseline: Baseline | None = None) -> RunContext:
 def test_every_log_is_diagnosed(seed: int) -> None:
     dice = Dice(seed)
     baseline = Baseline(history(dice), context(dice)) if dice.of.random() < 0.4 else None
-    seen, own = history(dice), context(dice, baseline)
-    posterior, forecast, _ = forecast_run(seen, own)
-    found = run_checks(analyze_run(seen, own, posterior, forecast))
-    assert sorted(finding.id for finding in found) == sorted(CHECKS)
-    for finding in found:
+    log, facts = history(dice), context(dice, baseline)
+    posterior, forecast, _ = forecast_run(log, facts)
+    findings = run_checks(analyze_run(log, facts, posterior, forecast))
+    assert sorted(finding.id for finding in findings) == sorted(CHECKS)
+    for finding in findings:
         json.dumps([condition._asdict() for condition in finding.conditions])
         assert all(condition.result in (True, False, None) for condition in finding.conditions)
         assert all(isinstance(condition.result, bool | None) for condition in finding.conditions)
         assert finding.cost is None or not math.isnan(finding.cost)
-    json.dumps(to_json(build_report(diagnose(seen, own, now=0.0))), allow_nan=False)
+    json.dumps(to_json(build_report(diagnose(log, facts, now=0.0))), allow_nan=False)

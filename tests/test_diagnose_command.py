@@ -1,4 +1,4 @@
-"""The command: what it loads, prints and refuses; its JSON is what docs/diagnose.md says it is."""
+"""The command: what it loads, prints and refuses; its JSON follows docs/diagnose.md."""
 
 import fcntl
 import io
@@ -41,7 +41,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-# --- what it says ----------------------------------------------------------------------------------------------------
+# --- what it prints --------------------------------------------------------------------------------------------------
 
 
 def test_the_main_answers_come_first(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,8 +56,8 @@ def test_the_main_answers_come_first(log: Path, capsys: pytest.CaptureFixture[st
 
 def test_every_check_has_one_finding(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(messages.MEANINGS) == set(CHECKS)
-    found = json.loads(answered(capsys, str(log), "--config", "fineweb40m", "--json"))
-    assert sorted(finding["id"] for finding in found["findings"]) == sorted(CHECKS)
+    report = json.loads(answered(capsys, str(log), "--config", "fineweb40m", "--json"))
+    assert sorted(finding["id"] for finding in report["findings"]) == sorted(CHECKS)
 
 
 def test_one_line_gives_an_eta_only(
@@ -73,12 +73,12 @@ def test_one_line_gives_an_eta_only(
 
 
 def test_evidence_quotes_lines_of_the_log(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = json.loads(answered(capsys, str(log), "--config", "fineweb40m", "--json"))
-    held = log.read_text().splitlines()
-    quoted = [line for v in found["findings"] for condition in v["conditions"] for line in condition["lines"]]
+    report = json.loads(answered(capsys, str(log), "--config", "fineweb40m", "--json"))
+    lines = log.read_text().splitlines()
+    quoted = [line for v in report["findings"] for condition in v["conditions"] for line in condition["lines"]]
     assert quoted
     for line in quoted:
-        assert line["text"] == held[line["number"] - 1]
+        assert line["text"] == lines[line["number"] - 1]
 
 
 def test_piped_text_is_plain_and_80_columns_wide(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +108,7 @@ def test_a_finished_run_is_reported_as_done(log: Path, capsys: pytest.CaptureFix
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
-NUMBER, TEXT, WHOLE, TRUTH = (int, float), str, int, bool
+NUMBER, TEXT, INTEGER, BOOLEAN = (int, float), str, int, bool
 FORECAST = dict.fromkeys(("final_loss", "low80", "high80", "low95", "high95", "sd"), NUMBER)
 RECOMMENDATION = {
     "action": TEXT,
@@ -117,36 +117,43 @@ RECOMMENDATION = {
     "low": (NUMBER, None),
     "high": (NUMBER, None),
 }
-LINE = {"number": WHOLE, "text": TEXT}
-CONDITION = {"question": TEXT, "evidence": TEXT, "result": (TRUTH, None), "missing": TEXT, "lines": [LINE]}
-TARGET = {"loss": NUMBER, "expected": FORECAST, "possible": TRUTH, "reason": TEXT}
-PROOF = {"run": TEXT, "step": WHOLE, "steps": WHOLE, "forecast": FORECAST, "observed": NUMBER, "error": NUMBER} | {
-    "inside80": TRUTH,
-    "inside95": TRUTH,
+LINE = {"number": INTEGER, "text": TEXT}
+CONDITION = {"question": TEXT, "evidence": TEXT, "result": (BOOLEAN, None), "missing": TEXT, "lines": [LINE]}
+TARGET = {"loss": NUMBER, "expected": FORECAST, "possible": BOOLEAN, "reason": TEXT}
+BACKTEST = {
+    "run": TEXT,
+    "step": INTEGER,
+    "steps": INTEGER,
+    "forecast": FORECAST,
+    "observed": NUMBER,
+    "error": NUMBER,
+} | {
+    "inside80": BOOLEAN,
+    "inside95": BOOLEAN,
     "time": NUMBER,
 }
 SCHEMA = {
-    "version": WHOLE,
+    "version": INTEGER,
     "source": TEXT,
     "format": TEXT,
-    "steps_done": WHOLE,
-    "total_steps": (WHOLE, None),
+    "steps_done": INTEGER,
+    "total_steps": (INTEGER, None),
     "summary": [TEXT],
     "eta": (
         {
-            "done": TRUTH,
-            "steps_left": WHOLE,
+            "done": BOOLEAN,
+            "steps_left": INTEGER,
             "seconds": NUMBER,
             "low": NUMBER,
             "high": NUMBER,
             "ends_at": TEXT,
             "counted_from": TEXT,
-            "step_time": ({"seconds": NUMBER, "low": NUMBER, "high": NUMBER, "steps_used": WHOLE}, None),
+            "step_time": ({"seconds": NUMBER, "low": NUMBER, "high": NUMBER, "steps_used": INTEGER}, None),
             "breakdown": [{"name": TEXT, "spent": (NUMBER, None), "remaining": NUMBER}],
             "trend": (
                 {
                     "kind": TEXT,
-                    "since": WHOLE,
+                    "since": INTEGER,
                     "before": NUMBER,
                     "after": NUMBER,
                     "p_value": NUMBER,
@@ -161,11 +168,11 @@ SCHEMA = {
         None,
     ),
     "forecast": (FORECAST, None),
-    "scenarios": [{"description": TEXT, "steps": WHOLE, "command": TEXT} | FORECAST],
+    "scenarios": [{"description": TEXT, "steps": INTEGER, "command": TEXT} | FORECAST],
     "findings": [{"id": TEXT, "status": TEXT, "conditions": [CONDITION], "recommendations": [RECOMMENDATION]}],
     "recommendations": [RECOMMENDATION],
     "target": (TARGET, None),
-    "backtests": [PROOF],
+    "backtests": [BACKTEST],
     "assumed": [TEXT],
     "missing": [TEXT],
     "notes": [TEXT],
@@ -173,28 +180,28 @@ SCHEMA = {
 }
 
 
-def check(value: Any, schema: Any, place: str = "$") -> None:
-    """Fails where `value` is not what the schema says: no key more, none less, every type as it stands there."""
+def check(value: Any, schema: Any, path: str = "$") -> None:
+    """Fails where `value` does not match the schema: exactly its keys, each of its type."""
     if isinstance(schema, tuple) and None in schema:
         if value is not None:
-            check(value, schema[0], place)
+            check(value, schema[0], path)
     elif isinstance(schema, dict):
-        assert isinstance(value, dict), place
-        assert value.keys() == schema.keys(), place
+        assert isinstance(value, dict), path
+        assert value.keys() == schema.keys(), path
         for name, part in schema.items():
-            check(value[name], part, f"{place}.{name}")
+            check(value[name], part, f"{path}.{name}")
     elif isinstance(schema, list):
-        assert isinstance(value, list), place
+        assert isinstance(value, list), path
         for number, item in enumerate(value):
-            check(item, schema[0], f"{place}[{number}]")
+            check(item, schema[0], f"{path}[{number}]")
     else:
-        assert isinstance(value, schema), place
-        assert isinstance(value, bool) is (schema is TRUTH), place
-        assert not isinstance(value, float) or math.isfinite(value), place
+        assert isinstance(value, schema), path
+        assert isinstance(value, bool) is (schema is BOOLEAN), path
+        assert not isinstance(value, float) or math.isfinite(value), path
 
 
 def refuse(text: str) -> Any:
-    raise AssertionError(f"{text} is no JSON")
+    raise AssertionError(f"{text} is not JSON")
 
 
 @pytest.mark.parametrize("name", LOGS)
@@ -204,10 +211,10 @@ def test_json_is_as_documented(
 ) -> None:
     path = tmp_path / "log"
     path.write_text(LOGS[name])
-    found = json.loads(answered(capsys, str(path), "--json", *options), parse_constant=refuse)
-    check(found, SCHEMA)
-    assert {finding["status"] for finding in found["findings"]} <= STATUS
-    for forecast in [found["forecast"], *found["scenarios"]]:
+    report = json.loads(answered(capsys, str(path), "--json", *options), parse_constant=refuse)
+    check(report, SCHEMA)
+    assert {finding["status"] for finding in report["findings"]} <= STATUS
+    for forecast in [report["forecast"], *report["scenarios"]]:
         if forecast:
             assert forecast["low95"] <= forecast["low80"] <= forecast["final_loss"] <= forecast["high80"]
             assert forecast["high80"] <= forecast["high95"]
@@ -227,8 +234,8 @@ def test_every_json_field_is_documented() -> None:
 def test_a_target_loss_is_compared_with_the_forecast(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(answered(capsys, str(log), "--config", "fineweb40m", "--target-loss", "2.5").split())
     assert re.search(r"2\.5: impossible; a run of 20,000 steps ends at 3\.\d+ .* that is out of reach", text)
-    found = json.loads(answered(capsys, str(log), "--config", "fineweb40m", "--target-loss", "2.5", "--json"))
-    assert (found["target"]["loss"], found["target"]["possible"]) == (2.5, False)
+    report = json.loads(answered(capsys, str(log), "--config", "fineweb40m", "--target-loss", "2.5", "--json"))
+    assert (report["target"]["loss"], report["target"]["possible"]) == (2.5, False)
 
 
 @pytest.fixture
@@ -242,9 +249,9 @@ def recorded_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_backtests_of_a_run_are_reported(recorded_run: str, capsys: pytest.CaptureFixture[str]) -> None:
     made = Backtest(run="p", step=200, steps=20, forecast=gaussian_forecast(3.0, 0.01), observed=3.005, time=1.75e9)
     backtest.append_backtest(RunFolder(Path("runs") / recorded_run), made)
-    found = json.loads(answered(capsys, recorded_run, "--json"), parse_constant=refuse)
-    check(found, SCHEMA)
-    assert [one["inside80"] for one in found["backtests"]] == [True]
+    report = json.loads(answered(capsys, recorded_run, "--json"), parse_constant=refuse)
+    check(report, SCHEMA)
+    assert [one["inside80"] for one in report["backtests"]] == [True]
     assert "observed 3.0050" in " ".join(answered(capsys, recorded_run).split())
 
 
@@ -253,9 +260,9 @@ def test_backtests_of_a_run_are_reported(recorded_run: str, capsys: pytest.Captu
 
 @pytest.mark.parametrize("arguments", [[], ["--json"], ["--help"]])
 def test_jax_and_matplotlib_are_not_loaded(arguments: list[str], log: Path) -> None:
-    told = "import runpy, sys; sys.argv = sys.argv[1:]\ntry: runpy.run_module('jaxgpt.diagnose', run_name='__main__')\n"
-    told += "except SystemExit as e: assert not e.code\nprint(sorted(sys.modules), file=sys.stderr)"
-    command = [sys.executable, "-c", told, "diagnose", str(log), "--config", "fineweb40m", *arguments]
+    code = "import runpy, sys; sys.argv = sys.argv[1:]\ntry: runpy.run_module('jaxgpt.diagnose', run_name='__main__')\n"
+    code += "except SystemExit as e: assert not e.code\nprint(sorted(sys.modules), file=sys.stderr)"
+    command = [sys.executable, "-c", code, "diagnose", str(log), "--config", "fineweb40m", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=ROOT)
     loaded = {name.split(".")[0] for name in re.findall(r"'([\w.]+)'", done.stderr)}
     assert "jaxgpt" in loaded
@@ -286,11 +293,11 @@ def test_invalid_options_are_refused(
 ) -> None:
     before = log.read_text()
     assert errors.run(diagnose.main, [str(log), *arguments]) == errors.EXIT_STATUS[code[0]]
-    told = capsys.readouterr()
-    assert told.err.startswith(f"error[{code}]: ")
+    output = capsys.readouterr()
+    assert output.err.startswith(f"error[{code}]: ")
     for word in words:
-        assert word in told.err
-    assert told.out == ""
+        assert word in output.err
+    assert output.out == ""
     assert log.read_text() == before
 
 
@@ -310,8 +317,10 @@ def waiting(pipe: int) -> int:
 
 
 def test_ctrl_c_while_waiting_for_a_log(tmp_path: Path) -> None:
-    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background shell's does not
-    code = f"{heeds}; import sys, runpy; sys.argv[1:] = ['-']; runpy.run_module('jaxgpt.diagnose', run_name='__main__')"
+    handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background shell's does not
+    code = (
+        f"{handler}; import sys, runpy; sys.argv[1:] = ['-']; runpy.run_module('jaxgpt.diagnose', run_name='__main__')"
+    )
     command = [sys.executable, "-c", code]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdin
@@ -321,6 +330,6 @@ def test_ctrl_c_while_waiting_for_a_log(tmp_path: Path) -> None:
     while waiting(process.stdin.fileno()) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert told == "interrupted\n"
+    _, stderr = process.communicate(timeout=60)
+    assert stderr == "interrupted\n"
     assert process.returncode == errors.INTERRUPTED

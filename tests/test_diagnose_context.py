@@ -1,4 +1,4 @@
-"""What is known of a run: an option beats its log, the log a config, a config an assumption; and what contradicts."""
+"""The context of a run: options win over the log, the log over a config, a config over assumptions."""
 
 import json
 import math
@@ -27,35 +27,40 @@ def of(text: str, **options: Any) -> RunContext:
     return resolve_context(logs.read_text(text, "log"), Options(**options))
 
 
-def rates_table(optim: Optim, steps: int, first: int, seen: int, every: int, digits: int = 6) -> str:
+def rates_table(optim: Optim, steps: int, first: int, end: int, every: int, digits: int = 6) -> str:
     """A log that has the rates of `optim` from update `first` on."""
-    rows = [f"{n},{schedule.learning_rate(optim, steps, n):.{digits}g},3.5" for n in range(first, seen, every)]
+    rows = [f"{n},{schedule.learning_rate(optim, steps, n):.{digits}g},3.5" for n in range(first, end, every)]
     return "step,lr,val_loss\n" + "\n".join(rows) + "\n"
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "constant", "wsd"])
-@pytest.mark.parametrize("fall", [None, 30, 70])
-def test_vectorized_learning_rates_match_single_steps(name: Any, fall: int | None) -> None:
-    optim = Optim(schedule=name, warmup_steps=10, decay_steps=fall)
+@pytest.mark.parametrize("decay_steps", [None, 30, 70])
+def test_vectorized_learning_rates_match_single_steps(name: Any, decay_steps: int | None) -> None:
+    optim = Optim(schedule=name, warmup_steps=10, decay_steps=decay_steps)
     for steps in (100, 11, 5):
         expected = [schedule.learning_rate(optim, steps, update) for update in range(steps)]
         assert schedule.learning_rates(optim, steps) == pytest.approx(expected, rel=1e-12)
 
 
 def test_log_of_losses_alone_lists_assumptions() -> None:
-    found = of(SIX)
-    assert found.total_steps is None
-    assert len(found.lr_fractions) == 14_500
-    assert found.lr_fractions[-1] == 1.0  # a fall needs an end
-    assert (found.tokens, found.tokens_per_step, found.parameters, found.weight_decay) == (None, None, None, None)
-    assert not found.schedule_known
-    said = "\n".join(found.assumed)
+    context = of(SIX)
+    assert context.total_steps is None
+    assert len(context.lr_fractions) == 14_500
+    assert context.lr_fractions[-1] == 1.0  # a decay needs an end
+    assert (context.tokens, context.tokens_per_step, context.parameters, context.weight_decay) == (
+        None,
+        None,
+        None,
+        None,
+    )
+    assert not context.schedule_known
+    assumed = "\n".join(context.assumed)
     for option in ("--schedule", "--peak-lr", "--warmup", "--min-lr", "--corpus"):
-        assert option in said
+        assert option in assumed
 
 
 def test_reference_run_with_options() -> None:
-    found = of(
+    context = of(
         SIX,
         schedule="cosine",
         total_steps=20_000,
@@ -70,51 +75,55 @@ def test_reference_run_with_options() -> None:
         dropout=0.1,
         weight_decay=0.2,
     )
-    assert (found.assumed, found.schedule_known) == ((), True)
-    assert (found.tokens, found.epochs(14_500)) == (20_000 * 524_288, pytest.approx(2.0658, abs=1e-3))
+    assert (context.assumed, context.schedule_known) == ((), True)
+    assert (context.tokens, context.epochs(14_500)) == (20_000 * 524_288, pytest.approx(2.0658, abs=1e-3))
     optim = Optim(learning_rate=1e-3, min_lr=1e-4, warmup_steps=200, weight_decay=0.2)
-    assert found.optim == optim
-    assert found.lr_fractions == pytest.approx(schedule.learning_rates(optim, 20_000) / 1e-3)
-    assert (found.corpus.name, found.device and found.device.name) == ("fineweb", "RTX 4070")
-    assert (found.dropout, found.weight_decay) == (0.1, 0.2)
+    assert context.optim == optim
+    assert context.lr_fractions == pytest.approx(schedule.learning_rates(optim, 20_000) / 1e-3)
+    assert (context.corpus.name, context.device and context.device.name) == ("fineweb", "RTX 4070")
+    assert (context.dropout, context.weight_decay) == (0.1, 0.2)
 
 
 def test_config_fills_missing_facts() -> None:
-    found = of(SIX, config="fineweb40m", warmup=100)
+    context = of(SIX, config="fineweb40m", warmup=100)
     config = load_config("fineweb40m")
-    assert (found.config, found.config_name, found.total_steps) == (config, "fineweb40m", 20_000)
-    assert (found.optim.warmup_steps, found.optim.learning_rate) == (100, 1e-3)
-    assert (found.parameters, found.unique_tokens, found.dropout) == (pytest.approx(40.56e6, rel=1e-3), 3.68e9, 0.1)
-    assert (found.corpus.name, found.eval_tokens) == ("fineweb", 3_276_800)
+    assert (context.config, context.config_name, context.total_steps) == (config, "fineweb40m", 20_000)
+    assert (context.optim.warmup_steps, context.optim.learning_rate) == (100, 1e-3)
+    assert (context.parameters, context.unique_tokens, context.dropout) == (
+        pytest.approx(40.56e6, rel=1e-3),
+        3.68e9,
+        0.1,
+    )
+    assert (context.corpus.name, context.eval_tokens) == ("fineweb", 3_276_800)
 
 
 def test_precedence_is_option_log_config() -> None:
-    found = of(NANOGPT, config="gpt2_124m")
-    assert (found.total_steps, found.optim.learning_rate, found.optim.min_lr) == (20_000, 1e-3, 1e-4)
-    assert (found.parameters, found.tokens_per_step, found.dropout) == (40.56e6, 524_288, 0.1)
-    found = of(NANOGPT, total_steps=30_000, peak_lr=2e-3, batch_tokens=1000.0, params=5e6, dropout=0.3)
-    assert (found.total_steps, found.optim.learning_rate, found.optim.decay_steps) == (30_000, 2e-3, 20_000)
-    assert (found.parameters, found.tokens_per_step, found.dropout) == (5e6, 1000, 0.3)
+    context = of(NANOGPT, config="gpt2_124m")
+    assert (context.total_steps, context.optim.learning_rate, context.optim.min_lr) == (20_000, 1e-3, 1e-4)
+    assert (context.parameters, context.tokens_per_step, context.dropout) == (40.56e6, 524_288, 0.1)
+    context = of(NANOGPT, total_steps=30_000, peak_lr=2e-3, batch_tokens=1000.0, params=5e6, dropout=0.3)
+    assert (context.total_steps, context.optim.learning_rate, context.optim.decay_steps) == (30_000, 2e-3, 20_000)
+    assert (context.parameters, context.tokens_per_step, context.dropout) == (5e6, 1000, 0.3)
 
 
 def test_nanogpt_defaults_need_its_header() -> None:
-    found = of(NANOGPT)
-    assert (found.weight_decay, found.eval_tokens, found.optim.warmup_steps) == (0.1, 200 * 16 * 1024, 2000)
-    said = "\n".join(found.assumed)
-    assert "--weight-decay" in said
-    assert "--eval-tokens" in said
-    assert "--dropout" not in said
-    assert (found.corpus.name, found.fixed_eval_set) == ("openwebtext", False)
+    context = of(NANOGPT)
+    assert (context.weight_decay, context.eval_tokens, context.optim.warmup_steps) == (0.1, 200 * 16 * 1024, 2000)
+    assumed = "\n".join(context.assumed)
+    assert "--weight-decay" in assumed
+    assert "--eval-tokens" in assumed
+    assert "--dropout" not in assumed
+    assert (context.corpus.name, context.fixed_eval_set) == ("openwebtext", False)
     assert of(logsamples.nanogpt()).weight_decay is None
 
 
 def test_jaxgpt_run_needs_no_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = of(logsamples.ALL["jaxgpt"])
-    assert (found.config, found.optim, found.total_steps) == (CONFIG, CONFIG.optim, 100)
-    assert found.lr_fractions == pytest.approx(schedule.learning_rates(CONFIG.optim, 100) / 1e-3)
-    assert (found.fixed_eval_set, found.schedule_known, found.unique_tokens) == (True, True, None)
-    assert found.assumed == ("the corpus is unknown, so that the level of the loss cannot be assessed (--corpus)",)
+    context = of(logsamples.ALL["jaxgpt"])
+    assert (context.config, context.optim, context.total_steps) == (CONFIG, CONFIG.optim, 100)
+    assert context.lr_fractions == pytest.approx(schedule.learning_rates(CONFIG.optim, 100) / 1e-3)
+    assert (context.fixed_eval_set, context.schedule_known, context.unique_tokens) == (True, True, None)
+    assert context.assumed == ("the corpus is unknown, so that the level of the loss cannot be assessed (--corpus)",)
     folder = tmp_path / "nowhere"
     folder.mkdir()
     (folder / "train.bin").write_bytes(bytes(2 * 5000))
@@ -133,33 +142,33 @@ def test_schedule_is_detected_from_logged_rates(name: Any, first: int) -> None:
     optim = Optim(
         schedule=name, learning_rate=1e-3, min_lr=0.0, warmup_steps=700, decay_steps=8000 if name == "wsd" else None
     )
-    found = of(rates_table(optim, 20_000, first, 15_000, 100))
-    assert (found.optim.schedule, found.schedule_known) == (name, True)
-    assert found.total_steps == pytest.approx(20_000, rel=0.02)
-    assert found.optim.learning_rate == pytest.approx(1e-3, rel=0.03)
-    assert found.optim.min_lr == pytest.approx(0.0, abs=2e-5)
+    context = of(rates_table(optim, 20_000, first, 15_000, 100))
+    assert (context.optim.schedule, context.schedule_known) == (name, True)
+    assert context.total_steps == pytest.approx(20_000, rel=0.02)
+    assert context.optim.learning_rate == pytest.approx(1e-3, rel=0.03)
+    assert context.optim.min_lr == pytest.approx(0.0, abs=2e-5)
     if first == 0:
-        assert found.optim.warmup_steps == pytest.approx(700, abs=1)
+        assert context.optim.warmup_steps == pytest.approx(700, abs=1)
     expected = schedule.learning_rates(optim, 20_000)[3000:19_500] / 1e-3
-    assert np.abs(found.lr_fractions[3000:19_500] - expected).max() < 0.03
-    said = "\n".join(found.assumed)
-    assert "the logged rates show the schedule" in said
-    assert "--total-steps" in said
+    assert np.abs(context.lr_fractions[3000:19_500] - expected).max() < 0.03
+    assumed = "\n".join(context.assumed)
+    assert "the logged rates show the schedule" in assumed
+    assert "--total-steps" in assumed
 
 
 def test_final_lr_is_detected_with_a_known_length() -> None:
     optim = Optim(learning_rate=1e-3, min_lr=3e-4, warmup_steps=100)
-    found = of(rates_table(optim, 10_000, 0, 6000, 50), total_steps=10_000)
-    assert found.optim.min_lr == pytest.approx(3e-4, rel=0.01)
-    assert found.optim.decay_steps is None
+    context = of(rates_table(optim, 10_000, 0, 6000, 50), total_steps=10_000)
+    assert context.optim.min_lr == pytest.approx(3e-4, rel=0.01)
+    assert context.optim.decay_steps is None
 
 
 def test_learning_rate_that_has_not_decayed() -> None:
     optim = Optim(schedule="wsd", learning_rate=1e-3, min_lr=0.0, warmup_steps=100, decay_steps=2000)
     text = rates_table(optim, 10_000, 0, 6000, 50)
-    found = of(text)
-    assert (found.optim.schedule, found.schedule_known, found.total_steps) == ("constant", False, None)
-    assert "has not decayed so far" in "\n".join(found.assumed)
+    context = of(text)
+    assert (context.optim.schedule, context.schedule_known, context.total_steps) == ("constant", False, None)
+    assert "has not decayed so far" in "\n".join(context.assumed)
     given = of(text, schedule="trapezoid", total_steps=10_000, decay_steps=2000)
     assert given.lr_fractions == pytest.approx(schedule.learning_rates(optim, 10_000) / 1e-3)
     assert given.schedule_known
@@ -168,28 +177,32 @@ def test_learning_rate_that_has_not_decayed() -> None:
 def test_rates_without_a_schedule_are_used_as_logged() -> None:
     rows = [(n, 1e-3 if n < 4000 else 2e-4) for n in range(0, 8000, 100)]
     text = "step,lr,val_loss\n" + "".join(f"{n},{rate},3.5\n" for n, rate in rows)
-    found = of(text, total_steps=10_000)
-    assert found.lr_fractions[[0, 3900, 4000, 7900, 9999]] == pytest.approx([1, 1, 0.2, 0.2, 0.2])
-    assert "follow no known schedule" in "\n".join(found.assumed)
+    context = of(text, total_steps=10_000)
+    assert context.lr_fractions[[0, 3900, 4000, 7900, 9999]] == pytest.approx([1, 1, 0.2, 0.2, 0.2])
+    assert "follow no known schedule" in "\n".join(context.assumed)
 
 
 def test_llmc_and_modded_logs_contain_schedules() -> None:
-    found = of(logsamples.llmc())
-    assert (found.optim.schedule, found.total_steps) == ("cosine", pytest.approx(1000, abs=5))
-    found = of(logsamples.modded())
-    assert (found.optim.schedule, found.optim.decay_steps, found.optim.min_lr) == ("wsd", 60, 0.0)
-    assert (found.optim.warmup_steps, found.corpus.name, found.fixed_eval_set) == (0, "fineweb", True)
-    found = of(logsamples.LLMC_SCREEN)
-    assert (found.optim.schedule, found.optim.learning_rate, found.optim.min_lr) == ("cosine", 2e-3, 0.0)
-    found = of(logsamples.nanochat())
-    assert (found.optim.schedule, found.total_steps, found.optim.decay_steps) == ("wsd", 400, pytest.approx(200, abs=3))
-    assert "--peak-lr" in "\n".join(found.assumed)
+    context = of(logsamples.llmc())
+    assert (context.optim.schedule, context.total_steps) == ("cosine", pytest.approx(1000, abs=5))
+    context = of(logsamples.modded())
+    assert (context.optim.schedule, context.optim.decay_steps, context.optim.min_lr) == ("wsd", 60, 0.0)
+    assert (context.optim.warmup_steps, context.corpus.name, context.fixed_eval_set) == (0, "fineweb", True)
+    context = of(logsamples.LLMC_SCREEN)
+    assert (context.optim.schedule, context.optim.learning_rate, context.optim.min_lr) == ("cosine", 2e-3, 0.0)
+    context = of(logsamples.nanochat())
+    assert (context.optim.schedule, context.total_steps, context.optim.decay_steps) == (
+        "wsd",
+        400,
+        pytest.approx(200, abs=3),
+    )
+    assert "--peak-lr" in "\n".join(context.assumed)
 
 
 def test_run_beyond_its_configured_length() -> None:
-    found = of(NANOGPT.replace("max_iters = 20000", "max_iters = 500").replace("lr_decay_iters = 20000\n", ""))
-    assert found.total_steps is None
-    assert "exceeds the 500 steps" in "\n".join(found.assumed)
+    context = of(NANOGPT.replace("max_iters = 20000", "max_iters = 500").replace("lr_decay_iters = 20000\n", ""))
+    assert context.total_steps is None
+    assert "exceeds the 500 steps" in "\n".join(context.assumed)
 
 
 @pytest.mark.parametrize(
@@ -228,10 +241,15 @@ def parsed(*argv: str) -> Options:
 
 def test_options_from_the_command_line() -> None:
     words = "--schedule Trapezoid --warmup 200 --total-steps 20k --decay-steps 4000 --peak-lr 1e-3 --batch-tokens 0.5M"
-    found = parsed(*words.split(), "--unique-tokens", "3.68B", "--params", "40.56M", "--gpu", "4070", "--now", "5")
-    assert (found.schedule, found.warmup, found.total_steps, found.decay_steps) == ("trapezoid", 200, 20_000, 4000)
-    assert (found.peak_lr, found.batch_tokens, found.unique_tokens) == (1e-3, 5e5, 3.68e9)
-    assert (found.params, found.gpu, found.now) == (40.56e6, "4070", 5.0)
+    options = parsed(*words.split(), "--unique-tokens", "3.68B", "--params", "40.56M", "--gpu", "4070", "--now", "5")
+    assert (options.schedule, options.warmup, options.total_steps, options.decay_steps) == (
+        "trapezoid",
+        200,
+        20_000,
+        4000,
+    )
+    assert (options.peak_lr, options.batch_tokens, options.unique_tokens) == (1e-3, 5e5, 3.68e9)
+    assert (options.params, options.gpu, options.now) == (40.56e6, "4070", 5.0)
     assert parsed() == Options()
 
 
@@ -264,6 +282,6 @@ def test_invalid_options_are_refused(words: str) -> None:
 def test_schedule_detection_survives_any_rates() -> None:
     for rate in ("1e308", "nan", "-1", "inf", "0"):
         rows = [f"{n},{rate if n % 3 else 1e-3},3.5" for n in range(0, 500, 10)]
-        found = of("step,lr,val_loss\n" + "\n".join(rows) + "\n")
-        assert np.isfinite(found.lr_fractions).all()
-        assert math.isfinite(found.optim.learning_rate)
+        context = of("step,lr,val_loss\n" + "\n".join(rows) + "\n")
+        assert np.isfinite(context.lr_fractions).all()
+        assert math.isfinite(context.optim.learning_rate)

@@ -1,4 +1,4 @@
-"""What users and worse give to the command: every answer is a sentence, and every sentence is true."""
+"""Unusual and hostile logs: the command answers every one of them, and the answers are true."""
 
 import io
 import json
@@ -22,13 +22,13 @@ def curve(step: int) -> float:
 
 
 def nanogpt(loss: str = "") -> str:
-    """What nanoGPT prints of 14,000 steps; `loss` stands in for every loss."""
+    """nanoGPT's output of 14,000 steps; `loss` replaces every loss."""
     lines = ["tokens per iteration will be: 524,288", "number of parameters: 40.56M"]
     for step in range(0, 14_001, 100):
-        said = loss or f"{curve(step):.4f}"
+        text = loss or f"{curve(step):.4f}"
         if step % 500 == 0:
-            lines.append(f"step {step}: train loss {said}, val loss {said}")
-        lines.append(f"iter {step}: loss {said}, time {3995 + step % 7}.11ms, mfu 20.11%")
+            lines.append(f"step {step}: train loss {text}, val loss {text}")
+        lines.append(f"iter {step}: loss {text}, time {3995 + step % 7}.11ms, mfu 20.11%")
     return "\n".join(lines) + "\n"
 
 
@@ -47,7 +47,7 @@ def ours(when: float) -> str:
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("jaxgpt.budget.devices.local_gpu", lambda: None)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -57,19 +57,19 @@ def refuse(text: str) -> Any:
     raise AssertionError(f"{text} in JSON")
 
 
-def asked(capsys: pytest.CaptureFixture[str], text: str, *options: str) -> dict[str, Any]:
+def diagnose_all_ways(capsys: pytest.CaptureFixture[str], text: str, *options: str) -> dict[str, Any]:
     """The answer as JSON, after the text of it has been printed and the page written too."""
     Path("out.log").write_text(text)
     for form in ([], ["--html", "page.html"], ["--json"]):
         status = errors.run(diagnose.main, ["out.log", *options, *form])
-        said = capsys.readouterr()
-        assert (status, said.err) == (0, "")
-    found: dict[str, Any] = json.loads(said.out, parse_constant=refuse)
-    return found
+        output = capsys.readouterr()
+        assert (status, output.err) == (0, "")
+    report: dict[str, Any] = json.loads(output.out, parse_constant=refuse)
+    return report
 
 
-def status(found: dict[str, Any], name: str) -> str:
-    return next(str(finding["status"]) for finding in found["findings"] if finding["id"] == name)
+def status(report: dict[str, Any], name: str) -> str:
+    return next(str(finding["status"]) for finding in report["findings"] if finding["id"] == name)
 
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -79,50 +79,52 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("when", [1e300, 1e18, 2.6e11, -1e18, 12.5])
-def test_a_clock_of_another_world_is_no_end_of_the_run(when: float, capsys: pytest.CaptureFixture[str]) -> None:
-    found = asked(capsys, ours(when), "--total-steps", "5000")
-    assert found["eta"]["seconds"] == 8036.0
-    assert found["eta"]["counted_from"] == "the file's last change"
+def test_an_implausible_clock_is_ignored(when: float, capsys: pytest.CaptureFixture[str]) -> None:
+    report = diagnose_all_ways(capsys, ours(when), "--total-steps", "5000")
+    assert report["eta"]["seconds"] == 8036.0
+    assert report["eta"]["counted_from"] == "the file's last change"
 
 
-def test_an_end_beyond_the_calendar_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_end_beyond_the_calendar_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     slow = re.sub(r"time \d+\.\d+ms", "time 86399000.0ms", nanogpt())
-    found = asked(capsys, slow.split("step 1000:")[0], "--total-steps", "5000000")
-    assert found["eta"]["ends_at"] is None
-    assert "beyond any calendar" in found["summary"][0]
+    report = diagnose_all_ways(capsys, slow.split("step 1000:")[0], "--total-steps", "5000000")
+    assert report["eta"]["ends_at"] is None
+    assert "beyond any calendar" in report["summary"][0]
 
 
 @pytest.mark.parametrize("loss", ["nan", "inf", "1e9"])
-def test_a_loss_that_is_lost_has_no_forecast(loss: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = asked(capsys, nanogpt(loss), "--config", "fineweb40m")
-    assert status(found, "divergence") == "confirmed"
-    assert (found["forecast"], found["scenarios"]) == (None, [])
-    assert "its loss is not finite" in found["summary"][1]
+def test_a_loss_that_is_not_finite_has_no_forecast(loss: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = diagnose_all_ways(capsys, nanogpt(loss), "--config", "fineweb40m")
+    assert status(report, "divergence") == "confirmed"
+    assert (report["forecast"], report["scenarios"]) == (None, [])
+    assert "its loss is not finite" in report["summary"][1]
 
 
-def test_one_loss_that_came_back_keeps_the_forecast(capsys: pytest.CaptureFixture[str]) -> None:
-    found = asked(capsys, re.sub(r"(iter 7000: loss) [\d.]+", r"\1 nan", nanogpt()), "--total-steps", "20000")
-    assert found["forecast"]["final_loss"] == pytest.approx(3.59, abs=0.02)
+def test_a_single_nan_keeps_the_forecast(capsys: pytest.CaptureFixture[str]) -> None:
+    report = diagnose_all_ways(
+        capsys, re.sub(r"(iter 7000: loss) [\d.]+", r"\1 nan", nanogpt()), "--total-steps", "20000"
+    )
+    assert report["forecast"]["final_loss"] == pytest.approx(3.59, abs=0.02)
 
 
 def test_a_rate_of_zero_is_not_taken_for_the_peak(capsys: pytest.CaptureFixture[str]) -> None:
-    found = asked(capsys, table(0.0), "--total-steps", "20000")
-    assert status(found, "not-annealed") == "ruled out"
-    assert "learning rate is 0 throughout" in found["summary"][1]
+    report = diagnose_all_ways(capsys, table(0.0), "--total-steps", "20000")
+    assert status(report, "not-annealed") == "ruled out"
+    assert "learning rate is 0 throughout" in report["summary"][1]
 
 
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0, 600.0])
-def test_rates_that_are_none_say_nothing_of_the_schedule(rate: float, capsys: pytest.CaptureFixture[str]) -> None:
-    found = asked(capsys, table(rate), "--total-steps", "20000")
-    assert status(found, "not-annealed") == "unknown"
+def test_invalid_rates_are_no_evidence_of_the_schedule(rate: float, capsys: pytest.CaptureFixture[str]) -> None:
+    report = diagnose_all_ways(capsys, table(rate), "--total-steps", "20000")
+    assert status(report, "not-annealed") == "unknown"
 
 
 def test_tokens_in_the_column_of_steps_cost_no_memory() -> None:
     rows = [f"{n * 1_000_000},{5 - n / 100}" for n in range(100)]
     history = logs.read_text("step,val_loss\n" + "\n".join(rows) + "\n", "log")
-    found = resolve_context(history, Options())
-    assert len(found.lr_fractions) == 10_000_000
-    assert any("if it counts tokens" in said for said in found.assumed)
+    context = resolve_context(history, Options())
+    assert len(context.lr_fractions) == 10_000_000
+    assert any("if it counts tokens" in text for text in context.assumed)
 
 
 @pytest.mark.parametrize(
@@ -140,61 +142,61 @@ def test_tokens_in_the_column_of_steps_cost_no_memory() -> None:
         "--target-loss 1e300",
     ],
 )
-def test_numbers_out_of_this_world_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_absurd_numbers_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("out.log").write_text(nanogpt())
     assert errors.run(diagnose.main, ["out.log", *words.split()]) == 2
     assert "error[C048]" in capsys.readouterr().err
 
 
-def test_a_gain_that_is_none_supports_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gain_of_zero_confirms_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     words = "--schedule cosine --total-steps 20000 --batch-tokens 524288 --params 124M --corpus fineweb"
-    found = asked(capsys, table(6e-4), *words.split(), "--unique-tokens", "1000")
-    assert status(found, "capacity-limited") != "confirmed"
-    assert "inf times" not in json.dumps(found)
+    report = diagnose_all_ways(capsys, table(6e-4), *words.split(), "--unique-tokens", "1000")
+    assert status(report, "capacity-limited") != "confirmed"
+    assert "inf times" not in json.dumps(report)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_locale_without_our_signs_gets_its_answer(place: Path, encoding: str) -> None:
-    (place / "out.log").write_text(nanogpt())
-    found = run("out.log", "--total-steps", "20000", env={"PYTHONIOENCODING": encoding})
-    assert (found.returncode, found.stderr) == (0, "")
-    assert "Assumed" in found.stdout
+def test_a_locale_without_the_symbols_gets_an_answer(folder: Path, encoding: str) -> None:
+    (folder / "out.log").write_text(nanogpt())
+    process = run("out.log", "--total-steps", "20000", env={"PYTHONIOENCODING": encoding})
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "Assumed" in process.stdout
 
 
-def test_a_closed_standard_input_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_closed_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr("sys.stdin", None)
     assert errors.run(diagnose.main, ["-"]) == 3
     assert "standard input is closed" in capsys.readouterr().err
 
 
 def test_without_matplotlib_a_page_is_refused(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (place / "out.log").write_text(nanogpt())
+    (folder / "out.log").write_text(nanogpt())
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert errors.run(diagnose.main, ["out.log", "--html", "page.html"]) == 2
     assert "error[C059]" in capsys.readouterr().err
-    assert not (place / "page.html").exists()
+    assert not (folder / "page.html").exists()
 
 
-def test_a_name_that_is_no_text_has_a_page_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (place / "\udcff.log").write_text(nanogpt())
+def test_a_name_that_is_not_unicode_has_a_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "\udcff.log").write_text(nanogpt())
     assert errors.run(diagnose.main, ["\udcff.log", "--html", "page.html"]) == 0
-    assert "\\udcff.log" in (place / "page.html").read_text()
+    assert "\\udcff.log" in (folder / "page.html").read_text()
 
 
 def test_a_log_on_standard_input_may_be_utf_16(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     text = nanogpt().replace("step ", "“mine” step ")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-16"))))
     assert errors.run(diagnose.main, ["-", "--config", "fineweb40m", "--json"]) == 0
-    said = capsys.readouterr().out
-    assert "\\u201cmine\\u201d step" in said
-    assert "\\ufffd" not in said
+    stdout = capsys.readouterr().out
+    assert "\\u201cmine\\u201d step" in stdout
+    assert "\\ufffd" not in stdout
 
 
-@pytest.mark.parametrize(("every", "height", "seen"), [(100, 0.0, False), (10, 0.0, False), (10, 0.3, True)])
-def test_a_steep_curve_has_no_seam_where_it_was_resumed(
-    every: int, height: float, seen: bool, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("every", "height", "is_visible"), [(100, 0.0, False), (10, 0.0, False), (10, 0.3, True)])
+def test_a_steep_curve_has_no_jump_at_a_resume(
+    every: int, height: float, is_visible: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows: list[dict[str, Any]] = []
     for step in range(0, 10_001, every):
@@ -202,5 +204,5 @@ def test_a_steep_curve_has_no_seam_where_it_was_resumed(
             rows.append({"kind": "start", "step": step})
         loss = curve(step) + 0.02 * math.sin(step) + height * (step >= 5000)
         rows.append({"kind": "step", "step": step, "loss": loss, "seconds": 4.0})
-    found = asked(capsys, "\n".join(json.dumps(row) for row in rows), "--total-steps", "20000")
-    assert status(found, "data-reused-after-resume") == ("confirmed" if seen else "ruled out")
+    report = diagnose_all_ways(capsys, "\n".join(json.dumps(row) for row in rows), "--total-steps", "20000")
+    assert status(report, "data-reused-after-resume") == ("confirmed" if is_visible else "ruled out")

@@ -1,4 +1,4 @@
-"""Runs that no law of learning is for: they get no forecast, and the first thing to do answers what is wrong."""
+"""Runs that no loss model covers: they have no forecast, and the first recommendation addresses the problem."""
 
 import math
 import random
@@ -14,7 +14,7 @@ from jaxgpt.diagnose.finding import Condition, Finding
 from jaxgpt.diagnose.options import Options
 
 
-def judged(loss: Callable[[int], float]) -> Diagnosis:
+def diagnosed(loss: Callable[[int], float]) -> Diagnosis:
     """The diagnosis of 12,000 of 20,000 iterations of nanoGPT that follow `loss`."""
     noise = random.Random(0)
     lines = ["tokens per iteration will be: 524,288", "number of parameters: 40.56M"]
@@ -35,14 +35,14 @@ def diverging(step: int) -> float:
     return learning(step) + (3.5 * (1 - math.exp((8000 - step) / 300)) if step > 8000 else 0.0)
 
 
-def supported(found: Diagnosis) -> list[str]:
-    return [finding.id for finding in found.findings if finding.status == "confirmed"]
+def confirmed(diagnosis: Diagnosis) -> list[str]:
+    return [finding.id for finding in diagnosis.findings if finding.status == "confirmed"]
 
 
 def test_learning_run_has_a_forecast() -> None:
-    found = judged(learning)
-    assert found.forecast
-    assert "divergence" not in supported(found)
+    diagnosis = diagnosed(learning)
+    assert diagnosis.forecast
+    assert "divergence" not in confirmed(diagnosis)
 
 
 @pytest.mark.parametrize(
@@ -54,26 +54,26 @@ def test_learning_run_has_a_forecast() -> None:
     ids=["diverged", "stuck"],
 )
 def test_law_does_not_apply(loss: Callable[[int], float], cause: str, why: str, first: str) -> None:
-    found = judged(loss)
-    assert supported(found)[0] == cause
-    assert found.forecast is found.posterior is None
-    assert found.scenarios == ()
-    assert why in found.no_forecast
-    assert f"First: {first}" in messages.summarize_problem(found)
+    diagnosis = diagnosed(loss)
+    assert confirmed(diagnosis)[0] == cause
+    assert diagnosis.forecast is diagnosis.posterior is None
+    assert diagnosis.scenarios == ()
+    assert why in diagnosis.no_forecast
+    assert f"First: {first}" in messages.summarize_problem(diagnosis)
 
 
 def test_stuck_run_gets_no_annealing_advice() -> None:
-    assert not {"lr-too-high", "not-annealed"} & set(supported(judged(lambda step: 10.82)))
+    assert not {"lr-too-high", "not-annealed"} & set(confirmed(diagnosed(lambda step: 10.82)))
 
 
 def test_ruled_out_cause_shows_earlier_evidence() -> None:
-    said = Finding(
+    finding = Finding(
         id="overfitting",
         conditions=(
             Condition("read twice", "2 epochs", True, (1,)),
-            Condition("the gap grew", "validation stands below train", None, (2,), "more"),
+            Condition("the gap grew", "validation is below train", None, (2,), "more"),
             Condition("it has cost loss", "0.002 nats", False),
             Condition("another sign", "nothing", None, (3,)),
         ),
     )
-    assert messages.why_ruled_out(said) == "not true that it has cost loss: 0.002 nats; validation stands below train"
+    assert messages.why_ruled_out(finding) == "not true that it has cost loss: 0.002 nats; validation is below train"

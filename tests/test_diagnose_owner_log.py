@@ -42,8 +42,8 @@ def diagnosed(text: str) -> Diagnosis:
     return diagnose(history, resolve_context(history, OPTIONS), now=0.0)
 
 
-def status(found: Diagnosis) -> dict[str, str]:
-    return {finding.id: finding.status for finding in found.findings}
+def status(diagnosis: Diagnosis) -> dict[str, str]:
+    return {finding.id: finding.status for finding in diagnosis.findings}
 
 
 TEXTS = {
@@ -55,24 +55,24 @@ TEXTS = {
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_size_and_noise_are_the_causes(name: str) -> None:
-    found = diagnosed(TEXTS[name])
-    judged = status(found)
-    assert set(judged) == set(CHECKS)
-    assert found.findings[0].id == "capacity-limited"
-    assert judged["capacity-limited"] == "confirmed"
-    assert judged["noise-not-plateau"] == "confirmed"
-    assert judged["overfitting"] == "ruled out"
-    assert judged["severe-overfitting"] == "ruled out"
+    diagnosis = diagnosed(TEXTS[name])
+    statuses = status(diagnosis)
+    assert set(statuses) == set(CHECKS)
+    assert diagnosis.findings[0].id == "capacity-limited"
+    assert statuses["capacity-limited"] == "confirmed"
+    assert statuses["noise-not-plateau"] == "confirmed"
+    assert statuses["overfitting"] == "ruled out"
+    assert statuses["severe-overfitting"] == "ruled out"
     assert {"recipe-or-bug", "lr-too-high", "data-limited"} & {
-        k for k, v in judged.items() if v == "confirmed"
+        k for k, v in statuses.items() if v == "confirmed"
     } == set()
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_cost_of_repetition(name: str) -> None:
     findings = {finding.id: finding for finding in diagnosed(TEXTS[name]).findings}
-    told = " ".join(condition.evidence for condition in findings["overfitting"].conditions)
-    assert "repetition costs about 0.0017 nats here, at most 0.005" in told
+    evidence = " ".join(condition.evidence for condition in findings["overfitting"].conditions)
+    assert "repetition costs about 0.0017 nats here, at most 0.005" in evidence
     risk = " ".join(condition.evidence for condition in findings["repetition-risk"].conditions)
     assert "2.85 epochs" in risk
     assert "0.0025 nats" in risk
@@ -87,39 +87,39 @@ def test_forecast_of_the_end(name: str) -> None:
 
 
 def test_plateau_is_reported_with_noise_and_lines() -> None:
-    found = diagnosed(TEXTS["table"])
-    plateau = next(finding for finding in found.findings if finding.id == "noise-not-plateau")
+    diagnosis = diagnosed(TEXTS["table"])
+    plateau = next(finding for finding in diagnosis.findings if finding.id == "noise-not-plateau")
     flat = plateau.conditions[1]
     assert "from step 13,500 to 14,500; the standard error of an evaluation is 0.0176" in flat.evidence
-    assert [found.history.lines[line - 1].split(",")[0] for line in flat.lines] == ["13500", "14500"]
+    assert [diagnosis.history.lines[line - 1].split(",")[0] for line in flat.lines] == ["13500", "14500"]
 
 
 def test_a_target_loss_near_the_forecast_is_possible() -> None:
     history = logs.read_text(TEXTS["table"], "owner")
-    own = resolve_context(history, Options(config="fineweb40m", corpus="fineweb", target_loss=3.51))
-    target = diagnose(history, own, now=0.0).target
+    context = resolve_context(history, Options(config="fineweb40m", corpus="fineweb", target_loss=3.51))
+    target = diagnose(history, context, now=0.0).target
     assert target is not None
     assert target.possible
 
 
 def test_missing_inputs_are_named() -> None:
-    found = diagnosed(TEXTS["six points"])
-    missing = " ".join(found.missing)
+    diagnosis = diagnosed(TEXTS["six points"])
+    missing = " ".join(diagnosis.missing)
     assert "the train loss at the end of epoch 1 (step 7,019)" in missing
-    needless = next(finding for finding in found.findings if finding.id == "unneeded-dropout")
+    needless = next(finding for finding in diagnosis.findings if finding.id == "unneeded-dropout")
     assert needless.status == "unknown"
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_recommendations_are_ordered_and_can_be_run(name: str) -> None:
-    found = diagnosed(TEXTS[name])
-    assert found.recommendations
-    assert "a model of 158M parameters on 2.69B tokens" in found.recommendations[0].action
-    gains = [one.gain for one in found.recommendations if one.gain is not None]
+    diagnosis = diagnosed(TEXTS[name])
+    assert diagnosis.recommendations
+    assert "a model of 158M parameters on 2.69B tokens" in diagnosis.recommendations[0].action
+    gains = [one.gain for one in diagnosis.recommendations if one.gain is not None]
     assert gains == sorted(gains, reverse=True)
-    for one in found.recommendations:
+    for one in diagnosis.recommendations:
         assert one.gain is None or one.low is None or one.low > 0
-    commands = [one.command for one in (*found.recommendations, *found.scenarios) if one.command]
+    commands = [one.command for one in (*diagnosis.recommendations, *diagnosis.scenarios) if one.command]
     assert len(commands) >= 6
     for command in commands:
         words = shlex.split(command)

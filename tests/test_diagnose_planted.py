@@ -37,8 +37,8 @@ def diagnosed(name: str) -> Diagnosis:
     return diagnose(history, resolve_context(history, Options(baseline=str(PLANTED / baseline))), now=0.0)
 
 
-def confirmed(found: Diagnosis) -> list[str]:
-    return [finding.id for finding in found.findings if finding.status == "confirmed"]
+def confirmed(diagnosis: Diagnosis) -> list[str]:
+    return [finding.id for finding in diagnosis.findings if finding.status == "confirmed"]
 
 
 @pytest.mark.parametrize("name", CAUSES)
@@ -48,8 +48,8 @@ def test_planted_cause_comes_first(name: str) -> None:
 
 @pytest.mark.parametrize("name", CAUSES)
 def test_no_other_cause_is_confirmed(name: str) -> None:
-    held = set(confirmed(diagnosed(name)))
-    assert held - CAUSES[name] - CONSEQUENCES.get(name, set()) - CIRCUMSTANCES == set()
+    ids = set(confirmed(diagnosed(name)))
+    assert ids - CAUSES[name] - CONSEQUENCES.get(name, set()) - CIRCUMSTANCES == set()
 
 
 def test_clean_run_has_no_cause() -> None:
@@ -58,6 +58,6 @@ def test_clean_run_has_no_cause() -> None:
 
 def test_jump_of_shuffled_labels_is_located() -> None:
     fault = next(v for v in diagnosed("shuffled-labels").findings if v.id == "recipe-or-bug")
-    placed = re.search(r"the loss jumped from [\d.]+ at step (\d+) and stayed", fault.conditions[0].evidence)
-    assert placed
-    assert abs(int(placed[1]) - diagnosed("shuffled-labels").context.total_steps / 2) <= 2
+    match = re.search(r"the loss jumped from [\d.]+ at step (\d+) and stayed", fault.conditions[0].evidence)
+    assert match
+    assert abs(int(match[1]) - diagnosed("shuffled-labels").context.total_steps / 2) <= 2

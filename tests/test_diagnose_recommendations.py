@@ -1,4 +1,4 @@
-"""Recommendation and other ends: commands that the command line takes, and that train what was forecast."""
+"""Recommendations and scenarios: their commands can be parsed, and train exactly the config that was forecast."""
 
 import argparse
 import shlex
@@ -47,7 +47,7 @@ CONFIG = load_config("fineweb40m").replace({"run": {"steps": TOTAL, "name": "min
 
 
 def parsed(command: str) -> tuple[Config, argparse.Namespace]:
-    """What `train` makes of a command."""
+    """The config that `train` reads from a command, and its other options."""
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "jaxgpt.train"]
     parser = Parser("train", "")
@@ -55,86 +55,92 @@ def parsed(command: str) -> tuple[Config, argparse.Namespace]:
     return parse_config(parser, words[3:])
 
 
-def with_config(own: RunContext, seen: History) -> tuple[RunContext, History]:
+def with_config(context: RunContext, history: History) -> tuple[RunContext, History]:
     """The same run as one of jaxgpt's, with a config."""
-    config = CONFIG.replace({"optim": {"warmup_steps": min(own.optim.warmup_steps, own.total_steps or 1)}})
-    return replace(own, config=config), replace(seen, traits=jaxgpt_log.TRAITS)
+    config = CONFIG.replace({"optim": {"warmup_steps": min(context.optim.warmup_steps, context.total_steps or 1)}})
+    return replace(context, config=config), replace(history, traits=jaxgpt_log.TRAITS)
 
 
-EVERY = [pytest.param(*case, id=f"{name} {i}") for name, held in CONFIRMED.items() for i, case in enumerate(held)]
+EVERY = [pytest.param(*case, id=f"{name} {i}") for name, cases in CONFIRMED.items() for i, case in enumerate(cases)]
 
 
-@pytest.mark.parametrize(("own", "seen"), EVERY)
-def test_every_command_can_be_parsed(own: RunContext, seen: History) -> None:
-    own, seen = with_config(own, seen)
-    posterior, *_ = forecast_run(seen, own)
-    told = [one.command for finding in find_all(own, seen).values() for one in finding.recommendations]
-    told += [one.command for one in (scenarios.forecast_scenarios(seen, own, posterior) if posterior else ())]
-    for command in filter(None, told):
+@pytest.mark.parametrize(("context", "history"), EVERY)
+def test_every_command_can_be_parsed(context: RunContext, history: History) -> None:
+    context, history = with_config(context, history)
+    posterior, *_ = forecast_run(history, context)
+    commands = [one.command for finding in find_all(context, history).values() for one in finding.recommendations]
+    commands += [
+        one.command for one in (scenarios.forecast_scenarios(history, context, posterior) if posterior else ())
+    ]
+    for command in filter(None, commands):
         if shlex.split(command)[2] == "jaxgpt.train":
             config, options = parsed(command)
             assert config.run.name != CONFIG.run.name or not options.fork
 
 
 def test_commands_train_what_was_forecast() -> None:
-    own, seen = with_config(*make_run(done=1000))
-    for ending in scenarios.possible_scenarios(seen, own):
-        config, options = parsed(scenarios.scenario_command(seen, own, ending))
+    context, history = with_config(*make_run(done=1000))
+    for ending in scenarios.possible_scenarios(history, context):
+        config, options = parsed(scenarios.scenario_command(history, context, ending))
         assert options.fork == "runs/mine"
         assert config.run.steps == ending.steps
-        trained = schedule.learning_rates(config.optim, config.run.steps)[1000:] / own.optim.learning_rate
-        np.testing.assert_allclose(ending.lr_fractions(own)[1000:], trained, atol=2e-3)
-        np.testing.assert_array_equal(ending.lr_fractions(own)[:1000], own.lr_fractions[:1000])
+        trained = schedule.learning_rates(config.optim, config.run.steps)[1000:] / context.optim.learning_rate
+        np.testing.assert_allclose(ending.lr_fractions(context)[1000:], trained, atol=2e-3)
+        np.testing.assert_array_equal(ending.lr_fractions(context)[:1000], context.lr_fractions[:1000])
 
 
 def test_cooldown_starts_at_the_current_learning_rate() -> None:
-    own, _ = make_run(done=1000)
-    ending = scenarios.cooldown_now(own, 1000)
+    context, _ = make_run(done=1000)
+    ending = scenarios.cooldown_now(context, 1000)
     assert ending is not None
-    rates = ending.lr_fractions(own)
+    rates = ending.lr_fractions(context)
     assert len(rates) == 1100
-    assert rates[1000] == pytest.approx(own.lr_fractions[999], rel=0.02)
+    assert rates[1000] == pytest.approx(context.lr_fractions[999], rel=0.02)
     assert np.all(np.diff(rates[1000:]) < 0)
     assert rates[-1] < 0.02
 
 
 def test_logs_of_other_software_cannot_be_forked() -> None:
-    own, seen = with_config(*make_run(done=1000))
-    posterior, *_ = forecast_run(seen, own)
+    context, history = with_config(*make_run(done=1000))
+    posterior, *_ = forecast_run(history, context)
     assert posterior is not None
-    foreign = scenarios.forecast_scenarios(replace(seen, traits=nanogpt.TRAITS), own, posterior)
+    foreign = scenarios.forecast_scenarios(replace(history, traits=nanogpt.TRAITS), context, posterior)
     assert [one.command for one in foreign if one.description.startswith("cool down now")] == [""]
     assert not any("--fork" in one.command for one in foreign)
     assert sum(bool(one.command) for one in foreign) == len(foreign) - 1
 
 
 def test_a_finished_run_is_only_forked_to_extend_it() -> None:
-    own, seen = with_config(*make_run())
-    assert "--fork" not in train_command(seen, own, {"optim": {"grad_clip": 0.5}}, name="clipped", checkpoint="latest")
-    more = train_command(seen, own, {"run": {"steps": 2 * TOTAL}}, name="longer", checkpoint="latest")
+    context, history = with_config(*make_run())
+    assert "--fork" not in train_command(
+        history, context, {"optim": {"grad_clip": 0.5}}, name="clipped", checkpoint="latest"
+    )
+    more = train_command(history, context, {"run": {"steps": 2 * TOTAL}}, name="longer", checkpoint="latest")
     assert more.endswith("--fork runs/mine")
 
 
 def test_a_diverged_run_is_forked_from_before_the_rise() -> None:
-    own, seen = with_config(*make_run(losses=training(jump(1000, 60)), saves=(500, 900, 1400), done=1500))
-    found = find_all(own, seen)["divergence"]
-    config, options = parsed(found.recommendations[0].command)
+    context, history = with_config(*make_run(losses=training(jump(1000, 60)), saves=(500, 900, 1400), done=1500))
+    finding = find_all(context, history)["divergence"]
+    config, options = parsed(finding.recommendations[0].command)
     assert options.fork == "runs/mine/checkpoints/900"
-    assert config.optim.learning_rate == pytest.approx(own.optim.learning_rate / recommendations.LR_REDUCTION, rel=0.02)
-    early = find_all(own, replace(seen, saves=(1400,)))["divergence"]
+    assert config.optim.learning_rate == pytest.approx(
+        context.optim.learning_rate / recommendations.LR_REDUCTION, rel=0.02
+    )
+    early = find_all(context, replace(history, saves=(1400,)))["divergence"]
     assert "--fork" not in early.recommendations[0].command
 
 
 def test_contradicting_changes_give_no_command() -> None:
-    own, seen = with_config(*make_run())
-    assert train_command(seen, own, {"optim": {"min_lr": 1.0}}) == ""
-    assert train_command(seen, replace(own, config=None), {}) == ""
+    context, history = with_config(*make_run())
+    assert train_command(history, context, {"optim": {"min_lr": 1.0}}) == ""
+    assert train_command(history, replace(context, config=None), {}) == ""
 
 
 def test_an_unnamed_config_is_written_as_changes() -> None:
-    own, seen = with_config(*make_run())
+    context, history = with_config(*make_run())
     small = load_config("quickstart").replace({"optim": {"beta2": 0.97}})
-    command = train_command(seen, replace(own, config=small), {}, name="again")
+    command = train_command(history, replace(context, config=small), {}, name="again")
     assert "--config quickstart --optim.beta2 0.97 --run.name" in command
     assert parsed(command)[0].optim == small.optim
 
@@ -161,15 +167,15 @@ def test_random_configs_survive_their_command(seed: int, config_name: str | None
             },
         }
     )
-    own, seen = with_config(*make_run())
-    own = replace(own, config=changed, config_name=config_name)
-    assert parsed(train_command(seen, own, {}))[0] == changed
+    context, history = with_config(*make_run())
+    context = replace(context, config=changed, config_name=config_name)
+    assert parsed(train_command(history, context, {}))[0] == changed
 
 
 def test_a_larger_model_needs_the_fitted_range() -> None:
-    own, seen = make_run(CARD | {"device": None})
-    found = find_all(own, seen)["capacity-limited"]
-    larger = next(one for one in found.recommendations if "for as many FLOPs" in one.action)
+    context, history = make_run(CARD | {"device": None})
+    finding = find_all(context, history)["capacity-limited"]
+    larger = next(one for one in finding.recommendations if "for as many FLOPs" in one.action)
     config, _ = parsed(larger.command)
     size, tokens = parameters(config.model), config.run.steps * config.tokens_per_step
     assert scaling_law.extrapolation(size, tokens)[0] == ()
@@ -183,89 +189,91 @@ def test_a_larger_model_needs_the_fitted_range() -> None:
 
 
 def test_certain_gains_come_first() -> None:
-    def of(*held: Recommendation) -> Finding:
-        return Finding(id="input-or-overhead-bound", conditions=(), recommendations=held)
+    def finding(*items: Recommendation) -> Finding:
+        return Finding(id="input-or-overhead-bound", conditions=(), recommendations=items)
 
     unsure = Recommendation(action="unsure", gain=0.5, low=-0.1, high=1.1)
     small, large = (Recommendation(action=str(gain), gain=gain, low=gain / 2, high=2 * gain) for gain in (0.01, 0.2))
     words = Recommendation(action="words")
-    told = recommendations.ordered([of(words, unsure), of(small, large), of(large)])
-    assert told == (large, small, unsure, words)
+    ordered = recommendations.ordered([finding(words, unsure), finding(small, large), finding(large)])
+    assert ordered == (large, small, unsure, words)
 
 
-def beside(
-    own: dict[str, Any], baseline: dict[str, Any] | None = None, above: float = 0.3, **told: Any
+def compare_statuses(
+    changes: dict[str, Any], baseline: dict[str, Any] | None = None, above: float = 0.3, **curves: Any
 ) -> dict[str, str]:
-    """Statuses of a run that ends `above` the clean curve beside a baseline on it."""
+    """The statuses of a run that ends `above` the clean curve, compared with a baseline run on it."""
     other = make_context(**(baseline or {}))
-    lifted = told.pop("val", lambda steps: healthy_curve(make_context())(steps) + above * steps / TOTAL)
-    mine = make_context(baseline=Baseline(make_history(other), other), **own)
-    return {name: finding.status for name, finding in find_all(mine, make_history(mine, val=lifted, **told)).items()}
+    lifted = curves.pop("val", lambda steps: healthy_curve(make_context())(steps) + above * steps / TOTAL)
+    context = make_context(baseline=Baseline(make_history(other), other), **changes)
+    return {
+        name: finding.status for name, finding in find_all(context, make_history(context, val=lifted, **curves)).items()
+    }
 
 
 CAUSES = ("lr-too-high", "not-annealed", "capacity-limited", "overfitting", "recipe-or-bug", "data-limited")
-HOT, HELD = replace(COSINE, learning_rate=5e-3, min_lr=5e-4), replace(COSINE, schedule="constant")
+HIGH_LR, CONSTANT = replace(COSINE, learning_rate=5e-3, min_lr=5e-4), replace(COSINE, schedule="constant")
 
 
 @pytest.mark.parametrize(
-    ("own", "told", "cause"),
+    ("changes", "curves", "cause"),
     [
-        ({"optim": HOT}, {}, {"lr-too-high"}),
-        ({"optim": HELD}, {}, {"not-annealed"}),
+        ({"optim": HIGH_LR}, {}, {"lr-too-high"}),
+        ({"optim": CONSTANT}, {}, {"not-annealed"}),
         ({"parameters": 1e7}, {}, {"capacity-limited"}),
         ({"unique_tokens": 1e9}, {"val": rising, "gap": widening}, {"overfitting", "data-limited"}),
         ({}, {}, {"recipe-or-bug"}),
         ({"optim": replace(COSINE, warmup_steps=0)}, {}, {"recipe-or-bug"}),
-        ({"optim": HELD}, {"val": lambda steps: healthy_curve(make_context())(steps) + 0.3}, set()),
+        ({"optim": CONSTANT}, {"val": lambda steps: healthy_curve(make_context())(steps) + 0.3}, set()),
         ({}, {"above": 0.0}, set()),
-        ({"optim": HOT, "parameters": 1e7}, {"above": 0.0}, set()),
+        ({"optim": HIGH_LR, "parameters": 1e7}, {"above": 0.0}, set()),
     ],
 )  # fmt: skip
 def test_baseline_shows_which_difference_is_the_cause(
-    own: dict[str, Any], told: dict[str, Any], cause: set[str]
+    changes: dict[str, Any], curves: dict[str, Any], cause: set[str]
 ) -> None:
-    found = beside(own, **told)
-    assert {name for name in CAUSES if found[name] == "confirmed"} == cause
+    statuses = compare_statuses(changes, **curves)
+    assert {name for name in CAUSES if statuses[name] == "confirmed"} == cause
 
 
 def test_a_baseline_that_still_warms_up_has_not_decayed_earlier() -> None:
-    found = beside(
+    statuses = compare_statuses(
         {"optim": replace(COSINE, warmup_steps=0)}, {"optim": replace(COSINE, warmup_steps=400)}, done=200, above=3.0
     )
-    assert found["not-annealed"] == "ruled out"
-    assert found["recipe-or-bug"] == "confirmed"
+    assert statuses["not-annealed"] == "ruled out"
+    assert statuses["recipe-or-bug"] == "confirmed"
 
 
 def test_a_missing_warmup_has_a_command() -> None:
     other = make_context()
     lifted = make_history(other, val=lambda steps: healthy_curve(other)(steps) + 0.1)
-    own, seen = with_config(
+    context, history = with_config(
         make_context(optim=replace(COSINE, warmup_steps=0), baseline=Baseline(make_history(other), other)), lifted
     )
-    fault = find_all(own, seen)["recipe-or-bug"]
+    fault = find_all(context, history)["recipe-or-bug"]
     assert "a warmup of 0 steps, the baseline run's 100" in fault.conditions[0].evidence
     assert parsed(fault.recommendations[0].command)[0].optim.warmup_steps == 100
     assert fault.recommendations[0].gain == pytest.approx(0.1, abs=0.02)
 
 
 def test_two_differences_rule_each_other_out() -> None:
-    found = beside({"optim": HOT, "parameters": 1e7})
-    assert found["lr-too-high"] == found["capacity-limited"] == "ruled out"
+    statuses = compare_statuses({"optim": HIGH_LR, "parameters": 1e7})
+    assert statuses["lr-too-high"] == statuses["capacity-limited"] == "ruled out"
 
 
 def test_a_baseline_that_covers_other_steps_says_nothing() -> None:
     other = make_context()
     far = replace(make_history(other), evaluations=())
-    mine = make_context(optim=HOT, baseline=Baseline(far, other))
-    assert find_all(mine, make_history(mine))["lr-too-high"].status == "unknown"
+    context = make_context(optim=HIGH_LR, baseline=Baseline(far, other))
+    assert find_all(context, make_history(context))["lr-too-high"].status == "unknown"
 
 
 def test_remedies_for_repeated_text() -> None:
-    own, seen = with_config(*make_run(REPEATED, val=rising, gap=widening))
-    found = find_all(own, seen)
-    best = found["severe-overfitting"].recommendations[0]
+    context, history = with_config(*make_run(REPEATED, val=rising, gap=widening))
+    findings = find_all(context, history)
+    best = findings["severe-overfitting"].recommendations[0]
     assert best.command == "python -m jaxgpt.evaluate runs/mine --step best"
-    decay = found["missing-regularization"].recommendations[0]
+    decay = findings["missing-regularization"].recommendations[0]
     assert parsed(decay.command)[0].optim.weight_decay == recommendations.STRONG_DECAY
     assert decay.gain == pytest.approx(
         recommendations.REGULARIZATION_GAIN * scaling_law.repetition_cost(2e8, 1e10, 1e9)
@@ -280,12 +288,13 @@ def test_baseline_and_target_loss_are_options(tmp_path: Path) -> None:
     for name, last in (("mine", 4.5), ("baseline", 4.0)):
         rows = [f"{step},{last + 100 / (step + 20)}" for step in range(0, 1001, 50)]
         (tmp_path / f"{name}.csv").write_text("step,val_loss\n" + "\n".join(rows))
-    seen = logs.read(tmp_path / "mine.csv")
-    own = resolve_context(
-        seen, Options(baseline=str(tmp_path / "baseline.csv"), target_loss=3.0, total_steps=1000, config="fineweb40m")
+    history = logs.read(tmp_path / "mine.csv")
+    context = resolve_context(
+        history,
+        Options(baseline=str(tmp_path / "baseline.csv"), target_loss=3.0, total_steps=1000, config="fineweb40m"),
     )
-    found = diagnosis.diagnose(seen, own, now=0.0)
-    level = next(v for v in found.findings if v.id == "recipe-or-bug").conditions[0]
+    result = diagnosis.diagnose(history, context, now=0.0)
+    level = next(v for v in result.findings if v.id == "recipe-or-bug").conditions[0]
     assert "+0.500" in level.evidence
-    assert found.target is not None
-    assert not found.target.possible
+    assert result.target is not None
+    assert not result.target.possible

@@ -1,4 +1,4 @@
-"""Real loss curves as a diagnosis reads them: log, options, and the first part of a run."""
+"""Published loss curves as a diagnosis reads them: log and options, and the first part of a run."""
 
 import csv
 import math
@@ -18,7 +18,7 @@ BATCH = 524_288  # of one whose table has steps alone
 
 @dataclass(frozen=True)
 class Known:
-    """A curve of the shared table with what is known of it."""
+    """A curve of the shared table with the facts in its row."""
 
     name: str
     epochs: float
@@ -28,15 +28,15 @@ class Known:
     context: RunContext
 
     def until(self, share: float) -> "Known":
-        """The run as it stood after that share of its steps."""
+        """The run after that share of its steps."""
         last = share * len(self.context.lr_fractions)
         steps = tuple(step for step in self.history.steps if step.step <= last)
-        seen = tuple(e for e in self.history.evaluations if e.step <= last)
-        return replace(self, history=replace(self.history, steps=steps, evaluations=seen))
+        evaluations = tuple(e for e in self.history.evaluations if e.step <= last)
+        return replace(self, history=replace(self.history, steps=steps, evaluations=evaluations))
 
 
 def posterior(history: History, context: RunContext) -> Posterior | None:
-    """The annealing law fitted to what the history has shown; None where it cannot be."""
+    """The annealing loss model fitted to the history; None where it cannot be."""
     return forecast_run(history, context)[0]
 
 
@@ -54,7 +54,7 @@ def _known(folder: Path, row: dict[str, str]) -> Known:
     unique = batch * steps / epochs if epochs >= 1 else 10 * batch * steps
     history = logs.read(path, batch)
     corpus = next((name for name in ("c4", "fineweb") if row["dataset"].lower().startswith(name)), "unknown")
-    given = Options(
+    known = Options(
         total_steps=max(steps, history.steps_done),
         batch_tokens=batch,
         unique_tokens=unique,
@@ -65,14 +65,14 @@ def _known(folder: Path, row: dict[str, str]) -> Known:
         **_schedule(row, steps),
     )
     spiky = "spiky" in row["quality"]
-    return Known(row["id"], epochs, size / unique, spiky, history, resolve_context(history, given))
+    return Known(row["id"], epochs, size / unique, spiky, history, resolve_context(history, known))
 
 
 def _schedule(row: dict[str, str], total: int) -> dict[str, float | int | str]:
-    """The options of a schedule that the table's columns spell."""
+    """The options that describe the schedule in the table's columns."""
     kind, warmup, peak = row["type"], row["warmup"], float(row["peak_lr"].split()[0])
-    told: dict[str, float | int | str] = {"warmup": int(warmup) if warmup.isdigit() else math.ceil(0.01 * total)}
+    options: dict[str, float | int | str] = {"warmup": int(warmup) if warmup.isdigit() else math.ceil(0.01 * total)}
     if kind.startswith("cosine"):
         tenth = "10%" in kind or row["end_lr"] == "x0.1"
-        return told | {"schedule": "cosine", "peak_lr": peak, "min_lr": peak / 10 if tenth else 0.0}
-    return told
+        return options | {"schedule": "cosine", "peak_lr": peak, "min_lr": peak / 10 if tenth else 0.0}
+    return options

@@ -23,11 +23,11 @@ LossCurve = Callable[[np.ndarray], np.ndarray]
 TOTAL, WARMUP, EVERY = 2000, 100, 50
 COSINE = Optim(learning_rate=1e-3, min_lr=1e-4, schedule="cosine", warmup_steps=WARMUP)
 CONSTANT = replace(COSINE, schedule="constant")
-SIZE, BATCH = 4e7, 5e6  # 10B tokens, 250 per parameter: where the law was fitted
+SIZE, BATCH = 4e7, 5e6  # 10B tokens, 250 per parameter: where the scaling law was fitted
 
 
 def make_context(**changes: Any) -> RunContext:
-    """Of a run that reads no token twice, on FineWeb."""
+    """The context of a run that reads no token twice, on FineWeb."""
     optim = changes.get("optim", COSINE)
     total = changes.get("total_steps", TOTAL)
     usual = {
@@ -46,22 +46,24 @@ def make_context(**changes: Any) -> RunContext:
     return RunContext(**(usual | changes))
 
 
-def healthy_curve(own: RunContext) -> LossCurve:
-    """The curve of a healthy run, which ends where the law says."""
-    asked = scaling_law.ScalingQuery(
+def healthy_curve(context: RunContext) -> LossCurve:
+    """The curve of a healthy run, which ends at the loss that the scaling law predicts."""
+    query = scaling_law.ScalingQuery(
         parameters=SIZE, tokens=BATCH * TOTAL, recipe=scaling_law.Recipe(learning_rate=1e-3), corpus=CORPORA["fineweb"]
     )
-    end = scaling_law.predict_loss(asked).loss
+    end = scaling_law.predict_loss(query).loss
 
     def loss(steps: np.ndarray) -> np.ndarray:
-        rates = np.append(own.lr_fractions, own.lr_fractions[-1])[np.minimum(steps.astype(int), len(own.lr_fractions))]
+        rates = np.append(context.lr_fractions, context.lr_fractions[-1])[
+            np.minimum(steps.astype(int), len(context.lr_fractions))
+        ]
         return end + 0.4 * ((steps + 20) / TOTAL) ** -0.5 - 0.4 + 0.12 * (rates - 0.1)
 
     return loss
 
 
 def make_history(
-    own: RunContext,
+    context: RunContext,
     *,
     done: int = TOTAL,
     val: LossCurve | None = None,
@@ -70,37 +72,40 @@ def make_history(
     norms: LossCurve | None = None,
     seconds: LossCurve | None = None,
     noise: float = 0.003,
-    **more: Any,
+    **fields: Any,
 ) -> History:
-    """Evaluations every `EVERY` steps, with train losses `gap` below them, and updates with `losses`."""
-    chance = np.random.default_rng(0)
-    places = np.arange(EVERY, done + 1, EVERY)
-    vals = (val or healthy_curve(own))(places.astype(float)) + noise * chance.standard_normal(len(places))
-    trains = [None] * len(places) if gap is None else list(vals - gap(places.astype(float)))
-    updates = np.arange(done).astype(float)
-    columns = [[None] * done if of is None else list(of(updates)) for of in (losses, seconds, norms)]
+    """A log with evaluations every `EVERY` steps, whose train losses are `gap` lower, and steps with `losses`."""
+    random = np.random.default_rng(0)
+    steps_evaluated = np.arange(EVERY, done + 1, EVERY)
+    vals = (val or healthy_curve(context))(steps_evaluated.astype(float)) + noise * random.standard_normal(
+        len(steps_evaluated)
+    )
+    trains = [None] * len(steps_evaluated) if gap is None else list(vals - gap(steps_evaluated.astype(float)))
+    every_step = np.arange(done).astype(float)
+    columns = [[None] * done if of is None else list(of(every_step)) for of in (losses, seconds, norms)]
     steps = tuple(Step(i, loss, second, None, norm, line=i + 1) for i, (loss, second, norm) in enumerate(zip(*columns)))
     if losses is None and seconds is None:
         steps = ()
     evaluations = tuple(
-        Evaluation(int(s), float(v), t, None, 10_000 + i) for i, (s, v, t) in enumerate(zip(places, vals, trains))
+        Evaluation(int(s), float(v), t, None, 10_000 + i)
+        for i, (s, v, t) in enumerate(zip(steps_evaluated, vals, trains))
     )
-    return History(**({"source": "made", "format": "table", "steps": steps, "evaluations": evaluations} | more))
+    return History(**({"source": "made", "format": "table", "steps": steps, "evaluations": evaluations} | fields))
 
 
-def find_all(own: RunContext, seen: History) -> dict[str, Finding]:
+def find_all(context: RunContext, history: History) -> dict[str, Finding]:
     """The findings of a run by id."""
-    return {finding.id: finding for finding in run_checks(analyze(own, seen))}
+    return {finding.id: finding for finding in run_checks(analyze(context, history))}
 
 
-def analyze(own: RunContext, seen: History) -> RunAnalysis:
-    posterior, forecast, _ = forecast_run(seen, own)
-    return analyze_run(seen, own, posterior, forecast)
+def analyze(context: RunContext, history: History) -> RunAnalysis:
+    posterior, forecast, _ = forecast_run(history, context)
+    return analyze_run(history, context, posterior, forecast)
 
 
-def make_run(changes: Mapping[str, Any] | None = None, **told: Any) -> tuple[RunContext, History]:
-    own = make_context(**(changes or {}))
-    return own, make_history(own, **told)
+def make_run(changes: Mapping[str, Any] | None = None, **curves: Any) -> tuple[RunContext, History]:
+    context = make_context(**(changes or {}))
+    return context, make_history(context, **curves)
 
 
 # Ten epochs of 200M tokens: the end of the first is step 200.
@@ -151,7 +156,7 @@ REFERENCE = load_config("fineweb40m")
 CARD: dict[str, Any] = {"config": REFERENCE, "config_name": "fineweb40m", "device": devices.find("rtx 4070")}
 LARGER = scaling_law.LAW.capacity_term(SIZE) - scaling_law.LAW.capacity_term(
     6e8
-)  # what the larger model gains by the law
+)  # the gain of the larger model by the scaling law
 NOISY: dict[str, Any] = {"fixed_eval_set": False, "eval_tokens": 3.3e6}
 RESUMED: dict[str, Any] = {"starts": (0, 1000)}
 

@@ -14,7 +14,7 @@ from helpers.training import records, run_folder, tiny_config
 from jaxgpt import errors, logs, train
 from jaxgpt.config import Config
 from jaxgpt.diagnose import backtest, command
-from jaxgpt.diagnose.backtest import Backtest
+from jaxgpt.diagnose.backtest import Backtest, BacktestOptions
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.errors import CheckpointError, ConfigError, JaxgptError
 from jaxgpt.runs.folder import RunFolder
@@ -85,7 +85,9 @@ def test_backtest_forecasts_trains_and_compares(run: RunFolder, capfd: pytest.Ca
 
 def test_failed_training_is_reported(run: RunFolder, workspace: Path) -> None:
     (workspace / "data").rename(workspace / "elsewhere")
-    said = refused("C058", backtest.run_backtest, str(run.path), backtest.BacktestRequest("40", 6))
+    said = refused(
+        "C058", backtest.run_backtest, str(run.path), BacktestOptions(backtest=True, backtest_at=40, backtest_steps=6)
+    )
     assert "D002" in said
     assert not run.backtests_file.exists()
 
@@ -141,8 +143,8 @@ def test_newest_checkpoint_and_a_tenth_of_its_steps(tmp_path: Path) -> None:
 
 def test_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     run = paper(tmp_path, tiny_config(tmp_path, RUN), 20, 40)
-    assert "no checkpoint '30'" in refused("K003", backtest.plan_cooldown, run, "30")
-    assert "there are: 20, 40" in refused("K003", backtest.plan_cooldown, run, "70")
+    assert "no checkpoint '30'" in refused("K003", backtest.plan_cooldown, run, 30)
+    assert "there are: 20, 40" in refused("K003", backtest.plan_cooldown, run, 70)
 
 
 def test_decayed_learning_rate_is_refused(tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_same_backtest_continues_another_is_new(tmp_path: Path) -> None:
 def test_backtest_of_a_training_run_is_refused(tmp_path: Path) -> None:
     run = paper(tmp_path, tiny_config(tmp_path, RUN), 40)
     with run.lock():
-        said = refused("S001", backtest.run_backtest, str(run.path), backtest.BacktestRequest())
+        said = refused("S001", backtest.run_backtest, str(run.path), BacktestOptions(backtest=True))
     assert "when the run has stopped" in said
 
 
@@ -182,7 +184,7 @@ def test_invalid_backtest_options_are_refused(more: list[str]) -> None:
 
 def test_log_alone_cannot_be_backtested(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("iter 0: loss 3.0, time 1.0ms\n")
-    refused("C056", backtest.run_backtest, str(tmp_path / "log.txt"), backtest.BacktestRequest())
+    refused("C056", backtest.run_backtest, str(tmp_path / "log.txt"), BacktestOptions(backtest=True))
 
 
 def test_interrupted_backtest_can_be_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,4 +249,4 @@ def test_error_types(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         backtest.plan_cooldown(run, "30")
     with pytest.raises(ConfigError, match="C024"):
-        backtest.run_backtest(str(run_folder(tmp_path, "nobody").path), backtest.BacktestRequest())
+        backtest.run_backtest(str(run_folder(tmp_path, "nobody").path), BacktestOptions(backtest=True))

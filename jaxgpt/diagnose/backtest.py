@@ -6,14 +6,13 @@ checkpoint. The run itself, its checkpoints and its log are only read. The resul
 `backtests.jsonl`, one JSON object per line.
 """
 
-import argparse
 import dataclasses
 import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from jaxgpt import logs
 from jaxgpt.config import Config
+from jaxgpt.config.fields import OptionGroup, field
 from jaxgpt.config.schedule import learning_rate
 from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.forecast import annealing
@@ -71,8 +71,8 @@ class Backtest:
         location = f"inside its {level} interval" if self.inside95 else "outside its 95 % interval"
         return (
             f"cooled down from step {self.step:,} in {self.steps:,} steps: forecast {self.forecast.mean:.4f} "
-            f"(80 %: {self.forecast.low80:.4f} to {self.forecast.high80:.4f}), "
-            f"observed {self.observed:.4f}; error {self.error:+.4f} nats, {location}"
+            f"(80 %: {self.forecast.low80:.4f} to {self.forecast.high80:.4f}), observed {self.observed:.4f}; "
+            f"error {self.error:+.4f} nats, {location}"
         )
 
 
@@ -154,8 +154,8 @@ class CooldownPlan(NamedTuple):
         return RunFolder.from_config(self.config)
 
 
-def plan_cooldown(folder: RunFolder, checkpoint: str = "latest", steps: int | None = None) -> CooldownPlan:
-    """Plans the cooldown from `checkpoint` (a step or "latest") over `steps` steps (None: a tenth of those done).
+def plan_cooldown(folder: RunFolder, checkpoint: int | None = None, steps: int | None = None) -> CooldownPlan:
+    """Plans the cooldown from `checkpoint` (None: the newest) over `steps` steps (None: a tenth of those done).
 
     Raises `CheckpointError` K003 if there is no such checkpoint, `ConfigError` C057 if its learning rate is too low.
     """
@@ -185,15 +185,14 @@ def plan_cooldown(folder: RunFolder, checkpoint: str = "latest", steps: int | No
     return CooldownPlan(folder, _with_name(config.replace(changes), folder, step), step, length)
 
 
-def find_checkpoint(folder: RunFolder, checkpoint: str) -> int:
+def find_checkpoint(folder: RunFolder, checkpoint: int | None) -> int:
     """The step of the checkpoint. Orbax keeps each complete checkpoint in a folder named after its step."""
-    steps = [int(path.name) for path in folder.checkpoints.glob("*") if path.name.isdigit()]
-    step = int(checkpoint) if checkpoint.isdigit() else None
-    if checkpoint == "latest":
-        step = max(steps, default=None)
+    steps = sorted(int(path.name) for path in folder.checkpoints.glob("*") if path.name.isdigit())
+    step = steps[-1] if checkpoint is None and steps else checkpoint
     if step is None or step not in steps:
-        existing = ", ".join(map(str, sorted(steps))) or "none"
-        raise CheckpointError("K003", f"no checkpoint {checkpoint!r} in {folder.checkpoints}; there are: {existing}")
+        existing = ", ".join(map(str, steps)) or "none"
+        message = f"no checkpoint '{checkpoint or 'latest'}' in {folder.checkpoints}; there are: {existing}"
+        raise CheckpointError("K003", message)
     return step
 
 
@@ -243,43 +242,28 @@ def lr_fractions(plan: CooldownPlan, run_fractions: NDArray[np.float64], peak_lr
     return np.concatenate((run_fractions[: plan.step], np.array(cooldown) / peak_lr))
 
 
-class BacktestRequest(NamedTuple):
-    """The checkpoint to start from (a step or "latest") and the steps to train (None: a tenth of those done)."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BacktestOptions(OptionGroup):
+    """Whether to backtest, from which checkpoint (None: the newest) and for how many steps (None: a tenth)."""
 
-    at: str = "latest"
-    steps: int | None = None
+    title = "backtest"
+    summary = "Checks a forecast of a jaxgpt run against a short cooldown, trained from a checkpoint."
+    error_code = "C056"
 
+    backtest: bool = field(False, "forecast the loss of a cooldown, train it, and compare")
+    backtest_at: int | None = field(
+        None, "checkpoint that it starts from (default: the newest)", ge=0, le=MAX_STEPS, metavar="STEP"
+    )
+    backtest_steps: int | None = field(
+        None, "steps that it trains (default: a tenth of those done)", ge=1, le=MAX_STEPS
+    )
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds `--backtest` and its two options as a group."""
-    add = parser.add_argument_group(
-        "backtest", "Checks a forecast of a jaxgpt run against a short cooldown, trained from a checkpoint."
-    ).add_argument
-    add("--backtest", action="store_true", help="forecast the loss of a cooldown, train it, and compare")
-    add("--backtest-at", metavar="STEP", help="checkpoint that it starts from (default: the newest)")
-    add("--backtest-steps", metavar="N", help="steps that it trains (default: a tenth of those done)")
-
-
-def parse_request(given: argparse.Namespace) -> BacktestRequest | None:
-    """The requested backtest, if any. Raises `ConfigError` C056 for invalid options."""
-    if not given.backtest:
-        if given.backtest_at is not None or given.backtest_steps is not None:
+    def check(self) -> None:
+        if not self.backtest and (self.backtest_at, self.backtest_steps) != (None, None):
             raise ConfigError("C056", "--backtest-at and --backtest-steps need --backtest", "add --backtest")
-        return None
-    if given.json or given.html:
-        message = "--backtest prints its result and keeps it with the run"
-        raise ConfigError("C056", message, "leave --json and --html out")
-    checkpoint = given.backtest_at or "latest"
-    steps = given.backtest_steps
-    if checkpoint != "latest" and not checkpoint.isdigit():
-        message = f"--backtest-at {checkpoint!r} is not a step"
-        raise ConfigError("C056", message, "--backtest-at 500, the step of a checkpoint")
-    if steps is not None and not (steps.isdigit() and 0 < int(steps) <= MAX_STEPS):
-        raise ConfigError("C056", f"--backtest-steps {steps!r} is not a number of steps", "--backtest-steps 200")
-    return BacktestRequest(checkpoint, None if steps is None else int(steps))
 
 
-def run_backtest(source: str, request: BacktestRequest) -> str:
+def run_backtest(source: str, options: BacktestOptions) -> str:
     """Forecasts and trains a cooldown, keeps the comparison with the run, and returns it as text.
 
     The training's output goes to stderr. The run must not be training meanwhile, because its checkpoint is read and
@@ -289,8 +273,12 @@ def run_backtest(source: str, request: BacktestRequest) -> str:
     if Path(source).is_file() or source == "-":
         raise ConfigError("C056", f"'{source}' is a log; a backtest needs a run", "name the folder of a jaxgpt run")
     folder = runfolder.find_run(source)[0]
-    with _locked(folder):
-        plan = plan_cooldown(folder, request.at, request.steps)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(folder.lock())
+        except StorageError as error:
+            raise error.replace(help="start the backtest when the run has stopped") from error
+        plan = plan_cooldown(folder, options.backtest_at, options.backtest_steps)
         forecast = forecast_cooldown(plan)
         print(describe_plan(plan, forecast), flush=True)
         backtest = Backtest(
@@ -304,17 +292,6 @@ def run_backtest(source: str, request: BacktestRequest) -> str:
         if all(earlier.run != backtest.run for earlier in load_backtests(folder)):
             append_backtest(folder, backtest)
     return f"{backtest}\n{summarize(load_backtests(folder))}"
-
-
-@contextmanager
-def _locked(folder: RunFolder) -> Iterator[None]:
-    """Locks the run's folder, so that no training can start meanwhile."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(folder.lock())
-        except StorageError as error:
-            raise error.replace(help="start the backtest when the run has stopped") from error
-        yield
 
 
 def describe_plan(plan: CooldownPlan, forecast: Forecast) -> str:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgpt import logs
-from jaxgpt.config.options import Parser
+from jaxgpt.config.options import Parser, add_options, read_options
 from jaxgpt.diagnose import backtest, options
+from jaxgpt.diagnose.backtest import BacktestOptions
 from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.options import Options
@@ -44,7 +45,7 @@ class Request:
     options: Options
     json: bool
     html: Path | None
-    backtest: backtest.BacktestRequest | None
+    backtest: BacktestOptions
 
 
 def read(argv: Sequence[str]) -> Request:
@@ -57,23 +58,28 @@ def read(argv: Sequence[str]) -> Request:
     group = parser.add_argument_group("output", "The form of the report.")
     group.add_argument("--json", action="store_true", help="print JSON (docs/diagnose.md)")
     group.add_argument("--html", metavar="FILE", help="write an HTML page with figures")
-    backtest.add_options(parser)
+    add_options(parser, BacktestOptions)
     parsed = parser.parse(argv)
     if parsed.json and parsed.html:
         raise ConfigError("C053", "--json and --html exclude each other", "omit one of them")
+    backtest_options = read_options(BacktestOptions, parsed)
+    if backtest_options.backtest and (parsed.json or parsed.html):
+        raise ConfigError(
+            "C056", "--backtest prints its result and keeps it with the run", "leave --json and --html out"
+        )
     return Request(
         source=parsed.source,
         options=options.read_options(parsed),
         json=parsed.json,
         html=files.check_report_path("--html", Path(parsed.html)) if parsed.html else None,
-        backtest=backtest.parse_request(parsed),
+        backtest=backtest_options,
     )
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs `jaxgpt diagnose` with these arguments."""
     request = read(argv)
-    if request.backtest:
+    if request.backtest.backtest:
         print(backtest.run_backtest(request.source, request.backtest))
         return
     history = read_log(request.source, request.options)

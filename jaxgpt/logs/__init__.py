@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from jaxgpt.errors import DataError, NoLogError
 from jaxgpt.logs import buildnanogpt, jaxgpt_log, llmc, modded, nanochat, nanogpt, table
@@ -27,13 +27,6 @@ SUPPORTED = (
     "modded-nanogpt and nanochat, build-nanogpt's log.txt, and tables with a header such as "
     "step,tokens,lr,train_loss,val_loss"
 )
-
-
-class Reader(Protocol):
-    """Reads the lines of one format; `end` follows the last line."""
-
-    def line(self, line_no: int, text: str) -> None: ...
-    def end(self) -> None: ...
 
 
 def read(path: str | Path, batch_tokens: float | None = None) -> History:
@@ -62,7 +55,7 @@ def _parse(lines: Sequence[str], source: str, batch_tokens: float | None) -> His
     name = _detect_format(lines, source)
     module = FORMATS.get(name, table)
     collector = Collector(source, name, module.TRAITS)
-    reader: Reader = table.Reader(collector, batch_tokens) if module is table else module.Reader(collector)
+    reader = table.Reader(collector, batch_tokens) if module is table else module.Reader(collector)
     for line_no, part in _numbered_parts(lines):
         reader.line(line_no, part)
     reader.end()

@@ -1,6 +1,5 @@
 """Collects the records of every format's reader, and separates runs, restarts and repeated steps."""
 
-import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
@@ -10,48 +9,7 @@ from jaxgpt.logs.history import Evaluation, History, LogTraits, Replay, RunMetad
 
 Hyperparameters = dict[str, float | bool | str]
 
-MAX_STEP = 10**9  # a larger number is not a step
 MAX_RECORDS = 1_000_000  # beyond that, every second record of the older half is dropped
-SECONDS_PER_DAY = 86_400.0  # no step takes longer
-
-
-def parse_number(text: Any) -> float | None:
-    """The number that `text` spells, NaN and infinities included; None if it does not spell one."""
-    if text is None or isinstance(text, bool):
-        return None
-    try:
-        return float(text)
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def parse_step(text: Any) -> int | None:
-    """The step, 0 to `MAX_STEP`, that `text` spells; None if it does not spell one."""
-    value = parse_number(text)
-    is_step = value is not None and 0 <= value <= MAX_STEP and value == int(value)
-    return int(value) if value is not None and is_step else None
-
-
-def parse_finite(text: Any) -> float | None:
-    """The finite number that `text` spells; None if it does not spell one."""
-    value = parse_number(text)
-    return value if value is not None and math.isfinite(value) else None
-
-
-def parse_milliseconds(text: Any) -> float | None:
-    """The seconds of a step from its milliseconds; None if `text` is not the duration of a step."""
-    value = parse_finite(text)
-    return None if value is None else valid_duration(value / 1e3)
-
-
-def parse_count(text: str) -> float | None:
-    """A positive count with thousands separators, such as 524,288; None if `text` does not spell one."""
-    return parse_finite(text.replace(",", "")) or None
-
-
-def valid_duration(seconds: float | None) -> float | None:
-    """`seconds` if a step can take that long, else None."""
-    return seconds if seconds is not None and 0 < seconds < SECONDS_PER_DAY else None
 
 
 class Collector:

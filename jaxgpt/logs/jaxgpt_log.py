@@ -2,13 +2,16 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from jaxgpt.config import Config
 from jaxgpt.errors import ConfigError, JaxgptError
-from jaxgpt.logs.collector import Collector, parse_finite, parse_number, parse_step, valid_duration
+from jaxgpt.logs import reader
+from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.history import Evaluation, History, LogTraits, Step
+from jaxgpt.logs.reader import parse_finite, parse_number, parse_step, valid_duration
 from jaxgpt.runs.folder import RunFolder
 
 NAME = "jaxgpt"
@@ -17,11 +20,11 @@ MARKERS = ('"kind"',)
 PATTERN = re.compile(r'\{"kind": "(?:step|eval|start)"')
 
 
-class Reader:
+class Reader(reader.Reader):
     """Reads line by line into a `Collector`. A line that a crash tore is skipped."""
 
     def __init__(self, collector: Collector) -> None:
-        self._log = collector
+        super().__init__(collector)
         self._last_time: float | None = None  # of the record before, by the same process
         self._compiling = False
         self._pause_seconds = 0.0
@@ -120,28 +123,25 @@ def _config_metadata(config: Config) -> dict[str, Any]:
 
 
 def add_folder_facts(history: History, folder: RunFolder) -> History:
-    """`history` with what the run folder contains beside the log: its config, and the size of the training data."""
-    return _add_unique_tokens(_add_config(history, folder), folder)
+    """`history` with what the run folder contains beside the log: its config, and the size of the training data.
+
+    The log has no config if its first lines are lost.
+    """
+    config = history.config
+    facts: dict[str, Any] = {}
+    if config is None:
+        with suppress(JaxgptError):
+            config = folder.config()
+            facts = _config_metadata(config)
+    unique = _train_tokens(folder)
+    if history.metadata.unique_tokens is None and unique and unique > 0:
+        facts["unique_tokens"] = unique
+    return replace(history, config=config, metadata=replace(history.metadata, **facts))
 
 
-def _add_config(history: History, folder: RunFolder) -> History:
-    """Adds the folder's config where the log has none, as that of a run whose first lines are lost."""
-    if history.config is not None:
-        return history
+def _train_tokens(folder: RunFolder) -> float | None:
+    """The size of the training data in the folder's `data.json`, if it has one."""
     try:
-        config = folder.config()
-    except JaxgptError:
-        return history
-    return replace(history, config=config, metadata=replace(history.metadata, **_config_metadata(config)))
-
-
-def _add_unique_tokens(history: History, folder: RunFolder) -> History:
-    """Adds the size of the training data from the folder's `data.json`, if it has one."""
-    try:
-        tokens = json.loads(folder.data_file.read_text(encoding="utf-8"))["train_tokens"]
+        return parse_finite(json.loads(folder.data_file.read_text(encoding="utf-8"))["train_tokens"])
     except (OSError, ValueError, KeyError, TypeError):
-        return history
-    unique = parse_finite(tokens)
-    if history.metadata.unique_tokens is not None or not unique or unique < 0:
-        return history
-    return replace(history, metadata=replace(history.metadata, unique_tokens=unique))
+        return None

@@ -6,19 +6,23 @@
 
 import re
 
-from jaxgpt.logs.collector import Collector, parse_finite, parse_milliseconds, parse_number, parse_step
-from jaxgpt.logs.history import Evaluation, LogTraits, Step
+from jaxgpt.logs import reader
+from jaxgpt.logs.history import LogTraits
+from jaxgpt.logs.reader import parse_finite, parse_step
 
 NAME = "llmc"
 TRAITS = LogTraits(fixed_eval_set=True)
 MARKERS = ("tel:", "trl:", "trn:", "| loss ")
 PATTERN = re.compile(r"\bs:\d+ +(?:tel|trl|trn):|\bstep +\d+/\d+ \| loss ")
-RECORD = re.compile(r"\bs:(\d{1,10})\s+(tel|trl|trn):([^\s]{1,40})(?:\s+lr:([^\s]{1,40}))?(?:\s+norm:([^\s]{1,40}))?")
-STEP = re.compile(
-    r"\bstep +(\d{1,10})/(\d{1,10}) \| loss ([^\s|]{1,40})[^|]{0,40}\|\s*norm ([^\s|]{1,40})[^|]{0,40}"
-    r"\|\s*lr ([^\s|]{1,40})\s*\|\s*([\d.]{1,40}) ms"
+RECORD = re.compile(
+    r"\bs:(?P<step>\d{1,10})\s+(?P<kind>tel|trl|trn):(?P<loss>[^\s]{1,40})"
+    r"(?:\s+lr:(?P<lr>[^\s]{1,40}))?(?:\s+norm:(?P<norm>[^\s]{1,40}))?"
 )
-VALIDATION = re.compile(r"(?:^|\s)val loss ([^\s]{1,40})\s*$")
+STEP = re.compile(
+    r"\bstep +(?P<step>\d{1,10})/(?P<total>\d{1,10}) \| loss (?P<loss>[^\s|]{1,40})[^|]{0,40}"
+    r"\|\s*norm (?P<norm>[^\s|]{1,40})[^|]{0,40}\|\s*lr (?P<lr>[^\s|]{1,40})\s*\|\s*(?P<ms>[\d.]{1,40}) ms"
+)
+VALIDATION = re.compile(r"(?:^|\s)val loss (?P<loss>[^\s]{1,40})\s*$")
 TABLE_ROW = re.compile(r"\|\s*([A-Za-z_][\w ()]{0,30}?)\s*\|\s*(\S.{0,100}?)\s*\|")
 NAMES = {
     "total batch size": "tokens_per_iteration",
@@ -40,41 +44,21 @@ NAMES = {
 }
 
 
-class Reader:
+class Reader(reader.Reader):
     """Reads line by line into a `Collector`."""
-
-    def __init__(self, collector: Collector) -> None:
-        self._log = collector
-        self._steps_done = 0
 
     def line(self, line_no: int, text: str) -> None:
         """Reads one line."""
         if match := RECORD.search(text):
-            self._record(line_no, *match.groups())
+            add = self._add_evaluation if match["kind"] == "tel" else self._add_step
+            add(line_no, match)
         elif "| loss " in text and (match := STEP.search(text)):
-            self._step(line_no, *match.groups())
+            self._log.hyperparameters["total_steps"] = float(match["total"])
+            self._add_step(line_no, match, first=1)
         elif "val loss" in text and (match := VALIDATION.search(text)):
-            self._log.add(Evaluation(self._steps_done, parse_number(match[1]), line=line_no))
+            self._add_evaluation(line_no, match)
         elif "|" in text and (match := TABLE_ROW.search(text)):
             self._table_row(line_no, match[1], match[2])
-
-    def _record(self, line_no: int, n: str, kind: str, loss: str, lr: str | None, norm: str | None) -> None:
-        step = parse_step(n)
-        if step is None:
-            return
-        if kind == "tel":
-            self._log.add(Evaluation(step, parse_number(loss), line=line_no))
-        else:
-            self._log.add(Step(step, parse_number(loss), None, parse_number(lr), parse_number(norm), line_no))
-
-    def _step(self, line_no: int, n: str, total: str, loss: str, norm: str, lr: str, milliseconds: str) -> None:
-        count = parse_step(n)
-        if not count:
-            return
-        self._steps_done = count
-        self._log.hyperparameters["total_steps"] = float(total)
-        seconds = parse_milliseconds(milliseconds)
-        self._log.add(Step(count - 1, parse_number(loss), seconds, parse_number(lr), parse_number(norm), line_no))
 
     def _table_row(self, line_no: int, name: str, text: str) -> None:
         if name == "train data pattern":
@@ -91,14 +75,11 @@ class Reader:
         """Derives the run's metadata from its hyperparameters."""
         values = self._log.all_hyperparameters()
         numbers = {name: parse_finite(values.get(name)) for name in NAMES.values()}
-        metadata: dict[str, float | None] = {
-            "total_steps": parse_step(numbers["total_steps"]),
-            "tokens_per_step": numbers["tokens_per_iteration"],
-        }
-        if numbers["all_parameters"]:
-            positions = (numbers["positions"] or 0.0) * (numbers["n_embd"] or 0.0)
-            metadata["parameters"] = max(numbers["all_parameters"] - positions, 0.0)
-        if numbers["val_batches"] and numbers["batch_size"] and numbers["block_size"]:
-            batch = numbers["batch_size"] * numbers["block_size"] * (numbers["processes"] or 1)
-            metadata["eval_tokens"] = numbers["val_batches"] * batch
-        self._log.metadata |= {name: value for name, value in metadata.items() if value}
+        positions = (numbers["positions"] or 0.0) * (numbers["n_embd"] or 0.0)
+        batch = (numbers["batch_size"] or 0.0) * (numbers["block_size"] or 0.0) * (numbers["processes"] or 1)
+        self._set_metadata(
+            total_steps=parse_step(numbers["total_steps"]),
+            tokens_per_step=numbers["tokens_per_iteration"],
+            parameters=max((numbers["all_parameters"] or 0.0) - positions, 0.0),
+            eval_tokens=(numbers["val_batches"] or 0.0) * batch,
+        )

@@ -7,9 +7,11 @@ loss is that of one process's last micro-batch; later versions print none.
 
 import re
 
-from jaxgpt.logs.collector import Collector, parse_finite, parse_number, parse_step, valid_duration
+from jaxgpt.logs import reader
+from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.history import Evaluation, LogTraits, Step
 from jaxgpt.logs.nanogpt import multiply, parse_literal
+from jaxgpt.logs.reader import parse_finite, parse_number, parse_step, valid_duration
 
 NAME = "modded"
 TRAITS = LogTraits(fixed_eval_set=True, default_schedule="wsd")
@@ -29,13 +31,12 @@ MIN_BATCH = 10_000  # tokens: a smaller product is not the whole batch
 MAX_SEQUENCES = 100_000  # a larger batch_size already counts tokens
 
 
-class Reader:
+class Reader(reader.Reader):
     """Reads line by line into a `Collector`."""
 
     def __init__(self, collector: Collector) -> None:
-        self._log = collector
+        super().__init__(collector)
         self._clock: tuple[int, float] | None = None  # steps done, and the seconds that they took
-        self._steps_done = 0
 
     def line(self, line_no: int, text: str) -> None:
         """Reads one line."""

@@ -10,60 +10,44 @@ import math
 import re
 import statistics
 
-from jaxgpt.logs.collector import Collector, parse_count, parse_milliseconds, parse_number, parse_step
-from jaxgpt.logs.history import Evaluation, LogTraits, Step
+from jaxgpt.logs import reader
+from jaxgpt.logs.history import LogTraits
+from jaxgpt.logs.reader import parse_count, parse_step
 
 NAME = "nanochat"
 TRAITS = LogTraits(fixed_eval_set=True, lr_is_relative=True)
 MARKERS = ("| loss: ", " bpb: ")
 PATTERN = re.compile(r"\bstep \d+/\d+ \(\d[\d.]*%\) \| loss: |\bStep \d+ \| Validation bpb: ")
-STEP = re.compile(r"\bstep (\d{1,10})/(\d{1,10}) \([\d.]{1,10}%\) \| loss: ([^\s|]{1,40})")
-LR_FRACTION = re.compile(r"\| lrm: ([^\s|]{1,40})")
-TIME = re.compile(r"\| dt: ([\d.]{1,40})ms")
-NORM = re.compile(r"\| grad norm: ([^\s|]{1,40})")
-VALIDATION = re.compile(r"\bStep (\d{1,10}) \| Validation bpb: ([^\s|]{1,40})")
+STEP = re.compile(
+    r"\bstep (?P<step>\d{1,10})/(?P<total>\d{1,10}) \([\d.]{1,10}%\) \| loss: (?P<loss>[^\s|]{1,40})"
+    r"(?=(?:.*?\| lrm: (?P<lr>[^\s|]{1,40}))?)"  # these three in any order
+    r"(?=(?:.*?\| dt: (?P<ms>[\d.]{1,40})ms)?)"
+    r"(?=(?:.*?\| grad norm: (?P<norm>[^\s|]{1,40}))?)"
+)
+VALIDATION = re.compile(r"\bStep (?P<step>\d{1,10}) \| Validation bpb: (?P<loss>[^\s|]{1,40})")
 BATCH = re.compile(r"[Tt]otal batch size:? ([\d,]{1,20})")
 PARAMETERS = re.compile(r"[Nn]umber of parameters: ([\d,]{1,20})")
 VOCABULARY = re.compile(r"[Vv]ocab size: ([\d,]{1,20})")
 BYTES_PER_TOKEN = (1.0, 16.0)  # plausible range
 
 
-class Reader:
+class Reader(reader.Reader):
     """Reads line by line into a `Collector`. The unit of the validation is known only at the end."""
-
-    def __init__(self, collector: Collector) -> None:
-        self._log = collector
 
     def line(self, line_no: int, text: str) -> None:
         """Reads one line."""
         if match := STEP.search(text):
-            self._step(line_no, text, match)
+            self._log.metadata["total_steps"] = parse_step(match["total"]) or None
+            self._add_step(line_no, match)
         elif match := VALIDATION.search(text):
-            step = parse_step(match[1])
-            if step is not None:
-                self._log.add(Evaluation(step, parse_number(match[2]), line=line_no))
+            self._add_evaluation(line_no, match)
         elif match := BATCH.search(text):
             self._log.header(line_no)
-            self._set_metadata("tokens_per_step", match[1])
+            self._set_metadata(tokens_per_step=parse_count(match[1]))
         elif match := PARAMETERS.search(text):
-            self._set_metadata("parameters", match[1])
+            self._set_metadata(parameters=parse_count(match[1]))
         elif match := VOCABULARY.search(text):
             self._log.hyperparameters["vocab_size"] = parse_count(match[1]) or 0.0
-
-    def _step(self, line_no: int, text: str, match: re.Match[str]) -> None:
-        step = parse_step(match[1])
-        if step is None:
-            return
-        self._log.metadata["total_steps"] = parse_step(match[2]) or None
-        seconds = parse_milliseconds(_group(TIME, text))
-        lr_fraction = parse_number(_group(LR_FRACTION, text))
-        norm = parse_number(_group(NORM, text))
-        self._log.add(Step(step, parse_number(match[3]), seconds, lr_fraction, norm, line_no))
-
-    def _set_metadata(self, name: str, text: str) -> None:
-        value = parse_count(text)
-        if value:
-            self._log.metadata[name] = value
 
     def end(self) -> None:
         """Converts the validation losses to nats per token, if the training loss tells how long a token is."""
@@ -95,9 +79,3 @@ class Reader:
                 ratios.append(loss / (evaluation.val * math.log(2)))
         plausible = [ratio for ratio in ratios if BYTES_PER_TOKEN[0] < ratio < BYTES_PER_TOKEN[1]]
         return statistics.median(plausible) if plausible else None
-
-
-def _group(pattern: re.Pattern[str], text: str) -> str | None:
-    """The first group of the pattern's first match; None if it does not match."""
-    match = pattern.search(text)
-    return match[1] if match else None

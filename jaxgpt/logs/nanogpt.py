@@ -8,16 +8,20 @@ five iterations and refers to an A100.
 
 import re
 
-from jaxgpt.logs.collector import MAX_STEP, Collector, parse_finite, parse_milliseconds, parse_number, parse_step
-from jaxgpt.logs.history import Evaluation, LogTraits, Step
+from jaxgpt.logs import reader
+from jaxgpt.logs.history import LogTraits
+from jaxgpt.logs.reader import parse_finite, parse_number, parse_step
 
 NAME = "nanogpt"
 TRAITS = LogTraits(total_is_last_step=True, repeats_data_on_resume=True)
-JAXGPT_TRAITS = LogTraits(fixed_eval_set=True)  # of jaxgpt's own output, which has the same form
+# jaxgpt's own output has the same form. Its `time` excludes evaluation and saving; its `loss` is that of a batch.
+JAXGPT_TRAITS = LogTraits(fixed_eval_set=True)
 MARKERS = (": loss ", ": train loss ")
 PATTERN = re.compile(r"iter \d+: loss |step \d+: train loss ")
-STEP = re.compile(r"\biter (\d{1,10}): loss ([^\s,]{1,40})(?:, time (-?[\d.]{1,40})ms)?")
-EVALUATION = re.compile(r"\bstep (\d{1,10}): train loss ([^\s,]{1,40})(?:, val loss ([^\s,]{1,40}))?")
+STEP = re.compile(r"\biter (?P<step>\d{1,10}): loss (?P<loss>[^\s,]{1,40})(?:, time (?P<ms>-?[\d.]{1,40})ms)?")
+EVALUATION = re.compile(
+    r"\bstep (?P<step>\d{1,10}): train loss (?P<train>[^\s,]{1,40})(?:, val loss (?P<loss>[^\s,]{1,40}))?"
+)
 OVERRIDE = re.compile(r"Overriding: (\w{1,40}) = (.{1,200})")
 TOKENS = re.compile(r"tokens per iteration will be: ([\d,]{1,30})")
 PARAMETERS = re.compile(r"number of parameters: ([\d.]{1,20})([KMB]?)")
@@ -36,52 +40,29 @@ DEFAULT_EVAL_ITERS, DEFAULT_BATCH, DEFAULT_BLOCK = 200, 12, 1024
 MAX_VALUE = 1e18
 
 
-class Reader:
+class Reader(reader.Reader):
     """Reads line by line into a `Collector`."""
-
-    def __init__(self, collector: Collector) -> None:
-        self._log = collector
-        self._evaluated = -1
-        self._is_jaxgpt = False
 
     def line(self, line_no: int, text: str) -> None:
         """Reads one line."""
         if "iter " in text and (match := STEP.search(text)):
-            self._step(line_no, *match.groups())
+            is_jaxgpt = self._log.traits is JAXGPT_TRAITS
+            self._add_step(line_no, match, step_only=is_jaxgpt or self._evaluated != int(match["step"]))
         elif "step " in text and (match := EVALUATION.search(text)):
-            self._evaluation(line_no, *match.groups())
+            self._add_evaluation(line_no, match)
         elif "saving checkpoint" in text:
             self._save(text)
         elif "=" in text or ": " in text:
             self._header(line_no, text)
 
-    def _step(self, line_no: int, n: str, loss: str, milliseconds: str | None) -> None:
-        step = int(n)
-        if step > MAX_STEP:
-            return
-        step_only = self._is_jaxgpt or self._evaluated != step
-        seconds = parse_milliseconds(milliseconds)
-        self._log.add(Step(step, parse_number(loss), seconds, line=line_no, step_only=step_only))
-
-    def _evaluation(self, line_no: int, n: str, train: str, val: str | None) -> None:
-        step = parse_step(n)
-        if step is not None:
-            self._evaluated = step
-            self._log.add(Evaluation(step, parse_number(val), parse_number(train), line=line_no))
-
     def _save(self, text: str) -> None:
         match = JAXGPT_SAVE.search(text)
         step = parse_step(match[1]) if match else None
         if step is not None:
-            self._set_jaxgpt()
+            self._log.traits = JAXGPT_TRAITS
             self._log.add_save(step)
         elif self._evaluated >= 0:
             self._log.add_save(self._evaluated)
-
-    def _set_jaxgpt(self) -> None:
-        """The lines are jaxgpt's: `time` excludes evaluation and saving, `loss` is that of the whole batch."""
-        self._is_jaxgpt = True
-        self._log.traits = JAXGPT_TRAITS
 
     def _header(self, line_no: int, text: str) -> None:
         if "Overriding" in text or "Resuming training from" in text or "tokens per iteration" in text:
@@ -95,7 +76,7 @@ class Reader:
             if value is not None:
                 self._log.hyperparameters[match[1]] = value
         elif match := JAXGPT_RUN.search(text):
-            self._set_jaxgpt()
+            self._log.traits = JAXGPT_TRAITS
             self._set("total_steps", match[1])
         elif match := JAXGPT_DATA.search(text):
             self._set("unique_tokens", match[1])
@@ -112,25 +93,20 @@ class Reader:
         values = self._log.all_hyperparameters()
 
         def number(name: str) -> float | None:
-            return parse_number(values.get(name))
+            return parse_finite(values.get(name))
 
         sizes = (number("batch_size"), number("block_size"))
         batch = number("tokens_per_iteration") or multiply(number("gradient_accumulation_steps"), *sizes)
-        metadata: dict[str, float | None] = {
-            "total_steps": parse_step(values.get("total_steps", values.get("max_iters"))),
-            "parameters": number("parameters"),
-            "unique_tokens": number("unique_tokens"),
-            "tokens_per_step": batch,
-            "eval_tokens": multiply(number("eval_iters"), *sizes),
-        }
-        self._log.metadata |= {name: value for name, value in metadata.items() if value}
+        self._set_metadata(
+            total_steps=parse_step(values.get("total_steps", values.get("max_iters"))),
+            parameters=number("parameters"),
+            unique_tokens=number("unique_tokens"),
+            tokens_per_step=batch,
+            eval_tokens=multiply(number("eval_iters"), *sizes),
+        )
         if "tokens_per_iteration" in values:  # the header is complete: what it leaves out has nanoGPT's default
-            self._log.metadata["defaults"] = DEFAULTS | {"eval_tokens": self._default_eval_tokens(values)}
-
-    def _default_eval_tokens(self, values: dict[str, float | bool | str]) -> float:
-        batch = parse_finite(values.get("batch_size")) or DEFAULT_BATCH
-        block = parse_finite(values.get("block_size")) or DEFAULT_BLOCK
-        return DEFAULT_EVAL_ITERS * batch * block
+            sizes = (number("batch_size") or DEFAULT_BATCH, number("block_size") or DEFAULT_BLOCK)
+            self._log.metadata["defaults"] = DEFAULTS | {"eval_tokens": DEFAULT_EVAL_ITERS * sizes[0] * sizes[1]}
 
 
 def parse_literal(text: str) -> float | bool | str | None:

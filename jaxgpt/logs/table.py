@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from jaxgpt.errors import DataError
-from jaxgpt.logs.collector import MAX_STEP, Collector, parse_number, valid_duration
+from jaxgpt.logs import reader
+from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.history import Evaluation, LogTraits, Step
 from jaxgpt.logs.lines import MAX_LINE_BYTES
+from jaxgpt.logs.reader import MAX_STEP, parse_number, valid_duration
 
 NAME = "table"
 TRAITS = LogTraits()
@@ -75,11 +77,11 @@ def normalize_name(name: str) -> str:
     return re.sub(r"_or_blank$|^(?:metrics|charts)_", "", name)
 
 
-class Reader:
+class Reader(reader.Reader):
     """Reads the rows below a header into a `Collector`."""
 
     def __init__(self, collector: Collector, batch_tokens: float | None = None) -> None:
-        self._log = collector
+        super().__init__(collector)
         self._batch_tokens = batch_tokens
         self._separator = ","
         self._columns: dict[int, str] = {}

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxgpt.diagnose.completion.trend import MIN_BLOCKS, Trend, find_trend, median_blocks
-from jaxgpt.logs.collector import SECONDS_PER_DAY
 from jaxgpt.logs.history import History
+from jaxgpt.logs.reader import valid_duration
 from jaxgpt.utils import stats
 from jaxgpt.utils.eta import StepTimeEstimate, estimate_step_time
 
@@ -31,11 +31,7 @@ class StepTimes(NamedTuple):
     @classmethod
     def from_history(cls, history: History) -> "StepTimes":
         """The step times of a log that are plausible."""
-        timed = [
-            (step.step, step.seconds, step.step_only)
-            for step in history.steps
-            if step.seconds is not None and 0 < step.seconds < SECONDS_PER_DAY
-        ]
+        timed = [(step.step, step.seconds, step.step_only) for step in history.steps if valid_duration(step.seconds)]
         steps, seconds, step_only = zip(*timed) if timed else ((), (), ())
         return cls(np.array(steps, np.int64), np.array(seconds, np.float64), np.array(step_only, np.bool_))
 

@@ -1,0 +1,98 @@
+"""What the readers of all formats share: a base class, and the numbers in the text of a log."""
+
+import math
+import re
+from typing import Any
+
+from jaxgpt.logs.collector import Collector
+from jaxgpt.logs.history import Evaluation, Step
+
+MAX_STEP = 10**9  # a larger number is not a step
+SECONDS_PER_DAY = 86_400.0  # no step takes longer
+
+
+class Reader:
+    """Reads the lines of one format into a `Collector`."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._log = collector
+        self._steps_done = 0  # by the last step
+        self._evaluated = -1  # steps done at the last evaluation
+
+    def line(self, line_no: int, text: str) -> None:
+        """Reads one line."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Called after the last line."""
+
+    def _add_step(self, line_no: int, match: re.Match[str], *, first: int = 0, step_only: bool = True) -> None:
+        """Adds the step that named groups of `match` describe. The first step of a run has the number `first`."""
+        texts = match.groupdict()
+        number = parse_step(texts["step"])
+        if number is None or number < first:
+            return
+        self._steps_done = number + 1 - first
+        self._log.add(
+            Step(
+                step=number - first,
+                loss=parse_number(texts["loss"]),
+                seconds=parse_milliseconds(texts.get("ms")),
+                learning_rate=parse_number(texts.get("lr")),
+                grad_norm=parse_number(texts.get("norm")),
+                line=line_no,
+                step_only=step_only,
+            )
+        )
+
+    def _add_evaluation(self, line_no: int, match: re.Match[str]) -> None:
+        """Adds the evaluation that named groups of `match` describe; without a step, it follows the last one read."""
+        texts = match.groupdict()
+        step = parse_step(texts.get("step", self._steps_done))
+        if step is not None:
+            self._evaluated = step
+            val = parse_number(texts["loss"])
+            self._log.add(Evaluation(step, val, parse_number(texts.get("train")), line=line_no))
+
+    def _set_metadata(self, **values: Any) -> None:
+        """Sets the facts of the run that are neither unknown nor 0."""
+        self._log.metadata |= {name: value for name, value in values.items() if value}
+
+
+def parse_number(text: Any) -> float | None:
+    """The number that `text` spells, NaN and infinities included; None if it does not spell one."""
+    if text is None or isinstance(text, bool):
+        return None
+    try:
+        return float(text)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def parse_finite(text: Any) -> float | None:
+    """The finite number that `text` spells; None if it does not spell one."""
+    value = parse_number(text)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def parse_step(text: Any) -> int | None:
+    """The step, 0 to `MAX_STEP`, that `text` spells; None if it does not spell one."""
+    value = parse_finite(text)
+    is_step = value is not None and 0 <= value <= MAX_STEP and value == int(value)
+    return int(value) if value is not None and is_step else None
+
+
+def parse_count(text: str) -> float | None:
+    """A positive count with thousands separators, such as 524,288; None if `text` does not spell one."""
+    return parse_finite(text.replace(",", "")) or None
+
+
+def parse_milliseconds(text: Any) -> float | None:
+    """The seconds of a step from its milliseconds; None if `text` is not the duration of a step."""
+    value = parse_finite(text)
+    return None if value is None else valid_duration(value / 1e3)
+
+
+def valid_duration(seconds: float | None) -> float | None:
+    """`seconds` if a step can take that long, else None."""
+    return seconds if seconds is not None and 0 < seconds < SECONDS_PER_DAY else None

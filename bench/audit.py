@@ -226,7 +226,7 @@ def score(predicted: Pairs, true: Pairs) -> dict[str, Any]:
     return {
         "recall": hits / len(true) if true else None,
         "precision": hits / len(predicted) if predicted else None,
-        "found": len(predicted),
+        "pairs": len(predicted),
     }
 
 
@@ -307,7 +307,7 @@ def sides(results: dict[str, Any]) -> list[str]:
     for side in ("ours", "datasketch"):
         values = results[side]
         rates = [f"{name} {'–' if values[name] is None else f'{values[name]:.4f}'}" for name in ("recall", "precision")]
-        figures = f"{', '.join(rates)}, {values['found']} pairs"
+        figures = f"{', '.join(rates)}, {values['pairs']} pairs"
         lines.append(f"{side:<12}{figures}, {values['tokens/s']:,.0f} tokens/s")
     ratio = results["ours"]["tokens/s"] / results["datasketch"]["tokens/s"]
     return [*lines, f"{ratio:,.0f} times as fast ({os.cpu_count()} threads against one)"]

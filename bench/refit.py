@@ -2,7 +2,7 @@
 
     python bench/refit.py FORECAST_DATA [--out docs/budget-accuracy.md]
 
-FORECAST_DATA holds `porian_refinedweb.csv` and `porian_openwebtext2.csv` (columns C,N,D,L: Porian et al. 2024) and
+FORECAST_DATA contains `porian_refinedweb.csv` and `porian_openwebtext2.csv` (columns C,N,D,L: Porian et al. 2024) and
 `reference_runs.csv` (published runs). The FineWeb runs come from `jaxgpt/budget/published_runs.csv`. Fitted are one
 offset per corpus, A, alpha, B, beta and the cost of an undertuned (low) learning rate: least squares for the linear
 constants, a narrowing grid for the two exponents. Needs only numpy.
@@ -184,8 +184,8 @@ def by_corpus(points: list[Point]) -> list[str]:
         "| corpus | runs | n | outside the fitted range | bias | MAE | inside 80 % |",
         "|---|---|---|---|---|---|---|",
     ]
-    whole = [entry for entries in groups.values() for entry in entries]
-    for (corpus, runs), entries in [*sorted(groups.items()), (("all", ""), whole)]:
+    everything = [entry for entries in groups.values() for entry in entries]
+    for (corpus, runs), entries in [*sorted(groups.items()), (("all", ""), everything)]:
         errors = np.array([error for error, _, _ in entries])
         hits = sum(inside for _, inside, _ in entries)
         low, high = binomial(hits, len(entries))
@@ -203,7 +203,7 @@ def leave_one_out(points: list[Point]) -> list[str]:
     for point in points:
         if not predict_loss(point.query()).outside:
             groups[point.corpus].append(point)
-    whole = []
+    everything = []
     for corpus, members in sorted(groups.items()):
         if len(members) < 3:
             continue
@@ -213,9 +213,9 @@ def leave_one_out(points: list[Point]) -> list[str]:
             others = np.array(rest[:number] + rest[number + 1 :])
             expected = predict_loss(point.query(float(np.median(others)), float(np.std(others, ddof=1))))
             entries.append((point.loss - expected.loss, expected.low <= point.loss <= expected.high))
-        whole += entries
+        everything += entries
         lines.append(_coverage_line(corpus, entries))
-    return [*lines, _coverage_line("all", whole)]
+    return [*lines, _coverage_line("all", everything)]
 
 
 def _coverage_line(name: str, entries: list[tuple[float, bool]]) -> str:
@@ -242,8 +242,8 @@ def constants(runs: list[Point], others: list[list[Point]]) -> list[str]:
         ("shipped constants", LAW, [CORPORA[name].offset for name in ("fineweb", "openwebtext2", "refinedweb")]),
     ]
     for name, law, offsets in fits:
-        owner = Point("fineweb", 40.56e6, 20_000 * 524_288, 0.0, 1e-3, 3.68e9)
-        loss = predict_loss(owner.query(offsets[0]), law).loss
+        reference = Point("fineweb", 40.56e6, 20_000 * 524_288, 0.0, 1e-3, 3.68e9)
+        loss = predict_loss(reference.query(offsets[0]), law).loss
         shown = ", ".join(f"{offset:.3f}" for offset in offsets)
         lines.append(
             f"| {name} | {shown} | {law.capacity:.3f} | {law.alpha:.3f} | {law.data:.3f} | {law.beta:.3f} | "
@@ -287,7 +287,7 @@ def fineweb_table(runs: list[Point], others: list[list[Point]]) -> list[str]:
 
 
 def write(folder: Path) -> str:
-    """The whole document."""
+    """The document."""
     runs, points = fineweb_runs(), published(folder)
     others = [
         porian(folder, "porian_openwebtext2.csv", "openwebtext2"),

@@ -2,9 +2,9 @@
 
     python tests/fuzz_logs.py [--lines 1e6] [--seed S]
 
-Every execution takes the log of one program, some of another's lines, and changes bytes, numbers, places and ends
-of lines. A tenth of what is read goes on to `resolve_context`, which must hold to the same. What fails is printed with
-its seed.
+Every execution takes the log of one program and some lines of another's, and changes bytes, numbers, the order of lines
+and line ends. A tenth of the histories are passed to `resolve_context`, which must do the same. A text that fails is
+printed with its seed.
 """
 
 import argparse
@@ -58,62 +58,72 @@ BYTES = [b"\xff\xfe", b"\x00", b"\r\n", b"\n\n", b"\xc3\x28", b"\x1b]0;"]
 NUMBER = re.compile(r"\d[\d.]*(?:e[-+]?\d+)?")
 
 
-def mutated(text: list[str], chance: random.Random) -> list[str]:
-    """A stretch of a log with a tenth of its lines changed."""
-    begin = chance.randrange(len(text))
-    found = text[begin : begin + chance.randint(1, 120)] if chance.random() < 0.7 else text[: chance.randint(1, 120)]
-    for _ in range(1 + len(found) // 10):
-        at, kind = chance.randrange(len(found)), chance.randrange(8)
-        if kind == 0:
-            found.insert(at, chance.choice(chance.choice(LINES)))
-        elif kind == 1:
-            found[at:at] = found[at : at + chance.randint(1, 5)]
-        elif kind == 2:
-            found[at] = found[at][: chance.randint(0, len(found[at]))]
-        elif kind == 3:
-            place = chance.randint(0, len(found[at]))
-            found[at] = found[at][:place] + chance.choice(PIECES) + found[at][place:]
-        elif kind == 4:
-            found[at] += found[chance.randrange(len(found))]
-        elif kind == 5:
-            other = chance.randrange(len(found))
-            found[at], found[other] = found[other], found[at]
-        else:
-            found[at] = NUMBER.sub(lambda n: n[0] if chance.random() < 0.6 else chance.choice(NUMBERS), found[at])
-    return found
+def mutate(text: list[str], rng: random.Random) -> list[str]:
+    """A section of a log with a tenth of its lines changed."""
+    begin = rng.randrange(len(text)) if rng.random() < 0.7 else 0
+    result = text[begin : begin + rng.randint(1, 120)]
+    for _ in range(1 + len(result) // 10):
+        mutate_line(result, rng.randrange(len(result)), rng)
+    return result
 
 
-def with_other_bytes(text: str, chance: random.Random) -> str:
-    data = bytearray(text.encode(chance.choice(["utf-8", "utf-8", "utf-16"]), "replace"))
-    for _ in range(chance.randint(1, 8)):
-        at = chance.randrange(len(data))
-        if chance.random() < 0.5:
-            data[at] ^= 1 << chance.randrange(8)
+def mutate_line(text: list[str], at: int, rng: random.Random) -> None:
+    """Changes the line with index `at`, or the lines around it."""
+    line = text[at]
+    kind = rng.randrange(8)
+    if kind == 0:
+        text.insert(at, rng.choice(rng.choice(LINES)))
+    elif kind == 1:
+        text[at:at] = text[at : at + rng.randint(1, 5)]
+    elif kind == 2:
+        text[at] = line[: rng.randint(0, len(line))]
+    elif kind == 3:
+        position = rng.randint(0, len(line))
+        text[at] = line[:position] + rng.choice(PIECES) + line[position:]
+    elif kind == 4:
+        text[at] += text[rng.randrange(len(text))]
+    elif kind == 5:
+        other = rng.randrange(len(text))
+        text[at], text[other] = text[other], line
+    else:
+        text[at] = NUMBER.sub(lambda number: number[0] if rng.random() < 0.6 else rng.choice(NUMBERS), line)
+
+
+def mutate_bytes(text: str, rng: random.Random) -> str:
+    """`text` after changes to its bytes, decoded as a log file is."""
+    data = bytearray(text.encode(rng.choice(["utf-8", "utf-8", "utf-16"]), "replace"))
+    for _ in range(rng.randint(1, 8)):
+        at = rng.randrange(len(data))
+        if rng.random() < 0.5:
+            data[at] ^= 1 << rng.randrange(8)
         else:
-            data[at:at] = chance.choice(BYTES)
+            data[at:at] = rng.choice(BYTES)
     return bytes(data).decode(lines.detect_encoding(bytes(data)), "replace")
 
 
-def run(count: int, seed: int, say: Callable[[str], None]) -> Counter[str]:
-    """What came of at least `count` lines, by format. Raises what the reader should not."""
-    chance, began, done, found = random.Random(seed), time.monotonic(), 0, Counter[str]()
+def run(count: int, seed: int, report: Callable[[str], None]) -> Counter[str]:
+    """Reads at least `count` lines; returns how many logs had each format or error code. Raises any other error."""
+    rng = random.Random(seed)
+    start = time.monotonic()
+    done = 0
+    results = Counter[str]()
     while done < count:
-        text = "\n".join(mutated(list(chance.choice(LINES)), chance)) + chance.choice(["\n", ""])
-        if chance.random() < 0.2 and text:
-            text = with_other_bytes(text, chance)
+        text = "\n".join(mutate(list(rng.choice(LINES)), rng)) + rng.choice(["\n", ""])
+        if rng.random() < 0.2 and text:
+            text = mutate_bytes(text, rng)
         done += text.count("\n") + 1
         try:
             history = logs.read_text(text, "fuzzed")
-            found[history.format] += 1
-            if chance.random() < 0.1:
-                resolve_context(history, Options(total_steps=chance.choice([None, 100_000])))
+            results[history.format] += 1
+            if rng.random() < 0.1:
+                resolve_context(history, Options(total_steps=rng.choice([None, 100_000])))
         except JaxgptError as error:
-            found[error.code] += 1
+            results[error.code] += 1
         except BaseException:
-            say(f"after line {done} of seed {seed}: {text!r}")
+            report(f"after line {done} of seed {seed}: {text!r}")
             raise
-    say(f"{done:,} lines, {sum(found.values()):,} logs, {time.monotonic() - began:.0f} s: {dict(found)}")
-    return found
+    report(f"{done:,} lines, {results.total():,} logs, {time.monotonic() - start:.0f} s: {dict(results)}")
+    return results
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from jaxgpt.data import entropy, manifest
 from jaxgpt.data.dataset import open_folder
 from jaxgpt.data.tokenizer import gpt2
 
-# --- what it finds ---------------------------------------------------------------------------------------------------
+# --- the findings ----------------------------------------------------------------------------------------------------
 
 
 def test_duplicates_equal_those_of_all_pairs(duplicates_folder: Path) -> None:
@@ -55,23 +55,23 @@ def test_record_fields_are_documented(duplicates_folder: Path) -> None:
 
 def test_text_statistics(duplicates_folder: Path) -> None:
     record, data = audit(duplicates_folder), open_folder(duplicates_folder)
-    made = manifest.read_manifest(duplicates_folder)
+    entry = manifest.read_manifest(duplicates_folder)
     ids = data.train.ids(0, data.train.tokens)
     split = record["splits"]["train"]
     assert split["unigram_entropy"] == pytest.approx(entropy.unigram_entropy(data.train, data.vocab_size))
-    assert split["bytes_per_token"] == made.splits["train"].bytes / len(ids)
-    assert split["documents"] == made.splits["train"].documents == split["eot"]["count"] == np.sum(ids == EOT)
+    assert split["bytes_per_token"] == entry.splits["train"].bytes / len(ids)
+    assert split["documents"] == entry.splits["train"].documents == split["eot"]["count"] == np.sum(ids == EOT)
     assert split["distinct_ids"] == len(np.unique(ids))
 
 
 def test_bytes_are_counted_from_tokens_without_a_manifest(duplicates_folder: Path, tmp_path: Path) -> None:
-    data, made = open_folder(duplicates_folder), manifest.read_manifest(duplicates_folder)
+    data, entry = open_folder(duplicates_folder), manifest.read_manifest(duplicates_folder)
     plain = tmp_path / "plain"
     plain.mkdir()
     for name, split in (("train", data.train), ("val", data.val)):
         (plain / f"{name}.bin").write_bytes(split.ids(0, split.tokens).tobytes())
     expected, record = audit(duplicates_folder), audit(plain)
-    assert record["splits"]["train"]["bytes"] == made.splits["train"].bytes
+    assert record["splits"]["train"]["bytes"] == entry.splits["train"].bytes
     for name in ("effective_unique_tokens", "duplicates", "leakage"):
         assert record[name] == expected[name]
     assert any("does not name its tokenizer" in note for note in record["notes"])
@@ -137,8 +137,8 @@ def test_planted_duplicates_are_found_as_well_as_by_datasketch(shared: Path, tmp
     everything = []
     for number, original in enumerate(originals):
         copy, percent = list(original), (0, 1, 2, 2, 3, 3, 5, 10, 20, 30, 40)[number % 11]
-        for place in rng.sample(range(len(copy)), round(percent / 100 * len(copy))):
-            copy[place] = rng.choice(words)
+        for position in rng.sample(range(len(copy)), round(percent / 100 * len(copy))):
+            copy[position] = rng.choice(words)
         everything += [tuple(tokenizer.encode(" ".join(part))) for part in (original, copy)]
     pairs = [(2 * n, 2 * n + 1) for n in range(len(originals))]
     sets = [shingles(document) for document in everything]

@@ -1,4 +1,4 @@
-"""The dataset without duplicates: what the audit keeps, in its order, whole or not there."""
+"""The dataset without duplicates: what the audit keeps, in its order, complete or absent."""
 
 import contextlib
 import json
@@ -113,10 +113,10 @@ def test_rerun_after_a_kill_gives_the_same_bytes(tmp_path: Path) -> None:
     parts = [np.append(rng.integers(0, EOT, rng.integers(200, 1_000)).astype(np.uint16), EOT) for _ in range(8_000)]
     np.concatenate([*parts, *parts[::3]]).astype(np.uint16).tofile(data / "train.bin")
     command = [sys.executable, "-m", "jaxgpt.audit", str(data), "--dedup"]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    complete, cut = tmp_path / "complete", tmp_path / "cut"
     subprocess.run([*command, str(tmp_path / "first")], check=True, capture_output=True)
     began = time.monotonic()
-    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    subprocess.run([*command, str(complete)], check=True, capture_output=True)
     seconds = time.monotonic() - began
     random_, unfinished = random.Random(0), 0
     for _ in range(25):
@@ -126,10 +126,10 @@ def test_rerun_after_a_kill_gives_the_same_bytes(tmp_path: Path) -> None:
             process.kill()
         unfinished += not cut.exists()
         if cut.exists():
-            assert files_of(cut) == files_of(whole)
+            assert files_of(cut) == files_of(complete)
             shutil.rmtree(cut)
     subprocess.run([*command, str(cut)], check=True, capture_output=True)
-    assert files_of(cut) == files_of(whole)
+    assert files_of(cut) == files_of(complete)
     assert unfinished > 0
     assert not list(tmp_path.glob(".*"))
     assert {path.name for path in data.iterdir()} == {"train.bin", "audit.json", "audit.html", "audit-clusters.bin"}

@@ -1,4 +1,4 @@
-"""A forecast put to the test: what is forecast, what is trained, what is kept, and what is left alone."""
+"""Backtests: the forecast, the training, the record, and the files that do not change."""
 
 import dataclasses
 import json
@@ -31,14 +31,14 @@ def run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     return train.train(tiny_config(workspace, RUN))
 
 
-def paper(folder: Path, config: Config, *checkpoints: int) -> RunFolder:
-    """A run's folder with a config and places of checkpoints, nothing else."""
-    made = RunFolder.from_config(config.replace({"run": {"dir": str(folder), "name": "a"}}))
+def make_run_folder(folder: Path, config: Config, *checkpoints: int) -> RunFolder:
+    """A run's folder with a config and checkpoint folders, nothing else."""
+    run = RunFolder.from_config(config.replace({"run": {"dir": str(folder), "name": "a"}}))
     for step in checkpoints:
-        (made.checkpoints / str(step)).mkdir(parents=True)
-    (made.checkpoints / "70.orbax-checkpoint-tmp").mkdir(parents=True)
-    made.config_file.write_text(json.dumps(config.to_dict()))
-    return made
+        (run.checkpoints / str(step)).mkdir(parents=True)
+    (run.checkpoints / "70.orbax-checkpoint-tmp").mkdir(parents=True)
+    run.config_file.write_text(json.dumps(config.to_dict()))
+    return run
 
 
 def refused(code: str, action: Any, *arguments: Any) -> str:
@@ -52,30 +52,30 @@ def make_backtest(observed: float) -> Backtest:
     return Backtest(run="a-backtest-20", step=20, steps=6, forecast=FORECAST, observed=observed, time=1.5)
 
 
-# --- the whole of it -------------------------------------------------------------------------------------------------
+# --- from end to end -------------------------------------------------------------------------------------------------
 
 
 def test_backtest_forecasts_trains_and_compares(run: RunFolder, capfd: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
-    asked = [str(run.path), "--backtest", "--backtest-at", "40", "--backtest-steps", "6"]
-    assert errors.run(command.main, asked) == 0
+    argv = [str(run.path), "--backtest", "--backtest-at", "40", "--backtest-steps", "6"]
+    assert errors.run(command.main, argv) == 0
     out = capfd.readouterr().out
     assert out.index("forecast: ") < out.index("cooled down from step 40 in 6 steps: forecast ")
 
     kept = backtest.load_backtests(run)
-    anneal = RunFolder(run.path.with_name("a-backtest-40"))
+    cooldown = RunFolder(run.path.with_name("a-backtest-40"))
     assert [(one.run, one.step, one.steps) for one in kept] == [("a-backtest-40", 40, 6)]
-    assert kept[0].observed == records(anneal, "eval")[-1]["val_loss"]
-    assert [record["step"] for record in records(anneal)] == list(range(40, 46))
-    fall = [record["learning_rate"] for record in records(anneal)]
-    assert fall == pytest.approx(np.linspace(1e-2, 1e-3, 7)[:6])
-    assert records(anneal)[0]["loss"] == records(run)[40]["loss"]  # the same state on the same batch
+    assert kept[0].observed == records(cooldown, "eval")[-1]["val_loss"]
+    assert [record["step"] for record in records(cooldown)] == list(range(40, 46))
+    rates = [record["learning_rate"] for record in records(cooldown)]
+    assert rates == pytest.approx(np.linspace(1e-2, 1e-3, 7)[:6])
+    assert records(cooldown)[0]["loss"] == records(run)[40]["loss"]  # the same state on the same batch
     after = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
     assert {path.name for path in after.keys() - before.keys()} == {"backtests.jsonl"}
     assert all(after[path] == before[path] for path in before)
 
-    assert errors.run(command.main, asked) == 0  # nothing is trained or kept twice
-    assert len(records(anneal, "start")) == len(backtest.load_backtests(run)) == 1
+    assert errors.run(command.main, argv) == 0  # nothing is trained or kept twice
+    assert len(records(cooldown, "start")) == len(backtest.load_backtests(run)) == 1
     capfd.readouterr()
     assert errors.run(command.main, [str(run.path), "--json"]) == 0
     assert [one["observed"] for one in json.loads(capfd.readouterr().out)["backtests"]] == [kept[0].observed]
@@ -85,10 +85,10 @@ def test_backtest_forecasts_trains_and_compares(run: RunFolder, capfd: pytest.Ca
 
 def test_failed_training_is_reported(run: RunFolder, workspace: Path) -> None:
     (workspace / "data").rename(workspace / "elsewhere")
-    said = refused(
+    message = refused(
         "C058", backtest.run_backtest, str(run.path), BacktestOptions(backtest=True, backtest_at=40, backtest_steps=6)
     )
-    assert "D002" in said
+    assert "D002" in message
     assert not run.backtests_file.exists()
 
 
@@ -104,29 +104,29 @@ def test_forecast_ignores_data_after_the_checkpoint(tmp_path: Path) -> None:
             record["val_loss"] += 1.0
         changed.append(json.dumps(record) + "\n")
     config = Config.from_dict(json.loads((ROOT / "tests" / "planted" / "clean" / "config.json").read_text()))
-    run = paper(tmp_path, config, 140)
-    made = []
+    run = make_run_folder(tmp_path, config, 140)
+    forecasts = []
     for text in (log, "".join(changed)):
         run.log_file.write_text(text)
-        made.append(backtest.forecast_cooldown(backtest.plan_cooldown(run)))
-    assert made[0] == made[1]
+        forecasts.append(backtest.forecast_cooldown(backtest.plan_cooldown(run)))
+    assert forecasts[0] == forecasts[1]
     assert logs.read(run.log_file).evaluations[-1].val != json.loads(log.splitlines()[-3]).get("val_loss")
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "wsd"])
 def test_forecast_uses_the_trained_learning_rates(tmp_path: Path, schedule: str) -> None:
     config = tiny_config(tmp_path, {"run.steps": 100, "optim.schedule": schedule})
-    planned = backtest.plan_cooldown(paper(tmp_path, config, 30), steps=12)
+    planned = backtest.plan_cooldown(make_run_folder(tmp_path, config, 30), steps=12)
     peak = config.optim.learning_rate
-    held = backtest.lr_fractions(planned, learning_rates(config) / peak, peak) * peak
-    assert len(held) == planned.config.run.steps == 42
-    assert held[:30] == pytest.approx(learning_rates(config)[:30])
-    assert held[30:] == pytest.approx(learning_rates(planned.config)[30:], rel=1e-5)
-    assert held[30] == pytest.approx(learning_rates(config)[30])
+    fractions = backtest.lr_fractions(planned, learning_rates(config) / peak, peak) * peak
+    assert len(fractions) == planned.config.run.steps == 42
+    assert fractions[:30] == pytest.approx(learning_rates(config)[:30])
+    assert fractions[30:] == pytest.approx(learning_rates(planned.config)[30:], rel=1e-5)
+    assert fractions[30] == pytest.approx(learning_rates(config)[30])
 
 
 def test_log_with_too_few_losses_is_refused(tmp_path: Path) -> None:
-    run = paper(tmp_path, tiny_config(tmp_path, RUN), 20)
+    run = make_run_folder(tmp_path, tiny_config(tmp_path, RUN), 20)
     run.log_file.write_text('{"kind": "eval", "step": 0, "val_loss": 4.1}\n')
     assert "no forecast can be made at step 20" in refused(
         "C057", backtest.forecast_cooldown, backtest.plan_cooldown(run)
@@ -137,23 +137,23 @@ def test_log_with_too_few_losses_is_refused(tmp_path: Path) -> None:
 
 
 def test_newest_checkpoint_and_a_tenth_of_its_steps(tmp_path: Path) -> None:
-    planned = backtest.plan_cooldown(paper(tmp_path, tiny_config(tmp_path, RUN), 20, 55))
+    planned = backtest.plan_cooldown(make_run_folder(tmp_path, tiny_config(tmp_path, RUN), 20, 55))
     assert (planned.step, planned.steps, planned.folder.path) == (55, 6, tmp_path / "a-backtest-55")
 
 
 def test_missing_checkpoint_is_refused(tmp_path: Path) -> None:
-    run = paper(tmp_path, tiny_config(tmp_path, RUN), 20, 40)
+    run = make_run_folder(tmp_path, tiny_config(tmp_path, RUN), 20, 40)
     assert "no checkpoint '30'" in refused("K003", backtest.plan_cooldown, run, 30)
     assert "there are: 20, 40" in refused("K003", backtest.plan_cooldown, run, 70)
 
 
 def test_decayed_learning_rate_is_refused(tmp_path: Path) -> None:
-    run = paper(tmp_path, tiny_config(tmp_path, RUN | {"optim.schedule": "cosine"}), 58)
+    run = make_run_folder(tmp_path, tiny_config(tmp_path, RUN | {"optim.schedule": "cosine"}), 58)
     assert "decayed too far for a backtest" in refused("C057", backtest.plan_cooldown, run)
 
 
 def test_same_backtest_continues_another_is_new(tmp_path: Path) -> None:
-    run = paper(tmp_path, tiny_config(tmp_path, RUN), 40)
+    run = make_run_folder(tmp_path, tiny_config(tmp_path, RUN), 40)
     first = backtest.plan_cooldown(run, steps=4)
     first.folder.path.mkdir()
     first.folder.config_file.write_text(json.dumps(first.config.to_dict()))
@@ -162,10 +162,10 @@ def test_same_backtest_continues_another_is_new(tmp_path: Path) -> None:
 
 
 def test_backtest_of_a_training_run_is_refused(tmp_path: Path) -> None:
-    run = paper(tmp_path, tiny_config(tmp_path, RUN), 40)
+    run = make_run_folder(tmp_path, tiny_config(tmp_path, RUN), 40)
     with run.lock():
-        said = refused("S001", backtest.run_backtest, str(run.path), BacktestOptions(backtest=True))
-    assert "when the run has stopped" in said
+        message = refused("S001", backtest.run_backtest, str(run.path), BacktestOptions(backtest=True))
+    assert "when the run has stopped" in message
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_log_alone_cannot_be_backtested(tmp_path: Path) -> None:
 
 
 def test_interrupted_backtest_can_be_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    planned = backtest.plan_cooldown(paper(tmp_path, tiny_config(tmp_path, RUN), 40))
+    planned = backtest.plan_cooldown(make_run_folder(tmp_path, tiny_config(tmp_path, RUN), 40))
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -213,18 +213,18 @@ def test_backtests_are_stored_and_torn_lines_skipped(tmp_path: Path) -> None:
 
 
 def test_summary_counts_losses_inside_intervals() -> None:
-    held = [make_backtest(3.05), make_backtest(3.15), make_backtest(3.3)]
-    assert [(one.inside80, one.inside95) for one in held] == [(True, True), (False, True), (False, False)]
+    backtests = [make_backtest(3.05), make_backtest(3.15), make_backtest(3.3)]
+    assert [(one.inside80, one.inside95) for one in backtests] == [(True, True), (False, True), (False, False)]
     assert [(one.inside80, one.inside95) for one in (make_backtest(2.85), make_backtest(2.7))] == [
         (False, True),
         (False, False),
     ]
-    assert math.isclose(held[2].error, -0.3)
-    said = backtest.summarize(held)
-    assert "forecasts: 3; inside the 80 % interval 1, inside the 95 % interval 2, mean error 0.1667 nats" in said
+    assert math.isclose(backtests[2].error, -0.3)
+    message = backtest.summarize(backtests)
+    assert "forecasts: 3; inside the 80 % interval 1, inside the 95 % interval 2, mean error 0.1667 nats" in message
     assert backtest.summarize(()) == ""
-    assert "outside its 95 % interval" in str(held[2])
-    assert "inside its 80 % interval" in str(held[0])
+    assert "outside its 95 % interval" in str(backtests[2])
+    assert "inside its 80 % interval" in str(backtests[0])
 
 
 def test_backtests_belong_to_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,8 +245,8 @@ def test_backtests_belong_to_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_error_types(tmp_path: Path) -> None:
-    run = paper(tmp_path, tiny_config(tmp_path, RUN), 20)
+    run = make_run_folder(tmp_path, tiny_config(tmp_path, RUN), 20)
     with pytest.raises(CheckpointError):
-        backtest.plan_cooldown(run, "30")
+        backtest.plan_cooldown(run, 30)
     with pytest.raises(ConfigError, match="C024"):
         backtest.run_backtest(str(run_folder(tmp_path, "nobody").path), BacktestOptions(backtest=True))

@@ -1,4 +1,4 @@
-"""When a run ends: the arithmetic, what must not move it, and what it says of how little it knows."""
+"""When a run ends: the arithmetic, what must not change it, and its notes on little data."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def history(seconds: Sequence[float], every: int = 1, **facts: Any) -> History:
     return History(**{"source": "<stdin>", "format": "jaxgpt", "steps": steps} | facts)
 
 
-def found(log: History, steps: int, now: float = NOW) -> CompletionEstimate:
+def estimate(log: History, steps: int, now: float = NOW) -> CompletionEstimate:
     answer = estimate_completion(log, context(steps), now)
     assert answer
     return answer
@@ -46,9 +46,9 @@ def noisy(count: int, level: float = 4.0, seed: int = 0) -> np.ndarray[Any, np.d
 
 def test_one_line_gives_an_eta_with_notes() -> None:
     log = History(source="<stdin>", format="nanogpt", traits=NANOGPT, steps=(Step(100, 3.9, 3.99511, line=1),))
-    answer = found(log, 6000)
-    whole = round(answer.seconds)
-    assert (whole // 3600, whole % 3600 // 60, whole % 60) == (6, 32, 51)  # updates 101 to 6,000
+    answer = estimate(log, 6000)
+    rounded = round(answer.seconds)
+    assert (rounded // 3600, rounded % 3600 // 60, rounded % 60) == (6, 32, 51)  # updates 101 to 6,000
     assert answer.low < 0.92 * answer.seconds
     assert answer.high > 1.2 * answer.seconds
     assert any("one line" in note for note in answer.notes)
@@ -74,14 +74,14 @@ def test_steps_left_of_jaxgpt_and_nanogpt() -> None:
     assert steps_left(history([1.0] * 7000), context(6000)) == 0
 
 
-# --- what must not move it -------------------------------------------------------------------------------------------
+# --- what must not change it -----------------------------------------------------------------------------------------
 
 
 def test_eta_of_panel_and_log_agree() -> None:
     seconds = noisy(500)
     left = estimate_eta(list(seconds), 1500)
     assert left
-    assert found(history(seconds), 2000).seconds == pytest.approx(left.seconds, rel=1e-12)
+    assert estimate(history(seconds), 2000).seconds == pytest.approx(left.seconds, rel=1e-12)
 
 
 @pytest.mark.parametrize("spoiled", [{0: 300.0}, {390: 28_800.0}, {7: 100.0, 300: 50.0}])
@@ -89,13 +89,13 @@ def test_outliers_do_not_move_the_eta(spoiled: dict[int, float]) -> None:
     seconds = noisy(400)
     for step, took in spoiled.items():
         seconds[step] = took
-    assert found(history(seconds), 2000).seconds == pytest.approx(1600 * 4.0, rel=0.06)
+    assert estimate(history(seconds), 2000).seconds == pytest.approx(1600 * 4.0, rel=0.06)
 
 
 def test_hiccups_count_but_one_night_does_not() -> None:
     seconds = noisy(200)
     seconds[::10] += 8.0  # a tenth of the steps waits for data: 0.8 s per step
-    assert found(history(seconds), 1200).seconds == pytest.approx(1000 * 4.8, rel=0.02)
+    assert estimate(history(seconds), 1200).seconds == pytest.approx(1000 * 4.8, rel=0.02)
 
 
 def test_idle_time_is_reported_but_not_expected() -> None:
@@ -103,7 +103,7 @@ def test_idle_time_is_reported_but_not_expected() -> None:
     for n in range(300):
         clock += 4.0 + (40_000.0 if n == 150 else 0.0)
         steps.append(Step(n, 3.0, 4.0, line=n + 1, step_only=n not in (0, 150), time=clock))
-    answer = found(History(source="x", format="jaxgpt", steps=tuple(steps), starts=(0, 150)), 1000, now=clock + 5)
+    answer = estimate(History(source="x", format="jaxgpt", steps=tuple(steps), starts=(0, 150)), 1000, now=clock + 5)
     assert answer.seconds == pytest.approx(700 * 4.0)
     assert answer.end_time == pytest.approx(clock + 2800.0, abs=0.01)
     assert answer.counted_from == "the log's last record"
@@ -115,16 +115,16 @@ def test_idle_time_is_reported_but_not_expected() -> None:
 
 def test_silent_log_counts_from_now() -> None:
     steps = tuple(Step(n, 3.0, 4.0, time=NOW - 90_000 + 4 * n) for n in range(100))
-    answer = found(History(source="x", format="jaxgpt", steps=steps), 200)
+    answer = estimate(History(source="x", format="jaxgpt", steps=steps), 200)
     assert answer.end_time == pytest.approx(NOW + 400.0, abs=0.01)
-    assert answer.counted_from == "now, if it is still running: the log's last record is 25 hours old"
+    assert answer.counted_from == "now, if it is still running: the log's last record is 1 day old"
 
 
 def test_log_without_times_counts_from_file_change(tmp_path: Path) -> None:
-    place = tmp_path / "out.log"
-    place.write_text("x")
-    changed = place.stat().st_mtime
-    answer = found(history([4.0] * 50, source=str(place)), 100, now=changed + 60)
+    file = tmp_path / "out.log"
+    file.write_text("x")
+    changed = file.stat().st_mtime
+    answer = estimate(history([4.0] * 50, source=str(file)), 100, now=changed + 60)
     assert answer.end_time == pytest.approx(changed + 200.0, abs=0.01)
     assert answer.counted_from == "the file's last change"
 
@@ -143,7 +143,7 @@ def nanogpt(every: int = 10, evaluate: int = 500, length: int = 2000) -> History
 
 
 def test_evaluation_within_step_time_is_separated() -> None:
-    answer = found(nanogpt(), 5000)
+    answer = estimate(nanogpt(), 5000)
     parts = {part.name: part for part in answer.breakdown}
     assert parts["training"].remaining == pytest.approx(3000 * 3.0)  # updates 2,001 to 5,000
     assert parts["training"].spent == pytest.approx(2001 * 3.0)
@@ -159,17 +159,17 @@ def test_evaluation_within_step_time_is_separated() -> None:
 def test_logged_pauses_are_expected_to_recur() -> None:
     evaluations = tuple(Evaluation(n, 3.1) for n in (100, 200, 300, 400))
     log = history([2.0] * 401, evaluations=evaluations, metadata=RunMetadata(pause_seconds=80.0))
-    assert found(log, 1000).seconds == pytest.approx(599 * 2.0 + 6 * 20.0)
+    assert estimate(log, 1000).seconds == pytest.approx(599 * 2.0 + 6 * 20.0)
 
 
 def test_unknown_evaluation_cost_is_noted() -> None:
     log = history([2.0] * 401, evaluations=(Evaluation(200, 3.1), Evaluation(400, 3.0)))
-    assert any("none is counted" in note for note in found(log, 1000).notes)
+    assert any("none is counted" in note for note in estimate(log, 1000).notes)
 
 
 def test_repeated_steps_are_reported() -> None:
     log = history([2.0] * 400, replays=(Replay(300, 349, line=350),))
-    assert {part.name: part.spent for part in found(log, 1000).breakdown}["repeated steps"] == pytest.approx(100.0)
+    assert {part.name: part.spent for part in estimate(log, 1000).breakdown}["repeated steps"] == pytest.approx(100.0)
 
 
 # --- trend -----------------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_repeated_steps_are_reported() -> None:
 
 def test_jump_of_step_time_is_located() -> None:
     seconds = np.concatenate([noisy(3000, 4.0), noisy(1000, 5.0, seed=1)])
-    answer = found(history(seconds), 10_000)
+    answer = estimate(history(seconds), 10_000)
     assert answer.trend
     assert answer.trend.kind == "jump"
     assert answer.trend.since == pytest.approx(3000, abs=20)
@@ -187,17 +187,17 @@ def test_jump_of_step_time_is_located() -> None:
 
 def test_step_time_uses_steps_after_a_jump() -> None:
     seconds = np.concatenate([noisy(60, 4.0), noisy(60, 5.0, seed=1)])  # all of them among the last 200 lines
-    assert found(history(seconds), 1120).seconds == pytest.approx(1000 * 5.0, rel=0.02)
+    assert estimate(history(seconds), 1120).seconds == pytest.approx(1000 * 5.0, rel=0.02)
 
 
 def test_small_change_is_not_a_trend() -> None:
     seconds = np.concatenate([noisy(3000, 4.0), noisy(3000, 4.04, seed=1)])
-    assert found(history(seconds), 10_000).trend is None
+    assert estimate(history(seconds), 10_000).trend is None
 
 
 def test_step_time_after_recovery_counts() -> None:
     seconds = np.concatenate([noisy(1000), noisy(1000, 5.0, seed=1), noisy(1000, 4.0, seed=2)])
-    answer = found(history(seconds), 10_000)
+    answer = estimate(history(seconds), 10_000)
     assert answer.trend
     assert answer.trend.since == pytest.approx(2000, abs=30)
     assert answer.trend.change == pytest.approx(-0.2, abs=0.01)
@@ -206,7 +206,7 @@ def test_step_time_after_recovery_counts() -> None:
 
 def test_drift_differs_from_jump_and_widens_interval() -> None:
     seconds = noisy(4000) * np.linspace(1, 1.2, 4000)
-    answer, steady = found(history(seconds), 8000), found(history(noisy(4000)), 8000)
+    answer, steady = estimate(history(seconds), 8000), estimate(history(noisy(4000)), 8000)
     assert answer.trend
     assert answer.trend.kind == "drift"
     assert answer.trend.slope == pytest.approx(4.0 * 0.2 / 4000, rel=0.05)
@@ -242,7 +242,7 @@ def test_pettitt_matches_permutation_test() -> None:
 
 def test_completed_run_is_done() -> None:
     steps = tuple(Step(n, 3.0, 4.0, time=NOW + 4 * n) for n in range(100))
-    answer = found(History(source="x", format="jaxgpt", steps=steps), 100, now=NOW + 10_000)
+    answer = estimate(History(source="x", format="jaxgpt", steps=steps), 100, now=NOW + 10_000)
     assert answer.done
     assert (answer.seconds, answer.low, answer.high) == (0.0, 0.0, 0.0)
     assert answer.end_time == NOW + 396
@@ -255,12 +255,12 @@ def test_missing_inputs_are_named() -> None:
     assert "time of a step" in missing_for_completion(timeless, context(1000))
     assert estimate_completion(history([1.0] * 9), context(0), NOW) is None
     assert "--total-steps" in missing_for_completion(history([1.0] * 9), context(0))
-    assert found(replace(timeless, evaluations=(Evaluation(1000, 3.5),)), 1000).done
+    assert estimate(replace(timeless, evaluations=(Evaluation(1000, 3.5),)), 1000).done
 
 
 def test_implausible_times_are_ignored() -> None:
     log = history([4.0, math.nan, -1.0, 0.0, 1e9, math.inf, 4.0, 4.0])
-    assert found(log, 108).seconds == pytest.approx(400.0)
+    assert estimate(log, 108).seconds == pytest.approx(400.0)
 
 
 def test_million_steps_are_fast() -> None:

@@ -40,7 +40,7 @@ class Line:
         return np.array([5 - self._slope * step for step in steps]), np.zeros(len(steps))
 
 
-def found(*supported: str, done: int = 80, slope: float = 1e-3, schedule: str = "wsd") -> Diagnosis:
+def make_diagnosis(*supported: str, done: int = 80, slope: float = 1e-3, schedule: str = "wsd") -> Diagnosis:
     """A diagnosis after `done` of 100 steps whose rate is at its last value from step 60 on."""
     conditions = (Condition("it turns up", "minimum at 28 %", True),)
     history = History(
@@ -51,9 +51,9 @@ def found(*supported: str, done: int = 80, slope: float = 1e-3, schedule: str = 
         evaluations=(Evaluation(done, 4.0, 4.0, 0.01),),
     )
     rates = np.ones(100) if schedule == "constant" else np.array([1.0] * 50 + [0.5] * 10 + [0.1] * 40)
-    held = dataclasses.replace(resolve_context(history, Options(total_steps=100)), lr_fractions=rates, optim=Optim())
+    context = dataclasses.replace(resolve_context(history, Options(total_steps=100)), lr_fractions=rates, optim=Optim())
     return dataclasses.replace(
-        diagnosis.diagnose(history, held),
+        diagnosis.diagnose(history, context),
         findings=tuple(Finding(id=name, conditions=conditions) for name in supported),
         posterior=Line(slope),  # type: ignore[arg-type]
         forecast=gaussian_forecast(5 - slope * 100, 0.01),
@@ -65,43 +65,43 @@ def found(*supported: str, done: int = 80, slope: float = 1e-3, schedule: str = 
 
 def decisions(*diagnoses: Diagnosis) -> list[str | None]:
     """The sentence with which each diagnosis in a row stops the run; None to continue."""
-    watch = LiveDiagnosis(RunFolder(Path("unused")), forecasting=False, stopping=True)
-    confirmed = [watch.confirm(early_stop(each)) for each in diagnoses]
+    live_diagnosis = LiveDiagnosis(RunFolder(Path("unused")), forecasting=False, stopping=True)
+    confirmed = [live_diagnosis.confirm(early_stop(each)) for each in diagnoses]
     return [reason.sentence if reason else None for reason in confirmed]
 
 
 @pytest.mark.parametrize("name", live.STOP_FINDINGS)
 def test_two_equal_reasons_in_a_row_stop_the_run(name: str) -> None:
-    diagnoses = [found(*names) for names in ((name,), (), (name,), (name,))]
+    diagnoses = [make_diagnosis(*names) for names in ((name,), (), (name,), (name,))]
     assert decisions(*diagnoses) == [None, None, None, f"{name}: minimum at 28 %"]
 
 
 def test_other_findings_stop_nothing() -> None:
-    assert decisions(*[found("overfitting", "lr-too-high", "loss-spikes")] * 3) == [None] * 3
+    assert decisions(*[make_diagnosis("overfitting", "lr-too-high", "loss-spikes")] * 3) == [None] * 3
 
 
 def test_a_gain_below_the_evaluation_error_stops_the_run() -> None:
-    reason = early_stop(found(slope=3e-4))
+    reason = early_stop(make_diagnosis(slope=3e-4))
     assert reason is not None
     assert reason.name == "little-to-gain"
     assert "the remaining 20 steps are expected to gain 0.0060 nats, less than" in reason.sentence
     assert reason.sentence.endswith("0.0100")
-    assert early_stop(found(slope=6e-4)) is None
-    assert early_stop(found(slope=1e-4, done=55)) is None  # the decay is not over
-    assert early_stop(found(slope=3e-4, schedule="constant")) is None  # there is no decay
-    assert early_stop(found(slope=3e-4, done=100)) is None
+    assert early_stop(make_diagnosis(slope=6e-4)) is None
+    assert early_stop(make_diagnosis(slope=1e-4, done=55)) is None  # the decay is not over
+    assert early_stop(make_diagnosis(slope=3e-4, schedule="constant")) is None  # there is no decay
+    assert early_stop(make_diagnosis(slope=3e-4, done=100)) is None
 
 
 def stopped_at(name: str) -> int | None:
     """The step at which the planted run of that name would have stopped."""
     lines = (PLANTED / name / "log.jsonl").read_text().splitlines(keepends=True)
     tokens = logs.read(PLANTED / name).metadata.unique_tokens
-    watch = LiveDiagnosis(RunFolder(PLANTED / name), forecasting=False, stopping=True)
+    live_diagnosis = LiveDiagnosis(RunFolder(PLANTED / name), forecasting=False, stopping=True)
     for number, line in enumerate(lines, start=1):
         if '"eval"' in line:
             history = logs.read_text("".join(lines[:number]), name)
             context = resolve_context(history, Options(unique_tokens=tokens))
-            if watch.confirm(early_stop(diagnosis.diagnose(history, context))):
+            if live_diagnosis.confirm(early_stop(diagnosis.diagnose(history, context))):
                 return history.steps_done
     return None
 
@@ -131,21 +131,21 @@ def advised(monkeypatch: pytest.MonkeyPatch) -> None:
             return Scores(Score(4.0, 0.1, 16, None), Score(next(val), 0.1, 16, None))
 
     monkeypatch.setattr(session, "Evaluator", RisingLoss)
-    monkeypatch.setattr(live, "diagnose_run", lambda folder: found("severe-overfitting"))
+    monkeypatch.setattr(live, "diagnose_run", lambda folder: make_diagnosis("severe-overfitting"))
 
 
 @pytest.mark.usefixtures("advised")
 def test_a_stopped_run_is_saved_and_can_continue(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert errors.run(train.main, arguments(workspace, EARLY)) == 0
-    said = "stopped early, saved after step 8 of 20: severe-overfitting: minimum at 28 %"
-    assert said in capsys.readouterr().out
+    message = "stopped early, saved after step 8 of 20: severe-overfitting: minimum at 28 %"
+    assert message in capsys.readouterr().out
     assert saved_steps(run_folder(workspace))[-1] == 8
     stop = records(run_folder(workspace), "stop")[-1]
     assert (stop["reason"], stop["detail"]) == ("early-stop", "severe-overfitting: minimum at 28 %")
 
     assert errors.run(train.main, arguments(workspace, EARLY)) == 0
     again = capsys.readouterr().out
-    assert said in again
+    assert message in again
     assert "--run.early-stop false" in again
     assert len(records(run_folder(workspace), "start")) == 1
 
@@ -178,17 +178,18 @@ def test_a_failing_diagnosis_costs_one_warning_only(
     monkeypatch.setattr(live, "diagnose_run", broken)
     train.train(tiny_config(workspace, EARLY))
     assert len(logged_losses(run_folder(workspace))) == STEPS
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
+    stderr = capsys.readouterr().err
+    assert "Traceback" not in stderr
     assert (
-        told.count("the run is not diagnosed while it trains: ZeroDivisionError: of course (see it with --debug)") == 1
+        stderr.count("the run is not diagnosed while it trains: ZeroDivisionError: of course (see it with --debug)")
+        == 1
     )
 
 
 def test_nothing_is_diagnosed_unless_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "diagnose_run", lambda folder: pytest.fail("diagnosed"))
-    watch = LiveDiagnosis(run_folder(tmp_path), forecasting=False, stopping=False)
-    assert watch.check() == RunOutlook(None, None)
+    live_diagnosis = LiveDiagnosis(run_folder(tmp_path), forecasting=False, stopping=False)
+    assert live_diagnosis.check() == RunOutlook(None, None)
 
 
 # --- the report at the end -------------------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ def test_a_run_leaves_its_report(workspace: Path, capsys: pytest.CaptureFixture[
 def test_a_failing_report_costs_one_warning_only(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jaxgpt.diagnose.report.build_report", lambda found: 1 / 0)
+    monkeypatch.setattr("jaxgpt.diagnose.report.build_report", lambda diagnosis: 1 / 0)
     folder = train.train(tiny_config(workspace))
     assert (
         capsys.readouterr().err
@@ -226,7 +227,7 @@ def test_a_foreign_report_file_is_kept(workspace: Path, capsys: pytest.CaptureFi
 def test_debug_shows_the_traceback_of_a_failing_report(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jaxgpt.diagnose.report.build_report", lambda found: 1 / 0)
+    monkeypatch.setattr("jaxgpt.diagnose.report.build_report", lambda diagnosis: 1 / 0)
     monkeypatch.setattr("sys.argv", ["jaxgpt", "train", "--debug"])
     train.train(tiny_config(workspace))
     assert "Traceback (most recent call last)" in capsys.readouterr().err

@@ -16,10 +16,10 @@ from jaxgpt.diagnose.options import Options
 from jaxgpt.diagnose.report import build_report
 from jaxgpt.utils.report import html_page, print_report, to_json
 
-NASTY = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+INJECTION = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
-def found(text: str, source: str = "out.log", config: str | None = "fineweb40m") -> Diagnosis:
+def diagnose_text(text: str, source: str = "out.log", config: str | None = "fineweb40m") -> Diagnosis:
     history = logs.read_text(text, source)
     return diagnosed(history, resolve_context(history, Options(config=config)), now=1.75e9)
 
@@ -29,18 +29,18 @@ def page_of(diagnosis: Diagnosis) -> str:
 
 
 def test_page_has_the_answers_of_the_terminal() -> None:
-    held = found(nanogpt())
-    text = Reader(page_of(held)).text
-    for sentence in messages.summary(held):
+    diagnosis = diagnose_text(nanogpt())
+    text = Reader(page_of(diagnosis)).text
+    for sentence in messages.summary(diagnosis):
         assert sentence in text
-    for finding in held.findings:
+    for finding in diagnosis.findings:
         assert finding.id in text
-    for scenario in held.scenarios:
+    for scenario in diagnosis.scenarios:
         assert f"{scenario.forecast.mean:.3f}" in text
 
 
 def test_figures_show_step_time_loss_learning_rate_and_gap() -> None:
-    text = page_of(found(nanogpt()))
+    text = page_of(diagnose_text(nanogpt()))
     labels = re.findall(r'aria-label="([^"]+)"', text)
     assert [label.split(":")[0].split(" ")[0] for label in labels] == [
         "Seconds",
@@ -54,28 +54,28 @@ def test_figures_show_step_time_loss_learning_rate_and_gap() -> None:
 @pytest.mark.parametrize("name", LOGS)
 @pytest.mark.parametrize("config", [None, "fineweb40m"])
 def test_every_log_has_a_page(name: str, config: str | None) -> None:
-    text = page_of(found(LOGS[name], config=config))
+    text = page_of(diagnose_text(LOGS[name], config=config))
     assert text.startswith("<!DOCTYPE html>")
     assert "nan" not in re.findall(r">([^<]*)</td>", text)
 
 
 def test_nothing_from_a_log_is_executed() -> None:
-    nasty = nanogpt().replace("\n", f" {NASTY}\n")
-    text = page_of(found(nasty, source=NASTY))
+    log = nanogpt().replace("\n", f" {INJECTION}\n")
+    text = page_of(diagnose_text(log, source=INJECTION))
     tags = set(Reader(text).tags)
     assert "script" not in tags
     assert "img" not in tags
-    assert NASTY not in text
+    assert INJECTION not in text
     assert text.count("&lt;script&gt;") > 3  # the name, in title and heading, and lines of the log
     assert not [value for name, value in Reader(text).attributes if name.startswith("on")]
 
 
 def test_page_loads_nothing() -> None:
-    text = page_of(found(nanogpt()))
+    text = page_of(diagnose_text(nanogpt()))
     assert "default-src 'none'" in text
     assert "src=" not in text
-    places = [value for name, value in Reader(text).attributes if name in ("src", "href", "xlink:href")]
-    assert all(value and value.startswith("#") for value in places)
+    links = [value for name, value in Reader(text).attributes if name in ("src", "href", "xlink:href")]
+    assert all(value and value.startswith("#") for value in links)
 
 
 def test_page_replaces_only_an_older_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_page_replaces_only_an_older_page(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_terminal_page_and_json_come_from_one_report(capsys: pytest.CaptureFixture[str]) -> None:
-    report = build_report(found(nanogpt()))
+    report = build_report(diagnose_text(nanogpt()))
     print_report(report)
     printed = " ".join(capsys.readouterr().out.split())
     page = " ".join(Reader(html_page(report)).text.split())

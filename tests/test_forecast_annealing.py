@@ -39,8 +39,8 @@ def slow_anneal(shape: LawVariant, rates: Floats, warmup: int, updates: int) -> 
 
 def slow_rows(shape: LawVariant, curve: LossCurve, updates: list[int]) -> Callable[[float], Floats]:
     """alpha -> what (L0, a, B, m) are multiplied with after each of `updates`."""
-    whole = (curve.lr_fractions**shape.p).sum()
-    share = np.array([(curve.lr_fractions[:t] ** shape.p).sum() / whole for t in updates])
+    total = (curve.lr_fractions**shape.p).sum()
+    share = np.array([(curve.lr_fractions[:t] ** shape.p).sum() / total for t in updates])
     done = np.array([slow_anneal(shape, curve.lr_fractions, curve.warmup, t) for t in updates])
     cost = np.array([0.0 if curve.repetition is None else curve.repetition[t] for t in updates])
     return lambda alpha: np.stack((np.ones(len(updates)), share**-alpha, -done, cost), axis=1)
@@ -130,11 +130,11 @@ def test_forecast_is_the_conditional_of_one_joint_gaussian(repeated: bool, sigma
     curve = upto(drawn(np.random.default_rng(1), cosine(300, 10), 10, LAW_VARIANTS[0], 0.004), 0.8)
     cost = np.maximum(np.arange(301) / 100 - 1, 0) ** 0.7 * 0.02 if repeated else None
     curve = replace(curve, standard_error=sigma, repetition=cost)
-    found = fit(curve).final_loss()
+    forecast = fit(curve).final_loss()
     mean, sd, low, high = slow_final(curve)
-    assert found.mean == pytest.approx(mean, abs=2e-4)
-    assert found.sd == pytest.approx(sd, rel=0.02)
-    assert (found.low80, found.high80) == pytest.approx((low, high), abs=3e-4)
+    assert forecast.mean == pytest.approx(mean, abs=2e-4)
+    assert forecast.sd == pytest.approx(sd, rel=0.02)
+    assert (forecast.low80, forecast.high80) == pytest.approx((low, high), abs=3e-4)
 
 
 def test_mixture_intervals_match_samples() -> None:
@@ -142,9 +142,9 @@ def test_mixture_intervals_match_samples() -> None:
     weights, means, sds = np.array([0.5, 0.3, 0.2]), np.array([3.0, 3.1, 3.5]), np.array([0.02, 0.05, 0.01])
     kind = random.choice(3, 200_000, p=weights)
     samples = random.normal(means[kind], sds[kind])
-    found = mixture_forecast(weights, means, sds)
-    assert (found.mean, found.sd) == pytest.approx((samples.mean(), samples.std()), abs=2e-3)
-    assert found[2:] == pytest.approx(np.quantile(samples, (0.1, 0.9, 0.025, 0.975)), abs=2e-3)
+    forecast = mixture_forecast(weights, means, sds)
+    assert (forecast.mean, forecast.sd) == pytest.approx((samples.mean(), samples.std()), abs=2e-3)
+    assert forecast[2:] == pytest.approx(np.quantile(samples, (0.1, 0.9, 0.025, 0.975)), abs=2e-3)
 
 
 @pytest.mark.parametrize(("share", "bound"), [(0.5, 0.012), (0.7, 0.007)])
@@ -152,12 +152,12 @@ def test_intervals_cover_simulated_runs(share: float, bound: float) -> None:
     random = np.random.default_rng(5)
     inside80, inside95, errors = [], [], []
     for i in range(120):
-        whole = drawn(random, cosine(4000, 100), 100, LAW_VARIANTS[i % 6], 0.003)
-        found = fit(upto(whole, share)).final_loss()
-        end = whole.losses[-1]
-        inside80.append(found.low80 <= end <= found.high80)
-        inside95.append(found.low95 <= end <= found.high95)
-        errors.append(abs(found.mean - end))
+        complete = drawn(random, cosine(4000, 100), 100, LAW_VARIANTS[i % 6], 0.003)
+        forecast = fit(upto(complete, share)).final_loss()
+        end = complete.losses[-1]
+        inside80.append(forecast.low80 <= end <= forecast.high80)
+        inside95.append(forecast.low95 <= end <= forecast.high95)
+        errors.append(abs(forecast.mean - end))
     assert 0.70 <= np.mean(inside80) <= 0.92
     assert np.mean(inside95) >= 0.90
     assert np.mean(errors) < bound
@@ -170,8 +170,8 @@ def test_annealing_gain_is_learned_after_the_decay() -> None:
     at = steps.astype(np.float64)
     share = course.cumulative_lr(0.25, at) / 5000
     losses = 3 + 0.25 * share**-0.5 - 0.17 * course.annealing_progress(1.0, True, at) + random.normal(0, 5e-4, len(at))
-    whole = LossCurve(steps=steps, losses=losses, lr_fractions=rates)
-    before, after = fit(upto(whole, 0.6)).annealing_gain, fit(whole, variants=LAW_VARIANTS[2:3]).annealing_gain
+    complete = LossCurve(steps=steps, losses=losses, lr_fractions=rates)
+    before, after = fit(upto(complete, 0.6)).annealing_gain, fit(complete, variants=LAW_VARIANTS[2:3]).annealing_gain
     assert before == pytest.approx((LAW_VARIANTS[2].annealing_gain[0], 0.025), abs=0.02)  # the prior's
     assert after[0] == pytest.approx(0.17, abs=0.012)
     assert after[1] < 0.6 * before[1]
@@ -187,8 +187,8 @@ def test_step_count_does_not_matter_without_kernel() -> None:
 
 
 def test_million_steps_forecast_like_blocks() -> None:
-    whole = drawn(np.random.default_rng(8), cosine(1_000_000, 2000), 2000, LAW_VARIANTS[2])
-    assert abs(fit(upto(whole, 0.7)).final_loss().mean - whole.losses[-1]) < 0.01
+    complete = drawn(np.random.default_rng(8), cosine(1_000_000, 2000), 2000, LAW_VARIANTS[2])
+    assert abs(fit(upto(complete, 0.7)).final_loss().mean - complete.losses[-1]) < 0.01
 
 
 def test_forecast_shifts_with_the_losses(run: LossCurve) -> None:
@@ -221,9 +221,9 @@ def test_more_noisy_evaluations_narrow_the_interval(run: LossCurve) -> None:
 
 def test_forecast_without_losses_is_the_prior() -> None:
     nothing = LossCurve(steps=np.zeros(0, np.int64), losses=np.zeros(0), lr_fractions=cosine(1000))
-    found = fit(nothing, gaussian_forecast(3.2, 0.05)).final_loss()
-    assert (found.mean, found.sd) == pytest.approx((3.2, 0.05), abs=2e-3)
-    assert (found.low80, found.high95) == pytest.approx((3.2 - 1.28 * 0.05, 3.2 + 1.96 * 0.05), abs=4e-3)
+    forecast = fit(nothing, gaussian_forecast(3.2, 0.05)).final_loss()
+    assert (forecast.mean, forecast.sd) == pytest.approx((3.2, 0.05), abs=2e-3)
+    assert (forecast.low80, forecast.high95) == pytest.approx((3.2 - 1.28 * 0.05, 3.2 + 1.96 * 0.05), abs=4e-3)
 
 
 def test_prior_loses_weight_during_the_run(run: LossCurve) -> None:
@@ -275,55 +275,55 @@ def test_inconsistent_curve_is_refused(run: LossCurve, wrong: dict[str, NDArray[
 
 
 def test_prediction_at_the_end_is_the_forecast(run: LossCurve) -> None:
-    found = fit(upto(run, 0.5), gaussian_forecast(3.0, 0.1))
-    mean, sd = found.predict([5_000, 20_000])
-    assert (mean[1], sd[1]) == pytest.approx(found.final_loss()[:2], rel=1e-9)
+    posterior = fit(upto(run, 0.5), gaussian_forecast(3.0, 0.1))
+    mean, sd = posterior.predict([5_000, 20_000])
+    assert (mean[1], sd[1]) == pytest.approx(posterior.final_loss()[:2], rel=1e-9)
     assert sd[0] < sd[1]
     assert mean[0] == pytest.approx(np.interp(5_000, run.steps, run.losses), abs=0.005)
 
 
 def test_longer_runs_and_lower_rates_end_lower(run: LossCurve) -> None:
-    found = fit(upto(run, 0.5))
-    lengths = [found.final_loss(cosine(total, 500)).mean for total in (12_000, 20_000, 30_000, 60_000)]
+    posterior = fit(upto(run, 0.5))
+    lengths = [posterior.final_loss(cosine(total, 500)).mean for total in (12_000, 20_000, 30_000, 60_000)]
     assert np.all(np.diff(lengths) < 0)
-    ends = [found.final_loss(cosine(20_000, 500, end)).mean for end in (0.5, 0.3, 0.1, 0.03)]
+    ends = [posterior.final_loss(cosine(20_000, 500, end)).mean for end in (0.5, 0.3, 0.1, 0.03)]
     assert np.all(np.diff(ends) < 0)
 
 
 def test_past_does_not_depend_on_future_rates(run: LossCurve) -> None:
-    found = fit(upto(run, 0.5))
+    posterior = fit(upto(run, 0.5))
     longer = np.concatenate((run.lr_fractions[:10_000], np.linspace(run.lr_fractions[9_999], 0, 25_000)))
-    for planned, other in zip(found.predict([4_000, 9_000]), found.predict([4_000, 9_000], longer)):
+    for planned, other in zip(posterior.predict([4_000, 9_000]), posterior.predict([4_000, 9_000], longer)):
         assert planned == pytest.approx(other, abs=2e-4)
 
 
 def test_cooldown_now_ends_between_now_and_the_end(run: LossCurve) -> None:
-    found = fit(upto(run, 0.5))
+    posterior = fit(upto(run, 0.5))
     fall = np.linspace(1, 0.1, 1000) * run.lr_fractions[9_999] / 1.0
-    branch = found.final_loss(np.concatenate((run.lr_fractions[:10_000], fall)))
-    now = found.predict([10_000])[0][0]
-    assert found.final_loss().mean < branch.mean < now
-    left = found.remaining_annealing_gain(10_000, np.concatenate((run.lr_fractions[:10_000], fall)))
-    assert 0 < left[0] < found.annealing_gain[0]
+    branch = posterior.final_loss(np.concatenate((run.lr_fractions[:10_000], fall)))
+    now = posterior.predict([10_000])[0][0]
+    assert posterior.final_loss().mean < branch.mean < now
+    left = posterior.remaining_annealing_gain(10_000, np.concatenate((run.lr_fractions[:10_000], fall)))
+    assert 0 < left[0] < posterior.annealing_gain[0]
 
 
 def test_remaining_annealing_gain_ends_at_zero(run: LossCurve) -> None:
-    found = fit(upto(run, 0.5))
-    left = [found.remaining_annealing_gain(step)[0] for step in (600, 5_000, 10_000, 20_000)]
+    posterior = fit(upto(run, 0.5))
+    left = [posterior.remaining_annealing_gain(step)[0] for step in (600, 5_000, 10_000, 20_000)]
     assert left == sorted(left, reverse=True)
     assert left[-1] == 0
-    assert left[0] == pytest.approx(0.9 * found.annealing_gain[0], rel=0.15)
+    assert left[0] == pytest.approx(0.9 * posterior.annealing_gain[0], rel=0.15)
 
 
 def test_repetition_cost_is_learned_and_continues(run: LossCurve) -> None:
     cost = 0.05 * np.maximum(np.arange(20_001) / 5_000 - 1, 0) ** 0.683
     for times in (0.6, 1.0, 1.4):
-        whole = replace(run, losses=run.losses + times * cost[run.steps], repetition=cost)
-        with_cost = fit(upto(whole, 0.7)).final_loss()
-        without = fit(replace(upto(whole, 0.7), repetition=None)).final_loss()
-        assert abs(with_cost.mean - whole.losses[-1]) < 0.012
-        assert abs(with_cost.mean - whole.losses[-1]) < abs(without.mean - whole.losses[-1])
-        assert with_cost.low80 <= whole.losses[-1] <= with_cost.high80
+        complete = replace(run, losses=run.losses + times * cost[run.steps], repetition=cost)
+        with_cost = fit(upto(complete, 0.7)).final_loss()
+        without = fit(replace(upto(complete, 0.7), repetition=None)).final_loss()
+        assert abs(with_cost.mean - complete.losses[-1]) < 0.012
+        assert abs(with_cost.mean - complete.losses[-1]) < abs(without.mean - complete.losses[-1])
+        assert with_cost.low80 <= complete.losses[-1] <= with_cost.high80
 
 
 def test_unknown_repetition_cost_widens_interval(run: LossCurve) -> None:
@@ -335,8 +335,8 @@ def test_unknown_repetition_cost_widens_interval(run: LossCurve) -> None:
 
 def test_repetition_continues_beyond_the_end(run: LossCurve) -> None:
     cost = 1e-5 * np.arange(20_001)
-    found = fit(replace(run, repetition=cost), gaussian_forecast(3.0, 1.0))
+    posterior = fit(replace(run, repetition=cost), gaussian_forecast(3.0, 1.0))
     longer = cosine(30_000, 500)
-    assert found.final_loss(longer).mean == pytest.approx(
-        found.final_loss(longer, 1e-5 * np.arange(30_001)).mean, abs=1e-6
+    assert posterior.final_loss(longer).mean == pytest.approx(
+        posterior.final_loss(longer, 1e-5 * np.arange(30_001)).mean, abs=1e-6
     )

@@ -1,4 +1,4 @@
-"""What is known before a run, and the owner's log with and without it."""
+"""What is known before a run, and a reference run's log with and without it."""
 
 import math
 
@@ -9,12 +9,12 @@ from jaxgpt.budget import scaling_law
 from jaxgpt.budget.scaling_law import CORPORA
 from jaxgpt.config import Optim, schedule
 from jaxgpt.diagnose.context import RunContext
-from jaxgpt.diagnose.forecast import annealing, prior
+from jaxgpt.diagnose.forecast import annealing, run_forecast
 from jaxgpt.diagnose.forecast.annealing import fit
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.logs.history import Evaluation, History
 
-OWNERS_LOG = (
+REFERENCE_LOG = (
     (0, 10.87),
     (2000, 4.03),
     (5000, 3.76),
@@ -26,7 +26,7 @@ OWNERS_LOG = (
 
 
 def context(warmup: int = 2000, **changed: object) -> RunContext:
-    """The owner's run: 20,000 steps of half a million tokens of FineWeb."""
+    """The reference run: 20,000 steps of half a million tokens of FineWeb."""
     optim = Optim(learning_rate=1e-3, min_lr=1e-4, warmup_steps=warmup)
     values: dict[str, object] = {
         "total_steps": 20_000,
@@ -42,7 +42,7 @@ def context(warmup: int = 2000, **changed: object) -> RunContext:
     return RunContext(**(values | changed))  # type: ignore[arg-type]
 
 
-def history(points: tuple[tuple[int, float], ...] = OWNERS_LOG) -> History:
+def history(points: tuple[tuple[int, float], ...] = REFERENCE_LOG) -> History:
     return History(
         source="log", format="nanogpt", evaluations=tuple(Evaluation(step=step, val=val) for step, val in points)
     )
@@ -51,49 +51,49 @@ def history(points: tuple[tuple[int, float], ...] = OWNERS_LOG) -> History:
 @pytest.mark.parametrize("warmup", [200, 1000, 2000])
 @pytest.mark.parametrize("digits", [2, 3])
 def test_reference_run_forecast(warmup: int, digits: int) -> None:
-    points = tuple((step, round(val, digits)) for step, val in OWNERS_LOG)
+    points = tuple((step, round(val, digits)) for step, val in REFERENCE_LOG)
     known = context(warmup)
-    curve = prior.loss_curve(history(points), known)
-    for found in (fit(curve).final_loss(), fit(curve, prior.scaling_law_prior(known)).final_loss()):
-        assert 3.50 <= found.mean <= 3.56
-        assert 0.008 <= found.sd <= 0.02
+    curve = run_forecast.loss_curve(history(points), known)
+    for forecast in (fit(curve).final_loss(), fit(curve, run_forecast.scaling_law_prior(known)).final_loss()):
+        assert 3.50 <= forecast.mean <= 3.56
+        assert 0.008 <= forecast.sd <= 0.02
 
 
 @pytest.mark.parametrize("last", [8_000, 11_000])
 def test_reference_run_early_forecast(last: int) -> None:
-    found = forecast_run(history(tuple(p for p in OWNERS_LOG if p[0] <= last)), context()).posterior
-    assert found is not None
-    assert 3.50 <= found.final_loss().mean <= 3.56
-    assert found.final_loss().low80 <= 3.53 <= found.final_loss().high80
+    posterior = forecast_run(history(tuple(p for p in REFERENCE_LOG if p[0] <= last)), context()).posterior
+    assert posterior is not None
+    assert 3.50 <= posterior.final_loss().mean <= 3.56
+    assert posterior.final_loss().low80 <= 3.53 <= posterior.final_loss().high80
 
 
 def test_prior_is_the_scaling_law() -> None:
-    found = prior.scaling_law_prior(context())
-    assert found is not None
-    assert found.mean == pytest.approx(3.530, abs=0.002)
-    assert found.sd == pytest.approx(math.hypot(scaling_law.SAME_RECIPE, 0.01, 0.7 * 0.0025), abs=1e-4)
-    shorter = prior.scaling_law_prior(context(), 10_000)
+    forecast = run_forecast.scaling_law_prior(context())
+    assert forecast is not None
+    assert forecast.mean == pytest.approx(3.530, abs=0.002)
+    assert forecast.sd == pytest.approx(math.hypot(scaling_law.SAME_RECIPE, 0.01, 0.7 * 0.0025), abs=1e-4)
+    shorter = run_forecast.scaling_law_prior(context(total_steps=10_000))
     assert shorter is not None
-    assert shorter.mean > found.mean
-    assert prior.scaling_law_prior(context(parameters=None)) is None
-    assert prior.scaling_law_prior(context(tokens_per_step=None)) is None
+    assert shorter.mean > forecast.mean
+    assert run_forecast.scaling_law_prior(context(parameters=None)) is None
+    assert run_forecast.scaling_law_prior(context(tokens_per_step=None)) is None
 
 
 def test_repetition_costs_match_the_planner() -> None:
-    cost = prior.repetition_costs(context())
+    cost = run_forecast.repetition_costs(context())
     assert cost is not None
     assert len(cost) == 20_001
     assert cost[7_000] == 0
     for step in (7_100, 13_500, 20_000):
         assert cost[step] == pytest.approx(scaling_law.repetition_cost(40.56e6, step * 524_288.0, 3.68e9))
-    assert prior.repetition_costs(context(unique_tokens=None)) is None
-    assert prior.repetition_costs(context(unique_tokens=1e12)) is None
+    assert run_forecast.repetition_costs(context(unique_tokens=None)) is None
+    assert run_forecast.repetition_costs(context(unique_tokens=1e12)) is None
 
 
 def test_evaluation_error_scales_with_tokens() -> None:
-    assert prior.evaluation_error(context()) == pytest.approx(0.0176, abs=1e-4)
-    assert prior.evaluation_error(context(eval_tokens=4 * 200 * 16 * 1024.0)) == pytest.approx(0.0088, abs=1e-4)
-    assert prior.evaluation_error(context(fixed_eval_set=True)) == annealing.MISFIT
+    assert run_forecast.evaluation_error(context()) == pytest.approx(0.0176, abs=1e-4)
+    assert run_forecast.evaluation_error(context(eval_tokens=4 * 200 * 16 * 1024.0)) == pytest.approx(0.0088, abs=1e-4)
+    assert run_forecast.evaluation_error(context(fixed_eval_set=True)) == annealing.MISFIT
 
 
 def test_forecast_without_losses_or_prior() -> None:
@@ -104,6 +104,6 @@ def test_forecast_without_losses_or_prior() -> None:
 
 
 def test_duplicate_evaluation_counts_once() -> None:
-    curve = prior.loss_curve(history(((0, 10.9), (500, 5.0), (500, 4.9), (1000, math.nan))), context())
+    curve = run_forecast.loss_curve(history(((0, 10.9), (500, 5.0), (500, 4.9), (1000, math.nan))), context())
     assert curve.steps.tolist() == [0, 500]
     assert curve.losses.tolist() == [10.9, 4.9]

@@ -22,8 +22,8 @@ def known(shared: Path) -> list[Known]:
 
 def status(curve: Known, share: float, finding: str = "overfitting") -> str:
     seen = curve.until(share)
-    judged = run_checks(analyze_run(seen.history, seen.context, recorded.posterior(seen.history, seen.context)))
-    return next(found.status for found in judged if found.id == finding)
+    findings = run_checks(analyze_run(seen.history, seen.context, recorded.posterior(seen.history, seen.context)))
+    return next(finding_.status for finding_ in findings if finding_.id == finding)
 
 
 @pytest.mark.parametrize("share", [HALF, END])

@@ -16,11 +16,15 @@ PLAIN = logsamples.NANOGPT_HEAD + logsamples.nanogpt()
 PREFIXES = ["2024-05-01 12:00:00,123 INFO ", "[rank0]: ", "wandb: ", "0: ", "[2024-05-01T12:00:00Z] gpu-1 | ", "\t"]
 
 
-def same(text: str, like: str = PLAIN) -> None:
-    """Both are read alike."""
-    found, wanted = logs.read_text(text, "log"), logs.read_text(like, "log")
-    assert (found.format, found.steps, found.evaluations) == (wanted.format, wanted.steps, wanted.evaluations)
-    assert (found.metadata, found.starts) == (wanted.metadata, wanted.starts)
+def assert_same_history(text: str, like: str = PLAIN) -> None:
+    """Asserts that both texts are read as the same history."""
+    history, expected = logs.read_text(text, "log"), logs.read_text(like, "log")
+    assert (history.format, history.steps, history.evaluations) == (
+        expected.format,
+        expected.steps,
+        expected.evaluations,
+    )
+    assert (history.metadata, history.starts) == (expected.metadata, expected.starts)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -29,69 +33,69 @@ def test_any_prefix(name: str, prefix: str) -> None:
     text = logsamples.ALL[name]
     if name == "modded":  # its log is a file, whose source is not prefixed
         text = text[text.index("step:0") :]
-    same("".join(prefix + line + "\n" for line in text.splitlines()), text)
+    assert_same_history("".join(prefix + line + "\n" for line in text.splitlines()), text)
 
 
 @pytest.mark.parametrize("name", logsamples.ALL)
 def test_windows_line_ends(name: str) -> None:
     text = logsamples.ALL[name]
-    same(text.replace("\n", "\r\n"), text)
-    same(text.removesuffix("\n"), text)
-    same("\ufeff" + text, text)
+    assert_same_history(text.replace("\n", "\r\n"), text)
+    assert_same_history(text.removesuffix("\n"), text)
+    assert_same_history("\ufeff" + text, text)
 
 
 def test_colors_and_progress_bars() -> None:
     coloured = PLAIN.replace("iter ", "\x1b[1;32miter \x1b[0m").replace("loss ", "loss \x1b[31m")
-    same(coloured.replace(", time", "\x1b[0m, time"))
+    assert_same_history(coloured.replace(", time", "\x1b[0m, time"))
     bars = "\n".join(f"  3%|▎ | 1/30\r 97%|█▉| 29/30\r\x1b[K{line}" for line in PLAIN.splitlines())
-    same(bars)
+    assert_same_history(bars)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 def test_encodings(encoding: str, tmp_path: Path) -> None:
     data = PLAIN.encode(encoding)
     (tmp_path / "log").write_bytes(b"\xfe\xff" + data if encoding == "utf-16-be" else data)
-    found = logs.read(tmp_path / "log")
-    assert found.steps == logs.read_text(PLAIN, "log").steps
-    assert list(found.lines) == PLAIN.splitlines()
+    history = logs.read(tmp_path / "log")
+    assert history.steps == logs.read_text(PLAIN, "log").steps
+    assert list(history.lines) == PLAIN.splitlines()
 
 
 def test_garbage_and_a_torn_last_line(tmp_path: Path) -> None:
     body = [line.encode() for line in PLAIN.splitlines()]
     body[40:40] = [bytes(range(256)).replace(b"\n", b""), b"\xff" * 100_000, b"Traceback (most recent call last):"]
     (tmp_path / "log").write_bytes(b"\n".join(body) + b"\niter 1010: loss 3.2, ti")
-    found, wanted = logs.read(tmp_path / "log"), logs.read_text(PLAIN, "log")
-    assert [step._replace(line=0) for step in found.steps[:-1]] == [step._replace(line=0) for step in wanted.steps]
-    assert found.steps[-1][:3] == (1010, 3.2, None)
-    assert found.lines[found.steps[30].line - 1].startswith(f"iter {found.steps[30].step}:")
+    history, expected = logs.read(tmp_path / "log"), logs.read_text(PLAIN, "log")
+    assert [step._replace(line=0) for step in history.steps[:-1]] == [step._replace(line=0) for step in expected.steps]
+    assert history.steps[-1][:3] == (1010, 3.2, None)
+    assert history.lines[history.steps[30].line - 1].startswith(f"iter {history.steps[30].step}:")
 
 
 def test_last_of_several_runs_is_read() -> None:
     first = "Overriding: dropout = 0.2\ntokens per iteration will be: 1,024\n" + logsamples.nanogpt(0, 300, 100)
     last = "Overriding: max_iters = 50\ntokens per iteration will be: 2,048\n" + logsamples.nanogpt(0, 40, 20)
-    found = logs.read_text(first + last, "log")
-    assert (found.steps_done, found.starts, found.replays) == (41, (0,), ())
-    assert (found.metadata.tokens_per_step, found.metadata.total_steps) == (2048, 50)
-    assert "dropout" not in found.metadata.hyperparameters
-    assert found.notes == ("the file contains 2 runs; the last one is used",)
+    history = logs.read_text(first + last, "log")
+    assert (history.steps_done, history.starts, history.replays) == (41, (0,), ())
+    assert (history.metadata.tokens_per_step, history.metadata.total_steps) == (2048, 50)
+    assert "dropout" not in history.metadata.hyperparameters
+    assert history.notes == ("the file contains 2 runs; the last one is used",)
 
 
 def test_restart_without_a_header() -> None:
     text = logsamples.nanogpt(0, 740, 10_000) + logsamples.nanogpt(600, 900, 10_000)
-    found = logs.read_text(text, "log")
-    assert [(seam.first, seam.last) for seam in found.replays] == [(600, 740)]
-    assert found.starts == (0, 600)
-    assert [step.step for step in found.steps] == list(range(0, 901, 10))
+    history = logs.read_text(text, "log")
+    assert [(replay.first, replay.last) for replay in history.replays] == [(600, 740)]
+    assert history.starts == (0, 600)
+    assert [step.step for step in history.steps] == list(range(0, 901, 10))
 
 
 def test_single_line_out_of_order_is_sorted_in() -> None:
     text = (
         logsamples.nanogpt(0, 200, 10_000) + "iter 55: loss 4.0, time 5.00ms\n" + logsamples.nanogpt(210, 300, 10_000)
     )
-    found = logs.read_text(text, "log")
-    assert [step.step for step in found.steps] == sorted([*range(0, 301, 10), 55])
-    assert (found.replays, found.starts) == ((), (0,))
-    assert "out of order" in found.notes[0]
+    history = logs.read_text(text, "log")
+    assert [step.step for step in history.steps] == sorted([*range(0, 301, 10), 55])
+    assert (history.replays, history.starts) == ((), (0,))
+    assert "out of order" in history.notes[0]
 
 
 def test_lines_of_all_processes_count_once() -> None:
@@ -122,20 +126,20 @@ def test_lines_of_all_processes_count_once() -> None:
 def test_absurd_numbers_are_ignored(line: str) -> None:
     for text in (PLAIN, logsamples.ALL["jaxgpt"], logsamples.llmc(), logsamples.modded()):
         before = logs.read_text(text, "log")
-        found = logs.read_text(text + line + "\n", "log")
-        assert found.format == before.format
-        assert found.steps_done == before.steps_done
-        assert all(step.seconds is None or 0 < step.seconds < 86_400 for step in found.steps)
+        history = logs.read_text(text + line + "\n", "log")
+        assert history.format == before.format
+        assert history.steps_done == before.steps_done
+        assert all(step.seconds is None or 0 < step.seconds < 86_400 for step in history.steps)
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_tables(separator: str) -> None:
-    found = logs.read_text(logsamples.table(separator), "log")
-    assert (found.format, found.metadata.tokens_per_step) == ("table", 524_288)
-    assert [e.step for e in found.evaluations] == list(range(0, 2001, 100))
-    assert found.evaluations[1].train == pytest.approx(loss(100), abs=1e-4)
-    assert (found.evaluations[2].train, found.steps[2].loss) == (None, None)
-    assert found.steps[2].learning_rate == pytest.approx(1e-3)
+    history = logs.read_text(logsamples.table(separator), "log")
+    assert (history.format, history.metadata.tokens_per_step) == ("table", 524_288)
+    assert [e.step for e in history.evaluations] == list(range(0, 2001, 100))
+    assert history.evaluations[1].train == pytest.approx(loss(100), abs=1e-4)
+    assert (history.evaluations[2].train, history.steps[2].loss) == (None, None)
+    assert history.steps[2].learning_rate == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize(
@@ -155,28 +159,28 @@ def test_tables(separator: str) -> None:
     ],
 )
 def test_tables_from_other_tools(text: str, expected: list[tuple[int, float, float | None]]) -> None:
-    found = logs.read_text(text, "log")
-    assert [(e.step, e.val, e.train) for e in found.evaluations if e.val == e.val] == expected
-    assert found.format == "table"
+    history = logs.read_text(text, "log")
+    assert [(e.step, e.val, e.train) for e in history.evaluations if e.val == e.val] == expected
+    assert history.format == "table"
 
 
 def test_tokens_become_steps_of_the_given_batch(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("tokens,val_loss\n1000000,3.6\n2000000,3.5\n")
     assert [e.step for e in logs.read(tmp_path / "log", batch_tokens=1000.0).evaluations] == [1000, 2000]
-    found = logs.read(tmp_path / "log")
-    assert found.metadata.counted_from_tokens
-    assert "--batch-tokens" in found.notes[0]
+    history = logs.read(tmp_path / "log")
+    assert history.metadata.counted_from_tokens
+    assert "--batch-tokens" in history.notes[0]
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "hello\nworld\n", "\x00\x01\x02", "a,b\n1,2\n", "{}", "step,val_loss\n"])
 def test_unknown_text_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "log").write_text(text)
     assert errors.run(lambda argv: void(logs.read(argv[0])), [str(tmp_path / "log")]) == 3
-    said = capsys.readouterr().err
-    assert said.startswith(f"error[D041]: the log '{tmp_path}/log' ")
-    assert ("is empty" in said) is (text == "")
+    message = capsys.readouterr().err
+    assert message.startswith(f"error[D041]: the log '{tmp_path}/log' ")
+    assert ("is empty" in message) is (text == "")
     for name in ("log.jsonl", "nanoGPT", "llm.c", "modded-nanogpt", "nanochat", "build-nanogpt", "step,tokens,lr"):
-        assert name in said
+        assert name in message
 
 
 def void(_: object) -> None:
@@ -205,17 +209,17 @@ def test_large_file_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     text = "\r\n".join([*PLAIN.splitlines(), "é" * 1000, "\xff", "iter 1010: loss 3.1, time 5.00ms"])
     path = tmp_path / "log"
     path.write_bytes(text.encode())
-    whole = logs.read(path)
+    in_memory = logs.read(path)
     monkeypatch.setattr(lines, "MAX_IN_MEMORY", 1000)
     monkeypatch.setattr(lines, "INDEX_EVERY", 7)
     for chunk in (1, 7, 64, 100_000):
         monkeypatch.setattr(lines, "CHUNK_BYTES", chunk)
-        found = logs.read(path)
-        assert isinstance(found.lines, lines.FileLines)
-        assert list(found.lines) == list(whole.lines) == [found.lines[i] for i in range(len(found.lines))]
-        assert (found.steps, found.evaluations) == (whole.steps, whole.evaluations)
-    assert found.lines[-1] == whole.lines[-1]
-    assert found.lines[3:5] == list(whole.lines[3:5])
+        history = logs.read(path)
+        assert isinstance(history.lines, lines.FileLines)
+        assert list(history.lines) == list(in_memory.lines) == [history.lines[i] for i in range(len(history.lines))]
+        assert (history.steps, history.evaluations) == (in_memory.steps, in_memory.evaluations)
+    assert history.lines[-1] == in_memory.lines[-1]
+    assert history.lines[3:5] == list(in_memory.lines[3:5])
     monkeypatch.setattr(lines, "MAX_LINE_BYTES", 50)
     path.write_bytes(b"x" * 1000 + b"\n" + text.encode())
     assert len(next(iter(logs.read(path).lines))) == 50
@@ -223,12 +227,12 @@ def test_large_file_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_too_many_records_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collector, "MAX_RECORDS", 50)
-    found = logs.read_text(PLAIN, "log")
-    assert 25 <= len(found.steps) <= 50
-    assert (found.steps[0].step, found.steps_done) == (0, 1001)
-    assert "dropped" in found.notes[0]
+    history = logs.read_text(PLAIN, "log")
+    assert 25 <= len(history.steps) <= 50
+    assert (history.steps[0].step, history.steps_done) == (0, 1001)
+    assert "dropped" in history.notes[0]
 
 
 def test_mutated_logs_raise_typed_errors_only() -> None:
-    found = fuzz_logs.run(20_000, seed=3, say=print)
-    assert set(logsamples.ALL) | {"D041"} <= set(found)
+    results = fuzz_logs.run(20_000, seed=3, report=print)
+    assert set(logsamples.ALL) | {"D041"} <= set(results)

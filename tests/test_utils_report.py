@@ -1,4 +1,4 @@
-"""Reports: contents are text in every medium, pages load nothing, and files are written as a whole."""
+"""Reports: contents are text in every medium, pages load nothing, and files are written atomically."""
 
 import io
 import json
@@ -69,11 +69,11 @@ def test_contents_are_text_on_a_terminal() -> None:
 
 
 def test_every_medium_has_the_same_contents() -> None:
-    made = report(Paragraph("A sentence."), Table(("name", "loss"), (("run", "3.5"),)), figure())
+    document = report(Paragraph("A sentence."), Table(("name", "loss"), (("run", "3.5"),)), figure())
     screen = io.StringIO()
-    print_report(made, Console(file=screen, width=80))
-    page = Reader(html_page(made)).text
-    values = json.dumps(to_json(made))
+    print_report(document, Console(file=screen, width=80))
+    page = Reader(html_page(document)).text
+    values = json.dumps(to_json(document))
     for text in ("First.", "Part", "A sentence.", "name", "run", "3.5", "A line."):
         assert text in screen.getvalue()
         assert text in page
@@ -81,8 +81,8 @@ def test_every_medium_has_the_same_contents() -> None:
 
 
 def test_json_has_only_finite_numbers() -> None:
-    made = Report("x", data={"a": float("nan"), "b": (1, float("inf")), "c": {"d": 2.5}})
-    assert to_json(made) == {"a": None, "b": [1, None], "c": {"d": 2.5}, "summary": [], "report": []}
+    document = Report("x", data={"a": float("nan"), "b": (1, float("inf")), "c": {"d": 2.5}})
+    assert to_json(document) == {"a": None, "b": [1, None], "c": {"d": 2.5}, "summary": [], "report": []}
 
 
 def test_figures_are_reproducible() -> None:

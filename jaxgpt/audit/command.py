@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxgpt.audit import dedup as deduplication
-from jaxgpt.audit.analysis import Analysis, AuditTarget, analyze
+from jaxgpt.audit.analysis import AuditTarget, analyze
 from jaxgpt.audit.record import AuditFiles, Record
 from jaxgpt.audit.report import audit_page, audit_report
 from jaxgpt.config.options import Parser, integer
@@ -59,7 +59,9 @@ def audit(
             progress.print(f"'{folder}' is audited already (--again repeats it)")
         else:
             analysis = analyze(target, Path(tmp) if tmp else files.folder, progress, threads)
-            record = record or _write(folder, files, analysis)
+            if not record:
+                page = audit_page(folder.resolve().name, analysis)
+                record = files.write(analysis.record, page, analysis.audit)
             if unique and not existing:
                 existing = deduplication.write(analysis, unique, progress)
     print_report(audit_report(str(folder), record, _next_steps(folder, files, record, unique, existing)))
@@ -83,10 +85,6 @@ def _earlier_record(target: AuditTarget, files: AuditFiles) -> Record | None:
     if record is None or any(record.get(name) != value for name, value in target.identity.items()):
         return None
     return record if files.is_newer_than(target.dataset) else None
-
-
-def _write(folder: Path, files: AuditFiles, analysis: Analysis) -> Record:
-    return files.write(analysis.record, audit_page(folder.resolve().name, analysis), analysis.audit)
 
 
 def _next_steps(

@@ -71,46 +71,37 @@ def write(analysis: Analysis, out: Path, progress: ProgressReporter) -> Manifest
                 writer = SplitWriter(
                     staging.folder, name, dtype.name, shard_tokens=shard_tokens, end_of_text=target.eot
                 )
-                _copy(split, documents, writer, TextSizes.of_split(target, split), progress)
+                _copy(target, split, documents, writer, progress)
                 splits[name] = SplitEntry.from_written(writer.finish())
-        made = _manifest(target, splits, dtype, shard_tokens)
-        dataset.tokenizer.save(staging.folder / made.tokenizer.file)
-        made.write(staging.folder)
-    return made
-
-
-@dataclasses.dataclass(frozen=True)
-class TextSizes:
-    """Bytes of text of documents: exact for byte-level tokenizers, by the split's mean per token for others."""
-
-    token_bytes: npt.NDArray[Any] | None
-    mean: float
-
-    @classmethod
-    def of_split(cls, target: AuditTarget, split: Split) -> "TextSizes":
-        return cls(target.token_bytes, (split.bytes or 0) / max(split.tokens, 1))
-
-    def measure(self, ids: npt.NDArray[Any]) -> int:
-        """Bytes of the text of a document; ids outside the vocabulary have none."""
-        if self.token_bytes is None:
-            return round(self.mean * len(ids))
-        return int(self.token_bytes[ids[ids < len(self.token_bytes)]].sum())
+        new = _manifest(target, splits, dtype, shard_tokens)
+        dataset.tokenizer.save(staging.folder / new.tokenizer.file)
+        new.write(staging.folder)
+    return new
 
 
 def _copy(
-    split: Split, documents: npt.NDArray[Any], writer: SplitWriter, sizes: TextSizes, progress: ProgressReporter
+    target: AuditTarget, split: Split, documents: npt.NDArray[Any], writer: SplitWriter, progress: ProgressReporter
 ) -> None:
     """Writes the `documents` of a split, given by first token and end in an array of shape (documents, 2)."""
     itemsize = split.dtype.itemsize
+    token_bytes = target.token_bytes
+    bytes_per_token = (split.bytes or 0) / max(split.tokens, 1)
     progress.start_stage("writing", _total_tokens(documents) * itemsize)
     for group in _groups(documents):
         start = int(group[0, 0])
         ids = split.ids(start, int(group[-1, 1]) - start)
         for begin, end in (group - start).tolist():
             document = ids[begin:end]
-            writer.add(sizes.measure(document), document.data)
+            writer.add(_text_bytes(document, token_bytes, bytes_per_token), document.data)
         tokens = _total_tokens(group)
         progress.advance(len(group), tokens * itemsize, tokens)
+
+
+def _text_bytes(ids: npt.NDArray[Any], token_bytes: npt.NDArray[Any] | None, bytes_per_token: float) -> int:
+    """Bytes of the text of a document: exact for byte-level tokenizers, where ids outside the vocabulary have none."""
+    if token_bytes is None:
+        return round(bytes_per_token * len(ids))
+    return int(token_bytes[ids[ids < len(token_bytes)]].sum())
 
 
 def _total_tokens(documents: npt.NDArray[Any]) -> int:

@@ -3,7 +3,6 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,13 @@ class AuditFiles:
 
     def check(self) -> None:
         """Raises `StorageError` S016 if the files cannot be written, or would replace files that are not an audit's."""
-        for path, is_own in ((self.record, _is_record), (self.page, _is_page), (self.clusters, _is_clusters)):
-            if os.path.lexists(path) and not (path.is_file() and _starts_with(path, is_own)):
+        own_content = {
+            self.record: b'"tool": "jaxgpt ',
+            self.page: f"<title>{TITLE}".encode(),
+            self.clusters: audit_files.CLUSTERS_MAGIC,
+        }
+        for path, content in own_content.items():
+            if os.path.lexists(path) and not (path.is_file() and content in _read_start(path)):
                 help = "move it elsewhere, or name another file: --out FILE.json"
                 raise StorageError("S016", f"'{path}' is not from an audit, and is not overwritten", help)
         try:
@@ -80,18 +84,6 @@ class AuditFiles:
         return all(path.stat().st_mtime_ns <= written for split in splits for path in split.paths)
 
 
-def _starts_with(path: Path, is_own: Callable[[bytes], bool]) -> bool:
+def _read_start(path: Path) -> bytes:
     with path.open("rb") as file:
-        return is_own(file.read(1024))
-
-
-def _is_record(start: bytes) -> bool:
-    return start.startswith(b"{") and b'"tool": "jaxgpt ' in start
-
-
-def _is_page(start: bytes) -> bool:
-    return f"<title>{TITLE}".encode() in start
-
-
-def _is_clusters(start: bytes) -> bool:
-    return start.startswith(audit_files.CLUSTERS_MAGIC)
+        return file.read(1024)

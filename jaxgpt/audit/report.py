@@ -264,7 +264,7 @@ def _method(record: Record) -> tuple[Paragraph, Table]:
         f"The set of {search['shingle_tokens']}-token shingles of each document is sketched by "
         f"{search['sketch_numbers']} numbers (fast similarity sketching; the estimate's standard deviation at the "
         f"threshold is {search['estimate_deviation']:.3f}). Documents that agree in one of {search['bands']} bands of "
-        f"{search['rows']} numbers are compared: a pair at the threshold is found with probability "
+        f"{search['rows']} numbers are compared: a pair at the threshold is detected with probability "
         f"{search['recall_at_threshold']:.5f}. The Jaccard index of each such pair is then counted exactly "
         f"({record['duplicates']['pairs_counted']:,} pairs), so no pair below {search['threshold']} is joined. "
         f"Clusters are chains of such pairs."

@@ -23,7 +23,7 @@ VERSION = 2
 
 
 def build_report(diagnosis: Diagnosis) -> Report:
-    """The whole report: the three main answers first, then what they rest on."""
+    """The report: the three main answers first, then what they rest on."""
     history = diagnosis.history
     total = f" of {diagnosis.context.total_steps:,}" if diagnosis.context.total_steps else ""
     answers = messages.summary(diagnosis)

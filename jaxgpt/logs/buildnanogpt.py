@@ -1,7 +1,7 @@
 """build-nanogpt's `log.txt` (`250 val 6.1`, `250 hella 0.26`, `0 train 10.95`) and its output.
 
 `N train` is the step after N others, `N val` is measured before it. In the output, `validation loss` precedes the step
-that it belongs to. A loss is the mean over the whole batch.
+that it belongs to. A loss is the mean over the batch.
 """
 
 import re

@@ -62,7 +62,7 @@ def visible_parts(line: str) -> Sequence[str]:
 
 
 class FileLines(Sequence[str]):
-    """The lines of a large UTF-8 file, which is never in memory as a whole; long lines end at `MAX_LINE_BYTES`."""
+    """The lines of a large UTF-8 file, which is never completely in memory; long lines end at `MAX_LINE_BYTES`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

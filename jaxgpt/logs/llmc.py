@@ -1,7 +1,7 @@
 """llm.c's `main.log` and its output.
 
 `s:N trl` is the step after N others, `s:N tel` is measured before it. In the output, `step N/M` is the N-th step, and
-`val loss` precedes the step that follows it. A loss is the mean over the whole batch.
+`val loss` precedes the step that follows it. A loss is the mean over the batch.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""modded-nanogpt's `logs/<uuid>.txt`: the whole source first, then `step:1000/1390 val_loss:… train_time:…ms`.
+"""modded-nanogpt's `logs/<uuid>.txt`: the source first, then `step:1000/1390 val_loss:… train_time:…ms`.
 
 A training line N is the N-th step, a `val_loss` is measured after N steps. `train_time` accumulates from line to line
 without the evaluations; it is reset to 0 after the first ten steps, and `step_avg` is `nan` until then. The training

@@ -1,7 +1,7 @@
 """A table with a header row: CSV with commas, semicolons or tabs, or a table in a Markdown document.
 
 The `val_loss` of a row is measured after `step` steps; its `train_loss`, learning rate and time are those of the step
-after them. A training loss that stands alone beside a validation loss belongs to the evaluation.
+after them. A training loss alone beside a validation loss belongs to the evaluation.
 """
 
 import csv

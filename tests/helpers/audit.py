@@ -26,8 +26,8 @@ def sentence(random_: random.Random, words: int) -> str:
 def edited(random_: random.Random, text: str, share: float) -> str:
     """`text` with that share of its words replaced."""
     words = text.split(" ")
-    for place in random_.sample(range(len(words)), round(share * len(words))):
-        words[place] = random_.choice(WORDS) + str(50 + random_.randrange(50))
+    for position in random_.sample(range(len(words)), round(share * len(words))):
+        words[position] = random_.choice(WORDS) + str(50 + random_.randrange(50))
     return " ".join(words)
 
 

@@ -150,8 +150,8 @@ Running pytorch 2.6.0.dev20241010+cu124 compiled for CUDA 12.4
             lines.append(f"step:{step}/{total} val_loss:{loss(step):.4f} train_time:{clock:.0f}ms step_avg:{average}ms")
         if step < total:
             clock = 214.0 if step == 10 else clock + (74_416 if step == 0 else 214)
-            held = f"train_loss:{loss(step):.4f} " if train_loss else ""
-            lines.append(f"step:{step + 1}/{total} {held}train_time:{clock:.0f}ms step_avg:{average}ms")
+            train_text = f"train_loss:{loss(step):.4f} " if train_loss else ""
+            lines.append(f"step:{step + 1}/{total} {train_text}train_time:{clock:.0f}ms step_avg:{average}ms")
     return source + "\n".join(lines) + "\npeak memory allocated: 30908 MiB reserved: 46472 MiB\n"
 
 

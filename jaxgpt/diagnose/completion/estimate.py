@@ -17,7 +17,7 @@ from jaxgpt.diagnose.completion.trend import Trend, median_blocks
 from jaxgpt.diagnose.context import RunContext
 from jaxgpt.logs.history import History
 from jaxgpt.utils.eta import StepTimeEstimate, estimate_eta
-from jaxgpt.utils.formatting import LAST_DATE
+from jaxgpt.utils.formatting import LAST_DATE, format_duration
 
 TRAINING, PAUSES, COMPILING = "training", "evaluation and saving", "compiling"
 REPEATED, IDLE = "repeated steps", "between processes"
@@ -129,7 +129,7 @@ def _end_time(timing: Timing, seconds: float, now: float) -> tuple[float, str]:
     silence = now - last
     patience = max(SILENT, 20 * timing.step_time.seconds) if timing.step_time else SILENT
     if silence > patience:
-        return now + seconds, f"now, if it is still running: {event} is {_format_age(silence)} old"
+        return now + seconds, f"now, if it is still running: {event} is {format_duration(silence, parts=1)} old"
     return last + seconds, event
 
 
@@ -141,14 +141,6 @@ def _last_record(history: History, now: float) -> tuple[float, str]:
         return Path(history.source).stat().st_mtime, "the file's last change"
     except (OSError, ValueError):
         return now, "now"
-
-
-def _format_age(seconds: float) -> str:
-    if seconds >= 172_800:
-        return f"{seconds / 86_400:.0f} days"
-    if seconds >= 7200:
-        return f"{seconds / 3600:.0f} hours"
-    return f"{seconds / 60:.0f} minutes"
 
 
 def _scenarios(timing: Timing) -> tuple[CompletionScenario, ...]:
@@ -170,16 +162,16 @@ def _scenarios(timing: Timing) -> tuple[CompletionScenario, ...]:
 def _other_step_times(timing: Timing, step_time: StepTimeEstimate) -> list[tuple[str, float]]:
     """Step times that the log has shown or that a drift leads to, and what they are."""
     times = timing.times.step_only_or_all()
-    step_times = []
+    tenths: list[tuple[str, float]] = []
     if len(times.seconds) >= MIN_STEPS_FOR_TENTHS:
         last_tenth = float(np.median(times.seconds[-(len(times.seconds) // 10) :]))
         best, slowest = np.quantile(median_blocks(times.steps, times.seconds).seconds, (0.1, 0.9)).tolist()
-        tenths = (("the last tenth", last_tenth), ("its best tenth", best), ("its slowest tenth", slowest))
-        step_times = [
-            (f"at the step time of {name}", seconds)
-            for name, seconds in tenths
-            if abs(seconds / step_time.seconds - 1) > DIFFERENT
-        ]
+        tenths = [("the last tenth", last_tenth), ("its best tenth", best), ("its slowest tenth", slowest)]
+    step_times = [
+        (f"at the step time of {name}", seconds)
+        for name, seconds in tenths
+        if abs(seconds / step_time.seconds - 1) > DIFFERENT
+    ]
     if timing.trend and timing.trend.kind == "drift":
         drifted = max(step_time.seconds + timing.trend.slope * timing.steps_left / 2, step_time.seconds / 2)
         step_times.append(("if the step time keeps changing as it does", drifted))

@@ -44,7 +44,7 @@ PLOT: dict[Any, Any] = {
 
 
 def html_page(report: Report) -> str:
-    """The whole report as HTML. Raises `ConfigError` C059 where a figure needs matplotlib and it is missing."""
+    """The report as HTML. Raises `ConfigError` C059 where a figure needs matplotlib and it is missing."""
     title = html.escape(report.title)
     blocks = [_paragraph(sentence) for sentence in report.summary]
     for section in report.sections:

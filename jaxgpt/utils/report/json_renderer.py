@@ -19,7 +19,7 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """`value` as JSON can hold it: numbers that are not finite become None, tuples become lists."""
+    """`value` as JSON can represent it: numbers that are not finite become None, tuples become lists."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -116,7 +116,7 @@ class Reader(reader.Reader):
         for step, line_no, row in rows:
             self._add(step, line_no, row)
         if rows:
-            self._set_metadata([(step, row) for step, _, row in rows])
+            self._set_table_metadata([(step, row) for step, _, row in rows])
 
     def _step_of(self, row: Row) -> int | None:
         step = row.get("step")
@@ -137,7 +137,7 @@ class Reader(reader.Reader):
         if loss_is_of_step or any(value is not None for value in details):
             self._log.add(Step(step, train, *details, line=line_no, time=row.get("time")))
 
-    def _set_metadata(self, rows: Sequence[tuple[int, Row]]) -> None:
+    def _set_table_metadata(self, rows: Sequence[tuple[int, Row]]) -> None:
         counted = [
             (step, row["tokens"]) for step, row in rows if "step" in row and row.get("tokens", 0.0) > 0 and step > 0
         ]

@@ -43,46 +43,23 @@ class Device:
         return self.memory - CONTEXT_GIB - (DESKTOP_GIB if self.drives_screen else 0.0)
 
 
-def _load_tables() -> dict[str, Any]:
-    return tomllib.loads(resources.files("jaxgpt.budget").joinpath("devices.toml").read_text(encoding="utf-8"))
-
-
-def _geforce_devices(tables: dict[str, Any]) -> dict[str, Device]:
+def _load_devices(tables: dict[str, Any]) -> dict[str, Device]:
     devices = {}
-    for table in tables["geforce"]:
-        for name, multiprocessors, boost_ghz, bandwidth, memory, watts in table["devices"]:
-            devices[name] = Device(
-                name=name,
-                tflops=round(multiprocessors * GEFORCE_FLOP * boost_ghz / 1e3, 1),
-                bandwidth=float(bandwidth),
-                memory=float(memory),
-                watts=float(watts),
-                source=table["source"],
-                family=table["family"],
-                drives_screen=True,
-            )
+    for group in tables["groups"]:
+        shared = {key: value for key, value in group.items() if key not in ("columns", "devices")}
+        for cells in group["devices"]:
+            values = shared | dict(zip(group["columns"], cells, strict=True))
+            if "boost_ghz" in values:
+                values["tflops"] = round(
+                    values.pop("multiprocessors") * GEFORCE_FLOP * values.pop("boost_ghz") / 1e3, 1
+                )
+            name = values["name"]
+            devices[name] = Device(**values, note=tables["notes"].get(name, ""))
     return devices
 
 
-def _professional_devices(tables: dict[str, Any]) -> dict[str, Device]:
-    devices = {}
-    for name, tflops, bandwidth, memory, watts, family, drives_screen, source in tables["professional"]["devices"]:
-        devices[name] = Device(
-            name=name,
-            tflops=tflops,
-            bandwidth=bandwidth,
-            memory=memory,
-            watts=watts,
-            source=source,
-            family=family,
-            drives_screen=drives_screen,
-            note=tables["notes"].get(name, ""),
-        )
-    return devices
-
-
-_TABLES = _load_tables()
-DEVICES = _geforce_devices(_TABLES) | _professional_devices(_TABLES)
+_TABLES = tomllib.loads(resources.files("jaxgpt.budget").joinpath("devices.toml").read_text(encoding="utf-8"))
+DEVICES = _load_devices(_TABLES)
 SPELLINGS: dict[str, str] = {name.lower(): name for name in DEVICES} | _TABLES["aliases"]
 # Words that makers, drivers and shops add to a device's name and that do not tell two devices apart.
 FILLER = {"nvidia", "geforce", "gpu", "graphics", "card", "tesla", "quadro", "generation", "blackwell", "edition", "oc"}

@@ -49,12 +49,8 @@ def parse_duration(text: str) -> float | str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions(OptionGroup):
-    """What is planned, beside the config."""
-
-    title = "budget"
-    summary = "What the plan is for."
-    error_code = "C038"
+class PlanOptions(OptionGroup, title="budget", error_code="C038"):
+    """What the plan is for."""
 
     gpu: str | None = field(
         None, "device, in any usual spelling, or cpu (default: this machine's, else RTX 4070)", metavar="NAME"
@@ -77,12 +73,8 @@ class PlanOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningOptions(OptionGroup):
+class LearningOptions(OptionGroup, title="learning", error_code="C038"):
     """What the plan learns from first."""
-
-    title = "learning"
-    summary = "What the plan learns from first."
-    error_code = "C038"
 
     calibrate: str | None = field(
         None, "a run, or another program's log (docs/logs.md): its step time and loss", metavar="RUN_OR_LOG"
@@ -98,12 +90,8 @@ class LearningOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoalOptions(OptionGroup):
-    """A goal to find a run for."""
-
-    title = "goal"
-    summary = "Find a run for a goal."
-    error_code = "C038"
+class GoalOptions(OptionGroup, title="goal", error_code="C038"):
+    """Find a run for a goal."""
 
     hours: float | None = field(None, "the best run of that length", gt=0)
     kwh: float | None = field(None, "the best run with that energy", gt=0)
@@ -112,12 +100,8 @@ class GoalOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputOptions(OptionGroup):
+class OutputOptions(OptionGroup, title="output", error_code="C038"):
     """What to print."""
-
-    title = "output"
-    summary = "What to print."
-    error_code = "C038"
 
     json: bool = field(False, "JSON (docs/budget.md)")
     html: str | None = field(None, "write an HTML page", metavar="FILE")

@@ -10,12 +10,12 @@ import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from jaxgpt.budget import memory, plan, query, scaling_law, step_time
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.plan import Inputs, Row
 from jaxgpt.config import Config, Model
+from jaxgpt.config.files import config_source
 from jaxgpt.config.model_size import parameters
 from jaxgpt.errors import ConfigError
 
@@ -188,58 +188,26 @@ def _steps_to_loss(inputs: Inputs, loss: float) -> int | None:
 
 def write_config(result: SearchResult, path: Path) -> None:
     """Writes the best run as a config file that trains as it is. Raises `ConfigError` C041 if that fails."""
-    if path.exists():
-        raise ConfigError("C041", f"'{path}' exists already", "choose another name: existing files stay as they are")
-    try:
-        path.write_text(config_text(result, path.stem), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError("C041", f"'{path}' cannot be written: {error.strerror}", "choose another path") from error
-
-
-def config_text(result: SearchResult, name: str) -> str:
-    """The config as Python: a docstring with the prediction, and every field that differs from its default."""
     row = result.best.row
     inputs = result.inputs
-    unique = None if inputs.tokens.unique is None else round(inputs.tokens.unique)
     corpus = inputs.corpus.name
     if corpus == query.config_corpus(inputs.config)[0].name:
         corpus = inputs.config.data.corpus  # the config says so already
-    run_name = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:100] or "planned"
-    changes: dict[str, dict[str, Any]] = {
-        "run": {"name": run_name},
-        "data": {"corpus": corpus, "unique_tokens": unique},
-    }
-    config = result.best.config.replace(changes)
+    run_name = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")[:100] or "planned"
+    unique = None if inputs.tokens.unique is None else round(inputs.tokens.unique)
+    config = result.best.config.replace(
+        {"run": {"name": run_name}, "data": {"corpus": corpus, "unique_tokens": unique}}
+    )
     time = ""
     if row.seconds is not None and inputs.device is not None:
         time = f"about {row.seconds / 3600:.1f} hours on {inputs.device.name}, "
-    lines = [
-        f'"""Planned for {result.goal}: {parameters(config.model) / 1e6:.1f}M parameters, {row.total_steps:,} steps.',
-        "",
-        f"    python -m jaxgpt.train --config {name}.py",
-        "",
-        f"Predicted: {time}loss {row.loss:.2f} ({row.loss_low:.2f} to {row.loss_high:.2f}).",
-        '"""',
-        "",
-        "from jaxgpt.config import Config, Data, Mesh, Model, Optim, Run",
-        "",
-        "config = Config(",
-        *_section_lines(config),
-        ")",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _section_lines(config: Config) -> list[str]:
-    lines = []
-    for field in dataclasses.fields(config):
-        section = getattr(config, field.name)
-        default = type(section)()
-        arguments = []
-        for option in dataclasses.fields(section):
-            value = getattr(section, option.name)
-            if value != getattr(default, option.name):
-                arguments.append(f"{option.name}={value!r}")
-        lines.append(f"    {field.name}={type(section).__name__}({', '.join(arguments)}),")
-    return lines
+    docstring = (
+        f"Planned for {result.goal}: {parameters(config.model) / 1e6:.1f}M parameters, {row.total_steps:,} steps.\n\n"
+        f"    python -m jaxgpt.train --config {path.name}\n\n"
+        f"Predicted: {time}loss {row.loss:.2f} ({row.loss_low:.2f} to {row.loss_high:.2f}).\n"
+    )
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(config_source(config, docstring))
+    except OSError as error:
+        raise ConfigError("C041", f"'{path}' cannot be written: {error.strerror}", "choose another path") from error

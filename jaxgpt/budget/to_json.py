@@ -3,12 +3,12 @@
 `version` changes when a field changes its meaning or is removed; new fields do not change it.
 """
 
-import dataclasses
+from dataclasses import asdict
 from typing import Any
 
 from jaxgpt.budget import step_time
 from jaxgpt.budget.memory import GIB
-from jaxgpt.budget.plan import MemoryFit, Plan, Row
+from jaxgpt.budget.plan import Calibration, MemoryFit, Plan, Row
 from jaxgpt.budget.recommend import Recommendation
 from jaxgpt.budget.scaling_law import FITTED_PARAMETERS, FITTED_RATIO, FITTED_TOKENS, LAW
 from jaxgpt.budget.search import SearchResult
@@ -21,33 +21,28 @@ VERSION = 2
 def plan_to_dict(planned: Plan, advice: Recommendation, result: SearchResult | None = None) -> dict[str, Any]:
     """The whole plan; unknown numbers are None."""
     inputs = planned.inputs
+    device = {"name": "cpu"} if inputs.device is None else asdict(inputs.device) | {"usable_gib": inputs.device.usable}
+    corpus = {"corpus": inputs.corpus.name, "corpus_source": inputs.corpus_source, "offset": inputs.corpus.offset}
     return {
         "version": VERSION,
         "config": inputs.config.to_dict(),
         "name": inputs.name,
-        "model": dataclasses.asdict(planned.model) | {"architecture": inputs.config.model.architecture},
-        "data": dataclasses.asdict(inputs.tokens)
-        | {"corpus": inputs.corpus.name, "corpus_source": inputs.corpus_source, "offset": inputs.corpus.offset},
-        "device": _device(planned),
+        "model": asdict(planned.model) | {"architecture": inputs.config.model.architecture},
+        "data": asdict(inputs.tokens) | corpus,
+        "device": device | {"reason": inputs.device_reason},
         "step_time": {software: _step_time(planned, software, time) for software, time in planned.step_times.items()},
         "rows": [_row(row) for row in planned.rows],
         "memory": _memory(planned.fit),
         "loss_terms": _loss_terms(planned.last),
-        "gains": {name: dataclasses.asdict(gain) for name, gain in planned.gains.items()},
-        "nearest_runs": [dataclasses.asdict(run) for run in planned.nearest_runs],
+        "gains": {name: asdict(gain) for name, gain in planned.gains.items()},
+        "nearest_runs": [asdict(run) for run in planned.nearest_runs],
         "loss_on_other_corpora": planned.loss_on_other_corpora,
-        "recommendation": dataclasses.asdict(advice),
-        "search": None if result is None else _search(result),
+        "recommendation": asdict(advice),
+        "search": result and _search(result),
         "price_per_kwh": inputs.price,
-        "calibration": _calibration(planned),
-        "warnings": list(planned.warnings),
+        "calibration": inputs.calibration and _calibration(inputs.calibration),
+        "warnings": planned.warnings,
     }
-
-
-def _device(planned: Plan) -> dict[str, Any]:
-    device = planned.inputs.device
-    values = {"name": "cpu"} if device is None else dataclasses.asdict(device) | {"usable_gib": device.usable}
-    return values | {"reason": planned.inputs.device_reason}
 
 
 def _step_time(planned: Plan, software: str, time: StepTime) -> dict[str, Any]:
@@ -60,39 +55,36 @@ def _step_time(planned: Plan, software: str, time: StepTime) -> dict[str, Any]:
         "mfu": None if device is None else step_time.mfu(planned.inputs.config, time.seconds, device),
         "software": SOFTWARE[software],
         "basis": time.basis,
-        "kernels": [dataclasses.asdict(kernel) for kernel in time.kernels],
+        "kernels": [asdict(kernel) for kernel in time.kernels],
     }
 
 
 def _row(row: Row) -> dict[str, Any]:
-    values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "prediction"}
-    return values | {"loss_terms": row.prediction.terms}
+    values = asdict(row)
+    return values | {"loss_terms": values.pop("prediction")["terms"]}
 
 
 def _memory(fit: MemoryFit) -> dict[str, Any]:
-    return dataclasses.asdict(fit.memory) | {
+    return asdict(fit.memory) | {
         "total": fit.memory.total,
         "total_with_remat": fit.memory_with_remat.total,
         "usable": None if fit.usable_gib is None else fit.usable_gib * GIB,
         "fits": fit.fits,
         "max_micro_batch": fit.max_micro_batch,
         "max_micro_batch_with_remat": fit.max_micro_batch_with_remat,
-        "micro_batches": [dataclasses.asdict(micro_batch) for micro_batch in fit.micro_batches],
+        "micro_batches": [asdict(micro_batch) for micro_batch in fit.micro_batches],
     }
 
 
 def _loss_terms(row: Row) -> dict[str, Any]:
     prediction = row.prediction
+    fitted = {"parameters": FITTED_PARAMETERS, "tokens": FITTED_TOKENS, "min_tokens_per_parameter": FITTED_RATIO}
     return prediction.terms | {
         "sigma": prediction.sigma,
         "sigmas": prediction.sigmas,
-        "outside": list(prediction.outside),
-        "scaling_law": dataclasses.asdict(LAW),
-        "fitted_range": {
-            "parameters": FITTED_PARAMETERS,
-            "tokens": FITTED_TOKENS,
-            "min_tokens_per_parameter": FITTED_RATIO,
-        },
+        "outside": prediction.outside,
+        "scaling_law": asdict(LAW),
+        "fitted_range": fitted,
     }
 
 
@@ -101,21 +93,14 @@ def _search(result: SearchResult) -> dict[str, Any]:
     for candidate in result.candidates:
         size = {"parameters": parameters(candidate.config.model), "config": candidate.config.to_dict()}
         candidates.append(size | _row(candidate.row))
-    return {
-        "goal": dataclasses.asdict(result.goal),
-        "config": result.best.config.to_dict(),
-        "candidates": candidates,
-    }
+    return {"goal": asdict(result.goal), "config": result.best.config.to_dict(), "candidates": candidates}
 
 
-def _calibration(planned: Plan) -> dict[str, Any] | None:
-    calibration = planned.inputs.calibration
-    if calibration is None:
-        return None
+def _calibration(calibration: Calibration) -> dict[str, Any]:
     measured = calibration.measured
     return {
         "source": calibration.source,
-        "seconds_per_step": None if measured is None else measured.seconds,
+        "seconds_per_step": measured and measured.seconds,
         "loss_shift": calibration.loss_shift,
         "loss_sd": calibration.loss_sd,
     }

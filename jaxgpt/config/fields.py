@@ -39,9 +39,14 @@ def field(
 class Checked:
     """A dataclass whose fields are checked when it is made: each against its type and range, then by `check`."""
 
-    title: ClassVar[str] = ""  # heading of its options in --help
-    summary: ClassVar[str] = ""  # the line below that heading; docstrings are missing under python -OO
-    error_code: ClassVar[str] = ""  # code of every error; empty: C007 to C017, by the kind of error
+    title: ClassVar[str]  # heading of its options in --help
+    summary: ClassVar[str]  # the line below that heading
+    error_code: ClassVar[str]  # code of every error; empty: C007 to C017, by the kind of error
+
+    def __init_subclass__(cls, title: str = "", error_code: str = "") -> None:
+        cls.title = title or cls.__name__.lower()
+        cls.summary = (cls.__doc__ or "").split("\n")[0]  # empty under python -OO, which removes docstrings
+        cls.error_code = error_code
 
     def __post_init__(self) -> None:
         for name, (dataclass_field, kind) in field_types(type(self)).items():

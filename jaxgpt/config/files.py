@@ -4,13 +4,13 @@ The built-in ones are in jaxgpt/config/presets and are read through `importlib.r
 """
 
 import difflib
-import json
+import traceback
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.config.schema import Config
+from jaxgpt.config.schema import Config, sections
 from jaxgpt.errors import ConfigError
 
 
@@ -42,10 +42,19 @@ def load_config(name: str | Path) -> Config:
 
 def write_config(config: Config, file: Path) -> Path:
     """Writes `config` as a config file, which `load_config` and `--config` read; returns `file`."""
-    values = json.dumps(config.to_dict())
-    lines = ("import json", "from jaxgpt.config import Config", f"config = Config.from_dict(json.loads({values!r}))")
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    file.write_text(config_source(config, "Written by jaxgpt."), encoding="utf-8")
     return file
+
+
+def config_source(config: Config, docstring: str) -> str:
+    """The text of a config file: the docstring, and every field of `config` that differs from its default."""
+    names = [section.__name__ for section in sections().values()]
+    lines = [f'"""{docstring}"""', "", f"from jaxgpt.config import Config, {', '.join(names)}", "", "config = Config("]
+    for name, section in sections().items():
+        values = vars(getattr(config, name)).items()
+        changed = [f"{field}={value!r}" for field, value in values if value != getattr(section(), field)]
+        lines.append(f"    {name}={section.__name__}({', '.join(changed)}),")
+    return "\n".join([*lines, ")"]) + "\n"
 
 
 def find_config(name: str) -> Traversable:
@@ -76,10 +85,5 @@ def _presets() -> Traversable:
 
 def _line(error: BaseException, path: str) -> int:
     """The line of `path` that was running when `error` was raised; 0 if none was."""
-    line = 0
-    trace = error.__traceback__
-    while trace:
-        if trace.tb_frame.f_code.co_filename == path:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return (lines and lines[-1]) or 0

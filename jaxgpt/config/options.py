@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_options(parser: argparse.ArgumentParser, cls: type[Checked]) -> None:
     """Adds one option per field of the dataclass `cls`, as a group of their own."""
-    group = parser.add_argument_group(cls.title or cls.__name__.lower(), cls.summary)
+    group = parser.add_argument_group(cls.title, cls.summary)
     for name, (field, kind) in field_types(cls).items():
         label = cls.label(name)
         help = field.metadata["help"] + _default_text(cls, field)

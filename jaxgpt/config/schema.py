@@ -20,8 +20,6 @@ NORM_EPSILON = {"gpt2": 1e-5, "modern": 1e-6}
 class Model(Section):
     """The network."""
 
-    summary = "The network."
-
     architecture: Literal["gpt2", "modern"] = field("gpt2", "gpt2: GPT-2's block; modern: Qwen3's dense block")
     n_layer: int = field(12, "transformer blocks", ge=1)
     n_head: int = field(12, "attention heads", ge=1)
@@ -113,8 +111,6 @@ class Model(Section):
 class Data(Section):
     """The tokens, and how steps are made of them."""
 
-    summary = "The tokens, and how steps are made of them."
-
     path: str = field("data/tokens", "folder of token shards, as `jaxgpt.prepare` writes it, or nanoGPT's bins")
     corpus: str = field("", "source of the text, such as fineweb (empty: unknown); plans and forecasts use it")
     unique_tokens: int | None = field(
@@ -141,8 +137,6 @@ class Data(Section):
 @dataclass(frozen=True, kw_only=True)
 class Optim(Section):
     """The optimizer and its schedule."""
-
-    summary = "The optimizer and its schedule."
 
     optimizer: Literal["adamw"] = field("adamw", "AdamW; weight decay applies to matrices only")
     learning_rate: float = field(6e-4, "peak learning rate", ge=0.0, le=10.0)
@@ -175,8 +169,6 @@ class Optim(Section):
 class Mesh(Section):
     """The devices."""
 
-    summary = "The devices."
-
     device: Literal["auto", "cpu", "gpu"] = field(
         "auto", "where to run (auto: a GPU if JAX sees one)", parse=lambda text: {"cuda": "gpu"}.get(text, text)
     )
@@ -186,8 +178,6 @@ class Mesh(Section):
 @dataclass(frozen=True, kw_only=True)
 class Run(Section):
     """The run's length, logging, evaluation, checkpoints and folder."""
-
-    summary = "The run's length, logging, evaluation, checkpoints and folder."
 
     name: str = field("run", "name of the run; its folder is `dir`/`name`")
     dir: str = field("runs", "folder of all runs")

@@ -12,16 +12,12 @@ MAX_STEPS = 10_000_000  # of a run that is analyzed step by step
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OptionGroup):
-    """Facts that the user states about the run; None where nothing is stated.
+class Options(OptionGroup, title="the run", error_code="C048"):
+    """Facts that the log does not state; these options win over the log and the config.
 
-    Raises `ConfigError` C048 for a value out of range, C050 and C052 for options that contradict each other. Options
+    None where nothing is stated. Raises `ConfigError` C048 for a value out of range, C050 and C052 for options that contradict each other. Options
     that contradict the length or the peak learning rate are refused with the log at hand, when these are resolved.
     """
-
-    title = "the run"
-    summary = "Facts that the log does not state; these options win over the log and the config."
-    error_code = "C048"
 
     schedule: Literal["cosine", "linear", "trapezoid", "wsd", "constant"] | None = field(
         None, "learning-rate schedule; trapezoid is wsd with a decay to 0", parse=str.lower

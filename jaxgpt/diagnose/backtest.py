@@ -243,12 +243,8 @@ def lr_fractions(plan: CooldownPlan, run_fractions: NDArray[np.float64], peak_lr
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BacktestOptions(OptionGroup):
-    """Whether to backtest, from which checkpoint (None: the newest) and for how many steps (None: a tenth)."""
-
-    title = "backtest"
-    summary = "Checks a forecast of a jaxgpt run against a short cooldown, trained from a checkpoint."
-    error_code = "C056"
+class BacktestOptions(OptionGroup, title="backtest", error_code="C056"):
+    """Checks a forecast of a jaxgpt run against a short cooldown, trained from a checkpoint."""
 
     backtest: bool = field(False, "forecast the loss of a cooldown, train it, and compare")
     backtest_at: int | None = field(

@@ -15,8 +15,9 @@ MAX_STEPS = 10_000_000  # of a run that is analyzed step by step
 class Options(OptionGroup, title="the run", error_code="C048"):
     """Facts that the log does not state; these options win over the log and the config.
 
-    None where nothing is stated. Raises `ConfigError` C048 for a value out of range, C050 and C052 for options that contradict each other. Options
-    that contradict the length or the peak learning rate are refused with the log at hand, when these are resolved.
+    None where nothing is stated. Raises `ConfigError` C048 for a value out of range, C050 and C052 for options that
+    contradict each other. Options that contradict the length or the peak learning rate are refused with the log at
+    hand, when these are resolved.
     """
 
     schedule: Literal["cosine", "linear", "trapezoid", "wsd", "constant"] | None = field(

@@ -2,7 +2,8 @@
 
 A run reads its data through three kinds of objects: a `Dataset` of token files, a `Loader` over it, and the `Lease`s
 that the loader returns, each with the block of tokens of one step. A batch is a pure function of (seed, step, data), so
-one integer is enough to resume. Invalid arguments raise `ValueError`; all other errors are `LoaderError`s.
+one integer is enough to resume. Invalid arguments raise `ValueError`; all other errors are `LoaderError`s. Members
+without a docstring here are described in Rust: `help(jaxgpt._loader)`.
 """
 
 import os
@@ -57,49 +58,20 @@ __version__: str
 class LoaderError(JaxgptError):
     """An error of the loader, with its `code`, `message` and `help`."""
 
-class NotAShardError(LoaderError):
-    """The file is not a token shard (D003)."""
-
-class ShardSizeError(LoaderError):
-    """The length of the file does not match its header (D007)."""
-
-class TokenCountError(LoaderError):
-    """The header states an impossible token count (D008)."""
-
-class MixedDtypeError(LoaderError):
-    """The shards of one dataset have different token types (D009)."""
-
-class TokenRangeError(LoaderError):
-    """A token is outside the tokenizer's vocabulary (D010)."""
-
-class ChecksumError(LoaderError):
-    """The file is not the one that the manifest describes (D011)."""
-
-class CorpusTooShortError(LoaderError):
-    """The data is shorter than one sequence (D013)."""
-
-class NotAFileError(LoaderError):
-    """The path names a folder, FIFO, device or socket (D015)."""
-
-class ShardIoError(LoaderError):
-    """The file cannot be opened or read (D016)."""
-
-class ShardChangedError(LoaderError):
-    """The file changed since it was opened (D017)."""
-
-class WriterError(LoaderError):
-    """A shard cannot be written (S003), exists (S004) or is full (S014)."""
-
-class AuditError(LoaderError):
-    """The audit failed: not a file of clusters (D028), too many documents (D030), or no space for the temporary file
-    (S015).
-    """
-
-class SlotsExhaustedError(LoaderError):
-    """Every slot is lent out (S006), or there is not enough memory for them (S007)."""
-
-class WorkerError(LoaderError):
-    """The loader's threads failed (S008) or did not survive a fork (S010)."""
+class NotAShardError(LoaderError): ...
+class ShardSizeError(LoaderError): ...
+class TokenCountError(LoaderError): ...
+class MixedDtypeError(LoaderError): ...
+class TokenRangeError(LoaderError): ...
+class ChecksumError(LoaderError): ...
+class CorpusTooShortError(LoaderError): ...
+class NotAFileError(LoaderError): ...
+class ShardIoError(LoaderError): ...
+class ShardChangedError(LoaderError): ...
+class WriterError(LoaderError): ...
+class AuditError(LoaderError): ...
+class SlotsExhaustedError(LoaderError): ...
+class WorkerError(LoaderError): ...
 
 @final
 class Dataset:
@@ -112,23 +84,15 @@ class Dataset:
 
     def __new__(cls, paths: Sequence[str | os.PathLike[str]], *, headerless: bool | None = None) -> Self: ...
     @property
-    def tokens(self) -> int:
-        """The number of tokens in all files together."""
-
+    def tokens(self) -> int: ...
     @property
-    def dtype(self) -> str:
-        """ "uint16" or "uint32"."""
-
+    def dtype(self) -> str: ...
     @property
-    def shards(self) -> list[tuple[str, int]]:
-        """The path and number of tokens of every file."""
-
+    def shards(self) -> list[tuple[str, int]]: ...
     def windows(self, block: int) -> int:
         """The number of windows of `block + 1` tokens in an epoch. `CorpusTooShortError` without a single one."""
 
-    def read(self, start: int, count: int) -> bytes:
-        """A copy of `count` tokens from the index `start` on, as little-endian bytes."""
-
+    def read(self, start: int, count: int) -> bytes: ...
     def verify(
         self,
         vocab_size: int | None = None,
@@ -176,26 +140,18 @@ class Loader:
         """The block of step `step`. The error of a step is raised after all earlier steps, and by every later call."""
 
     @property
-    def step(self) -> int:
-        """The step of the next block."""
-
+    def step(self) -> int: ...
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """The shape of every block."""
-
+    def shape(self) -> tuple[int, int, int]: ...
     @property
-    def dtype(self) -> str:
-        """ "uint16" or "uint32"."""
-
+    def dtype(self) -> str: ...
     def buffers(self) -> list[tuple[int, int]]:
         """The address and length of every slot: page-aligned and constant until `close`.
 
         Buffers that are registered with a device (`client.dma_map`) must be unregistered before `close`.
         """
 
-    def close(self) -> None:
-        """Stops the threads and waits for them. Blocks in use stay valid."""
-
+    def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *_exception: object) -> None: ...
 
@@ -204,12 +160,9 @@ class Lease:
     """One block on loan. `numpy.asarray(lease)` is a read-only view. The slot is free when no view is left."""
 
     @property
-    def step(self) -> int:
-        """The step of this block."""
-
+    def step(self) -> int: ...
     @property
-    def __array_interface__(self) -> dict[str, Any]:
-        """numpy's description of the memory; an array made from it keeps the lease as its base."""
+    def __array_interface__(self) -> dict[str, Any]: ...
 
 @final
 class ShardWriter:
@@ -219,20 +172,12 @@ class ShardWriter:
     """
 
     def __new__(cls, path: str | os.PathLike[str], dtype: str = "uint16", *, overwrite: bool = False) -> Self: ...
-    def append(self, tokens: Buffer) -> None:
-        """Appends tokens: a contiguous array of the shard's type, or its little-endian bytes."""
-
+    def append(self, tokens: Buffer) -> None: ...
     @property
-    def tokens(self) -> int:
-        """The number of tokens so far."""
-
+    def tokens(self) -> int: ...
     @property
-    def max_token(self) -> int | None:
-        """The largest token so far."""
-
-    def finish(self) -> WrittenShard:
-        """Writes the header, gives the file its name, and describes it."""
-
+    def max_token(self) -> int | None: ...
+    def finish(self) -> WrittenShard: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *_exception: object) -> None: ...
 
@@ -273,24 +218,14 @@ class Splitter:
         progress: str | None = None,
     ) -> Self: ...
     def add(self, batch: EncodedDocuments, first: int, last: int) -> int:
-        """Adds documents `first` to `last` (exclusive) of a batch until `max_tokens` is reached; returns the number
-        added.
-        """
+        """Adds documents `first` to `last` (exclusive) until `max_tokens` is reached; returns the number added."""
 
     @property
-    def totals(self) -> tuple[int, int, int]:
-        """Documents, bytes of text and tokens so far."""
-
+    def totals(self) -> tuple[int, int, int]: ...
     @property
-    def is_full(self) -> bool:
-        """True if `max_tokens` is reached."""
-
-    def sync(self) -> str:
-        """Writes everything to disk, and returns the `progress` from which another splitter can continue."""
-
-    def finish(self) -> tuple[WrittenSplit, WrittenSplit | None]:
-        """Finishes all shards. Returns train, and val if there is one."""
-
+    def is_full(self) -> bool: ...
+    def sync(self) -> str: ...
+    def finish(self) -> tuple[WrittenSplit, WrittenSplit | None]: ...
     def close(self) -> None:
         """Closes the unfinished files. They stay on disk, so that another splitter can continue."""
 
@@ -314,55 +249,36 @@ class SplitWriter:
         shard_tokens: int,
         end_of_text: int | None = None,
     ) -> Self: ...
-    def add(self, text_bytes: int, tokens: Buffer) -> None:
-        """Appends a document whose text has `text_bytes` bytes, and the end-of-text token."""
-
-    def finish(self) -> WrittenSplit:
-        """Finishes the last shard and describes the split."""
+    def add(self, text_bytes: int, tokens: Buffer) -> None: ...
+    def finish(self) -> WrittenSplit: ...
 
 @final
 class WrittenShard:
     """The properties of a finished shard, for the manifest."""
 
     @property
-    def path(self) -> str:
-        """The path of the file."""
-
+    def path(self) -> str: ...
     @property
-    def tokens(self) -> int:
-        """Tokens in the file."""
-
+    def tokens(self) -> int: ...
     @property
-    def bytes(self) -> int:
-        """Bytes of the file."""
-
+    def bytes(self) -> int: ...
     @property
-    def max_token(self) -> int | None:
-        """The largest token, or None in an empty shard."""
-
+    def max_token(self) -> int | None: ...
     @property
-    def xxh3_128(self) -> str:
-        """The xxh3-128 of the whole file in hexadecimal."""
+    def xxh3_128(self) -> str: ...
 
 @final
 class WrittenSplit:
     """The properties of a finished split, for the manifest."""
 
     @property
-    def documents(self) -> int:
-        """Documents."""
-
+    def documents(self) -> int: ...
     @property
-    def bytes(self) -> int:
-        """Bytes of their text."""
-
+    def bytes(self) -> int: ...
     @property
-    def tokens(self) -> int:
-        """Tokens, including end-of-text tokens."""
-
+    def tokens(self) -> int: ...
     @property
-    def shards(self) -> list[WrittenShard]:
-        """The files."""
+    def shards(self) -> list[WrittenShard]: ...
 
 def text_keys(texts: Buffer, text_offsets: Buffer) -> bytes:
     """The keys of texts, 16 bytes each: xxh3-128, big-endian. They decide which documents become validation data."""
@@ -372,9 +288,7 @@ class Audit:
     """The result of an audit. Documents are numbered through train, then val; the splits are 0 and 1."""
 
     @property
-    def report(self) -> str:
-        """The report as JSON (docs/audit.md)."""
-
+    def report(self) -> str: ...
     def counts(self, split: int) -> bytes:
         """The number of occurrences of each id of the vocabulary in a split, as little-endian uint64."""
 
@@ -394,9 +308,7 @@ class ClusterMap:
     def __new__(cls, path: str | os.PathLike[str]) -> Self: ...
     def __len__(self) -> int: ...
     def representative(self, key: bytes) -> bytes | None:
-        """The key of the document that represents the cluster of the document with this key; None if it has no
-        near-duplicates.
-        """
+        """The key of the document that represents the cluster of this one; None if it has no near-duplicates."""
 
 def audit(
     train: Dataset,
@@ -419,15 +331,9 @@ def audit(
 def document_key(tokens: bytes, dtype: str) -> bytes:
     """xxh3-128 of a document's tokens, given as the little-endian bytes of a shard: its key in a `ClusterMap`."""
 
-def sample_starts(tokens: int, block: int, order: str, seed: int, first: int, count: int) -> list[int]:
-    """The index of the first token of each of `count` samples, from sample `first` on. For tests and benchmarks."""
-
-def gpt2_vocabulary() -> list[bytes]:
-    """The bytes of GPT-2's tokens 0 to 50255, without the end-of-text token. For tests and benchmarks."""
-
-def gpt2_merges() -> list[tuple[bytes, bytes]]:
-    """GPT-2's 50,000 merges, in the order in which they apply. For tests."""
-
+def sample_starts(tokens: int, block: int, order: str, seed: int, first: int, count: int) -> list[int]: ...
+def gpt2_vocabulary() -> list[bytes]: ...
+def gpt2_merges() -> list[tuple[bytes, bytes]]: ...
 def gpt2_model_json() -> str:
     """The "vocab" and "merges" of GPT-2's `tokenizer.json`, with a comma between them."""
 
@@ -437,5 +343,4 @@ def hash_file(path: str | os.PathLike[str]) -> str:
     `NotAFileError`, `ShardIoError`, or `ShardChangedError` if somebody wrote to the file in the meantime.
     """
 
-def hash_bytes(data: bytes) -> str:
-    """The xxh3-128 of `data`, in hexadecimal."""
+def hash_bytes(data: bytes) -> str: ...

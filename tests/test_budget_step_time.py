@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from jaxgpt.budget import options, step_time
+from jaxgpt.budget.calibrate import find_measurement
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.budget.plan import make_plan
-from jaxgpt.budget.step_time import estimate, find_measurement
+from jaxgpt.budget.step_time import roofline
 from jaxgpt.config import Optim, model_size, schedule
 from jaxgpt.config.files import load_config
 from jaxgpt.errors import ConfigError
@@ -21,7 +22,7 @@ CARD = DEVICES["RTX 4070"]
 
 
 def test_measured_nanogpt_step_time_is_inside_the_interval() -> None:
-    time = estimate(REFERENCE, CARD, "nanogpt")
+    time = roofline(REFERENCE, CARD, "nanogpt")
     assert time.low < 3.995 < time.high
     assert time.low > REFERENCE.tokens_per_step * model_size.flops_per_token(REFERENCE.model, causal=True) / 64.2e12
 
@@ -33,7 +34,7 @@ def test_measured_nanogpt_step_time_is_inside_the_interval() -> None:
 def test_published_speeds_of_124m_are_inside_the_interval(config: str, device: str, tokens_per_second: float) -> None:
     """nanoGPT on a 4090 (issue 182), llm.c on A100 and H100: none of them was used to choose a share."""
     cfg = load_config(config)
-    time = estimate(cfg, DEVICES[device], "nanogpt")
+    time = roofline(cfg, DEVICES[device], "nanogpt")
     assert time.low < cfg.tokens_per_step / tokens_per_second < time.high
 
 
@@ -42,7 +43,7 @@ def test_published_speeds_of_124m_are_inside_the_interval(config: str, device: s
 def test_no_device_is_planned_above_its_peak(device: str, software: str) -> None:
     for name in ("fineweb40m", "fineweb40m_modern", "gpt2_124m"):
         cfg = load_config(name)
-        time = estimate(cfg, DEVICES[device], software)
+        time = roofline(cfg, DEVICES[device], software)
         work = cfg.tokens_per_step * model_size.flops_per_token(cfg.model, causal=True)
         assert time.low < time.seconds < time.high
         assert work / time.low < 1.1 * DEVICES[device].tflops * 1e12
@@ -73,14 +74,17 @@ def test_measurement_replaces_the_roofline_of_its_device(tmp_path: Path) -> None
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "other.json").write_text(json.dumps(result("NVIDIA H100 80GB HBM3", 300.0)))
     measurement = find_measurement(tmp_path, CARD)
-    time = estimate(REFERENCE, CARD, "jaxgpt", measurement)
+    assert measurement
+    time = measurement.step_time(REFERENCE, CARD)
+    assert time
     assert time.seconds == pytest.approx(4.1)
     assert time.low > 3.9
     assert "one.json" in time.basis
-    assert estimate(REFERENCE, CARD, "nanogpt", measurement) == estimate(REFERENCE, CARD, "nanogpt")
     larger = load_config("gpt2_124m")
-    factor = estimate(larger, CARD, "jaxgpt", measurement).seconds / estimate(larger, CARD).seconds
-    assert factor == pytest.approx(4.1 / estimate(REFERENCE, CARD).seconds)
+    scaled = measurement.step_time(larger, CARD)
+    assert scaled
+    assert scaled.low <= 0.9 * scaled.seconds
+    assert scaled.seconds / roofline(larger, CARD).seconds == pytest.approx(4.1 / roofline(REFERENCE, CARD).seconds)
     assert find_measurement(tmp_path / "other.json", CARD) is None
 
 
@@ -90,7 +94,7 @@ def test_measurements_are_read_only_from_the_given_path(tmp_path: Path, monkeypa
     results.mkdir(parents=True)
     (results / "anything.json").write_text(json.dumps(result("NVIDIA GeForce RTX 4070", 100.0)))
     monkeypatch.chdir(tmp_path)
-    assert own_seconds("fineweb40m") == pytest.approx(estimate(REFERENCE, CARD).seconds)
+    assert own_seconds("fineweb40m") == pytest.approx(roofline(REFERENCE, CARD).seconds)
     for path in ("bench/results", "bench/results/anything.json"):
         assert own_seconds("fineweb40m", "--measurements", path) == pytest.approx(0.1)
 
@@ -111,7 +115,7 @@ def test_newest_measurement_counts_and_no_tiny_one(tmp_path: Path) -> None:
 
     def source() -> str:
         measurement = find_measurement(tmp_path, CARD)
-        return measurement.file if measurement else ""
+        return measurement.source if measurement else ""
 
     write("c.json", 4300.0, date="2026-03-01T09:00:00", command=["bench/gpu.py", "--tiny"])
     assert source() == ""

@@ -1,20 +1,27 @@
 """Calibrates a plan with a run: its step time, and how its loss differs from the scaling law.
 
-Reads every format of `jaxgpt.logs`. The median seconds per step replace the roofline. The last evaluation shifts the
-corpus's offset. The learning rate of an unfinished run is still high: the expected annealing gain is subtracted first,
-and its uncertainty widens the interval.
+Reads every format of `jaxgpt.logs`, and the results of `bench/gpu.py`. The step time replaces the roofline. The last
+evaluation shifts the corpus's offset. The learning rate of an unfinished run is still high: the expected annealing gain
+is subtracted first, and its uncertainty widens the interval.
 """
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from jaxgpt import logs
-from jaxgpt.budget import query, scaling_law
+from jaxgpt.budget import devices, query, scaling_law
+from jaxgpt.budget.devices import Device
 from jaxgpt.budget.plan import Calibration
 from jaxgpt.budget.scaling_law import Corpus
 from jaxgpt.budget.step_time import StepTime
 from jaxgpt.config import Config, schedule
-from jaxgpt.errors import ConfigError, DataError, NoLogError
+from jaxgpt.config.files import load_config
+from jaxgpt.errors import ConfigError, DataError, JaxgptError, NoLogError
+from jaxgpt.utils import eta
+from jaxgpt.utils.formatting import pluralize
 
 FINISHED_SD = 0.010  # nats
 RUNNING_SD = 0.026  # nats: the uncertainty of the annealing gain (see LAW.undecayed_lr)
@@ -23,7 +30,7 @@ WARMUP_RECORDS = 5  # records of a jaxgpt run during which it compiles and warms
 BELIEVABLE_SHIFT = 0.3  # nats: a larger one means another corpus or tokenizer or an error, and widens the interval
 MAX_LOSS = 20.0  # nats: a uniform guess among half a billion tokens; a diverged run has any loss
 MAX_STEPS = 10_000_000  # a larger count is one of tokens
-SPREAD = 0.02  # of the step time: what a short measurement cannot see
+MEASUREMENT_SPREAD = 0.03  # of a step time that `bench/gpu.py` measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +82,12 @@ def calibrate(record: RunRecord, config: Config, corpus: Corpus, unique: float |
 
 
 def _measured_step_time(record: RunRecord) -> StepTime | None:
-    """The median with the tenth and ninetieth percentile, at least 2 % to either side."""
-    if not record.seconds:
+    """The step time that the console and the diagnosis would use: a wide interval if only one or two are known."""
+    estimate = eta.estimate_step_time(record.seconds)
+    if estimate is None:
         return None
-    ordered = sorted(record.seconds)
-    count = len(ordered)
-    median = ordered[count // 2]
-    return StepTime(
-        seconds=median,
-        low=min(ordered[count // 10], median * (1 - SPREAD)),
-        high=max(ordered[min(count - 1, 9 * count // 10)], median * (1 + SPREAD)),
-        basis=f"measured: the median of {count} steps in {record.source}",
-    )
+    basis = f"measured: {pluralize(estimate.steps_used, 'timed step')} in {record.source}"
+    return StepTime(seconds=estimate.seconds, low=estimate.low, high=estimate.high, basis=basis)
 
 
 def _loss_shift(record: RunRecord, config: Config, corpus: Corpus, unique: float | None) -> tuple[float | None, float]:
@@ -107,3 +108,44 @@ def _loss_shift(record: RunRecord, config: Config, corpus: Corpus, unique: float
     extrapolation_sd = prediction.sigmas["outside the fitted range"]  # a short pilot says less about a long run
     excess = max(abs(shift) - BELIEVABLE_SHIFT, 0.0)
     return shift, math.hypot(own_sd, extrapolation_sd, excess)
+
+
+def find_measurement(path: Path, device: Device) -> Calibration | None:
+    """The newest result for this kind of device at `path`: a file of `bench/gpu.py`, or a folder of them.
+
+    Results of `--tiny` do not count, nor files of a folder that are not results. Results without a date are older than
+    those with one and ordered by name. Raises `ConfigError` C043 if `path` does not exist or is another file.
+    """
+    if not path.exists():
+        raise ConfigError("C043", f"--measurements: there is no file or folder '{path}'", "give a JSON of bench/gpu.py")
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    results = {file.name: result for file in files if (result := _read_result(file)) is not None}
+    if path.is_file() and not results:
+        raise ConfigError("C043", f"--measurements: '{path}' is not a result of bench/gpu.py", "give one of its JSONs")
+    matching = [name for name, result in results.items() if result["device"].name == device.name]
+    if not matching:
+        return None
+    newest = max(matching, key=lambda name: (results[name]["date"], name))
+    seconds = results[newest]["seconds"]
+    time = StepTime(
+        seconds=seconds,
+        low=seconds * (1 - MEASUREMENT_SPREAD),
+        high=seconds * (1 + MEASUREMENT_SPREAD),
+        basis=f"measured on this kind of device ({newest})",
+    )
+    return Calibration(source=newest, measured=time, measured_config=results[newest]["config"])
+
+
+def _read_result(path: Path) -> dict[str, Any] | None:
+    """Date, device, config and seconds per step of a result; None for other files, unknown devices and `--tiny`."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        seconds = float(result["warm"]["ms_per_step"]) / 1e3
+        device = devices.lookup(str(result["about"]["device"]))
+        is_tiny = "--tiny" in result.get("command", [])
+        config = Config.from_dict(result["config"]) if "config" in result else load_config("fineweb40m")
+    except (OSError, ValueError, KeyError, TypeError, JaxgptError):
+        return None
+    if device is None or is_tiny or not seconds > 0:
+        return None
+    return {"date": str(result.get("date") or ""), "device": device, "config": config, "seconds": seconds}

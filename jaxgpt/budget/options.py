@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxgpt.budget import devices, query, step_time
+from jaxgpt.budget import devices, query
 from jaxgpt.budget.plan import Inputs
 from jaxgpt.budget.search import Goal
 from jaxgpt.config import Config
@@ -158,9 +158,11 @@ def build_request(options: argparse.Namespace) -> Request:
 def _inputs(config: Config, name: str, given: PlanOptions) -> Inputs:
     gpu, device_reason = (given.gpu, "--gpu") if given.gpu is not None else _local_device()
     device = None if gpu.lower() == devices.CPU else devices.find(gpu)
-    measurement = None
+    calibration = None
     if given.measurements and device:
-        measurement = step_time.find_measurement(Path(given.measurements), device)
+        from jaxgpt.budget import calibrate  # loads the log readers
+
+        calibration = calibrate.find_measurement(Path(given.measurements), device)
     corpus, corpus_source = query.config_corpus(config)
     if given.corpus:
         corpus, corpus_source = query.find_corpus(given.corpus), "--corpus"
@@ -176,7 +178,7 @@ def _inputs(config: Config, name: str, given: PlanOptions) -> Inputs:
         corpus=corpus,
         corpus_source=corpus_source,
         price=given.price,
-        measurement=measurement,
+        calibration=calibration,
     )
 
 

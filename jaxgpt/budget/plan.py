@@ -8,7 +8,7 @@ from jaxgpt.budget.memory import GIB, Memory
 from jaxgpt.budget.published_runs import PublishedRun, nearest_runs
 from jaxgpt.budget.query import TokenCount
 from jaxgpt.budget.scaling_law import CORPORA, Corpus, LossPrediction, ScalingQuery
-from jaxgpt.budget.step_time import Measurement, StepTime
+from jaxgpt.budget.step_time import StepTime
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token, non_embedding_parameters, parameters, position_parameters
 
@@ -66,7 +66,7 @@ def _step_work(config: Config, device: Device | None) -> float:
     """The work of a step, to compare two of them: seconds of the roofline, or operations where there is no device."""
     if device is None:
         return float(config.tokens_per_step * flops_per_token(config.model))
-    return step_time.roofline(config, device, "jaxgpt").seconds
+    return step_time.roofline(config, device).seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +82,13 @@ class Inputs:
     corpus: Corpus
     corpus_source: str = ""
     price: float = 0.30
-    measurement: Measurement | None = None
     calibration: Calibration | None = None
 
     def calibrated(self, calibration: Calibration) -> "Inputs":
         """The inputs with the step time and the corpus offset that a run has taught."""
+        if calibration.measured is None and self.calibration:
+            measured = self.calibration
+            calibration = replace(calibration, measured=measured.measured, measured_config=measured.measured_config)
         return replace(self, calibration=calibration, corpus=calibration.corpus(self.corpus))
 
 
@@ -225,7 +227,7 @@ def step_times(inputs: Inputs) -> dict[str, StepTime]:
     if own is not None:
         times["jaxgpt"] = own
     if inputs.device is not None:
-        times["nanogpt"] = step_time.estimate(inputs.config, inputs.device, "nanogpt")
+        times["nanogpt"] = step_time.roofline(inputs.config, inputs.device, "nanogpt")
     return times
 
 
@@ -235,7 +237,7 @@ def own_step_time(inputs: Inputs) -> StepTime | None:
         return inputs.calibration.step_time(inputs.config, inputs.device)
     if inputs.device is None:
         return None
-    return step_time.estimate(inputs.config, inputs.device, "jaxgpt", inputs.measurement)
+    return step_time.roofline(inputs.config, inputs.device)
 
 
 def predict_loss(

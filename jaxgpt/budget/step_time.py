@@ -3,24 +3,19 @@
 A kernel takes as long as its arithmetic at a fraction of the matrix units' peak or its traffic at a fraction of the
 memory bandwidth, whichever is longer, and each launch costs a gap. The fractions are ranges, because they differ
 between shapes, drivers and clocks: all low ends together are the slow end of the interval, all high ends the fast one.
-No fraction was fitted to a run of this model. A measurement of `bench/gpu.py` on the device (`--measurements`) replaces
-the roofline.
+No fraction was fitted to a run of this model.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jaxgpt.budget import devices
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.memory import flash_attention, number_size
 from jaxgpt.config import Config, Model
 from jaxgpt.config.attention import SCORES_FRACTION
 from jaxgpt.config.model_size import flops_per_token, non_embedding_parameters, parameters
-from jaxgpt.errors import ConfigError, JaxgptError
 
 
 class Range(NamedTuple):
@@ -84,7 +79,6 @@ ASSUMPTIONS = {
     "(a GeForce card a tenth above its rated one); slow if arrays go through memory one by one and products reach 70 %",
 }
 KERNELS_PER_BLOCK, KERNELS_ELSEWHERE = 40, 50
-SAME_MODEL_SPREAD, OTHER_MODEL_SPREAD = 0.03, 0.10  # of a step time that rests on a measurement of that model, another
 BOARD_FRACTION = 0.90  # trainings run close to a card's power limit; 0.9 is between the 0.8 and 1.0 that logs show
 HOST_WATTS = 80.0  # processor, memory, fans and the power supply's losses of a desktop
 
@@ -114,35 +108,7 @@ class StepTime:
         return replace(self, seconds=self.seconds * factor, low=self.low * factor, high=self.high * factor)
 
 
-class Measurement(NamedTuple):
-    """A result of `bench/gpu.py`: when it began ("" if unknown), its file, device, config and seconds per step."""
-
-    date: str
-    file: str
-    device: Device
-    config: Config
-    seconds: float
-
-
-def estimate(
-    config: Config, device: Device, software: str = "jaxgpt", measurement: Measurement | None = None
-) -> StepTime:
-    """The step time of `config` on `device`; `measurement` (of that device) replaces the roofline of jaxgpt."""
-    modeled = roofline(config, device, software)
-    if measurement is None or software != "jaxgpt":
-        return modeled
-    factor = measurement.seconds / roofline(measurement.config, device, software).seconds
-    scaled = modeled.scaled(factor)
-    spread = SAME_MODEL_SPREAD if measurement.config.model == config.model else OTHER_MODEL_SPREAD
-    return replace(
-        scaled,
-        low=scaled.seconds * (1 - spread),
-        high=scaled.seconds * (1 + spread),
-        basis=f"measured on this kind of device ({measurement.file}), the roofline scaled by {factor:.2f}",
-    )
-
-
-def roofline(config: Config, device: Device, software: str) -> StepTime:
+def roofline(config: Config, device: Device, software: str = "jaxgpt") -> StepTime:
     """The step time that the kernels' arithmetic and traffic imply, without any measurement."""
     best_kernels = kernels(config, device, software, best=True)
     low = sum(kernel.seconds for kernel in best_kernels)
@@ -235,43 +201,3 @@ def mfu(config: Config, seconds: float, device: Device) -> float:
 def energy_kwh(device: Device, seconds: float) -> float:
     """Energy of the board and of the rest of the machine."""
     return (device.watts * BOARD_FRACTION + HOST_WATTS) * seconds / 3.6e6
-
-
-def find_measurement(path: Path, device: Device) -> Measurement | None:
-    """The newest result for this kind of device at `path`: a file of `bench/gpu.py`, or a folder of them.
-
-    Results of `--tiny` do not count, nor files of a folder that are not results. Results without a date are older than
-    those with one and ordered by name. Raises `ConfigError` C043 if `path` does not exist or is another file.
-    """
-    if not path.exists():
-        raise ConfigError("C043", f"--measurements: there is no file or folder '{path}'", "give a JSON of bench/gpu.py")
-    results = [_read_measurement(file) for file in sorted(path.glob("*.json") if path.is_dir() else [path])]
-    if path.is_file() and results == [None]:
-        raise ConfigError("C043", f"--measurements: '{path}' is not a result of bench/gpu.py", "give one of its JSONs")
-    matching = [result for result in results if result is not None and result.device.name == device.name]
-    return max(matching, key=lambda result: (result.date, result.file), default=None)
-
-
-def _read_measurement(path: Path) -> Measurement | None:
-    """The result in a file of `bench/gpu.py`; None for other files, unknown devices and the models of `--tiny`."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        config = _measured_config(result)
-        seconds = float(result["warm"]["ms_per_step"]) / 1e3
-        device = devices.lookup(str(result["about"]["device"]))
-        is_tiny = "--tiny" in result.get("command", [])
-        date = str(result.get("date") or "")
-    except (OSError, ValueError, KeyError, TypeError, JaxgptError):
-        return None
-    if device is None or is_tiny or not seconds > 0:
-        return None
-    return Measurement(date, path.name, device, config, seconds)
-
-
-def _measured_config(result: dict[str, Any]) -> Config:
-    """The config of a result; without one it is fineweb40m, which `bench/gpu.py` trains."""
-    if "config" in result:
-        return Config.from_dict(result["config"])
-    from jaxgpt.config.files import load_config
-
-    return load_config("fineweb40m")

@@ -15,6 +15,7 @@ from jaxgpt.config import Config
 from jaxgpt.config.command_line import parse_config
 from jaxgpt.config.options import Parser
 from jaxgpt.errors import Stopped
+from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.runs.folder import CheckpointRef, RunFolder, find_run
 from jaxgpt.runs.log import DONE, StopReason
 from jaxgpt.utils.signals import GracefulShutdown
@@ -119,8 +120,11 @@ def finish(session: "TrainingSession", stop: StopReason) -> None:
     if stop.is_early:
         display.print(messages.stopped_early(session.step, config.steps, stop.detail))
     if config.sample_prompt:
-        texts = generate_texts(session.model(), config.sample_prompt, count=config.sample_tokens, seed=config.seed)
-        display.print(f"\nsample:\n{config.sample_prompt}{next(texts)}\n")
+        sampling = SamplingOptions(config.sample_temperature)
+        (text,) = generate_texts(
+            session.model(), config.sample_prompt, count=config.sample_tokens, sampling=sampling, seed=config.seed
+        )
+        display.print(f"\nsample:\n{config.sample_prompt}{text}\n")
     if session.scores:
         display.print(messages.summary(session.scores, session.run.dataset, folder, session.step))
         display.print(plan_file.final_comparison(folder))

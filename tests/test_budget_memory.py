@@ -39,9 +39,10 @@ def state_bytes(config: Config) -> int:
     return estimate.parameters + estimate.optimizer
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("name", sorted(SMALL))
-def test_state_is_what_xla_counts_without_the_tokens(name: str) -> None:
-    config = small_config(SMALL[name])
+def test_state_is_what_xla_counts_without_the_tokens(name: str, optimizer: str) -> None:
+    config = small_config(SMALL[name]).replace({"optim": {"optimizer": optimizer}})
     tokens = config.data.accum * config.data.micro_batch * (config.model.block_size + 1) * 2
     assert state_bytes(config) == compile_step(config).memory_analysis().argument_size_in_bytes - tokens
 

@@ -127,28 +127,32 @@ def test_text_file_above_the_limit_is_refused(tmp_path: Path, monkeypatch: pytes
 
 
 def test_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = b"def f():\n"
     files = {
-        "a.py": b"# \xc3\xa9\n",
-        "b.py": b"# -*- coding: latin-1 -*-\n# \xe9\n",
-        "sub/c.py": b"c",
-        "sub/data.txt": b"no",
+        "a.py": b"# \xc3\xa9\nclass A:\n",
+        "b.py": b"# -*- coding: latin-1 -*-\n# \xe9\nif f:\n    async def f():\n",
+        "broken.py": b"# -*- coding: utf-8 -*-\n# \xe9\n" + code,
+        "nocodec.py": b"# -*- coding: uft-8 -*-\n" + code,
+        "sub/c.py": code,
     }
-    files |= {"broken.py": b"# -*- coding: utf-8 -*-\n# \xe9\n", "nocodec.py": b"# -*- coding: uft-8 -*-\n"}
-    files |= {"lib2to3/f.py": b"f", "lib2to3/tests/data/e.py": b"no", "empty.py": b""}
-    for name, data in (files | {"site-packages/other.py": b"no", "__pycache__/d.py": b"no"}).items():
+    left_out = {"empty.py": b"", "table.py": b"TABLE = {1: 'def f'}\n", "sub/data.txt": code}
+    folders = ("test", "sub/tests", "idlelib/idle_test", "encodings", "site-packages", "__pycache__")
+    left_out |= {f"{folder}/other.py": code for folder in folders}
+    for name, data in (files | left_out).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     (source,) = find_sources(["python-stdlib"])
-    expected = ["# é\n", "# -*- coding: latin-1 -*-\n# é\n", "f", "c"]
+    expected = [files["a.py"].decode(), files["b.py"].decode("latin-1"), code.decode()]
     assert texts_of("python-stdlib") == expected
-    assert (skipped_in(read(source)).unreadable, skipped_in(read(source)).empty) == (2, 1)
-    check_every_start(source, [*expected[:2], None, "", None, *expected[2:]])
+    assert skipped_in(read(source)).unreadable == 2
+    check_every_start(source, [*expected[:2], None, None, expected[2]])
+    assert estimate(source) == sources.Estimate(sum(map(len, files.values())), len(files))
     before = checksum(source)
     assert checksum(source) == before
     (tmp_path / "sub" / "c.py").rename(tmp_path / "sub" / "d.py")
     renamed = checksum(source)
-    (tmp_path / "a.py").write_text("# e\n")
+    (tmp_path / "a.py").write_text("class B:\n")
     assert len({before, renamed, checksum(source)}) == 3
 
 

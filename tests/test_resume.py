@@ -102,6 +102,20 @@ def test_run_crashed_four_times_is_bitwise_identical(
     assert leaf_bytes(saved_state(tiny_config(workspace, NOISY))) == leaf_bytes(saved_state(alone))
 
 
+def test_crashed_run_with_muon_is_bitwise_identical(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    muon = {"optim.optimizer": "muon"}
+    with monkeypatch.context() as patch:
+        after_step(patch, 9, crash)
+        with pytest.raises(Crash):
+            train.train(tiny_config(workspace, muon))
+    train.train(tiny_config(workspace, muon))
+    assert [record["step"] for record in records(run_folder(workspace), "start")] == [0, 8]
+    alone = tiny_config(workspace, muon | {"run.name": "alone"})
+    train.train(alone)
+    assert logged_losses(run_folder(workspace)) == logged_losses(run_folder(workspace, "alone"))
+    assert leaf_bytes(saved_state(tiny_config(workspace, muon))) == leaf_bytes(saved_state(alone))
+
+
 def test_evaluations_do_not_change_the_run(workspace: Path) -> None:
     train.train(tiny_config(workspace, EPOCHS))
     often = tiny_config(workspace, EPOCHS | {"run.name": "b", "run.eval_every": 1, "run.save_every": 7})

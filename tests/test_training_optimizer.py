@@ -1,5 +1,6 @@
 """Learning rates against nanoGPT's formula and their documented shapes; AdamW against a numpy reference."""
 
+import math
 from typing import Any
 
 import jax
@@ -121,3 +122,34 @@ def test_weight_decay_applies_to_matrices_only() -> None:
         assert_close(updates[name], -PEAK * 0.5 * params[name])
     for name in ("norm", "bias"):
         assert not updates[name].any()
+
+
+def orthogonalized(matrix: np.ndarray) -> np.ndarray:
+    """Five of Jordan's quintic Newton-Schulz iterations."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+def test_muon_updates_matrices_of_blocks_and_adam_the_rest() -> None:
+    chosen = settings(optimizer="muon", learning_rate=0.1, min_lr=0.01, grad_clip=0.0)
+    optimizer, rate = optim.make_optimizer(chosen, STEPS), optim.schedule(chosen, STEPS)
+    params = {"blocks": {0: {"kernel": parameters()["matrix"], "scale": parameters()["norm"]}}, **parameters()}
+    state, first, second = optimizer.init(params), *2 * [jax.tree.map(np.zeros_like, float64(params))]
+    adam, kernel, momentum = float64(params), float64(params["blocks"][0]["kernel"]), np.zeros((4, 3))
+    for i in range(5):
+        grads = jax.tree.map(lambda leaf: jnp.cos(7 * (i + 1) * leaf), params)  # noqa: B023
+        grad = float64(grads["blocks"][0]["kernel"])
+        adam, first, second = oracle.adamw(adam, float64(grads), first, second, i, float(rate(i)), vars(chosen))
+        momentum = 0.95 * momentum + 0.05 * grad
+        nesterov = 0.95 * momentum / (1 - 0.95 ** (i + 2)) + 0.05 * grad / (1 - 0.95 ** (i + 1))
+        update = 0.2 * math.sqrt(4) * orthogonalized(nesterov)
+        kernel = kernel - float(rate(i)) * (update + chosen.weight_decay * kernel)
+        updates, state = optimizer.update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        adam["blocks"][0]["kernel"] = kernel
+        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=5e-6), params, adam)
+        adam = float64(params)
+        kernel = adam["blocks"][0]["kernel"]

@@ -186,14 +186,15 @@ def test_devices_exchange_only_gradients_after_the_scan() -> None:
     assert len(exchange.findall(program)) == len(exchange.findall(main))
 
 
-def trained(count: int, dtype: Any) -> tuple[list[float], step.Params]:
-    training = Training(make_config(dropout=0.1), count)
+def trained(count: int, dtype: Any, optimizer: str) -> tuple[list[float], step.Params]:
+    training = Training(make_config(dropout=0.1).replace({"optim": {"optimizer": optimizer}}), count)
     losses = [float(training(token_block(training.cfg, i).astype(dtype)).loss) for i in range(3)]
     return losses, jax.tree.map(np.asarray, training.state.params)
 
 
-def test_device_count_and_token_dtype_change_nothing() -> None:
-    assert_close(trained(2, np.uint32), trained(1, np.uint16), atol=1e-6)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_device_count_and_token_dtype_change_nothing(optimizer: str) -> None:
+    assert_close(trained(2, np.uint32, optimizer), trained(1, np.uint16, optimizer), atol=1e-6)
 
 
 @pytest.mark.parametrize("changes", [{}, MODERN], ids=str)

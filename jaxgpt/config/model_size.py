@@ -11,9 +11,10 @@ def parameters(model: Model) -> int:
 
 def non_embedding_parameters(model: Model) -> int:
     """Parameters of the blocks and the final norm: neither token embedding, nor head, nor positions."""
-    block = _gpt2_block(model) if model.architecture == "gpt2" else _modern_block(model)
+    modern_vectors = 2 * model.head_size + 2 * model.n_embd
+    block_vectors = _gpt2_block_vectors(model) if model.architecture == "gpt2" else modern_vectors
     norm = model.n_embd * (2 if model.bias else 1)
-    return model.n_layer * block + norm
+    return block_matrix_parameters(model) + model.n_layer * block_vectors + norm
 
 
 def position_parameters(model: Model) -> int:
@@ -39,13 +40,13 @@ def flops_per_token(model: Model, *, causal: bool = False) -> int:
     return 6 * (parameters(model) - untied) + attention_flops_per_token(model, causal=causal)
 
 
-def _gpt2_block(model: Model) -> int:
+def block_matrix_parameters(model: Model) -> int:
+    """Parameters of the blocks' matrices, without norms and biases."""
+    attention = 2 * model.n_embd * model.head_size * (model.n_head + model.kv_heads)
+    mlp = (2 if model.architecture == "gpt2" else 3) * model.n_embd * model.inner
+    return model.n_layer * (attention + mlp)
+
+
+def _gpt2_block_vectors(model: Model) -> int:
     width, inner, attention = model.n_embd, model.inner, model.n_head * model.head_size
-    weights = 4 * width * attention + 2 * width * inner + 2 * width
-    return weights + (3 * attention + width + inner + width + 2 * width if model.bias else 0)
-
-
-def _modern_block(model: Model) -> int:
-    width, head = model.n_embd, model.head_size
-    attention = 2 * width * head * (model.n_head + model.kv_heads) + 2 * head
-    return attention + 3 * width * model.inner + 2 * width
+    return 2 * width + (3 * attention + width + inner + width + 2 * width if model.bias else 0)

@@ -138,7 +138,10 @@ class Data(Section):
 class Optim(Section):
     """The optimizer and its schedule."""
 
-    optimizer: Literal["adamw"] = field("adamw", "AdamW; weight decay applies to matrices only")
+    optimizer: Literal["adamw", "muon"] = field(
+        "adamw",
+        "adamw, with weight decay of matrices only; muon: the same, but Muon updates the matrices of the blocks",
+    )
     learning_rate: float = field(6e-4, "peak learning rate", ge=0.0, le=10.0)
     min_lr: float = field(6e-5, "learning rate at the end of the decay", ge=0.0)
     schedule: Literal["cosine", "linear", "constant", "wsd"] = field(
@@ -194,6 +197,7 @@ class Run(Section):
     tensorboard: bool = field(True, "write TensorBoard files if the extra `tensorboard` is installed")
     sample_prompt: str = field("", "prompt of a sample at the end of the run (empty: no sample)")
     sample_tokens: int = field(200, "tokens of that sample", ge=1)
+    sample_temperature: float = field(0.8, "temperature of that sample (0: the most likely tokens)", ge=0.0)
 
     def check(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):

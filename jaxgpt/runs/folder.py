@@ -48,6 +48,7 @@ RESUMABLE_FIELDS = {
     "run.early_stop",
     "run.sample_prompt",
     "run.sample_tokens",
+    "run.sample_temperature",
 }
 
 

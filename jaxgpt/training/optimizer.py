@@ -1,14 +1,18 @@
 """The optimizer and the learning-rate schedules, as optax chains and functions of the step."""
 
+import math
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from jaxgpt import config
 from jaxgpt.config.schedule import learning_rate
+
+MUON_UPDATE_RMS = 0.2  # AdamW's typical one, so that both share a learning rate
 
 
 def schedule(optim: config.Optim, total_steps: int) -> optax.Schedule:
@@ -17,14 +21,37 @@ def schedule(optim: config.Optim, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(settings: config.Optim, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, AdamW, and the schedule; `scale_by_learning_rate` makes it a descent."""
+    """Clipping by global norm, AdamW or Muon, and the schedule; `scale_by_learning_rate` makes it a descent."""
     clip = optax.clip_by_global_norm(settings.grad_clip) if settings.grad_clip else optax.identity()
+    adam = optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2, eps=settings.eps)
+    with_muon = optax.partition({"muon": _scale_by_muon(), "adam": adam}, _muon_labels)
     return optax.chain(
         clip,
-        optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2, eps=settings.eps),
+        with_muon if settings.optimizer == "muon" else adam,
         optax.add_decayed_weights(settings.weight_decay, mask=matrices),
         optax.scale_by_learning_rate(schedule(settings, steps)),
     )
+
+
+def _scale_by_muon() -> optax.GradientTransformation:
+    """Muon's update of matrices (Jordan 2024), with the size of an AdamW update (Liu et al. 2025)."""
+
+    def axes(updates: Any) -> Any:
+        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), updates)
+
+    def resize(updates: Any, _: Any) -> Any:
+        return jax.tree.map(lambda leaf: MUON_UPDATE_RMS * math.sqrt(max(leaf.shape)) * leaf, updates)
+
+    return optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=axes), optax.stateless(resize))
+
+
+def _muon_labels(params: Any) -> Any:
+    """Muon for the matrices of the blocks, Adam for the embeddings, the LM head, norms and biases."""
+
+    def label(path: tuple[Any, ...], leaf: Any) -> str:
+        return "muon" if path[0].key == "blocks" and leaf.ndim == 2 else "adam"
+
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def matrices(params: Any) -> Any:

@@ -1,6 +1,7 @@
 """Sources in which each file is one document: text files, compressed or not, and Python's standard library."""
 
 import os
+import re
 import sysconfig
 import tokenize
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from jaxgpt.prepare.sources.streams import codec, open_stream
 
 STANDARD_LIBRARY = "python-stdlib"
 EXCLUDED_FOLDERS = ("site-packages", "dist-packages", "__pycache__")
-INVALID_TEST_DATA = ("lib2to3", "tests", "data")  # modules with syntax errors, for lib2to3's own tests
+EXCLUDED_LIBRARY_FOLDERS = (*EXCLUDED_FOLDERS, "test", "tests", "idle_test", "encodings")  # tests and codecs' tables
+DEFINITION = re.compile(rb"^[ \t]*(def|class|async[ ]def)[ ]", re.MULTILINE)
 SAMPLE_BYTES = 1_000_000
 
 
@@ -69,12 +71,14 @@ def standard_library() -> Source:
 
 
 def library_files(folder: Path) -> Iterator[Path]:
-    """Yields every module of the standard library in a fixed order."""
+    """Yields the modules of the standard library that define a function or a class, without tests, in a fixed order.
+
+    The others are mostly generated tables, such as those of HTML's entities.
+    """
     for parent, folders, names in os.walk(folder):
-        location = Path(parent).relative_to(folder).parts
-        is_test_data = location[:3] == INVALID_TEST_DATA
-        folders[:] = [] if location == INVALID_TEST_DATA else sorted(set(folders).difference(EXCLUDED_FOLDERS))
-        yield from (Path(parent, name) for name in sorted(names) if name.endswith(".py") and not is_test_data)
+        folders[:] = sorted(set(folders).difference(EXCLUDED_LIBRARY_FOLDERS))
+        modules = (Path(parent, name) for name in sorted(names) if name.endswith(".py"))
+        yield from (path for path in modules if DEFINITION.search(path.read_bytes()))
 
 
 def read_python(source: Source, start: int = 0) -> Iterator[TextBatch]:
@@ -100,4 +104,4 @@ def _read_module(path: Path) -> str | None:
 
 def estimate_python(source: Source) -> Estimate:
     sizes = [path.stat().st_size for path in library_files(source.path)]
-    return Estimate(sum(sizes), sum(size > 0 for size in sizes))
+    return Estimate(sum(sizes), len(sizes))

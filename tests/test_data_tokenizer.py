@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from tokenizers import models
 
 from jaxgpt import _loader
@@ -46,6 +47,13 @@ def random_text(source: random.Random, length: int) -> str:
     return "".join(characters)
 
 
+def printable_bytes() -> dict[int, str]:
+    """The character for each byte in GPT-2's files: the byte itself if it is printable, else one from 256 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
 def test_gpt2_gives_the_reference_ids(shared: Path) -> None:
     vectors = json.loads((shared / "gpt2/vectors.json").read_text(encoding="utf-8"))
     texts = [vector["text"] for vector in vectors["vectors"]]
@@ -59,7 +67,7 @@ def test_gpt2_gives_the_reference_ids(shared: Path) -> None:
 
 def test_gpt2_json_equals_the_librarys() -> None:
     """The slow way as the oracle: the library is given the vocabulary and the merges one by one, and writes its own."""
-    table = tokenizer._printable_bytes()
+    table = printable_bytes()
 
     def printable(token: bytes) -> str:
         return token.decode("latin-1").translate(table)
@@ -190,3 +198,28 @@ def test_special_tokens_of_other_tokenizers_are_text(tmp_path: Path) -> None:
     other: Tokenizer = load(tmp_path)
     assert other.vocab_size == 50258
     assert other.encode("a <|tool|> and more text") == gpt2().encode("a <|tool|> and more text")
+
+
+# --- characters ------------------------------------------------------------------------------------------------------
+
+
+def test_character_tokenizer_equals_the_library(tmp_path: Path) -> None:
+    text = "First Citizen:\nBefore é🚢 <|endoftext|>"
+    made = tokenizer.from_characters([text[:20], text[20:]])
+    made.save(tmp_path / "tokenizer.json")
+    for other in (made, load(tmp_path)):
+        library = tokenizers.Tokenizer.from_str(other.to_json())
+        library.encode_special_tokens = True
+        ids = other.encode(text)
+        assert ids == library.encode(text).ids == [sorted(set(text)).index(character) for character in text]
+        assert other.decode(ids) == text
+        assert (other.vocab_size, other.eot) == (len(set(text)) + 1, len(set(text)))
+        assert other.byte_lengths is not None
+        assert other.byte_lengths[ids].sum() == len(text.encode())
+    assert made.name == f"char-{made.vocab_size}"
+
+
+def test_unknown_character_is_refused() -> None:
+    made = tokenizer.from_characters(["abc"])
+    with pytest.raises(ConfigError, match=r"C069\]: the character 'é' is not in the vocabulary of tokenizer 'char-4'"):
+        made.encode("abé")

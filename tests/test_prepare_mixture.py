@@ -58,11 +58,10 @@ def test_split_that_leaves_nothing_to_train_on(tmp_path: Path, plain: Path, want
     with pytest.raises(DataError, match=rf"D025.*val_tokens = {wanted:,} leaves too little to train on") as caught:
         prepare([str(plain)], tmp_path / "data", val_tokens=wanted)
     assert "there are about" in caught.value.message
-    single = tmp_path / "single.txt"
-    single.write_text("One document. " * 100)
+    single = parquet(tmp_path / "single.parquet", text=["One document. " * 100])
     with pytest.raises(DataError, match=r"D025.*1 document"):
         prepare([str(single)], tmp_path / "data", val_tokens=5)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.parquet", "single.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.parquet", "single.parquet"]
 
 
 def test_keys_are_hashes_of_the_texts() -> None:

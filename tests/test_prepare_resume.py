@@ -234,6 +234,6 @@ def test_trained_tokenizer_survives_an_interruption(
             prepare(**asked("data"))
     assert (hidden(tmp_path / "data") / "tokenizer.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("jaxgpt.prepare.pipeline.train_tokenizer", None)
+        patch.setattr("jaxgpt.prepare.pipeline.make_tokenizer", None)
         prepare(**asked("data"))
     assert files_in(tmp_path / "data") == files_in(tmp_path / "uninterrupted")

@@ -98,7 +98,7 @@ def config_corpus(config: Config, dataset: str = "") -> tuple[Corpus, str]:
     Offsets are known per token of GPT-2's vocabulary: a config with another vocabulary has an unknown corpus.
     """
     low, high = scaling_law.GPT2_VOCAB_SIZES
-    if not low <= config.model.vocab_size <= high or config.data.train_tokenizer:
+    if not low <= config.model.vocab_size <= high or config.data.train_tokenizer or config.data.tokenizer == "char":
         reason = f"its {config.model.vocab_size:,} tokens are not GPT-2's, so published losses cannot be compared"
         return CORPORA["unknown"], reason
     if config.data.corpus:

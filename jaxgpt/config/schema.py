@@ -120,9 +120,13 @@ class Data(Section):
         (),
         "parquet or text files (or python-stdlib) that train prepares into `path` if it has no shards",
     )
-    tokenizer: str = field("gpt2", "tokenizer for `sources`: gpt2, or the path of a tokenizer.json")
+    tokenizer: str = field("gpt2", "tokenizer for `sources`: gpt2, char (characters), or the path of a tokenizer.json")
     train_tokenizer: int = field(0, "train a tokenizer of this many tokens on `sources` (0: do not)", ge=0)
-    val_tokens: int = field(0, "tokens of the validation split made from `sources` (0: no split)", ge=0)
+    val_tokens: int | None = field(
+        None,
+        "tokens of the validation split made from `sources` (none: a tenth of a single text, no split of several)",
+        ge=0,
+    )
     micro_batch: int = field(16, "sequences per micro-batch, over all devices", ge=1)
     accum: int = field(32, "gradient accumulation: micro-batches per step", ge=1)
     order: Literal["epoch", "random", "sequential"] = field(

@@ -101,19 +101,21 @@ class SourceEntry:
 class PrepareSettings:
     """The options of `prepare` that the tokens depend on.
 
-    `tokens` is 0 for all there are; `weights` are the proportions of the sources in tokens, empty for one source after
-    another; `layout` is "shards" or "nanogpt" (one headerless file per split); `clusters` is the hash of the audit's
-    file of near-duplicates.
+    `val_tokens` is None for the default; `tokens` is 0 for all there are; `weights` are the proportions of the sources
+    in tokens, empty for one source after another; `layout` is "shards" or "nanogpt" (one headerless file per split);
+    `clusters` is the hash of the audit's file of near-duplicates; `tokenizer` is "char" if the vocabulary is the text's
+    characters.
     """
 
     train_tokenizer: int
-    val_tokens: int
+    val_tokens: int | None
     text_column: str | None
     shard_tokens: int
     tokens: int = 0
     weights: tuple[float, ...] = ()
     layout: str = "shards"
     clusters: str | None = None
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,8 @@ class Manifest:
     """A complete folder of shards. `eot_position` is "appended" (to each document) or "none".
 
     `derived` describes how the tokens were made from those of another folder; None if they come from the sources.
+    `cut_at` is the number of characters of the only document that are for training, the rest being for validation; None
+    if no document was cut.
     """
 
     format: int = FORMAT
@@ -132,6 +136,7 @@ class Manifest:
     settings: PrepareSettings
     sources: tuple[SourceEntry, ...]
     derived: str | None = None
+    cut_at: int | None = None
 
     @property
     def fingerprint(self) -> str:

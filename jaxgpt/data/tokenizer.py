@@ -1,9 +1,9 @@
-"""Text to token ids and back: GPT-2's byte-level BPE built in, any `tokenizer.json`, or one trained on your own text.
+"""Text to token ids and back: GPT-2's byte-level BPE built in, any `tokenizer.json`, or one made from your own text.
 
 Special tokens are never parsed out of text: "<|endoftext|>" inside a document is thirteen ordinary characters; only
 `prepare` puts the end-of-text id between documents. Byte-level tokenizers (GPT-2's and those trained here) are
 lossless: `decode(encode(text)) == text` for every text. The one exception is a lone surrogate, half a character that
-UTF-8 cannot represent; it becomes U+FFFD.
+UTF-8 cannot represent; it becomes U+FFFD. Character tokenizers are lossless too, but refuse other characters.
 """
 
 import functools
@@ -18,12 +18,13 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from jaxgpt import _loader
 from jaxgpt.data import hub
 from jaxgpt.errors import ConfigError, DataError
 
+CHAR = "char"  # names a tokenizer of the text's own characters
 EOT = "<|endoftext|>"
 EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 MIN_VOCAB_SIZE = 257  # every byte, and the end of text
@@ -37,6 +38,8 @@ PIECE_LENGTH = 1 << 18
 # GPT-2's pattern never joins a character with a blank after it, and looks ahead only from blanks: pieces cut here have
 # the same ids as the uncut text.
 CUT_POINT = re.compile(r"(?<=[!-~])(?=[ \n])")
+EVERY_CHARACTER = r"[\s\S]"  # the pattern that splits text into characters
+NO_ID = np.iinfo(np.uint32).max
 
 
 @final
@@ -87,7 +90,9 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """sha256 of the vocabulary, ordered by id, and the merges: identifies the tokenizer."""
         tokens = sorted(self._vocabulary.items(), key=itemgetter(1))
-        merges = (pair if isinstance(pair, str) else "\1".join(pair) for pair in self._model.get("merges", []))
+        merges = (
+            pair if isinstance(pair, str) else "\1".join(pair) for pair in self._described["model"].get("merges", [])
+        )
         canonical = "\0".join([f"{number} {token}" for token, number in tokens] + ["", *merges])
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -103,35 +108,60 @@ class Tokenizer:
         return text
 
     @functools.cached_property
-    def _model(self) -> dict[str, Any]:
-        model: dict[str, Any] = json.loads(self.to_json())["model"]
-        return model
+    def _described(self) -> dict[str, Any]:
+        described: dict[str, Any] = json.loads(self.to_json())
+        return described
+
+    @functools.cached_property
+    def _character_ids(self) -> npt.NDArray[np.uint32] | None:
+        """The id of each code point, `NO_ID` if it has none; None unless every token is a character."""
+        splitter = self._described.get("pre_tokenizer") or {}
+        if self._described["model"].get("type") != "WordLevel" or splitter.get("pattern") != {"Regex": EVERY_CHARACTER}:
+            return None
+        ids = np.full(0x110000, NO_ID, np.uint32)
+        for character, number in self._described["model"]["vocab"].items():
+            ids[ord(character)] = number
+        return ids
 
     @functools.cached_property
     def byte_lengths(self) -> npt.NDArray[np.int64] | None:
-        """Bytes of text per id; None if that depends on neighboring ids, as without byte-level BPE."""
-        described = json.loads(self.to_json())
-        if (described.get("decoder") or {}).get("type") != "ByteLevel":
+        """Bytes of text per id; None if that depends on neighboring ids, as in most tokenizers without bytes."""
+        is_byte_level = (self._described.get("decoder") or {}).get("type") == "ByteLevel"
+        if not is_byte_level and self._character_ids is None:
             return None
         lengths = np.zeros(self.vocab_size, np.int64)
         for token, number in self._vocabulary.items():
-            lengths[number] = len(token)  # a character of the vocabulary is a byte of the text
-        for token in described["added_tokens"]:
+            # in a byte-level vocabulary, a character is a byte of the text
+            lengths[number] = len(token) if is_byte_level else len(token.encode())
+        for token in self._described["added_tokens"]:
             lengths[token["id"]] = len(token["content"].encode())
         return lengths
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of `text`, without an end-of-text token."""
+        """Returns the ids of `text`, without an end-of-text token. Raises what `encode_batch` raises."""
         ids: list[int] = self.encode_batch([text])[0].tolist()
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """Returns the ids of each text, encoded on all cores."""
+        """Returns the ids of each text, encoded on all cores.
+
+        Raises `ConfigError` C069 for a character that is not in the vocabulary of a character tokenizer.
+        """
+        if self._character_ids is not None:
+            return [self._encode_characters(replace_lone_surrogates(text), self._character_ids) for text in texts]
         texts_in_pieces = [self._split(replace_lone_surrogates(text)) for text in texts]
         pieces = [piece for text in texts_in_pieces for piece in text]
         encoded = self._inner.encode_batch_fast(pieces, add_special_tokens=False)
         ids = iter([np.array(encoding.ids, dtype=np.uint32) for encoding in encoded])
         return [np.concatenate([next(ids) for _ in text]) for text in texts_in_pieces]
+
+    def _encode_characters(self, text: str, ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        encoded = ids[np.frombuffer(text.encode("utf-32-le"), np.uint32)]
+        if (encoded == NO_ID).any():
+            unknown = text[int(np.argmax(encoded == NO_ID))]
+            message = f"the character {unknown!r} is not in the vocabulary of tokenizer '{self.name}'"
+            raise ConfigError("C069", message, "use only characters of the text that the tokenizer was made from")
+        return encoded
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`; invalid UTF-8 becomes U+FFFD. Raises `DataError` D010 for other ids."""
@@ -152,11 +182,10 @@ class Tokenizer:
     @functools.cached_property
     def _can_split(self) -> bool:
         """Whether the tokenizer splits text by GPT-2's pattern, without normalizing it before."""
-        described = json.loads(self.to_json())
-        splitter = described.get("pre_tokenizer") or {}
+        splitter = self._described.get("pre_tokenizer") or {}
         return (
-            all(token["special"] for token in described["added_tokens"])
-            and described.get("normalizer") is None
+            all(token["special"] for token in self._described["added_tokens"])
+            and self._described.get("normalizer") is None
             and splitter.get("type") == "ByteLevel"
             and splitter.get("use_regex", True)
             and not splitter.get("add_prefix_space", True)
@@ -264,12 +293,28 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         min_frequency=2,
-        initial_alphabet=sorted(_printable_bytes().values()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     inner.train_from_iterator((replace_lone_surrogates(text) for text in texts), trainer)
     _add_eot(inner)
     return Tokenizer(f"bpe-{inner.get_vocab_size()}", inner)
+
+
+def from_characters(texts: Iterable[str]) -> Tokenizer:
+    """Makes a tokenizer whose ids are the characters of `texts` in Unicode's order, and the end of text.
+
+    nanoGPT numbers the characters of a text in the same way.
+    """
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(replace_lone_surrogates(text))
+    vocabulary = {character: number for number, character in enumerate(sorted(characters))}
+    inner = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=""))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(EVERY_CHARACTER), "isolated")
+    inner.decoder = decoders.Fuse()
+    _add_eot(inner)
+    return Tokenizer(f"{CHAR}-{inner.get_vocab_size()}", inner)
 
 
 def check_vocab_size(vocab_size: int) -> None:
@@ -291,10 +336,3 @@ def _byte_level(model: Any) -> tokenizers.Tokenizer:
 
 def _add_eot(inner: tokenizers.Tokenizer) -> None:
     inner.add_special_tokens([tokenizers.AddedToken(EOT, special=True, normalized=False)])
-
-
-def _printable_bytes() -> dict[int, str]:
-    """The character for each byte in GPT-2's files: the byte itself if it is printable, else one from 256 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}

@@ -15,7 +15,7 @@ It reads each file once, encodes and splits it, and records its progress every f
 same command resumes, and the result is bitwise identical to that of an uninterrupted preparation. Documents keep their
 order, except those that were first held out for validation and then not used; an end-of-text token follows each. The
 validation split takes whole documents by a hash of their text, so the choice does not depend on the order of the
-sources and equal documents stay in one split.
+sources and equal documents stay in one split. A single text file is cut instead: its end is for validation.
 
 Everything is written to a hidden folder beside DIR, which is renamed to DIR when it is complete.
 """
@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   python -m jaxgpt.prepare 'hf://datasets/HuggingFaceFW/fineweb/sample/10BT/*.parquet' --out data/fineweb \\
       --tokens 3.68e9 --val-tokens 10e6
   python -m jaxgpt.prepare web.jsonl.zst books/ --weights 0.8,0.2 --out data/mixed
+  python -m jaxgpt.prepare input.txt --out data/shakespeare --tokenizer char
   python -m jaxgpt.prepare python-stdlib --out data/python --train-tokenizer 4096 --val-tokens 200000
 """
 
@@ -48,10 +49,15 @@ def _add_options(parser: Parser) -> None:
         "hf://datasets/OWNER/NAME/PATH*.parquet, or python-stdlib",
     )
     option("--out", required=True, metavar="DIR", help="folder to create")
-    option("--val-tokens", type=integer, default=0, metavar="N", help="tokens for validation (default: 0, no split)")
+    option(
+        "--val-tokens",
+        type=integer,
+        metavar="N",
+        help="tokens for validation (default: a tenth of a single text; no split of several)",
+    )
     option("--tokens", type=integer, default=0, metavar="N", help="stop after N tokens in total (default: 0, all)")
     option("--weights", type=_weights, default=(), metavar="W,W", help="mix the SOURCEs in these proportions of tokens")
-    option("--tokenizer", default="gpt2", metavar="NAME", help="gpt2, a tokenizer.json, or OWNER/NAME on the hub")
+    option("--tokenizer", default="gpt2", metavar="NAME", help="gpt2, char, a tokenizer.json, or OWNER/NAME on the hub")
     option("--train-tokenizer", type=integer, default=0, metavar="N", help="train a new tokenizer of N tokens")
     option("--text-column", metavar="C", help="column or field of the text (default: text, or the only one of text)")
     option("--shard-tokens", type=integer, default=SHARD_TOKENS, metavar="N", help="tokens per shard (default: 100e6)")

@@ -40,10 +40,15 @@ def estimate_corpus(corpus: Sequence[Source], text_column: str | None) -> Corpus
     return CorpusEstimate(int(size * scale), int(documents * scale))
 
 
-def check_val_tokens(tokens: float, documents: int, val_tokens: int) -> None:
-    """Raises `DataError` D025 if a validation split of `val_tokens` would leave too little to train on."""
-    if val_tokens and documents and (val_tokens > tokens / 2 or documents < 2):
+def check_val_tokens(tokens: float, documents: int, val_tokens: int, can_cut: bool = False) -> None:
+    """Raises `DataError` D025 if a validation split of `val_tokens` would leave too little to train on.
+
+    `can_cut` allows a single document, which is then cut in two.
+    """
+    is_indivisible = documents < 2 and not can_cut
+    if val_tokens and documents and (val_tokens > tokens / 2 or is_indivisible):
         total = f"about {tokens:,.0f} tokens in {pluralize(documents, 'document')}"
         message = f"val_tokens = {val_tokens:,} leaves too little to train on: there are {total}"
-        help = f"--val-tokens {int(tokens) // 20}" if documents > 20 else "give more documents: none is cut in two"
+        has_enough = documents > 20 or can_cut
+        help = f"--val-tokens {int(tokens) // 20}" if has_enough else "give more documents: only a text file is cut"
         raise DataError("D025", message, help)

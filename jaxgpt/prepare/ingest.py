@@ -74,12 +74,14 @@ class SourceState:
 
 @dataclass(frozen=True)
 class IngestResult:
-    """What was written."""
+    """What was written. `cut_at` is where the only document was cut, in characters; None if none was."""
 
     dtype: "np.dtype[Any]"
     splits: dict[str, _loader.WrittenSplit]
     sources: tuple[SourceEntry, ...]
     skipped: Skipped
+    tokens_per_second: float
+    cut_at: int | None = None
 
 
 class Ingest:
@@ -91,7 +93,7 @@ class Ingest:
     def __init__(self, job: Job, encoder: Encoder, corpus: CorpusEstimate, plan: Journal, journal: Journal) -> None:
         self.job = job
         self.encoder = encoder
-        self.tokens_per_second = 0.0  # known after `run`
+        self._val_tokens = job.settings.val_tokens or 0
         self._corpus = corpus
         self._plan = plan
         self._cursors = [Cursor(group[0]) for group in job.groups()]
@@ -126,7 +128,9 @@ class Ingest:
             if self._writer_state is None:
                 self._check_components(mixture)
                 self._measure(mixture, out, staging)
-            with self._splitter(staging) as splitter:
+            with open_splitter(
+                self.job, self.encoder, staging, self._val_tokens, self._key_limit, self._writer_state
+            ) as splitter:
                 before = splitter.totals
                 progress.start_stage("encoding", int(self._expected_bytes), before)
                 self._journal_time = time.monotonic()
@@ -136,9 +140,9 @@ class Ingest:
                 progress.start_stage("finishing")
                 tokens = splitter.totals[2] - before[2]
                 train, val = splitter.finish()
-        self.tokens_per_second = tokens / (time.monotonic() - start)
         splits = {"train": train} | ({"val": val} if val else {})
-        return IngestResult(self.encoder.dtype, splits, self._source_entries(), self._skipped())
+        speed = tokens / (time.monotonic() - start)
+        return IngestResult(self.encoder.dtype, splits, self._source_entries(), self._skipped(), speed)
 
     def _check_components(self, mixture: Mixture) -> None:
         """Raises `DataError` D024 if a component of a weighted mixture has no document at all."""
@@ -158,29 +162,14 @@ class Ingest:
         tokens = self._corpus.bytes / bytes_per_token
         if settings.tokens:
             tokens = min(tokens, settings.tokens)
-        check_val_tokens(tokens, self._corpus.documents, settings.val_tokens)
+        check_val_tokens(tokens, self._corpus.documents, self._val_tokens)
         shards = tokens / settings.shard_tokens
         if settings.layout == "shards" and shards > MAX_SHARDS:
             message = f"shard_tokens = {settings.shard_tokens} would make about {shards:,.0f} files"
             raise ConfigError("C028", message, f"--shard-tokens {max(int(tokens / 100), 1000)}")
         check_disk_space(staging.folder, out, int(tokens) * self.encoder.dtype.itemsize)
-        self._key_limit = self._corpus.key_fraction(HOLDOUT_FACTOR * settings.val_tokens * bytes_per_token)
+        self._key_limit = self._corpus.key_fraction(HOLDOUT_FACTOR * self._val_tokens * bytes_per_token)
         self._expected_bytes = tokens * bytes_per_token
-
-    def _splitter(self, staging: StagingDir) -> _loader.Splitter:
-        settings = self.job.settings
-        return _loader.Splitter(
-            staging.folder,
-            self.encoder.dtype.name,
-            shard_tokens=settings.shard_tokens,
-            end_of_text=self.encoder.tokenizer.eot if self.job.eot else None,
-            val_tokens=settings.val_tokens,
-            candidate_fraction=self._key_limit,
-            max_tokens=settings.tokens or None,
-            headerless=settings.layout == "nanogpt",
-            clusters=self.job.clusters,
-            progress=self._writer_state,
-        )
 
     def _components(self) -> list[MixtureComponent]:
         weights = self.job.settings.weights or (1.0,)
@@ -248,13 +237,12 @@ class Ingest:
     def _check_taken(self, splitter: _loader.Splitter) -> None:
         """Raises `DataError` D024 if there was no document, D025 if validation would take all of them."""
         documents, _, tokens = splitter.totals
-        val_tokens = self.job.settings.val_tokens
         if not documents:
             names = ", ".join(source.name for source in self.job.sources[:3])
             message = f"no text in {names} ({str(self._skipped()) or 'no documents'})"
             raise DataError("D024", message, "give other sources")
-        if val_tokens >= tokens:
-            message = f"val_tokens = {val_tokens:,} leaves nothing to train on: there are {tokens:,} tokens"
+        if self._val_tokens >= tokens:
+            message = f"val_tokens = {self._val_tokens:,} leaves nothing to train on: there are {tokens:,} tokens"
             raise DataError("D025", message, f"--val-tokens {tokens // 20}")
 
     def _source_entries(self) -> tuple[SourceEntry, ...]:
@@ -272,6 +260,30 @@ class Ingest:
         for cursor in self._cursors:
             total.add(cursor.skipped)
         return total
+
+
+def open_splitter(
+    job: Job,
+    encoder: Encoder,
+    staging: StagingDir,
+    val_tokens: int,
+    candidate_fraction: float,
+    progress: str | None = None,
+) -> _loader.Splitter:
+    """Opens the splitter that writes the shards of `job`, from the start or from `progress` on."""
+    settings = job.settings
+    return _loader.Splitter(
+        staging.folder,
+        encoder.dtype.name,
+        shard_tokens=settings.shard_tokens,
+        end_of_text=encoder.tokenizer.eot if job.eot else None,
+        val_tokens=val_tokens,
+        candidate_fraction=candidate_fraction,
+        max_tokens=settings.tokens or None,
+        headerless=settings.layout == "nanogpt",
+        clusters=job.clusters,
+        progress=progress,
+    )
 
 
 def _cursor_from_json(values: dict[str, Any]) -> Cursor:

@@ -14,12 +14,13 @@ from jaxgpt.data.manifest import LAYOUTS, Manifest, PrepareSettings, SplitEntry,
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import ConfigError, JaxgptError, StorageError
 from jaxgpt.prepare import sources
+from jaxgpt.prepare.cut import find_single_document, ingest_cut
 from jaxgpt.prepare.encoder import Encoder, Engine
 from jaxgpt.prepare.estimate import estimate_corpus
 from jaxgpt.prepare.ingest import Ingest, IngestResult, Job
 from jaxgpt.prepare.sources import find_sources
 from jaxgpt.prepare.staging import JOURNAL_FORMAT, StagingDir, check_target, staging_dir
-from jaxgpt.prepare.tokenizer_training import train_tokenizer
+from jaxgpt.prepare.tokenizer_training import make_tokenizer
 from jaxgpt.utils.formatting import format_bytes, pluralize
 from jaxgpt.utils.progress import ProgressReporter
 
@@ -34,7 +35,7 @@ def prepare(
     *,
     tokenizer: str = "gpt2",
     train_tokenizer: int = 0,
-    val_tokens: int = 0,
+    val_tokens: int | None = None,
     tokens: int = 0,
     weights: Sequence[float] = (),
     text_column: str | None = None,
@@ -47,11 +48,13 @@ def prepare(
 ) -> Manifest:
     """Prepares the folder `out` from `sources` (see `sources.find_sources`) and returns its manifest.
 
-    `train_tokenizer` is the vocabulary size of a new tokenizer, 0 to use the one that `tokenizer` names. `val_tokens`
-    is the size of the validation split, up to a document; `tokens` the total, 0 for all there are. `weights` mix the
-    sources by tokens. `audit` is an audited folder of the same texts and tokenizer: its near-duplicates stay on one
-    side of the split. If `out` already is this dataset, it stays unchanged. `restart` discards an interrupted
-    preparation of `out`. Raises `ConfigError`, `DataError` or `StorageError`, before anything is written if possible.
+    `tokenizer` names the tokenizer; "char" makes one of the text's characters. `train_tokenizer` is the vocabulary size
+    of a new one to train instead. `val_tokens` is the size of the validation split, up to a document. A text file that
+    is the only source and a single document is cut: its end becomes the validation split, a tenth of it by default.
+    `tokens` is the total, 0 for all there are. `weights` mix the sources by tokens. `audit` is an audited folder of the
+    same texts and tokenizer: its near-duplicates stay on one side of the split. If `out` already is this dataset, it
+    stays unchanged. `restart` discards an interrupted preparation of `out`. Raises `ConfigError`, `DataError` or
+    `StorageError`, before anything is written if possible.
     """
     settings = PrepareSettings(
         train_tokenizer=train_tokenizer,
@@ -61,11 +64,12 @@ def prepare(
         tokens=tokens,
         weights=tuple(float(weight) for weight in weights),
         layout=layout,
+        tokenizer=tokenizers.CHAR if tokenizer == tokenizers.CHAR else "",
     )
     if "" in (str(out), *sources):
         raise ConfigError("C028", "an empty name for a source or for --out", "name files and a folder")
     _check_settings(settings, tokenizer, len(sources))
-    named = None if train_tokenizer else tokenizers.load(tokenizer)
+    named = None if train_tokenizer or settings.tokenizer else tokenizers.load(tokenizer)
     clusters = find_clusters(Path(audit), named) if audit else None
     if clusters:
         settings = dataclasses.replace(settings, clusters=_loader.hash_file(clusters))
@@ -90,35 +94,40 @@ def _build(
         if staging.journal:
             _check_journal(out, staging.journal, job.plan(named))
         try:
-            ingest = _start_or_resume(job, staging, named, engine, progress)
-            result = ingest.run(out, staging, progress)
+            tokenizer, result = _ingest(job, staging, named, engine, out, progress)
         except (JaxgptError, KeyboardInterrupt) as error:
             raise _add_resume_hint(error, staging) from error
-        made = _manifest(job, ingest.encoder.tokenizer, result)
-        ingest.encoder.tokenizer.save(staging.folder / made.tokenizer.file)
+        made = _manifest(job, tokenizer, result)
+        tokenizer.save(staging.folder / made.tokenizer.file)
         made.write(staging.folder)
-    progress.print(_summary(out, made, result, ingest.tokens_per_second))
+    progress.print(_summary(out, made, result))
     return made
 
 
-def _start_or_resume(
-    job: Job, staging: StagingDir, named: Tokenizer | None, engine: Engine, progress: ProgressReporter
-) -> Ingest:
-    """Resumes from the journal of the staging folder, or starts. A new tokenizer is trained first, if there is none."""
-    plan = job.plan(named)
-    trained_file = staging.folder / "tokenizer.json"
+def _ingest(
+    job: Job, staging: StagingDir, named: Tokenizer | None, engine: Engine, out: Path, progress: ProgressReporter
+) -> tuple[Tokenizer, IngestResult]:
+    """Resumes from the journal of the staging folder, or starts. A new tokenizer is made first, if there is none."""
+    document = find_single_document(job)
     corpus = estimate_corpus(job.sources, job.settings.text_column)
+    plan = job.plan(named)
+    made_file = staging.folder / "tokenizer.json"
     if named:
         tokenizer = named
     elif staging.journal:
-        tokenizer = tokenizers.load_file(trained_file, staging.journal["tokenizer"])
+        tokenizer = tokenizers.load_file(made_file, staging.journal["tokenizer"])
     else:
-        tokenizer = train_tokenizer(job, corpus, progress)
-        tokenizer.save(trained_file)
-        staging.write_journal({"plan": plan, "tokenizer": tokenizer.name})
+        tokenizer = make_tokenizer(job, corpus, document, progress)
     if job.eot and tokenizer.eot is None:
         raise ConfigError("C029", f"tokenizer '{tokenizer.name}' has no end-of-text token", "--no-eot")
-    return Ingest(job, Encoder(tokenizer, engine), corpus, plan, staging.journal or {})
+    encoder = Encoder(tokenizer, engine)
+    if document:
+        return tokenizer, ingest_cut(job, document, encoder, out, staging, progress)
+    if not named and not staging.journal:
+        tokenizer.save(made_file)
+        staging.write_journal({"plan": plan, "tokenizer": tokenizer.name})
+    ingest = Ingest(job, encoder, corpus, plan, staging.journal or {})
+    return tokenizer, ingest.run(out, staging, progress)
 
 
 def _add_resume_hint(error: BaseException, staging: StagingDir) -> BaseException:
@@ -138,7 +147,7 @@ def _check_settings(settings: PrepareSettings, tokenizer: str, sources: int) -> 
         raise ConfigError("C028", message, f"--shard-tokens {SHARD_TOKENS:.0e}, or leave it out")
     for name in ("val_tokens", "tokens"):
         value = getattr(settings, name)
-        if value < 0:
+        if value is not None and value < 0:
             raise ConfigError("C028", f"{name} = {value}; must be 0 or more", "leave it out for none")
     if settings.layout not in LAYOUTS:
         raise ConfigError("C028", f"format {settings.layout!r} is not known", f"one of: {', '.join(LAYOUTS)}")
@@ -180,6 +189,7 @@ def _manifest(job: Job, tokenizer: Tokenizer, result: IngestResult) -> Manifest:
         splits={name: SplitEntry.from_written(written) for name, written in result.splits.items()},
         settings=job.settings,
         sources=result.sources,
+        cut_at=result.cut_at,
     )
 
 
@@ -243,20 +253,33 @@ def _describe_splits(made: Manifest) -> str:
     return ", ".join(f"{split.tokens:,} tokens for {name}" for name, split in made.splits.items())
 
 
-def _summary(out: Path, made: Manifest, result: IngestResult, tokens_per_second: float) -> str:
+def _notes(made: Manifest) -> list[str]:
+    """What a user might not expect of the splits."""
+    if made.cut_at:
+        share = 100 * made.splits["val"].bytes / sum(split.bytes for split in made.splits.values())
+        return [f"  the document was cut after {made.cut_at:,} characters: val is its last {share:.0f} %"]
+    if "val" not in made.splits:
+        return ["  no validation split: --val-tokens N sets documents aside"]
+    return []
+
+
+def _summary(out: Path, made: Manifest, result: IngestResult) -> str:
     """What was made, how fast, and the command to run next."""
     splits = made.splits.values()
     tokens = sum(split.tokens for split in splits)
     size = sum(split.bytes for split in splits)
-    documents = pluralize(sum(split.documents for split in splits), "document")
+    documents = pluralize(sum(entry.documents for entry in made.sources), "document")
     skipped = f" ({result.skipped})" if str(result.skipped) else ""
     lines = [f"{out}: {documents}, {format_bytes(size)} of text{skipped}"]
     for name, split in made.splits.items():
         counts = (split.tokens, "token"), (split.documents, "document"), (len(split.shards), "shard")
         lines.append(f"  {name:5}  {', '.join(pluralize(count, noun) for count, noun in counts)}")
+    lines += _notes(made)
     if made.settings.weights:
         lines += [f"  {100 * entry.tokens / tokens:5.1f} %  {entry.name}" for entry in made.sources if entry.tokens]
-    lines.append(f"  {made.tokenizer.name}, {size / tokens:.3f} bytes per token, {tokens_per_second:,.0f} tokens/s")
+    lines.append(
+        f"  {made.tokenizer.name}, {size / tokens:.3f} bytes per token, {result.tokens_per_second:,.0f} tokens/s"
+    )
     vocab_size = made.tokenizer.vocab_size
     option = "" if vocab_size == tokenizers.GPT2_SIZE else f" --model.vocab-size {vocab_size}"
     lines.append(f"next: python -m jaxgpt.train --config NAME --data.path {shlex.quote(str(out))}{option}")

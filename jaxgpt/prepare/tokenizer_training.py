@@ -1,4 +1,4 @@
-"""Trains a new tokenizer on a sample of a corpus, without the documents that may become validation."""
+"""Makes a new tokenizer from a corpus: BPE from a sample without validation documents, or all of its characters."""
 
 from collections.abc import Iterator
 
@@ -9,6 +9,7 @@ from jaxgpt import _loader
 from jaxgpt.data import tokenizer
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.prepare import sources
+from jaxgpt.prepare.cut import SingleDocument
 from jaxgpt.prepare.encoder import utf8_buffers
 from jaxgpt.prepare.estimate import MAX_BYTES_PER_TOKEN, CorpusEstimate
 from jaxgpt.prepare.ingest import Job
@@ -17,24 +18,36 @@ from jaxgpt.utils.progress import ProgressReporter
 SAMPLE_BYTES = 256_000_000  # text to train on, at most
 
 
-def train_tokenizer(job: Job, corpus: CorpusEstimate, progress: ProgressReporter) -> Tokenizer:
-    """Trains a tokenizer of the size that `job` asks for.
+def make_tokenizer(
+    job: Job, corpus: CorpusEstimate, document: SingleDocument | None, progress: ProgressReporter
+) -> Tokenizer:
+    """Makes the tokenizer that `job` asks for, from its only `document` or from all of its sources."""
+    settings = job.settings
+    progress.start_stage("making a tokenizer")
+    if settings.tokenizer == tokenizer.CHAR:
+        return tokenizer.from_characters([document.text] if document else _read_texts(job, 0.0, 1.0, progress))
+    if document:
+        return tokenizer.train([document.train_text(settings.val_tokens)], settings.train_tokenizer)
+    return tokenizer.train(_sample_texts(job, corpus, progress), settings.train_tokenizer)
+
+
+def _sample_texts(job: Job, corpus: CorpusEstimate, progress: ProgressReporter) -> Iterator[str]:
+    """Yields texts that are not for validation.
 
     Validation takes the documents with the lowest keys. How many bytes of text that will be is known only once the
     tokenizer exists, so this leaves out `MAX_BYTES_PER_TOKEN` for each of its tokens, which is enough.
     """
-    first = min(corpus.key_fraction(MAX_BYTES_PER_TOKEN * job.settings.val_tokens), 0.5)
-    last = first + SAMPLE_BYTES / max(corpus.bytes, 1)
-    progress.start_stage("training a tokenizer")
+    first = min(corpus.key_fraction(MAX_BYTES_PER_TOKEN * (job.settings.val_tokens or 0)), 0.5)
+    return _read_texts(job, first, first + SAMPLE_BYTES / max(corpus.bytes, 1), progress)
 
-    def texts() -> Iterator[str]:
-        for source in job.sources:
-            for batch in sources.read(source, job.settings.text_column):
-                for text in select_by_key(batch.texts, first, last):
-                    progress.advance(1, len(text))
-                    yield text
 
-    return tokenizer.train(texts(), job.settings.train_tokenizer)
+def _read_texts(job: Job, first: float, last: float, progress: ProgressReporter) -> Iterator[str]:
+    """Yields the texts whose keys are in this range, in fractions of all keys (0 to 1)."""
+    for source in job.sources:
+        for batch in sources.read(source, job.settings.text_column):
+            for text in select_by_key(batch.texts, first, last):
+                progress.advance(1, len(text))
+                yield text
 
 
 def select_by_key(texts: pa.LargeStringArray, first: float, last: float) -> list[str]:

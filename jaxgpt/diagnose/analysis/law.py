@@ -62,7 +62,7 @@ class LawComparison:
     def inapplicable_reason(self) -> str:
         """Why the scaling law does not apply to this run; empty where it does."""
         if self.prediction_now is None:
-            return "the run's size or tokens are unknown (--params, --batch-tokens)"
+            return "the run's size or its tokens per step are unknown"
         if self.prediction_now.outside:
             return "outside the scaling law's fitted range: " + ", ".join(self.prediction_now.outside)
         corpus = self.context.corpus
@@ -72,9 +72,17 @@ class LawComparison:
 
     @property
     def missing_for_residual(self) -> str:
-        """What the comparison of the run's loss with the predicted one lacks, and what replaces it."""
-        reason = self.inapplicable_reason or "no validation loss after the warmup"
-        return f"{reason}: a baseline run to compare with (--baseline RUN)"
+        """What a comparison of the run's loss with the predicted one needs."""
+        if self.prediction_now is None:
+            return self.missing_for_query
+        if not self.inapplicable_reason:
+            return "a validation loss after the warmup"
+        return f"{self.inapplicable_reason}: a baseline run to compare with (--baseline RUN)"
+
+    @property
+    def missing_for_query(self) -> str:
+        """The facts that a prediction needs and that are unknown."""
+        return self.context.missing("parameters", "tokens_per_step") or "a first step"
 
     @cached_property
     def is_out_of_range(self) -> bool:

@@ -45,7 +45,7 @@ def _gains_more_from_size(run: RunAnalysis) -> Condition:
     from_size = run.law.gain_of_doubling("parameters")
     from_tokens = run.law.gain_of_doubling("tokens")
     if from_size is None or from_tokens is None:
-        return unknown(question, "the model's size and tokens per step: --params, --batch-tokens, or --config NAME")
+        return unknown(question, run.law.missing_for_query)
     prediction = run.law.prediction
     if prediction is not None and prediction.outside:
         reason = f"outside the scaling law's fitted range: {prediction.outside[0]}"

@@ -13,9 +13,8 @@ NEARLY_OVER = 0.99  # of the steps: a run that has come so far is over
 HIGH_LR = 0.7  # of the peak: the baseline run's learning rate before its decay
 AROSE_IN_DECAY = 0.5  # of the distance to the baseline run must have arisen during its decay
 
-SCHEDULE = "the schedule: --schedule … --warmup N --total-steps N"
 GAIN = "{0.value:.3f} ± {0.stderr:.3f} nats"
-TWO_EVALUATIONS = "two evaluations after step 0, and their size (--eval-tokens N)"
+TWO_EVALUATIONS = "two evaluations after step 0"
 
 
 def lr_too_high(run: RunAnalysis) -> Finding:
@@ -48,6 +47,11 @@ def _cost(run: RunAnalysis) -> float | None:
     return estimate.value if estimate else None
 
 
+def _needs(run: RunAnalysis) -> str:
+    """What an annealing gain needs: the schedule, and steps that were done."""
+    return run.context.missing_schedule or "a first step"
+
+
 def _has_learned(run: RunAnalysis) -> tuple[Condition, ...]:
     """A false condition where the loss is that of unigrams: what annealing gains there is unknown."""
     stuck = faults.is_stuck_at_unigrams(run)
@@ -58,19 +62,26 @@ def _has_learned(run: RunAnalysis) -> tuple[Condition, ...]:
 
 def _has_large_gain(run: RunAnalysis) -> Condition:
     question = f"annealing would gain more than {LARGE_GAIN:g} nats"
-    return compare(question, run.annealing_gain, lambda gain: gain.value > LARGE_GAIN, GAIN, SCHEDULE)
+    return compare(question, run.annealing_gain, lambda gain: gain.value > LARGE_GAIN, GAIN, _needs(run))
 
 
 def _stagnates(run: RunAnalysis) -> Condition:
     question = "at this learning rate the loss decreases by less than an evaluation's standard error"
     window = run.losses.plateau_window
     if window is None or window.stderr is None:
-        return unknown(question, TWO_EVALUATIONS)
+        return unknown(question, _missing_for_window(run))
     warmup = run.context.optim.warmup_steps
     if window.first.step < warmup:
         return Condition(question, f"the warmup lasts until step {warmup:,}", False)
     stagnates = window.decrease < (run.losses.eval_stderr or 0.0)
     return Condition(question, _change(run), stagnates, (window.first.line, window.last.line))
+
+
+def _missing_for_window(run: RunAnalysis) -> str:
+    """What a comparison of the last evaluations with their noise needs."""
+    if run.losses.plateau_window is None:
+        return TWO_EVALUATIONS
+    return run.context.missing("eval_tokens") if run.losses.eval_stderr is None else "a forecast"
 
 
 def _change(run: RunAnalysis) -> str:
@@ -87,7 +98,7 @@ def _is_still_high(run: RunAnalysis) -> Condition:
     question = f"the learning rate is past its warmup and above {DECAYED:.0%} of its peak"
     fraction = run.current_lr_fraction
     if fraction is None:
-        return unknown(question, SCHEDULE)
+        return unknown(question, _needs(run))
     is_past_warmup = run.steps_done > run.context.optim.warmup_steps
     evidence = f"{fraction:.0%} of the peak at step {run.steps_done:,}"
     if not is_past_warmup:
@@ -98,7 +109,11 @@ def _is_still_high(run: RunAnalysis) -> Condition:
 def _has_worthwhile_gain(run: RunAnalysis) -> Condition:
     question = f"annealing now would gain at least {WORTHWHILE_GAIN:g} nats, and more than its uncertainty"
     return compare(
-        question, run.annealing_gain, lambda gain: gain.value >= max(WORTHWHILE_GAIN, Z80 * gain.stderr), GAIN, SCHEDULE
+        question,
+        run.annealing_gain,
+        lambda gain: gain.value >= max(WORTHWHILE_GAIN, Z80 * gain.stderr),
+        GAIN,
+        _needs(run),
     )
 
 
@@ -119,7 +134,7 @@ def _is_not_over(run: RunAnalysis) -> Condition:
     question = "the run is not over"
     total = run.context.total_steps
     if total is None:
-        return unknown(question, "the length of the run: --total-steps N")
+        return unknown(question, run.context.missing("total_steps"))
     return Condition(question, f"{run.steps_done:,} of {total:,} steps", run.steps_done < NEARLY_OVER * total)
 
 
@@ -127,7 +142,7 @@ def _looks_flat(run: RunAnalysis) -> Condition:
     question = "the last evaluations differ by less than their noise"
     window = run.losses.plateau_window
     if window is None or window.stderr is None:
-        return unknown(question, TWO_EVALUATIONS)
+        return unknown(question, _missing_for_window(run))
     is_flat = abs(window.decrease) < window.stderr
     return Condition(question, _change(run), is_flat, (window.first.line, window.last.line))
 
@@ -138,6 +153,6 @@ def _expects_hidden_decrease(run: RunAnalysis) -> Condition:
     stderr = run.losses.eval_stderr
     decrease = run.expected_decrease
     if window is None or stderr is None or decrease is None:
-        return unknown(question, TWO_EVALUATIONS)
+        return unknown(question, _missing_for_window(run))
     evidence = f"expected {-decrease:+.4f}; changes below {VISIBLE * stderr:.3f} are not visible"
     return Condition(question, evidence, 0 < decrease < VISIBLE * stderr, (window.first.line, window.last.line))

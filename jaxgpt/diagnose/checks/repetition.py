@@ -26,8 +26,8 @@ LIGHT_DECAY = 0.1  # weight decay up to which more is worth trying (slowrun has 
 RECOVERABLE = 0.5  # of the cost of repetition, by stronger regularization
 RISE_STDERRS = 2.83  # standard errors of one evaluation that a rise of the validation loss must exceed
 
-TOKENS = "the number of unique tokens and of tokens per step: --unique-tokens N --batch-tokens N"
-SIZE_AND_TOKENS = f"the model's size (--params) and {TOKENS}"
+EPOCH_FACTS = ("unique_tokens", "tokens_per_step")
+LAW_FACTS = ("parameters", *EPOCH_FACTS)
 NEEDS_BASELINE = "a run with more text to compare with (--baseline RUN)"
 
 
@@ -48,18 +48,18 @@ def repetition_risk(run: RunAnalysis) -> Finding:
     epochs = run.context.epochs(run.total_steps)
     question = "text will be read more than once by the end"
     evidence = f"{{:.2f}} epochs at step {run.total_steps:,}"
-    repeats = compare(question, epochs, lambda epochs: epochs > 1, evidence, TOKENS)
+    repeats = compare(question, epochs, lambda epochs: epochs > 1, evidence, run.context.missing(*EPOCH_FACTS))
     question = f"the repetition law predicts that it costs more than {MIN_DAMAGE:g} nats by then"
     evidence = "{:.4f} nats, times or divided by 1.7"
     cost = run.law.repetition_cost(run.total_steps)
-    costs = compare(question, cost, lambda cost: cost > MIN_DAMAGE, evidence, SIZE_AND_TOKENS)
+    costs = compare(question, cost, lambda cost: cost > MIN_DAMAGE, evidence, run.context.missing(*LAW_FACTS))
     return Finding(id="repetition-risk", conditions=(repeats, costs), cost=cost)
 
 
 def missing_regularization(run: RunAnalysis) -> Finding:
     """Confirmed if a run overfits with little weight decay."""
     question = f"weight decay is {LIGHT_DECAY:g} or less"
-    missing = "the weight decay: --config NAME"
+    missing = run.context.missing("weight_decay")
     decay = run.context.weight_decay
     is_light = compare(question, decay, lambda decay: decay <= LIGHT_DECAY, "weight decay {:g}", missing)
     conditions = (*_overfitting_conditions(run), is_light)
@@ -68,11 +68,13 @@ def missing_regularization(run: RunAnalysis) -> Finding:
 
 def unneeded_dropout(run: RunAnalysis) -> Finding:
     """Confirmed if dropout is on although the run reads its text few times and does not overfit."""
-    missing = "the dropout: --config NAME"
+    missing = run.context.missing("dropout")
     is_on = compare("dropout is on", run.context.dropout, lambda dropout: dropout > 0, "dropout {:g}", missing)
     epochs = run.context.epochs(run.total_steps)
     question = f"the whole run reads its text fewer than {FEW_EPOCHS:g} times"
-    repeats_little = compare(question, epochs, lambda epochs: epochs < FEW_EPOCHS, "{:.2f} epochs", TOKENS)
+    repeats_little = compare(
+        question, epochs, lambda epochs: epochs < FEW_EPOCHS, "{:.2f} epochs", run.context.missing(*EPOCH_FACTS)
+    )
     return Finding(id="unneeded-dropout", conditions=(is_on, repeats_little, _gap_is_constant(run, epochs)))
 
 
@@ -84,7 +86,7 @@ def data_limited(run: RunAnalysis) -> Finding:
     from_size = run.law.gain_of_doubling("parameters")
     question = "doubling the unique tokens at the same steps gains more than doubling the model"
     if from_data is None or from_size is None:
-        return Finding(id="data-limited", conditions=(unknown(question, SIZE_AND_TOKENS),))
+        return Finding(id="data-limited", conditions=(unknown(question, run.context.missing(*LAW_FACTS)),))
     is_worthwhile = Condition(f"it gains at least {MIN_DAMAGE:g} nats", f"{from_data:.3f}", from_data >= MIN_DAMAGE)
     evidence = f"{from_data:.3f} nats against {from_size:.3f}"
     gains_more = Condition(question, evidence, from_data > from_size)
@@ -98,7 +100,7 @@ def _fewer_tokens_than_baseline(run: RunAnalysis) -> Finding:
     own = run.context.unique_tokens
     other = run.baseline.context.unique_tokens if run.baseline else None
     question = "it has at most half of the baseline run's unique tokens"
-    has_fewer = unknown(question, TOKENS)
+    has_fewer = unknown(question, run.context.missing(*EPOCH_FACTS))
     if own is not None and other is not None:
         has_fewer = Condition(question, f"{own:,.0f} against {other:,.0f}", own <= other / 2)
     return Finding(
@@ -122,7 +124,7 @@ def _cost(run: RunAnalysis) -> float:
 def _is_repeated(run: RunAnalysis) -> Condition:
     question = "text has been read more than once"
     evidence = f"{{:.2f}} epochs at step {run.steps_done:,}"
-    return compare(question, run.epochs, lambda epochs: epochs > 1, evidence, TOKENS)
+    return compare(question, run.epochs, lambda epochs: epochs > 1, evidence, run.context.missing(*EPOCH_FACTS))
 
 
 def _gap_has_grown(run: RunAnalysis) -> Condition:
@@ -130,7 +132,7 @@ def _gap_has_grown(run: RunAnalysis) -> Condition:
     question = f"the gap between validation and train loss has grown by {MIN_GAP_GROWTH:g} since the end of epoch 1"
     end = run.first_epoch_steps
     if end is None:
-        return unknown(question, TOKENS)
+        return unknown(question, run.context.missing(*EPOCH_FACTS))
     if run.steps_done <= end:
         return Condition(question, "epoch 1 is not over", False)
     train_loss_then = f"the train loss at the end of epoch 1 (step {end:,.0f})"
@@ -181,7 +183,7 @@ def _law_predicts_cost(run: RunAnalysis) -> Condition:
     question = f"the repetition law predicts at least {MIN_DAMAGE:g} nats"
     cost = run.law.repetition_cost(run.steps_done)
     if cost is None:
-        return unknown(question, SIZE_AND_TOKENS)
+        return unknown(question, run.context.missing(*LAW_FACTS))
     if not _law_applies(run):
         return unknown(question, NEEDS_BASELINE)
     return Condition(question, f"repetition is predicted to have cost {cost:.4f} nats", cost >= MIN_DAMAGE)

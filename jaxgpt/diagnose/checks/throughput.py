@@ -64,7 +64,7 @@ def _has_long_pauses(run: RunAnalysis) -> Condition:
     median = _median_step_time(run)
     pauses = run.history.metadata.pause_seconds or _logged_pauses(run)
     if median is None or not pauses:
-        return unknown(question, "the time of evaluations (jaxgpt's log.jsonl, or nanoGPT's output with iter lines)")
+        return unknown(question, "the time that evaluations and saves take")
     fraction = pauses / (pauses + median * run.steps_done)
     return Condition(question, f"evaluation and saving take {fraction:.0%} of the time", fraction >= LONG_PAUSES)
 
@@ -89,7 +89,7 @@ def _is_above_roofline(run: RunAnalysis) -> Condition:
     if median is None:
         return unknown(question, "the time of a step")
     if config is None or device is None:
-        return unknown(question, "the device and the model: --gpu NAME --config NAME", f"{median:.3g} s per step")
+        return unknown(question, run.context.missing("device", "config"), f"{median:.3g} s per step")
     roofline = step_time.roofline(config, device, _software(run))
     is_above = median > ABOVE_ROOFLINE * roofline.high
     limit = "data, another program or its clock" if is_above else "its arithmetic"
@@ -112,7 +112,7 @@ def _has_impossible_target(run: RunAnalysis) -> Condition:
     if target is None:
         return Condition(question, "", False)
     if config is None or device is None:
-        return unknown(question, "the device and the model: --gpu NAME --config NAME", f"target {target:g} s per step")
+        return unknown(question, run.context.missing("device", "config"), f"target {target:g} s per step")
     fastest = step_time.roofline(config, device, _software(run)).low
     needed = config.tokens_per_step * flops_per_token(config.model) / target / 1e12
     evidence = f"{target:g} s per step would need {needed:,.0f} TFLOP/s; {device.name} has {device.tflops:g}"

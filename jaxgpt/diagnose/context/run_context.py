@@ -28,6 +28,18 @@ GPT2_VOCAB_SIZE = 50304  # rows of nanoGPT's embedding where its log does not co
 CONTEXT_FACTS = (
     "tokens_per_step", "eval_tokens", "unique_tokens", "parameters", "weight_decay", "dropout", "vocab_size", "device",
 )  # fmt: skip
+# How a user states a fact that is unknown.
+STATED_BY = {
+    "parameters": "the model's size (--params)",
+    "tokens_per_step": "the tokens per step (--batch-tokens)",
+    "unique_tokens": "the number of unique tokens (--unique-tokens)",
+    "eval_tokens": "the size of an evaluation (--eval-tokens)",
+    "total_steps": "the length of the run (--total-steps)",
+    "weight_decay": "the weight decay (--weight-decay)",
+    "dropout": "the dropout (--dropout)",
+    "device": "the device (--gpu)",
+    "config": "the model's config (--config)",
+}
 # The facts for which nanoGPT's defaults may be assumed: what they are called, and their options.
 DEFAULTED = {
     "eval_tokens": ("tokens per evaluation", "--eval-tokens"),
@@ -70,9 +82,21 @@ class RunContext:
     sources: Mapping[str, Source] | None = None  # of each fact that is known
     assumed: tuple[str, ...] = ()  # sentences: "the schedule is assumed to be a cosine (--schedule)"
 
+    def missing(self, *names: str) -> str:
+        """What a user has to state of these facts, separated by semicolons; empty if all of them are stated."""
+        stated = self.sources or {}
+        return "; ".join(STATED_BY[name] for name in names if getattr(self, name) is None and name not in stated)
+
+    @property
+    def missing_schedule(self) -> str:
+        """What a user has to state of the schedule; empty if its name and its length are stated."""
+        is_assumed = (self.sources or {}).get("schedule", "assumption") == "assumption"
+        schedule = "the schedule (--schedule)" if is_assumed and not self.schedule_known else ""
+        return "; ".join(filter(None, (schedule, self.missing("total_steps"))))
+
     @property
     def tokens(self) -> float | None:
-        """Tokens that the whole run reads."""
+        """Tokens that the run reads in all its steps."""
         if self.tokens_per_step is None or self.total_steps is None:
             return None
         return self.tokens_per_step * self.total_steps
@@ -210,7 +234,7 @@ def _device(history: History, options: Options) -> Fact[Device]:
         is_cpu = options.gpu.lower() == devices.CPU
         return Fact(None if is_cpu else devices.find(options.gpu), "option")
     name = history.metadata.device
-    return resolve({"log": devices.lookup(name) if name else None})
+    return Fact(devices.lookup(name), "log") if name else Fact()
 
 
 def _corpus(history: History, options: Options, config: Config | None) -> Fact[Corpus]:

@@ -45,9 +45,9 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_main_answers_come_first(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = answered(capsys, str(log), "--config", "fineweb40m")
+    text = answered(capsys, str(log), "--config", "fineweb40m", "--verbose")
     opening = " ".join(text.split("\n\n")[0].split())
-    assert re.search(r"It ends in 6 h \d+ min \d+ s \(80 %: .* to .*\), on .* at \d\d:\d\d", opening)
+    assert re.search(r"It ends in about 6 h \d+ min \(80 %: .* to .*\), on .* at \d\d:\d\d", opening)
     assert re.search(r"At 20,000 steps it will end at a validation loss of 3\.\d{3} \(80 %: 3\.\d+ to 3\.\d+", opening)
     assert "is broken" in opening or "is wrong" in opening
     for part in ("When", "Where", "Why", "Ruled out", "Assumed", "from now", "evaluation and saving"):
@@ -65,11 +65,36 @@ def test_one_line_gives_an_eta_only(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(ONE_LINE.encode())))
     text = " ".join(answered(capsys, "-", "--total-steps", "6000").split())
-    assert "It ends in 6 h 32 min 51 s" in text
-    assert "this is based on one line with a time" in text
-    assert "Its final loss cannot be forecast: 0 validation losses" in text
-    assert "What is wrong is not known yet" in text
-    assert "too few lines have a time" in text
+    assert "It ends in about 6 h 30 min (80 %: 5 h 50 min to 8 h 10 min)" in text
+    assert "There is no forecast of its validation loss: it needs 2 validation losses" in text
+    assert "Too early to tell whether something is wrong" in text
+    assert len(text.split()) < 120
+
+
+def test_the_first_screen_answers(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without `--verbose` the answers and the first commands fit on a terminal of 24 lines."""
+    text = answered(capsys, str(log), "--config", "fineweb40m")
+    assert sum(max(math.ceil(len(line) / 80), 1) for line in text.splitlines()) <= 23
+    assert "It ends in about" in text
+    assert "python -m jaxgpt.train" in text
+    assert "Ruled out" not in text
+    assert "--verbose shows the evidence" in text
+
+
+def test_the_time_of_steps_needs_no_length(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(ONE_LINE)
+    text = " ".join(answered(capsys, str(tmp_path / "log")).split())
+    assert "When it ends is unknown without the length of the run (--total-steps N)" in text
+    assert "1,000 steps take about 1 h 5 min (3.995 s per step)" in text
+
+
+def test_stated_facts_are_not_asked_for(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """nanoGPT's output states the size of the model and the tokens per step."""
+    options = ("--total-steps", "20000", "--gpu", "4070", "--schedule", "cosine", "--json")
+    missing = " ".join(json.loads(answered(capsys, str(log), *options))["missing"])
+    assert "(--unique-tokens)" in missing
+    for option in ("--params", "--batch-tokens", "--gpu", "--total-steps", "--schedule"):
+        assert option not in missing
 
 
 def test_evidence_quotes_lines_of_the_log(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +108,7 @@ def test_evidence_quotes_lines_of_the_log(log: Path, capsys: pytest.CaptureFixtu
 
 def test_piped_text_is_plain_and_80_columns_wide(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log.write_text(nanogpt(name="x" * 500).replace("\n", " " + "y" * 300 + "\n"))
-    text = answered(capsys, str(log), "--config", "fineweb40m")
+    text = answered(capsys, str(log), "--config", "fineweb40m", "--verbose")
     assert "\x1b" not in text
     assert not [line for line in text.splitlines() if line != line.rstrip()]
     wide = [line for line in text.splitlines() if len(line) > 80]
@@ -93,7 +118,7 @@ def test_piped_text_is_plain_and_80_columns_wide(log: Path, capsys: pytest.Captu
 def test_a_log_cannot_control_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "o\x1b[31m.log"
     path.write_text(nanogpt().replace("\n", " \x1b[2J\x1b]0;owned\x07\n"))
-    text = answered(capsys, str(path), "--config", "fineweb40m")
+    text = answered(capsys, str(path), "--config", "fineweb40m", "--verbose")
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "line " in text  # one of these lines is quoted
@@ -139,6 +164,7 @@ SCHEMA = {
     "steps_done": INTEGER,
     "total_steps": (INTEGER, None),
     "summary": [TEXT],
+    "stopped_early": (TEXT, None),
     "eta": (
         {
             "done": BOOLEAN,

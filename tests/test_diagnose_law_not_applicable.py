@@ -48,8 +48,8 @@ def test_learning_run_has_a_forecast() -> None:
 @pytest.mark.parametrize(
     ("loss", "cause", "why", "first"),
     [
-        (diverging, "divergence", "has diverged", "use a peak learning rate of"),
-        (lambda step: 10.82, "recipe-or-bug", "unigram model", "train a short run with a known recipe"),
+        (diverging, "divergence", "has diverged", "Use a peak learning rate of"),
+        (lambda step: 10.82, "recipe-or-bug", "unigram model", "Train a short run with a known recipe"),
     ],
     ids=["diverged", "stuck"],
 )
@@ -59,7 +59,7 @@ def test_law_does_not_apply(loss: Callable[[int], float], cause: str, why: str, 
     assert diagnosis.forecast is diagnosis.posterior is None
     assert diagnosis.scenarios == ()
     assert why in diagnosis.no_forecast
-    assert f"First: {first}" in messages.summarize_problem(diagnosis)
+    assert f". {first}" in messages.summary(diagnosis)[2]
 
 
 def test_stuck_run_gets_no_annealing_advice() -> None:

@@ -175,7 +175,7 @@ def test_random_configs_survive_their_command(seed: int, config_name: str | None
 def test_a_larger_model_needs_the_fitted_range() -> None:
     context, history = make_run(CARD | {"device": None})
     finding = find_all(context, history)["capacity-limited"]
-    larger = next(one for one in finding.recommendations if "for as many FLOPs" in one.action)
+    larger = next(one for one in finding.recommendations if "For the same compute" in one.action)
     config, _ = parsed(larger.command)
     size, tokens = parameters(config.model), config.run.steps * config.tokens_per_step
     assert scaling_law.extrapolation(size, tokens)[0] == ()

@@ -10,6 +10,7 @@ from helpers.logsamples import CONFIG, loss
 
 from jaxgpt import logs
 from jaxgpt.logs.history import Evaluation, Replay, Step
+from jaxgpt.runs.log import StopReason
 
 
 @pytest.mark.parametrize(("name", "text"), [*logsamples.ALL.items(), *logsamples.SCREENS.items()])
@@ -115,7 +116,7 @@ def test_killed_jaxgpt_run_resumes_from_checkpoint() -> None:
     assert [step.step for step in history.steps] == list(range(70))
     assert history.replays == (Replay(40, 49, 56),)
     assert history.starts == (0, 40)
-    assert history.metadata.stop_reason == "N001"
+    assert history.metadata.stop_reason == StopReason("N001")
     assert history.saves == (20, 40, 60)
 
 

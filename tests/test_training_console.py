@@ -28,6 +28,7 @@ from jaxgpt import errors, logs, train
 from jaxgpt.config.files import load_config
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.diagnose.live import diagnose_run
+from jaxgpt.runs.log import DONE
 from jaxgpt.training import console as display
 from jaxgpt.training import recorder
 from jaxgpt.training.checkpoint import Checkpoints
@@ -83,7 +84,7 @@ def test_piped_run_prints_nanogpt_lines(workspace: Path, capsys: pytest.CaptureF
     assert [round(e.val or 0, 4) for e in kept.evaluations] == [e.val for e in printed.evaluations]
     assert (printed.saves, printed.metadata.total_steps) == (kept.saves, kept.metadata.total_steps)
     assert printed.metadata.tokens_per_step == kept.metadata.tokens_per_step == 128
-    assert (printed.traits.total_is_last_step, kept.metadata.stop_reason, printed.starts) == (False, "done", (0,))
+    assert (printed.traits.total_is_last_step, kept.metadata.stop_reason, printed.starts) == (False, DONE, (0,))
 
 
 def test_mfu_is_printed_only_where_the_peak_is_known() -> None:

@@ -15,7 +15,7 @@ from jaxgpt.diagnose.backtest import BacktestOptions
 from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.options import Options
-from jaxgpt.diagnose.report import build_report
+from jaxgpt.diagnose.report import build_brief_report, build_report
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.logs.history import History
 from jaxgpt.logs.lines import detect_encoding
@@ -26,7 +26,7 @@ DESCRIPTION = """Reports where a run is heading, when it ends, and why it stalls
 
 It reads runs of jaxgpt, the logs of nanoGPT, llm.c, modded-nanogpt, nanochat and build-nanogpt, and tables with columns
 such as step, lr, train_loss, val_loss. The format is detected from the content; `-` is standard input. Options state
-what a log does not contain (its schedule, batch size, corpus). The report lists what is assumed.
+what a log does not contain (its schedule, batch size, corpus). --verbose lists what is assumed.
 """
 EXAMPLES = """examples:
   python -m jaxgpt.diagnose runs/fineweb40m
@@ -43,6 +43,7 @@ class Request:
 
     source: str
     options: Options
+    verbose: bool
     json: bool
     html: Path | None
     backtest: BacktestOptions
@@ -56,6 +57,7 @@ def read(argv: Sequence[str]) -> Request:
     parser.add_argument("source", metavar="RUN|LOG|-", help="a run's folder or name, a log, or - for standard input")
     options.add_options(parser)
     group = parser.add_argument_group("output", "The form of the report.")
+    group.add_argument("--verbose", action="store_true", help="print the evidence and what was assumed as well")
     group.add_argument("--json", action="store_true", help="print JSON (docs/diagnose.md)")
     group.add_argument("--html", metavar="FILE", help="write an HTML page with figures")
     add_options(parser, BacktestOptions)
@@ -70,6 +72,7 @@ def read(argv: Sequence[str]) -> Request:
     return Request(
         source=parsed.source,
         options=options.read_options(parsed),
+        verbose=parsed.verbose,
         json=parsed.json,
         html=files.check_report_path("--html", Path(parsed.html)) if parsed.html else None,
         backtest=backtest_options,
@@ -84,14 +87,14 @@ def main(argv: Sequence[str]) -> None:
         return
     history = read_log(request.source, request.options)
     diagnosis = diagnose(history, resolve_context(history, request.options), request.options.now)
-    report = build_report(dataclasses.replace(diagnosis, backtests=backtest.find_backtests(request.source)))
+    diagnosis = dataclasses.replace(diagnosis, backtests=backtest.find_backtests(request.source))
     if request.json:
-        print(json.dumps(to_json(report), indent=2, allow_nan=False))
+        print(json.dumps(to_json(build_report(diagnosis)), indent=2, allow_nan=False))
     elif request.html:
-        files.write_text(request.html, html_page(report))
+        files.write_text(request.html, html_page(build_report(diagnosis)))
         print(f"the diagnosis is in {request.html}")
     else:
-        print_report(report)
+        print_report(build_report(diagnosis) if request.verbose else build_brief_report(diagnosis))
 
 
 def read_log(source: str, known: Options) -> History:

@@ -101,7 +101,7 @@ def _law_inapplicable_reason(run: RunAnalysis, findings: Iterable[Finding]) -> s
         return "it has diverged, and the loss models do not cover a rising loss"
     if faults.is_stuck_at_unigrams(run).result:
         return "its loss is no better than that of a unigram model"
-    return ""
+    return "it was stopped early" if run.early_stop else ""
 
 
 def _compare_with_target(run: RunAnalysis, forecast: Forecast | None) -> TargetComparison | None:

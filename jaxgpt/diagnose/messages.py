@@ -3,15 +3,27 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from jaxgpt.diagnose.checks.repetition import describe_overfitting
 from jaxgpt.diagnose.completion import CompletionEstimate
+from jaxgpt.diagnose.completion.timing import Timing
 from jaxgpt.diagnose.completion.trend import MIN_BLOCKS, Trend
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.logs.history import History
-from jaxgpt.utils.formatting import format_date, format_duration
+from jaxgpt.utils.formatting import (
+    MINUS,
+    format_change,
+    format_date,
+    format_duration_interval,
+    format_losses,
+    format_rough_duration,
+    pluralize,
+)
 
 MAX_QUOTES, MAX_QUOTE_WIDTH = 3, 160  # lines of the log quoted for one finding; characters of one
-PRECISE = 172_800.0  # seconds: the remaining time below which seconds are shown
+MANY_STEPS = 1000  # whose time is shown where the length of the run is unknown
+MAX_PROBLEMS = 2  # in a sentence; the others often result from them
+LARGE_GAIN = 0.1  # nats, which are shown with two digits instead of three
 
 
 class Meaning(NamedTuple):
@@ -22,22 +34,24 @@ class Meaning(NamedTuple):
 
 
 MEANINGS: dict[str, Meaning] = {
-    "overfitting": Meaning("it memorizes repeated text, which costs validation loss", True),
-    "severe-overfitting": Meaning("its validation loss rises while it repeats its text", True),
-    "repetition-risk": Meaning("by its end it will have read its text so often that this costs loss", True),
-    "lr-too-high": Meaning("its learning rate has been too high for too long", True),
-    "capacity-limited": Meaning("the size of the model limits its loss", False),
-    "data-limited": Meaning("it runs out of unique text: more would help it more than a larger model", False),
-    "missing-regularization": Meaning("it overfits with little weight decay and no dropout", True),
-    "unneeded-dropout": Meaning("its dropout slows its learning and prevents nothing", True),
-    "noise-not-plateau": Meaning("its apparent plateau is the noise of its evaluations", False),
-    "not-annealed": Meaning("its learning rate has not decayed yet, so its loss will still fall", False),
-    "recipe-or-bug": Meaning("its loss is above what its size and tokens allow: its recipe, or a bug", True),
-    "divergence": Meaning("it diverges", True),
-    "loss-spikes": Meaning("its loss spikes", True),
-    "data-reused-after-resume": Meaning("after a resume it was trained on the same text again", True),
-    "throughput": Meaning("its steps have become slower", True),
-    "input-or-overhead-bound": Meaning("something other than the device's arithmetic limits its speed", False),
+    "overfitting": Meaning("the run memorizes repeated text, which costs validation loss", True),
+    "severe-overfitting": Meaning("the validation loss rises while the run repeats its text", True),
+    "repetition-risk": Meaning("by its end the run will have read its text so often that this costs loss", True),
+    "lr-too-high": Meaning("the learning rate has been too high for too long", True),
+    "capacity-limited": Meaning("the model is about as good as its size allows", False),
+    "data-limited": Meaning("unique text is running out: more of it would help more than a larger model", False),
+    "missing-regularization": Meaning("the run overfits with little weight decay and no dropout", True),
+    "unneeded-dropout": Meaning("dropout slows the learning and prevents nothing", True),
+    "noise-not-plateau": Meaning(
+        "the apparent plateau is noise: evaluations are too small to show the decrease", False
+    ),
+    "not-annealed": Meaning("the learning rate has not decayed yet, so the loss will still fall", False),
+    "recipe-or-bug": Meaning("the loss is above what size and tokens allow: the recipe, or a bug", True),
+    "divergence": Meaning("the run diverges", True),
+    "loss-spikes": Meaning("the loss spikes", True),
+    "data-reused-after-resume": Meaning("after a resume the run was trained on the same text again", True),
+    "throughput": Meaning("the steps have become slower", True),
+    "input-or-overhead-bound": Meaning("something other than the device's arithmetic limits the speed", False),
 }
 
 
@@ -50,64 +64,117 @@ class Quote(NamedTuple):
 
 def summary(diagnosis: Diagnosis) -> tuple[str, str, str]:
     """The three main answers: when the run ends, at which loss, and what is wrong and what to do first."""
-    return eta_sentence(diagnosis), forecast_sentence(diagnosis), summarize_problem(diagnosis)
+    first = first_steps(diagnosis)[:1]
+    problem = " ".join([problem_sentence(diagnosis), *(recommendation_sentence(step) for step in first)])
+    return eta_sentence(diagnosis), forecast_sentence(diagnosis), problem
 
 
 def eta_sentence(diagnosis: Diagnosis) -> str:
     """When the run ends."""
     completion = diagnosis.completion
+    done = diagnosis.history.steps_done
+    if diagnosis.analysis.early_stop:
+        total = pluralize(diagnosis.analysis.total_steps, "step")
+        return f"It stopped early, after {done:,} of {total}: {stop_reason(diagnosis)}."
     if completion is None:
-        return f"The time of its end is unknown without {diagnosis.no_completion}."
+        return f"When it ends is unknown without {diagnosis.no_completion}.{_time_of_steps(diagnosis)}"
     if completion.done:
-        return (
-            f"It is done: {diagnosis.history.steps_done:,} steps, the last of them {format_date(completion.end_time)}."
-        )
-    interval = f"80 %: {format_duration(completion.low)} to {format_duration(completion.high)}"
-    return (
-        f"It ends in {format_time_left(completion.seconds)} ({interval}), "
-        f"{format_date(completion.end_time)}, counted from {completion.counted_from}."
-    )
+        return f"It is done: {pluralize(done, 'step')}, the last of them {format_date(completion.end_time)}."
+    time_left = format_duration_interval(completion.seconds, completion.low, completion.high)
+    end = format_date(completion.end_time)
+    return f"It ends in about {time_left}, {end}, counted from {completion.counted_from}."
+
+
+def stop_reason(diagnosis: Diagnosis) -> str:
+    """Why a run was stopped early, in plain words."""
+    stop = diagnosis.analysis.early_stop
+    detail = stop.detail if stop else ""
+    confirmed = [finding.id for finding in diagnosis.findings if finding.status == "confirmed"]
+    reasons = " ".join([detail.partition(":")[0], *confirmed])
+    if "divergence" in reasons:
+        return MEANINGS["divergence"].text
+    if "overfitting" in reasons and len(diagnosis.analysis.losses.val):
+        return describe_overfitting(diagnosis.analysis)
+    return detail or "the log does not contain the reason"
+
+
+def _time_of_steps(diagnosis: Diagnosis) -> str:
+    """The time of many steps, for a run of unknown length; empty where no step has a time."""
+    step_time = Timing.from_history(diagnosis.history, 0).step_time
+    if step_time is None:
+        return ""
+    seconds = format_rough_duration(MANY_STEPS * step_time.seconds)
+    return f" {MANY_STEPS:,} steps take about {seconds} ({step_time.seconds:.4g} s per step)."
 
 
 def forecast_sentence(diagnosis: Diagnosis) -> str:
     """At which validation loss the run ends."""
     forecast = diagnosis.forecast
+    if diagnosis.analysis.early_stop and len(diagnosis.analysis.losses.val):
+        return _last_loss(diagnosis)
     if forecast is None:
-        return f"Its final loss cannot be forecast: {diagnosis.no_forecast}."
+        return f"There is no forecast of its validation loss: {diagnosis.no_forecast}."
     verb = "ended" if diagnosis.completion and diagnosis.completion.done else "will end"
-    return (
-        f"At {len(diagnosis.context.lr_fractions):,} steps it {verb} at a validation loss of {forecast.mean:.3f} "
-        f"(80 %: {forecast.low80:.3f} to {forecast.high80:.3f}; 95 %: {forecast.low95:.3f} to {forecast.high95:.3f})."
-    )
+    mean, low, high = format_losses(forecast.mean, forecast.low80, forecast.high80)
+    steps = pluralize(len(diagnosis.context.lr_fractions), "step")
+    return f"At {steps} it {verb} at a validation loss of {mean} (80 %: {low} to {high})."
 
 
-def summarize_problem(diagnosis: Diagnosis) -> str:
-    """What is wrong, and the first thing to do."""
-    confirmed = [finding for finding in diagnosis.findings if finding.status == "confirmed"]
-    problems = [finding for finding in confirmed if MEANINGS[finding.id].is_problem]
+def _last_loss(diagnosis: Diagnosis) -> str:
+    val = diagnosis.analysis.losses.val
+    lowest = int(val.values.argmin())
+    text = f"Its last validation loss is {val.values[-1]:.3f}"
+    if lowest == len(val) - 1:
+        return f"{text}, the lowest."
+    return f"{text}; the lowest, {val.values[lowest]:.3f}, was at step {val.steps[lowest]:,.0f}."
+
+
+def problem_sentence(diagnosis: Diagnosis) -> str:
+    """What is wrong, or what limits the loss where nothing is."""
+    confirmed, problems = _confirmed(diagnosis)
     unknown = sum(finding.status == "unknown" for finding in diagnosis.findings)
     if not confirmed and unknown > len(diagnosis.findings) / 2:
-        return f"What is wrong is not known yet: {unknown} of {len(diagnosis.findings)} checks need more information."
+        total = len(diagnosis.findings)
+        return f"Too early to tell whether something is wrong: {unknown} of {total} checks need more data."
+    if not confirmed:
+        return "The log shows nothing wrong."
+    if confirmed[0] in problems:
+        return f"What is wrong: {_phrases(problems[:MAX_PROBLEMS])}."
+    is_stuck = any(finding.id == "noise-not-plateau" for finding in confirmed)
+    start = "Nothing is broken, and it is not stuck" if is_stuck else "Nothing is broken"
+    also = f" In addition, {_phrases(problems[:MAX_PROBLEMS])}." if problems else ""
+    return f"{start}: {_phrases(confirmed[:1])}.{also}"
+
+
+def _confirmed(diagnosis: Diagnosis) -> tuple[list[Finding], list[Finding]]:
+    """The confirmed findings, and those of them that are problems."""
+    confirmed = [finding for finding in diagnosis.findings if finding.status == "confirmed"]
+    return confirmed, [finding for finding in confirmed if MEANINGS[finding.id].is_problem]
+
+
+def first_steps(diagnosis: Diagnosis) -> list[Recommendation]:
+    """All recommendations; if something is broken, its remedies come first."""
+    confirmed, problems = _confirmed(diagnosis)
     is_broken = bool(confirmed) and confirmed[0] in problems
-    if is_broken:
-        answer = f"What is wrong: {_phrases(problems)}."
-    elif confirmed:
-        also = f"; in addition, {_phrases(problems)}" if problems else ""
-        answer = f"Nothing is broken: {_phrases(confirmed[:1])}{also}."
-    else:
-        answer = "The log shows nothing wrong."
     remedies = [item for finding in problems for item in finding.recommendations] if is_broken else []
-    first = next(iter((*remedies, *diagnosis.recommendations)), None)
-    return f"{answer} First: {first.action}." if first else answer
+    return list({item.action: item for item in (*remedies, *diagnosis.recommendations)}.values())
 
 
 def _phrases(findings: Iterable[Finding]) -> str:
-    return "; ".join(f"{MEANINGS[finding.id].text} ({finding.id})" for finding in findings)
+    return "; ".join(MEANINGS[finding.id].text for finding in findings)
 
 
-def format_time_left(seconds: float) -> str:
-    """A remaining time: to the second if it is short, else to the hour."""
-    return format_duration(seconds, parts=3 if seconds < PRECISE else 2)
+def recommendation_sentence(recommendation: Recommendation) -> str:
+    """`Train without dropout.`, or with a gain `For the same compute, …: about 0.23 lower (80 %: 0.18 to 0.28).`"""
+    gain = recommendation.gain
+    if gain is None:
+        return f"{recommendation.action}."
+    digits = 2 if gain >= LARGE_GAIN else 3
+    text = f"{recommendation.action}: about {format_change(-gain, digits)}"
+    if recommendation.low is None or recommendation.high is None:
+        return f"{text}."
+    low, high = (f"{value:.{digits}f}".replace("-", MINUS) for value in (recommendation.low, recommendation.high))
+    return f"{text} (80 %: {low} to {high})."
 
 
 def step_time_text(completion: CompletionEstimate) -> str:
@@ -144,17 +211,7 @@ def time_until(diagnosis: Diagnosis, steps: int) -> str:
     if completion is None or completion.step_time is None or remaining <= 0:
         return "–"
     step_time = completion.seconds / completion.steps_left if completion.steps_left else completion.step_time.seconds
-    return format_duration(remaining * step_time)
-
-
-def gain_text(recommendation: Recommendation) -> str:
-    """`about 0.045 nats (80 %: 0.030 to 0.060)`; empty where no gain is known."""
-    if recommendation.gain is None:
-        return ""
-    text = f"about {recommendation.gain:.3f} nats"
-    if recommendation.low is None or recommendation.high is None:
-        return text
-    return f"{text} (80 %: {recommendation.low:.3f} to {recommendation.high:.3f})"
+    return format_rough_duration(remaining * step_time)
 
 
 def quote_lines(history: History, numbers: Iterable[int]) -> list[Quote]:

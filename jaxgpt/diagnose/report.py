@@ -5,36 +5,35 @@ added without. Losses and gains are in nats per token, times in seconds; what is
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from jaxgpt.diagnose import backtest, figures, messages
 from jaxgpt.diagnose.completion import CompletionEstimate
 from jaxgpt.diagnose.diagnosis import Diagnosis, missing_inputs
-from jaxgpt.diagnose.finding import Condition, Finding
+from jaxgpt.diagnose.finding import Condition, Finding, Recommendation
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.diagnose.forecast.scenarios import ScenarioForecast
 from jaxgpt.logs.history import History
-from jaxgpt.utils.formatting import LAST_DATE, format_duration
+from jaxgpt.utils.formatting import LAST_DATE, format_duration, format_rough_duration, pluralize
 from jaxgpt.utils.report import Block, Code, Command, Items, Paragraph, Report, Section, Table
 
 VERSION = 2
+BRIEF_STEPS = 2  # recommendations of a brief report
 
 
 def build_report(diagnosis: Diagnosis) -> Report:
     """The report: the three main answers first, then what they rest on."""
     history = diagnosis.history
-    total = f" of {diagnosis.context.total_steps:,}" if diagnosis.context.total_steps else ""
-    answers = messages.summary(diagnosis)
     return Report(
-        title=f"{history.source}: {history.format}, {history.steps_done:,} steps{total} done",
-        summary=answers,
+        title=_title(diagnosis),
+        summary=messages.summary(diagnosis),
         sections=(
             Section("When it ends", tuple(_completion_blocks(diagnosis))),
             Section("Where it ends: validation loss in nats per token", tuple(_forecast_blocks(diagnosis))),
             Section("Why: confirmed", tuple(_confirmed_blocks(diagnosis))),
-            Section("What to do, by expected gain", tuple(_recommendation_blocks(diagnosis))),
+            Section("What to do, by expected gain", tuple(_recommendation_blocks(diagnosis.recommendations))),
             Section("Unknown, and what would tell", _items(_needs(diagnosis))),
             Section("Ruled out", _items(_ruled_out(diagnosis))),
             Section("Target loss", _items(_target(diagnosis))),
@@ -44,6 +43,39 @@ def build_report(diagnosis: Diagnosis) -> Report:
         ),
         data=_data(diagnosis),
     )
+
+
+def build_brief_report(diagnosis: Diagnosis) -> Report:
+    """The three main answers and the first recommendations, which fit on one screen."""
+    answers = (messages.eta_sentence(diagnosis), messages.forecast_sentence(diagnosis))
+    recommendations = messages.first_steps(diagnosis)[:BRIEF_STEPS]
+    return Report(
+        title=_title(diagnosis),
+        summary=(*answers, messages.problem_sentence(diagnosis)),
+        sections=(
+            Section("Target loss", _items(_target(diagnosis))),
+            Section("What to do", tuple(_recommendation_blocks(recommendations))),
+            Section("Backtests of earlier forecasts", _items(backtest.format_backtests(diagnosis.backtests))),
+            Section("More", (Paragraph(_more(diagnosis)),)),
+        ),
+    )
+
+
+def _title(diagnosis: Diagnosis) -> str:
+    history = diagnosis.history
+    total = diagnosis.context.total_steps
+    steps = f"{history.steps_done:,} of {total:,} steps" if total else pluralize(history.steps_done, "step")
+    return f"{history.source}: {history.format}, {steps} done"
+
+
+def _more(diagnosis: Diagnosis) -> str:
+    """What the complete report adds."""
+    parts = ["the evidence"]
+    if diagnosis.context.assumed:
+        parts.append(pluralize(len(diagnosis.context.assumed), "assumption"))
+    if diagnosis.missing:
+        parts.append(f"{pluralize(len(diagnosis.missing), 'fact')} that would help")
+    return f"--verbose shows {', '.join(parts)}."
 
 
 def _items(texts: tuple[str, ...]) -> tuple[Block, ...]:
@@ -58,13 +90,13 @@ def _completion_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
     for part in completion.breakdown:
         if part.spent is not None or part.remaining:
             spent = "unknown" if part.spent is None else format_duration(part.spent)
-            rows.append((part.name, spent, format_duration(part.remaining) if part.remaining else "–"))
+            rows.append((part.name, spent, format_rough_duration(part.remaining) if part.remaining else "–"))
     yield Table(("", "so far", "remaining"), tuple(rows))
     step_time = f"step time: {messages.step_time_text(completion)}"
     yield Items((step_time, f"trend: {messages.trend_text(completion)}", *completion.notes))
     if completion.scenarios:
         scenarios = [
-            (scenario.description, messages.format_time_left(scenario.seconds)) for scenario in completion.scenarios
+            (scenario.description, format_rough_duration(scenario.seconds)) for scenario in completion.scenarios
         ]
         yield Table(("or it ends", "in"), tuple(scenarios))
     yield from figures.step_time_figure(diagnosis)
@@ -109,10 +141,9 @@ def _confirmed_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
             yield Code("\n".join(f"line {quote.number:,}: {quote.text}" for quote in quotes))
 
 
-def _recommendation_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
-    for number, recommendation in enumerate(diagnosis.recommendations, start=1):
-        gain = messages.gain_text(recommendation)
-        yield Paragraph(f"{number}. {recommendation.action}" + (f": {gain}" if gain else ""))
+def _recommendation_blocks(recommendations: Sequence[Recommendation]) -> Iterator[Block]:
+    for number, recommendation in enumerate(recommendations, start=1):
+        yield Paragraph(f"{number}. {messages.recommendation_sentence(recommendation)}")
         if recommendation.command:
             yield Command(recommendation.command)
 
@@ -149,6 +180,7 @@ def _data(diagnosis: Diagnosis) -> dict[str, Any]:
         "steps_done": history.steps_done,
         "total_steps": diagnosis.context.total_steps or None,
         "eta": diagnosis.completion and _completion_data(diagnosis.completion),
+        "stopped_early": diagnosis.analysis.early_stop and messages.stop_reason(diagnosis),
         "forecast": diagnosis.forecast and _forecast_data(diagnosis.forecast),
         "scenarios": [_scenario_data(scenario) for scenario in diagnosis.scenarios],
         "findings": [_finding_data(finding, history) for finding in diagnosis.findings],

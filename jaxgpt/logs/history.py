@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from jaxgpt.config import Config
+from jaxgpt.runs.log import StopReason
 
 
 class Step(NamedTuple):
@@ -68,7 +69,7 @@ class RunMetadata:
     eval_tokens: float | None = None
     unique_tokens: float | None = None
     device: str | None = None
-    stop_reason: str | None = None  # the reason in the last record of a jaxgpt log
+    stop_reason: StopReason | None = None  # of a jaxgpt run that has ended
     pause_seconds: float = 0.0  # total of evaluation and saving, where the log separates them from the steps
     counted_from_tokens: bool = False  # steps are tokens divided by an assumed `tokens_per_step`
     hyperparameters: Mapping[str, float | bool | str] = field(default_factory=dict)  # under nanoGPT's names

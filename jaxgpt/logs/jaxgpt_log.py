@@ -13,6 +13,7 @@ from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.history import Evaluation, History, LogTraits, Step
 from jaxgpt.logs.reader import parse_finite, parse_number, parse_step, valid_duration
 from jaxgpt.runs.folder import RunFolder
+from jaxgpt.runs.log import StopReason
 
 NAME = "jaxgpt"
 TRAITS = LogTraits(is_jaxgpt_run=True, fixed_eval_set=True)
@@ -48,7 +49,7 @@ class Reader(reader.Reader):
         if kind == "start":
             self._start(line_no, record, step or 0)
         elif kind == "stop":
-            self._log.metadata["stop_reason"] = str(record.get("reason"))
+            self._log.metadata["stop_reason"] = StopReason.from_record(record)
         elif kind == "step" and step is not None:
             self._step(line_no, record, step, time)
         elif kind == "eval" and step is not None:

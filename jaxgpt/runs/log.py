@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -28,6 +29,12 @@ class StopReason(NamedTuple):
 
     kind: str
     detail: str = ""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "StopReason":
+        """The reason in a `stop` record. Logs of jaxgpt 0.1 have "early-stop: DETAIL" as the reason."""
+        kind, _, old_detail = str(record.get("reason")).partition(": ")
+        return cls(kind, str(record.get("detail", old_detail)))
 
     @property
     def is_early(self) -> bool:
@@ -107,9 +114,7 @@ def read_stop_reason(path: Path) -> StopReason | None:
         return None
     if not isinstance(last, dict) or last.get("kind") != "stop":
         return None
-    # Logs of jaxgpt 0.1 have "early-stop: DETAIL" as the reason.
-    kind, _, old_detail = str(last.get("reason")).partition(": ")
-    return StopReason(kind, str(last.get("detail", old_detail)))
+    return StopReason.from_record(last)
 
 
 def _ends_inside_a_line(path: Path) -> bool:

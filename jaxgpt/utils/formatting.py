@@ -9,7 +9,9 @@ MINUS = "−"
 LAST_DATE = 253_402_128_000.0  # seconds since 1970: Python's calendar ends here
 ROUNDING = (86_400, 21_600, 3600, 1800, 600, 300, 60, 30, 10, 5, 1)  # seconds to which rough durations are rounded
 MAX_ROUNDING = 0.1  # of the duration
+INTERVAL_ROUNDING = 0.2  # of the width of an interval
 
+LOSS_WIDTHS = {3: 0.1, 2: 1.0}  # decimals of a loss whose interval is narrower than so many nats
 COUNTS = {1e12: "T", 1e9: "B", 1e6: "M"}
 FLOPS = {1e21: " ZFLOP", 1e18: " EFLOP", 1e15: " PFLOP", 1e12: " TFLOP"}
 BYTES = {1e9: " GB", 1e6: " MB", 1e3: " kB"}
@@ -48,14 +50,25 @@ def format_duration(seconds: float, parts: int = 2) -> str:
     return " ".join(texts[:parts])
 
 
-def format_rough_duration(seconds: float) -> str:
-    """A duration that is an estimate, rounded by at most 5 %: `6 h 30 min`, `45 s`, `29 h`, `3 days`."""
-    rounding = next((size for size in ROUNDING if size <= seconds * MAX_ROUNDING), 1)
+def format_rough_duration(seconds: float, precision: float | None = None) -> str:
+    """A duration that is an estimate: `6 h 30 min`, `45 s`, `29 h`, `3 days`.
+
+    It is rounded to a multiple of at most `precision` seconds (None: to at most 5 % more or less).
+    """
+    limit = seconds * MAX_ROUNDING if precision is None else precision
+    rounding = next((size for size in ROUNDING if size <= limit), 1)
     rounded = round(seconds / rounding) * rounding
     if 86_400 <= rounded < 2 * 86_400:
         return f"{rounded // 3600} h"
     text = format_duration(rounded)
     return text.rpartition(" 0 ")[0] or text
+
+
+def format_duration_interval(seconds: float, low: float, high: float) -> str:
+    """An estimate as precise as its interval: `6 h 30 min (80 %: 5 h 50 min to 8 h 10 min)`."""
+    precision = (high - low) * INTERVAL_ROUNDING
+    middle, lower, upper = (format_rough_duration(value, precision) for value in (seconds, low, high))
+    return f"{middle} (80 %: {lower} to {upper})"
 
 
 def format_date(timestamp: float) -> str:
@@ -69,6 +82,12 @@ def format_loss_range(low: float, high: float) -> str:
     """`3.48–3.58`; one digit less for a range of a nat or more."""
     digits = 2 if high - low < 1 else 1
     return f"{low:.{digits}f}–{high:.{digits}f}"
+
+
+def format_losses(middle: float, low: float, high: float) -> tuple[str, str, str]:
+    """A loss and its interval, with as many decimals as the interval's width justifies: `3.519`, `4.8`."""
+    digits = next((digits for digits, width in LOSS_WIDTHS.items() if high - low < width), 1)
+    return f"{middle:.{digits}f}", f"{low:.{digits}f}", f"{high:.{digits}f}"
 
 
 def format_number(value: float | None, digits: int = 2) -> str:

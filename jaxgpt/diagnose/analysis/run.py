@@ -17,6 +17,7 @@ from jaxgpt.diagnose.forecast import annealing, scenarios
 from jaxgpt.diagnose.forecast.annealing import Posterior
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.logs.history import History
+from jaxgpt.runs.log import StopReason
 
 # The annealing gain B from the peak learning rate to zero and its standard deviation in nats, and the exponent q of the
 # learning rate: used where no curve could be fitted.
@@ -42,13 +43,25 @@ class RunAnalysis:
         return self.history.steps_done
 
     @property
+    def early_stop(self) -> StopReason | None:
+        """Why the run was stopped before its last step; None for one that was not."""
+        reason = self.history.metadata.stop_reason
+        return reason if reason is not None and reason.is_early else None
+
+    @property
     def is_over(self) -> bool:
-        return self.steps_done >= self.total_steps
+        return self.steps_done >= self.total_steps or self.early_stop is not None
 
     @property
     def total_steps(self) -> int:
         """The length of the run in steps; where nothing says it, the steps done."""
         return self.context.total_steps or max(self.steps_done, 1)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The seconds of a step without evaluation and saving; None where the log has none."""
+        step_time = self.completion.step_time if self.completion else None
+        return step_time.seconds if step_time else None
 
     @cached_property
     def losses(self) -> Losses:

@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 
 from jaxgpt.budget import query as queries
 from jaxgpt.budget import scaling_law, search
+from jaxgpt.budget import step_time as budget_step_time
 from jaxgpt.budget.recommend import best_model_for
 from jaxgpt.budget.scaling_law import FITTED_RATIO, LossPrediction
 from jaxgpt.config import Config
-from jaxgpt.config.model_size import parameters
+from jaxgpt.config.model_size import flops_per_token, parameters
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.series import Estimate
 from jaxgpt.errors import ConfigError
-from jaxgpt.utils.formatting import format_tokens
+from jaxgpt.utils.formatting import format_rough_duration
 
 PREDICTION_SD = 0.037  # nats: of a difference of two predictions, whose leave-one-out error is .026 each
 SHAPE = ("n_layer", "n_head", "n_embd", "n_kv_head", "head_dim", "n_inner")
@@ -40,10 +41,10 @@ def for_same_flops(run: RunAnalysis) -> LargerModel | None:
     config = _best_config(run, run.context.config)
     if best_model_for(run.law.query) is None or config is None:
         return None
-    tokens = config.run.steps * config.tokens_per_step
+    steps = float(f"{config.run.steps:.2g}")
     action = (
-        f"for as many FLOPs, train a model of {parameters(config.model) / 1e6:,.0f}M parameters "
-        f"on {format_tokens(tokens)} tokens"
+        f"For the same compute, train a {parameters(config.model) / 1e6:,.0f}M model for {steps:,.0f} steps"
+        f"{_in_time(run, config)}"
     )
     changes = {
         "model": {name: getattr(config.model, name) for name in SHAPE},
@@ -53,6 +54,20 @@ def for_same_flops(run: RunAnalysis) -> LargerModel | None:
     }
     gain = _expected_end(run) - _predict(run, config).loss
     return LargerModel(action, changes, Estimate(gain, PREDICTION_SD))
+
+
+def _in_time(run: RunAnalysis, config: Config) -> str:
+    """` (21 h)`: the time of a run with this config, by the measured step time, else by the device; "" if unknown."""
+    old = run.context.config
+    step_time = run.step_seconds
+    if step_time is not None and old is not None:
+        flops, old_flops = (flops_per_token(each.model) * each.tokens_per_step for each in (config, old))
+        return f" ({format_rough_duration(config.run.steps * step_time * flops / old_flops)})"
+    if run.context.device is None:
+        return ""
+    software = "jaxgpt" if run.history.traits.is_jaxgpt_run else "nanogpt"
+    estimate = budget_step_time.estimate(config, run.context.device, software)
+    return f" ({format_rough_duration(config.run.steps * estimate.seconds)})"
 
 
 def _expected_end(run: RunAnalysis) -> float:
@@ -100,6 +115,6 @@ def _as_large_as_baseline(run: RunAnalysis) -> LargerModel | None:
     excess = run.loss_above_baseline
     if config is None or excess is None:
         return None
-    action = f"train a model of the baseline run's size, {parameters(config.model):,} parameters"
+    action = f"Train a model of the baseline run's size, {parameters(config.model):,} parameters"
     changes = {"model": {name: getattr(config.model, name) for name in SHAPE}}
     return LargerModel(action, changes, excess)

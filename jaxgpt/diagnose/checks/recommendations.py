@@ -15,7 +15,7 @@ from jaxgpt.diagnose.checks.repetition import LAW_MIN_PARAMETERS
 from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.forecast import scenarios
 from jaxgpt.diagnose.suggested_commands import Changes, Checkpoint, train_command
-from jaxgpt.utils.formatting import format_tokens
+from jaxgpt.utils.formatting import format_rough_duration, format_tokens
 from jaxgpt.utils.stats import Z80
 
 REPETITION_SD = 0.7  # of a gain that the repetition law predicts: its spread
@@ -51,8 +51,10 @@ def _sort_key(item: Recommendation) -> tuple[int, float]:
     return (0 if is_certain else 1), -item.gain
 
 
-def with_gain(action: str, command: str, gain: float, sd: float) -> Recommendation:
-    """A recommendation with an expected gain in nats and its standard deviation."""
+def advise(action: str, command: str = "", gain: float | None = None, sd: float = 0.0) -> Recommendation:
+    """A recommendation, with its expected gain in nats and the standard deviation of that where they are known."""
+    if gain is None:
+        return Recommendation(action=action, command=command)
     return Recommendation(action=action, command=command, gain=gain, low=gain - Z80 * sd, high=gain + Z80 * sd)
 
 
@@ -65,12 +67,12 @@ def use_more_text(run: RunAnalysis) -> list[Recommendation]:
     unique = run.context.unique_tokens
     if not unique or not run.context.tokens_per_step:
         return []
-    action = f"train on twice the unique tokens ({format_tokens(2 * unique)} instead of {format_tokens(unique)})"
+    action = f"Train on twice the unique tokens ({format_tokens(2 * unique)} instead of {format_tokens(unique)})"
     if (run.context.parameters or 0.0) < LAW_MIN_PARAMETERS:
-        return [Recommendation(action=action)]
+        return [advise(action)]
     cost = run.law.repetition_cost(run.total_steps) or 0.0
     gain = cost - (run.law.repetition_cost(run.total_steps, 2 * unique) or 0.0)
-    return [with_gain(action, "", gain, REPETITION_SD * gain)]
+    return [advise(action, "", gain, REPETITION_SD * gain)]
 
 
 def use_best_checkpoint(run: RunAnalysis) -> list[Recommendation]:
@@ -78,29 +80,28 @@ def use_best_checkpoint(run: RunAnalysis) -> list[Recommendation]:
     val = run.losses.val
     lowest = int(val.values.argmin())
     gain = float(val.values[-1] - val.values[lowest])
-    action = f"use the checkpoint of step {val.steps[lowest]:,.0f}, where the validation loss was lowest"
+    action = f"Use the checkpoint of step {val.steps[lowest]:,.0f}, where the validation loss was lowest"
     command = ""
     if run.context.config and run.history.traits.is_jaxgpt_run:
         folder = f"{run.context.config.run.dir}/{run.context.config.run.name}"
         command = shlex.join(["python", "-m", "jaxgpt.evaluate", folder, "--step", "best"])
-    best = with_gain(action, command, gain, math.sqrt(2) * (run.losses.eval_stderr or 0.0))
+    best = advise(action, command, gain, math.sqrt(2) * (run.losses.eval_stderr or 0.0))
     return [best, *use_more_text(run)]
 
 
 def regularize(run: RunAnalysis) -> list[Recommendation]:
     """Stronger weight decay and dropout. The gain was measured at sizes that the repetition law covers."""
     changes = {"optim": {"weight_decay": STRONG_DECAY}, "model": {"dropout": STRONG_DROPOUT}}
-    action = "use more weight decay, and dropout"
+    action = f"Use a weight decay of {STRONG_DECAY:g} and a dropout of {STRONG_DROPOUT:g}"
     command = _command(run, changes, "regularized")
     cost = run.law.repetition_cost(run.total_steps)
     if cost is None or (run.context.parameters or 0.0) < LAW_MIN_PARAMETERS:
-        return [Recommendation(action=action, command=command)]
-    return [with_gain(action, command, REGULARIZATION_GAIN * cost, REGULARIZATION_GAIN_SD * cost)]
+        return [advise(action, command)]
+    return [advise(action, command, REGULARIZATION_GAIN * cost, REGULARIZATION_GAIN_SD * cost)]
 
 
 def remove_dropout(run: RunAnalysis) -> list[Recommendation]:
-    command = _command(run, {"model": {"dropout": 0.0}}, "no-dropout")
-    return [Recommendation(action="train without dropout", command=command)]
+    return [advise("Train without dropout", _command(run, {"model": {"dropout": 0.0}}, "no-dropout"))]
 
 
 def use_larger_model(run: RunAnalysis) -> list[Recommendation]:
@@ -109,28 +110,30 @@ def use_larger_model(run: RunAnalysis) -> list[Recommendation]:
     if larger is None:
         return train_longer(run)
     command = _command(run, larger.changes, "larger")
-    return [with_gain(larger.action, command, larger.gain.value, larger.gain.stderr), *train_longer(run)]
+    return [advise(larger.action, command, larger.gain.value, larger.gain.stderr), *train_longer(run)]
 
 
 def train_longer(run: RunAnalysis) -> list[Recommendation]:
     """A quarter more steps, if that gains what one run can show."""
-    if run.is_over and run.context.total_steps is None:
+    longer = scenarios.extend(run.context, MORE_STEPS, _fixed_steps(run))
+    if longer is None or (run.is_over and run.context.total_steps is None):
         return []
-    return _scenario(run, scenarios.extend(run.context, MORE_STEPS, _fixed_steps(run)), "continue for")
+    action = f"Train for {longer.steps:,} steps instead of {run.total_steps:,}{_time_until(run, longer.steps)}"
+    return _scenario(run, longer, f"{action}, with the decay of the learning rate stretched to the new end")
 
 
 def anneal(run: RunAnalysis) -> list[Recommendation]:
     """A lower final learning rate; and a cooldown now, or the rest of the schedule."""
-    recommended = _scenario(
-        run, scenarios.decay_to_zero(run.context, _fixed_steps(run)), "decay the learning rate to 0:"
-    )
+    to_zero = scenarios.decay_to_zero(run.context, _fixed_steps(run))
+    recommended = _scenario(run, to_zero, f"Let the learning rate decay to 0 by step {run.total_steps:,}")
     if run.forecast is None and run.posterior is None:
         return recommended
     if run.losses.latest_val is None or run.annealing_gain is None or run.is_over:
         return recommended
     cooldown = scenarios.cooldown_now(run.context, run.steps_done)
     if cooldown is not None and run.context.optim.schedule == "constant":
-        return recommended + _scenario(run, cooldown, "or sooner:")
+        action = f"End sooner: let the learning rate decay to 0 by step {cooldown.steps:,}"
+        return recommended + _scenario(run, cooldown, action + _time_until(run, cooldown.steps))
     return recommended + _finish_schedule(run)
 
 
@@ -143,8 +146,16 @@ def _finish_schedule(run: RunAnalysis) -> list[Recommendation]:
     gain, sd = run.posterior.remaining_annealing_gain(run.steps_done)
     if gain <= 0:
         return []
-    action = f"let the schedule finish at step {run.total_steps:,}: its decay alone gains"
-    return [with_gain(action, _command(run, {}), gain, sd)]
+    until = f"step {run.total_steps:,}{_time_until(run, run.total_steps)}"
+    action = f"Let the run finish at {until}, for the decay of its learning rate"
+    return [advise(action, _command(run, {}), gain, sd)]
+
+
+def _time_until(run: RunAnalysis, step: int) -> str:
+    """` (6 h from now)`; empty for a run that is over, and where the step time is unknown."""
+    if run.is_over or run.step_seconds is None:
+        return ""
+    return f" ({format_rough_duration((step - run.steps_done) * run.step_seconds)} from now)"
 
 
 def _fixed_steps(run: RunAnalysis) -> int:
@@ -152,9 +163,12 @@ def _fixed_steps(run: RunAnalysis) -> int:
     return 0 if run.is_over else run.steps_done
 
 
-def _scenario(run: RunAnalysis, ending: scenarios.Scenario | None, prefix: str) -> list[Recommendation]:
-    """A scenario as a recommendation, if its forecast is below that of the run as it is."""
-    if ending is None or run.posterior is None:
+def _scenario(run: RunAnalysis, ending: scenarios.Scenario | None, action: str) -> list[Recommendation]:
+    """A scenario as a recommendation, if its forecast is below that of the run as it is.
+
+    There is none for a run that was stopped early, because more steps of it were not worth their time.
+    """
+    if ending is None or run.posterior is None or run.early_stop is not None:
         return []
     current = float(run.posterior.predict([run.total_steps])[0][0])
     gain = current - float(run.posterior.predict([ending.steps], ending.lr_fractions(run.context))[0][0])
@@ -162,25 +176,33 @@ def _scenario(run: RunAnalysis, ending: scenarios.Scenario | None, prefix: str) 
         return []
     annealing_gain, annealing_sd = run.posterior.annealing_gain
     sd = math.hypot(gain * annealing_sd / max(abs(annealing_gain), 1e-3), 0.5 * MEASURABLE_GAIN)
-    return [
-        with_gain(
-            f"{prefix} {ending.description}", scenarios.scenario_command(run.history, run.context, ending), gain, sd
-        )
-    ]
+    return [advise(action, scenarios.scenario_command(run.history, run.context, ending), gain, sd)]
 
 
 def lower_peak_lr(run: RunAnalysis) -> list[Recommendation]:
     """A lower peak learning rate, from the last checkpoint before the instability."""
+    return [_lower_peak_lr(run)]
+
+
+def lower_high_lr(run: RunAnalysis) -> list[Recommendation]:
+    """A lower peak learning rate, with the gain of annealing."""
+    gain = run.loss_above_baseline or run.annealing_gain
+    if not gain:
+        return [_lower_peak_lr(run)]
+    return [_lower_peak_lr(run, gain.value, max(gain.stderr, 0.3 * gain.value))]
+
+
+def _lower_peak_lr(run: RunAnalysis, gain: float | None = None, sd: float = 0.0) -> Recommendation:
     optim = run.context.optim
     peak_lr = float(f"{optim.learning_rate / LR_REDUCTION:.2g}")
     if run.baseline is not None and run.baseline.context.optim.learning_rate < optim.learning_rate:
         peak_lr = run.baseline.context.optim.learning_rate
     changes = {"optim": {"learning_rate": peak_lr, "min_lr": min(optim.min_lr, peak_lr / 10)}}
     command = _command(run, changes, "lower-lr", _last_stable_checkpoint(run))
-    action = f"use a peak learning rate of {peak_lr:g} instead of {optim.learning_rate:g}"
+    action = f"Use a peak learning rate of {peak_lr:g} instead of {optim.learning_rate:g}"
     if not run.is_over:
         action += ", from the last stable checkpoint on"
-    return [Recommendation(action=action, command=command)]
+    return advise(action, command, gain, sd)
 
 
 def _last_stable_checkpoint(run: RunAnalysis) -> Checkpoint:
@@ -191,15 +213,6 @@ def _last_stable_checkpoint(run: RunAnalysis) -> Checkpoint:
     return max((saved for saved in run.history.saves if saved <= step), default=None)
 
 
-def lower_high_lr(run: RunAnalysis) -> list[Recommendation]:
-    """A lower peak learning rate, with the gain of annealing."""
-    [lower] = lower_peak_lr(run)
-    gain = run.loss_above_baseline or run.annealing_gain
-    if not gain:
-        return [lower]
-    return [with_gain(lower.action, lower.command, gain.value, max(gain.stderr, 0.3 * gain.value))]
-
-
 def evaluate_on_more_tokens(run: RunAnalysis) -> list[Recommendation]:
     """An evaluation large enough to show the expected decrease, then a longer run."""
     decrease = run.expected_decrease
@@ -207,9 +220,9 @@ def evaluate_on_more_tokens(run: RunAnalysis) -> list[Recommendation]:
         return train_longer(run)
     needed = (VISIBLE * RANDOM_TEXT_STDERR / decrease) ** 2 * RANDOM_TEXT_TOKENS
     tokens = min(math.ceil(needed / 1e6) * 1_000_000, MAX_EVAL_TOKENS)
-    action = f"evaluate on {tokens:,} tokens, the same ones every time, so that a decrease of {decrease:.3f} is visible"
+    action = f"Evaluate on {format_tokens(tokens)} tokens, always the same ones, to see decreases of {decrease:.3f}"
     command = _command(run, {"run": {"eval_tokens": tokens}}, "larger-eval", "latest")
-    return [Recommendation(action=action, command=command), *train_longer(run)]
+    return [advise(action, command), *train_longer(run)]
 
 
 def fix_hyperparameters(run: RunAnalysis) -> list[Recommendation]:
@@ -217,28 +230,24 @@ def fix_hyperparameters(run: RunAnalysis) -> list[Recommendation]:
     recommended = list[Recommendation]()
     if faults.has_mismatched_schedule(run).result:
         command = _command(run, {"optim": {"decay_steps": None}}, "full-decay")
-        recommended.append(Recommendation(action="let the schedule end with the run", command=command))
+        recommended.append(advise("Let the schedule end with the run", command))
     if faults.has_long_warmup(run).result:
         steps = run.total_steps // WARMUP_SHARE
-        command = _warmup_command(run, steps)
-        recommended.append(Recommendation(action=f"warm up for {steps:,} steps", command=command))
+        recommended.append(advise(f"Warm up for {steps:,} steps", _warmup_command(run, steps)))
     if faults.has_short_warmup(run):
         recommended.append(_use_warmup_of_baseline(run))
     if faults.has_sudden_jump(run).result:
-        action = "inspect the data where the loss jumped: order, labels, a corrupt shard"
-        recommended.append(Recommendation(action=action))
-    comparison = "train a short run with a known recipe on known data, and compare (--baseline RUN)"
-    return recommended or [Recommendation(action=comparison)]
+        recommended.append(advise("Inspect the data where the loss jumped: order, labels, a corrupt shard"))
+    comparison = "Train a short run with a known recipe on known data, and compare (--baseline RUN)"
+    return recommended or [advise(comparison)]
 
 
 def _use_warmup_of_baseline(run: RunAnalysis) -> Recommendation:
     steps = run.baseline.context.optim.warmup_steps if run.baseline else 0
-    action = f"warm up for {steps:,} steps, as the baseline run does"
-    command = _warmup_command(run, steps)
+    action = f"Warm up for {steps:,} steps, as the baseline run does"
     gain = run.loss_above_baseline
-    if not gain:
-        return Recommendation(action=action, command=command)
-    return with_gain(action, command, gain.value, gain.stderr)
+    command = _warmup_command(run, steps)
+    return advise(action, command, gain.value, gain.stderr) if gain else advise(action, command)
 
 
 def _warmup_command(run: RunAnalysis, steps: int) -> str:
@@ -249,15 +258,13 @@ def clip_gradients(run: RunAnalysis) -> list[Recommendation]:
     if 0 < run.context.optim.grad_clip <= SAFE_CLIP:
         return []
     command = _command(run, {"optim": {"grad_clip": SAFE_CLIP}}, "clipped", "latest")
-    action = f"clip gradients at a norm of {SAFE_CLIP:g}, which lowers such spikes"
-    return [Recommendation(action=action, command=command)]
+    return [advise(f"Clip gradients at a norm of {SAFE_CLIP:g}, which lowers such spikes", command)]
 
 
 def change_data_seed(run: RunAnalysis) -> list[Recommendation]:
     if run.history.traits.is_jaxgpt_run:
         return []
-    action = "give the resumed process another data seed, so that it does not read the first batches again"
-    return [Recommendation(action=action)]
+    return [advise("Give the resumed process another data seed, so that it does not read the first batches again")]
 
 
 def evaluate_less_often(run: RunAnalysis) -> list[Recommendation]:
@@ -265,13 +272,11 @@ def evaluate_less_often(run: RunAnalysis) -> list[Recommendation]:
     if config is None or run.is_over:
         return []
     changes = {"run": {"eval_every": 2 * config.run.eval_every, "save_every": 2 * config.run.save_every}}
-    action = "evaluate and save half as often, if that is what takes the time"
-    return [Recommendation(action=action, command=_command(run, changes))]
+    return [advise("Evaluate and save half as often, if that is what takes the time", _command(run, changes))]
 
 
 def check_gpu_health(run: RunAnalysis) -> list[Recommendation]:
-    action = "check the device's temperature, clock and other programs since then (nvidia-smi)"
-    return [Recommendation(action=action)]
+    return [advise("Check the device's temperature, clock and other programs since then (nvidia-smi)")]
 
 
 RECOMMENDERS: dict[str, Callable[[RunAnalysis], list[Recommendation]]] = {

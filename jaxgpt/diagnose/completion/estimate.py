@@ -95,7 +95,8 @@ def estimate_completion(history: History, context: RunContext, now: float | None
 def steps_left(history: History, context: RunContext) -> int:
     """Steps that the run still has to do."""
     total = context.total_steps or 0
-    if history.steps_done >= total:
+    stop = history.metadata.stop_reason
+    if history.steps_done >= total or (stop is not None and stop.is_early):
         return 0
     return total + history.traits.total_is_last_step - history.steps_done
 

@@ -18,15 +18,12 @@ from jaxgpt.diagnose.forecast import annealing
 from jaxgpt.diagnose.forecast.annealing import MISFIT, LossCurve, Posterior
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast, gaussian_forecast
 from jaxgpt.logs.history import History
+from jaxgpt.utils.formatting import pluralize
 
 # The measured standard error, in nats, of an evaluation on so many random tokens.
 RANDOM_EVAL_ERROR, RANDOM_EVAL_TOKENS = 0.044, 524_288
 MAX_LOSS = 1e6  # nats: a larger value is not a loss
 DEFAULT_EVAL_TOKENS = 200 * 8 * 1024  # where neither log nor options tell
-TOO_FEW = (
-    "{count} validation losses past the warmup; {needed} are needed, or the run's size, batch and corpus (--config, or "
-    "--params, --batch-tokens and --corpus) for a forecast without any"
-)
 
 
 class RunForecast(NamedTuple):
@@ -40,7 +37,9 @@ class RunForecast(NamedTuple):
 def forecast_run(history: History, context: RunContext) -> RunForecast:
     """Fits the loss model to the run's validation losses and forecasts its final loss."""
     if not context.total_steps:
-        return RunForecast(None, None, "it is not known how long the run is to be (--total-steps)")
+        return RunForecast(None, None, "the length of the run is unknown (--total-steps)")
+    if history.evaluations and all(evaluation.val is None for evaluation in history.evaluations):
+        return RunForecast(None, None, "the run has no validation split")
     if _loss_is_not_finite(history):
         return RunForecast(None, None, "its loss is not finite")
     if not context.lr_fractions.any():
@@ -49,9 +48,15 @@ def forecast_run(history: History, context: RunContext) -> RunForecast:
     try:
         posterior = annealing.fit(curve, scaling_law_prior(context))
     except ValueError:
-        count = int(curve.usable().sum())
-        return RunForecast(None, None, TOO_FEW.format(count=count, needed=annealing.MIN_EVALUATIONS))
+        return RunForecast(None, None, _too_few_losses(int(curve.usable().sum()), context))
     return RunForecast(posterior, posterior.final_loss(), "")
+
+
+def _too_few_losses(count: int, context: RunContext) -> str:
+    needed = pluralize(annealing.MIN_EVALUATIONS, "validation loss", "validation losses")
+    facts = context.missing("parameters", "tokens_per_step").replace("; ", " and ")
+    alternative = f", or {facts}" if facts else ""
+    return f"it needs {needed} after the warmup (the log has {count}){alternative}"
 
 
 def _loss_is_not_finite(history: History) -> bool:

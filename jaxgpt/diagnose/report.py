@@ -49,14 +49,14 @@ def build_brief_report(diagnosis: Diagnosis) -> Report:
     """The three main answers and the first recommendations, which fit on one screen."""
     answers = (messages.eta_sentence(diagnosis), messages.forecast_sentence(diagnosis))
     recommendations = messages.first_steps(diagnosis)[:BRIEF_STEPS]
+    steps = (*_recommendation_blocks(recommendations), Paragraph(_more(diagnosis)))
     return Report(
         title=_title(diagnosis),
         summary=(*answers, messages.problem_sentence(diagnosis)),
         sections=(
             Section("Target loss", _items(_target(diagnosis))),
-            Section("What to do", tuple(_recommendation_blocks(recommendations))),
             Section("Backtests of earlier forecasts", _items(backtest.format_backtests(diagnosis.backtests))),
-            Section("More", (Paragraph(_more(diagnosis)),)),
+            Section("What to do" if recommendations else "More", steps),
         ),
     )
 

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jaxgpt.budget import query as queries
-from jaxgpt.budget import scaling_law, search
-from jaxgpt.budget import step_time as budget_step_time
+from jaxgpt.budget import scaling_law, search, step_time
 from jaxgpt.budget.recommend import best_model_for
 from jaxgpt.budget.scaling_law import FITTED_RATIO, LossPrediction
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token, parameters
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.series import Estimate
+from jaxgpt.diagnose.checks.throughput import software_of
 from jaxgpt.errors import ConfigError
 from jaxgpt.utils.formatting import format_rough_duration
 
@@ -59,14 +59,13 @@ def for_same_flops(run: RunAnalysis) -> LargerModel | None:
 def _in_time(run: RunAnalysis, config: Config) -> str:
     """` (21 h)`: the time of a run with this config, by the measured step time, else by the device; "" if unknown."""
     old = run.context.config
-    step_time = run.step_seconds
-    if step_time is not None and old is not None:
+    seconds = run.step_seconds
+    if seconds is not None and old is not None:
         flops, old_flops = (flops_per_token(each.model) * each.tokens_per_step for each in (config, old))
-        return f" ({format_rough_duration(config.run.steps * step_time * flops / old_flops)})"
+        return f" ({format_rough_duration(config.run.steps * seconds * flops / old_flops)})"
     if run.context.device is None:
         return ""
-    software = "jaxgpt" if run.history.traits.is_jaxgpt_run else "nanogpt"
-    estimate = budget_step_time.estimate(config, run.context.device, software)
+    estimate = step_time.roofline(config, run.context.device, software_of(run))
     return f" ({format_rough_duration(config.run.steps * estimate.seconds)})"
 
 

@@ -90,7 +90,7 @@ def _is_above_roofline(run: RunAnalysis) -> Condition:
         return unknown(question, "the time of a step")
     if config is None or device is None:
         return unknown(question, run.context.missing("device", "config"), f"{median:.3g} s per step")
-    roofline = step_time.roofline(config, device, _software(run))
+    roofline = step_time.roofline(config, device, software_of(run))
     is_above = median > ABOVE_ROOFLINE * roofline.high
     limit = "data, another program or its clock" if is_above else "its arithmetic"
     evidence = (
@@ -100,7 +100,8 @@ def _is_above_roofline(run: RunAnalysis) -> Condition:
     return Condition(question, evidence, is_above)
 
 
-def _software(run: RunAnalysis) -> str:
+def software_of(run: RunAnalysis) -> str:
+    """The software whose roofline applies to the run."""
     return "jaxgpt" if run.history.traits.is_jaxgpt_run else "nanogpt"
 
 
@@ -113,7 +114,7 @@ def _has_impossible_target(run: RunAnalysis) -> Condition:
         return Condition(question, "", False)
     if config is None or device is None:
         return unknown(question, run.context.missing("device", "config"), f"target {target:g} s per step")
-    fastest = step_time.roofline(config, device, _software(run)).low
+    fastest = step_time.roofline(config, device, software_of(run)).low
     needed = config.tokens_per_step * flops_per_token(config.model) / target / 1e12
     evidence = f"{target:g} s per step would need {needed:,.0f} TFLOP/s; {device.name} has {device.tflops:g}"
     return Condition(question, evidence, target < fastest)

@@ -8,8 +8,9 @@ OUT = ROOT / "docs" / "errors.md"
 INTRODUCTION = """# Errors
 
 Each error is `error[CODE]: what is wrong (the value, and where)`, then `help: what to do next`, on stderr. `--debug`
-shows the traceback instead. Nothing is compiled, created or overwritten before the checks of config, data and run
-folder have passed. This page is made from `jaxgpt/error_codes.toml` by `docs/errors.py`.
+shows the traceback instead. Before the checks of config, data and run folder have passed, nothing is compiled or
+overwritten. `train` may prepare the data first, and creates the run folder with its lock. This page is made from
+`jaxgpt/error_codes.toml` by `docs/errors.py`.
 
 | exit status | | codes |
 |---|---|---|

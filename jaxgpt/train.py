@@ -38,7 +38,7 @@ def train(config: Config, fork: CheckpointRef | None = None) -> RunFolder:
     A new run starts from the checkpoint `fork`, if one is given. Raises a `JaxgptError` for what the user can fix, and
     `Stopped` after a signal, when everything is saved.
     """
-    # Imported here because these load JAX, which takes seconds: by now the command line is known to be right.
+    # Imported here because some of these load JAX, which takes seconds: by now the command line is known to be right.
     from jaxgpt.budget import plan_file, preflight
     from jaxgpt.budget.devices import peak_flops
     from jaxgpt.diagnose.live import LiveDiagnosis, report_at_end
@@ -48,7 +48,7 @@ def train(config: Config, fork: CheckpointRef | None = None) -> RunFolder:
     with ExitStack() as stack:
         shutdown = stack.enter_context(GracefulShutdown())
 
-        # Open the run: whatever may refuse it does so here, before anything is written.
+        # Open the run: whatever may refuse it does so here, before its files are written.
         run = stack.enter_context(open_run(config, fork, preflight.check_memory))
         if reason := run.already_stopped():
             print(messages.already_stopped(reason, run.folder, run.start_step, run.config.run.steps))
@@ -109,7 +109,7 @@ def run_steps(session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: 
 
 def finish(session: "TrainingSession", stop: StopReason) -> None:
     """Prints a sample, if the config asks for one, then the result and what to do next."""
-    from jaxgpt.budget import plan_file  # these load JAX, like those of `train`
+    from jaxgpt.budget import plan_file  # some of these load JAX, like those of `train`
     from jaxgpt.generation.sampler import generate_texts
     from jaxgpt.training import messages
 

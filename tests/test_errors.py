@@ -111,7 +111,7 @@ def test_binary_config_file_is_an_error(refused: Refused, workspace: Path) -> No
         ("--run.name=", "C019]: run.name = '' cannot name a folder", ""),
         (
             "--device=gpu",
-            "C020]: GPU asked for, JAX sees only: cpu",
+            "C020]: mesh.device is 'gpu', but JAX sees only: cpu",
             "cuda12 for drivers below 580; python -m jaxgpt.doctor",
         ),
         (
@@ -269,7 +269,7 @@ def test_missing_gpu_is_an_error_whatever_jax_platforms_says(workspace: Path, mo
     with start_training(workspace, {"mesh.device": "gpu"}) as run:
         out, err = run.communicate(timeout=60)
     assert (run.returncode, out) == (2, "")
-    assert err.startswith("error[C020]: GPU asked for, JAX sees only: none (JAX_PLATFORMS=cuda)")
+    assert err.startswith("error[C020]: mesh.device is 'gpu', but JAX sees only: none (JAX_PLATFORMS=cuda)")
     assert "Traceback" not in err
     assert listing(workspace) == before
 

@@ -135,11 +135,11 @@ def test_run_folder_and_name_under_runs(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_piped_output_of_jaxgpt_train() -> None:
-    """See `announce.opening` and `display.Lines`: `time` contains neither evaluation nor saving."""
+    """See `jaxgpt/training/messages.py`: `time` contains neither evaluation nor saving."""
     text = """tokens per iteration will be: 1,024
 number of parameters: 0.10M
   of them outside embeddings and head: 0.02M
-data: 20,000 tokens in data/small, 1,000 held out; 5.12 epochs
+data: 20,000 tokens in data/small, 1,000 for validation; 5.12 epochs
 device: 1 x NVIDIA GeForce RTX 4070 (bfloat16, attention by cudnn)
 run: runs/small, new, 2,000 steps
 step 0: train loss 10.8, val loss 10.81

@@ -43,7 +43,7 @@ def test_near_duplicates_stay_in_one_split(tmp_path: Path, source: Path) -> None
 
 def test_audit_of_another_tokenizer_is_refused(tmp_path: Path, source: Path) -> None:
     prepare([str(source)], tmp_path / "data")
-    with pytest.raises(ConfigError, match=r"C033.*holds no audit"):
+    with pytest.raises(ConfigError, match=r"C033.*has not been audited"):
         prepare([str(source)], tmp_path / "x", audit=tmp_path / "data")
     audit.main([str(tmp_path / "data")])
     with pytest.raises(ConfigError, match=r"C033.*not by a new tokenizer"):

@@ -50,7 +50,7 @@ def read_record(path: str) -> RunRecord:
     except NoLogError as error:
         raise ConfigError("C043", f"there is no run or log at {path!r}", error.help) from error
     except DataError as error:
-        raise ConfigError("C043", f"'{path}' holds no step of a run", error.help) from error
+        raise ConfigError("C043", f"'{path}' contains no training steps", error.help) from error
     steps = history.steps[WARMUP_RECORDS:] if history.traits.is_jaxgpt_run else history.steps
     seconds = tuple(step.seconds for step in steps if step.step_only and step.seconds is not None)
     evaluations = []
@@ -59,7 +59,7 @@ def read_record(path: str) -> RunRecord:
         if loss is not None and _is_plausible(evaluation.step, loss):
             evaluations.append((evaluation.step, loss))
     if not seconds and not evaluations:
-        raise ConfigError("C043", f"'{path}' holds no step of a run that can be measured", logs.SUPPORTED)
+        raise ConfigError("C043", f"'{path}' contains no training steps that can be measured", logs.SUPPORTED)
     return RunRecord(source=str(path), seconds=seconds, evaluations=tuple(evaluations), config=history.config)
 
 

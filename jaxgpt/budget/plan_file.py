@@ -118,7 +118,7 @@ def _loss_line(loss: float, row: dict[str, Any], *, finished: bool) -> Compariso
     low = row["loss_low"]
     high = row["loss_high"]
     if high - low > MAX_INTERVAL:
-        planned = "nothing, so far is the run from those that the scaling law was fitted to"
+        planned = "no prediction: too far outside the range of the scaling law"
         return ComparisonLine(quantity=quantity, planned=planned, actual=f"{loss:.3f}", inside=None)
     return ComparisonLine(
         quantity=quantity,

@@ -15,7 +15,7 @@ def check_memory(config: Config, limit: int | None, devices: int = 1) -> None:
     needed = memory.estimate(config, rows).total
     if limit is None or TOLERANCE * needed <= limit:
         return
-    message = f"needs about {needed / GIB:.1f} GiB, {limit / GIB:.1f} GiB is free"
+    message = f"a training step needs about {needed / GIB:.1f} GiB per device, and JAX may use {limit / GIB:.1f} GiB"
     raise ConfigError("C022", message, _memory_help(config, limit, rows, devices))
 
 

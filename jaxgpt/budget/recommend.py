@@ -175,7 +175,7 @@ def _last_hour_gain(planned: Plan) -> float | None:
 def _size_sentence(loss: float, best: BestModel | None) -> str:
     if best is None:
         return (
-            f"So few FLOPs cannot train even the smallest fitted model, {FITTED_PARAMETERS[0] / 1e6:.0f}M parameters "
+            f"This compute is below that of the smallest fitted model, {FITTED_PARAMETERS[0] / 1e6:.0f}M parameters "
             f"on {FITTED_RATIO:.0f} tokens each: all losses here are rough."
         )
     model = f"{best.parameters / 1e6:,.0f}M parameters on {format_tokens(best.tokens)} tokens"
@@ -191,7 +191,7 @@ def _size_sentence(loss: float, best: BestModel | None) -> str:
 def _claim_sentence(planned: Plan, claim: float | None) -> str:
     if claim is None:
         limit = least_loss(planned.model.parameters, planned.inputs.corpus)
-        return f"With unlimited unique tokens this model would end at {limit:.2f}: no length takes it lower."
+        return f"With unlimited unique tokens this model would end at {limit:.2f}: more steps cannot take it lower."
     if planned.last.loss <= claim:
         return f"A loss of {claim:g} is expected of this run: {planned.last.loss:.2f}."
     return f"A loss of {claim:g} {required_for_loss(planned.model.parameters, planned.inputs.corpus, claim)}."
@@ -208,7 +208,7 @@ def required_for_loss(parameters: float, corpus: Corpus, loss: float) -> str:
     law = scaling_law.LAW
     if loss > limit:
         tokens = 1e10 * (law.data / (loss - limit)) ** (1 / law.beta)
-        return f"takes {tokens / 1e9:,.0f}B unique tokens through this model"
+        return f"needs {tokens / 1e9:,.0f}B unique tokens with this model"
     unreachable = f"is out of reach of this model at any length (limit {limit:.2f})"
     size = _required_size(corpus.offset, loss)
     return unreachable if size is None else f"{unreachable}: about {size / 1e9:,.1f}B parameters on 20 tokens each"

@@ -73,7 +73,7 @@ def best_run(inputs: Inputs, goal: Goal) -> SearchResult:
     """
     device = inputs.device
     if device is None:
-        raise ConfigError("C044", "without a GPU's speed no run can be chosen", "--gpu NAME")
+        raise ConfigError("C044", "--hours, --kwh and --target-loss need to know the GPU", "--gpu NAME")
     possible = []
     for layers, width in SHAPES:
         candidate = _candidate(inputs, device, with_shape(inputs.config, layers, width), goal)

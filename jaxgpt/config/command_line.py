@@ -79,7 +79,7 @@ def use_field_options(argv: Sequence[str], own_options: Sequence[str]) -> list[s
 def _config_name(options: argparse.Namespace) -> str | None:
     """The config that is given: by --config, alone, or last of a list that took it for one of its values."""
     if options.config_file and options.config_file.startswith("-"):
-        raise ConfigError("C006", f"{options.config_file!r} is not understood", FORM)
+        raise ConfigError("C006", f"{options.config_file!r} is not an option or a config", FORM)
     if options.config and options.config_file:
         raise ConfigError("C006", f"two configs are given: {options.config} and {options.config_file}")
     name: str | None = options.config or options.config_file
@@ -96,7 +96,7 @@ def _is_config(name: str) -> bool:
 def _unknown_field(argument: str, own_options: Sequence[str]) -> ConfigError:
     word = argument.split("=")[0].lstrip("-").replace("-", "_")
     if not argument.startswith("-"):
-        return ConfigError("C006", f"{argument!r} is not understood", FORM)
+        return ConfigError("C006", f"{argument!r} is not an option or a config", FORM)
     if word in UNSUPPORTED:
         return ConfigError("C005", f"there is no option '--{word}'", UNSUPPORTED[word])
     own = {option.lstrip("-").replace("-", "_"): option for option in own_options}

@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         close = difflib.get_close_matches(name, self.option_names(), n=1) if name.startswith("-") else []
         return ConfigError(
             "C006",
-            f"{argument!r} is not understood",
+            f"unexpected argument {argument!r}",
             f"did you mean {close[0]}?" if close else f"{self.prog} --help",
         )
 

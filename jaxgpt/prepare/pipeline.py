@@ -171,7 +171,8 @@ def find_clusters(audited: Path, named: Tokenizer | None) -> Path:
     """
     path = audit_files.clusters_path(audited / audit_files.RECORD_NAME)
     if not path.is_file():
-        raise ConfigError("C033", f"'{audited}' holds no audit ({path.name})", f"python -m jaxgpt.audit {audited}")
+        message = f"'{audited}' has not been audited: there is no {path.name}"
+        raise ConfigError("C033", message, f"python -m jaxgpt.audit {audited}")
     used = dataset.open_folder(audited).tokenizer
     if named is None or used.fingerprint != named.fingerprint:
         wanted = named.name if named else "a new tokenizer"

@@ -22,7 +22,8 @@ from jaxgpt.utils.lock import LockedError, lock_file
 if TYPE_CHECKING:
     from jaxgpt.data.tokenizer import Tokenizer  # its library takes a third of a second to load
 
-# Fields that may change when a run is resumed: they change what is shown or where it runs, never its result.
+# Fields that may change when a run is resumed: they change what is shown or where it runs, not what is computed.
+# `model.loss_chunk` and `mesh` can change rounding: only with the same values is the resumed run bitwise identical.
 RESUMABLE_FIELDS = {
     "data.path",  # the tokens themselves are compared
     "data.corpus",  # only plans and forecasts read it
@@ -53,7 +54,7 @@ RESUMABLE_FIELDS = {
 
 
 class RunFolder:
-    """The folder `path` of one run. Only `lock` and `write_identity` write to it."""
+    """The folder `path` of one run. Of its methods, only `lock` and `write_identity` write to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

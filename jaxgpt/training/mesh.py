@@ -52,7 +52,7 @@ def _devices(platform: str) -> list[jax.Device]:
     try:
         return jax.devices() if platform == "auto" else jax.devices(platform)
     except (RuntimeError, AssertionError) as error:
-        message = f"{platform.upper()} asked for, JAX sees only: {_visible_platforms()}"
+        message = f"mesh.device is {platform!r}, but JAX sees only: {_visible_platforms()}"
         raise ConfigError("C020", message, GPU_HELP) from error
 
 

@@ -23,14 +23,14 @@ def startup_banner(config: Config, dataset: TokenDataset, mesh: Mesh, folder: Ru
     devices = list(mesh.devices.flat)
     windows = dataset.train.windows(config.model.block_size)
     epochs = config.data.micro_batch * config.data.accum * config.run.steps / windows
-    held_out = f"{dataset.val.tokens:,} held out" if dataset.val else "none held out"
+    validation = f"{dataset.val.tokens:,} for validation" if dataset.val else "no validation split"
     kernels = f"{config.model.dtype}, attention by {config.model.attention}"
     start = f"resumed at step {start_step:,}" if start_step else "new"
     lines = [
         f"tokens per iteration will be: {config.tokens_per_step:,}",
         f"number of parameters: {parameters(config.model) / 1e6:.2f}M",
         f"  of them outside embeddings and head: {non_embedding_parameters(config.model) / 1e6:.2f}M",
-        f"data: {dataset.train.tokens:,} tokens in {dataset.folder}, {held_out}; {epochs:.2f} epochs",
+        f"data: {dataset.train.tokens:,} tokens in {dataset.folder}, {validation}; {epochs:.2f} epochs",
         f"device: {len(devices)} x {devices[0].device_kind} ({kernels})",
         f"run: {folder.path}, {start}, {config.run.steps:,} steps",
     ]

@@ -68,7 +68,7 @@ class OpenRun:
 
 @contextmanager
 def open_run(config: Config, fork: CheckpointRef | None, check_memory: MemoryCheck) -> Iterator[OpenRun]:
-    """Opens the run of `config` for training; writes nothing but the folder and its lock.
+    """Opens the run of `config` for training. May prepare its data; creates its folder, lock and `checkpoints/`.
 
     A new run starts from the checkpoint `fork`, if one is given. `check_memory` is called with the config, the bytes
     that JAX may use of each device (None if unknown) and the number of devices. Raises a `JaxgptError` for whatever

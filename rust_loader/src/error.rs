@@ -105,7 +105,7 @@ errors! {
     /// the data is shorter than one sequence.
     "D013" CorpusTooShortError => CorpusTooShort { tokens: u64, needed: u64 }
     message: ("{} tokens in all; one sequence needs {}", grouped(*tokens), grouped(*needed))
-    help: "add data, or choose a shorter block";
+    help: "add data, or use a smaller --model.block-size";
 
     /// the path names a folder, FIFO, device or socket.
     "D015" NotAFileError => NotAFile { path: PathBuf, kind: &'static str }
@@ -149,13 +149,13 @@ errors! {
 
     /// the consumer keeps every buffer.
     "S006" SlotsExhaustedError => SlotsExhausted { slots: usize, seconds: f64 }
-    message: ("no batch for {seconds:.0} s: all {slots} slots of the loader are lent out")
-    help: "drop earlier batches (and every view of them), or give the loader more slots";
+    message: ("no batch for {seconds:.0} s: all {slots} prefetch buffers are in use")
+    help: "release earlier batches and every view of them, or raise --data.prefetch-buffers";
 
     /// there is not enough memory for the ring.
     "S007" SlotsExhaustedError => Memory { bytes: usize }
     message: ("cannot allocate {} bytes for a batch", grouped(*bytes as u64))
-    help: "use a smaller batch or fewer slots";
+    help: "use a smaller --data.micro-batch or fewer --data.prefetch-buffers";
 
     /// a worker thread failed because of a bug.
     "S008" WorkerError => Worker { reason: String }

@@ -1,8 +1,9 @@
 //! Which tokens belong to which sample: the contract that makes a run resumable from one integer.
 //!
 //! A *window* is `block + 1` tokens: `block` inputs and, one later, as many targets. The windows of an epoch start at
-//! every multiple of `block`, so each token is a target once per epoch. Samples are numbered from 0 through the whole
-//! run; sample `k` depends on the seed, `k` and the data, and on nothing else.
+//! every multiple of `block`, so each window is read once per epoch; the first token and an incomplete last window are
+//! never targets. Samples are numbered from 0 through the whole run; sample `k` depends on the seed, `k` and the data,
+//! and on nothing else.
 
 pub mod batch;
 pub mod permute;

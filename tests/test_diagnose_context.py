@@ -202,7 +202,7 @@ def test_llmc_and_modded_logs_contain_schedules() -> None:
 def test_run_beyond_its_configured_length() -> None:
     context = of(NANOGPT.replace("max_iters = 20000", "max_iters = 500").replace("lr_decay_iters = 20000\n", ""))
     assert context.total_steps is None
-    assert "exceeds the 500 steps" in "\n".join(context.assumed)
+    assert "exceeds its configured 500 steps" in "\n".join(context.assumed)
 
 
 @pytest.mark.parametrize(

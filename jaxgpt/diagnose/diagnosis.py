@@ -16,6 +16,7 @@ from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast, gaussian_forecas
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.diagnose.forecast.scenarios import ScenarioForecast, forecast_scenarios
 from jaxgpt.logs.history import History
+from jaxgpt.utils.formatting import pluralize
 
 
 class TargetComparison(NamedTuple):
@@ -113,7 +114,7 @@ def _compare_with_target(run: RunAnalysis, forecast: Forecast | None) -> TargetC
         return None
     is_possible = forecast.low95 <= loss
     reason = (
-        f"a run of {run.total_steps:,} steps ends at {forecast.mean:.3f} "
+        f"a run of {pluralize(run.total_steps, 'step')} ends at {forecast.mean:.3f} "
         f"(95 %: {forecast.low95:.2f} to {forecast.high95:.2f})"
     )
     if not is_possible:

@@ -5,6 +5,7 @@ from jaxgpt.budget.scaling_law import GPT2_VOCAB_SIZES, tuned_learning_rate
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.checks import baseline, instabilities, repetition
 from jaxgpt.diagnose.finding import Condition, Finding, any_of, compare, unknown
+from jaxgpt.utils.formatting import pluralize
 
 ABOVE_LAW = 0.10  # nats: 2.5 sigma of the scaling law, whose own runs, each left out in turn, miss by at most .056
 UNIGRAM_ENTROPY = 7.6  # nats: of GPT-2 tokens of web text, 7.5 to 7.7
@@ -74,7 +75,7 @@ def is_stuck_at_unigrams(run: RunAnalysis) -> Condition:
     if latest is None:
         return unknown(question, "a validation loss")
     if run.steps_done < max(MIN_STEPS, 2 * run.context.optim.warmup_steps):
-        return Condition(question, f"too early to tell: {run.steps_done:,} steps", False)
+        return Condition(question, f"too early to tell: {pluralize(run.steps_done, 'step')}", False)
     if entropy is None:
         val = run.losses.val
         decrease = float(val.values[0]) - latest.value
@@ -118,7 +119,7 @@ def has_long_warmup(run: RunAnalysis) -> Condition:
     question = f"the warmup takes more than {LONG_WARMUP:.0%} of the run"
     steps = run.context.optim.warmup_steps
     is_long = run.context.schedule_known and steps > LONG_WARMUP * run.total_steps
-    return Condition(question, f"warmup {steps:,} of {run.total_steps:,} steps", is_long)
+    return Condition(question, f"warmup {steps:,} of {pluralize(run.total_steps, 'step')}", is_long)
 
 
 def has_short_warmup(run: RunAnalysis) -> bool:
@@ -147,6 +148,6 @@ def _remarks(run: RunAnalysis) -> list[str]:
     if context.parameters and peak_lr > 3 * tuned_learning_rate(context.parameters):
         remarks.append(f"tuned runs of this size peak at {tuned_learning_rate(context.parameters):.1e}")
     if run.baseline is not None and has_short_warmup(run):
-        own = context.optim.warmup_steps
-        remarks.append(f"a warmup of {own:,} steps, the baseline run's {run.baseline.context.optim.warmup_steps:,}")
+        own = pluralize(context.optim.warmup_steps, "step")
+        remarks.append(f"a warmup of {own}, the baseline run's {run.baseline.context.optim.warmup_steps:,}")
     return remarks

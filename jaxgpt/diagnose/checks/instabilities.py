@@ -8,6 +8,7 @@ import numpy as np
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.series import Estimate, Series, grad_norms, is_valid, running_median, trailing_level
 from jaxgpt.diagnose.finding import Condition, Finding, unknown
+from jaxgpt.utils.formatting import pluralize
 from jaxgpt.utils.stats import Floats, robust_sd
 
 WIDTH = 25  # losses in a running median, in which a single step leaves no trace
@@ -185,7 +186,8 @@ def loss_spikes(run: RunAnalysis) -> Finding:
     shown = [f"{train.values[index]:.2f} at step {train.steps[index]:,.0f}" for index in spikes[:SHOWN]]
     evidence = f"{len(spikes)}: {', '.join(shown)}" if spikes else "none"
     if len(outliers) > len(spikes):
-        evidence += f"; besides {len(outliers) - len(spikes)} single high losses, as unusual text has"
+        single = pluralize(len(outliers) - len(spikes), "single high loss", "single high losses")
+        evidence += f"; besides {single}, as unusual text has"
     spiked = Condition(question, evidence, bool(spikes), tuple(int(train.lines[index]) for index in spikes[:SHOWN]))
     has_recovered = find_rise(run) is None and _first_nonfinite(run) is None
     recovered = Condition("the loss recovered after each", "it did" if has_recovered else "it has not", has_recovered)
@@ -230,7 +232,8 @@ def data_reused_after_resume(run: RunAnalysis) -> Finding:
         return Finding(id="data-reused-after-resume", conditions=(is_resumed,))
     evidence = f"at step {', '.join(f'{step:,}' for step in resumes[:SHOWN])}"
     if history.replays:
-        evidence += f", {sum(r.last - r.first + 1 for r in history.replays):,} steps done twice"
+        repeated = sum(replay.last - replay.first + 1 for replay in history.replays)
+        evidence += f", {pluralize(repeated, 'step')} done twice"
     is_resumed = Condition(question, evidence, True, tuple(replay.line for replay in history.replays))
     return Finding(id="data-reused-after-resume", conditions=(is_resumed, _repeats_text(run, resumes)))
 

@@ -4,6 +4,7 @@ from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.losses import VISIBLE
 from jaxgpt.diagnose.checks import baseline, faults
 from jaxgpt.diagnose.finding import Condition, Finding, compare, unknown
+from jaxgpt.utils.formatting import pluralize
 from jaxgpt.utils.stats import Z80
 
 LARGE_GAIN = 0.05  # nats that annealing would gain: 0.128 ± 0.025 at the peak in healthy runs, 0.02 at 0.3 of it
@@ -135,7 +136,8 @@ def _is_not_over(run: RunAnalysis) -> Condition:
     total = run.context.total_steps
     if total is None:
         return unknown(question, run.context.missing("total_steps"))
-    return Condition(question, f"{run.steps_done:,} of {total:,} steps", run.steps_done < NEARLY_OVER * total)
+    evidence = f"{run.steps_done:,} of {pluralize(total, 'step')}"
+    return Condition(question, evidence, run.steps_done < NEARLY_OVER * total)
 
 
 def _looks_flat(run: RunAnalysis) -> Condition:

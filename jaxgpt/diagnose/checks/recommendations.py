@@ -15,7 +15,7 @@ from jaxgpt.diagnose.checks.repetition import LAW_MIN_PARAMETERS
 from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.forecast import scenarios
 from jaxgpt.diagnose.suggested_commands import Changes, Checkpoint, train_command
-from jaxgpt.utils.formatting import format_rough_duration, format_tokens
+from jaxgpt.utils.formatting import format_rough_duration, format_tokens, pluralize
 from jaxgpt.utils.stats import Z80
 
 REPETITION_SD = 0.7  # of a gain that the repetition law predicts: its spread
@@ -233,7 +233,7 @@ def fix_hyperparameters(run: RunAnalysis) -> list[Recommendation]:
         recommended.append(advise("Let the schedule end with the run", command))
     if faults.has_long_warmup(run).result:
         steps = run.total_steps // WARMUP_SHARE
-        recommended.append(advise(f"Warm up for {steps:,} steps", _warmup_command(run, steps)))
+        recommended.append(advise(f"Warm up for {pluralize(steps, 'step')}", _warmup_command(run, steps)))
     if faults.has_short_warmup(run):
         recommended.append(_use_warmup_of_baseline(run))
     if faults.has_sudden_jump(run).result:
@@ -244,7 +244,7 @@ def fix_hyperparameters(run: RunAnalysis) -> list[Recommendation]:
 
 def _use_warmup_of_baseline(run: RunAnalysis) -> Recommendation:
     steps = run.baseline.context.optim.warmup_steps if run.baseline else 0
-    action = f"Warm up for {steps:,} steps, as the baseline run does"
+    action = f"Warm up for {pluralize(steps, 'step')}, as the baseline run does"
     gain = run.loss_above_baseline
     command = _warmup_command(run, steps)
     return advise(action, command, gain.value, gain.stderr) if gain else advise(action, command)

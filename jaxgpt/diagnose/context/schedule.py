@@ -18,6 +18,7 @@ from jaxgpt.diagnose.context.schedule_detection import DetectedSchedule, LoggedR
 from jaxgpt.diagnose.options import MAX_STEPS, Options
 from jaxgpt.errors import ConfigError
 from jaxgpt.logs.history import History
+from jaxgpt.utils.formatting import pluralize
 
 ScheduleName = Literal["cosine", "linear", "constant", "wsd"]
 DESCRIPTIONS = {"cosine": "a cosine", "linear": "linear", "wsd": "constant with a linear decay", "constant": "constant"}
@@ -73,7 +74,7 @@ class ScheduleResolver:
         for source in ("log", "config"):
             total = valid.get(source)
             candidates[source] = total if total is not None and total >= self._last_step else None
-        note = "" if exceeded is None else f"the run exceeds the {exceeded:,} steps that it was configured for"
+        note = "" if exceeded is None else f"the run exceeds its configured {pluralize(exceeded, 'step')}"
         fact = resolve(candidates)
         return fact if fact.source == "option" or not note else fact._replace(note=f"{note} (--total-steps)")
 
@@ -175,7 +176,7 @@ class ScheduleResolver:
         length = self._length_or_limit
         option = self.options.warmup
         if option is not None and option > length:
-            message = f"--warmup {option} is longer than the run of {length:,} steps"
+            message = f"--warmup {option} exceeds the run's length of {length:,}"
             raise ConfigError("C050", message, "shorten it, or give --total-steps")
         assumed = self._assumed_warmup()
         candidates: dict[Source, int | None] = {
@@ -185,7 +186,7 @@ class ScheduleResolver:
             "assumption": assumed,
         }
         candidates |= self._from_config("warmup_steps")
-        fact = resolve(candidates, {"assumption": f"a warmup of {assumed:,} steps is assumed (--warmup)"})
+        fact = resolve(candidates, {"assumption": f"a warmup of {pluralize(assumed, 'step')} is assumed (--warmup)"})
         return fact._replace(value=min(fact.known, length))
 
     def _assumed_warmup(self) -> int:
@@ -240,7 +241,7 @@ class ScheduleResolver:
         if not is_wsd:
             return fact._replace(value=max(fact.value, warmup, 1))
         if fact.value + warmup > total and fact.source == "option":
-            message = f"--decay-steps {fact.value} and a warmup of {warmup} are longer than the run of {total:,} steps"
+            message = f"--decay-steps {fact.value} and a warmup of {warmup} exceed the run's length of {total:,}"
             raise ConfigError("C050", message, "shorten one of them")
         return fact._replace(value=max(min(fact.value, total - warmup), 1))
 

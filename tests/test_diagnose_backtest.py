@@ -1,6 +1,5 @@
 """Backtests: the forecast, the training, the record, and the files that do not change."""
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -234,14 +233,11 @@ def test_backtests_belong_to_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     backtest.append_backtest(run, make_backtest(3.05))
     (run.path / "other.txt").write_text("")
     monkeypatch.chdir(tmp_path)
-    assert all(len(backtest.find_backtests(name)) == 1 for name in ("a", "runs/a", str(run.path), str(run.log_file)))
-    assert (
-        backtest.find_backtests(str(run.path / "other.txt"))
-        == backtest.find_backtests("b")
-        == backtest.find_backtests("-")
-        == ()
-    )
-    assert dataclasses.asdict(backtest.find_backtests("a")[0])["observed"] == 3.05
+    for name in ("a", "runs/a", str(run.path), str(run.log_file)):
+        folder = logs.find_run_folder(name)
+        assert folder is not None
+        assert backtest.load_backtests(folder) == (make_backtest(3.05),)
+    assert all(logs.find_run_folder(name) is None for name in (str(run.path / "other.txt"), "b", "-"))
 
 
 def test_error_types(tmp_path: Path) -> None:

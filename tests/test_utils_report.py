@@ -31,12 +31,12 @@ from jaxgpt.utils.report.html_renderer import POLICY
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-NASTY = "<script>alert('1')</script> & \"quotes\" é [bold]"
+INJECTION = "<script>alert('1')</script> & \"quotes\" é [bold]"
 
 
 def draw(axes: "Axes") -> None:
-    axes.plot([1, 2, 3], [1, 4, 9], label=NASTY)
-    axes.set_xlabel(NASTY)
+    axes.plot([1, 2, 3], [1, 4, 9], label=INJECTION)
+    axes.set_xlabel(INJECTION)
     axes.legend()
 
 
@@ -49,21 +49,27 @@ def report(*blocks: Paragraph | Items | Table | Command | Code | Figure, title: 
 
 
 def test_contents_are_text_in_a_page() -> None:
-    blocks = [Paragraph(NASTY), Items((NASTY,)), Command(NASTY), Code(NASTY), figure(NASTY)]
-    blocks += [Table((NASTY, "n"), ((NASTY, "1"),))]
-    page = Reader(html_page(Report(NASTY, summary=(NASTY,), sections=(Section(NASTY, tuple(blocks)),))))
+    blocks = [Paragraph(INJECTION), Items((INJECTION,)), Command(INJECTION), Code(INJECTION), figure(INJECTION)]
+    blocks += [Table((INJECTION, "n"), ((INJECTION, "1"),))]
+    page = Reader(html_page(Report(INJECTION, summary=(INJECTION,), sections=(Section(INJECTION, tuple(blocks)),))))
     assert "script" not in page.tags
-    assert page.text.count(NASTY) >= 11  # title, h1, summary, h2, p, li, command, code, caption, th, td
-    assert ("aria-label", NASTY) in page.attributes
+    assert page.text.count(INJECTION) >= 11  # title, h1, summary, h2, p, li, command, code, caption, th, td
+    assert ("aria-label", INJECTION) in page.attributes
 
 
 def test_contents_are_text_on_a_terminal() -> None:
     screen = io.StringIO()
-    blocks = (Paragraph(NASTY), Items((NASTY,)), Command(NASTY), Code(NASTY), Table((NASTY,), ((NASTY,),)))
+    blocks = (
+        Paragraph(INJECTION),
+        Items((INJECTION,)),
+        Command(INJECTION),
+        Code(INJECTION),
+        Table((INJECTION,), ((INJECTION,),)),
+    )
     console = Console(file=screen, width=80)
     print_report(Report("x", sections=(Section("Part", blocks), Section("Empty", ()))), console)
     text = screen.getvalue()
-    assert text.count(NASTY) == 6
+    assert text.count(INJECTION) == 6
     assert "Empty" not in text
     assert max(len(line) for line in text.splitlines()) <= 80
 
@@ -100,6 +106,36 @@ def test_page_loads_nothing() -> None:
     assert not links
     assert "default-src 'none'" in page
     assert not re.search(r"url\((?!#)", page)
+
+
+def test_figures_suit_both_widths_and_color_schemes() -> None:
+    page = html_page(report(figure()))
+    assert re.findall(r'<svg class="(\w+)"', page) == ["wide", "narrow"]
+    assert "var(--text)" in page
+    figures = page[page.index("<figure") : page.index("</figure>")]
+    assert not re.search(r"(fill|stroke): #(000000|ffffff)", figures)  # invisible on a page of that color
+    style = page[: page.index("</style>")]
+    assert "prefers-color-scheme: dark" in style
+    used = set(re.findall(r"var\((--\w+)\)", page))
+    assert all(style.count(f"{name}:") == 2 for name in used)  # in the light and in the dark scheme
+    ids = re.findall(r'<path id="(m\w+)"', figures)
+    assert len(ids) == len(set(ids))  # markers of a hidden figure cannot be used by the other one
+
+
+def test_wide_tables_become_cards_on_a_phone() -> None:
+    short = Table(("", "planned"), (("steps", "60"),))
+    wide = Table(("", "steps", "loss", "80 %"), (("as it runs", "60", "3.5", "3.4–3.6"),))
+    long = Table(("n", "begins"), (("1", "word " * 20),))
+    page = html_page(report(short, wide, long))
+    assert re.findall(r"<table( class=\"cards\")?>", page) == ["", ' class="cards"', ' class="cards"']
+    assert '<td class="title">as it runs</td>' in page
+    assert '<td class="number" data-label="80 %">3.4–3.6</td>' in page
+    assert '<td data-label="begins">' in page
+
+
+def test_table_without_column_names_has_no_head() -> None:
+    page = html_page(report(Table(("", ""), (("model", "small"),))))
+    assert "<thead>" not in page
 
 
 def test_columns_of_numbers_are_right_aligned() -> None:

@@ -8,11 +8,12 @@ from jaxgpt.audit.analysis import Analysis
 from jaxgpt.audit.record import TITLE, Record
 from jaxgpt.utils.formatting import UNKNOWN, pluralize
 from jaxgpt.utils.report import Figure, Items, Paragraph, Report, Section, Table, html_page
+from jaxgpt.utils.report.svg import BLUE, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLORS = {"train": "#2f6fb2", "val": "#e08a1e"}
+COLORS = {"train": BLUE, "val": ORANGE}
 PERCENTILE_NAMES = {0: "shortest", 50: "median", 100: "longest"}
 
 

@@ -91,7 +91,7 @@ def _write_random_tokens(folder: Path, config: Config) -> None:
 
 
 def _train(config: Config, folder: Path, *, echo: bool = False) -> Path:
-    """Runs `jaxgpt.train` in a process of its own, with its output on stderr if `echo`; returns the run's folder."""
+    """Runs `jaxgpt.train` in a process of its own, with its progress on stderr if `echo`; returns the run's folder."""
     result = training_process.train_in_subprocess(config, folder, echo=echo)
     if result.returncode:
         message = f"training for the measurement failed: {result.stderr_tail}"

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from jaxgpt.budget.plan import Plan, Row, make_row
+from jaxgpt.utils.report.svg import BLUE, NAVY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,11 +64,11 @@ def draw_axes(planned: Plan, axes: "Axes") -> None:
     """The curve on matplotlib axes, with the plan's rows as points."""
     rows = loss_curve(planned)
     hours = [(row.seconds or 0.0) / 3600 for row in rows]
-    axes.fill_between(hours, [r.loss_low for r in rows], [r.loss_high for r in rows], color="#2b6cb0", alpha=0.15, lw=0)
-    axes.plot(hours, [row.loss for row in rows], color="#2b6cb0")
+    axes.fill_between(hours, [r.loss_low for r in rows], [r.loss_high for r in rows], color=BLUE, alpha=0.15, lw=0)
+    axes.plot(hours, [row.loss for row in rows], color=BLUE)
     for row in planned.rows:
         point = ((row.seconds or 0.0) / 3600, row.loss)
-        axes.plot(*point, "o", color="#1a365d", ms=5)
+        axes.plot(*point, "o", color=NAVY, ms=5)
         axes.annotate(f"{row.total_steps:,}", point, (0, 8), textcoords="offset points")
     axes.set_xlabel("hours, with evaluations and start")
     axes.set_ylabel("validation loss, nats per token")

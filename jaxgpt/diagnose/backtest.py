@@ -112,15 +112,6 @@ def _parse_backtest(record: dict[str, Any]) -> Backtest | None:
     return backtest if is_finite else None
 
 
-def find_backtests(source: str) -> tuple[Backtest, ...]:
-    """The backtests of the run whose folder, name or log is at `source`; none if it is not a jaxgpt run."""
-    for path in (Path(source), Path("runs") / source):
-        folder = RunFolder(path if path.is_dir() else path.parent)
-        if folder.log_file.is_file() and (path.is_dir() or path == folder.log_file):
-            return load_backtests(folder)
-    return ()
-
-
 def summarize(backtests: Sequence[Backtest]) -> str:
     """One sentence on the accuracy of a run's forecasts so far; "" without backtests."""
     if not backtests:
@@ -262,7 +253,7 @@ class BacktestOptions(OptionGroup, title="backtest", error_code="C056"):
 def run_backtest(source: str, options: BacktestOptions) -> str:
     """Forecasts and trains a cooldown, keeps the comparison with the run, and returns it as text.
 
-    The training's output goes to stderr. The run must not be training meanwhile, because its checkpoint is read and
+    The progress of the training goes to stderr. The run must not be training meanwhile: its checkpoint is read, and
     both would use the same device. Raises `StorageError` S001 if it is, `ConfigError` C056 if `source` is not a run,
     C057 if nothing can be forecast, C058 if the training fails.
     """

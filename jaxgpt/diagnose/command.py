@@ -16,6 +16,7 @@ from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.options import Options
 from jaxgpt.diagnose.report import build_brief_report, build_report
+from jaxgpt.diagnose.run_overview import describe_run
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.logs.history import History
 from jaxgpt.logs.lines import detect_encoding
@@ -87,12 +88,15 @@ def main(argv: Sequence[str]) -> None:
         return
     history = read_log(request.source, request.options)
     diagnosis = diagnose(history, resolve_context(history, request.options), request.options.now)
-    diagnosis = dataclasses.replace(diagnosis, backtests=backtest.find_backtests(request.source))
-    if request.json:
-        print(json.dumps(to_json(build_report(diagnosis)), indent=2, allow_nan=False))
-    elif request.html:
-        files.write_text(request.html, html_page(build_report(diagnosis)))
+    folder = logs.find_run_folder(request.source)
+    if folder:
+        diagnosis = dataclasses.replace(diagnosis, backtests=backtest.load_backtests(folder))
+    if request.html:
+        run = describe_run(folder, diagnosis) if folder else None
+        files.write_text(request.html, html_page(build_report(diagnosis, run)))
         print(f"the diagnosis is in {request.html}")
+    elif request.json:
+        print(json.dumps(to_json(build_report(diagnosis)), indent=2, allow_nan=False))
     else:
         print_report(build_report(diagnosis) if request.verbose else build_brief_report(diagnosis))
 

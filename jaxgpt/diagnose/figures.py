@@ -1,33 +1,39 @@
-"""Figures of a run: its loss with the forecast, its learning rate, its step time, its train-validation gap."""
+"""Figures of a run: its loss with the forecast, learning rate, step time, throughput, gradient norm and loss gap."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxgpt.diagnose.analysis.gap import Gap
-from jaxgpt.diagnose.analysis.series import Series
+from jaxgpt.diagnose.analysis.series import Series, grad_norms
 from jaxgpt.diagnose.completion import StepTimes, trend
 from jaxgpt.diagnose.context import schedule_detection
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.utils.report import Figure
-from jaxgpt.utils.stats import Z80, Z95
+from jaxgpt.utils.report.svg import BLUE, GRAY, MUTED, ORANGE
+from jaxgpt.utils.stats import Z80, Z95, Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-VAL, TRAIN, MODEL, QUIET = "#c2571a", "#8a96a3", "#2b6cb0", "#555555"
+VAL, TRAIN, MODEL = ORANGE, GRAY, BLUE
 SETTLED = 0.2  # of the steps done: earlier losses do not count for the limits of the axis
 FEW_EVALUATIONS = 60  # that are drawn as points
 POINTS = 400  # of a curve: more are not visible
 LR_POINTS = 40  # logged learning rates that are drawn
+LATE_START = 0.05  # of the run: a log that begins later belongs to a fork or lost its start
 
 
 def loss_figures(diagnosis: Diagnosis) -> Iterator[Figure]:
-    """The loss with its forecast, the learning rate and the gap, as far as there is something to draw."""
+    """The loss with its forecast, where the log has losses."""
     losses = diagnosis.analysis.losses
     if len(losses.val) or len(losses.train):
         yield _loss_figure(diagnosis)
+
+
+def schedule_figures(diagnosis: Diagnosis) -> Iterator[Figure]:
+    """The learning rate and the gap between validation and training loss, as far as there is something to draw."""
     if len(diagnosis.context.lr_fractions) > 1:
         yield _learning_rate_figure(diagnosis)
     if len(diagnosis.analysis.gap.points) > 1:
@@ -36,33 +42,76 @@ def loss_figures(diagnosis: Diagnosis) -> Iterator[Figure]:
 
 def step_time_figure(diagnosis: Diagnosis) -> Iterator[Figure]:
     """The step times, where the log has at least three."""
+    caption = "Seconds per step: medians of adjacent lines, without evaluation and saving."
+    yield from _speed_figure(diagnosis, caption, "s per step", lambda seconds: seconds)
+
+
+def throughput_figure(diagnosis: Diagnosis) -> Iterator[Figure]:
+    """The tokens per second, where the log has at least three step times."""
+    tokens = diagnosis.context.tokens_per_step
+    if tokens:
+        caption = "Tokens per second: medians of adjacent steps, without evaluation and saving."
+        yield from _speed_figure(diagnosis, caption, "tokens/s", lambda seconds: tokens / seconds)
+
+
+def _speed_figure(
+    diagnosis: Diagnosis, caption: str, unit: str, convert: Callable[[Floats], Floats]
+) -> Iterator[Figure]:
+    """A figure of the step times, which `convert` converts from seconds to `unit`."""
     step_times = StepTimes.from_history(diagnosis.history)
     if len(step_times.steps) <= 2:
         return
     step_times = step_times.step_only_or_all()
     blocks = trend.median_blocks(step_times.steps, step_times.seconds)
+    values = convert(blocks.seconds)
     change = diagnosis.completion.trend if diagnosis.completion else None
 
     def draw(axes: "Axes") -> None:
-        axes.plot(blocks.steps, blocks.seconds, color=MODEL, lw=1.2)
+        axes.plot(blocks.steps, values, color=MODEL, lw=1.2)
         if change:
             axes.axvline(change.since, color=VAL, lw=1, ls="--")
-            text = f"{change.change:+.0%}"
-            top = (change.since, blocks.seconds.max())
-            axes.annotate(text, top, (4, -4), color=VAL, textcoords="offset points", va="top")
-        middle = float(np.median(blocks.seconds))
-        axes.set(ylabel="s per step")
-        axes.set_ylim(min(0.9 * middle, blocks.seconds.min()), max(1.1 * middle, blocks.seconds.max()))
+            text = f"{change.change:+.0%} time"
+            axes.annotate(text, (change.since, values.max()), (4, -4), color=VAL, textcoords="offset points", va="top")
+        middle = float(np.median(values))
+        axes.set(ylabel=unit, ylim=(min(0.9 * middle, values.min()), max(1.1 * middle, values.max())))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         _set_step_axis(axes, diagnosis)
 
-    yield Figure("Seconds per step: medians of adjacent lines, without evaluation and saving.", draw, height=2.2)
+    yield Figure(caption, draw, height=2.2)
+
+
+def grad_norm_figure(diagnosis: Diagnosis) -> Iterator[Figure]:
+    """The gradient norms, where the log has at least three."""
+    norms = grad_norms(diagnosis.history)
+    if len(norms) <= 2:
+        return
+    shown = downsample(norms)
+    config = diagnosis.context.config
+    clip = config.optim.grad_clip if config else 0.0
+
+    def draw(axes: "Axes") -> None:
+        axes.plot(shown.steps, shown.values, color=MODEL, lw=1.0)
+        if clip and norms.values.max() > clip / 2:
+            axes.axhline(clip, color=MUTED, lw=0.8, ls=":")
+        axes.set(ylabel="gradient norm", yscale="log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(
+            lambda value, _: f"{value:g}" if shown.values.max() < 10 * shown.values.min() else ""
+        )
+        _set_step_axis(axes, diagnosis)
+
+    dots = f" The dotted line is optim.grad_clip, {clip:g}." if clip else ""
+    yield Figure(f"Gradient norm before clipping: medians of adjacent steps.{dots}", draw, height=2.2)
 
 
 def _loss_figure(diagnosis: Diagnosis) -> Figure:
     losses = diagnosis.analysis.losses
+    limits = _loss_limits(diagnosis)
     caption = "Validation loss so far and its forecast: the bands contain 80 % and 95 %."
     if diagnosis.posterior is None:
         caption = "The losses of the log, without a forecast."
+    if max(*losses.val.values, *losses.train.values, limits[1]) > limits[1]:
+        caption += " The steep decrease at the start is cut off."
 
     def draw(axes: "Axes") -> None:
         if len(losses.train):
@@ -71,7 +120,7 @@ def _loss_figure(diagnosis: Diagnosis) -> Figure:
         _draw_forecast(axes, diagnosis)
         marker = "o" if len(losses.val) <= FEW_EVALUATIONS else "-"
         axes.plot(losses.val.steps, losses.val.values, marker, ms=4, lw=1.2, color=VAL, label="validation", zorder=4)
-        axes.set(ylabel="nats per token", ylim=_loss_limits(diagnosis))
+        axes.set(ylabel="nats per token", ylim=limits)
         _set_step_axis(axes, diagnosis)
         axes.legend(frameon=False)
 
@@ -84,7 +133,7 @@ def _draw_forecast(axes: "Axes", diagnosis: Diagnosis) -> None:
         return
     total = len(diagnosis.context.lr_fractions)
     done = min(diagnosis.history.steps_done, total)
-    first = max(1, diagnosis.context.optim.warmup_steps, total // 50)
+    first = max(1, diagnosis.context.optim.warmup_steps, total // 50, first_step(diagnosis))
     steps = np.unique(np.linspace(first, total, POINTS).round().astype(np.int64))
     mean, sd = posterior.predict(steps)
     axes.plot(steps, mean, color=MODEL, lw=1.4, label="loss model", zorder=3)
@@ -121,12 +170,13 @@ def _learning_rate_figure(diagnosis: Diagnosis) -> Figure:
     dots = "; the dots are those of the log" if has_dots else ""
 
     def draw(axes: "Axes") -> None:
-        steps = np.unique(np.linspace(0, len(context.lr_fractions) - 1, POINTS).round().astype(np.int64))
+        ends = first_step(diagnosis), len(context.lr_fractions) - 1
+        steps = np.unique(np.linspace(*ends, POINTS).round().astype(np.int64))
         axes.plot(steps, context.optim.learning_rate * context.lr_fractions[steps], color=MODEL)
         if has_dots:
             shown = logged[:: -(-len(logged) // LR_POINTS)]
             axes.plot(*zip(*shown), "o", ms=2.5, color=VAL)
-        axes.axvline(diagnosis.history.steps_done, color=QUIET, lw=0.8, ls=":")
+        axes.axvline(diagnosis.history.steps_done, color=MUTED, lw=0.8, ls=":")
         axes.set(ylabel="learning rate", ylim=(0, None))
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         _set_step_axis(axes, diagnosis)
@@ -139,12 +189,12 @@ def _gap_figure(diagnosis: Diagnosis, gaps: Sequence[Gap]) -> Figure:
 
     def draw(axes: "Axes") -> None:
         steps, values, errors = zip(*((gap.step, gap.value, gap.stderr) for gap in gaps))
-        axes.axhline(0, color=QUIET, lw=0.8)
+        axes.axhline(0, color=MUTED, lw=0.8)
         axes.errorbar(steps, values, yerr=errors, fmt="o", ms=3.5, lw=1, color=VAL)
         if first_epoch and first_epoch < steps[-1]:
-            axes.axvline(first_epoch, color=QUIET, lw=0.8, ls=":")
+            axes.axvline(first_epoch, color=MUTED, lw=0.8, ls=":")
             transform = axes.get_xaxis_transform()
-            axes.text(first_epoch, 0.98, " epoch 1 ends", color=QUIET, fontsize=8, va="top", transform=transform)
+            axes.text(first_epoch, 0.98, " epoch 1 ends", color=MUTED, fontsize=8, va="top", transform=transform)
         axes.set(ylabel="nats per token")
         _set_step_axis(axes, diagnosis)
 
@@ -164,9 +214,17 @@ def downsample(series: Series, count: int = POINTS) -> Series:
 
 
 def _set_step_axis(axes: "Axes", diagnosis: Diagnosis) -> None:
-    """The same axis of steps for all figures, from the first to the last step of the run."""
-    from matplotlib.ticker import FuncFormatter
+    """The same axis of steps for all figures, from the first step (of a fork, its own first step) to the last."""
+    first = first_step(diagnosis)
+    end = max(len(diagnosis.context.lr_fractions), diagnosis.history.steps_done)
+    axes.set(xlabel="steps", xlim=(first - 0.02 * (end - first), end + 0.08 * (end - first)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
+
+def first_step(diagnosis: Diagnosis) -> int:
+    """The step at which the figures start: 0 unless the log starts clearly later, as that of a fork does."""
+    history = diagnosis.history
+    records = [*history.steps[:1], *history.evaluations[:1]]
+    first = min((record.step for record in records), default=0)
     length = len(diagnosis.context.lr_fractions)
-    axes.set(xlabel="steps", xlim=(-0.02 * length, 1.08 * length))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    return first if LATE_START * length < first < length else 0

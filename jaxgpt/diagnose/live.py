@@ -134,10 +134,12 @@ def write_run_report(folder: RunFolder) -> None:
         if not any(record.get("kind") == "step" for record in run_log.read_log(folder.log_file)):
             return
         from jaxgpt.diagnose.report import build_report  # draws with matplotlib, which takes half a second to import
+        from jaxgpt.diagnose.run_overview import describe_run
         from jaxgpt.utils.report import html_page
 
         path = files.check_report_path("the report", folder.report_file)
-        files.write_text(path, html_page(build_report(diagnose_run(folder))))
+        diagnosis = diagnose_run(folder)
+        files.write_text(path, html_page(build_report(diagnosis, describe_run(folder, diagnosis))))
     except Exception as error:
         _warn(f"{folder.report_file.name} was not written", error)
 

@@ -15,6 +15,7 @@ from jaxgpt.diagnose.diagnosis import Diagnosis, missing_inputs
 from jaxgpt.diagnose.finding import Condition, Finding, Recommendation
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.diagnose.forecast.scenarios import ScenarioForecast
+from jaxgpt.diagnose.run_overview import RunOverview
 from jaxgpt.logs.history import History
 from jaxgpt.utils.formatting import LAST_DATE, format_duration, format_rough_duration, pluralize
 from jaxgpt.utils.report import Block, Code, Command, Items, Paragraph, Report, Section, Table
@@ -23,15 +24,29 @@ VERSION = 2
 BRIEF_STEPS = 2  # recommendations of a brief report
 
 
-def build_report(diagnosis: Diagnosis) -> Report:
-    """The report: the three main answers first, then what they rest on."""
+def build_report(diagnosis: Diagnosis, run: RunOverview | None = None) -> Report:
+    """The report: the main answers first, then `run`, which the page of a jaxgpt run shows, then their evidence."""
     history = diagnosis.history
+    title = _title(diagnosis)
+    answers: tuple[str, ...] = messages.summary(diagnosis)
+    speed: tuple[Block, ...] = ()
+    losses: tuple[Block, ...] = ()
+    if run is None:
+        speed = tuple(figures.step_time_figure(diagnosis))
+        losses = tuple(figures.loss_figures(diagnosis))
+    else:  # the figures are among its sections
+        title = run.title
+        answers = (run.result, *_answers_beside_result(diagnosis))
     return Report(
-        title=_title(diagnosis),
-        summary=messages.summary(diagnosis),
+        title=title,
+        summary=answers,
         sections=(
-            Section("When it ends", tuple(_completion_blocks(diagnosis))),
-            Section("Where it ends: validation loss in nats per token", tuple(_forecast_blocks(diagnosis))),
+            *(run.sections if run else ()),
+            Section("When it ends", (*_completion_blocks(diagnosis), *speed)),
+            Section(
+                "Where it ends: validation loss in nats per token",
+                (*_forecast_blocks(diagnosis), *losses, *figures.schedule_figures(diagnosis)),
+            ),
             Section("Why: confirmed", tuple(_confirmed_blocks(diagnosis))),
             Section("What to do, by expected gain", tuple(_recommendation_blocks(diagnosis.recommendations))),
             Section("Unknown, and what would tell", _items(_needs(diagnosis))),
@@ -43,6 +58,15 @@ def build_report(diagnosis: Diagnosis) -> Report:
         ),
         data=_data(diagnosis),
     )
+
+
+def _answers_beside_result(diagnosis: Diagnosis) -> tuple[str, ...]:
+    """The answers that the result of a run does not contain: of a run that is over, there is nothing to forecast."""
+    end, forecast, problem = messages.summary(diagnosis)
+    if diagnosis.analysis.early_stop:
+        return end, problem
+    is_done = diagnosis.completion is not None and diagnosis.completion.done
+    return (problem,) if is_done else (end, forecast, problem)
 
 
 def build_brief_report(diagnosis: Diagnosis) -> Report:
@@ -91,7 +115,8 @@ def _completion_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
         if part.spent is not None or part.remaining:
             spent = "unknown" if part.spent is None else format_duration(part.spent)
             rows.append((part.name, spent, format_rough_duration(part.remaining) if part.remaining else "–"))
-    yield Table(("", "so far", "remaining"), tuple(rows))
+    if rows:
+        yield Table(("", "so far", "remaining"), tuple(rows))
     step_time = f"step time: {messages.step_time_text(completion)}"
     yield Items((step_time, f"trend: {messages.trend_text(completion)}", *completion.notes))
     if completion.scenarios:
@@ -99,7 +124,6 @@ def _completion_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
             (scenario.description, format_rough_duration(scenario.seconds)) for scenario in completion.scenarios
         ]
         yield Table(("or it ends", "in"), tuple(scenarios))
-    yield from figures.step_time_figure(diagnosis)
 
 
 def _forecast_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
@@ -109,7 +133,6 @@ def _forecast_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
         as_planned = ScenarioForecast("as it runs", len(diagnosis.context.lr_fractions), diagnosis.forecast)
         rows = tuple(_scenario_row(diagnosis, scenario) for scenario in (as_planned, *diagnosis.scenarios))
         yield Table(("", "steps", "from now", "loss", "80 %", "95 %"), rows)
-    yield from figures.loss_figures(diagnosis)
 
 
 def _scenario_row(diagnosis: Diagnosis, scenario: ScenarioForecast) -> tuple[str, ...]:

@@ -116,6 +116,15 @@ def _find_log(path: Path) -> Path:
     raise NoLogError("D043", f"there is no run or log at '{path}'", _suggest(path))
 
 
+def find_run_folder(source: str) -> RunFolder | None:
+    """The folder of the jaxgpt run whose folder, name or log is at `source`; None if that is not a jaxgpt run."""
+    for path in (Path(source), Path("runs") / source):
+        folder = RunFolder(path if path.is_dir() else path.parent)
+        if folder.log_file.is_file() and (path.is_dir() or path == folder.log_file):
+            return folder
+    return None
+
+
 def _log_in(folder: Path) -> Path:
     log = RunFolder(folder).log_file
     if log.is_file():

@@ -152,6 +152,7 @@ def test_run_page_has_the_facts_of_the_run(run: RunFolder) -> None:
         "at step 60",
         "stopped early: little to gain",
         "python -m jaxgpt.train --config",
+        "--fork runs/parent",
     ):
         assert fact in text
 

@@ -88,7 +88,7 @@ def compare_with_actual(folder: RunFolder) -> list[ComparisonLine]:
             seconds_of_step[int(record["step"])] = float(record["seconds"])
         if record.get("kind") == "eval":
             losses.append(record.get("val_loss", record.get("train_loss")))
-    steps = len(seconds_of_step)
+    steps = max(seconds_of_step, default=-1) + 1  # a fork starts after those of its parent
     lines = [ComparisonLine(quantity="steps", planned=f"{total_steps:,}", actual=f"{steps:,}", inside=None)]
     if steps:
         lines.append(_step_time_line(list(seconds_of_step.values()), time))

@@ -73,7 +73,7 @@ def _speed_figure(
             text = f"{change.change:+.0%} time"
             axes.annotate(text, (change.since, values.max()), (4, -4), color=VAL, textcoords="offset points", va="top")
         middle = float(np.median(values))
-        axes.set(ylabel=unit, ylim=(min(0.9 * middle, values.min()), max(1.1 * middle, values.max())))
+        axes.set(ylabel=unit, ylim=(min(0.9 * middle, 0.95 * values.min()), max(1.1 * middle, 1.05 * values.max())))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         _set_step_axis(axes, diagnosis)
 
@@ -111,7 +111,7 @@ def _loss_figure(diagnosis: Diagnosis) -> Figure:
     if diagnosis.posterior is None:
         caption = "The losses of the log, without a forecast."
     if max(*losses.val.values, *losses.train.values, limits[1]) > limits[1]:
-        caption += " The steep decrease at the start is cut off."
+        caption += " Higher losses are cut off."
 
     def draw(axes: "Axes") -> None:
         if len(losses.train):
@@ -147,7 +147,10 @@ def _draw_forecast(axes: "Axes", diagnosis: Diagnosis) -> None:
 
 
 def _loss_limits(diagnosis: Diagnosis) -> tuple[float, float]:
-    """Limits for the losses after the first fifth: the initial decrease would hide everything else."""
+    """Limits for the losses after the first fifth: the initial decrease would hide everything else.
+
+    Validation losses and forecast take at least a third of the axis, whatever the training losses are.
+    """
     val = diagnosis.analysis.losses.val
     train = diagnosis.analysis.losses.train
     main = val if min(len(val), 2) >= min(len(train), 2) else train
@@ -156,9 +159,12 @@ def _loss_limits(diagnosis: Diagnosis) -> tuple[float, float]:
     ends = [diagnosis.forecast.low95, diagnosis.forecast.high95] if diagnosis.forecast else []
     low = min(*late, *ends, float(late[0]))
     high = max(*late, *ends, float(late[0]))
+    span = max(high - low, 0.02)
     trained = downsample(train).between(start, float("inf")).values
-    low = max(min([low, *trained]), low - (high - low))  # a far lower train loss takes at most half of the axis
-    margin = 0.08 * max(high - low, 0.02)
+    if len(trained):
+        low = max(min(low, float(trained.min())), low - span)
+        high = min(max(high, float(trained.max())), high + span)
+    margin = 0.08 * (high - low)
     return low - margin, high + margin
 
 

@@ -1,6 +1,7 @@
 """What a run is and what it has reached: the first part of the page of a jaxgpt run."""
 
 import json
+import shlex
 import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -85,9 +86,12 @@ def _plan_blocks(folder: RunFolder) -> Iterator[Block]:
 def _facts_blocks(folder: RunFolder, records: list[dict[str, Any]], diagnosis: Diagnosis) -> Iterator[Block]:
     config = folder.config()
     starts = [record for record in records if record.get("kind") == "start"]
-    rows = [*_config_facts(config, _data_identity(folder)), *_process_facts(starts, records, diagnosis)]
+    rows = [*_config_facts(config, _data_identity(folder)), *_process_facts(starts, records)]
     yield Table(("", ""), tuple(rows))
     command = train_command(diagnosis.history, diagnosis.context, {})
+    fork = starts[0].get("fork") if starts else None
+    if command and fork:
+        command += f" --fork {shlex.quote(str(fork))}"
     if command:
         yield Paragraph("The command that trains it:")
         yield Command(command)
@@ -118,9 +122,7 @@ def _config_facts(config: Config, data: Record) -> Iterator[tuple[str, str]]:
     )
 
 
-def _process_facts(
-    starts: list[dict[str, Any]], records: list[dict[str, Any]], diagnosis: Diagnosis
-) -> Iterator[tuple[str, str]]:
+def _process_facts(starts: list[dict[str, Any]], records: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """Where and when the run was trained, and why it ended."""
     if not starts:
         return
@@ -143,9 +145,6 @@ def _process_facts(
     detail = stop.get("detail")
     ending = ENDINGS.get(reason, reason or "still running, or killed")
     yield "end", f"stopped early: {detail}" if detail else ending
-    pauses = diagnosis.history.metadata.pause_seconds
-    if pauses:
-        yield "evaluation and saving", format_hours(pauses)
 
 
 def sample_blocks(records: list[dict[str, Any]]) -> Iterator[Block]:

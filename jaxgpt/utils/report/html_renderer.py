@@ -49,7 +49,10 @@ def _block(block: Any) -> str:
             return "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in texts) + "</ul>"
         case Table():
             return _table(block)
-        case Command(text) | Code(text):
+        case Command(text):
+            words = printable(text).split(" ")  # a line ends between two words, never within an option
+            return f'<pre class="command">{" ".join(f"<span>{html.escape(word)}</span>" for word in words)}</pre>'
+        case Code(text):
             return f"<pre>{html.escape(printable(text))}</pre>"
         case Figure():
             return _figure(block)

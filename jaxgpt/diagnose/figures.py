@@ -230,7 +230,7 @@ def _set_step_axis(axes: "Axes", diagnosis: Diagnosis) -> None:
 def first_step(diagnosis: Diagnosis) -> int:
     """The step at which the figures start: 0 unless the log starts clearly later, as that of a fork does."""
     history = diagnosis.history
-    records = [*history.steps[:1], *history.evaluations[:1]]
-    first = min((record.step for record in records), default=0)
+    logged = [record.step for records in (history.steps, history.evaluations) for record in records[:1]]
+    first = min(logged, default=0)
     length = len(diagnosis.context.lr_fractions)
     return first if LATE_START * length < first < length else 0

@@ -57,7 +57,8 @@ def _result(records: list[dict[str, Any]], diagnosis: Diagnosis) -> str:
     total = diagnosis.context.total_steps or done
     seconds = sum(step.seconds or 0.0 for step in diagnosis.history.steps)
     steps = f"all {done:,} steps" if done >= total else f"{done:,} of {total:,} steps"
-    evaluation = next((record for record in reversed(records) if record.get("kind") == "eval"), {})
+    evaluations = [record for record in records if record.get("kind") == "eval"]
+    evaluation = evaluations[-1] if evaluations else {}
     split = "val" if "val_loss" in evaluation else "train"
     loss = parse_finite(evaluation.get(f"{split}_loss"))
     if loss is None:

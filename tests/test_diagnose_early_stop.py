@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers.diagnose_logs import answered
-from helpers.synthetic_runs import COSINE, REPEATED, make_run, rising, widening
+from helpers.synthetic_runs import COSINE, REPEATED, flat, make_run, rising, slower, training, widening
 
 from jaxgpt import logs
 from jaxgpt.diagnose import messages
@@ -32,7 +33,7 @@ def test_an_overfitted_run_says_why_it_stopped() -> None:
         "It stopped early, after 1,600 of 2,000 steps: "
         "validation loss rose for 800 steps while training loss fell: overfitting."
     )
-    assert loss.startswith("Its last validation loss is 3.5")
+    assert loss.startswith("It ended at a validation loss of 3.5")
     assert loss.endswith("was at step 800.")
     assert "Use the checkpoint of step 800" in problem
 
@@ -49,6 +50,14 @@ def test_a_stopped_run_is_not_trained_longer(changes: dict[str, object]) -> None
     actions = " ".join(item.action for item in diagnosis.recommendations)
     for words in ("steps instead of", "Let the run finish", "End sooner", "decay to 0"):
         assert words not in actions
+
+
+def test_a_slightly_slower_run_is_not_broken() -> None:
+    context, history = make_run(losses=training(flat), seconds=slower)
+    diagnosis = diagnose(history, context, now=0.0)
+    slowed = [finding for finding in diagnosis.findings if finding.id == "throughput"]
+    only_slower = replace(diagnosis, findings=tuple(slowed))
+    assert messages.problem_sentence(only_slower) == "Nothing is broken, but the steps have become slower."
 
 
 def test_another_reason_is_that_of_the_log() -> None:

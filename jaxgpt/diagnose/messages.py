@@ -1,6 +1,6 @@
 """Sentences of a diagnosis, as a terminal, a page and JSON show them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from jaxgpt.diagnose.checks.repetition import describe_overfitting
@@ -9,7 +9,7 @@ from jaxgpt.diagnose.completion.timing import Timing
 from jaxgpt.diagnose.completion.trend import MIN_BLOCKS, Trend
 from jaxgpt.diagnose.diagnosis import Diagnosis
 from jaxgpt.diagnose.finding import Finding, Recommendation
-from jaxgpt.logs.history import History
+from jaxgpt.logs.history import Evaluation, History
 from jaxgpt.utils.formatting import (
     MINUS,
     format_change,
@@ -110,23 +110,25 @@ def _time_of_steps(diagnosis: Diagnosis) -> str:
 def forecast_sentence(diagnosis: Diagnosis) -> str:
     """At which validation loss the run ends."""
     forecast = diagnosis.forecast
-    if diagnosis.analysis.early_stop and len(diagnosis.analysis.losses.val):
-        return _last_loss(diagnosis)
+    is_over = diagnosis.completion is not None and diagnosis.completion.done
+    evaluations = diagnosis.analysis.losses.evaluations
+    if is_over and evaluations and evaluations[-1] is diagnosis.history.evaluations[-1]:
+        return _measured_loss(evaluations)
     if forecast is None:
         return f"There is no forecast of its validation loss: {diagnosis.no_forecast}."
-    verb = "ended" if diagnosis.completion and diagnosis.completion.done else "will end"
+    verb = "ended" if is_over else "will end"
     mean, low, high = format_losses(forecast.mean, forecast.low80, forecast.high80)
     steps = pluralize(len(diagnosis.context.lr_fractions), "step")
     return f"At {steps} it {verb} at a validation loss of {mean} (80 %: {low} to {high})."
 
 
-def _last_loss(diagnosis: Diagnosis) -> str:
-    val = diagnosis.analysis.losses.val
-    lowest = int(val.values.argmin())
-    text = f"Its last validation loss is {val.values[-1]:.3f}"
-    if lowest == len(val) - 1:
-        return f"{text}, the lowest."
-    return f"{text}; the lowest, {val.values[lowest]:.3f}, was at step {val.steps[lowest]:,.0f}."
+def _measured_loss(evaluations: Sequence[Evaluation]) -> str:
+    """The last validation loss of a run that is over, and the lowest one if that was earlier."""
+    last = evaluations[-1]
+    lowest = min(evaluations, key=lambda evaluation: evaluation.val or 0.0)
+    error = f" ± {last.standard_error:.3f}" if last.standard_error else ""
+    text = f"It ended at a validation loss of {last.val:.3f}{error}, measured at step {last.step:,}"
+    return f"{text}." if lowest is last else f"{text}; the lowest, {lowest.val:.3f}, was at step {lowest.step:,}."
 
 
 def problem_sentence(diagnosis: Diagnosis) -> str:
@@ -138,12 +140,20 @@ def problem_sentence(diagnosis: Diagnosis) -> str:
         return f"Too early to tell whether something is wrong: {unknown} of {total} checks need more data."
     if not confirmed:
         return "The log shows nothing wrong."
-    if confirmed[0] in problems:
+    if _is_broken(diagnosis):
         return f"What is wrong: {_phrases(problems[:MAX_PROBLEMS])}."
-    is_stuck = any(finding.id == "noise-not-plateau" for finding in confirmed)
-    start = "Nothing is broken, and it is not stuck" if is_stuck else "Nothing is broken"
+    if confirmed[0] in problems:
+        return f"Nothing is broken, but {_phrases(problems[:MAX_PROBLEMS])}."
+    seems_stuck = any(finding.id == "noise-not-plateau" for finding in confirmed)
+    start = "Nothing is broken, and it is not stuck" if seems_stuck else "Nothing is broken"
     also = f" In addition, {_phrases(problems[:MAX_PROBLEMS])}." if problems else ""
     return f"{start}: {_phrases(confirmed[:1])}.{also}"
+
+
+def _is_broken(diagnosis: Diagnosis) -> bool:
+    """Whether the first confirmed finding is a problem, and not a minor one."""
+    confirmed, problems = _confirmed(diagnosis)
+    return bool(confirmed) and confirmed[0] in problems and not confirmed[0].is_minor
 
 
 def _confirmed(diagnosis: Diagnosis) -> tuple[list[Finding], list[Finding]]:
@@ -154,9 +164,8 @@ def _confirmed(diagnosis: Diagnosis) -> tuple[list[Finding], list[Finding]]:
 
 def first_steps(diagnosis: Diagnosis) -> list[Recommendation]:
     """All recommendations; if something is broken, its remedies come first."""
-    confirmed, problems = _confirmed(diagnosis)
-    is_broken = bool(confirmed) and confirmed[0] in problems
-    remedies = [item for finding in problems for item in finding.recommendations] if is_broken else []
+    _, problems = _confirmed(diagnosis)
+    remedies = [item for finding in problems for item in finding.recommendations] if _is_broken(diagnosis) else []
     return list({item.action: item for item in (*remedies, *diagnosis.recommendations)}.values())
 
 

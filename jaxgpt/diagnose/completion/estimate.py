@@ -104,7 +104,7 @@ def steps_left(history: History, context: RunContext) -> int:
 def missing_for_completion(history: History, context: RunContext) -> str:
     """The input that an estimate needs and the log lacks, and what would supply it; empty if there is an estimate."""
     if not context.total_steps:
-        return "the length of the run (--total-steps N)"
+        return "the length of the run (--total-steps)"
     if steps_left(history, context) and not len(StepTimes.from_history(history).steps):
         return "the time of a step, which this log does not have (nanoGPT's 'iter' lines do)"
     return ""

@@ -38,10 +38,10 @@ def random_tokens(folder: Path, count: int) -> None:
     ids[::-1].tofile(folder / "val.bin")  # other text: train refuses to validate on its training data
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> int:
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs a benchmark and returns its exit status; errors are printed as by jaxgpt's own commands."""
     status: list[int | None] = []
-    return errors.run(lambda argv: status.append(main(argv))) or status[0] or 0
+    return errors.run(lambda arguments: status.append(main(arguments)), argv) or status[0] or 0
 
 
 def positive_int(text: str) -> int:

@@ -247,7 +247,7 @@ def quality(data: TokenDataset, count: int, folder: Path) -> dict[str, Any]:
                 "pairs": len(edited),
                 "mean Jaccard": float(np.mean([value for _, value in edited])),
                 "true": sum(value >= THRESHOLD for _, value in edited),
-                "ours": sum(pair in jaxgpt_pairs for pair, _ in edited),
+                "jaxgpt": sum(pair in jaxgpt_pairs for pair, _ in edited),
                 "datasketch": sum(pair in datasketch_pairs for pair, _ in edited),
             }
         )
@@ -255,7 +255,7 @@ def quality(data: TokenDataset, count: int, folder: Path) -> dict[str, Any]:
     return {
         "rows": rows,
         "true pairs": len(true),
-        "ours": score(jaxgpt_pairs, true) | {"tokens/s": tokens / jaxgpt_seconds},
+        "jaxgpt": score(jaxgpt_pairs, true) | {"tokens/s": tokens / jaxgpt_seconds},
         "datasketch": score(datasketch_pairs, true) | {"tokens/s": tokens / datasketch_seconds},
     }
 
@@ -275,7 +275,7 @@ def corpus(data: TokenDataset, limit: int, folder: Path) -> dict[str, Any]:
         "documents": len(texts),
         "tokens": tokens,
         "true pairs": len(true),
-        "ours": score(jaxgpt_pairs, true) | {"tokens/s": tokens / jaxgpt_seconds},
+        "jaxgpt": score(jaxgpt_pairs, true) | {"tokens/s": tokens / jaxgpt_seconds},
         "datasketch": score(datasketch_pairs, true) | {"tokens/s": tokens / datasketch_seconds},
     }
 
@@ -304,12 +304,12 @@ def quality_table(results: dict[str, Any]) -> str:
 
 def sides(results: dict[str, Any]) -> list[str]:
     lines = [f"{results['true pairs']} pairs of Jaccard >= {THRESHOLD}"]
-    for side in ("ours", "datasketch"):
+    for side in ("jaxgpt", "datasketch"):
         values = results[side]
         rates = [f"{name} {'–' if values[name] is None else f'{values[name]:.4f}'}" for name in ("recall", "precision")]
         figures = f"{', '.join(rates)}, {values['pairs']} pairs"
         lines.append(f"{side:<12}{figures}, {values['tokens/s']:,.0f} tokens/s")
-    ratio = results["ours"]["tokens/s"] / results["datasketch"]["tokens/s"]
+    ratio = results["jaxgpt"]["tokens/s"] / results["datasketch"]["tokens/s"]
     return [*lines, f"{ratio:,.0f} times as fast ({os.cpu_count()} threads against one)"]
 
 

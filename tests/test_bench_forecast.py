@@ -34,7 +34,7 @@ def bench() -> Iterator[ModuleType]:
 
 @pytest.mark.parametrize("method", ["power", "Tissue", "multi-power"])
 def test_baselines_fit_runs_of_their_own_form(bench: ModuleType, method: str) -> None:
-    """So that what the law is compared with is no straw man."""
+    """The baselines are fair: each fits the curves that its own form describes."""
     course = ScheduleIntegral.from_lr_fractions(cosine(20_000, 500), 500)
     at = np.append(np.arange(2_000.0, 14_001.0, 250.0), 20_000.0)
     travel = course.cumulative_lr(1.0, at)

@@ -70,7 +70,7 @@ def test_steps_left_of_jaxgpt_and_nanogpt() -> None:
     assert steps_left(history([1.0] * 101, format="nanogpt", traits=NANOGPT), context(6000)) == 5900
     evaluated = History(source="x", format="nanogpt", traits=NANOGPT, evaluations=(Evaluation(6000, 3.5),))
     assert steps_left(evaluated, context(6000)) == 0
-    assert steps_left(history([1.0] * 101, format="nanogpt"), context(6000)) == 5899  # ours, piped
+    assert steps_left(history([1.0] * 101, format="nanogpt"), context(6000)) == 5899  # jaxgpt's output, piped
     assert steps_left(history([1.0] * 7000), context(6000)) == 0
 
 

@@ -37,7 +37,7 @@ def table(rate: float, count: int = 28) -> str:
     return "step,lr,train_loss,val_loss\n" + "\n".join(rows) + "\n"
 
 
-def ours(when: float) -> str:
+def jaxgpt_log(when: float) -> str:
     rows: list[dict[str, Any]] = []
     for step in range(0, 3000, 10):
         rows.append({"kind": "step", "step": step, "loss": curve(step), "seconds": 4.0, "time": when})
@@ -80,7 +80,7 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("when", [1e300, 1e18, 2.6e11, -1e18, 12.5])
 def test_an_implausible_clock_is_ignored(when: float, capsys: pytest.CaptureFixture[str]) -> None:
-    report = diagnose_all_ways(capsys, ours(when), "--total-steps", "5000")
+    report = diagnose_all_ways(capsys, jaxgpt_log(when), "--total-steps", "5000")
     assert report["eta"]["seconds"] == 8036.0
     assert report["eta"]["counted_from"] == "the file's last change"
 

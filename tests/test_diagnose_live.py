@@ -41,7 +41,7 @@ class Line:
 
 
 def make_diagnosis(*supported: str, done: int = 80, slope: float = 1e-3, schedule: str = "wsd") -> Diagnosis:
-    """A diagnosis after `done` of 100 steps whose rate is at its last value from step 60 on."""
+    """A diagnosis after `done` of 100 steps whose learning rate is final from step 60 on."""
     conditions = (Condition("it turns up", "minimum at 28 %", True),)
     history = History(
         source="log",

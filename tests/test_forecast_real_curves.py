@@ -1,4 +1,4 @@
-"""Verdicts on real curves whose number of epochs is known. `docs/diagnose.md` has the figures and the misses.
+"""Findings on real curves whose number of epochs is known. `docs/diagnose.md` has the figures and the misses.
 
 The thresholds are those of the study that recovered these curves; none was changed after looking at a single one.
 """

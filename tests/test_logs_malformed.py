@@ -1,4 +1,4 @@
-"""Logs with a history of their own: prefixes, encodings, seams, torn lines, sizes; and files that are no log."""
+"""Logs with a history of their own: prefixes, encodings, seams, torn lines, sizes; and files that are not logs."""
 
 import os
 from pathlib import Path
@@ -45,8 +45,8 @@ def test_windows_line_ends(name: str) -> None:
 
 
 def test_colors_and_progress_bars() -> None:
-    coloured = PLAIN.replace("iter ", "\x1b[1;32miter \x1b[0m").replace("loss ", "loss \x1b[31m")
-    assert_same_history(coloured.replace(", time", "\x1b[0m, time"))
+    colored = PLAIN.replace("iter ", "\x1b[1;32miter \x1b[0m").replace("loss ", "loss \x1b[31m")
+    assert_same_history(colored.replace(", time", "\x1b[0m, time"))
     bars = "\n".join(f"  3%|▎ | 1/30\r 97%|█▉| 29/30\r\x1b[K{line}" for line in PLAIN.splitlines())
     assert_same_history(bars)
 

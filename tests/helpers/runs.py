@@ -27,7 +27,7 @@ def step_drop(total: int, at: int, end: float) -> Floats:
 
 
 def drawn(random: np.random.Generator, rates: Floats, warmup: int, shape: LawVariant, misfit: float = 0.0) -> LossCurve:
-    """A whole run from the law's own prior, evaluated forty times."""
+    """A run drawn from the prior of the loss model, evaluated forty times."""
     alpha = min(max(random.normal(*shape.alpha), 0.12), 1.18)
     away = (alpha - shape.alpha[0]) / shape.alpha[1]
     drop = random.normal(

@@ -128,8 +128,8 @@ def _end_time(timing: Timing, seconds: float, now: float) -> tuple[float, str]:
     if not timing.steps_left:
         return last, event
     silence = now - last
-    patience = max(SILENT, 20 * timing.step_time.seconds) if timing.step_time else SILENT
-    if silence > patience:
+    longest_silence = max(SILENT, 20 * timing.step_time.seconds) if timing.step_time else SILENT
+    if silence > longest_silence:
         return now + seconds, f"now, if it is still running: {event} is {format_duration(silence, parts=1)} old"
     return last + seconds, event
 

@@ -25,7 +25,7 @@ pub fn write(folder: &Path, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
     path
 }
 
-/// `count` tokens that differ from their neighbours.
+/// `count` tokens that differ from their neighbors.
 pub fn tokens(count: usize) -> Vec<u16> {
     (0..count).map(|index| (index * 31 % 50_257) as u16).collect()
 }

@@ -27,13 +27,14 @@ def main() -> None:
     folder = RunFolder(options.run)
     config = folder.config()
     console = Console(record=True, width=90, file=io.StringIO(), force_terminal=True)
-    panel, paces = LivePanel(config, console), []
+    panel = LivePanel(config, console)
+    seconds: list[float] = []
     for record in runlog.read_log(folder.log_file):
         if record.get("step", 0) > options.step:
             break
         if record["kind"] == "step":
-            paces.append(record["seconds"])
-            left = estimate_eta(paces[1:], config.run.steps - record["step"] - 1)
+            seconds.append(record["seconds"])
+            left = estimate_eta(seconds[1:], config.run.steps - record["step"] - 1)
             panel.step(StepRecord(**{name: record[name] for name in StepRecord._fields}), left)
         elif record["kind"] == "eval":
             train, val = (
@@ -45,9 +46,9 @@ def main() -> None:
         elif record["kind"] == "save":
             panel.saved(record["step"])
     console.print(panel._render())
-    drawn = console.export_svg(title=f"python -m jaxgpt.train --config {config.run.name}")
+    svg = console.export_svg(title=f"python -m jaxgpt.train --config {config.run.name}")
     # The reader's own monospace font: a picture in a README should load nothing.
-    options.out.write_text(re.sub(r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL))
+    options.out.write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def logits_of_all(settings: Model, params: step.Params, tokens_BxT: jax.Array) -
 
 
 def slow_greedy(settings: Model, params: step.Params, prompt_BxP: np.ndarray, count: int) -> np.ndarray:
-    """Every token from a full pass over what the model may see; a full block keeps its latter half."""
+    """Every token from a full pass over what the model may see; a full block becomes its second half."""
     block, tokens, start = settings.block_size, prompt_BxP, 0
     for _ in range(count):
         if tokens.shape[1] - start >= block:
@@ -134,8 +134,8 @@ def test_shared_prompt_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_token_missing_from_the_tokenizer_is_never_sampled() -> None:
     params = always([0, 1, 2, 0, 0, 9, 9, 9])
     assert (continued(FIXED, params, [[0]], 10, vocab_size=5, sampling=GREEDY) == 2).all()
-    drawn = continued(FIXED, params, [[0]] * 50, 10, vocab_size=5)
-    assert set(np.unique(drawn)) == set(range(5))
+    tokens = continued(FIXED, params, [[0]] * 50, 10, vocab_size=5)
+    assert set(np.unique(tokens)) == set(range(5))
     few = continued(FIXED, params, [[0]] * 50, 10, vocab_size=5, sampling=SamplingOptions(1.0, top_k=2))
     assert set(np.unique(few)) == {1, 2}
 
@@ -179,40 +179,40 @@ def test_nothing_is_drawn_after_the_last_row_has_stopped(monkeypatch: pytest.Mon
     assert len(draws) == 1
 
 
-def chi_square(drawn: np.ndarray, probabilities: np.ndarray) -> float:
-    expected = probabilities * drawn.size
-    return float(((np.bincount(drawn.ravel(), minlength=len(expected)) - expected) ** 2 / expected).sum())
+def chi_square(tokens: np.ndarray, probabilities: np.ndarray) -> float:
+    expected = probabilities * tokens.size
+    return float(((np.bincount(tokens.ravel(), minlength=len(expected)) - expected) ** 2 / expected).sum())
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_follow_the_softmax_at_each_temperature(temperature: float) -> None:
     logits = np.linspace(-1, 1, 8)
-    drawn = continued(FIXED, always(logits), [[0]] * 300, 15, sampling=SamplingOptions(temperature))
+    tokens = continued(FIXED, always(logits), [[0]] * 300, 15, sampling=SamplingOptions(temperature))
     powers = np.exp(logits / temperature)
-    assert chi_square(drawn, powers / powers.sum()) < 24.3  # one in a thousand at 7 degrees of freedom
-    assert chi_square(drawn, np.full(8, 1 / 8)) > 24.3
+    assert chi_square(tokens, powers / powers.sum()) < 24.3  # one in a thousand at 7 degrees of freedom
+    assert chi_square(tokens, np.full(8, 1 / 8)) > 24.3
 
 
 def slow_keep(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:
     """The top_k likeliest; of those the fewest likeliest whose probabilities, among them, sum up to top_p."""
     ranked = sorted(range(len(logits)), key=lambda v: -logits[v])[: top_k or None]
     powers = np.exp(np.float64(logits[ranked]))
-    total, kept = 0.0, set()
+    total, allowed = 0.0, set()
     for token, probability in zip(ranked, powers / powers.sum(), strict=True):
         if total < top_p:
-            kept.add(token)
+            allowed.add(token)
         total += probability
-    return kept
+    return allowed
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 5, 20, 99])
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 1.0])
 def test_top_k_and_top_p_match_a_slow_reference(top_k: int, top_p: float) -> None:
     logits_BxV = 2 * np.random.default_rng(0).normal(size=(10, 20)).astype(np.float32)
-    kept_BxV = np.asarray(_mask_unlikely(jnp.asarray(logits_BxV), SamplingOptions(1.0, top_k, top_p)))
-    for row, kept in zip(logits_BxV, kept_BxV, strict=True):
-        assert set(np.flatnonzero(np.isfinite(kept))) == slow_keep(row, top_k, top_p)
-        np.testing.assert_array_equal(kept[np.isfinite(kept)], row[np.isfinite(kept)])
+    masked_BxV = np.asarray(_mask_unlikely(jnp.asarray(logits_BxV), SamplingOptions(1.0, top_k, top_p)))
+    for row, allowed in zip(logits_BxV, masked_BxV, strict=True):
+        assert set(np.flatnonzero(np.isfinite(allowed))) == slow_keep(row, top_k, top_p)
+        np.testing.assert_array_equal(allowed[np.isfinite(allowed)], row[np.isfinite(allowed)])
 
 
 def test_temperature_comes_before_top_p() -> None:

@@ -61,8 +61,8 @@ def random_tokens(settings: Model, batch: int = 2) -> jax.Array:
     return jax.random.randint(jax.random.key(1), (batch, settings.block_size), 0, settings.vocab_size)
 
 
-def abstract_parameters(cfg: Config) -> step.Params:
-    return jax.eval_shape(partial(step.init_state, cfg, optim.make_optimizer(cfg.optim, cfg.run.steps))).params
+def abstract_parameters(config: Config) -> step.Params:
+    return jax.eval_shape(partial(step.init_state, config, optim.make_optimizer(config.optim, config.run.steps))).params
 
 
 def size(tree: Any) -> int:
@@ -71,14 +71,14 @@ def size(tree: Any) -> int:
 
 @pytest.mark.parametrize("name", CONFIG_NAMES)
 def test_parameter_count_of_every_config(name: str) -> None:
-    cfg = load_config(name)
-    cfg = cfg.replace({"model": {"dtype": "float32", "attention": "xla"}})
-    params = abstract_parameters(cfg)
-    positions = cfg.model.block_size * cfg.model.n_embd if cfg.model.architecture == "gpt2" else 0
+    config = load_config(name)
+    config = config.replace({"model": {"dtype": "float32", "attention": "xla"}})
+    params = abstract_parameters(config)
+    positions = config.model.block_size * config.model.n_embd if config.model.architecture == "gpt2" else 0
     assert size(params.get("positions", {})) == positions
-    assert size(params) == model_size.parameters(cfg.model) + positions
+    assert size(params) == model_size.parameters(config.model) + positions
     outside = size(params["tokens"]) + size(params.get("output", {})) + positions
-    assert size(params) - outside == model_size.non_embedding_parameters(cfg.model)
+    assert size(params) - outside == model_size.non_embedding_parameters(config.model)
 
 
 @both_architectures
@@ -122,7 +122,7 @@ def test_logits_match_the_oracle(settings: Model) -> None:
 
 
 @both_architectures
-@pytest.mark.parametrize("chunks", [(16,), (1,) * 16, (5, 1, 1, 4, 5)], ids=["whole", "single tokens", "mixed"])
+@pytest.mark.parametrize("chunks", [(16,), (1,) * 16, (5, 1, 1, 4, 5)], ids=["all", "single tokens", "mixed"])
 def test_kv_cache_does_not_change_logits(settings: Model, chunks: tuple[int, ...]) -> None:
     params, tokens_BxT = params_with_large_matrices(settings), random_tokens(settings)
     cache = empty_cache(settings, 2, settings.block_size + 3)

@@ -254,8 +254,8 @@ def test_keys_that_differ_by_one_bit_are_uncorrelated() -> None:
 
 def test_a_mask_depends_on_its_own_key_and_0_and_1_are_exact() -> None:
     keys = jax.random.split(jax.random.key(3), 4)
-    whole = np.asarray(dropout_mask(keys, 0.9, (5, 6)))
-    np.testing.assert_array_equal(np.asarray(dropout_mask(keys[2:3], 0.9, (5, 6)))[0], whole[2])
+    full = np.asarray(dropout_mask(keys, 0.9, (5, 6)))
+    np.testing.assert_array_equal(np.asarray(dropout_mask(keys[2:3], 0.9, (5, 6)))[0], full[2])
     assert draw_masks(1.0).all()
     assert not draw_masks(0.0).any()
 

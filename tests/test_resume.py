@@ -31,9 +31,9 @@ NOISY = EPOCHS | {"model.dropout": 0.2}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, xla_cache: Path) -> Path:
-    """The workspace of the run that was left alone, a process like those that are killed."""
-    workspace = tmp_path_factory.mktemp("whole")
+def reference(tmp_path_factory: pytest.TempPathFactory, xla_cache: Path) -> Path:
+    """The workspace of the uninterrupted run, a process like those that are killed."""
+    workspace = tmp_path_factory.mktemp("reference")
     write_tokens(workspace / "data")
     finish(workspace)
     return workspace
@@ -45,15 +45,15 @@ def finish(workspace: Path) -> None:
     assert run.returncode == 0
 
 
-def kill_when_told(workspace: Path, line: str, saving: bool = False) -> int:
+def kill_at_line(workspace: Path, line: str, saving: bool = False) -> int:
     """Starts or resumes the run and kills it at the first line that begins with `line`; returns its status.
 
     With `saving` it is killed when the next save has begun and is not on the disk yet.
     """
     with start_training(workspace, NOISY) as run:
         assert run.stdout
-        for said in run.stdout:
-            if said.startswith(line):
+        for printed in run.stdout:
+            if printed.startswith(line):
                 if saving:
                     wait_for_a_save_under_way(workspace)
                 run.kill()
@@ -67,26 +67,26 @@ def wait_for_a_save_under_way(workspace: Path) -> None:
         assert time.monotonic() < end
 
 
-def assert_same_run(workspace: Path, whole: Path, changes: Changes) -> None:
-    assert logged_losses(run_folder(workspace)) == logged_losses(run_folder(whole))
+def assert_same_run(workspace: Path, reference: Path, changes: Changes) -> None:
+    assert logged_losses(run_folder(workspace)) == logged_losses(run_folder(reference))
     assert leaf_bytes(saved_state(tiny_config(workspace, changes))) == leaf_bytes(
-        saved_state(tiny_config(whole, changes))
+        saved_state(tiny_config(reference, changes))
     )
 
 
-def test_run_killed_five_times_is_bitwise_identical(workspace: Path, whole: Path) -> None:
+def test_run_killed_five_times_is_bitwise_identical(workspace: Path, reference: Path) -> None:
     source = random.Random(20240520)
     first = source.randrange(4, 8)
     kills = [("iter 0:", False), (f"iter {first}:", False), ("iter 8", False), ("saving checkpoint of step 15", True)]
     for line, saving in [*kills, (f"iter {source.randrange(22, 36)}:", False)]:
-        assert kill_when_told(workspace, line, saving) == -signal.SIGKILL
+        assert kill_at_line(workspace, line, saving) == -signal.SIGKILL
     finish(workspace)
     assert len(records(run_folder(workspace), "start")) == 6
-    assert_same_run(workspace, whole, NOISY)
+    assert_same_run(workspace, reference, NOISY)
 
 
 def test_run_crashed_four_times_is_bitwise_identical(
-    workspace: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in (5, 11, 17, 32):  # two in the first two epochs, one just after a boundary
         with monkeypatch.context() as patch:

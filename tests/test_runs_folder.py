@@ -1,4 +1,4 @@
-"""A run's folder: one holder at a time, one config and one dataset for its whole life."""
+"""A run's folder: one process at a time, one config and one dataset."""
 
 import dataclasses
 import json
@@ -12,19 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from helpers.training import (
-    STEPS,
-    Crash,
-    after_step,
-    arguments,
-    crash,
-    logged_losses,
-    records,
-    run_folder,
-    start_training,
-    tiny_config,
-    write_tokens,
-)
+from helpers import training
 
 from jaxgpt import errors, train
 from jaxgpt.config import Config, Model, Optim
@@ -51,19 +39,19 @@ def refused(kind: type[JaxgptError], code: str, action: Any, *args: Any) -> Jaxg
     return caught.value
 
 
-# --- one holder ------------------------------------------------------------------------------------------------------
+# --- one process ------------------------------------------------------------------------------------------------------
 
 
 def test_locked_folder_names_the_process_until_it_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from jaxgpt.runs.folder import RunFolder\n"
-        "with RunFolder(Path(sys.argv[1])).lock():\n    print('held', flush=True)\n    time.sleep(60)"
+        "with RunFolder(Path(sys.argv[1])).lock():\n    print('locked', flush=True)\n    time.sleep(60)"
     )
     root = str(Path(errors.__file__).parents[1])
     line = [sys.executable, "-c", code, str(tmp_path / "a")]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root}) as holder:
         assert holder.stdout
-        assert holder.stdout.readline() == "held\n"
+        assert holder.stdout.readline() == "locked\n"
         error = refused(StorageError, "S001", RunFolder(tmp_path / "a").lock().__enter__)
         holder.kill()
     assert error.message == f"'{tmp_path / 'a'}' is in use by pid {holder.pid} on host {os.uname().nodename}"
@@ -78,14 +66,18 @@ def test_second_run_of_the_same_name_is_refused(
     answers = []
 
     def second() -> None:
-        with start_training(workspace) as run:
+        with training.start_training(workspace) as run:
             answers.append((run.communicate(timeout=60)[1], run.returncode))
 
-    after_step(monkeypatch, 10, second)
-    train.train(tiny_config(workspace))
-    where = f"'{run_folder(workspace).path}' is in use by pid {os.getpid()} on host {os.uname().nodename}"
+    training.after_step(monkeypatch, 10, second)
+    train.train(training.tiny_config(workspace))
+    where = f"'{training.run_folder(workspace).path}' is in use by pid {os.getpid()} on host {os.uname().nodename}"
     assert answers == [(f"error[S001]: {where}\n  help: wait for it, or --run.name NEW\n", 7)]
-    assert len(logged_losses(run_folder(workspace))) == len(records(run_folder(workspace))) == STEPS
+    assert (
+        len(training.logged_losses(training.run_folder(workspace)))
+        == len(training.records(training.run_folder(workspace)))
+        == training.STEPS
+    )
 
 
 # --- one config ------------------------------------------------------------------------------------------------------
@@ -120,20 +112,20 @@ def test_only_fields_without_effect_on_the_result_may_change() -> None:
 
 def test_run_resumes_when_resumable_fields_change(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        after_step(patch, 9, crash)
-        with pytest.raises(Crash):
-            train.train(tiny_config(workspace))
+        training.after_step(patch, 9, training.crash)
+        with pytest.raises(training.Crash):
+            train.train(training.tiny_config(workspace))
     shutil.move(workspace / "data", workspace / "moved")
     seen = {"run.log_every": 5, "run.save_every": 3, "run.keep_latest": 1, "data.path": str(workspace / "moved")}
-    train.train(tiny_config(workspace, seen))
-    assert len(logged_losses(run_folder(workspace))) == STEPS
-    assert run_folder(workspace).config().run.log_every == 5
+    train.train(training.tiny_config(workspace, seen))
+    assert len(training.logged_losses(training.run_folder(workspace))) == training.STEPS
+    assert training.run_folder(workspace).config().run.log_every == 5
 
 
 def test_run_of_another_config_is_not_modified(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = started(run_folder(workspace).path, tiny_config(workspace))
+    folder = started(training.run_folder(workspace).path, training.tiny_config(workspace))
     before = {path: path.read_bytes() for path in folder.path.iterdir()}
-    assert errors.run(train.main, arguments(workspace, {"model.n_layer": 3})) == 4
+    assert errors.run(train.main, training.arguments(workspace, {"model.n_layer": 3})) == 4
     assert "error[K001]" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
 
@@ -142,11 +134,11 @@ def test_run_of_another_config_is_not_modified(workspace: Path, capsys: pytest.C
 
 
 def test_other_tokens_are_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train.train(tiny_config(workspace))
-    write_tokens(workspace / "data", seed=5)
-    assert errors.run(train.main, arguments(workspace)) == 4
+    train.train(training.tiny_config(workspace))
+    training.write_tokens(workspace / "data", seed=5)
+    assert errors.run(train.main, training.arguments(workspace)) == 4
     err = capsys.readouterr().err
-    assert f"error[K002]: '{run_folder(workspace).path}' was started on other data: tokens_sha256 " in err
+    assert f"error[K002]: '{training.run_folder(workspace).path}' was started on other data: tokens_sha256 " in err
     assert "help: point --data.path at the run's data, or start a new run (--run.name NEW)" in err
 
 
@@ -160,12 +152,12 @@ def test_difference_between_two_datasets_is_named(tmp_path: Path) -> None:
     assert "gpt2 (abababababab) → mine (efefefefefef)" in error.message
 
 
-# --- places ----------------------------------------------------------------------------------------------------------
+# --- paths -----------------------------------------------------------------------------------------------------------
 
 
 def test_parent_that_is_a_file_is_an_early_error(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (workspace / "runs").write_text("not a folder")
-    assert errors.run(train.main, arguments(workspace)) == 7
+    assert errors.run(train.main, training.arguments(workspace)) == 7
     err = capsys.readouterr().err
     assert f"error[S002]: '{workspace}/runs/a' cannot be written: '{workspace}/runs' is a file" in err
     assert "help: choose another --run.dir or --run.name" in err

@@ -1,4 +1,4 @@
-"""The record of a run: whole lines of exact JSON, whatever the disk does."""
+"""The record of a run: complete lines of exact JSON, whatever the disk does."""
 
 import json
 import math

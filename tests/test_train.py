@@ -1,4 +1,4 @@
-"""The run: what its loop costs, how each way out of it leaves the disk, and what is answered before it starts."""
+"""The run: what its loop reads, what is on the disk after each way out of it, and what is answered before it starts."""
 
 import os
 import signal
@@ -32,11 +32,11 @@ from jaxgpt.training.evaluator import Evaluator
 from jaxgpt.training.records import Score, Scores
 from jaxgpt.training.step import TrainState
 
-# --- what the loop costs ---------------------------------------------------------------------------------------------
+# --- what the loop reads ---------------------------------------------------------------------------------------------
 
 
 class ReadCounter:
-    """Counts what reads device arrays: `reads` holds (steps dispatched, step whose metrics were read or None)."""
+    """Counts what reads device arrays: `reads` has (steps dispatched, step whose metrics were read or None)."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.dispatched = 0
@@ -214,7 +214,7 @@ def test_signal_before_the_first_step_stops_at_once(
 
 @pytest.fixture(scope="module")
 def piped(tmp_path_factory: pytest.TempPathFactory, xla_cache: Path) -> tuple[Path, str, str]:
-    """A whole run as a process: its workspace, its output and its errors."""
+    """A complete run as a process: its workspace, its output and its errors."""
     workspace = tmp_path_factory.mktemp("piped")
     write_tokens(workspace / "data")
     run = start_training(workspace)
@@ -253,8 +253,8 @@ def test_policy_keeps_the_latest_best_and_every_nth_checkpoint(
             return Scores(score, score)
 
     monkeypatch.setattr(session, "Evaluator", ScriptedEvaluator)
-    kept = {"run.eval_every": 4, "run.save_every": 2, "run.keep_latest": 2, "run.keep_best": 1, "run.keep_every": 6}
-    folder = train.train(tiny_config(workspace, kept))
+    policy = {"run.eval_every": 4, "run.save_every": 2, "run.keep_latest": 2, "run.keep_best": 1, "run.keep_every": 6}
+    folder = train.train(tiny_config(workspace, policy))
     assert saved_steps(folder) == [6, 8, 12, 18, 20]
     with Checkpoints(folder.checkpoints) as checkpoints:
         assert (checkpoints.latest(), checkpoints.best(), checkpoints.best_loss()) == (20, 8, 3.0)

@@ -8,9 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt import config
 from jaxgpt._loader import Dataset, sample_starts
-from jaxgpt.config import Config
+from jaxgpt.config import Config, Data, Mesh, Model, Optim, Run
 from jaxgpt.data.dataset import Split
 from jaxgpt.errors import DataError
 from jaxgpt.training import batches as data
@@ -27,54 +26,54 @@ def split(tmp_path: Path, dataset: Dataset) -> Split:
 
 def run_of(**changes: int) -> Config:
     return Config(
-        model=config.Model(n_layer=1, n_head=1, n_embd=8, block_size=64),
-        data=config.Data(micro_batch=4, accum=2),
-        optim=config.Optim(warmup_steps=0),
-        run=config.Run(**({"steps": 12} | changes)),
+        model=Model(n_layer=1, n_head=1, n_embd=8, block_size=64),
+        data=Data(micro_batch=4, accum=2),
+        optim=Optim(warmup_steps=0),
+        run=Run(**({"steps": 12} | changes)),
     )
 
 
-def windows(split: Split, cfg: Config, first: int, count: int, seed: int) -> "np.ndarray[Any, Any]":
-    ids, width = split.ids(0, split.tokens), cfg.model.block_size
+def windows(split: Split, config: Config, first: int, count: int, seed: int) -> "np.ndarray[Any, Any]":
+    ids, width = split.ids(0, split.tokens), config.model.block_size
     starts = sample_starts(split.tokens, width, "epoch", seed, first, count)
     return np.stack([ids[start : start + width + 1] for start in starts])
 
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_each_step_gets_its_windows_on_any_number_of_devices(split: Split, devices: int) -> None:
-    cfg = run_of()
-    mesh = make_mesh(config.Mesh(data_parallel=devices), 4)
-    with data.train_batches(cfg, split, mesh, 5, VOCAB) as batches:
+    config = run_of()
+    mesh = make_mesh(Mesh(data_parallel=devices), 4)
+    with data.train_batches(config, split, mesh, 5, VOCAB) as batches:
         blocks = [np.array(block) for block in batches]
     assert len(blocks) == 7
     for number, block in enumerate(blocks):
-        wanted = windows(split, cfg, (5 + number) * 8, 8, cfg.data.seed)
+        wanted = windows(split, config, (5 + number) * 8, 8, config.data.seed)
         assert np.array_equal(block.reshape(wanted.shape), wanted)
 
 
 def test_evaluation_windows_do_not_depend_on_the_micro_batch(split: Split) -> None:
-    cfg = run_of(eval_tokens=64 * 10)
+    config = run_of(eval_tokens=64 * 10)
     selected = []
     for micro_batch in (1, 4, 7):
-        sized = cfg.replace({"data": {"micro_batch": micro_batch}})
-        mesh = make_mesh(config.Mesh(data_parallel=1), micro_batch)
+        sized = config.replace({"data": {"micro_batch": micro_batch}})
+        mesh = make_mesh(Mesh(data_parallel=1), micro_batch)
         with data.evaluation_batches(sized, split, mesh, VOCAB) as batches:
             rows = np.concatenate([np.array(block)[0] for block in batches])
         selected.append(rows[: data.evaluation_windows(sized, split)])
-    wanted = windows(split, cfg, 0, 10, data.EVALUATION_SEED)
+    wanted = windows(split, config, 0, 10, data.EVALUATION_SEED)
     assert all(np.array_equal(rows, wanted) for rows in selected)
 
 
 def test_token_outside_the_vocabulary_is_a_data_error(split: Split) -> None:
     with (
         pytest.raises(DataError, match="D010"),
-        data.train_batches(run_of(), split, make_mesh(config.Mesh(data_parallel=1), 4), 0, 1000) as batches,
+        data.train_batches(run_of(), split, make_mesh(Mesh(data_parallel=1), 4), 0, 1000) as batches,
     ):
         list(batches)
 
 
 class Client:
-    """Stands in for a CUDA client: remembers what is registered."""
+    """A fake CUDA client that remembers what is registered."""
 
     def __init__(self, room: int = 100) -> None:
         self.mapped: dict[int, int] = {}

@@ -234,12 +234,12 @@ def test_failed_save_is_raised_and_keeps_older_checkpoints(tmp_path: Path, monke
         with keeping(tmp_path, keep_latest=1) as checkpoints:
             checkpoints.save(1, state(1), None)
             checkpoints.save(2, state(2), None)
-            checkpoints.raise_failed_save()  # still under way: nothing to tell, and no waiting
+            checkpoints.raise_failed_save()  # still under way: no error yet, and no waiting
             disk.let_go.set()
             for _ in range(1000):
                 checkpoints.raise_failed_save()
                 time.sleep(0.01)
-            pytest.fail("nothing was told")
+            pytest.fail("no error was raised")
 
     error = refused(StorageError, "S005", run)
     assert (error.exit_status, str(tmp_path) in error.message, "No space left" in error.message) == (7, True, True)

@@ -67,24 +67,24 @@ def test_piped_run_prints_nanogpt_lines(workspace: Path, capsys: pytest.CaptureF
     lines = capsys.readouterr().out.splitlines()
     steps = [STEP_LINE.fullmatch(line) for line in lines if line.startswith("step ")]
     iters = [ITER_LINE.fullmatch(line) for line in lines if line.startswith("iter ")]
-    assert [int(found[1]) for found in steps if found] == [0, 10, 20]
-    assert [int(found[1]) for found in iters if found] == list(range(STEPS))
+    assert [int(match[1]) for match in steps if match] == [0, 10, 20]
+    assert [int(match[1]) for match in iters if match] == list(range(STEPS))
     assert None not in steps + iters
     exact = [float.fromhex(both.split()[0]) for both in logged_losses(run_folder(workspace)).values()]
-    assert [float(found[2]) for found in iters if found] == [round(loss, 4) for loss in exact]
+    assert [float(match[2]) for match in iters if match] == [round(loss, 4) for loss in exact]
     assert lines[0] == "tokens per iteration will be: 128"
     assert re.fullmatch(r"number of parameters: [\d.]+M", lines[1])
-    printed, kept = logs.read_text("\n".join(lines), "printed"), logs.read(run_folder(workspace).path)
-    assert [step.step for step in printed.steps] == [step.step for step in kept.steps] == list(range(STEPS))
+    printed, logged = logs.read_text("\n".join(lines), "printed"), logs.read(run_folder(workspace).path)
+    assert [step.step for step in printed.steps] == [step.step for step in logged.steps] == list(range(STEPS))
     assert (
         [step.step_only for step in printed.steps]
-        == [step.step_only for step in kept.steps]
+        == [step.step_only for step in logged.steps]
         == [False] + [True] * (STEPS - 1)
     )
-    assert [round(e.val or 0, 4) for e in kept.evaluations] == [e.val for e in printed.evaluations]
-    assert (printed.saves, printed.metadata.total_steps) == (kept.saves, kept.metadata.total_steps)
-    assert printed.metadata.tokens_per_step == kept.metadata.tokens_per_step == 128
-    assert (printed.traits.total_is_last_step, kept.metadata.stop_reason, printed.starts) == (False, DONE, (0,))
+    assert [round(e.val or 0, 4) for e in logged.evaluations] == [e.val for e in printed.evaluations]
+    assert (printed.saves, printed.metadata.total_steps) == (logged.saves, logged.metadata.total_steps)
+    assert printed.metadata.tokens_per_step == logged.metadata.tokens_per_step == 128
+    assert (printed.traits.total_is_last_step, logged.metadata.stop_reason, printed.starts) == (False, DONE, (0,))
 
 
 def test_mfu_is_printed_only_where_the_peak_is_known() -> None:

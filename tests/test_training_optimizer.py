@@ -70,7 +70,7 @@ def test_warmup_rises_evenly_to_the_peak(kind: str) -> None:
 @pytest.mark.parametrize("warmup", [0, 10, 100])
 def test_learning_rates_are_continuous_and_bounded(kind: str, warmup: int) -> None:
     actual = rates(schedule=kind, warmup_steps=warmup)
-    steepest = PEAK / 10 if warmup < 100 else PEAK  # a warmup of the whole run leaves one step to fall
+    steepest = PEAK / 10 if warmup < 100 else PEAK  # a warmup as long as the run leaves one step to decay
     assert np.abs(np.diff(actual)).max() < steepest
     assert actual.max() <= PEAK * (1 + 1e-6)
     assert actual[warmup:].min() >= LOW * (1 - 1e-6)

@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 both_architectures = pytest.mark.parametrize("changes", [{}, MODERN], ids=["gpt2", "modern"])
 
 
-def state_bytes(cfg: Config) -> int:
-    state = jax.eval_shape(partial(step.init_state, cfg, optim.make_optimizer(cfg.optim, cfg.run.steps)))
+def state_bytes(config: Config) -> int:
+    state = jax.eval_shape(partial(step.init_state, config, optim.make_optimizer(config.optim, config.run.steps)))
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
@@ -37,9 +37,9 @@ def max_elements(shapes: list[str]) -> int:
     return max(math.prod(int(size) for size in shape.split(",") if size) for shape in shapes)
 
 
-def expected_max_elements(cfg: Config) -> int:
+def expected_max_elements(config: Config) -> int:
     """Elements of the largest expected array: a table, a chunk's logits, the MLP's inner array, a chunk's scores."""
-    m, rows = cfg.model, cfg.data.micro_batch
+    m, rows = config.model, config.data.micro_batch
     scores = math.ceil(m.block_size / 4) * m.block_size
     chunk = math.ceil(rows * m.block_size / math.ceil(rows * m.block_size / m.loss_chunk))
     inner = max(m.inner, (m.n_head + 2 * m.kv_heads) * m.head_size)
@@ -48,36 +48,37 @@ def expected_max_elements(cfg: Config) -> int:
 
 @both_architectures
 def test_a_compiled_step_never_has_all_logits_or_all_scores(changes: dict[str, Any]) -> None:
-    cfg = make_config(**changes)
-    m, rows = cfg.model, cfg.data.micro_batch
-    elements = max_elements(re.findall(r"\b[a-z]\w*\[([\d,]+)\]\{", compile_step(cfg).as_text()))
+    config = make_config(**changes)
+    m, rows = config.model, config.data.micro_batch
+    elements = max_elements(re.findall(r"\b[a-z]\w*\[([\d,]+)\]\{", compile_step(config).as_text()))
     assert (
         elements
-        <= expected_max_elements(cfg)
+        <= expected_max_elements(config)
         < min(rows * m.block_size * m.vocab_size, rows * m.n_head * m.block_size**2)
     )
 
 
 @both_architectures
 def test_state_is_updated_in_place_and_temporaries_are_bounded(changes: dict[str, Any]) -> None:
-    cfg = make_config(**changes)
-    m, memory = cfg.model, compile_step(cfg).memory_analysis()
-    assert memory.alias_size_in_bytes == state_bytes(cfg)
-    tokens = cfg.data.micro_batch * m.block_size
-    parameters = state_bytes(cfg) / 3
+    config = make_config(**changes)
+    m, memory = config.model, compile_step(config).memory_analysis()
+    assert memory.alias_size_in_bytes == state_bytes(config)
+    tokens = config.data.micro_batch * m.block_size
+    parameters = state_bytes(config) / 3
     # Floats that a layer keeps per token for its gradient: norms and residuals, q, k, v and y in two layouts each, the
     # MLP's inner arrays, and the probabilities of the four chunks. Gradients exist twice, as sum and as addend.
-    kept = 8 * m.n_embd + 8 * m.n_head * m.head_size + 5 * m.inner + m.n_head * 0.625 * m.block_size
-    assert memory.temp_size_in_bytes < 4 * (tokens * m.n_layer * kept + 6 * expected_max_elements(cfg)) + 3 * parameters
+    per_token = 8 * m.n_embd + 8 * m.n_head * m.head_size + 5 * m.inner + m.n_head * 0.625 * m.block_size
+    stored = tokens * m.n_layer * per_token
+    assert memory.temp_size_in_bytes < 4 * (stored + 6 * expected_max_elements(config)) + 3 * parameters
 
 
 @both_architectures
 def test_scan_takes_bfloat16_weights_and_sums_float32_gradients(
     changes: dict[str, Any],
 ) -> None:
-    cfg = make_config(dtype="bfloat16", **changes)
-    function, state = abstract_step(cfg)
-    loop = next(e for e in jax.make_jaxpr(function)(state, random_tokens(cfg)).eqns if e.primitive.name == "scan")
+    config = make_config(dtype="bfloat16", **changes)
+    function, state = abstract_step(config)
+    loop = next(e for e in jax.make_jaxpr(function)(state, random_tokens(config)).eqns if e.primitive.name == "scan")
     constants, carry = scan_inputs(loop)
     matrices = sorted(leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim >= 2)
     assert sorted(aval.shape for aval in constants if aval.dtype == "bfloat16") == matrices
@@ -130,16 +131,16 @@ def test_cuda_program_uses_cudnn_without_scores_or_all_logits(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"{CUDNN}.check_cudnn_version", lambda: 91000)  # otherwise it asks the library
-    cfg = make_config(dtype="bfloat16", attention="cudnn", **changes | {"n_embd": 32, "head_dim": None})
-    m = cfg.model
-    function, state = abstract_step(cfg)
-    traced = jax.jit(function, donate_argnums=0).trace(state, random_tokens(cfg))
+    config = make_config(dtype="bfloat16", attention="cudnn", **changes | {"n_embd": 32, "head_dim": None})
+    m = config.model
+    function, state = abstract_step(config)
+    traced = jax.jit(function, donate_argnums=0).trace(state, random_tokens(config))
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     calls = re.findall(r"__cudnn\$fmhaSoftmax(Backward)?\b", text)
     assert (calls.count(""), calls.count("Backward")) == (m.n_layer, m.n_layer)
     shapes = {tuple(map(int, shape.split("x")[:-1])) for shape in re.findall(r"tensor<((?:\d+x)+)[a-z]", text)}
     assert not [shape for shape in shapes if shape[-2:] == (m.block_size, m.block_size)]
-    assert max(map(math.prod, shapes)) < cfg.data.micro_batch * m.block_size * m.vocab_size
+    assert max(map(math.prod, shapes)) < config.data.micro_batch * m.block_size * m.vocab_size
     norms = 2 * m.n_layer + 1 + (2 * m.n_layer if m.architecture == "modern" else 0)
     # The barriers of the norms' sums and of each attention's three products; none of those for the CPU.
     assert len(re.findall(r"= stablehlo\.optimization_barrier", text)) == norms + m.n_layer

@@ -20,15 +20,15 @@ from jaxgpt.training.step import Metrics
 
 
 class FakeDisplay:
-    """A display and a log in one, which remembers the steps that it is told."""
+    """A display and a log in one, which remembers its steps."""
 
     failure = ""
 
     def __init__(self) -> None:
-        self.told: list[tuple[StepRecord, Any]] = []
+        self.steps: list[tuple[StepRecord, Any]] = []
 
     def step(self, record: StepRecord, left: Any) -> None:
-        self.told.append((record, left))
+        self.steps.append((record, left))
 
     def scores(self, step: int, scores: Scores) -> None: ...
     def saved(self, step: int) -> None: ...
@@ -47,17 +47,17 @@ def new_recorder(workspace: Path, display: Any) -> Recorder:
     return Recorder(tiny_config(workspace), display, display, workspace / "board", epoch_windows=62, peak_flops=None)
 
 
-def told(losses: float) -> Metrics:
-    return Metrics(np.float32(losses), np.float32(1))  # type: ignore[arg-type]
+def metrics(loss: float) -> Metrics:
+    return Metrics(np.float32(loss), np.float32(1))  # type: ignore[arg-type]
 
 
 def test_step_is_recorded_when_the_next_is_dispatched(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     display = FakeDisplay()
     with new_recorder(workspace, display) as record:
         for step in range(3):
-            record.step(step, told(step))
-            assert [told[0].step for told in display.told] == list(range(step))
-    assert [told[0].loss for told in display.told] == [0.0, 1.0, 2.0]
+            record.step(step, metrics(step))
+            assert [shown[0].step for shown in display.steps] == list(range(step))
+    assert [shown[0].loss for shown in display.steps] == [0.0, 1.0, 2.0]
 
 
 def test_pauses_count_for_the_eta_but_not_for_step_times(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,17 +65,17 @@ def test_pauses_count_for_the_eta_but_not_for_step_times(workspace: Path, monkey
     record = new_recorder(workspace, display)
 
     def wait(values: Any) -> Any:
-        clock.now += 2 if display.told else 32  # it compiles first
+        clock.now += 2 if display.steps else 32  # it compiles first
         return values
 
     monkeypatch.setattr(recorder, "fetch", wait)
     for step in range(16):
-        record.step(step, told(3))
+        record.step(step, metrics(3))
         if step in (5, 11):
             with record.pause():
                 clock.now += 15
-    assert [told[0].seconds for told in display.told] == [32] + [2] * 14
-    last, left = display.told[-1]
+    assert [shown[0].seconds for shown in display.steps] == [32] + [2] * 14
+    last, left = display.steps[-1]
     assert (last.step, last.tokens_per_second) == (14, 4 * 2 * 16 / 2)
     assert left.seconds == pytest.approx((STEPS - 15) * (2 + 30 / 14))
     assert left.low < left.seconds < left.high

@@ -25,11 +25,11 @@ LARGE = Model(
 
 @pytest.mark.parametrize("changes", [DROPOUT, MODERN | DROPOUT], ids=["gpt2", "modern"])
 def test_remat_changes_neither_loss_nor_gradient(changes: dict[str, Any]) -> None:
-    cfg = make_config(n_layer=2, **changes)
-    metrics, grads = gradient(cfg, token_block(cfg))
+    config = make_config(n_layer=2, **changes)
+    metrics, grads = gradient(config, token_block(config))
     for policy in POLICIES:
-        other = cfg.replace({"model": {"remat": policy}})
-        actual, actual_grads = gradient(other, token_block(cfg))
+        other = config.replace({"model": {"remat": policy}})
+        actual, actual_grads = gradient(other, token_block(config))
         assert_close(actual, metrics, rtol=1e-6)
         assert_close(actual_grads, grads, atol=1e-6 * float(metrics.grad_norm))
 
@@ -39,10 +39,10 @@ def test_the_planner_predicts_the_memory_that_each_policy_saves() -> None:
     measured, planned = [], []
     for policy in ("none", *POLICIES):
         model = dataclasses.replace(LARGE, remat=policy)
-        grown = [compile_step(small_config(model, rows)).memory_analysis().temp_size_in_bytes for rows in (4, 16)]
-        held = [memory.estimate(small_config(model, rows), flash=False).total for rows in (4, 16)]
-        measured.append(grown[1] - grown[0])
-        planned.append(held[1] - held[0])
+        compiled = [compile_step(small_config(model, rows)).memory_analysis().temp_size_in_bytes for rows in (4, 16)]
+        estimated = [memory.estimate(small_config(model, rows), flash=False).total for rows in (4, 16)]
+        measured.append(compiled[1] - compiled[0])
+        planned.append(estimated[1] - estimated[0])
     assert measured[1] < 0.75 * measured[0]
     assert measured[2] < 0.6 * measured[1]
     np.testing.assert_allclose(np.array(planned) / planned[0], np.array(measured) / measured[0], atol=0.12)
@@ -61,24 +61,24 @@ def test_an_unknown_policy_is_refused() -> None:
 
 def test_the_planner_charges_time_for_the_policy() -> None:
     plain = load_config("fineweb40m")
-    kept, slower = [], []
+    activations, slower = [], []
     for policy in ("none", "attention", "blocks"):
         config = plain.replace({"model": {"remat": policy}})
-        kept.append(memory.estimate(config).activations)
+        activations.append(memory.estimate(config).activations)
         slower.append(step_time.roofline(config, DEVICES["RTX 4070"], "jaxgpt").seconds)
         assert memory.estimate(plain, remat=policy) == memory.estimate(config)
-    assert kept[0] > kept[1] > kept[2]
+    assert activations[0] > activations[1] > activations[2]
     assert slower[0] < slower[1] < slower[2] < 1.4 * slower[0]
 
 
 def test_evaluation_recomputes_nothing() -> None:
     """Without a backward pass, the program does not depend on the policy."""
-    cfg = make_config()
+    config = make_config()
     products = []
     for policy in ("none", *POLICIES):
-        training = Training(cfg.replace({"model": {"remat": policy}}))
-        evaluate = step.compile_eval_step(training.cfg, training.graphdef, training.mesh)
-        lowered = evaluate.lower(training.state.params, jax.numpy.asarray(token_block(cfg)))
+        training = Training(config.replace({"model": {"remat": policy}}))
+        evaluate = step.compile_eval_step(training.config, training.graphdef, training.mesh)
+        lowered = evaluate.lower(training.state.params, jax.numpy.asarray(token_block(config)))
         products.append(lowered.compile().as_text().count("dot("))
     assert len(set(products)) == 1
 

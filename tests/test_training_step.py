@@ -39,10 +39,10 @@ pytestmark = pytest.mark.usefixtures("fast_compilation")
 def test_twenty_steps_match_the_float64_oracle(changes: dict[str, Any]) -> None:
     training = Training(make_config(MODEL, **changes))
     start = jax.tree.map(np.array, training.state.params)
-    blocks = [token_block(training.cfg, i) for i in range(training.cfg.run.steps)]
+    blocks = [token_block(training.config, i) for i in range(training.config.run.steps)]
     losses = [float(training(tokens).loss) for tokens in blocks]
     windows = [tokens.reshape(-1, tokens.shape[-1]) for tokens in blocks]
-    expected, _ = oracle.train(start, training.cfg.to_dict(), windows)
+    expected, _ = oracle.train(start, training.config.to_dict(), windows)
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     assert losses[-1] < losses[0] - 1
 
@@ -59,7 +59,7 @@ def test_gradient_accumulation_equals_one_large_batch() -> None:
 def test_many_steps_compile_once() -> None:
     training = Training(make_config())
     for i in range(4):
-        training(token_block(training.cfg, i))
+        training(token_block(training.config, i))
     assert training.train_step._cache_size() == 1
     assert int(training.state.step) == 4
 
@@ -67,15 +67,15 @@ def test_many_steps_compile_once() -> None:
 def test_the_state_is_donated() -> None:
     training = Training(make_config())
     given = jax.tree.leaves(training.state)
-    training(token_block(training.cfg))
+    training(token_block(training.config))
     assert all(leaf.is_deleted() for leaf in given)
 
 
-def scan_over_micro_batches(cfg: Config) -> tuple[Any, step.TrainState]:
-    optimizer = optim.make_optimizer(cfg.optim, cfg.run.steps)
-    state = jax.eval_shape(partial(step.init_state, cfg, optimizer))
-    function = partial(step.train_step, cfg=cfg, graphdef=step.model_graphdef(cfg.model), optimizer=optimizer)
-    equations = jax.make_jaxpr(function)(state, token_block(cfg)).jaxpr.eqns
+def scan_over_micro_batches(config: Config) -> tuple[Any, step.TrainState]:
+    optimizer = optim.make_optimizer(config.optim, config.run.steps)
+    state = jax.eval_shape(partial(step.init_state, config, optimizer))
+    function = partial(step.train_step, config=config, graphdef=step.model_graphdef(config.model), optimizer=optimizer)
+    equations = jax.make_jaxpr(function)(state, token_block(config)).jaxpr.eqns
     return next(equation for equation in equations if equation.primitive.name == "scan"), state
 
 
@@ -85,8 +85,8 @@ def is_cast_to_bfloat16(equation: Any) -> bool:
 
 @pytest.mark.parametrize("changes", [{}, MODERN], ids=str)
 def test_weights_enter_the_scan_in_bfloat16(changes: dict[str, Any]) -> None:
-    cfg = make_config(dtype="bfloat16", n_embd=24, **changes)
-    scan, state = scan_over_micro_batches(cfg)
+    config = make_config(dtype="bfloat16", n_embd=24, **changes)
+    scan, state = scan_over_micro_batches(config)
     weights = sorted(leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim >= 2)
     constants, carry = scan_inputs(scan)
     matrices = [aval for aval in constants if aval.ndim >= 2]
@@ -96,9 +96,9 @@ def test_weights_enter_the_scan_in_bfloat16(changes: dict[str, Any]) -> None:
 
 
 def test_no_weight_is_cast_inside_the_scan() -> None:
-    cfg = make_config(dtype="bfloat16", n_embd=24)
-    scan, state = scan_over_micro_batches(cfg)
-    tables = (cfg.model.vocab_size, cfg.model.n_embd)  # the table's gradient is a float32 sum, cast at its end
+    config = make_config(dtype="bfloat16", n_embd=24)
+    scan, state = scan_over_micro_batches(config)
+    tables = (config.model.vocab_size, config.model.n_embd)  # the table's gradient is a float32 sum, cast at its end
     weights = {leaf.shape for leaf in jax.tree.leaves(state.params) if leaf.ndim >= 2} - {tables}
     cast = {
         equation.invars[0].aval.shape
@@ -109,21 +109,22 @@ def test_no_weight_is_cast_inside_the_scan() -> None:
     assert not cast & weights
 
 
-def losses_of_steps(cfg: Config, tokens_AxBxW: np.ndarray, numbers: Iterable[int]) -> list[float]:
+def losses_of_steps(config: Config, tokens_AxBxW: np.ndarray, numbers: Iterable[int]) -> list[float]:
     """The losses of the steps with these numbers, each with the parameters of seed 0."""
     optimizer = optax.sgd(1.0)
-    start = step.init_state(cfg.replace({"run": {"seed": 0}}), optimizer)
-    function = jax.jit(partial(step.train_step, cfg=cfg, graphdef=step.model_graphdef(cfg.model), optimizer=optimizer))
+    start = step.init_state(config.replace({"run": {"seed": 0}}), optimizer)
+    graphdef = step.model_graphdef(config.model)
+    function = jax.jit(partial(step.train_step, config=config, graphdef=graphdef, optimizer=optimizer))
     states = (start._replace(step=jnp.int32(number)) for number in numbers)
     return [float(function(state, tokens_AxBxW)[1].loss) for state in states]
 
 
 def test_dropout_depends_on_seed_step_and_position_in_the_step() -> None:
-    cfg = make_config(accum=1, **DROPOUT)
-    tokens = token_block(cfg)
-    first, second, repeated = losses_of_steps(cfg, tokens, [0, 1, 0])
-    (other_seed,) = losses_of_steps(cfg.replace({"run": {"seed": 7}}), tokens, [0])
-    (micro_batch_twice,) = losses_of_steps(cfg, np.concatenate([tokens, tokens]), [0])
+    config = make_config(accum=1, **DROPOUT)
+    tokens = token_block(config)
+    first, second, repeated = losses_of_steps(config, tokens, [0, 1, 0])
+    (other_seed,) = losses_of_steps(config.replace({"run": {"seed": 7}}), tokens, [0])
+    (micro_batch_twice,) = losses_of_steps(config, np.concatenate([tokens, tokens]), [0])
     assert first == repeated
     losses = sorted([first, second, other_seed, micro_batch_twice])
     assert np.diff(losses).min() > 1e-5
@@ -133,7 +134,7 @@ def test_dropout_depends_on_seed_step_and_position_in_the_step() -> None:
 def test_every_dropout_of_every_sequence_has_its_own_key(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = make_config(n_layer=2, **DROPOUT, **changes)
+    config = make_config(n_layer=2, **DROPOUT, **changes)
     keys: list[tuple[int, ...]] = []
 
     def record_keys(x: jax.Array, rate: float, rngs_B: jax.Array | None) -> jax.Array:
@@ -143,13 +144,13 @@ def test_every_dropout_of_every_sequence_has_its_own_key(
 
     for module in (gpt, attention):
         monkeypatch.setattr(module, "dropout", record_keys)
-    gpt.GPT(cfg.model, rngs=nnx.Rngs(0))(jnp.zeros((2, 8), jnp.int32), rngs_B=jax.random.split(jax.random.key(0)))
-    assert len(set(keys)) == len(keys) >= 2 * (1 + 3 * cfg.model.n_layer)
+    gpt.GPT(config.model, rngs=nnx.Rngs(0))(jnp.zeros((2, 8), jnp.int32), rngs_B=jax.random.split(jax.random.key(0)))
+    assert len(set(keys)) == len(keys) >= 2 * (1 + 3 * config.model.n_layer)
 
 
 def test_evaluation_has_no_dropout() -> None:
     dropping, plain = Training(make_config(**DROPOUT)), Training(make_config())
-    tokens = token_block(plain.cfg)
+    tokens = token_block(plain.config)
     assert_close(dropping.eval_losses(tokens), plain.eval_losses(tokens), rtol=1e-6)
 
 
@@ -176,10 +177,10 @@ def test_dropout_does_not_depend_on_accumulation() -> None:
 
 
 def test_devices_exchange_only_gradients_after_the_scan() -> None:
-    cfg = make_config(loss_chunk=20)
-    state, optimizer = step.init_state(cfg, optax.sgd(1.0)), optax.sgd(1.0)
-    compiled = step.compile_train_step(cfg, step.model_graphdef(cfg.model), optimizer, cpu_mesh(2, cfg))
-    program = compiled.lower(state, token_block(cfg)).compile().as_text()
+    config = make_config(loss_chunk=20)
+    state, optimizer = step.init_state(config, optax.sgd(1.0)), optax.sgd(1.0)
+    compiled = step.compile_train_step(config, step.model_graphdef(config.model), optimizer, cpu_mesh(2, config))
+    program = compiled.lower(state, token_block(config)).compile().as_text()
     exchange = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
     main = program[program.index("\nENTRY ") :]
     assert set(exchange.findall(program)) == {"all-reduce"}
@@ -188,7 +189,7 @@ def test_devices_exchange_only_gradients_after_the_scan() -> None:
 
 def trained(count: int, dtype: Any, optimizer: str) -> tuple[list[float], step.Params]:
     training = Training(make_config(dropout=0.1).replace({"optim": {"optimizer": optimizer}}), count)
-    losses = [float(training(token_block(training.cfg, i).astype(dtype)).loss) for i in range(3)]
+    losses = [float(training(token_block(training.config, i).astype(dtype)).loss) for i in range(3)]
     return losses, jax.tree.map(np.asarray, training.state.params)
 
 
@@ -200,9 +201,9 @@ def test_device_count_and_token_dtype_change_nothing(optimizer: str) -> None:
 @pytest.mark.parametrize("changes", [{}, MODERN], ids=str)
 def test_evaluation_gives_the_mean_loss_of_each_window(changes: dict[str, Any]) -> None:
     training = Training(make_config(**changes), devices=2)
-    tokens = token_block(training.cfg)
+    tokens = token_block(training.config)
     windows = tokens.reshape(-1, tokens.shape[-1]).astype(int)
-    logits = oracle.logits(training.state.params, training.cfg.to_dict()["model"], windows[:, :-1])
+    logits = oracle.logits(training.state.params, training.config.to_dict()["model"], windows[:, :-1])
     p_BxTxV = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     p_BxT = np.take_along_axis(p_BxTxV, windows[:, 1:, None], axis=-1)[..., 0]
     expected = -np.log(p_BxT).mean(axis=-1).reshape(tokens.shape[:2])
@@ -210,8 +211,8 @@ def test_evaluation_gives_the_mean_loss_of_each_window(changes: dict[str, Any]) 
 
 
 def test_bfloat16_loss_and_gradient_are_close_to_float32() -> None:
-    cfg, exact = make_config(dtype="bfloat16"), make_config()
-    metrics, grads = gradient(cfg, token_block(cfg))
+    config, exact = make_config(dtype="bfloat16"), make_config()
+    metrics, grads = gradient(config, token_block(config))
     expected, expected_grads = gradient(exact, token_block(exact))
     assert_close(metrics.loss, expected.loss, rtol=1e-4)
     assert relative_distance(grads, expected_grads) < 0.01
@@ -220,7 +221,7 @@ def test_bfloat16_loss_and_gradient_are_close_to_float32() -> None:
 def test_bfloat16_keeps_the_gradient_of_a_frequent_token() -> None:
     """A sum of equal addends in bfloat16 stops growing at 256 of them."""
     changes = {"block_size": 64, "accum": 1, "micro_batch": 16, "tie_embeddings": False}
-    cfg, exact = make_config(dtype="bfloat16", **changes), make_config(**changes)
-    tokens = np.full_like(token_block(cfg), 7)
-    table, expected = (gradient(each, tokens)[1]["tokens"] for each in (cfg, exact))
+    config, exact = make_config(dtype="bfloat16", **changes), make_config(**changes)
+    tokens = np.full_like(token_block(config), 7)
+    table, expected = (gradient(each, tokens)[1]["tokens"] for each in (config, exact))
     assert relative_distance(table, expected) < 0.01

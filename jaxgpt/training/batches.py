@@ -101,13 +101,13 @@ def train_batches(config: Config, split: Split, mesh: Mesh, start: int, vocab_si
 
 
 def evaluation_windows(config: Config, split: Split) -> int:
-    """How many windows an evaluation of `split` reads: `run.eval_tokens`, at most the whole split."""
+    """How many windows an evaluation of `split` reads: `run.eval_tokens`, at most all of the split."""
     windows: int = split.shards.windows(config.model.block_size)
     return max(1, min(config.run.eval_tokens // config.model.block_size, windows))
 
 
 def evaluation_batches(config: Config, split: Split, mesh: Mesh, vocab_size: int) -> Batches:
-    """The same windows every time, spread over the whole split, in blocks of one micro-batch each.
+    """The same windows every time, spread evenly over the split, in blocks of one micro-batch each.
 
     The last block may contain more windows than `evaluation_windows`; the caller must not count those.
     """

@@ -9,27 +9,27 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from jaxgpt import config
+from jaxgpt.config import Optim
 from jaxgpt.config.schedule import learning_rate
 
 MUON_UPDATE_RMS = 0.2  # AdamW's typical one, so that both share a learning rate
 
 
-def schedule(optim: config.Optim, total_steps: int) -> optax.Schedule:
+def schedule(optim: Optim, total_steps: int) -> optax.Schedule:
     """The learning rate as a function of the step, for optax; see `jaxgpt.config.schedule`."""
     return partial(learning_rate, optim, total_steps, xp=jnp)
 
 
-def make_optimizer(settings: config.Optim, steps: int) -> optax.GradientTransformation:
+def make_optimizer(optim: Optim, total_steps: int) -> optax.GradientTransformation:
     """Clipping by global norm, AdamW or Muon, and the schedule; `scale_by_learning_rate` makes it a descent."""
-    clip = optax.clip_by_global_norm(settings.grad_clip) if settings.grad_clip else optax.identity()
-    adam = optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2, eps=settings.eps)
+    clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip else optax.identity()
+    adam = optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=optim.eps)
     with_muon = optax.partition({"muon": _scale_by_muon(), "adam": adam}, _muon_labels)
     return optax.chain(
         clip,
-        with_muon if settings.optimizer == "muon" else adam,
-        optax.add_decayed_weights(settings.weight_decay, mask=matrices),
-        optax.scale_by_learning_rate(schedule(settings, steps)),
+        with_muon if optim.optimizer == "muon" else adam,
+        optax.add_decayed_weights(optim.weight_decay, mask=matrices),
+        optax.scale_by_learning_rate(schedule(optim, total_steps)),
     )
 
 

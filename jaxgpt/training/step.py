@@ -33,33 +33,33 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Float32 scalars of one step: the mean loss of the whole batch, and the gradient norm before clipping."""
+    """Float32 scalars of one step: the mean loss of the batch, and the gradient norm before clipping."""
 
     loss: jax.Array
     grad_norm: jax.Array
 
 
-def model_graphdef(config: ModelConfig) -> Any:
+def model_graphdef(model: ModelConfig) -> Any:
     """The model's structure without its parameters, for `nnx.merge`."""
-    return nnx.split(nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(0))))[0]
+    return nnx.split(nnx.eval_shape(lambda: GPT(model, rngs=nnx.Rngs(0))))[0]
 
 
-def init_state(cfg: Config, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step: a function of the config and `run.seed` alone."""
-    gpt = GPT(cfg.model, rngs=nnx.Rngs(params=cfg.run.seed))
+    gpt = GPT(config.model, rngs=nnx.Rngs(params=config.run.seed))
     params = nnx.to_pure_dict(nnx.split(gpt)[1])
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def compile_init(cfg: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable[[], TrainState]:
+def compile_init(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable[[], TrainState]:
     """`init_state`, jitted so that every array is created with its sharding."""
-    return jax.jit(partial(init_state, cfg, optimizer), out_shardings=replicated_sharding(mesh))
+    return jax.jit(partial(init_state, config, optimizer), out_shardings=replicated_sharding(mesh))
 
 
-def abstract_state(cfg: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, types and shardings of the state, as `jax.ShapeDtypeStruct`s."""
     sharding = replicated_sharding(mesh)
-    shapes = jax.eval_shape(partial(init_state, cfg, optimizer))
+    shapes = jax.eval_shape(partial(init_state, config, optimizer))
     state: TrainState = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )
@@ -70,7 +70,7 @@ def train_step(
     state: TrainState,
     tokens_AxBxW: jax.Array,
     *,
-    cfg: Config,
+    config: Config,
     graphdef: Any,
     optimizer: optax.GradientTransformation,
     axis: str | None = None,
@@ -80,11 +80,11 @@ def train_step(
     `axis` is the mesh axis over which the caller has sharded B. Devices average their gradients once, after the scan.
     """
     # Cast once here, not in the scan: the loop would otherwise convert every weight for each micro-batch.
-    weights = cast_matrices(state.params, compute_dtype(cfg.model))
-    rngs_AxB = _dropout_rngs(cfg, state.step, tokens_AxBxW, axis)
+    weights = cast_matrices(state.params, compute_dtype(config.model))
+    rngs_AxB = _dropout_rngs(config, state.step, tokens_AxBxW, axis)
 
     def micro_step(carry: Params, xs: tuple[jax.Array, jax.Array | None]) -> tuple[Params, jax.Array]:
-        loss, grads = jax.value_and_grad(loss_fn)(weights, *xs, graphdef=graphdef, config=cfg.model)
+        loss, grads = jax.value_and_grad(loss_fn)(weights, *xs, graphdef=graphdef, model=config.model)
         return jax.tree.map(lambda total, grad: total + grad.astype(jnp.float32), carry, grads), loss
 
     count = len(tokens_AxBxW)
@@ -99,7 +99,7 @@ def train_step(
 
 
 def loss_fn(
-    params: Params, tokens_BxW: jax.Array, rngs_B: jax.Array | None, *, graphdef: Any, config: ModelConfig
+    params: Params, tokens_BxW: jax.Array, rngs_B: jax.Array | None, *, graphdef: Any, model: ModelConfig
 ) -> jax.Array:
     """Mean loss in nats per token of predicting each window's next tokens; `rngs_B` enables dropout."""
     inputs_BxT, targets_BxT = inputs_and_targets(tokens_BxW)
@@ -107,28 +107,28 @@ def loss_fn(
     x_BxTxD, _ = gpt.hidden(inputs_BxT, rngs_B=rngs_B)
     head_VxD = gpt.lm_head_weight().astype(x_BxTxD.dtype)
     x_NxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
-    return mean_loss(x_NxD, head_VxD, targets_BxT.reshape(-1), config.loss_chunk)
+    return mean_loss(x_NxD, head_VxD, targets_BxT.reshape(-1), model.loss_chunk)
 
 
-def _dropout_rngs(cfg: Config, step: jax.Array, tokens_AxBxW: jax.Array, axis: str | None) -> jax.Array | None:
+def _dropout_rngs(config: Config, step: jax.Array, tokens_AxBxW: jax.Array, axis: str | None) -> jax.Array | None:
     """A key per window, [A, B], from (seed, step, index of the window in the step), or None without dropout.
 
     So dropout, like the data order, does not depend on the micro-batch size or the number of devices. The few keys are
     Threefry's; `ops.dropout.dropout_mask` hashes the many mask elements from them.
     """
-    if not cfg.model.dropout and not cfg.model.attention_dropout:
+    if not config.model.dropout and not config.model.attention_dropout:
         return None
     accum, rows = tokens_AxBxW.shape[:2]
     devices, device = (jax.lax.axis_size(axis), jax.lax.axis_index(axis)) if axis else (1, 0)
     indices_AxB = jnp.arange(accum * devices * rows).reshape(accum, devices, rows)[:, device]
-    key = jax.random.fold_in(jax.random.key(cfg.run.seed, impl=DROPOUT_PRNG), step)
+    key = jax.random.fold_in(jax.random.key(config.run.seed, impl=DROPOUT_PRNG), step)
     rngs_AxB: jax.Array = jax.vmap(jax.vmap(partial(jax.random.fold_in, key)))(indices_AxB)
     return rngs_AxB
 
 
-def eval_step(params: Params, tokens_AxBxW: jax.Array, *, cfg: Config, graphdef: Any) -> jax.Array:
+def eval_step(params: Params, tokens_AxBxW: jax.Array, *, config: Config, graphdef: Any) -> jax.Array:
     """Mean loss of each window, float32 [A, B], in evaluation mode."""
-    weights = cast_matrices(params, compute_dtype(cfg.model))
+    weights = cast_matrices(params, compute_dtype(config.model))
 
     def micro_step(_: None, tokens_BxW: jax.Array) -> tuple[None, jax.Array]:
         inputs_BxT, targets_BxT = inputs_and_targets(tokens_BxW)
@@ -136,43 +136,43 @@ def eval_step(params: Params, tokens_AxBxW: jax.Array, *, cfg: Config, graphdef:
         x_BxTxD, _ = gpt.hidden(inputs_BxT)
         x_NxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
         head_VxD = gpt.lm_head_weight().astype(x_BxTxD.dtype)
-        losses_N = token_losses(x_NxD, head_VxD, targets_BxT.reshape(-1), cfg.model.loss_chunk)
+        losses_N = token_losses(x_NxD, head_VxD, targets_BxT.reshape(-1), config.model.loss_chunk)
         return None, jnp.mean(losses_N.reshape(targets_BxT.shape), axis=-1)
 
     return jax.lax.scan(micro_step, None, tokens_AxBxW)[1]
 
 
 def compile_train_step(
-    cfg: Config, graphdef: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: Config, graphdef: Any, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """`train_step` jitted for `mesh`; it donates the buffers of the given state."""
     replicated = replicated_sharding(mesh)
-    function = partial(train_step, cfg=cfg, graphdef=graphdef, optimizer=optimizer, axis=mesh.axis_names[0])
+    function = partial(train_step, config=config, graphdef=graphdef, optimizer=optimizer, axis=mesh.axis_names[0])
     return jax.jit(
         _shard_map(function, mesh, replicated.spec),
         donate_argnums=0,
         in_shardings=(replicated, batch_sharding(mesh)),
         out_shardings=replicated,
-        compiler_options=_compiler_options(cfg, mesh),
+        compiler_options=_compiler_options(config, mesh),
     )
 
 
-def compile_eval_step(cfg: Config, graphdef: Any, mesh: Mesh) -> Callable[[Params, jax.Array], jax.Array]:
+def compile_eval_step(config: Config, graphdef: Any, mesh: Mesh) -> Callable[[Params, jax.Array], jax.Array]:
     """`eval_step` jitted for `mesh`."""
     replicated = replicated_sharding(mesh)
     batch = batch_sharding(mesh)
-    function = _shard_map(partial(eval_step, cfg=cfg, graphdef=graphdef), mesh, PartitionSpec(*batch.spec[:2]))
+    function = _shard_map(partial(eval_step, config=config, graphdef=graphdef), mesh, PartitionSpec(*batch.spec[:2]))
     return jax.jit(function, in_shardings=(replicated, batch), out_shardings=replicated)
 
 
-def _compiler_options(cfg: Config, mesh: Mesh) -> dict[str, Any]:
+def _compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
     """XLA options that make `model.remat` effective on a CPU.
 
     There XLA drops the barriers that separate a recomputation before it eliminates common subexpressions. Without this
     option it would recompute nothing and keep everything. On a GPU the barriers stay until the program is scheduled.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu and cfg.model.remat != "none" else {}
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu and config.model.remat != "none" else {}
 
 
 def _shard_map(function: Callable[..., Any], mesh: Mesh, out_specs: PartitionSpec) -> Callable[..., Any]:

@@ -110,7 +110,7 @@ def _attention(p: Params, m: dict[str, Any], x: jax.Array) -> jax.Array:
 
 
 def _rotate(x: jax.Array, m: dict[str, Any]) -> jax.Array:
-    """Numbers c and c + C/2 are one complex number, which place t turns by t / theta^(2c/C)."""
+    """Numbers c and c + C/2 are one complex number, which position t rotates by t / theta^(2c/C)."""
     size = x.shape[1]
     turns = jnp.arange(len(x))[:, None] / m["rope_theta"] ** (jnp.arange(0, size, 2) / size)
     turned = (x[:, : size // 2] + 1j * x[:, size // 2 :]) * jnp.exp(1j * turns)

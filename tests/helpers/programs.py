@@ -34,46 +34,46 @@ def small_config(model: Model, micro_batch: int = 2) -> Config:
     return base.replace({"model": {"attention": "xla"}, "mesh": {"data_parallel": 1}})
 
 
-def random_tokens(cfg: Config) -> np.ndarray:
-    shape = (cfg.data.accum, cfg.data.micro_batch, cfg.model.block_size + 1)
-    return np.random.default_rng(0).integers(0, cfg.model.vocab_size, shape).astype(np.uint16)
+def random_tokens(config: Config) -> np.ndarray:
+    shape = (config.data.accum, config.data.micro_batch, config.model.block_size + 1)
+    return np.random.default_rng(0).integers(0, config.model.vocab_size, shape).astype(np.uint16)
 
 
-def compile_step(cfg: Config) -> Any:
+def compile_step(config: Config) -> Any:
     """The compiled train step on the devices of the config."""
-    mesh = make_mesh(cfg.mesh, cfg.data.micro_batch)
-    optimizer = optim.make_optimizer(cfg.optim, cfg.run.steps)
-    state = step.abstract_state(cfg, optimizer, mesh)
-    tokens = jax.ShapeDtypeStruct((cfg.data.accum, cfg.data.micro_batch, cfg.model.block_size + 1), np.uint16)
-    train_step = step.compile_train_step(cfg, step.model_graphdef(cfg.model), optimizer, mesh)
+    mesh = make_mesh(config.mesh, config.data.micro_batch)
+    optimizer = optim.make_optimizer(config.optim, config.run.steps)
+    state = step.abstract_state(config, optimizer, mesh)
+    tokens = jax.ShapeDtypeStruct((config.data.accum, config.data.micro_batch, config.model.block_size + 1), np.uint16)
+    train_step = step.compile_train_step(config, step.model_graphdef(config.model), optimizer, mesh)
     return train_step.lower(state, tokens).compile()
 
 
-def abstract_step(cfg: Config) -> tuple[Any, step.TrainState]:
+def abstract_step(config: Config) -> tuple[Any, step.TrainState]:
     """`train_step` as a function of (state, tokens), and the shapes of its state."""
-    optimizer = optim.make_optimizer(cfg.optim, cfg.run.steps)
-    graphdef = step.model_graphdef(cfg.model)
-    function = partial(step.train_step, cfg=cfg, graphdef=graphdef, optimizer=optimizer)
-    return function, jax.eval_shape(partial(step.init_state, cfg, optimizer))
+    optimizer = optim.make_optimizer(config.optim, config.run.steps)
+    graphdef = step.model_graphdef(config.model)
+    function = partial(step.train_step, config=config, graphdef=graphdef, optimizer=optimizer)
+    return function, jax.eval_shape(partial(step.init_state, config, optimizer))
 
 
-def gradient(cfg: Config) -> tuple[step.Metrics, step.Params, step.Params]:
+def gradient(config: Config) -> tuple[step.Metrics, step.Params, step.Params]:
     """The metrics of one step, its initial parameters and its gradient, measured with SGD of learning rate 1."""
     optimizer = optax.sgd(1.0)
-    state = step.init_state(cfg, optimizer)
-    graphdef = step.model_graphdef(cfg.model)
-    train_step = jax.jit(partial(step.train_step, cfg=cfg, graphdef=graphdef, optimizer=optimizer))
-    after, metrics = train_step(state, random_tokens(cfg))
+    state = step.init_state(config, optimizer)
+    graphdef = step.model_graphdef(config.model)
+    train_step = jax.jit(partial(step.train_step, config=config, graphdef=graphdef, optimizer=optimizer))
+    after, metrics = train_step(state, random_tokens(config))
     grads = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, after.params)
     return metrics, state.params, grads
 
 
 def assert_matches_oracle(dtype: str, changes: dict[str, Any]) -> None:
     """Loss and gradient of one step agree with the float64 oracle within the rounding of `dtype`."""
-    cfg = make_config(dtype=dtype, **changes)
-    metrics, params, grads = gradient(cfg)
-    windows = random_tokens(cfg).reshape(-1, cfg.model.block_size + 1)
-    loss, expected = oracle.gradient(params, cfg.to_dict()["model"], windows)
+    config = make_config(dtype=dtype, **changes)
+    metrics, params, grads = gradient(config)
+    windows = random_tokens(config).reshape(-1, config.model.block_size + 1)
+    loss, expected = oracle.gradient(params, config.to_dict()["model"], windows)
     norm = float(optax.tree.norm(expected))
     loss_tolerance, tolerance = (1e-6, 1e-5) if dtype == "float32" else (2e-4, 0.015)
     assert float(metrics.loss) == pytest.approx(loss, rel=loss_tolerance)

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxgpt import config
 from jaxgpt.config import Config, Data, Model, Optim, Run
+from jaxgpt.config import Mesh as MeshConfig
 from jaxgpt.training import mesh, step
 from jaxgpt.training import optimizer as optim
 
@@ -34,26 +34,26 @@ def make_config(base: Model = SMALL, *, accum: int = 2, micro_batch: int = 4, **
     )
 
 
-def token_block(cfg: Config, number: int = 0) -> np.ndarray:
+def token_block(config: Config, number: int = 0) -> np.ndarray:
     """The windows [A, B, W] of step `number`: consecutive pieces of a text that repeats."""
-    shape = (cfg.data.accum, cfg.data.micro_batch, cfg.model.block_size + 1)
+    shape = (config.data.accum, config.data.micro_batch, config.model.block_size + 1)
     return np.resize(np.roll(TEXT, -number * np.prod(shape)), shape).astype(np.uint16)
 
 
-def cpu_mesh(count: int, cfg: Config) -> Mesh:
-    return mesh.make_mesh(config.Mesh(data_parallel=count), cfg.data.micro_batch)
+def cpu_mesh(count: int, config: Config) -> Mesh:
+    return mesh.make_mesh(MeshConfig(data_parallel=count), config.data.micro_batch)
 
 
 class Training:
     """The state of a config and its compiled steps."""
 
-    def __init__(self, cfg: Config, devices: int = 1, optimizer: Any = None) -> None:
-        self.cfg = cfg
-        self.mesh = cpu_mesh(devices, cfg)
-        self.graphdef = step.model_graphdef(cfg.model)
-        self.optimizer = optimizer or optim.make_optimizer(cfg.optim, cfg.run.steps)
-        self.state = step.compile_init(cfg, self.optimizer, self.mesh)()
-        self.train_step = step.compile_train_step(cfg, self.graphdef, self.optimizer, self.mesh)
+    def __init__(self, config: Config, devices: int = 1, optimizer: Any = None) -> None:
+        self.config = config
+        self.mesh = cpu_mesh(devices, config)
+        self.graphdef = step.model_graphdef(config.model)
+        self.optimizer = optimizer or optim.make_optimizer(config.optim, config.run.steps)
+        self.state = step.compile_init(config, self.optimizer, self.mesh)()
+        self.train_step = step.compile_train_step(config, self.graphdef, self.optimizer, self.mesh)
 
     def __call__(self, tokens_AxBxW: np.ndarray) -> step.Metrics:
         tokens_AxBxW = jax.device_put(tokens_AxBxW, mesh.batch_sharding(self.mesh))
@@ -61,12 +61,12 @@ class Training:
         return metrics
 
     def eval_losses(self, tokens_AxBxW: np.ndarray) -> jax.Array:
-        return step.compile_eval_step(self.cfg, self.graphdef, self.mesh)(self.state.params, tokens_AxBxW)
+        return step.compile_eval_step(self.config, self.graphdef, self.mesh)(self.state.params, tokens_AxBxW)
 
 
-def gradient(cfg: Config, tokens_AxBxW: np.ndarray) -> tuple[step.Metrics, step.Params]:
+def gradient(config: Config, tokens_AxBxW: np.ndarray) -> tuple[step.Metrics, step.Params]:
     """The metrics of one step and its gradient, measured as the change by SGD with learning rate 1."""
-    training = Training(cfg, optimizer=optax.sgd(1.0))
+    training = Training(config, optimizer=optax.sgd(1.0))
     start = jax.tree.map(np.array, training.state.params)
     metrics = training(tokens_AxBxW)
     return metrics, jax.tree.map(lambda before, after: before - np.asarray(after), start, training.state.params)

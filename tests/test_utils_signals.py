@@ -37,14 +37,39 @@ def main(argv):
 sys.exit(errors.run(main))
 """
 
+SWALLOWED = """
+import gc, os, signal, sys, time
+from jaxgpt import errors
+from jaxgpt.utils.signals import GracefulShutdown
+
+def interrupt_once(phase, info):
+    gc.callbacks.clear()
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+
+def main(argv):
+    with GracefulShutdown():
+        gc.callbacks.append(interrupt_once)
+        print("ready", flush=True)
+        gc.collect()
+        time.sleep(60)
+
+sys.exit(errors.run(main))
+"""
+
 STATUSES = [(signal.SIGINT, 130), (signal.SIGTERM, 75)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(jaxgpt.__file__).parents[1])}
 
 
 def run_until_signal(code: str, number: signal.Signals) -> tuple[int, str, str, float]:
     """Sends the signal to a process of `code` once it prints "ready": its status, stdout, stderr, and seconds."""
-    env = os.environ | {"PYTHONPATH": str(Path(jaxgpt.__file__).parents[1])}
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
         start = time.monotonic()
@@ -79,3 +104,9 @@ def test_deferred_interrupt_raises_at_the_next_check_or_ctrl_c() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_signal_in_a_garbage_collector_callback_still_stops() -> None:
+    command = [sys.executable, "-c", SWALLOWED]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=20, check=False)
+    assert (run.returncode, run.stderr) == (130, "stopped before the first step; nothing is lost\n")

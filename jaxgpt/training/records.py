@@ -1,11 +1,13 @@
 """What is measured during a run, as plain values: one step, one evaluation, the time that is left. Loads no JAX."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
 from jaxgpt.utils.eta import Eta
+from jaxgpt.utils.signals import write_stderr
 
 
 class StepRecord(NamedTuple):
@@ -54,6 +56,16 @@ class Scores(NamedTuple):
         """The score that checkpoints are compared by: the validation split's if there is one."""
         return self.val or self.train
 
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Scores":
+        """The scores of an `eval` record of the log: the inverse of `flat`."""
+        train, val = (
+            Score(*(record[f"{split}_{field}"] for field in Score._fields)) if f"{split}_loss" in record else None
+            for split in ("train", "val")
+        )
+        assert train is not None
+        return cls(train, val)
+
     def flat(self) -> dict[str, float | int | None]:
         """`train_loss`, `val_loss`, `val_standard_error` and so on, for the log."""
         return {
@@ -75,10 +87,13 @@ class LossForecast(Protocol):
     def high80(self) -> float: ...
 
 
-class Display(Protocol):
-    """What shows a run to a person. `live` if it shows the forecast."""
+class Display:
+    """Shows a run to a person; this one shows nothing. `live` if it shows the forecast."""
 
-    live: bool
+    live = False
+
+    def restore(self, records: Iterable[dict[str, Any]]) -> None:
+        """Shows what the log has of the steps before a resume."""
 
     def step(self, record: StepRecord, remaining: Eta | None) -> None: ...
     def scores(self, step: int, scores: Scores) -> None: ...
@@ -86,5 +101,13 @@ class Display(Protocol):
     def saved(self, step: int) -> None: ...
     def print(self, text: str) -> None: ...
     def close(self) -> None: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *exception: Any) -> None: ...
+
+    def notify(self, text: str) -> None:
+        """Shows a sentence at once; called by signal handlers."""
+        write_stderr(text)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

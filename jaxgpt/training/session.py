@@ -223,6 +223,7 @@ def start_session(run: OpenRun, shutdown: GracefulShutdown, peak_flops: float | 
             ) as recorder,
         ):
             shutdown.on_abort = display.close
+            shutdown.notify = display.notify
             yield TrainingSession(run, log, display, recorder)
 
 

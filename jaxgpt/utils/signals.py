@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from jaxgpt.errors import INTERRUPTED, PREEMPTED, Stopped
 
 EXIT_STATUS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED}
 NOTHING_LOST = "stopped before the first step; nothing is lost"
+REPEAT_SECONDS = 0.05  # after which a signal whose exception was swallowed is sent again
 MAIN_THREAD_SECONDS = 1.0  # that the main thread has to run its signal handler before the watcher ends the process
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -24,12 +26,14 @@ class GracefulShutdown:
     Until `enable_save`, there is nothing to save, and the first signal raises `Stopped` in the main thread. A main
     thread that XLA keeps busy compiling, for minutes perhaps, runs no signal handler: a watcher thread then calls
     `on_abort`, to leave the terminal in order, and ends the process. After `enable_save`, the first signal only sets
-    `exit_status`, the status to exit with once the current step is done and saved.
+    `exit_status`, the status to exit with once the current step is done and saved, and calls `notify`, from a signal
+    handler, with a sentence for the user.
     """
 
     def __init__(self, on_abort: Callable[[], object] = lambda: None) -> None:
         self.exit_status: int | None = None
         self.on_abort = on_abort
+        self.notify: Callable[[str], object] = write_stderr
         self._save_enabled = False
         self._main_thread_responded = threading.Event()
 
@@ -55,10 +59,14 @@ class GracefulShutdown:
         writer.setblocking(False)
         previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
+        self._previous_hook = sys.unraisablehook
+        sys.unraisablehook = self._repeat_if_swallowed
         try:
             with signal_handler(self._handle, *EXIT_STATUS):
                 yield
         finally:
+            if sys.unraisablehook == self._repeat_if_swallowed:
+                sys.unraisablehook = self._previous_hook
             self._main_thread_responded.set()
             signal.set_wakeup_fd(previous)
             writer.close()  # ends the watcher
@@ -66,12 +74,26 @@ class GracefulShutdown:
     def _handle(self, number: int, _: FrameType | None) -> None:
         """Runs in the main thread, between two Python instructions."""
         self._main_thread_responded.set()
+        self._number = number
         if self.exit_status is not None:
             raise KeyboardInterrupt
         self.exit_status = EXIT_STATUS[signal.Signals(number)]
         if not self._save_enabled:
             raise Stopped(NOTHING_LOST, self.exit_status)
-        write_stderr("stopping after this step, then saving; once more stops immediately")
+        self.notify("stopping after this step, then saving; once more stops immediately")
+
+    def _repeat_if_swallowed(self, event: "sys.UnraisableHookArgs") -> None:
+        """Sends the signal again if its exception was raised in a destructor or a callback of the garbage collector.
+
+        Python prints and drops such an exception. JAX has a callback of this kind, which is busy during a compilation.
+        """
+        if not issubclass(event.exc_type, Stopped | KeyboardInterrupt):
+            self._previous_hook(event)
+            return
+        if issubclass(event.exc_type, Stopped):
+            self.exit_status = None
+        self._main_thread_responded.clear()
+        threading.Timer(REPEAT_SECONDS, os.kill, (os.getpid(), self._number)).start()
 
     def _watch(self, reader: socket.socket) -> None:
         """Runs in the watcher thread: ends the process where the main thread cannot respond and nothing is lost."""

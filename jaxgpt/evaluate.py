@@ -9,6 +9,7 @@ from jaxgpt.data import dataset as datasets
 from jaxgpt.data.dataset import TokenDataset
 from jaxgpt.errors import CheckpointError, NoShardsError
 from jaxgpt.runs.folder import find_run
+from jaxgpt.utils.status import show_status
 
 DESCRIPTION = (
     "Prints the loss of a run's model on fixed subsets of its train and validation splits. The subsets are the same "
@@ -27,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
     run = find_run(options.run, options.step)
 
     # Imported here because these load JAX, which takes seconds: by now the command line is known to be right.
+    show_status("loading JAX and the model …")
     from jaxgpt.training import checkpoint, jax_setup
     from jaxgpt.training.evaluator import Evaluator
 

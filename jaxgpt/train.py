@@ -5,23 +5,26 @@ dropout and learning rate of a step are functions of (seed, step), so a resumed 
 uninterrupted one.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from jaxgpt import errors
-from jaxgpt.config import Config
+from jaxgpt.config import Config, Run
 from jaxgpt.config.command_line import parse_config
 from jaxgpt.config.options import Parser
 from jaxgpt.errors import Stopped
 from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.runs.folder import CheckpointRef, RunFolder, find_run
-from jaxgpt.runs.log import DONE, StopReason
+from jaxgpt.runs.log import DONE, StopReason, warn
 from jaxgpt.utils.signals import GracefulShutdown
+from jaxgpt.utils.status import show_status
 
 if TYPE_CHECKING:
     from jaxgpt.diagnose.live import LiveDiagnosis
+    from jaxgpt.training.checkpoint import LoadedModel
     from jaxgpt.training.session import TrainingSession
 
 DESCRIPTION = (
@@ -32,10 +35,11 @@ DESCRIPTION = (
 SIGNAL = StopReason("signal")
 
 
-def train(config: Config, fork: CheckpointRef | None = None) -> RunFolder:
+def train(config: Config, fork: CheckpointRef | None = None, config_name: str = "") -> RunFolder:
     """Trains until `config.run.steps`, resuming from the run folder's newest checkpoint if it has one.
 
-    A new run starts from the checkpoint `fork`, if one is given. Raises a `JaxgptError` for what the user can fix, and
+    A new run starts from the checkpoint `fork`, if one is given. `config_name` is the config's file or built-in name,
+    for the commands that are suggested at the end. Raises a `JaxgptError` for what the user can fix, and
     `Stopped` after a signal, when everything is saved.
     """
     # Imported here because some of these load JAX, which takes seconds: by now the command line is known to be right.
@@ -51,7 +55,7 @@ def train(config: Config, fork: CheckpointRef | None = None) -> RunFolder:
         # Open the run: whatever may refuse it does so here, before its files are written.
         run = stack.enter_context(open_run(config, fork, preflight.check_memory))
         if reason := run.already_stopped():
-            print(messages.already_stopped(reason, run.folder, run.start_step, run.config.run.steps))
+            print(messages.already_stopped(reason, config, config_name, run.folder, run.start_step))
             return run.folder
 
         # Start it: its folder gets the config, the plan and the log, and a report when all that follows has ended.
@@ -64,23 +68,48 @@ def train(config: Config, fork: CheckpointRef | None = None) -> RunFolder:
         # Train.
         if run.start_step == 0:
             session.evaluate()
+            record_sample(session)  # compiles what samples, before the steps are timed
+        elif run.is_resumed and session.display.live:
+            forecast = LiveDiagnosis(run.folder, forecasting=True, stopping=False).check().forecast
+            session.recorder.forecast(forecast)
         stop = run_steps(session, diagnosis, shutdown)
         if stop is not DONE:
             run.checkpoints.wait()  # nothing is reported as saved before it is on the disk
         if stop is SIGNAL and shutdown.exit_status is not None:
-            raise Stopped(messages.stopped_by_signal(session.step), shutdown.exit_status)
+            raise Stopped(messages.stopped_by_signal(session.step, run.folder), shutdown.exit_status)
 
         # Finish: the result below the display, and what to do next.
         session.log.stop_reason = stop
-        finish(session, stop)
+        finish(session, stop, config_name)
     return run.folder
+
+
+def dry_run(config: Config) -> None:
+    """Prints the plan of a run, its memory and the text of its first batch; trains nothing and writes nothing.
+
+    Raises the `JaxgptError`s that `train` would raise before its first step.
+    """
+    from jaxgpt.budget import plan_file, preflight  # these load JAX, like those of `train`
+    from jaxgpt.data.dataset import open_folder
+    from jaxgpt.training import messages
+    from jaxgpt.training.batches import train_batches
+    from jaxgpt.training.session import check_run
+    from jaxgpt.utils.report import print_report
+
+    run = check_run(config, preflight.check_memory, lambda config: open_folder(config.data.path))
+    tokens = plan_file.count_tokens(run.config, run.dataset.train.tokens)
+    plan = plan_file.plan_of_run(run.config, tokens, run.device_kind)
+    memory = tuple(section for section in plan.sections if section.title == "Memory")
+    print_report(dataclasses.replace(plan, sections=memory))
+    with train_batches(run.config, run.dataset.train, run.mesh, 0, run.dataset.vocab_size) as batches:
+        print(messages.first_batch(next(iter(batches)), run.dataset.tokenizer))
+    print("\ndry run: nothing was trained or written; the same command without --dry-run trains")
 
 
 def run_steps(session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: GracefulShutdown) -> StopReason:
     """The training loop. Returns why it ended; the state after its last step is then being saved."""
     config = session.config.run
     checkpoints = session.run.checkpoints
-    best_loss = checkpoints.best_loss()
     with session.open_batches() as batches:
         for batch in batches:
             metrics = session.train_step(batch)
@@ -92,59 +121,96 @@ def run_steps(session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: 
             is_last = step == config.steps
             stop = SIGNAL if shutdown.exit_status is not None else None
             scores = None
-            is_best = False
             if is_last or step % config.eval_every == 0:
                 scores = session.evaluate()
-                is_best = scores.main.loss < best_loss
-                best_loss = min(best_loss, scores.main.loss)
+                record_sample(session)
                 outlook = diagnosis.check()
                 session.recorder.forecast(outlook.forecast)
                 stop = stop or outlook.stop
-            if stop or is_last or is_best or step % config.save_every == 0:
+            if stop or is_last or session.best.step == step or step % config.save_every == 0:
                 session.save(scores)
             if stop and not is_last:
                 return stop
     return DONE
 
 
-def finish(session: "TrainingSession", stop: StopReason) -> None:
-    """Prints a sample, if the config asks for one, then the result and what to do next."""
-    from jaxgpt.budget import plan_file  # some of these load JAX, like those of `train`
+def generate_sample(model: "LoadedModel", config: Run) -> str:
+    """The text with which the model continues the prompt of `config`."""
     from jaxgpt.generation.sampler import generate_texts
+
+    sampling = SamplingOptions(config.sample_temperature)
+    return next(
+        generate_texts(model, config.sample_prompt, count=config.sample_tokens, sampling=sampling, seed=config.seed)
+    )
+
+
+def record_sample(session: "TrainingSession") -> None:
+    """Writes a sample of the current model to the log, if the config asks for one; a failure costs a warning."""
+    config = session.config.run
+    if not config.sample_prompt or session.step == config.steps:  # `finish` samples the last model
+        return
+    try:
+        with session.recorder.pause():
+            session.recorder.sample(session.step, config.sample_prompt, generate_sample(session.model(), config))
+    except Exception as error:  # the device may have too little memory, for example
+        warn(f"no sample after step {session.step:,}: {error}")
+
+
+def finish(session: "TrainingSession", stop: StopReason, config_name: str) -> None:
+    """Prints the result, a sample if the config asks for one, and what to do next."""
+    from jaxgpt.budget import plan_file  # these load JAX, like those of `train`
     from jaxgpt.training import messages
 
+    run = session.run
     display = session.display
-    folder = session.run.folder
     config = session.config.run
     display.close()  # what follows is printed below it
     if stop.is_early:
         display.print(messages.stopped_early(session.step, config.steps, stop.detail))
-    if config.sample_prompt:
-        sampling = SamplingOptions(config.sample_temperature)
-        (text,) = generate_texts(
-            session.model(), config.sample_prompt, count=config.sample_tokens, sampling=sampling, seed=config.seed
-        )
-        display.print(f"\nsample:\n{config.sample_prompt}{text}\n")
     if session.scores:
-        display.print(messages.summary(session.scores, session.run.dataset, folder, session.step))
-        display.print(plan_file.final_comparison(folder))
+        display.print(messages.result(session.scores, session.best, run.dataset, session.step, stop))
+        display.print(plan_file.final_comparison(run.folder))
+    if config.sample_prompt:
+        model = session.best_model() if stop.is_early else session.model()
+        text = generate_sample(model, config)
+        session.recorder.sample(model.step, config.sample_prompt, text)
+        display.print(f"\nsample of step {model.step:,}:\n{config.sample_prompt}{text}\n")
+    if stop.is_early:
+        display.print(messages.next_commands(run.folder, "best", ""))
+    else:
+        longer = messages.longer_command(run.user_config, config_name, run.folder, session.step)
+        display.print(messages.next_commands(run.folder, "latest", longer))
 
 
-def main(argv: Sequence[str]) -> None:
-    """Trains the config that the command line describes."""
+def make_parser() -> Parser:
+    """The command's own options; `parse_config` adds those of the config."""
     parser = Parser("train", DESCRIPTION, "[--config FILE] [--SECTION.FIELD VALUE ...]")
     parser.add_argument(
         "--fork",
         metavar="RUN",
         help="start a new run from the newest checkpoint of this one, or from RUN/checkpoints/STEP",
     )
-    config, options = parse_config(parser, argv)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan, the memory and the first batch as text; train nothing and write nothing",
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains the config that the command line describes."""
+    config, options = parse_config(make_parser(), argv)
     fork = find_run(options.fork) if options.fork else None
 
-    from jaxgpt.training import jax_setup  # loads JAX
+    show_status("loading JAX …")
+    from jaxgpt.training import jax_setup
 
     jax_setup.configure_jax()
-    train(config, fork)
+    if options.dry_run:
+        dry_run(config)
+        return
+    train(config, fork, options.config)
 
 
 if __name__ == "__main__":

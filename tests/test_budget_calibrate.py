@@ -135,7 +135,7 @@ def test_failing_plan_is_a_warning_only(
         raise ZeroDivisionError("planned badly")
 
     folder = write_run(tmp_path, CONFIG, 1, 1.0, None)
-    monkeypatch.setattr(plan_file, "plan_values", broken)
+    monkeypatch.setattr(plan_file, "plan_of_run", broken)
     plan_file.write_plan(folder, CONFIG, 10**9, "cpu")
     assert "planned badly" in capsys.readouterr().err
     assert plan_file.final_comparison(folder) == ""

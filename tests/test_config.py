@@ -141,6 +141,8 @@ def test_field_names_and_values_in_many_spellings(argv: list[str], label: str, v
         (["--run.name", "a/b"], ["C019", "'a/b'"]),
         (["--eval_iters", "5"], ["C005", "--run.eval-tokens"]),
         (["--init_from=resume"], ["C005", "resumes by itself"]),
+        (["--init_from=gpt2"], ["C005", "cannot be loaded yet", "--config gpt2_124m"]),
+        (["--init_from", "gpt2-xl"], ["C005", "cannot be loaded yet"]),
         (["--n_layer"], ["C006", "--model.n-layer", "--help"]),
         (["more"], ["C006", "two configs are given: fineweb40m and more"]),
     ],

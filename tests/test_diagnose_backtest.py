@@ -12,12 +12,12 @@ from helpers.training import records, run_folder, tiny_config
 
 from jaxgpt import errors, logs, train
 from jaxgpt.config import Config
+from jaxgpt.config.schedule import learning_rates
 from jaxgpt.diagnose import backtest, command
 from jaxgpt.diagnose.backtest import Backtest, BacktestOptions
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.errors import CheckpointError, ConfigError, JaxgptError
 from jaxgpt.runs.folder import RunFolder
-from jaxgpt.training.recorder import learning_rates
 
 RUN = {"run.steps": 60, "run.eval_every": 4, "run.save_every": 20, "run.keep_latest": 9, "optim.schedule": "constant"}
 FORECAST = Forecast(3.0, 0.1, 2.9, 3.1, 2.8, 3.2)
@@ -117,11 +117,13 @@ def test_forecast_uses_the_trained_learning_rates(tmp_path: Path, schedule: str)
     config = tiny_config(tmp_path, {"run.steps": 100, "optim.schedule": schedule})
     planned = backtest.plan_cooldown(make_run_folder(tmp_path, config, 30), steps=12)
     peak = config.optim.learning_rate
-    fractions = backtest.lr_fractions(planned, learning_rates(config) / peak, peak) * peak
+    fractions = backtest.lr_fractions(planned, learning_rates(config.optim, config.run.steps) / peak, peak) * peak
     assert len(fractions) == planned.config.run.steps == 42
-    assert fractions[:30] == pytest.approx(learning_rates(config)[:30])
-    assert fractions[30:] == pytest.approx(learning_rates(planned.config)[30:], rel=1e-5)
-    assert fractions[30] == pytest.approx(learning_rates(config)[30])
+    assert fractions[:30] == pytest.approx(learning_rates(config.optim, config.run.steps)[:30])
+    assert fractions[30:] == pytest.approx(
+        learning_rates(planned.config.optim, planned.config.run.steps)[30:], rel=1e-5
+    )
+    assert fractions[30] == pytest.approx(learning_rates(config.optim, config.run.steps)[30])
 
 
 def test_log_with_too_few_losses_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from jaxgpt.training import session
 from jaxgpt.training.records import Score, Scores
 
 PLANTED = ROOT / "tests" / "planted"
+OVERFITTING = "validation loss no longer falls: overfitting (best 4.0000 at step 80, 4.0000 at step 80)"
 EARLY = {"run.eval_every": 4, "run.early_stop": True, "run.save_every": STEPS}
 
 
@@ -70,10 +71,33 @@ def decisions(*diagnoses: Diagnosis) -> list[str | None]:
     return [reason.sentence if reason else None for reason in confirmed]
 
 
-@pytest.mark.parametrize("name", live.STOP_FINDINGS)
-def test_two_equal_reasons_in_a_row_stop_the_run(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("severe-overfitting", OVERFITTING),
+        ("divergence", "the loss has risen and does not recover: divergence (minimum at 28 %)"),
+    ],
+)
+def test_two_equal_reasons_in_a_row_stop_the_run(name: str, sentence: str) -> None:
     diagnoses = [make_diagnosis(*names) for names in ((name,), (), (name,), (name,))]
-    assert decisions(*diagnoses) == [None, None, None, f"{name}: minimum at 28 %"]
+    assert decisions(*diagnoses) == [None, None, None, sentence]
+
+
+def test_overfitting_is_explained_with_its_length_and_best_loss() -> None:
+    rising = (
+        Evaluation(0, 9.0, 9.0),
+        Evaluation(250, 1.47, 1.2),
+        Evaluation(340, 1.5, 1.1),
+        Evaluation(430, 1.521, 1.0),
+    )
+    overfitting = make_diagnosis("severe-overfitting")
+    history = dataclasses.replace(overfitting.history, evaluations=rising)
+    reason = early_stop(dataclasses.replace(overfitting, history=history))
+    assert reason is not None
+    assert reason.sentence == (
+        "validation loss has risen for 180 steps while training loss falls: overfitting "
+        "(best 1.4700 at step 250, 1.5210 at step 430)"
+    )
 
 
 def test_other_findings_stop_nothing() -> None:
@@ -137,11 +161,11 @@ def advised(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("advised")
 def test_a_stopped_run_is_saved_and_can_continue(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert errors.run(train.main, arguments(workspace, EARLY)) == 0
-    message = "stopped early, saved after step 8 of 20: severe-overfitting: minimum at 28 %"
+    message = f"stopped early, saved after step 8 of 20: {OVERFITTING}"
     assert message in capsys.readouterr().out
     assert saved_steps(run_folder(workspace))[-1] == 8
     stop = records(run_folder(workspace), "stop")[-1]
-    assert (stop["reason"], stop["detail"]) == ("early-stop", "severe-overfitting: minimum at 28 %")
+    assert (stop["reason"], stop["detail"]) == ("early-stop", OVERFITTING)
 
     assert errors.run(train.main, arguments(workspace, EARLY)) == 0
     again = capsys.readouterr().out

@@ -1,6 +1,7 @@
 """The run: what its loop reads, what is on the disk after each way out of it, and what is answered before it starts."""
 
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,10 @@ from jax._src.array import ArrayImpl
 
 from jaxgpt import errors, train
 from jaxgpt.config import Run
+from jaxgpt.config.command_line import parse_config
+from jaxgpt.diagnose.live import LiveDiagnosis, RunOutlook
+from jaxgpt.runs.folder import CheckpointRef
+from jaxgpt.runs.log import EARLY_STOP, StopReason
 from jaxgpt.training import recorder, session, step
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.evaluator import Evaluator
@@ -249,8 +254,7 @@ def test_policy_keeps_the_latest_best_and_every_nth_checkpoint(
         def __init__(self, *_: object) -> None: ...
 
         def __call__(self, params: Any) -> Scores:
-            score = Score(next(val), 0.1, 16, None)
-            return Scores(score, score)
+            return constant_scores(next(val))
 
     monkeypatch.setattr(session, "Evaluator", ScriptedEvaluator)
     policy = {"run.eval_every": 4, "run.save_every": 2, "run.keep_latest": 2, "run.keep_best": 1, "run.keep_every": 6}
@@ -259,3 +263,78 @@ def test_policy_keeps_the_latest_best_and_every_nth_checkpoint(
     with Checkpoints(folder.checkpoints) as checkpoints:
         assert (checkpoints.latest(), checkpoints.best(), checkpoints.best_loss()) == (20, 8, 3.0)
     assert Run().keep_best == 1
+
+
+# --- commands that are suggested -------------------------------------------------------------------------------------
+
+
+def test_end_of_a_run_suggests_its_own_config_and_its_report(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert errors.run(train.main, arguments(workspace)) == 0
+    out = capsys.readouterr().out
+    assert str(run_folder(workspace).report_file) in out
+    (line,) = [line for line in out.splitlines() if "jaxgpt.train" in line]
+    words = shlex.split(line)
+    assert words[:5] == ["python", "-m", "jaxgpt.train", "--config", "gpt2_124m"]
+    config, options = parse_config(train.make_parser(), words[3:])
+    longer = arguments(workspace, {"run.name": "a-longer", "run.steps": 2 * STEPS})
+    assert config == parse_config(train.make_parser(), longer)[0]
+    assert options.fork == str(run_folder(workspace).path)
+
+
+def test_fork_says_that_it_is_forked_not_resumed(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.train(tiny_config(workspace, QUIET))
+    capsys.readouterr()
+    fork = CheckpointRef(run_folder(workspace))
+    train.train(tiny_config(workspace, QUIET | {"run.name": "b", "run.steps": STEPS + 2}), fork)
+    out = capsys.readouterr().out
+    assert f"forked from {run_folder(workspace).path} at step {STEPS}" in out
+    assert "resumed" not in out
+
+
+def test_dry_run_prints_plan_and_first_batch_and_writes_nothing(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(workspace.rglob("*"))
+    assert errors.run(train.main, [*arguments(workspace), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert f"{STEPS} steps train on" in out
+    assert "first batch: 8 windows of 17 tokens" in out
+    assert "nothing was trained or written" in out
+    assert sorted(workspace.rglob("*")) == before
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def test_samples_are_logged_at_evaluations_and_the_end(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train.train(tiny_config(workspace, {"run.sample_prompt": "! #", "run.sample_tokens": 5}))
+    samples = records(folder, "sample")
+    assert [sample["step"] for sample in samples] == [0, 10, STEPS]
+    assert {sample["prompt"] for sample in samples} == {"! #"}
+    assert f"sample of step {STEPS}:\n! #{samples[-1]['sample']}\n" in capsys.readouterr().out
+
+
+def test_early_stop_reports_and_samples_the_best_model(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = iter([9.0, 3.0, 5.0, 6.0])
+    monkeypatch.setattr(session, "Evaluator", lambda *_: lambda params: constant_scores(next(scores)))
+    stops = iter([None, None, StopReason(EARLY_STOP, "it overfits")])
+    monkeypatch.setattr(LiveDiagnosis, "check", lambda _: RunOutlook(stop=next(stops)))
+    changes = {"run.eval_every": 5, "run.sample_prompt": "! #", "run.sample_tokens": 5, "run.early_stop": True}
+    folder = train.train(tiny_config(workspace, changes), config_name="gpt2_124m")
+    out = capsys.readouterr().out
+    assert "stopped early, saved after step 15 of 20: it overfits" in out
+    assert "best loss on validation text: 3.0000 at step 5" in out
+    assert "the last: 6.0000" in out
+    assert "sample of step 5:" in out
+    assert records(folder, "sample")[-1]["step"] == 5
+    assert "--step best --prompt" in out
+    assert "jaxgpt.train" not in out  # nothing suggests to train longer
+
+
+def constant_scores(loss: float) -> Scores:
+    score = Score(loss, 0.1, 16, None)
+    return Scores(score, score)

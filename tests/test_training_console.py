@@ -32,8 +32,9 @@ from jaxgpt.runs.log import DONE
 from jaxgpt.training import console as display
 from jaxgpt.training import recorder
 from jaxgpt.training.checkpoint import Checkpoints
-from jaxgpt.training.console import LivePanel, PlainConsole, sparkline
+from jaxgpt.training.console import PlainConsole
 from jaxgpt.training.evaluator import Evaluator
+from jaxgpt.training.panel import LivePanel
 from jaxgpt.training.records import Score, Scores, StepRecord
 from jaxgpt.training.step import Metrics
 from jaxgpt.utils.eta import Eta
@@ -41,19 +42,21 @@ from jaxgpt.utils.eta import Eta
 STEP_LINE = re.compile(r"step (\d+): train loss (\S+), val loss (\S+)")
 ITER_LINE = re.compile(r"iter (\d+): loss (\S+), time ([\d.]+)ms(?:, mfu (-?[\d.]+)%)?")
 
+CHART_ROW = re.compile(r"│ ( *[\d.]+ ┤| {7}│)")
+
 RECORD = StepRecord(12_344, 3.15579, 0.2312, 9.1e-4, 3.512, 149_291.4, 0.4123, 2.3104)
 LEFT = Eta(26_000, 25_800, 26_300)
 SCORES = Scores(Score(3.2, 0.01, 3200, None), Score(3.24117, 0.01123, 3200, 1.0119))
 
 
-def on_a_terminal(width: int = 80) -> tuple[LivePanel, io.StringIO]:
+def on_a_terminal(width: int = 80, height: int = 24) -> tuple[LivePanel, io.StringIO]:
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=width, color_system=None, legacy_windows=False)
+    console = Console(file=screen, force_terminal=True, width=width, height=height, color_system=None)
     return LivePanel(load_config("fineweb40m"), console), screen
 
 
-def shown(panel: LivePanel, width: int = 80) -> str:
-    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+def shown(panel: LivePanel) -> str:
+    console = panel._console
     with console.capture() as capture:
         console.print(panel._render())
     return capture.get()
@@ -157,7 +160,61 @@ def test_panel_shows_the_run_at_80_columns() -> None:
         "saved    step 12,000",
     ):
         assert words in text
-    assert len(text.splitlines()) == 11  # nothing wraps
+    assert len(text.splitlines()) == 10  # nothing wraps
+
+
+@pytest.mark.parametrize(("width", "height", "chart_rows"), [(80, 24, 10), (140, 40, 21), (80, 14, 0)])
+def test_panel_fits_the_terminal_and_the_chart_fills_it(width: int, height: int, chart_rows: int) -> None:
+    panel, _ = on_a_terminal(width, height)
+    panel.scores(12_000, SCORES)
+    panel.saved(12_000)
+    for number in range(90):
+        panel.step(RECORD._replace(step=12_300 + number, loss=3 + math.sin(number / 9)), LEFT)
+    lines = shown(panel).splitlines()
+    assert all(len(line) == width for line in lines)
+    assert len(lines) < height
+    assert sum(bool(CHART_ROW.match(line)) for line in lines) == chart_rows
+
+
+def test_panel_shows_a_notice_until_it_closes() -> None:
+    panel, screen = on_a_terminal()
+    with panel:
+        panel.step(RECORD, LEFT)
+        panel.notify("stopping after this step, then saving")
+        panel._live.refresh()
+        assert "stopping after this step, then saving" in screen.getvalue()
+    assert "stopping after" not in shown(panel)
+
+
+def test_resized_terminal_is_cleared_before_the_panel_is_redrawn() -> None:
+    panel, screen = on_a_terminal()
+    clear = "\x1b[H\x1b[2J"
+    with panel:
+        panel._live.refresh()
+        assert clear not in screen.getvalue()
+        panel._console.size = (100, 30)  # type: ignore[assignment]
+        panel._live.refresh()
+        panel._live.refresh()
+    assert screen.getvalue().count(clear) == 1
+
+
+def test_panel_of_a_resumed_run_has_its_evaluations_and_curve(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    after_step(monkeypatch, 15, crash)
+    run_on_a_terminal(workspace, monkeypatch, Crash)
+    monkeypatch.undo()
+    restored: list[str] = []
+    restore = LivePanel.restore
+
+    def restore_and_show(panel: LivePanel, records: Any) -> None:
+        restore(panel, records)
+        restored.append(shown(panel))
+        assert list(panel._losses) == list(range(12))  # without the steps after the checkpoint
+
+    monkeypatch.setattr(LivePanel, "restore", restore_and_show)
+    run_on_a_terminal(workspace, monkeypatch)
+    assert "at step 10" in restored[0]
+    assert f"step 12 of {STEPS}" in restored[0]
+    assert "training  ● evaluation" in restored[0]
 
 
 def test_panel_before_the_first_step_and_on_an_unknown_device() -> None:
@@ -223,7 +280,7 @@ def run_on_a_terminal(
     changes: Changes = NO_CHANGES,
 ) -> str:
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=80, color_system=None)
+    console = Console(file=screen, force_terminal=True, width=80, height=30, color_system=None)
     monkeypatch.setattr(display, "open_display", lambda config: LivePanel(config, console))
     with pytest.raises(error) if error else nullcontext():
         train.train(tiny_config(workspace, changes))
@@ -244,11 +301,3 @@ def test_error_below_the_panel_is_one_sentence(
 
 
 # --- small parts -----------------------------------------------------------------------------------------------------
-
-
-def test_sparkline_scales_and_skips_nonfinite_values() -> None:
-    assert sparkline([1.0]) == ""
-    assert sparkline([0.0, 3.5, 7.0]) == "▁▄█"
-    assert sparkline([2.0, 2.0]) == "▁▁"
-    assert len(sparkline([float(n) for n in range(600)])) == 60
-    assert sparkline([1.0, math.nan, 2.0]) == "▁█"

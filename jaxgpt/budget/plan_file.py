@@ -17,7 +17,7 @@ from jaxgpt.runs import log as runlog
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.utils import formatting
 from jaxgpt.utils.files import write_text
-from jaxgpt.utils.report import to_json
+from jaxgpt.utils.report import Report, to_json
 
 NAME = "plan.json"
 MAX_INTERVAL = 1.0  # nats: a wider interval predicts nothing
@@ -39,14 +39,14 @@ def write_plan(folder: RunFolder, config: Config, tokens: int, device: str) -> N
     if path.exists():
         return
     try:
-        values = plan_values(config, _count_tokens(config, tokens), device)
+        values = to_json(plan_of_run(config, count_tokens(config, tokens), device))
         write_text(path, json.dumps(values, indent=2) + "\n")
     except Exception as error:  # whatever it is, the run matters more than its plan
         runlog.warn(f"no {NAME}: {error}")
 
 
-def plan_values(config: Config, tokens: TokenCount, device: str) -> dict[str, Any]:
-    """The plan of `config` on the device of that name as JSON values (docs/budget.md)."""
+def plan_of_run(config: Config, tokens: TokenCount, device: str) -> Report:
+    """The plan of `config` on the device of that name (docs/budget.md)."""
     corpus, corpus_source = query.config_corpus(config)
     inputs = Inputs(
         config=config,
@@ -59,10 +59,10 @@ def plan_values(config: Config, tokens: TokenCount, device: str) -> dict[str, An
         corpus_source=corpus_source,
     )
     planned = make_plan(inputs)
-    return to_json(plan_report(planned, recommend(planned)))
+    return plan_report(planned, recommend(planned))
 
 
-def _count_tokens(config: Config, count: int) -> TokenCount:
+def count_tokens(config: Config, count: int) -> TokenCount:
     """What an audit of the run's data folder says, else all `count` tokens that the run has opened."""
     try:
         return query.count_tokens(Path(config.data.path), config.model.block_size)

@@ -18,12 +18,12 @@ from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.diagnose.options import Options
 from jaxgpt.errors import NonFiniteError, Stopped
+from jaxgpt.logs.history import History
 from jaxgpt.runs import log as run_log
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.log import EARLY_STOP, StopReason
 from jaxgpt.utils import files
 
-STOP_FINDINGS = ("divergence", "severe-overfitting")
 CONFIRMATIONS = 2  # evaluations in a row with the same reason to stop; one can be chance
 LR_TOLERANCE = 1e-3  # of the peak: how close the learning rate is to its final value
 
@@ -95,8 +95,31 @@ def early_stop(diagnosis: Diagnosis) -> EarlyStop | None:
     confirmed = {finding.id: finding for finding in diagnosis.findings if finding.status == "confirmed"}
     for name in STOP_FINDINGS:
         if name in confirmed:
-            return EarlyStop(name, f"{name}: {_evidence(confirmed[name])}")
+            return EarlyStop(name, STOP_FINDINGS[name](diagnosis.history, confirmed[name]))
     return _little_to_gain(diagnosis)
+
+
+def _describe_overfitting(history: History, finding: Finding) -> str:
+    """The overfitting of the run's evaluations in one sentence."""
+    evaluations = [(e.step, e.val, e.train) for e in history.evaluations if e.val is not None]
+    if not evaluations:
+        return f"overfitting: {_evidence(finding)}"
+    best_step, best, best_train = min(evaluations, key=lambda evaluation: evaluation[1])
+    step, now, train = evaluations[-1]
+    trend = f"has risen for {step - best_step:,} steps" if step > best_step else "no longer falls"
+    falls = train is not None and best_train is not None and train < best_train
+    training = " while training loss falls" if falls else ""
+    return (
+        f"validation loss {trend}{training}: overfitting (best {best:.4f} at step {best_step:,}, "
+        f"{now:.4f} at step {step:,})"
+    )
+
+
+def _describe_divergence(_: History, finding: Finding) -> str:
+    return f"the loss has risen and does not recover: divergence ({_evidence(finding)})"
+
+
+STOP_FINDINGS = {"divergence": _describe_divergence, "severe-overfitting": _describe_overfitting}
 
 
 def _evidence(finding: Finding) -> str:

@@ -145,7 +145,7 @@ class LivePanel(Display):
 def _two_columns(rows: list[tuple[str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
-        table.add_row(Text(name, style="dim"), Text(value))
+        table.add_row(Text(name, style="dim"), Text(value, no_wrap=True, overflow="ellipsis"))
     return table
 
 

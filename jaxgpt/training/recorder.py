@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import jax
-import numpy as np
 
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token
+from jaxgpt.config.schedule import learning_rates
 from jaxgpt.errors import LOWER_LR_HELP, NonFiniteError
 from jaxgpt.runs.log import RunLog, warn
-from jaxgpt.training.optimizer import schedule
 from jaxgpt.training.records import Display, LossForecast, Scores, StepRecord
 from jaxgpt.training.step import Metrics
 from jaxgpt.utils.eta import Eta, estimate_eta
+
+TENSORBOARD_STEP_VALUES = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
 class PendingStep(NamedTuple):
@@ -51,7 +52,7 @@ class Recorder:
         self._config = config
         self._log = log
         self._display = display
-        self._learning_rates = learning_rates(config)
+        self._learning_rates = learning_rates(config.optim, config.run.steps)
         self._epoch_windows = epoch_windows
         self._peak_flops = peak_flops
         self._board: Any = _open_tensorboard(tensorboard) if config.run.tensorboard else None
@@ -100,6 +101,12 @@ class Recorder:
         self._log.write("save", step=step)
         self._display.saved(step)
 
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Records a text that the model continues `prompt` with after `step` steps."""
+        self._log.write("sample", step=step, prompt=prompt, sample=text)
+        if self._board:
+            self._board.add_text("sample", prompt + text, step)
+
     def __enter__(self) -> Self:
         return self
 
@@ -118,7 +125,7 @@ class Recorder:
         self._clock = now
         record = self._step_record(step, float(values.loss), float(values.grad_norm), seconds)
         self._log.write("step", **record._asdict())
-        self._write_tensorboard(step, {"train/loss": record.loss, "train/learning_rate": record.learning_rate})
+        self._write_tensorboard(step, {f"train/{name}": getattr(record, name) for name in TENSORBOARD_STEP_VALUES})
         _check_finite(record)
         if self._compiled:
             self._step_seconds.append(seconds)
@@ -150,11 +157,6 @@ class Recorder:
         for name, value in values.items():
             if isinstance(value, float):
                 self._board.add_scalar(name, value, step)
-
-
-def learning_rates(config: Config) -> np.ndarray[Any, Any]:
-    """The learning rate of each step, on the host, in one call: one by one, each would wait for the device."""
-    return np.asarray(jax.vmap(schedule(config.optim, config.run.steps))(np.arange(config.run.steps)))
 
 
 def fetch(metrics: Any) -> Any:

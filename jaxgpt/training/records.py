@@ -76,6 +76,13 @@ class Scores(NamedTuple):
         }
 
 
+class BestEvaluation(NamedTuple):
+    """The evaluation with the lowest loss: the steps before it and its loss, infinite if there is none."""
+
+    step: int
+    loss: float
+
+
 class LossForecast(Protocol):
     """The loss that is expected at the end of the run, in nats per token, with its 80 % interval."""
 

@@ -17,44 +17,53 @@ from jaxgpt.data.dataset import TokenDataset
 from jaxgpt.errors import ConfigError, NoShardsError
 from jaxgpt.prepare.pipeline import prepare
 from jaxgpt.runs.folder import CheckpointRef, RunFolder
-from jaxgpt.runs.log import DONE, RunLog, StopReason, read_stop_reason
+from jaxgpt.runs.log import DONE, RunLog, StopReason, read_log, read_stop_reason
 from jaxgpt.training import batches, console, jax_setup, messages, step
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training.batches import Batches
-from jaxgpt.training.checkpoint import Checkpoints, LoadedModel, resolve_auto
+from jaxgpt.training.checkpoint import Checkpoints, LoadedModel, load_model, resolve_auto
 from jaxgpt.training.evaluator import Evaluator
 from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.recorder import Recorder
-from jaxgpt.training.records import Display, Scores
+from jaxgpt.training.records import BestEvaluation, Display, Scores
 from jaxgpt.training.step import Metrics, TrainState
 from jaxgpt.utils.signals import GracefulShutdown
 
 MemoryCheck = Callable[[Config, int | None, int], None]
 
 
-@dataclass(frozen=True)
-class OpenRun:
-    """A run that may train: all that could refuse it has been checked, and its folder is locked by this process.
+@dataclass(frozen=True, kw_only=True)
+class CheckedRun:
+    """A run whose config, devices, folder and tokens fit together; nothing is written yet.
 
-    `user_config` may have `auto` settings, which `config` has resolved for the devices of `mesh`. `state` is the state
-    after `start_step` steps.
+    `user_config` may have `auto` settings, which `config` has resolved for the devices of `mesh`.
     """
 
     user_config: Config
     config: Config
     mesh: Mesh
     folder: RunFolder
-    fork: CheckpointRef | None
     dataset: TokenDataset
-    optimizer: optax.GradientTransformation
-    checkpoints: Checkpoints
-    state: TrainState
-    start_step: int
 
     @property
     def device_kind(self) -> str:
         kind: str = self.mesh.devices.flat[0].device_kind
         return kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRun(CheckedRun):
+    """A run that may train: all that could refuse it has been checked, and its folder is locked by this process.
+
+    `state` is the state after `start_step` steps; `is_resumed` if it is from a checkpoint of the run itself.
+    """
+
+    fork: CheckpointRef | None
+    optimizer: optax.GradientTransformation
+    checkpoints: Checkpoints
+    state: TrainState
+    start_step: int
+    is_resumed: bool
 
     def already_stopped(self) -> StopReason | None:
         """Why an earlier process ended the run; None if there are steps left to train."""
@@ -74,50 +83,57 @@ def open_run(config: Config, fork: CheckpointRef | None, check_memory: MemoryChe
     that JAX may use of each device (None if unknown) and the number of devices. Raises a `JaxgptError` for whatever
     the user has to fix before the run can train.
     """
+    run = check_run(config, check_memory, _open_or_prepare)
+    folder = run.folder
+    optimizer = optim.make_optimizer(run.config.optim, run.config.run.steps)
+    template = step.abstract_state(run.config, optimizer, run.mesh)
+    if fork is not None and not folder.config_file.exists():
+        check_fork(run.config, fork, run.dataset, template)
+    with folder.lock(), Checkpoints(folder.checkpoints, run.config.run) as checkpoints:
+        folder.check_config(config)  # another process may have started the run before the lock
+        folder.check_tokens(run.dataset.identity)
+        state = restore_state(template, checkpoints, fork)
+        if state is None:
+            state = step.compile_init(run.config, optimizer, run.mesh)()
+        yield OpenRun(
+            **vars(run),
+            fork=fork,
+            optimizer=optimizer,
+            checkpoints=checkpoints,
+            state=state,
+            start_step=int(state.step),
+            is_resumed=checkpoints.latest() is not None,
+        )
+
+
+def check_run(config: Config, check_memory: MemoryCheck, open_tokens: Callable[[Config], TokenDataset]) -> CheckedRun:
+    """Checks the devices, the folder, the memory and the tokens of a run; for the arguments see `open_run`.
+
+    `open_tokens` opens the config's tokens, of which every one is then read and verified.
+    """
     mesh = make_mesh(config.mesh, config.data.micro_batch)
     resolved = resolve_auto(config, mesh)
     folder = RunFolder.from_config(resolved)
     folder.check_writable()
     folder.check_config(config)
     check_memory(resolved, jax_setup.device_memory_bytes(mesh), mesh.size)
-    dataset = open_dataset(resolved)
-    optimizer = optim.make_optimizer(resolved.optim, resolved.run.steps)
-    template = step.abstract_state(resolved, optimizer, mesh)
-    if fork is not None and not folder.config_file.exists():
-        check_fork(resolved, fork, dataset, template)
-    with folder.lock(), Checkpoints(folder.checkpoints, resolved.run) as checkpoints:
-        folder.check_config(config)  # another process may have started the run before the lock
-        folder.check_tokens(dataset.identity)
-        state = restore_state(template, checkpoints, fork)
-        if state is None:
-            state = step.compile_init(resolved, optimizer, mesh)()
-        yield OpenRun(
-            user_config=config,
-            config=resolved,
-            mesh=mesh,
-            folder=folder,
-            fork=fork,
-            dataset=dataset,
-            optimizer=optimizer,
-            checkpoints=checkpoints,
-            state=state,
-            start_step=int(state.step),
-        )
+    dataset = open_tokens(resolved)
+    _verify(resolved, dataset)
+    return CheckedRun(user_config=config, config=resolved, mesh=mesh, folder=folder, dataset=dataset)
 
 
-def open_dataset(config: Config) -> TokenDataset:
-    """The config's tokens, prepared first if it names sources for them, with every token read and verified."""
-    dataset = _open_or_prepare(config)
+def _verify(config: Config, dataset: TokenDataset) -> None:
+    """Raises a `JaxgptError` if the model of `config` cannot train on these tokens; reads every token."""
     datasets.check_vocabulary(config.model.vocab_size, dataset)
     for split in (dataset.train, dataset.val):
         if split:
             split.windows(config.model.block_size)  # raises if it has not a single window
     with console.progress_bar("checking the tokens") as progress:
         dataset.verify(progress)
-    return dataset
 
 
 def _open_or_prepare(config: Config) -> TokenDataset:
+    """The config's tokens, prepared first if it names sources for them."""
     settings = config.data
     try:
         return datasets.open_folder(settings.path)
@@ -168,6 +184,7 @@ class TrainingSession:
         self.display = display
         self.recorder = recorder
         self.scores: Scores | None = None  # of the latest evaluation
+        self.best = BestEvaluation(run.checkpoints.best() or 0, run.checkpoints.best_loss())
         self._graphdef = step.model_graphdef(run.config.model)
         self._train_step = step.compile_train_step(run.config, self._graphdef, run.optimizer, run.mesh)
         self._evaluator = Evaluator(run.config, run.dataset, run.mesh, self._graphdef)
@@ -188,6 +205,8 @@ class TrainingSession:
         with self.recorder.pause():
             self.scores = self._evaluator(self.state.params)
             self.recorder.scores(self.step, self.scores)
+        if self.step and self.scores.main.loss < self.best.loss:
+            self.best = BestEvaluation(self.step, self.scores.main.loss)
         return self.scores
 
     def save(self, scores: Scores | None) -> None:
@@ -202,15 +221,24 @@ class TrainingSession:
         params = self.state.params
         return LoadedModel(run.config, self._graphdef, params, run.dataset.tokenizer, run.mesh, self.step)
 
+    def best_model(self) -> LoadedModel:
+        """The model of the best evaluation, or that of now if its checkpoint was not kept."""
+        checkpoints = self.run.checkpoints
+        if self.best.step == self.step or self.best.step not in checkpoints.steps():
+            return self.model()
+        checkpoints.wait()
+        return load_model(CheckpointRef(self.run.folder, str(self.best.step)))
+
 
 @contextmanager
 def start_session(run: OpenRun, shutdown: GracefulShutdown, peak_flops: float | None) -> Iterator[TrainingSession]:
     """Starts the log, the display and the recorder of `run`. `peak_flops` is one device's peak, for the MFU."""
     windows = run.dataset.train.windows(run.config.model.block_size)
     all_devices_flops = peak_flops and peak_flops * run.mesh.size
+    earlier_records = _earlier_records(run) if run.is_resumed else []
     with RunLog(run.folder.log_file) as log:
         log.write("start", **_start_record(run))
-        print(messages.startup_banner(run.config, run.dataset, run.mesh, run.folder, run.start_step), flush=True)
+        print(messages.startup_banner(run.config, run.dataset, run.mesh, run.folder, _origin(run)), flush=True)
         with (
             console.open_display(run.config) as display,
             Recorder(
@@ -222,9 +250,25 @@ def start_session(run: OpenRun, shutdown: GracefulShutdown, peak_flops: float | 
                 peak_flops=all_devices_flops,
             ) as recorder,
         ):
+            display.restore(earlier_records)
             shutdown.on_abort = display.close
             shutdown.notify = display.notify
             yield TrainingSession(run, log, display, recorder)
+
+
+def _origin(run: OpenRun) -> str:
+    """What the run starts from, in a few words."""
+    if run.is_resumed:
+        return f"resumed at step {run.start_step:,}"
+    if run.fork is not None:
+        return f"forked from {run.fork.run.path} at step {run.start_step:,}"
+    return "new"
+
+
+def _earlier_records(run: OpenRun) -> list[dict[str, Any]]:
+    """The log's records of the steps before `start_step`, without those after it that a crash made obsolete."""
+    records = read_log(run.folder.log_file) if run.folder.log_file.is_file() else []
+    return [record for record in records if record.get("step", 0) + (record["kind"] == "step") <= run.start_step]
 
 
 def _start_record(run: OpenRun) -> dict[str, Any]:

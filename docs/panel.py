@@ -13,8 +13,8 @@ from rich.console import Console
 
 from jaxgpt.runs import log as runlog
 from jaxgpt.runs.folder import RunFolder
-from jaxgpt.training.console import LivePanel
-from jaxgpt.training.records import Score, Scores, StepRecord
+from jaxgpt.training.panel import LivePanel
+from jaxgpt.training.records import StepRecord
 from jaxgpt.utils.eta import estimate_eta
 
 
@@ -26,25 +26,14 @@ def main() -> None:
     options = parser.parse_args()
     folder = RunFolder(options.run)
     config = folder.config()
-    console = Console(record=True, width=90, file=io.StringIO(), force_terminal=True)
+    records = [record for record in runlog.read_log(folder.log_file) if record.get("step", 0) <= options.step]
+    steps = [record for record in records if record["kind"] == "step"]
+    console = Console(record=True, width=90, height=24, file=io.StringIO(), force_terminal=True)
     panel = LivePanel(config, console)
-    seconds: list[float] = []
-    for record in runlog.read_log(folder.log_file):
-        if record.get("step", 0) > options.step:
-            break
-        if record["kind"] == "step":
-            seconds.append(record["seconds"])
-            left = estimate_eta(seconds[1:], config.run.steps - record["step"] - 1)
-            panel.step(StepRecord(**{name: record[name] for name in StepRecord._fields}), left)
-        elif record["kind"] == "eval":
-            train, val = (
-                Score(*(record[f"{split}_{field}"] for field in Score._fields)) if f"{split}_loss" in record else None
-                for split in ("train", "val")
-            )
-            assert train is not None
-            panel.scores(record["step"], Scores(train, val))
-        elif record["kind"] == "save":
-            panel.saved(record["step"])
+    panel.restore(records)
+    seconds = [record["seconds"] for record in steps]
+    remaining = estimate_eta(seconds[1:], config.run.steps - len(steps))
+    panel.step(StepRecord(**{name: steps[-1][name] for name in StepRecord._fields}), remaining)
     console.print(panel._render())
     svg = console.export_svg(title=f"python -m jaxgpt.train --config {config.run.name}")
     # The reader's own monospace font: a picture in a README should load nothing.

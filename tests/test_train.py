@@ -313,7 +313,7 @@ def test_samples_are_logged_at_evaluations_and_the_end(workspace: Path, capsys: 
     samples = records(folder, "sample")
     assert [sample["step"] for sample in samples] == [0, 10, STEPS]
     assert {sample["prompt"] for sample in samples} == {"! #"}
-    assert f"sample of step {STEPS}:\n! #{samples[-1]['sample']}\n" in capsys.readouterr().out
+    assert f"sample of step {STEPS}:\n! #{samples[-1]['text']}\n" in capsys.readouterr().out
 
 
 def test_early_stop_reports_and_samples_the_best_model(

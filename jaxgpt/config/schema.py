@@ -199,7 +199,7 @@ class Run(Section):
     keep_every: int | None = field(None, "also keep checkpoints at multiples of this step", ge=1)
     early_stop: bool = field(False, "stop at an evaluation where the diagnosis finds that more training will not help")
     tensorboard: bool = field(True, "write TensorBoard files if the extra `tensorboard` is installed")
-    sample_prompt: str = field("", "prompt of a sample at the end of the run (empty: no sample)")
+    sample_prompt: str = field("", "prompt of a sample at each evaluation and at the end (empty: no sample)")
     sample_tokens: int = field(200, "tokens of that sample", ge=1)
     sample_temperature: float = field(0.8, "temperature of that sample (0: the most likely tokens)", ge=0.0)
 

@@ -103,7 +103,7 @@ class Recorder:
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Records a text that the model continues `prompt` with after `step` steps."""
-        self._log.write("sample", step=step, prompt=prompt, sample=text)
+        self._log.write("sample", step=step, prompt=prompt, text=text)
         if self._board:
             self._board.add_text("sample", prompt + text, step)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from helpers.manifests import write_manifest
 
 from jaxgpt import budget, errors
 from jaxgpt.budget import options, plan, query, recommend, to_json
@@ -105,7 +106,7 @@ def test_claim_is_answered_with_what_it_would_take(capsys: pytest.CaptureFixture
     assert "out of reach of this model at any length (limit 3.26)" in sentence
     tokens = recommend.required_for_loss(40.56e6, planned().inputs.corpus, 3.5)
     assert "unique tokens" in tokens
-    billions = float(tokens.removeprefix("takes ").split("B")[0])
+    billions = float(tokens.removeprefix("needs ").split("B")[0])
     longer = planned("--lengths", str(round(billions * 1e9 / 524_288)), "--unique-tokens", "1e12")
     assert longer.last.loss == pytest.approx(3.5, abs=0.005)
     assert "is expected of this run" in document(capsys, "--claim", "3.9")["recommendation"]["sentences"][-1]
@@ -140,17 +141,6 @@ def test_corpus_comes_from_the_config_or_the_option() -> None:
     assert planned("--config", "quickstart").inputs.corpus.name == "unknown"
     shift = planned().last.loss - planned("--corpus", "fineweb-edu").last.loss
     assert planned().loss_on_other_corpora["fineweb-edu"] == pytest.approx(planned().last.loss - shift)
-
-
-def write_manifest(folder: Path, tokens: int) -> None:
-    shard = {"name": "train_000000.bin", "tokens": tokens, "xxh3_128": "0" * 32}
-    split = {"documents": 1, "tokens": tokens, "bytes": 4 * tokens, "max_token": 9, "shards": [shard]}
-    entry = {"name": "gpt2", "fingerprint": "0" * 64, "file": "tokenizer.json", "vocab_size": 50257, "eot": 50256}
-    settings = {"train_tokenizer": 0, "val_tokens": 0, "text_column": None, "shard_tokens": 100}
-    whole = {"format": 1, "tool": "t", "tokenizer": entry, "eot_position": "appended", "dtype": "uint16"}
-    whole |= {"splits": {"train": split}, "settings": settings, "sources": []}
-    folder.mkdir(exist_ok=True)
-    (folder / "manifest.json").write_text(json.dumps(whole))
 
 
 def test_a_folders_manifest_and_audit_say_how_many_tokens_differ(tmp_path: Path) -> None:

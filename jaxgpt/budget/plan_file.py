@@ -11,6 +11,7 @@ from jaxgpt.budget.plan import Inputs, make_plan
 from jaxgpt.budget.query import TokenCount
 from jaxgpt.budget.recommend import recommend
 from jaxgpt.budget.report import plan_report
+from jaxgpt.budget.scaling_law import MAX_INTERVAL
 from jaxgpt.config import Config
 from jaxgpt.errors import ConfigError, JaxgptError
 from jaxgpt.runs import log as runlog
@@ -20,7 +21,6 @@ from jaxgpt.utils.files import write_text
 from jaxgpt.utils.report import Report, to_json
 
 NAME = "plan.json"
-MAX_INTERVAL = 1.0  # nats: a wider interval predicts nothing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,6 +113,22 @@ def config_corpus(config: Config, dataset: str = "") -> tuple[Corpus, str]:
     return CORPORA["unknown"], "neither data.corpus nor --corpus names one"
 
 
+def folder_corpus(folder: Path) -> tuple[Corpus, str]:
+    """The corpus that a folder's manifest or name suggests, and the reason in words; unknown for another tokenizer."""
+    names = [folder.resolve().name]
+    if (folder / manifest.FILE_NAME).is_file():
+        read = manifest.read_manifest(folder)
+        if read.tokenizer.name != "gpt2":
+            reason = f"the tokenizer of {folder} is not GPT-2's, so published losses cannot be compared"
+            return CORPORA["unknown"], reason
+        names = [source.name for source in read.sources] + names
+    for name in names:
+        corpus = match_corpus(name)
+        if corpus.name != "unknown":
+            return corpus, f"assumed from the name {name!r}"
+    return CORPORA["unknown"], f"nothing in {folder} names a corpus that is known"
+
+
 def count_tokens(folder: Path, block: int) -> TokenCount:
     """Training tokens according to `manifest.json` and `audit.json` of a folder of shards; opens no shard.
 

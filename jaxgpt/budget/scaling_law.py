@@ -63,6 +63,7 @@ def _load_corpora() -> dict[str, Corpus]:
 
 
 CORPORA = _load_corpora()
+MAX_INTERVAL = 1.0  # nats: a wider interval predicts nothing
 SAME_RECIPE, OTHER_RECIPE = 0.04, 0.07  # standard deviations in nats
 
 
@@ -109,6 +110,11 @@ class LossPrediction:
     def sigma(self) -> float:
         """The standard deviation of all causes together."""
         return math.hypot(*self.sigmas.values())
+
+    @property
+    def is_informative(self) -> bool:
+        """Whether the interval is narrow enough to state a loss."""
+        return self.high - self.low <= MAX_INTERVAL
 
 
 def predict_loss(query: ScalingQuery, law: ScalingLaw = LAW) -> LossPrediction:

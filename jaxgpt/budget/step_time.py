@@ -7,6 +7,7 @@ No fraction was fitted to a run of this model.
 """
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from jaxgpt.budget.memory import flash_attention, number_size
 from jaxgpt.config import Config, Model
 from jaxgpt.config.attention import SCORES_FRACTION
 from jaxgpt.config.model_size import flops_per_token, non_embedding_parameters, parameters
+from jaxgpt.utils.formatting import pluralize
 
 
 class Range(NamedTuple):
@@ -79,6 +81,8 @@ ASSUMPTIONS = {
     "(a GeForce card a tenth above its rated one); slow if arrays go through memory one by one and products reach 70 %",
 }
 KERNELS_PER_BLOCK, KERNELS_ELSEWHERE = 40, 50
+# What a training reaches in float32: quickstart's 9.6 GFLOP take 140 ms on 2 cores with AVX-512, 34 GFLOP/s a core.
+CPU_CORE_FLOPS, CPU_SPREAD = 30e9, 2.0
 BOARD_FRACTION = 0.90  # trainings run close to a card's power limit; 0.9 is between the 0.8 and 1.0 that logs show
 HOST_WATTS = 80.0  # processor, memory, fans and the power supply's losses of a desktop
 
@@ -106,6 +110,18 @@ class StepTime:
     def scaled(self, factor: float) -> "StepTime":
         """The step time of a step with `factor` times the work."""
         return replace(self, seconds=self.seconds * factor, low=self.low * factor, high=self.high * factor)
+
+
+def expected(config: Config, device: Device | None) -> StepTime:
+    """The step time on `device` or, without one, on this machine's CPU, without any measurement."""
+    if device is not None:
+        return roofline(config, device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    seconds = config.tokens_per_step * flops_per_token(config.model) / (CPU_CORE_FLOPS * cores)
+    low = seconds / CPU_SPREAD
+    high = seconds * CPU_SPREAD
+    basis = f"assumed: {CPU_CORE_FLOPS / 1e9:g} GFLOP/s on each of {pluralize(cores, 'core')}, within a factor of 2"
+    return StepTime(seconds=seconds, low=low, high=high, basis=basis)
 
 
 def roofline(config: Config, device: Device, software: str = "jaxgpt") -> StepTime:

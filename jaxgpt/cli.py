@@ -1,13 +1,13 @@
 """`jaxgpt VERB …`: the same commands as `python -m jaxgpt.VERB …`."""
 
-import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 import jaxgpt
 from jaxgpt import errors
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, did_you_mean
 
 VERBS = {
     "prepare": "turn text or parquet files into token shards",
@@ -18,18 +18,25 @@ VERBS = {
     "evaluate": "compute the loss of a run's model on train and validation text",
     "sample": "generate text with a run's model",
     "doctor": "check whether this machine can train, and what to do if it cannot",
+    "config": "list the built-in configs, or print one",
+    "init": "write a config file to edit, from a built-in config or three answers",
 }
+FIRST = "new here?   jaxgpt train quickstart      trains a small model on this machine in 4 minutes"
 
 
 def usage() -> str:
     """The list of commands."""
     lines = [f"  jaxgpt {verb:<10}{summary}" for verb, summary in VERBS.items()]
-    return "\n".join(["usage: jaxgpt VERB [options]      (jaxgpt VERB --help explains)", "", *lines])
+    return "\n".join(["usage: jaxgpt VERB [options]      (jaxgpt VERB --help explains)", "", *lines, "", FIRST])
 
 
 def dispatch(argv: Sequence[str]) -> None:
     """Runs the command that `argv` starts with; only that command's modules are loaded."""
     verb = argv[0] if argv else "--help"
+    if "_ARGCOMPLETE" in os.environ:
+        from jaxgpt.config.completion import complete_verb  # only where a shell completes the line
+
+        verb = complete_verb(list(VERBS)) or "--help"
     if verb in ("-h", "--help"):
         print(usage())
     elif verb in ("-V", "--version"):
@@ -37,8 +44,7 @@ def dispatch(argv: Sequence[str]) -> None:
     elif verb in VERBS:
         importlib.import_module(f"jaxgpt.{verb}").main(argv[1:])
     else:
-        close = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean 'jaxgpt {close[0]}'?" if close else f"one of: {', '.join(VERBS)}"
+        hint = f"{did_you_mean(verb, VERBS)}one of: {', '.join(VERBS)}"
         raise ConfigError("C006", f"there is no command {verb!r}", hint)
 
 

@@ -4,11 +4,12 @@
 one place where errors become text and exit statuses; it knows no command.
 """
 
+import difflib
 import errno
 import io
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 EXIT_STATUS = {"C": 2, "D": 3, "K": 4, "N": 5, "S": 7}  # by the first letter of the code
@@ -89,6 +90,12 @@ def cuda_install(requirement: str = "'jaxgpt[cuda13]'") -> str:
 
 
 GPU_HELP = f"{cuda_install()}; python -m jaxgpt.doctor says what is missing"
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """`did you mean 'train'? ` with the name that is most like `word`, or an empty string if none is."""
+    close = difflib.get_close_matches(word, list(names), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def printable(text: str) -> str:

@@ -193,9 +193,11 @@ def test_run_is_found_by_folder_name_or_checkpoint(tmp_path: Path, monkeypatch: 
     for name in ("runs/a", "a", str(tmp_path / "runs/a")):
         assert find_run(name)[0].path.resolve() == tmp_path / "runs/a"
     assert find_run("runs/a/checkpoints/500")[1] == "500"
-    error = refused(ConfigError, "C024", find_run, "b")
-    assert error.message == "no run in 'b'"
-    assert error.help == "there are: runs/a"
+    started(tmp_path / "runs/second", Config())
+    error = refused(ConfigError, "C024", find_run, "secnd")
+    assert error.message == "no run in 'secnd'"
+    assert error.help == "did you mean 'second'? there are: a, second"
+    assert refused(ConfigError, "C024", find_run, "zzz").help == "there are: a, second"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"model": 7}', '{"data": {"path": []}}'])

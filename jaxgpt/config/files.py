@@ -3,7 +3,7 @@
 The built-in ones are in jaxgpt/config/presets and are read through `importlib.resources`, so they also work in a zip.
 """
 
-import difflib
+import ast
 import traceback
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.config.schema import Config, sections
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, did_you_mean
 
 
 def load_config(name: str | Path) -> Config:
@@ -63,14 +63,19 @@ def find_config(name: str) -> Traversable:
     for path in candidates:
         if path.is_file():
             return path
-    close = difflib.get_close_matches(Path(name).stem, built_in_configs(), n=1)
-    guess = f"did you mean {close[0]!r}? " if close else ""
+    guess = did_you_mean(Path(name).stem, built_in_configs())
     raise ConfigError("C001", f"config {name!r} not found", f"{guess}there are: {available_configs()}")
 
 
 def built_in_configs() -> list[str]:
     """The names of the configs that come with jaxgpt."""
     return sorted(entry.name.removesuffix(".py") for entry in _presets().iterdir() if entry.name.endswith(".py"))
+
+
+def summarize_config(name: str) -> str:
+    """The first line of a built-in config's docstring."""
+    docstring = ast.get_docstring(ast.parse(find_config(name).read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
 
 
 def available_configs() -> str:

@@ -6,6 +6,7 @@ Values are text that is read as the field's type; nothing evaluates them as code
 import argparse
 import difflib
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import Field
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -31,7 +32,11 @@ class Parser(argparse.ArgumentParser):
     def parse(
         self, argv: Sequence[str], unknown_argument: Callable[[str], ConfigError] | None = None
     ) -> argparse.Namespace:
-        """Reads the whole command line; raises `unknown_argument`'s error, or C006, for an argument left over."""
+        """Reads the command line; raises `unknown_argument`'s error, or C006, for an argument left over."""
+        if "_ARGCOMPLETE" in os.environ:
+            from jaxgpt.config.completion import complete  # only where a shell completes the line
+
+            complete(self)
         options, unknown = self.parse_known_args(attach_negative_numbers(argv))
         if unknown:
             raise (unknown_argument or self.unknown_argument)(unknown[0])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxgpt.config import Config
-from jaxgpt.errors import CheckpointError, ConfigError, StorageError
+from jaxgpt.errors import CheckpointError, ConfigError, StorageError, did_you_mean
 from jaxgpt.utils.files import write_text
 from jaxgpt.utils.lock import LockedError, lock_file
 
@@ -202,8 +202,8 @@ def find_run(name: str, step: str = "latest") -> CheckpointRef:
     for candidate in (path, Path("runs") / path):
         if (candidate / "config.json").is_file():
             return CheckpointRef(RunFolder(candidate), step)
-    existing = sorted(file.parent.as_posix() for file in Path("runs").glob("*/config.json"))
-    help = f"there are: {', '.join(existing)}" if existing else "train one first"
+    names = sorted(file.parent.name for file in Path("runs").glob("*/config.json"))
+    help = f"{did_you_mean(path.name, names)}there are: {', '.join(names)}" if names else "train one first"
     raise ConfigError("C024", f"no run in {name!r}", help)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from jaxgpt.data.entropy import unigram_entropy
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, StorageError
 from jaxgpt.prepare.pipeline import prepare
 
+ROOT = Path(__file__).parents[1]
 TOKENS = np.arange(5000, dtype="<u2")
 
 
@@ -97,6 +99,23 @@ def test_nanogpt_folder(tmp_path: Path) -> None:
     assert (data.val.tokens, data.tokenizer_name, data.vocab_size) == (100, "gpt2", 50257)
     assert [note for note in data.notes if "meta.pkl is not read" in note]
     assert [note for note in data.notes if "gpt2 is assumed" in note]
+
+
+def test_meta_pkl_is_converted_by_the_printed_command(tmp_path: Path) -> None:
+    folder = tmp_path / "char's data"
+    folder.mkdir()
+    text = "First Citizen:\nBefore"
+    characters = sorted(set(text))
+    np.array([characters.index(character) for character in text], "<u2").tofile(folder / "train.bin")
+    itos = dict(enumerate(characters))
+    meta = {"vocab_size": len(itos), "itos": itos, "stoi": {character: number for number, character in itos.items()}}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+    (note,) = [note for note in open_folder(folder).notes if f"{folder}/meta.pkl is not read" in note]
+    command = note[note.index("python -c") :].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True, cwd=ROOT)
+    data = open_folder(folder)
+    assert (data.vocab_size, data.notes) == (len(characters) + 1, ())
+    assert data.tokenizer.decode(data.train.ids(0, data.train.tokens)) == text
 
 
 def test_llmc_shards(tmp_path: Path) -> None:

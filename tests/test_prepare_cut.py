@@ -94,3 +94,10 @@ def test_characters_of_several_documents(tmp_path: Path, single: Path) -> None:
     assert data.tokenizer.decode(ids_of(data.train)) == f"{TEXT}<|endoftext|>é🚢<|endoftext|>"
     with pytest.raises(ConfigError, match="C069"):
         data.tokenizer.encode("ß")
+
+
+def test_large_validation_split_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, story in enumerate(stories(8, 1)):
+        (tmp_path / f"{number}.txt").write_text(story * 20)
+    main([str(tmp_path), "--out", str(tmp_path / "data"), "--val-tokens", "20"])
+    assert "of all tokens, more than the 20 requested: it takes whole documents" in capsys.readouterr().out

@@ -118,7 +118,7 @@ def test_mixture_follows_the_weights(
     assert made.settings.weights == tuple(weights)
 
 
-def test_mixture_component_of_several_files(tmp_path: Path) -> None:
+def test_mixture_component_of_several_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "one").mkdir()
     first, second, other = stories(30, 1), stories(40, 2), stories(200, 3)
     parquet(tmp_path / "one" / "a.parquet", text=first)
@@ -129,6 +129,9 @@ def test_mixture_component_of_several_files(tmp_path: Path) -> None:
     order = expected_mixture([first + second, other], [0.5, 0.5])
     assert sorted(train + val) == sorted(order)
     assert val == expected_val(order, 500)
+    shares = [line.split() for line in capsys.readouterr().out.splitlines() if " %  " in line]
+    assert [name for *_, name in shares] == [str(tmp_path / "one"), str(lone)]
+    assert sum(float(share) for share, *_ in shares) == pytest.approx(100, abs=0.1)
 
 
 def test_nanogpt_format(tmp_path: Path, plain: Path) -> None:

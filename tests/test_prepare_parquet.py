@@ -4,7 +4,6 @@ import json
 import os
 import random
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
-from helpers.reading import batches_of, check_every_start, refused, refused_in_little_memory, skipped_in, texts_of
+from helpers.reading import (
+    batches_of,
+    caught,
+    check_every_start,
+    refused,
+    refused_in_little_memory,
+    skipped_in,
+    texts_of,
+)
 
 from jaxgpt.errors import DataError
 from jaxgpt.prepare.sources import base, estimate, find_sources, parquet, read
@@ -25,14 +32,6 @@ RECORDS = [None if n % 7 == 3 else "" if n % 11 == 5 else f"{n} é " * (n % 13) 
 def write(path: Path, texts: Any = RECORDS, **options: Any) -> Path:
     pq.write_table(pa.table({"id": range(len(texts)), "text": texts}), path, **{"row_group_size": 17} | options)
     return path
-
-
-def caught(call: Callable[[], Any], kind: type[Exception]) -> Any:
-    """What `call` returns, or the error of this `kind` that it raises."""
-    try:
-        return call()
-    except kind as error:
-        return error
 
 
 # --- what is read ----------------------------------------------------------------------------------------------------
@@ -147,7 +146,7 @@ def test_text_within_a_struct(tmp_path: Path) -> None:
         assert "column 'text' is struct<body: string, n: int64>, not text" in error.message
         assert error.help == "--text-column text.body"
         assert texts_of(path, "text.body") == ["one", "two"]
-        check_every_start(find_sources([str(path)], "text.body")[0], ["one", None, None, "two"], "text.body")
+        check_every_start(find_sources([str(path)], "text.body")[0], ["one", None, None, "two"])
         assert "column 'tags' is list<" in refused("D020", path, "tags").message
         assert "no column 'text.n'" in refused("D020", path, "text.n").message
         assert "no column 'tags.x'" in refused("D020", path, "tags.x").message
@@ -264,7 +263,7 @@ def test_partial_dictionary_does_not_fill_the_memory(tmp_path: Path) -> None:
     texts = [longest] * 1900 + noise
     options = {"write_batch_size": 2000, "dictionary_pagesize_limit": 1_000_000, "row_group_size": 3000}
     path = write(tmp_path / "a.parquet", texts, **options)
-    with parquet.open_column(find_sources([str(path)])[0], None) as column:
+    with parquet.open_column(find_sources([str(path)])[0]) as column:
         result = parquet._read_pages(column, 0)
     assert {page.is_indices for page in result if not page.is_dictionary} == {True, False}
     assert f"{path}, row group 0: " in refused_in_little_memory("D035", path)
@@ -289,7 +288,7 @@ def test_page_that_expands_1000_times_is_refused(tmp_path: Path) -> None:
 def test_wrong_page_header_is_refused(tmp_path: Path) -> None:
     """The first page says that it unpacks to 2 GB: nothing is given to it."""
     path = write(tmp_path / "a.parquet", use_dictionary=False, row_group_size=100)
-    with parquet.open_column(find_sources([str(path)])[0], None) as column:
+    with parquet.open_column(find_sources([str(path)])[0]) as column:
         first = parquet._read_pages(column, 0)[0]
     data = path.read_bytes()
     old, new = varint(first.unpacked * 2), varint((2**31 - 1) * 2)

@@ -103,8 +103,8 @@ def test_unreadable_sources_are_refused_before_writing(tmp_path: Path) -> None:
 
 
 def test_repaired_text_is_encoded(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"ok \xff\xfe\x00 <|endoftext|>")
-    prepare([str(tmp_path / "a.txt")], tmp_path / "data")
+    (tmp_path / "a.md").write_bytes(b"ok \xff\xfe\x00 <|endoftext|>")
+    prepare([str(tmp_path / "a.md")], tmp_path / "data")
     ids = ids_of(open_folder(tmp_path / "data").train).tolist()
     assert ids == [*gpt2().encode("ok \ufffd\ufffd\x00 <|endoftext|>"), EOT]
 

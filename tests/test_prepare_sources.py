@@ -72,7 +72,7 @@ def test_unreadable_sources_are_refused(tmp_path: Path) -> None:
     assert ".gz files cannot be read" in refused("D023", tmp_path / "a.parquet.gz").message
     assert "not found" in refused("D023", tmp_path / "nope.txt").message
     assert "no file matches" in refused("D023", tmp_path / "nope*").message
-    assert "no .parquet, .jsonl" in refused("D023", tmp_path / "empty").message
+    assert "no .parquet, .arrow" in refused("D023", tmp_path / "empty").message
     assert "pipe.txt is not a file" in refused("D015", tmp_path / "pipe.txt").message
     with pytest.raises(DataError, match=r"D023.*is given twice"):
         find_sources([str(tmp_path / "a.txt"), str(tmp_path / "a*.txt")])
@@ -82,10 +82,10 @@ def test_unreadable_sources_are_refused(tmp_path: Path) -> None:
 
 
 def test_invalid_utf8_is_replaced_and_counted(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"ok \xff\xfe\x00 <|endoftext|>")
+    (tmp_path / "a.txt").write_bytes(b"ok \xff\xfe\x00 <|eot|>")
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfmarked\r\n")
     (tmp_path / "c.txt").write_bytes(b"")
-    expected = ["ok \ufffd\ufffd\x00 <|endoftext|>", "marked\r\n"]
+    expected = ["ok \ufffd\ufffd\x00 <|eot|>", "marked\r\n"]
     assert texts_of(tmp_path) == expected
     message = "1 empty document left out, 1 text with bytes or surrogates that are not UTF-8, now U+FFFD"
     assert str(skipped_in(batches_of(tmp_path))) == message
@@ -104,14 +104,13 @@ def test_compressed_text(tmp_path: Path, suffix: str) -> None:
     check_every_start(source, [text])
     expected = estimate(source)
     assert (expected.documents, abs(expected.text_bytes / len(text.encode()) - 1) < 0.1) == (1, True)
-    assert expected.exact is not bool(suffix)
 
 
 def test_compressed_text_that_is_cut_off_or_a_bomb(tmp_path: Path) -> None:
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(random.Random(1).randbytes(5000))[:-10])
     assert "cut off near byte 5," in refused("D038", path).message
-    path.write_bytes(gzip.compress(bytes(600_000_000)))
+    path.write_bytes(gzip.compress(b"x" * 600_000_000))
     assert f"{path}, byte " in refused_in_little_memory("D035", path)
 
 
@@ -174,4 +173,4 @@ def test_checksum_is_xxh3_128_of_the_file(tmp_path: Path) -> None:
 
 def test_missing_source_exits_with_status_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert errors.run(lambda argv: sources.find_sources(argv) and None, [str(tmp_path / "none")]) == 3
-    assert "help: parquet, JSON lines (.jsonl) or text files" in capsys.readouterr().err
+    assert "help: parquet, Arrow (.arrow, .feather), JSON lines" in capsys.readouterr().err

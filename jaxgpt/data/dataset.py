@@ -7,8 +7,10 @@ does not name its tokenizer; `TokenDataset.notes` lists what was assumed. Nothin
 
 import functools
 import hashlib
+import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -183,13 +185,21 @@ def _open_manifest_split(folder: Path, whole: Manifest, name: str) -> Split:
 def _open_nanogpt(folder: Path) -> TokenDataset:
     val = folder / "val.bin"
     notes = []
-    if (folder / "meta.pkl").exists():
+    if (folder / "meta.pkl").exists() and not (folder / "tokenizer.json").exists():
         notes.append(
-            f"{folder}/meta.pkl is not read, since a pickle can run code: if the tokens are not GPT-2's (nanoGPT's "
-            "shakespeare_char), put their tokenizer.json beside them"
+            f"{folder}/meta.pkl is not read, since a pickle can run code. If you trust it and the tokens are "
+            f"characters (nanoGPT's shakespeare_char), make a tokenizer.json of it: {_conversion_command(folder)}"
         )
     train = _open_split([folder / "train.bin"])
     return _without_manifest(folder, train, _open_split([val]) if val.exists() else None, notes)
+
+
+def _conversion_command(folder: Path) -> str:
+    """The command with which a user converts nanoGPT's `meta.pkl` to a `tokenizer.json`."""
+    pickled, made = (json.dumps(str(folder / name)) for name in ("meta.pkl", "tokenizer.json"))
+    code = "import pickle; from jaxgpt.data.tokenizer import from_vocabulary; "
+    code += f'from_vocabulary(pickle.load(open({pickled}, "rb"))["itos"]).save({made})'
+    return f"python -c {shlex.quote(code)}"
 
 
 def _open_llmc(folder: Path) -> TokenDataset:

@@ -104,7 +104,7 @@ class PrepareSettings:
     `val_tokens` is None for the default; `tokens` is 0 for all there are; `weights` are the proportions of the sources
     in tokens, empty for one source after another; `layout` is "shards" or "nanogpt" (one headerless file per split);
     `clusters` is the hash of the audit's file of near-duplicates; `tokenizer` is "char" if the vocabulary is the text's
-    characters.
+    characters; `separator` separates the documents of text files, None for the default.
     """
 
     train_tokenizer: int
@@ -116,6 +116,7 @@ class PrepareSettings:
     layout: str = "shards"
     clusters: str | None = None
     tokenizer: str = ""
+    separator: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, final
@@ -309,7 +309,12 @@ def from_characters(texts: Iterable[str]) -> Tokenizer:
     characters: set[str] = set()
     for text in texts:
         characters.update(replace_lone_surrogates(text))
-    vocabulary = {character: number for number, character in enumerate(sorted(characters))}
+    return from_vocabulary(dict(enumerate(sorted(characters))))
+
+
+def from_vocabulary(characters: Mapping[int, str]) -> Tokenizer:
+    """Makes a character tokenizer from the character of each id, such as "itos" in nanoGPT's `meta.pkl`."""
+    vocabulary = {character: number for number, character in characters.items()}
     inner = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=""))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(EVERY_CHARACTER), "isolated")
     inner.decoder = decoders.Fuse()

@@ -45,7 +45,7 @@ def _add_options(parser: Parser) -> None:
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="parquet, .jsonl(.gz, .zst) or text file, folder or glob of them, "
+        help="parquet, Arrow, .jsonl, .csv or text file, folder or glob of them, "
         "hf://datasets/OWNER/NAME/PATH*.parquet, or python-stdlib",
     )
     option("--out", required=True, metavar="DIR", help="folder to create")
@@ -60,6 +60,12 @@ def _add_options(parser: Parser) -> None:
     option("--tokenizer", default="gpt2", metavar="NAME", help="gpt2, char, a tokenizer.json, or OWNER/NAME on the hub")
     option("--train-tokenizer", type=integer, default=0, metavar="N", help="train a new tokenizer of N tokens")
     option("--text-column", metavar="C", help="column or field of the text (default: text, or the only one of text)")
+    option(
+        "--separator",
+        metavar="S",
+        help="what separates documents in text files: a string, blank-lines, or '' for nothing "
+        "(default: <|endoftext|> in .txt files)",
+    )
     option("--shard-tokens", type=integer, default=SHARD_TOKENS, metavar="N", help="tokens per shard (default: 100e6)")
     option(
         "--format",

@@ -49,7 +49,7 @@ def find_single_document(job: Job) -> SingleDocument | None:
     skipped = Skipped()
     texts: list[str] = []
     with FileGuard.watch(source.local(), source.name):
-        for batch in sources.read(source, job.settings.text_column):
+        for batch in sources.read(source):
             texts += [str(text) for text in islice(batch.texts, 2)]
             skipped.add(batch.skipped)
             if len(texts) > 1:

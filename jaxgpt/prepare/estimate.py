@@ -30,10 +30,10 @@ class CorpusEstimate:
         return min(1.0, (size + extra) / max(self.bytes, 1)) if size else 0.0
 
 
-def estimate_corpus(corpus: Sequence[Source], text_column: str | None) -> CorpusEstimate:
+def estimate_corpus(corpus: Sequence[Source]) -> CorpusEstimate:
     """Sums the estimates of local files. Of files on a hub, only the first is opened; the others count as similar."""
     local = [source for source in corpus if not source.remote] or list(corpus[:1])
-    estimates = [sources.estimate(source, text_column) for source in local]
+    estimates = [sources.estimate(source) for source in local]
     scale = sum(source.size for source in corpus) / max(sum(source.size for source in local), 1)
     size = sum(estimate.text_bytes for estimate in estimates)
     documents = sum(estimate.documents for estimate in estimates)

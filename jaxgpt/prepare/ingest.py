@@ -36,9 +36,10 @@ Journal = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """What to prepare, and how. `clusters` is an audit's file of near-duplicates."""
+    """What to prepare, and how. `names` stand for the sources; `clusters` is an audit's file of near-duplicates."""
 
     sources: tuple[Source, ...]
+    names: tuple[str, ...]
     settings: PrepareSettings
     eot: bool
     clusters: Path | None = None
@@ -185,7 +186,7 @@ class Ingest:
         with FileGuard.watch(source.local(), source.name):
             if index not in self._states:
                 self._states[index] = SourceState(source.size, sources.checksum(source))
-            yield from sources.read(source, self.job.settings.text_column, record)
+            yield from sources.read(source, record)
 
     def _write_all(
         self,

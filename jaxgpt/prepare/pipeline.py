@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from jaxgpt.prepare.estimate import estimate_corpus
 from jaxgpt.prepare.ingest import Ingest, IngestResult, Job
 from jaxgpt.prepare.sources import find_sources
 from jaxgpt.prepare.staging import JOURNAL_FORMAT, StagingDir, check_target, staging_dir
+from jaxgpt.prepare.summary import describe_splits, summarize
 from jaxgpt.prepare.tokenizer_training import make_tokenizer
-from jaxgpt.utils.formatting import format_bytes, pluralize
 from jaxgpt.utils.progress import ProgressReporter
 
 SHARD_TOKENS = 100_000_000
@@ -39,6 +38,7 @@ def prepare(
     tokens: int = 0,
     weights: Sequence[float] = (),
     text_column: str | None = None,
+    separator: str | None = None,
     shard_tokens: int = SHARD_TOKENS,
     layout: str = "shards",
     eot: bool = True,
@@ -60,6 +60,7 @@ def prepare(
         train_tokenizer=train_tokenizer,
         val_tokens=val_tokens,
         text_column=text_column,
+        separator=separator,
         shard_tokens=shard_tokens,
         tokens=tokens,
         weights=tuple(float(weight) for weight in weights),
@@ -73,13 +74,13 @@ def prepare(
     clusters = find_clusters(Path(audit), named) if audit else None
     if clusters:
         settings = dataclasses.replace(settings, clusters=_loader.hash_file(clusters))
-    job = Job(tuple(find_sources(sources, text_column)), settings, eot, clusters)
+    job = Job(tuple(find_sources(sources, text_column, separator)), tuple(sources), settings, eot, clusters)
     out = Path(out)
     existing = _existing_dataset(out)
     with ProgressReporter() as progress:
         if existing:
             _check_same(out, existing, job, named, progress)
-            progress.print(f"'{out}' is already prepared from these sources: {_describe_splits(existing)}")
+            progress.print(f"'{out}' is already prepared from these sources: {describe_splits(existing)}")
             return existing
         check_target(out)
         return _build(job, out, named, engine, restart, progress)
@@ -100,7 +101,7 @@ def _build(
         made = _manifest(job, tokenizer, result)
         tokenizer.save(staging.folder / made.tokenizer.file)
         made.write(staging.folder)
-    progress.print(_summary(out, made, result))
+    progress.print(summarize(out, made, job, result))
     return made
 
 
@@ -109,7 +110,7 @@ def _ingest(
 ) -> tuple[Tokenizer, IngestResult]:
     """Resumes from the journal of the staging folder, or starts. A new tokenizer is made first, if there is none."""
     document = find_single_document(job)
-    corpus = estimate_corpus(job.sources, job.settings.text_column)
+    corpus = estimate_corpus(job.sources)
     plan = job.plan(named)
     made_file = staging.folder / "tokenizer.json"
     if named:
@@ -248,40 +249,3 @@ def _check_journal(out: Path, journal: dict[str, object], plan: dict[str, object
     names = [name for name in plan if not isinstance(old, dict) or old.get(name) != plan[name]]
     message = f"an interrupted preparation of '{out}' had other {', '.join(names)}"
     raise StorageError("S017", message, "give the same to resume it, or --restart to discard it and start from scratch")
-
-
-def _describe_splits(made: Manifest) -> str:
-    return ", ".join(f"{split.tokens:,} tokens for {name}" for name, split in made.splits.items())
-
-
-def _notes(made: Manifest) -> list[str]:
-    """What a user might not expect of the splits."""
-    if made.cut_at:
-        share = 100 * made.splits["val"].bytes / sum(split.bytes for split in made.splits.values())
-        return [f"  the document was cut after {made.cut_at:,} characters: val is its last {share:.0f} %"]
-    if "val" not in made.splits:
-        return ["  no validation split: --val-tokens N sets documents aside"]
-    return []
-
-
-def _summary(out: Path, made: Manifest, result: IngestResult) -> str:
-    """What was made, how fast, and the command to run next."""
-    splits = made.splits.values()
-    tokens = sum(split.tokens for split in splits)
-    size = sum(split.bytes for split in splits)
-    documents = pluralize(sum(entry.documents for entry in made.sources), "document")
-    skipped = f" ({result.skipped})" if str(result.skipped) else ""
-    lines = [f"{out}: {documents}, {format_bytes(size)} of text{skipped}"]
-    for name, split in made.splits.items():
-        counts = (split.tokens, "token"), (split.documents, "document"), (len(split.shards), "shard")
-        lines.append(f"  {name:5}  {', '.join(pluralize(count, noun) for count, noun in counts)}")
-    lines += _notes(made)
-    if made.settings.weights:
-        lines += [f"  {100 * entry.tokens / tokens:5.1f} %  {entry.name}" for entry in made.sources if entry.tokens]
-    lines.append(
-        f"  {made.tokenizer.name}, {size / tokens:.3f} bytes per token, {result.tokens_per_second:,.0f} tokens/s"
-    )
-    vocab_size = made.tokenizer.vocab_size
-    option = "" if vocab_size == tokenizers.GPT2_SIZE else f" --model.vocab-size {vocab_size}"
-    lines.append(f"next: python -m jaxgpt.train --config NAME --data.path {shlex.quote(str(out))}{option}")
-    return "\n".join(lines)

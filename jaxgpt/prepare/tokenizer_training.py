@@ -44,7 +44,7 @@ def _sample_texts(job: Job, corpus: CorpusEstimate, progress: ProgressReporter) 
 def _read_texts(job: Job, first: float, last: float, progress: ProgressReporter) -> Iterator[str]:
     """Yields the texts whose keys are in this range, in fractions of all keys (0 to 1)."""
     for source in job.sources:
-        for batch in sources.read(source, job.settings.text_column):
+        for batch in sources.read(source):
             for text in select_by_key(batch.texts, first, last):
                 progress.advance(1, len(text))
                 yield text

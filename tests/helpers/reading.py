@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ LITTLE = 400_000_000  # bytes of address space beyond what the interpreter and i
 
 
 def batches_of(path: str | Path, text_column: str | None = None, start: int = 0) -> list[TextBatch]:
-    return [batch for source in find_sources([str(path)], text_column) for batch in read(source, text_column, start)]
+    return [batch for source in find_sources([str(path)], text_column) for batch in read(source, start)]
 
 
 def texts_in(batches: Iterable[TextBatch]) -> list[str]:
@@ -42,10 +43,10 @@ def refused(code: str, path: str | Path, text_column: str | None = None) -> Jaxg
     return caught.value
 
 
-def check_every_start(source: Source, records: list[str | None], text_column: str | None = None) -> None:
+def check_every_start(source: Source, records: list[str | None]) -> None:
     """Reading from any record on gives the tail of `records`; and each batch says how many records it ends after."""
     for start in range(len(records) + 1):
-        batches = list(read(source, text_column, start))
+        batches = list(read(source, start))
         assert texts_in(batches) == [text for text in records[start:] if text], start
         count = start
         for batch in batches:
@@ -72,3 +73,11 @@ except JaxgptError as error:
     assert actual == code, done.stdout + done.stderr
     assert str(path) in message
     return message
+
+
+def caught(call: Callable[[], Any], kind: type[Exception]) -> Any:
+    """What `call` returns, or the error of this `kind` that it raises."""
+    try:
+        return call()
+    except kind as error:
+        return error

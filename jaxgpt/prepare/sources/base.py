@@ -23,9 +23,10 @@ BOMB_BYTES, BOMB_RATIO = 256_000_000, 200  # data that expands beyond both limit
 class Source:
     """A file to read documents from.
 
-    `kind` is parquet, jsonl, text (one file, one document) or python (a folder of modules). `size` is in bytes on
-    disk, compressed if the file is. `name` identifies it in messages and in the manifest; `group` is the index of the
-    command-line argument that it came from. A file of a hub has `remote`; after `local()` it exists at `path`.
+    `kind` is parquet, jsonl, text or python (a folder of modules). `size` is in bytes on disk, compressed if the file
+    is. `name` identifies it in messages and in the manifest; `group` is the index of the command-line argument that it
+    came from. A file of a hub has `remote`; after `local()` it exists at `path`. `text_column` is the column or field
+    of the text, None to find it; `separator` is what separates the documents of a text file, "" if it has only one.
     """
 
     path: Path
@@ -34,6 +35,8 @@ class Source:
     name: str
     group: int = 0
     remote: hub.HubFile | None = None
+    text_column: str | None = None
+    separator: str = ""
 
     def local(self) -> Path:
         """Returns the path on this disk. Downloads a hub's file first, or what is missing of it."""
@@ -78,11 +81,10 @@ class TextBatch(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Expected bytes of text and number of documents; `exact` if both are exact."""
+    """Expected bytes of text and number of documents."""
 
     text_bytes: int
     documents: int
-    exact: bool = False
 
 
 class Batcher:

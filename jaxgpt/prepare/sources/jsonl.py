@@ -55,8 +55,8 @@ class Block(NamedTuple):
         return lines if is_enclosed and boundaries == lines - 1 else None
 
 
-def find_text_field(source: Source, text_column: str | None) -> str:
-    """The field that holds the text: `text_column`, else `text`, else the only field of strings.
+def find_text_field(source: Source) -> str:
+    """The field that contains the text: `source.text_column`, else `text`, else the only field of strings.
 
     Raises `DataError` D020 if none of the first lines has it, D037 if one of them cannot be parsed.
     """
@@ -67,7 +67,7 @@ def find_text_field(source: Source, text_column: str | None) -> str:
     types = {name: type(value) for record in reversed(records) for name, value in record.items() if value is not None}
     strings = [name for name in names if types.get(name) is str]
     default = strings[0] if "text" not in names and len(strings) == 1 else "text"
-    field = text_column or default
+    field = source.text_column or default
     if field in names or not records:
         return field
     fields = [f"{name} ({types[name].__name__ if name in types else 'null'})" for name in names]
@@ -76,12 +76,18 @@ def find_text_field(source: Source, text_column: str | None) -> str:
     raise DataError("D020", message, help)
 
 
-def read(source: Source, text_column: str | None, start: int = 0) -> Iterator[TextBatch]:
+def check(source: Source) -> None:
+    """Raises what `find_text_field` raises; a hub's file is not fetched for it."""
+    if not source.remote:
+        find_text_field(source)
+
+
+def read(source: Source, start: int = 0) -> Iterator[TextBatch]:
     """Yields the texts from record `start` on. Raises `DataError` D020, D022, D026, D035 or D037 to D039."""
     path = source.local()
     batcher = Batcher(start)
     with FileGuard.watch(path, source.name):
-        field = find_text_field(source, text_column)
+        field = find_text_field(source)
         with open_stream(path, source.name) as stream:
             for block in _skip_records(_read_blocks(stream, source, base.BATCH_BYTES), start):
                 texts, repaired = _parse_block(source, block, field)
@@ -216,16 +222,15 @@ def is_json_lines(path: Path, name: str) -> bool:
         return False
 
 
-def estimate(source: Source, text_column: str | None) -> Estimate:
+def estimate(source: Source) -> Estimate:
     """Exact for small files; extrapolated from the first lines of others."""
     path = source.local()
-    field = find_text_field(source, text_column)
+    field = find_text_field(source)
     with open_stream(path, source.name) as stream:
         sample = next(_read_blocks(stream, source, SAMPLE_BYTES), Block(b"", 1, 0))
-        is_whole_file = not stream.read(1)
         fraction = 1.0
-        if not is_whole_file:
+        if stream.read(1):
             fraction = len(sample.data) / stream.produced * stream.consumed / path.stat().st_size
     texts, _ = _parse_block(source, sample, field)
     documents = len(texts.drop_null())
-    return Estimate(round(base.text_bytes(texts) / fraction), round(documents / fraction), is_whole_file)
+    return Estimate(round(base.text_bytes(texts) / fraction), round(documents / fraction))

@@ -29,6 +29,7 @@ from jaxgpt.prepare.sources.base import (
     check_expansion,
     document_too_long_error,
 )
+from jaxgpt.prepare.sources.columns import column_texts, find_text_column, invalid_text_error, is_valid, top_level_name
 from jaxgpt.prepare.sources.parquet_pages import Chunk, Page
 
 MAX_ROWS = 4096  # per decoded slice, in case some long documents follow many short ones
@@ -51,16 +52,7 @@ class Column:
     @property
     def name(self) -> str:
         """The top-level column that contains the text."""
-        return self.path if self.path in self.file.schema_arrow.names else self.path.split(".")[0]
-
-    def texts(self, batch: pa.RecordBatch) -> Any:
-        """One string or null per row; a string within a null struct is null."""
-        array: Any = batch.column(0)
-        if self.name != self.path:
-            array = pc.struct_field(array, self.path.split(".")[1:])
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        return array.cast(pa.large_string())
+        return top_level_name(self.file.schema_arrow, self.path)
 
 
 def row_group_label(group: int) -> str:
@@ -68,7 +60,7 @@ def row_group_label(group: int) -> str:
 
 
 @contextmanager
-def open_column(source: Source, text_column: str | None, remote: bool = False) -> Iterator[Column]:
+def open_column(source: Source, remote: bool = False) -> Iterator[Column]:
     """Opens the file and finds its text column. With `remote`, reads only the end of a hub's file, over the network.
 
     Raises `DataError` D020 if there is no text column, D021 if the file is damaged, D036 if it is encrypted.
@@ -80,7 +72,7 @@ def open_column(source: Source, text_column: str | None, remote: bool = False) -
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged_error(source, "", error) from error
     with file:
-        path = find_text_column(source, file, text_column)
+        path = find_text_column(source, file.schema_arrow)
         yield Column(source, file, path, _read_chunks(source, location, _leaf_index(source, file, path)))
 
 
@@ -132,55 +124,16 @@ def _has_encrypted_magic(source: Source) -> bool:
         return False
 
 
-def find_text_column(source: Source, file: pq.ParquetFile, text_column: str | None) -> str:
-    """The column of `file` that holds the text: `text_column`, else `text`, else the only column of strings.
-
-    `a.b` is the string `b` in the struct `a`. Raises `DataError` D020 if there is no such column.
-    """
-    schema = file.schema_arrow
-    types = {field.name: field.type for field in schema}
-    strings = [name for name, kind in types.items() if _is_text(kind)]
-    default = strings[0] if "text" not in types and len(strings) == 1 else "text"
-    path = text_column or default
-    if path in strings or (path not in types and _is_text(_field_type(schema, path))):
-        return path
-    problem = f"column {path!r} is {types[path]}, not text" if path in types else f"no column {path!r}"
-    columns = ", ".join(f"{name} ({kind})" for name, kind in types.items()) or "none"
-    raise DataError("D020", f"{source.name}: {problem}; its columns: {columns}", _column_help(path, types, strings))
+def check(source: Source) -> None:
+    """Raises what `open_column` raises; of a hub's file, only the end is read."""
+    with open_column(source, remote=source.remote is not None):
+        pass
 
 
-def _field_type(schema: pa.Schema, path: str) -> Any:
-    """The type of a field within structs, None if there is no such field."""
-    first, *names = path.split(".")
-    kind: Any = schema.field(first).type if first in schema.names else None
-    for name in names:
-        if kind is None or not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
-            return None
-        kind = kind.field(name).type
-    return kind
-
-
-def _column_help(path: str, types: dict[str, Any], strings: list[str]) -> str:
-    kind = types.get(path)
-    if kind is not None and pa.types.is_struct(kind):
-        strings = [f"{path}.{field.name}" for field in kind if _is_text(field.type)] or strings
-    elif kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) and not strings:
-        return "if its bytes are UTF-8, write the file again with this column as strings"
-    return f"--text-column {strings[0]}" if strings else "give a file that has a column of strings"
-
-
-def _is_text(kind: Any) -> bool:
-    if kind is None:
-        return False
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def read(source: Source, text_column: str | None, start: int = 0) -> Iterator[TextBatch]:
+def read(source: Source, start: int = 0) -> Iterator[TextBatch]:
     """Yields the texts from row `start` on. Raises `DataError` D020 to D022, D026, D035, D036 or D039."""
     batcher = Batcher(start)
-    with FileGuard.watch(source.local(), source.name), open_column(source, text_column) as column:
+    with FileGuard.watch(source.local(), source.name), open_column(source) as column:
         for group, chunk in enumerate(column.chunks):
             if start < chunk.rows:
                 for texts in _read_row_group(column, group, start):
@@ -217,7 +170,7 @@ def _decode(column: Column, group: int) -> Iterator[Any]:
 def _decode_slices(column: Column, group: int, pages: list[Page]) -> Iterator[Any]:
     rows = _rows_per_slice(column, group, pages)
     for batch in column.file.iter_batches(rows, row_groups=[group], columns=[column.path], use_threads=False):
-        yield column.texts(batch)
+        yield column_texts(batch.column(0), column.path)
 
 
 def _decode_dictionary(column: Column, group: int) -> Iterator[Any]:
@@ -258,21 +211,13 @@ def _slice_bounds(ends: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
 
 def _check_texts(column: Column, group: int, row: int, texts: pa.LargeStringArray) -> None:
     """Raises `DataError` D022 for a text that is not UTF-8, D039 for one that is too long."""
-    if not _is_valid(texts):
-        bad = next(n for n in range(len(texts)) if not _is_valid(pa.concat_arrays([texts.slice(n, 1)])))
+    if not is_valid(texts):
+        bad = next(n for n in range(len(texts)) if not is_valid(pa.concat_arrays([texts.slice(n, 1)])))
         location = f"{column.source.name}{row_group_label(group)}, row {row + bad:,}, column {column.path!r}"
-        raise DataError("D022", f"{location}: a text is not UTF-8", "convert the file's text to UTF-8")
+        raise invalid_text_error(location)
     longest = base.max_text_bytes(texts)
     if longest > base.DOCUMENT_LIMIT:
         raise document_too_long_error(column.source.name, row_group_label(group), longest)
-
-
-def _is_valid(texts: pa.LargeStringArray) -> bool:
-    try:
-        texts.validate(full=True)
-    except pa.ArrowException:
-        return False
-    return True
 
 
 def _rows_per_slice(column: Column, group: int, pages: list[Page]) -> int:
@@ -340,10 +285,10 @@ def _expected_text_bytes(pages: list[Page]) -> int:
     return total
 
 
-def estimate(source: Source, text_column: str | None) -> Estimate:
+def estimate(source: Source) -> Estimate:
     """From the footer and the page headers; of a hub's file that is not on this disk, from the footer alone."""
     remote = source.remote is not None and not hub.is_downloaded(source.remote)
-    with open_column(source, text_column, remote) as column:
+    with open_column(source, remote) as column:
         rows = sum(chunk.rows - chunk.nulls for chunk in column.chunks)
         if remote:
             size = max(0, sum(chunk.unpacked for chunk in column.chunks) - 4 * rows)

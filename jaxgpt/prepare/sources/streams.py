@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -55,6 +55,11 @@ class Stream:
             remaining -= len(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
+    def as_file(self) -> Any:
+        """This stream as an input of Arrow's readers."""
+        file: Any = _ReadOnly(self)
+        return pa.PythonFile(file, mode="r")
+
     def _read_chunk(self, size: int) -> bytes:
         try:
             chunk: bytes = self._content.read(size)
@@ -70,6 +75,18 @@ class Stream:
         message = f"{self._name} is damaged or cut off near byte {self.consumed:,}: {reason}"
         help = "the copy or download broke off: fetch it again" if self._codec else "check the disk or network drive"
         return DataError("D038", message, help)
+
+
+class _ReadOnly:
+    """The methods that Arrow asks a Python file for."""
+
+    closed = False
+
+    def __init__(self, stream: Stream) -> None:
+        self.read = stream.read
+
+    def close(self) -> None:
+        """Leaves closing to `open_stream`."""
 
 
 @contextmanager

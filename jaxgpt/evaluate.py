@@ -15,11 +15,15 @@ DESCRIPTION = (
     "Prints the loss of a run's model on fixed subsets of its train and validation splits. The subsets are the same "
     "at every evaluation of every run on that data, and the standard error tells how much of a difference is noise."
 )
+EXAMPLES = """examples:
+  python -m jaxgpt.evaluate quickstart
+  python -m jaxgpt.evaluate runs/mine --step best
+"""
 
 
 def main(argv: Sequence[str]) -> None:
     """Prints the losses of a run's checkpoint."""
-    parser = Parser("evaluate", DESCRIPTION, "RUN [--step N|latest|best] [--data DIR]")
+    parser = Parser("evaluate", DESCRIPTION, "RUN [--step N|latest|best] [--data DIR]", EXAMPLES)
     parser.add_argument("run", help="a run folder, or the name of a run under runs/")
     parser.add_argument("--step", default="latest", help="which checkpoint: a step, latest or best (default: latest)")
     parser.add_argument("--data", help="folder of token shards (default: the run's own)")

@@ -13,6 +13,10 @@ from jaxgpt.runs.folder import find_run
 from jaxgpt.utils.status import show_status
 
 DESCRIPTION = "Generates text with a run's model. The same seed gives the same text."
+EXAMPLES = """examples:
+  python -m jaxgpt.sample quickstart --prompt 'def main' --samples 3
+  python -m jaxgpt.sample runs/mine --step best --prompt FILE:prompt.txt --tokens 500
+"""
 FILE_PREFIX = "FILE:"
 RANGES = {"samples": (1, 2**31), "tokens": (1, 2**63), "seed": (0, 2**32)}  # smallest value, and the first too large
 SEPARATOR = "-" * 40
@@ -48,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options. Raises `ConfigError` C006 or C009 for what cannot be sampled."""
-    parser = Parser("sample", DESCRIPTION, "RUN [--prompt TEXT] [options]")
+    parser = Parser("sample", DESCRIPTION, "RUN [--prompt TEXT] [options]", EXAMPLES)
     parser.add_argument("run", help="a run folder, the name of a run under runs/, or one of its checkpoints")
     parser.add_argument("--step", default="latest", help="which checkpoint: a step, latest or best (default: latest)")
     parser.add_argument("--prompt", "--start", default="", help="text to continue; FILE:PATH reads it from a file")

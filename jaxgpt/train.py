@@ -32,6 +32,11 @@ DESCRIPTION = (
     "is done. The batch of a step, its dropout and its learning rate depend only on the seed and the step, so a "
     "resumed run is bitwise identical to an uninterrupted one."
 )
+EXAMPLES = """examples:
+  python -m jaxgpt.train --config quickstart
+  python -m jaxgpt.train --config mine.py --dry-run
+  python -m jaxgpt.train --config fineweb40m --run.name mine --run.steps 2000
+"""
 SIGNAL = StopReason("signal")
 
 
@@ -184,7 +189,7 @@ def finish(session: "TrainingSession", stop: StopReason, config_name: str) -> No
 
 def make_parser() -> Parser:
     """The command's own options; `parse_config` adds those of the config."""
-    parser = Parser("train", DESCRIPTION, "[--config FILE] [--SECTION.FIELD VALUE ...]")
+    parser = Parser("train", DESCRIPTION, "[--config FILE] [--SECTION.FIELD VALUE ...]", EXAMPLES)
     parser.add_argument(
         "--fork",
         metavar="RUN",

@@ -43,7 +43,7 @@ def run_here(words: Sequence[str], **_: str) -> "subprocess.CompletedProcess[str
         try:
             status = bench("common").run(bench(Path(words[0]).stem).main, words[1:])
         except SystemExit as exit:
-            status = int(exit.code or 0)
+            status = exit.code if isinstance(exit.code, int) else 1
         except jax.errors.JaxRuntimeError as error:
             print(error, file=sys.stderr)
             status = 1

@@ -17,11 +17,12 @@ FORMS = ("jaxgpt VERB", "python -m jaxgpt VERB", "python -m jaxgpt.VERB")
 
 # Runs `--help` of every verb in every form in one process; prints {form: {verb: [status, stdout, stderr]}}.
 HELP_OF_EVERY_VERB = """
-import contextlib, io, json, runpy, sys
+import contextlib, io, json, os, runpy, sys
 from jaxgpt import cli
 
 def capture(form, verb):
     out, err = io.StringIO(), io.StringIO()
+    os.environ["COLUMNS"] = "80"
     sys.argv = ["jaxgpt", *([] if form == "python -m jaxgpt.VERB" else [verb]), "--help"]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -75,6 +76,10 @@ def test_help_of_every_verb_in_every_form(flags: list[str]) -> None:
             assert usage.startswith(f"usage: python -m jaxgpt.{verb}")
             assert description[0].isupper()
             assert description.endswith("."), description
+            if verb not in ("config", "doctor", "init"):
+                assert f"\n  python -m jaxgpt.{verb} " in "\n".join(out.splitlines()[:22]), (
+                    "no example on the first screen"
+                )
 
 
 def test_every_verb_is_listed() -> None:

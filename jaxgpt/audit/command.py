@@ -1,6 +1,5 @@
 """The command `jaxgpt audit`."""
 
-import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,8 +105,7 @@ def _next_steps(
 
 def main(argv: Sequence[str]) -> None:
     """Audits the folder on the command line."""
-    parser = Parser("audit", DESCRIPTION, "DIR [options]")
-    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
+    parser = Parser("audit", DESCRIPTION, "DIR [options]", EXAMPLES)
     option = parser.add_argument
     option("folder", metavar="DIR", help="folder of token shards")
     option("--dedup", metavar="OUT", help="also create the folder OUT, without the duplicates")

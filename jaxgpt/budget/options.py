@@ -20,6 +20,11 @@ DESCRIPTION = (
     "Plans a run before it starts: tokens, epochs, FLOPs, time, energy, cost, memory and expected loss, each with its "
     "interval, and what to do instead. Loads no JAX."
 )
+EXAMPLES = """examples:
+  python -m jaxgpt.budget --config fineweb40m --gpu 'RTX 4070'
+  python -m jaxgpt.budget --config fineweb40m --hours 20 --write-config tonight.py
+  python -m jaxgpt.budget --config mine.py --calibrate runs/mine
+"""
 USAGE = "[--config FILE] [--gpu NAME] [--lengths N ...] [--unique-tokens N] ..."
 DEFAULT_GPU = "RTX 4070"
 DEFAULT_FRACTIONS = (0.3, 0.5, 0.75, 1.0)  # of the config's run, a row each
@@ -126,7 +131,7 @@ class Request:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line `argv`; every field of the config is an option too."""
-    parser = Parser("budget", DESCRIPTION, USAGE)
+    parser = Parser("budget", DESCRIPTION, USAGE, EXAMPLES)
     for group in GROUPS:
         add_options(parser, group)
     return parse_options(parser, argv)

@@ -25,9 +25,12 @@ Group = TypeVar("Group", bound=Checked)
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises `ConfigError` C006, takes negative numbers and guesses no option from a prefix."""
 
-    def __init__(self, command: str, description: str, usage: str = "") -> None:
+    def __init__(self, command: str, description: str, usage: str = "", examples: str = "") -> None:
         prog = f"python -m jaxgpt.{command}"
-        super().__init__(prog=prog, description=description, usage=usage and f"{prog} {usage}", allow_abbrev=False)
+        usage = usage and f"{prog} {usage}"
+        super().__init__(prog=prog, usage=usage, allow_abbrev=False, formatter_class=_HelpFormatter)
+        first, *details = description.strip().split("\n\n")
+        self.description = "\n\n".join([first, *([examples.rstrip()] if examples else []), *details])
 
     def parse(
         self, argv: Sequence[str], unknown_argument: Callable[[str], ConfigError] | None = None
@@ -58,6 +61,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError("C006", message, f"{self.prog} --help")
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Wraps each paragraph of a description by itself, and leaves examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(
+            paragraph if paragraph.startswith("examples:") else fill(paragraph, width, indent)
+            for paragraph in paragraphs
+        )
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type[Checked]) -> None:

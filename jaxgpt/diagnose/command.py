@@ -1,6 +1,5 @@
 """The command `jaxgpt diagnose`."""
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -52,9 +51,7 @@ class Request:
 
 def read(argv: Sequence[str]) -> Request:
     """Parses the command line. Raises `ConfigError` for invalid values before any log is read."""
-    parser = Parser("diagnose", DESCRIPTION, "RUN|LOG|- [options]")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EXAMPLES
+    parser = Parser("diagnose", DESCRIPTION, "RUN|LOG|- [options]", EXAMPLES)
     parser.add_argument("source", metavar="RUN|LOG|-", help="a run's folder or name, a log, or - for standard input")
     options.add_options(parser)
     group = parser.add_argument_group("output", "The form of the report.")

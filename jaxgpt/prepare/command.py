@@ -31,8 +31,7 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str]) -> None:
     """Prepares the sources on the command line `argv`."""
-    parser = Parser("prepare", DESCRIPTION, "SOURCE... --out DIR [options]")
-    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
+    parser = Parser("prepare", DESCRIPTION, "SOURCE... --out DIR [options]", EXAMPLES)
     _add_options(parser)
     options = vars(parser.parse(argv))
     malloc.keep_batch_memory()

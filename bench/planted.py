@@ -104,7 +104,8 @@ def train(name: str, planted: Planted, work: Path) -> Path:
     paths = {"data": {"path": str(tokens(planted.tokens, work))}, "run": {"name": name, "dir": str(work / "runs")}}
     config = CLEAN.replace(dict(planted.changes)).replace(paths)
     file = write_config(config, work / f"{name}.py")
-    subprocess.run([sys.executable, "-m", "jaxgpt.train", "--config", str(file)], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "jaxgpt.train", "--config", str(file), "--yes"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder
 
 

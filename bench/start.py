@@ -45,7 +45,8 @@ def time_run(config: Config, name: str, folder: Path, cache: Path) -> dict[str, 
     config = config.replace({"run": {"name": name}})
     file = write_config(config, folder / f"{name}.py")
     started = time.time()
-    done = common.run_child(["-m", "jaxgpt.train", "--config", str(file)], JAX_COMPILATION_CACHE_DIR=str(cache))
+    command = ["-m", "jaxgpt.train", "--config", str(file), "--yes"]
+    done = common.run_child(command, JAX_COMPILATION_CACHE_DIR=str(cache))
     if done.returncode:
         print(done.stderr[-2000:].strip(), file=sys.stderr)
         raise SystemExit(done.returncode)

@@ -40,11 +40,14 @@ EXAMPLES = """examples:
 SIGNAL = StopReason("signal")
 
 
-def train(config: Config, fork: CheckpointRef | None = None, config_name: str = "") -> RunFolder:
+def train(
+    config: Config, fork: CheckpointRef | None = None, config_name: str = "", *, confirmed: bool = True
+) -> RunFolder:
     """Trains until `config.run.steps`, resuming from the run folder's newest checkpoint if it has one.
 
     A new run starts from the checkpoint `fork`, if one is given. `config_name` is the config's file or built-in name,
-    for the commands that are suggested at the end. Raises a `JaxgptError` for what the user can fix, and
+    for the commands that are suggested at the end. A run that is not `confirmed` is refused if it repeats its data too
+    often or takes days. Raises a `JaxgptError` for what the user can fix, and
     `Stopped` after a signal, when everything is saved.
     """
     # Imported here because some of these load JAX, which takes seconds: by now the command line is known to be right.
@@ -58,7 +61,8 @@ def train(config: Config, fork: CheckpointRef | None = None, config_name: str = 
         shutdown = stack.enter_context(GracefulShutdown())
 
         # Open the run: whatever may refuse it does so here, before its files are written.
-        run = stack.enter_context(open_run(config, fork, preflight.check_memory))
+        check_cost = None if confirmed else preflight.check_cost
+        run = stack.enter_context(open_run(config, fork, preflight.check_memory, check_cost))
         if reason := run.already_stopped():
             print(messages.already_stopped(reason, config, config_name, run.folder, run.start_step))
             return run.folder
@@ -200,6 +204,11 @@ def make_parser() -> Parser:
         action="store_true",
         help="print the plan, the memory and the first batch as text; train nothing and write nothing",
     )
+    parser.add_argument(
+        "--yes",
+        action="store_true",
+        help="start the run even if it has more than 20 epochs or takes more than 3 days",
+    )
     return parser
 
 
@@ -215,7 +224,7 @@ def main(argv: Sequence[str]) -> None:
     if options.dry_run:
         dry_run(config)
         return
-    train(config, fork, options.config)
+    train(config, fork, options.config, confirmed=options.yes)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
-"""Checks before a training starts: whether its step fits on the device."""
+"""Checks before a training starts: whether its step fits on the device, and whether the run is worth its cost."""
 
-from jaxgpt.budget import memory
+from pathlib import Path
+
+from jaxgpt.budget import devices, memory, plan, step_time, suggestion
+from jaxgpt.budget.devices import Device
 from jaxgpt.budget.memory import GIB
 from jaxgpt.config import Config
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, JaxgptError
+from jaxgpt.utils.formatting import format_rough_duration
 
 MAX_JAX_FRACTION = 0.9  # of a device's memory that JAX can be given
+MAX_SECONDS = 3 * 86_400.0  # of a run that starts without a confirmation
 TOLERANCE = 0.9  # the estimate can be a tenth too high: only what exceeds the limit even so is refused
 
 
@@ -35,3 +40,34 @@ def _memory_help(config: Config, limit: int, rows: int, devices: int) -> str:
     if needed <= MAX_JAX_FRACTION / memory.JAX_MEMORY_FRACTION * limit:
         help += "; or XLA_PYTHON_CLIENT_MEM_FRACTION=0.9, as JAX takes three quarters of a GPU by default"
     return help
+
+
+def check_cost(config: Config, tokens: int, device_kind: str, device_count: int = 1) -> None:
+    """Raises `ConfigError` C066 if a run on `tokens` training tokens is longer than a user is likely to want.
+
+    That is a run of more than 20 epochs, or of more than three days even at the fast end of the step time's interval.
+    The kind of device is JAX's name of it; of a GPU that is not in the table the time is unknown.
+    """
+    device = devices.lookup(device_kind)
+    epochs = config.run.steps * config.tokens_per_step / tokens
+    seconds = 0.0
+    if device is not None or device_kind == devices.CPU:
+        seconds = plan.run_seconds(config, config.run.steps, step_time.expected(config, device).low / device_count)
+    if epochs <= suggestion.MAX_EPOCHS and seconds <= MAX_SECONDS:
+        return
+    costs = []
+    if epochs > suggestion.MAX_EPOCHS:
+        costs.append(f"read the training data {epochs:,.0f} times")
+    if seconds > MAX_SECONDS:
+        costs.append(f"take at least {format_rough_duration(seconds)} on this device")
+    message = f"{config.run.steps:,} steps would {' and '.join(costs)}"
+    raise ConfigError("C066", message, f"{_better_run(config, device)}or add --yes to start it as it is")
+
+
+def _better_run(config: Config, device: Device | None) -> str:
+    """The suggested run for the config's data, as the start of a help text; empty if there is none."""
+    try:
+        suggested = suggestion.suggest_run(Path(config.data.path), device)
+    except JaxgptError:
+        return ""
+    return f"train {suggested.sentence()}: {suggested.command()}; " if suggested else ""

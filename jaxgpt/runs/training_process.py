@@ -30,7 +30,7 @@ def train_in_subprocess(config: Config, folder: Path, *options: str, echo: bool 
     process too: this waits while it saves, then raises `KeyboardInterrupt`.
     """
     file = write_config(config, folder / "config.py")
-    command = [sys.executable, "-m", "jaxgpt.train", "--config", str(file), *options]
+    command = [sys.executable, "-m", "jaxgpt.train", "--config", str(file), "--yes", *options]
     progress = TrainingProgress(config) if echo else None
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -30,6 +30,7 @@ from jaxgpt.training.step import Metrics, TrainState
 from jaxgpt.utils.signals import GracefulShutdown
 
 MemoryCheck = Callable[[Config, int | None, int], None]
+CostCheck = Callable[[Config, int, str, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +77,20 @@ class OpenRun(CheckedRun):
 
 
 @contextmanager
-def open_run(config: Config, fork: CheckpointRef | None, check_memory: MemoryCheck) -> Iterator[OpenRun]:
+def open_run(
+    config: Config, fork: CheckpointRef | None, check_memory: MemoryCheck, check_cost: CostCheck | None = None
+) -> Iterator[OpenRun]:
     """Opens the run of `config` for training. May prepare its data; creates its folder, lock and `checkpoints/`.
 
     A new run starts from the checkpoint `fork`, if one is given. `check_memory` is called with the config, the bytes
-    that JAX may use of each device (None if unknown) and the number of devices. Raises a `JaxgptError` for whatever
+    that JAX may use of each device (None if unknown) and the number of devices; `check_cost`, for a new run, with the
+    config, the training tokens, the kind of device and the number of devices. Raises a `JaxgptError` for whatever
     the user has to fix before the run can train.
     """
     run = check_run(config, check_memory, _open_or_prepare)
     folder = run.folder
+    if check_cost is not None and fork is None and not folder.config_file.exists():
+        check_cost(run.config, run.dataset.train.tokens, run.device_kind, run.mesh.size)
     optimizer = optim.make_optimizer(run.config.optim, run.config.run.steps)
     template = step.abstract_state(run.config, optimizer, run.mesh)
     if fork is not None and not folder.config_file.exists():

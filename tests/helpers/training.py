@@ -91,7 +91,8 @@ def tiny_config(workspace: Path, changes: Changes = NO_CHANGES) -> Config:
 
 def arguments(workspace: Path, changes: Changes = NO_CHANGES) -> list[str]:
     """The same run as a command line."""
-    return ["--config", "gpt2_124m", *(f"--{name}={value}" for name, value in run_options(workspace, changes).items())]
+    options = [f"--{name}={value}" for name, value in run_options(workspace, changes).items()]
+    return ["--config", "gpt2_124m", "--yes", *options]  # a few tokens are read many times
 
 
 def start_training(workspace: Path, changes: Changes = NO_CHANGES, *more: str) -> subprocess.Popen[str]:

@@ -46,14 +46,15 @@ def test_summary_fits_80_columns(
     output = capsys.readouterr().out
     lines = output.splitlines()
     assert max(map(len, lines)) <= 80, max(lines, key=len)
-    assert f"Effective unique tokens: {record['effective_unique_tokens']:,}" in output
-    assert "of validation are also in train" in output
+    first = next(line for line in lines if line.startswith("  "))
+    assert f"are unique ({record['effective_unique_tokens']:,})" in first
+    assert "of validation is also in train" in output
     assert "python -m jaxgpt.audit data --dedup data-unique" in output
 
 
 def test_page_has_figures_and_plots(duplicates_folder: Path) -> None:
     record, page = audit(duplicates_folder), (duplicates_folder / "audit.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<figure") == 4
     assert f"{record['effective_unique_tokens']:,}" in page
     assert record["duplicates"]["largest"][0]["kept"]["text"][:20] in page
 

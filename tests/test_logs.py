@@ -154,6 +154,13 @@ iter 500: loss 5.1, time 30.00ms, mfu 12.10%
     assert (history.metadata.device, history.traits.total_is_last_step) == ("NVIDIA GeForce RTX 4070", False)
 
 
+@pytest.mark.parametrize("start", ["new", "resumed at step 1,000", "forked from runs/a, b at step 1,000"])
+def test_start_of_a_piped_jaxgpt_run(start: str) -> None:
+    text = f"run: runs/small, {start}, 2,000 steps\niter 1000: loss 10.8123, time 21000.00ms\n"
+    history = logs.read_text(text, "log")
+    assert (history.metadata.total_steps, history.traits.total_is_last_step) == (2000, False)
+
+
 def test_llmc_main_log() -> None:
     history = logs.read_text(logsamples.llmc(), "log")
     assert [step.step for step in history.steps] == list(range(1000))

@@ -130,7 +130,7 @@ def test_wide_tables_become_cards_on_a_phone() -> None:
     assert re.findall(r"<table( class=\"cards\")?>", page) == ["", ' class="cards"', ' class="cards"']
     assert '<td class="title">as it runs</td>' in page
     assert '<td class="number" data-label="80 %">3.4–3.6</td>' in page
-    assert '<td data-label="begins">' in page
+    assert '<td class="long" data-label="begins">' in page
 
 
 def test_table_without_column_names_has_no_head() -> None:

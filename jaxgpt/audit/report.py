@@ -54,12 +54,31 @@ def audit_page(name: str, analysis: Analysis) -> str:
 
 
 def _summary(record: Record) -> tuple[str, ...]:
-    unique = record["effective_unique_tokens"]
+    """How much of the text is unique, and whether the validation split is independent of train."""
+    unique, duplicates = record["effective_unique_tokens"], record["duplicates"]
+    repeated = duplicates["exact"]["documents"] + duplicates["near"]["documents"]
+    percent = format_percent(unique, record["tokens"])
     return (
-        f"{pluralize(record['documents'], 'document')}, {pluralize(record['tokens'], 'token')} "
-        f"of {record['tokenizer']}.",
-        f"Effective unique tokens: {unique:,} ({format_percent(unique, record['tokens'])} of all).",
+        f"{percent} of {pluralize(record['tokens'], 'token')} are unique ({unique:,}): of "
+        f"{pluralize(record['documents'], 'document')}, {repeated:,} repeat another one.",
+        _leakage_sentence(record),
+        f"Tokenizer: {record['tokenizer']}.",
     )
+
+
+def _leakage_sentence(record: Record) -> str:
+    if not record["leakage"]:
+        return "There is no validation split."
+    leaked = _leaked_documents(record)
+    if not leaked:
+        return "No document of validation is also in train."
+    are = "is" if leaked == 1 else "are"
+    return f"{pluralize(leaked, 'document')} of validation {are} also in train: its loss will be too low."
+
+
+def _leaked_documents(record: Record) -> int:
+    leakage = record["leakage"]
+    return leakage["exact"]["documents"] + leakage["near"]["documents"] if leakage else 0
 
 
 def _warnings(record: Record) -> Section:
@@ -83,10 +102,6 @@ def find_warnings(record: Record) -> list[str]:
         if eot["count"] and eot["missing"]:
             position = "first" if eot["position"] == "prepended" else "last"
             warnings.append(f"{name}: the {position} document has no end-of-text token")
-    leakage = record["leakage"]
-    leaked = leakage["exact"]["documents"] + leakage["near"]["documents"] if leakage else 0
-    if leaked:
-        warnings.append(f"{pluralize(leaked, 'document')} of validation are also in train: its loss will be too low")
     return [*warnings, *record["notes"]]
 
 

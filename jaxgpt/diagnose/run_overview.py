@@ -150,12 +150,12 @@ def _process_facts(starts: list[dict[str, Any]], records: list[dict[str, Any]]) 
 
 def sample_blocks(records: list[dict[str, Any]]) -> Iterator[Block]:
     """The texts that the run has sampled, at most six: the first, the last, and some between."""
-    samples = [record for record in records if record.get("kind") == "sample" and record.get("text")]
+    samples = [record for record in records if record.get("kind") == "sample"]
     count = min(len(samples), MAX_SAMPLES)
     shown = [samples[round(index * (len(samples) - 1) / max(count - 1, 1))] for index in range(count)]
     for sample in shown:
         yield Paragraph(f"After {parse_step(sample.get('step')) or 0:,} steps:", strong=True)
-        yield Code(f"{sample.get('prompt') or ''}{sample['text']}")
+        yield Code(f"{sample.get('prompt', '')}{sample.get('text', '')}")
 
 
 def _data_identity(folder: RunFolder) -> Record:

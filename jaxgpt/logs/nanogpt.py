@@ -26,7 +26,9 @@ OVERRIDE = re.compile(r"Overriding: (\w{1,40}) = (.{1,200})")
 TOKENS = re.compile(r"tokens per iteration will be: ([\d,]{1,30})")
 PARAMETERS = re.compile(r"number of parameters: ([\d.]{1,20})([KMB]?)")
 JAXGPT_SAVE = re.compile(r"saving checkpoint of step (\d{1,10})")
-JAXGPT_RUN = re.compile(r"\brun: .*?, (?:new|resumed at step [\d,]{1,20}), ([\d,]{1,20}) steps")
+JAXGPT_RUN = re.compile(
+    r"\brun: .*?, (?:new|(?:resumed|forked from .{1,200}?) at step [\d,]{1,20}), ([\d,]{1,20}) steps"
+)
 JAXGPT_DATA = re.compile(r"\bdata: ([\d,]{1,20}) tokens in ")
 JAXGPT_DEVICE = re.compile(r"\bdevice: (\d{1,6}) x (.{1,80}?) \(")
 OPTIONS = (

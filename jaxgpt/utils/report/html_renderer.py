@@ -76,13 +76,13 @@ def _row(row: tuple[str, ...], columns: tuple[str, ...], numeric: list[bool]) ->
     """A row. A card has the first cell as its heading, unless that is a number, and shows the names of the columns."""
     cells = []
     for index, (text, label, is_number) in enumerate(zip(row, columns, numeric, strict=True)):
-        kind = "number" if is_number else "title" if index == 0 else ""
-        cells.append(_cell("td", text, kind, label))
+        kinds = {"number": is_number, "title": index == 0 and not is_number, "long": len(text) > MAX_CELL}
+        cells.append(_cell("td", text, " ".join(kind for kind, applies in kinds.items() if applies), label))
     return "".join(cells)
 
 
-def _cell(tag: str, text: str, kind: str, label: str = "") -> str:
-    attributes = f' class="{kind}"' if kind else ""
+def _cell(tag: str, text: str, classes: str, label: str = "") -> str:
+    attributes = f' class="{classes}"' if classes else ""
     if label:
         attributes += f' data-label="{html.escape(label)}"'
     return f"<{tag}{attributes}>{html.escape(text)}</{tag}>"

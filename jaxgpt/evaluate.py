@@ -2,14 +2,16 @@
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jaxgpt import errors
 from jaxgpt.config.options import Parser
-from jaxgpt.data import dataset as datasets
-from jaxgpt.data.dataset import TokenDataset
 from jaxgpt.errors import CheckpointError, NoShardsError
 from jaxgpt.runs.folder import find_run
 from jaxgpt.utils.status import show_status
+
+if TYPE_CHECKING:
+    from jaxgpt.data.dataset import TokenDataset
 
 DESCRIPTION = (
     "Prints the loss of a run's model on fixed subsets of its train and validation splits. The subsets are the same "
@@ -54,7 +56,9 @@ def main(argv: Sequence[str]) -> None:
         print(f"step {model.step}: val loss {scores.val}")
 
 
-def _open_dataset(path: str) -> TokenDataset:
+def _open_dataset(path: str) -> "TokenDataset":
+    from jaxgpt.data import dataset as datasets  # loads the tokenizers' library
+
     try:
         return datasets.open_folder(path)
     except NoShardsError as error:

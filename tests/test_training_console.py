@@ -4,6 +4,8 @@ import io
 import math
 import os
 import re
+import subprocess
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -196,6 +198,28 @@ def test_resized_terminal_is_cleared_before_the_panel_is_redrawn() -> None:
         panel._live.refresh()
         panel._live.refresh()
     assert screen.getvalue().count(clear) == 1
+
+
+ECHO = """
+import termios
+from jaxgpt.training.terminal import echo_off
+
+def echo():
+    return bool(termios.tcgetattr(0)[3] & termios.ECHO)
+
+states = [echo()]
+with echo_off():
+    states.append(echo())
+print(states + [echo()])
+"""
+
+
+def test_keys_are_not_echoed_while_the_panel_is_shown() -> None:
+    spawn = f"import pty, sys; pty.spawn([sys.executable, '-c', {ECHO!r}])"
+    env = os.environ | {"PYTHONPATH": str(Path(errors.__file__).parents[1])}
+    command = [sys.executable, "-c", spawn]
+    run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, check=True)
+    assert "[True, False, True]" in run.stdout
 
 
 def test_panel_of_a_resumed_run_has_its_evaluations_and_curve(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

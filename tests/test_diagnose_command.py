@@ -90,10 +90,10 @@ def test_the_time_of_steps_needs_no_length(capsys: pytest.CaptureFixture[str], t
 
 def test_stated_facts_are_not_asked_for(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """nanoGPT's output states the size of the model and the tokens per step."""
-    options = ("--total-steps", "20000", "--gpu", "4070", "--schedule", "cosine", "--json")
+    options = ("--total-steps", "20000", "--gpu", "4070", "--json")
     missing = " ".join(json.loads(answered(capsys, str(log), *options))["missing"])
     assert "(--unique-tokens)" in missing
-    for option in ("--params", "--batch-tokens", "--gpu", "--total-steps", "--schedule"):
+    for option in ("--params", "--batch-tokens", "--gpu", "--total-steps"):
         assert option not in missing
 
 

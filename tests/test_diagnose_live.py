@@ -92,7 +92,8 @@ def test_overfitting_is_explained_with_its_length_and_best_loss() -> None:
     )
     overfitting = make_diagnosis("severe-overfitting")
     history = dataclasses.replace(overfitting.history, evaluations=rising)
-    reason = early_stop(dataclasses.replace(overfitting, history=history))
+    analysis = dataclasses.replace(overfitting.analysis, history=history)
+    reason = early_stop(dataclasses.replace(overfitting, analysis=analysis))
     assert reason is not None
     assert reason.sentence == (
         "validation loss has risen for 180 steps while training loss falls: overfitting "
@@ -230,7 +231,7 @@ def test_a_run_leaves_its_report(workspace: Path, capsys: pytest.CaptureFixture[
 def test_a_failing_report_costs_one_warning_only(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jaxgpt.diagnose.report.build_report", lambda diagnosis: 1 / 0)
+    monkeypatch.setattr("jaxgpt.diagnose.report.build_report", lambda diagnosis, run: 1 / 0)
     folder = train.train(tiny_config(workspace))
     assert (
         capsys.readouterr().err
@@ -251,7 +252,7 @@ def test_a_foreign_report_file_is_kept(workspace: Path, capsys: pytest.CaptureFi
 def test_debug_shows_the_traceback_of_a_failing_report(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jaxgpt.diagnose.report.build_report", lambda diagnosis: 1 / 0)
+    monkeypatch.setattr("jaxgpt.diagnose.report.build_report", lambda diagnosis, run: 1 / 0)
     monkeypatch.setattr("sys.argv", ["jaxgpt", "train", "--debug"])
     train.train(tiny_config(workspace))
     assert "Traceback (most recent call last)" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from jaxgpt.diagnose.checks.repetition import describe_overfitting
 from jaxgpt.diagnose.completion import CompletionEstimate
 from jaxgpt.diagnose.completion.timing import Timing
 from jaxgpt.diagnose.completion.trend import MIN_BLOCKS, Trend
@@ -73,9 +72,10 @@ def eta_sentence(diagnosis: Diagnosis) -> str:
     """When the run ends."""
     completion = diagnosis.completion
     done = diagnosis.history.steps_done
-    if diagnosis.analysis.early_stop:
+    stop = diagnosis.analysis.early_stop
+    if stop:
         total = pluralize(diagnosis.analysis.total_steps, "step")
-        return f"It stopped early, after {done:,} of {total}: {stop_reason(diagnosis)}."
+        return f"It stopped early, after {done:,} of {total}: {stop.detail or 'the log has no reason'}."
     if completion is None:
         return f"When it ends is unknown without {diagnosis.no_completion}.{_time_of_steps(diagnosis)}"
     if completion.done:
@@ -83,19 +83,6 @@ def eta_sentence(diagnosis: Diagnosis) -> str:
     time_left = format_duration_interval(completion.seconds, completion.low, completion.high)
     end = format_date(completion.end_time)
     return f"It ends in about {time_left}, {end}, counted from {completion.counted_from}."
-
-
-def stop_reason(diagnosis: Diagnosis) -> str:
-    """Why a run was stopped early, in plain words."""
-    stop = diagnosis.analysis.early_stop
-    detail = stop.detail if stop else ""
-    confirmed = [finding.id for finding in diagnosis.findings if finding.status == "confirmed"]
-    reasons = " ".join([detail.partition(":")[0], *confirmed])
-    if "divergence" in reasons:
-        return MEANINGS["divergence"].text
-    if "overfitting" in reasons and len(diagnosis.analysis.losses.val):
-        return describe_overfitting(diagnosis.analysis)
-    return detail or "the log does not contain the reason"
 
 
 def _time_of_steps(diagnosis: Diagnosis) -> str:

@@ -196,6 +196,7 @@ def _target(diagnosis: Diagnosis) -> tuple[str, ...]:
 def _data(diagnosis: Diagnosis) -> dict[str, Any]:
     history = diagnosis.history
     target = diagnosis.target
+    stop = diagnosis.analysis.early_stop
     return {
         "version": VERSION,
         "source": history.source,
@@ -203,7 +204,7 @@ def _data(diagnosis: Diagnosis) -> dict[str, Any]:
         "steps_done": history.steps_done,
         "total_steps": diagnosis.context.total_steps or None,
         "eta": diagnosis.completion and _completion_data(diagnosis.completion),
-        "stopped_early": diagnosis.analysis.early_stop and messages.stop_reason(diagnosis),
+        "stopped_early": stop.detail if stop else None,
         "forecast": diagnosis.forecast and _forecast_data(diagnosis.forecast),
         "scenarios": [_scenario_data(scenario) for scenario in diagnosis.scenarios],
         "findings": [_finding_data(finding, history) for finding in diagnosis.findings],

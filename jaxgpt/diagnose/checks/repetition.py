@@ -6,7 +6,6 @@ from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.gap import Gap
 from jaxgpt.diagnose.checks import baseline
 from jaxgpt.diagnose.finding import Condition, Finding, any_of, compare, unknown
-from jaxgpt.utils.formatting import pluralize
 from jaxgpt.utils.stats import Z80
 
 # datablations (Muennighoff et al., 2023): 2.8B runs of 2/3/4/5/7/14/44 epochs end with an excess gap of .011/.023/.042/
@@ -107,21 +106,6 @@ def _fewer_tokens_than_baseline(run: RunAnalysis) -> Finding:
     return Finding(
         id="data-limited", conditions=(_is_repeated(run), has_fewer, baseline.is_worse(run)), cost=_cost(run)
     )
-
-
-def describe_overfitting(run: RunAnalysis) -> str:
-    """`validation loss rose for 180 steps while training loss fell: overfitting`."""
-    val = run.losses.val
-    lowest = int(val.values.argmin())
-    steps = int(val.steps[-1] - val.steps[lowest])
-    if not steps:
-        return "the gap between validation and training loss grew: overfitting"
-    rise = float(val.values[-1] - val.values[lowest])
-    gaps = {gap.step: gap.value for gap in run.gap.points}
-    then, now = gaps.get(int(val.steps[lowest])), gaps.get(int(val.steps[-1]))
-    has_fallen = then is not None and now is not None and now - then > rise
-    train = " while training loss fell" if has_fallen else ""
-    return f"validation loss rose for {pluralize(steps, 'step')}{train}: overfitting"
 
 
 def _overfitting_conditions(run: RunAnalysis) -> tuple[Condition, ...]:

@@ -183,7 +183,7 @@ def nanogpt_size(config: Config) -> dict[str, Any]:
     }
     missing = [name for name, present in unsupported.items() if present]
     if missing:
-        raise ConfigError("C062", f"nanoGPT has no {missing[0]}", "compare with a config that it has too: quickstart")
+        raise ConfigError("C062", f"nanoGPT has no {missing[0]}", "compare with a config that it has too: books")
     names = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
     return {name: getattr(m, name) for name in names}
 

@@ -1,6 +1,6 @@
 """The full train step of jaxgpt compared with nanoGPT's, on the same machine in interleaved rounds.
 
-    python bench/vs_nanogpt.py --nanogpt PATH [--config quickstart] [--eager] [--compiled] [--sdpa cudnn|default]
+    python bench/vs_nanogpt.py --nanogpt PATH [--config NAME] [--eager] [--compiled] [--sdpa cudnn|default]
                                [--also flax] [--rounds 12] [--updates 5] [--cores N] [--cpu-time] [--json FILE]
                                [--any.field VALUE …]
 
@@ -44,6 +44,10 @@ from jaxgpt.errors import ConfigError
 
 PAUSE = 0.1  # seconds between turns; OpenMP threads spin for some milliseconds after their work
 RESAMPLINGS = 2000
+SMALL_MODEL = (  # without --config: 4 layers, width 128, 4 x 256 tokens
+    "--config quickstart --model.architecture gpt2 --model.n-layer 4 --model.n-embd 128 --model.block-size 256 "
+    "--model.vocab-size 4096 --data.micro-batch 4 --data.accum 1 --optim.optimizer adamw"
+)
 
 
 class SideError(ConfigError):
@@ -210,7 +214,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     parser.add_argument("--cores", type=int, default=0, help="cores that each side may use (default: all)")
     parser.add_argument("--cpu-time", action="store_true", help="compare processor time instead of wall time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the raw figures")
-    config, options = parse_config(parser, argv if "--config" in argv else ["--config", "quickstart", *argv])
+    config, options = parse_config(parser, argv if "--config" in argv else [*SMALL_MODEL.split(), *argv])
     for name in ("rounds", "updates"):
         if getattr(options, name) < 1:
             raise ConfigError("C009", f"--{name} = {getattr(options, name)}; must be 1 or more")

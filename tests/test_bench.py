@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.config.files import load_config
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, DataError
 
 BENCH = Path(__file__).parents[1] / "bench"
 
@@ -278,10 +278,32 @@ def test_heads_without_a_size_are_refused() -> None:
         bench("attention").main(["--heads", "12", "6", "--sizes", "32"])
 
 
-@pytest.mark.parametrize("name", ["quickstart", "fineweb40m", "gpt2_124m"])
+@pytest.mark.parametrize("name", ["books", "fineweb40m", "gpt2_124m"])
 def test_nanogpt_supports_the_compared_configs(name: str) -> None:
     m = load_config(name).model
     size = {"n_layer": m.n_layer, "n_head": m.n_head, "n_embd": m.n_embd, "dropout": m.dropout}
     assert bench("rivals").nanogpt_size(load_config(name)).items() >= size.items()
     with pytest.raises(ConfigError, match="C062"):
         bench("rivals").nanogpt_size(load_config("fineweb40m_modern"))
+
+
+def test_default_comparison_is_a_model_that_nanogpt_has() -> None:
+    config, _ = bench("vs_nanogpt").parse_arguments(["--nanogpt", "x"])
+    size = bench("rivals").nanogpt_size(config)
+    assert (size["n_layer"], size["block_size"], size["vocab_size"]) == (4, 256, 4096)
+
+
+def test_nanogpt_gets_the_text_split_like_jaxgpts(tmp_path: Path) -> None:
+    bench("shakespeare").write_nanogpt_data("banana" * 100, tmp_path / "data")
+    train, val = (np.fromfile(tmp_path / "data" / f"{name}.bin", np.uint16) for name in ("train", "val"))
+    assert (len(train), len(val)) == (540, 60)
+    assert val[:6].tolist() == [1, 0, 2, 0, 2, 0]
+
+
+def test_shakespeare_needs_a_text_and_a_checkout(tmp_path: Path) -> None:
+    text = tmp_path / "input.txt"
+    with pytest.raises(DataError, match="D023"):
+        bench("shakespeare").main([str(text), "--only", "jaxgpt"])
+    text.write_text("text", encoding="utf-8")
+    with pytest.raises(ConfigError, match="C060"):
+        bench("shakespeare").main([str(text), "--nanogpt", str(tmp_path)])

@@ -10,7 +10,7 @@ from helpers.programs import compile_step, small_config
 from jaxgpt.budget import memory
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.config import Config, Model
-from jaxgpt.config.files import load_config
+from jaxgpt.config.files import built_in_configs, load_config
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
 
@@ -47,7 +47,7 @@ def test_state_is_what_xla_counts_without_the_tokens(name: str, optimizer: str) 
     assert state_bytes(config) == compile_step(config).memory_analysis().argument_size_in_bytes - tokens
 
 
-@pytest.mark.parametrize("name", ["quickstart", "books", "fineweb40m", "fineweb40m_modern", "gpt2_124m"])
+@pytest.mark.parametrize("name", built_in_configs())
 def test_state_has_the_bytes_of_the_real_state(name: str) -> None:
     config = load_config(name).replace({"model": {"dtype": "float32", "attention": "xla"}})
     state = jax.eval_shape(partial(step.init_state, config, optim.make_optimizer(config.optim, config.run.steps)))

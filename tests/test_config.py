@@ -244,7 +244,7 @@ def test_printed_value_parses_back_exactly(value: Any) -> None:
 def test_options_of_a_changed_config_parse_back_exactly() -> None:
     base = load_config("quickstart")
     changes: dict[str, dict[str, Any]] = {
-        "model": {"bias": True, "n_inner": 300},
+        "model": {"tie_embeddings": False, "n_inner": 300},
         "data": {"sources": (), "seed": 2**60 + 1},
         "optim": {"learning_rate": 0.00123456789, "min_lr": 0.1 / 3e3, "decay_steps": 77},
         "mesh": {"device": "gpu"},

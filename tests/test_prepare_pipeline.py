@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,8 @@ import pyarrow as pa
 import pytest
 from helpers.corpora import EOT, documents_in, ids_of, parquet, some_texts
 
+from jaxgpt.config.command_line import parse_config
+from jaxgpt.config.options import Parser
 from jaxgpt.data import manifest
 from jaxgpt.data.dataset import open_folder
 from jaxgpt.data.tokenizer import gpt2
@@ -116,7 +120,7 @@ def test_finished_dataset_is_not_changed(tmp_path: Path, plain: Path, capsys: py
     out = tmp_path / "data"
     made = prepare([str(plain)], out, val_tokens=4000)
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
-    assert "next: python -m jaxgpt.train --config NAME --data.path" in capsys.readouterr().out
+    assert "next: python -m jaxgpt.train --config" in capsys.readouterr().out
     assert prepare([str(plain)], out, val_tokens=4000) == made
     assert "already prepared from these sources" in capsys.readouterr().out
 
@@ -125,6 +129,18 @@ def test_finished_dataset_is_not_changed(tmp_path: Path, plain: Path, capsys: py
     parquet(plain, text=[*some_texts(), "one more"])
     assert "plain.parquet" in refused("S013", plain, "--out", out, "--val-tokens", "4000").message
     assert before == {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
+
+
+def test_next_command_fits_the_data(tmp_path: Path, plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = prepare([str(plain)], tmp_path / "data")
+    printed = capsys.readouterr().out
+    (command,) = re.findall(r"next: python -m jaxgpt\.train (.*)", printed)
+    config, _ = parse_config(Parser("train", "test"), shlex.split(command))
+    assert (Path(config.data.path), config.model.vocab_size >= 50257) == (tmp_path / "data", True)
+    assert config.run.steps * config.tokens_per_step <= 20 * made.splits["train"].tokens
+    assert re.search(r"a \S+M model for [\d,]+ steps? \(.* epochs\): about ", printed)
+    prepare([str(plain)], tmp_path / "quiet", suggest=False)
+    assert "next:" not in capsys.readouterr().out
 
 
 def test_other_files_in_the_way_are_not_overwritten(

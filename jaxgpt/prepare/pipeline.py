@@ -19,7 +19,7 @@ from jaxgpt.prepare.estimate import estimate_corpus
 from jaxgpt.prepare.ingest import Ingest, IngestResult, Job
 from jaxgpt.prepare.sources import find_sources
 from jaxgpt.prepare.staging import JOURNAL_FORMAT, StagingDir, check_target, staging_dir
-from jaxgpt.prepare.summary import describe_splits, summarize
+from jaxgpt.prepare.summary import describe_splits, next_run, summarize
 from jaxgpt.prepare.tokenizer_training import make_tokenizer
 from jaxgpt.utils.progress import ProgressReporter
 
@@ -45,6 +45,7 @@ def prepare(
     audit: str | Path | None = None,
     engine: Engine = "gigatoken",
     restart: bool = False,
+    suggest: bool = True,
 ) -> Manifest:
     """Prepares the folder `out` from `sources` (see `sources.find_sources`) and returns its manifest.
 
@@ -53,8 +54,8 @@ def prepare(
     is the only source and a single document is cut: its end becomes the validation split, a tenth of it by default.
     `tokens` is the total, 0 for all there are. `weights` mix the sources by tokens. `audit` is an audited folder of the
     same texts and tokenizer: its near-duplicates stay on one side of the split. If `out` already is this dataset, it
-    stays unchanged. `restart` discards an interrupted preparation of `out`. Raises `ConfigError`, `DataError` or
-    `StorageError`, before anything is written if possible.
+    stays unchanged. `restart` discards an interrupted preparation of `out`; `suggest` prints the command that trains on
+    it. Raises `ConfigError`, `DataError` or `StorageError`, before anything is written if possible.
     """
     settings = PrepareSettings(
         train_tokenizer=train_tokenizer,
@@ -83,7 +84,10 @@ def prepare(
             progress.print(f"'{out}' is already prepared from these sources: {describe_splits(existing)}")
             return existing
         check_target(out)
-        return _build(job, out, named, engine, restart, progress)
+        made = _build(job, out, named, engine, restart, progress)
+        if suggest:
+            progress.print(next_run(out, made))
+        return made
 
 
 def _build(

@@ -1,9 +1,11 @@
-"""What `prepare` prints at its end: what was made, what a user might not expect of it, and the command to run next."""
+"""What `prepare` prints at its end: what was made, what a user might not expect of it, and the run that suits it."""
 
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxgpt.budget import devices
+from jaxgpt.budget.suggestion import suggest_run
 from jaxgpt.data.manifest import Manifest
 from jaxgpt.data.tokenizer import GPT2_SIZE
 from jaxgpt.prepare.ingest import IngestResult, Job
@@ -17,7 +19,7 @@ def describe_splits(made: Manifest) -> str:
 
 
 def summarize(out: Path, made: Manifest, job: Job, result: IngestResult) -> str:
-    """What was made, how fast, and the command to run next."""
+    """What was made, and how fast."""
     splits = made.splits.values()
     tokens = sum(split.tokens for split in splits)
     size = sum(split.bytes for split in splits)
@@ -32,7 +34,6 @@ def summarize(out: Path, made: Manifest, job: Job, result: IngestResult) -> str:
     lines.append(
         f"  {made.tokenizer.name}, {size / tokens:.3f} bytes per token, {result.tokens_per_second:,.0f} tokens/s"
     )
-    lines.append(f"next: {_next_command(out, made)}")
     return "\n".join(lines)
 
 
@@ -60,7 +61,12 @@ def _shares(made: Manifest, job: Job) -> Iterator[str]:
         yield f"  {100 * count / sum(tokens):5.1f} %  {name}"
 
 
-def _next_command(out: Path, made: Manifest) -> str:
+def next_run(out: Path, made: Manifest) -> str:
+    """The command of the run that suits the data and this machine, and its size, length and time."""
+    name = devices.local_gpu()
+    suggested = suggest_run(out, devices.lookup(name) if name else None)
+    if suggested:
+        return f"next: {suggested.command()}\n  {suggested.sentence()}"
     vocab_size = made.tokenizer.vocab_size
     option = "" if vocab_size == GPT2_SIZE else f" --model.vocab-size {vocab_size}"
-    return f"python -m jaxgpt.train --config NAME --data.path {shlex.quote(str(out))}{option}"
+    return f"next: python -m jaxgpt.train --config NAME --data.path {shlex.quote(str(out))}{option}"

@@ -152,6 +152,7 @@ def _open_or_prepare(config: Config) -> TokenDataset:
         tokenizer=settings.tokenizer,
         train_tokenizer=settings.train_tokenizer,
         val_tokens=settings.val_tokens,
+        suggest=False,
     )
     return datasets.open_folder(settings.path)
 

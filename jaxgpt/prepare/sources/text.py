@@ -14,7 +14,7 @@ from jaxgpt.data.tokenizer import EOT
 from jaxgpt.errors import DataError
 from jaxgpt.prepare.sources import base
 from jaxgpt.prepare.sources.base import Batcher, Estimate, FileGuard, Source, TextBatch, document_too_long_error
-from jaxgpt.prepare.sources.streams import Stream, open_stream
+from jaxgpt.prepare.sources.streams import READ_BYTES, Stream, open_stream
 
 DEFAULT_SEPARATOR = EOT  # of .txt files
 BLANK_LINES = "blank-lines"  # names the separator that any number of blank lines is
@@ -73,23 +73,27 @@ def _read_documents(stream: Stream, source: Source) -> Iterator[list[bytes]]:
     Documents next to a separator lose the line breaks at their ends, and are left out if they are blank.
     """
     pattern = _compile(source.separator)
-    pending = bytearray()
-    searched = 0
+    parts: list[bytes] = []  # of the document that the next separator ends
+    tail = b""
     is_divided = False
-    for block in _read_utf8(stream, source, base.BATCH_BYTES):
-        pending += block
+    for block in _read_utf8(stream, source, min(READ_BYTES, base.BATCH_BYTES)):
+        data = tail + block
         documents = []
         begin = 0
-        for match in pattern.finditer(pending, searched) if pattern else ():
-            documents.append(bytes(pending[begin : match.start()]))
+        for match in pattern.finditer(data) if pattern else ():
+            documents.append(b"".join([*parts, data[begin : match.start()]]))
+            parts = []
             begin = match.end()
         is_divided = is_divided or begin > 0
         yield _strip(documents)
-        del pending[:begin]
-        searched = max(0, len(pending) - OVERLAP)
-        if len(pending) > base.DOCUMENT_LIMIT:
-            raise document_too_long_error(source.name, "", len(pending))
-    yield _strip([bytes(pending)]) if is_divided else [bytes(pending)]
+        searched = max(begin, len(data) - OVERLAP)
+        parts.append(data[begin:searched])
+        tail = data[searched:]
+        length = sum(map(len, parts)) + len(tail)
+        if length > base.DOCUMENT_LIMIT:
+            raise document_too_long_error(source.name, "", length)
+    last = b"".join([*parts, tail])
+    yield _strip([last]) if is_divided else [last]
 
 
 def _strip(documents: list[bytes]) -> list[bytes]:

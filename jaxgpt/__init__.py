@@ -16,7 +16,11 @@ __version__ = "0.1.0"
 
 
 def _is_command() -> bool:
-    """True while `python -m jaxgpt.…` imports the package for its command."""
+    """True while `python -m jaxgpt.…` imports the package for its command.
+
+    Only then does the package change how SIGINT is handled. A command starts too late for it: its module first imports
+    others, for a tenth of a second, in which Ctrl-C would print a traceback.
+    """
     arguments = iter(sys.orig_argv[1:])
     option = next((argument for argument in arguments if argument.startswith("-m")), "")
     module = option[2:] or next(arguments, "")

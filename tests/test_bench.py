@@ -254,7 +254,7 @@ def test_a_part_that_dies_reports_the_end_of_its_stderr() -> None:
 
 
 def test_attention_kernels_are_timed_or_say_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    attention, file = bench("attention"), tmp_path / "found.json"
+    attention, file = bench("attention"), tmp_path / "times.json"
     monkeypatch.setattr(attention, "pallas", lambda q, k, v: 1.01 * attention.causal_attention(q, k, v))
     attention.main(["--tiny", "--heads", "2", "--sizes", "8", "--out", str(file)])
     (case,) = json.loads(file.read_text())["cases"]

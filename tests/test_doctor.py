@@ -257,8 +257,8 @@ def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def test_report_of_this_machine(tmp_path: Path) -> None:
-    places = ("--runs", str(tmp_path / "runs"), "--data", str(tmp_path))
-    done = doctor("--json", *places)
+    folders = ("--runs", str(tmp_path / "runs"), "--data", str(tmp_path))
+    done = doctor("--json", *folders)
     answer = json.loads(done.stdout)
     by_name = {finding["name"]: finding for finding in answer["findings"]}
     assert by_name["JAX"]["status"] == "ok"

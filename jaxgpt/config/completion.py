@@ -37,7 +37,7 @@ def complete_verb(verbs: Sequence[str]) -> str | None:
     if len(words) > 2:
         os.environ[VARIABLE] = "2"
         return words[1]
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("verb", choices=verbs)
     complete(parser)
     return None

@@ -19,7 +19,7 @@ DESCRIPTION = """Writes a config file to edit: a copy of a built-in config. It n
 Without NAME it asks three questions, if it runs in a terminal: your text, the built-in config to start from, and the
 name of the run.
 """
-DEFAULT = "quickstart"
+DEFAULT = "shakespeare_char"
 
 
 def main(argv: Sequence[str]) -> None:

@@ -41,8 +41,8 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("C041", f"'{out}' exists already", "--out FILE names another file")
     write_text(out, text)
     print(f"{out} is yours to edit; python -m jaxgpt.train --help explains every field")
-    print(f"next: python -m jaxgpt.budget --config {out}   (its time, memory and loss)")
-    print(f"      python -m jaxgpt.train --config {out}")
+    print(f"next: python -m jaxgpt.train --config {out}")
+    print(f"      python -m jaxgpt.budget --config {out}   (first, for a long run: its time, memory and loss)")
 
 
 def _ask() -> tuple[str, str]:

@@ -14,7 +14,7 @@ from rich.text import Text
 from jaxgpt.budget import options
 from jaxgpt.budget.plan import make_plan
 from jaxgpt.budget.recommend import recommend
-from jaxgpt.budget.report import plan_report
+from jaxgpt.budget.report import brief_report
 from jaxgpt.utils.report import print_report
 
 WIDTH = 80
@@ -25,7 +25,7 @@ def main() -> None:
     planned = make_plan(options.read(arguments).inputs)
     screen = io.StringIO()
     console = Console(file=screen, width=WIDTH, force_terminal=True, highlight=False, color_system="standard")
-    print_report(plan_report(planned, recommend(planned)), console)
+    print_report(brief_report(planned, recommend(planned)), console)
     picture = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     picture.print(Text.from_ansi(screen.getvalue().strip()))
     svg = picture.export_svg(title=" ".join(["python -m jaxgpt.budget", *arguments]))

@@ -1,15 +1,20 @@
 """The command: what it loads, prints, refuses and writes."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from helpers.manifests import write_manifest
 
 from jaxgpt import budget, errors
-from jaxgpt.config.files import find_config
+from jaxgpt.budget import options
+from jaxgpt.budget.devices import DEVICES
+from jaxgpt.budget.suggestion import suggest_run
+from jaxgpt.config.files import find_config, load_config
 
 pytestmark = pytest.mark.usefixtures("planner_workspace")
 
@@ -29,7 +34,7 @@ def test_planner_loads_neither_jax_nor_matplotlib(arguments: list[str]) -> None:
 
 
 def test_piped_text_is_plain_and_80_columns_wide() -> None:
-    text = run("--config", "gpt2_124m").stdout
+    text = run("--config", "gpt2_124m", "--verbose").stdout
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 80
     assert not [line for line in text.splitlines() if line != line.rstrip()]
@@ -43,6 +48,35 @@ def test_piped_text_is_plain_and_80_columns_wide() -> None:
         "Recommendations",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["--hours", "20"], ["--unique-tokens", "23.5e6"]])
+def test_first_screen_begins_with_the_answer(arguments: list[str]) -> None:
+    lines = run("--config", "fineweb40m", "--gpu", "RTX 4070", *arguments).stdout.rstrip().splitlines()
+    assert len(lines) <= 24
+    text = " ".join(line.strip() for line in lines)
+    answer = text[text.index("Train ") :]
+    assert text.index("Train ") < 40
+    assert re.search(r"Train (a \d+M model for )?[\d,]+ steps: about \d+ h.* on RTX 4070 \(", answer[:100])
+    if "--unique-tokens" in arguments:  # 446 epochs
+        assert "Train 6" in text.split("Recommendations")[1]
+        return
+    assert re.search(r"validation loss \d\.\d\d \(\d\.\d\d to \d\.\d\d\)", answer[:180])
+    assert "--verbose" in lines[-1] + lines[-2]
+
+
+def test_signs_and_plurals_are_written_as_in_prose() -> None:
+    text = run("--config", "fineweb40m", "--hours", "1", "--unique-tokens", "23.5e6", "--verbose").stdout
+    assert "1 hour" in text
+    assert "1 hours" not in text
+    assert not re.search("[−+]-|--?\\d\\.\\d", text)
+
+
+def test_json_begins_with_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert errors.run(budget.main, ["fineweb40m", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert next(iter(values)) == "summary"
+    assert values["summary"][0].startswith("Train 20,000 steps: about ")
 
 
 @pytest.mark.parametrize(
@@ -107,9 +141,47 @@ def test_page_loads_nothing_and_escapes_names(tmp_path: Path) -> None:
     assert "src=" not in text
 
 
-def test_cpu_has_no_step_time_until_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    assert errors.run(budget.main, ["fineweb40m", "--gpu", "cpu", "--json"]) == 0
+def test_step_time_of_a_cpu_is_rough_until_it_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert errors.run(budget.main, ["quickstart", "--gpu", "cpu", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
-    assert values["step_time"] == {}
-    assert values["rows"][0]["seconds"] is None
+    time = values["step_time"]["jaxgpt"]
+    assert time["seconds_high"] >= 4 * time["seconds_low"] > 0
+    assert "assumed" in time["basis"]
     assert any("--measure" in text for text in values["warnings"])
+
+
+def test_data_folder_determines_corpus_vocabulary_and_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The config that is written for a folder trains on that folder."""
+    write_manifest(tmp_path / "novels", 3_000_000, 4000)
+    goal = ["--data", "novels", "--hours", "1", "--write-config", "mine.py", "--json"]
+    assert errors.run(budget.main, ["fineweb40m", *goal]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["data"]["corpus"], values["data"]["unique"]) == ("unknown", 3_000_000)
+    written = load_config(tmp_path / "mine.py")
+    assert (written.data.path, written.data.corpus, written.model.vocab_size) == ("novels", "", 4032)
+    write_manifest(tmp_path / "c4", 3_000_000_000)
+    assert errors.run(budget.main, ["fineweb40m", "--data", "c4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["corpus"] == "c4"
+
+
+def test_data_folder_alone_gets_a_suggested_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_manifest(tmp_path / "novels", 3_000_000, 4000)
+    assert errors.run(budget.main, ["--data", "novels", "--gpu", "H100"]) == 0
+    out = capsys.readouterr().out
+    assert "on H100" in out
+    suggested = suggest_run(Path("novels"), DEVICES["H100"])
+    assert suggested
+    assert f"model for {suggested.config.run.steps:,} steps: about 2 min on H100" in out
+    assert suggested.command() in out
+    assert errors.run(budget.main, ["--gpu", "H100"]) == errors.EXIT_STATUS["C"]
+
+
+@pytest.mark.parametrize("option", [["--measure"], ["--pilot", "10m"]])
+def test_measurement_describes_the_machine_that_it_ran_on(option: list[str]) -> None:
+    inputs = options.read(["quickstart", *option]).inputs
+    assert inputs.device is None
+    assert "this machine's CPU" in inputs.device_reason
+    assert options.read(["quickstart"]).inputs.device is DEVICES["RTX 4070"]
+    assert options.read(["quickstart", *option, "--gpu", "H100"]).inputs.device is DEVICES["H100"]

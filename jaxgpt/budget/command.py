@@ -8,7 +8,7 @@ from jaxgpt.budget import options, search
 from jaxgpt.budget.options import OutputOptions, Request
 from jaxgpt.budget.plan import Inputs, make_plan
 from jaxgpt.budget.recommend import recommend
-from jaxgpt.budget.report import plan_report
+from jaxgpt.budget.report import brief_report, plan_report
 from jaxgpt.budget.search import SearchResult
 from jaxgpt.config.options import read_options
 from jaxgpt.errors import ConfigError
@@ -30,8 +30,9 @@ def main(argv: Sequence[str]) -> None:
         result = search.best_run(inputs, request.goal)
         inputs = result.inputs
     planned = make_plan(inputs)
-    report = plan_report(planned, recommend(planned, request.claim), result)
-    _write_answer(report, request)
+    complete = request.output.verbose or request.output.json or request.html
+    build = plan_report if complete else brief_report
+    _write_answer(build(planned, recommend(planned, request.claim), result), request)
     if result and request.write_config:
         _write_config(result, request)
 

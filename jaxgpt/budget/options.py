@@ -3,16 +3,17 @@
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxgpt.budget import devices, query
-from jaxgpt.budget.plan import Inputs
+from jaxgpt.budget import devices, query, step_time, suggestion
+from jaxgpt.budget.devices import Device
+from jaxgpt.budget.plan import Calibration, Inputs
 from jaxgpt.budget.search import Goal
-from jaxgpt.config import Config
+from jaxgpt.config import Config, sections
 from jaxgpt.config.command_line import parse_options, read_config
 from jaxgpt.config.fields import OptionGroup, field
-from jaxgpt.config.options import Parser, add_options, option_name, parse_number, read_options
+from jaxgpt.config.options import Parser, add_options, given_values, option_name, parse_number, read_options
 from jaxgpt.errors import ConfigError
 from jaxgpt.utils.files import check_report_path, check_writable
 
@@ -64,7 +65,12 @@ class PlanOptions(OptionGroup, title="budget", error_code="C038"):
         (), "run lengths in steps, a row each (default: 30, 50, 75 and 100 % of the run)", ge=1, le=MAX_STEPS
     )
     unique_tokens: float | None = field(None, "unique tokens, such as 3.68e9", gt=0, metavar="N")
-    data: str | None = field(None, "folder of token shards; its manifest (and audit) gives the count", metavar="DIR")
+    data: str | None = field(
+        None,
+        "folder of token shards: its manifest (and audit) gives tokens, corpus and vocabulary; without --config a run "
+        "for it is suggested",
+        metavar="DIR",
+    )
     corpus: str | None = field(
         None, "fineweb, fineweb-edu, openwebtext, openwebtext2, refinedweb, c4 or unknown", metavar="NAME"
     )
@@ -108,6 +114,7 @@ class GoalOptions(OptionGroup, title="goal", error_code="C038"):
 class OutputOptions(OptionGroup, title="output", error_code="C038"):
     """What to print."""
 
+    verbose: bool = field(False, "print memory, step time, the parts of the loss and warnings as well")
     json: bool = field(False, "JSON (docs/budget.md)")
     html: str | None = field(None, "write an HTML page", metavar="FILE")
     actual: str | None = field(None, "compare a run with its plan, and print nothing else", metavar="RUN")
@@ -145,37 +152,74 @@ def read(argv: Sequence[str]) -> Request:
 def build_request(options: argparse.Namespace) -> Request:
     """The request that the options make. Raises `ConfigError` for what is wrong, `DataError` for the data's own."""
     _check_exclusive(options)
-    config = read_config(options)
     wanted = read_options(GoalOptions, options)
     output = read_options(OutputOptions, options)
     goal = Goal(hours=wanted.hours, kwh=wanted.kwh, target_loss=wanted.target_loss)
+    plan_options = read_options(PlanOptions, options)
+    learning = read_options(LearningOptions, options)
     return Request(
-        inputs=_inputs(config, options.config, read_options(PlanOptions, options)),
+        inputs=_inputs(options, plan_options, measured=learning.measure or learning.pilot is not None),
         goal=goal if any((wanted.hours, wanted.kwh, wanted.target_loss)) else None,
-        learning=read_options(LearningOptions, options),
+        learning=learning,
         output=output,
-        claim=read_options(PlanOptions, options).claim,
+        claim=plan_options.claim,
         html=check_report_path("--html", Path(output.html)) if output.html else None,
         write_config=_new_file("--write-config", wanted.write_config),
     )
 
 
-def _inputs(config: Config, name: str, given: PlanOptions) -> Inputs:
-    gpu, device_reason = (given.gpu, "--gpu") if given.gpu is not None else _local_device()
-    device = None if gpu.lower() == devices.CPU else devices.find(gpu)
+def _device(gpu: str | None, *, measured: bool) -> tuple[Device | None, str]:
+    """The device (None: this machine's CPU) and the reason; a measurement describes the machine that it runs on."""
+    if gpu is not None:
+        return None if gpu.lower() == devices.CPU else devices.find(gpu), "--gpu"
+    name = devices.local_gpu()
+    device = devices.lookup(name) if name else None
+    if device:
+        return device, "this machine's"
+    if measured:
+        return None, f"this machine's {name or 'CPU'}, which is measured"
+    if name:
+        return devices.find(DEFAULT_GPU), f"assumed: this machine's {name} is not in the table, see --gpu and --measure"
+    return devices.find(DEFAULT_GPU), "assumed: this machine has no GPU"
+
+
+def _plan_config(options: argparse.Namespace, data: str | None, device: Device | None) -> tuple[Config, str, str]:
+    """The config and its name; without one the suggested run for the data, and the command that trains it."""
+    suggested = None
+    if options.config is None and data is not None:
+        suggested = suggestion.suggest_run(Path(data), device)
+    if suggested is None:
+        config = read_config(options)
+        return config, Path(options.config).stem, ""
+    changes = {section: given_values(kind, options) for section, kind in sections().items()}
+    suggested = replace(suggested, config=suggested.config.replace(changes))
+    return suggested.config, suggested.config.run.name, suggested.command()
+
+
+def _inputs(options: argparse.Namespace, given: PlanOptions, *, measured: bool) -> Inputs:
+    device, device_reason = _device(given.gpu, measured=measured)
+    config, name, command = _plan_config(options, given.data, device)
     calibration = None
     if given.measurements and device:
         from jaxgpt.budget import calibrate  # loads the log readers
 
         calibration = calibrate.find_measurement(Path(given.measurements), device)
+    if device is None and not measured:
+        assumed = step_time.expected(config, None)
+        calibration = Calibration(
+            source="an assumption about CPUs", measured=assumed, measured_config=config, is_assumed=True
+        )
     corpus, corpus_source = query.config_corpus(config)
+    if given.data:
+        config, corpus, corpus_source = query.adapt_to_data(config, Path(given.data), vars(options))
     if given.corpus:
         corpus, corpus_source = query.find_corpus(given.corpus), "--corpus"
     steps = config.run.steps
     default_lengths = tuple(sorted({max(1, round(steps * fraction)) for fraction in DEFAULT_FRACTIONS}))
     return Inputs(
         config=config,
-        name=Path(name).stem,
+        name=name,
+        command=command,
         device=device,
         device_reason=device_reason,
         lengths=given.lengths or default_lengths,
@@ -185,17 +229,6 @@ def _inputs(config: Config, name: str, given: PlanOptions) -> Inputs:
         price=given.price,
         calibration=calibration,
     )
-
-
-def _local_device() -> tuple[str, str]:
-    """This machine's GPU if the table has it, else `DEFAULT_GPU`; and the reason."""
-    name = devices.local_gpu()
-    device = devices.lookup(name) if name else None
-    if device:
-        return device.name, "this machine's"
-    if name:
-        return DEFAULT_GPU, f"assumed: this machine's {name} is not in the table, see --gpu and --measure"
-    return DEFAULT_GPU, "assumed: this machine has no GPU"
 
 
 def _check_exclusive(options: argparse.Namespace) -> None:

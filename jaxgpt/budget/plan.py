@@ -1,5 +1,6 @@
 """The plan of a run as plain values: time, energy, memory and loss for each length. Nothing here prints."""
 
+import math
 from dataclasses import dataclass, replace
 
 from jaxgpt.budget import memory, query, scaling_law, step_time
@@ -15,6 +16,8 @@ from jaxgpt.config.model_size import flops_per_token, non_embedding_parameters, 
 STARTUP_SECONDS = 120.0  # imports, checking the tokens, compiling: minutes at most (bench/gpu.py measures it)
 FORWARD_FRACTION = 1 / 3  # an evaluation only runs forward
 MANY_EPOCHS = 4.0
+MAX_EPOCHS = 20.0  # more repetition than this is not recommended, whatever the scaling law predicts
+BEST_STEPS_GRID = 200  # lengths, down to 1/360 of the longest
 OTHER_STEP_SPREAD = 0.10  # of a step time that was measured with another model or batch
 
 
@@ -31,6 +34,7 @@ class Calibration:
     measured_config: Config | None = None
     loss_shift: float | None = None
     loss_sd: float = 0.0
+    is_assumed: bool = False  # nothing was measured: the step time is that of a typical CPU
 
     def step_time(self, config: Config, device: Device | None) -> StepTime | None:
         """The measured step time, scaled by the modeled work where `config` has another model or batch."""
@@ -71,10 +75,14 @@ def _step_work(config: Config, device: Device | None) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What to plan. `device` is None for a CPU, whose speed must be measured; `lengths` are numbers of steps."""
+    """What to plan. `device` is None for a CPU, whose speed must be measured; `lengths` are numbers of steps.
+
+    `command` trains the config if it was suggested.
+    """
 
     config: Config
     name: str
+    command: str = ""
     device: Device | None
     device_reason: str = ""
     lengths: tuple[int, ...]
@@ -279,6 +287,23 @@ def make_row(inputs: Inputs, time: StepTime | None, steps: int, shorter: Row | N
     )
 
 
+def best_steps(inputs: Inputs, longest: int) -> int:
+    """The length up to `longest` steps and 20 epochs with the lowest predicted loss, within 3 % of the best length."""
+    unique = inputs.tokens.unique
+    limit = math.inf if unique is None else MAX_EPOCHS * unique / inputs.config.tokens_per_step
+    longest = max(1, int(min(longest, limit)))
+    if unique is None or longest * inputs.config.tokens_per_step <= unique:
+        return longest  # nothing is repeated, so that each step helps
+    lengths = {max(1, round(longest / 1.03**power)) for power in range(BEST_STEPS_GRID)}
+    return min(lengths, key=lambda steps: (comparable_loss(inputs, steps), steps))
+
+
+def comparable_loss(inputs: Inputs, steps: int) -> float:
+    """The predicted loss without the limit of guessing, above which all lengths would look the same."""
+    asked = query.build_query(inputs.config, steps, inputs.corpus, inputs.tokens.unique)
+    return scaling_law.predict_loss(replace(asked, ceiling=math.inf)).loss
+
+
 def run_seconds(config: Config, steps: int, seconds_per_step: float) -> float:
     """A whole run in seconds: its steps, its evaluations of both splits, and the start."""
     evaluations = steps // config.run.eval_every + 1
@@ -351,7 +376,7 @@ def _device_warnings(inputs: Inputs, fit: MemoryFit, *, has_step_time: bool) -> 
     texts = []
     device = inputs.device
     needed = fit.memory.total
-    if not has_step_time:
+    if not has_step_time or (inputs.calibration and inputs.calibration.is_assumed):
         texts.append(f"the speed of a {CPU} is not in the device table: --measure times some steps here")
     if device and device.note:
         texts.append(f"{device.name}: {device.note}")

@@ -53,10 +53,10 @@ def check_cost(config: Config, tokens: int, device_kind: str, device_count: int 
     seconds = 0.0
     if device is not None or device_kind == devices.CPU:
         seconds = plan.run_seconds(config, config.run.steps, step_time.expected(config, device).low / device_count)
-    if epochs <= suggestion.MAX_EPOCHS and seconds <= MAX_SECONDS:
+    if epochs <= plan.MAX_EPOCHS and seconds <= MAX_SECONDS:
         return
     costs = []
-    if epochs > suggestion.MAX_EPOCHS:
+    if epochs > plan.MAX_EPOCHS:
         costs.append(f"read the training data {epochs:,.0f} times")
     if seconds > MAX_SECONDS:
         costs.append(f"take at least {format_rough_duration(seconds)} on this device")

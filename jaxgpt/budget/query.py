@@ -4,6 +4,7 @@ import difflib
 import json
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,30 @@ def folder_corpus(folder: Path) -> tuple[Corpus, str]:
         if corpus.name != "unknown":
             return corpus, f"assumed from the name {name!r}"
     return CORPORA["unknown"], f"nothing in {folder} names a corpus that is known"
+
+
+def adapt_to_data(config: Config, folder: Path, given: Collection[str]) -> tuple[Config, Corpus, str]:
+    """`config` for the tokens of another folder, their corpus, and the reason in words.
+
+    The folder is what is trained on, so its vocabulary and its corpus replace the config's, except those that `given`
+    names as `section.field`.
+    """
+    is_own = Path(config.data.path).resolve() == folder.resolve()
+    config = config.replace({"data": {"path": str(folder)}})
+    if is_own or "data.corpus" in given:
+        return (config, *config_corpus(config))
+    corpus, reason = folder_corpus(folder)
+    changes: dict[str, dict[str, Any]] = {"data": {"corpus": "", "unique_tokens": None}, "model": {}}
+    if corpus.name != "unknown":
+        changes["data"]["corpus"] = corpus.name
+    if "model.vocab_size" not in given and (folder / manifest.FILE_NAME).is_file():
+        changes["model"]["vocab_size"] = padded_vocabulary(manifest.read_manifest(folder).tokenizer.vocab_size)
+    return config.replace(changes), corpus, reason
+
+
+def padded_vocabulary(size: int) -> int:
+    """Rows of the embedding for a tokenizer of that many tokens: the next multiple of 64."""
+    return 64 * math.ceil(size / 64)
 
 
 def count_tokens(folder: Path, block: int) -> TokenCount:

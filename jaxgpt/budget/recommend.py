@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from jaxgpt.budget import plan, query, scaling_law
+from jaxgpt.budget import plan, query, scaling_law, search
 from jaxgpt.budget.plan import Plan
 from jaxgpt.budget.scaling_law import (
     FITTED_PARAMETERS,
@@ -14,7 +14,8 @@ from jaxgpt.budget.scaling_law import (
     ScalingQuery,
 )
 from jaxgpt.config import schedule
-from jaxgpt.utils.formatting import format_tokens
+from jaxgpt.config.model_size import parameters
+from jaxgpt.utils.formatting import format_change, format_rough_duration, format_signed, format_tokens, pluralize
 
 SEED_SD = 0.0013  # nats between runs that differ only in their seed (modded-nanogpt's repeated records)
 MEASURABLE_GAIN = 3 * SEED_SD  # nats: what a single run can show
@@ -57,23 +58,26 @@ class Recommendation:
 
 def recommend(planned: Plan, claim: float | None = None) -> Recommendation:
     """The recommendation for the longest run of a plan, and what a claimed loss would take."""
-    useful = useful_steps(planned)
+    shortest = plan.best_steps(planned.inputs, planned.last.total_steps)
+    useful = min(useful_steps(planned), shortest) if shortest < planned.last.total_steps else useful_steps(planned)
     best = best_model(planned)
     early = early_stop(planned)
     unique = unique_sensitivity(planned)
-    sentences = [_length_sentence(planned, useful), _size_sentence(planned.last.loss, best)]
+    sentences = [_length_sentence(planned, useful, shortest), _size_sentence(planned, best)]
     if unique:
         losses = ", ".join(f"{loss:.3f} with {format_tokens(count)}" for count, loss in unique)
         sentences.append(f"If fewer tokens are unique, the predicted loss is {losses} unique tokens.")
+    extra = format_signed(early.loss - planned.last.loss)
     sentences.append(
         f"To stop early, plan for it: {early.total_steps:,} steps with a decay that ends there reach {early.loss:.3f} "
-        f"(+{early.loss - planned.last.loss:.3f}); the long run cut off at that step, with its learning rate still "
-        f"high, is at {early.loss_if_cut_off:.3f}."
+        f"({extra}); the long run cut off at that step, with its learning rate still high, is at "
+        f"{early.loss_if_cut_off:.3f}."
     )
     gains = planned.gains
     sentences.append(
-        f"Twice the model gains {gains['double_model'].nats:.3f}, twice the steps {gains['double_steps'].nats:.3f}, "
-        f"twice the unique tokens at the same steps {gains['double_unique_data'].nats:.3f} nats."
+        f"Twice the model: {format_change(-gains['double_model'].nats, 3)}; twice the steps: "
+        f"{format_change(-gains['double_steps'].nats, 3)}; twice the unique tokens at the same steps: "
+        f"{format_change(-gains['double_unique_data'].nats, 3)}."
     )
     sentences.append(_claim_sentence(planned, claim))
     return Recommendation(
@@ -86,7 +90,7 @@ def useful_steps(planned: Plan) -> int:
 
     def gain(steps: int) -> float:
         longer = math.ceil(1.1 * steps)
-        return plan.predict_loss(planned.inputs, steps).loss - plan.predict_loss(planned.inputs, longer).loss
+        return plan.comparable_loss(planned.inputs, steps) - plan.comparable_loss(planned.inputs, longer)
 
     low = max(planned.inputs.config.optim.warmup_steps, 10)
     high = 100 * max(planned.last.total_steps, low)
@@ -149,18 +153,27 @@ def unique_sensitivity(planned: Plan) -> tuple[tuple[float, float], ...]:
     return tuple((count, plan.predict_loss(planned.inputs, steps, unique=count).loss) for count in counts)
 
 
-def _length_sentence(planned: Plan, useful: int) -> str:
-    total_steps = planned.last.total_steps
-    side = "past" if total_steps > useful else "before"
+def _length_sentence(planned: Plan, useful: int, best: int) -> str:
+    """How many steps to train: fewer, if repeated tokens raise the loss again, or more, as long as they help."""
+    last = planned.last
+    row = plan.make_row(planned.inputs, planned.step_times.get("jaxgpt"), best)
+    if last.loss - row.loss > MEASURABLE_GAIN:
+        epochs = "" if row.epochs is None else f" ({row.epochs:.1f} epochs)"
+        time = "" if row.seconds is None else f" in about {format_rough_duration(row.seconds)}"
+        return (
+            f"Train {pluralize(best, 'step')}{epochs} instead: they reach {row.loss:.2f}{time}; with more repetition "
+            f"{last.total_steps:,} steps end at {last.loss:.2f}."
+        )
+    if last.total_steps > useful:
+        sentence = f"About {useful:,} steps are enough: beyond that, a tenth more steps gains less than "
+    else:
+        sentence = f"More steps help up to about {useful:,}: beyond that, a tenth more steps gains less than "
     beyond_fit = ""
     if useful * planned.model.tokens_per_step > FITTED_TOKENS[1]:
-        beyond_fit = f" (which lies beyond the {FITTED_TOKENS[1] / 1e9:.0f}B tokens of the fit)"
-    sentence = (
-        f"Beyond about {useful:,} steps, a tenth more steps gains less than {MEASURABLE_GAIN:.3f} nats, which a single "
-        f"run cannot tell from the effect of its seed; {total_steps:,} steps are {side} that point{beyond_fit}."
-    )
+        beyond_fit = f" (that is beyond the {FITTED_TOKENS[1] / 1e9:.0f}B tokens of the fit)"
+    sentence += f"{MEASURABLE_GAIN:.3f} nats, the noise of a single run{beyond_fit}."
     gain = _last_hour_gain(planned)
-    return sentence if gain is None else f"{sentence} The last hour of the run gains {gain:.4f} nats."
+    return sentence if gain is None else f"{sentence} The last hour of this run gains {gain:.3f}."
 
 
 def _last_hour_gain(planned: Plan) -> float | None:
@@ -172,20 +185,34 @@ def _last_hour_gain(planned: Plan) -> float | None:
     return plan.predict_loss(planned.inputs, shorter).loss - planned.last.loss if shorter > 0 else None
 
 
-def _size_sentence(loss: float, best: BestModel | None) -> str:
+def _size_sentence(planned: Plan, best: BestModel | None) -> str:
+    """Which size suits the compute of the longest run."""
     if best is None:
         return (
-            f"This compute is below that of the smallest fitted model, {FITTED_PARAMETERS[0] / 1e6:.0f}M parameters "
+            f"So few FLOPs cannot train even the smallest fitted model, {FITTED_PARAMETERS[0] / 1e6:.0f}M parameters "
             f"on {FITTED_RATIO:.0f} tokens each: all losses here are rough."
         )
-    model = f"{best.parameters / 1e6:,.0f}M parameters on {format_tokens(best.tokens)} tokens"
-    if loss - best.prediction.loss <= MEASURABLE_GAIN:
-        return f"The size suits the FLOPs: the best model in the fitted range for the same 6ND has {model}."
-    limit = f", at the fit's minimum of {FITTED_RATIO:.0f} tokens per parameter" if best.at_ratio_limit else ""
+    size = f"{best.parameters / 1e6:,.0f}M"
+    change = best.prediction.loss - min(row.loss for row in planned.rows)
+    if change >= -MEASURABLE_GAIN:
+        return f"The size suits the compute: the best fitted model for it has {size} parameters."
+    steps = round(best.tokens / planned.model.tokens_per_step)
+    hours = _best_model_seconds(planned, best, steps)
+    time = "" if hours is None else f" ({format_rough_duration(hours)})"
     return (
-        f"For the same 6ND FLOPs the best model in the fitted range has {model}: {best.prediction.loss:.2f} "
-        f"instead of {loss:.2f}{limit}."
+        f"For the same compute, train a {size} model for {pluralize(steps, 'step')}{time}: "
+        f"{best.prediction.loss:.2f}, about {format_change(change)}."
     )
+
+
+def _best_model_seconds(planned: Plan, best: BestModel, steps: int) -> float | None:
+    """The time of the best model, from the step time of the nearest shape of the ladder; None if it is unknown."""
+    shapes = [search.with_shape(planned.inputs.config, layers, width) for layers, width in search.SHAPES]
+    nearest = min(shapes, key=lambda config: abs(math.log(parameters(config.model) / best.parameters)))
+    time = plan.own_step_time(replace(planned.inputs, config=nearest))
+    if time is None:
+        return None
+    return plan.run_seconds(nearest, steps, time.seconds * best.parameters / parameters(nearest.model))
 
 
 def _claim_sentence(planned: Plan, claim: float | None) -> str:

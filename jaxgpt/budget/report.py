@@ -1,5 +1,7 @@
 """The plan as a report: printed, written as a page and dumped as JSON from the same object."""
 
+from dataclasses import replace
+
 from jaxgpt.budget import plot, step_time
 from jaxgpt.budget.memory import GIB
 from jaxgpt.budget.plan import Plan, Row
@@ -14,10 +16,14 @@ from jaxgpt.utils.formatting import (
     format_hours_range,
     format_loss_range,
     format_number,
+    format_rough_duration,
+    format_signed,
+    pluralize,
 )
-from jaxgpt.utils.report import Block, Figure, Items, Paragraph, Report, Section, Table
+from jaxgpt.utils.report import Block, Command, Figure, Items, Paragraph, Report, Section, Table
 
 SOFTWARE_NAMES = {"jaxgpt": "jaxgpt", "nanogpt": "nanoGPT-class software"}
+NEIGHBORS = 3  # of the best candidate, on a small screen
 MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "workspace")
 
 
@@ -27,6 +33,7 @@ def plan_report(planned: Plan, advice: Recommendation, result: SearchResult | No
         title=f"Plan of {planned.inputs.name}",
         summary=tuple(_summary(planned, result)),
         sections=(
+            _command_section(planned, result),
             *([_search_section(result)] if result else []),
             Section("Run", tuple(_run_blocks(planned))),
             Section("By length", tuple(_length_blocks(planned))),
@@ -40,43 +47,73 @@ def plan_report(planned: Plan, advice: Recommendation, result: SearchResult | No
     )
 
 
+def brief_report(planned: Plan, advice: Recommendation, result: SearchResult | None = None) -> Report:
+    """The part of a plan that fits a terminal of 24 lines; `plan_report` has the complete one."""
+    full = plan_report(planned, advice, result)
+    sections = [_command_section(planned, result)]
+    if result:
+        sections.append(_search_section(result, NEIGHBORS))
+    else:
+        sections.append(Section("By length", tuple(_length_blocks(planned)[:1])))
+    more = "" if not planned.warnings else f" and {pluralize(len(planned.warnings), 'warning')}"
+    hint = f"--verbose shows memory, step time, the parts of the loss{more}."
+    sections.append(Section("Recommendations", (Items(advice.sentences[:2]), Paragraph(hint))))
+    return replace(full, sections=tuple(sections))
+
+
+def _command_section(planned: Plan, result: SearchResult | None) -> Section:
+    command = "" if result else planned.inputs.command
+    return Section("To train it", (Command(command),) if command else ())
+
+
 def _summary(planned: Plan, result: SearchResult | None) -> list[str]:
-    """What a reader came for: time, loss and memory of the longest run."""
+    """What a reader came for: time and loss of the longest run, then its tokens, energy and memory."""
+    last = planned.last
+    fit = planned.fit
+    facts = [f"{format_count(last.tokens)} tokens"]
+    if last.epochs is not None:
+        facts.append(f"{format_number(last.epochs, 0 if last.epochs >= 10 else 1)} epochs")
+    if last.energy_kwh is not None:
+        facts.append(f"{last.energy_kwh:.1f} kWh")
+    if fit.usable_gib is not None:
+        batch = planned.inputs.config.data.micro_batch
+        fits = "" if fit.fits else ", which does not fit"
+        facts.append(f"{fit.memory.total / GIB:.1f} of {fit.usable_gib:.1f} GiB at micro-batch {batch:,}{fits}")
+    sentences = [_headline(planned, result), f"{'; '.join(facts)}. Losses are in nats per token, intervals 80 %."]
+    if result:
+        sentences.append(_describe(result))
+    return sentences
+
+
+def _headline(planned: Plan, result: SearchResult | None) -> str:
+    """`Train 20,000 steps: about 29 h on RTX 4070 (21 h to 40 h), validation loss 3.53 (3.48 to 3.58) on fineweb.`"""
     last = planned.last
     device = planned.inputs.device
-    fit = planned.fit
-    sentences = []
-    if result:
-        sentences.append(f"The best run for {result.goal}: {_describe(result)}.")
-    length = f"{last.total_steps:,} steps train on {format_count(last.tokens)} tokens"
-    epochs = "" if last.epochs is None else f" ({last.epochs:.2f} epochs)"
-    if last.seconds is None:
-        sentences.append(f"{length}{epochs}; how long that takes must be measured (--measure).")
+    where = device.name if device else "this machine"
+    millions = planned.model.parameters / 1e6
+    size = f"{millions:.0f}M" if millions >= 10 else f"{millions:.1f}M"
+    model = f"a {size} model for " if result or planned.inputs.command else ""
+    if last.seconds is None or last.seconds_low is None or last.seconds_high is None:
+        time = "how long that takes must be measured (--measure)"
     else:
-        time_range = format_hours_range(last.seconds_low, last.seconds_high, last.seconds)
-        energy = "" if last.energy_kwh is None else f" and {last.energy_kwh:.1f} kWh"
-        where = device.name if device else "this CPU"
-        sentences.append(f"{length}{epochs} in {format_hours(last.seconds)} ({time_range}){energy} on {where}.")
-    sentences.append(
-        f"Predicted validation loss: {last.loss:.3f} nats per token ({last.loss_low:.2f} to {last.loss_high:.2f}) on "
-        f"{planned.inputs.corpus.name}. Intervals are 80 % intervals."
-    )
-    if fit.usable_gib is not None:
-        verb = "fits" if fit.fits else "does not fit"
-        batch = planned.inputs.config.data.micro_batch
-        sentences.append(
-            f"A micro-batch of {batch:,} {verb}: {fit.memory.total / GIB:.1f} of {fit.usable_gib:.1f} GiB usable."
-        )
-    return sentences
+        precision = max((last.seconds_high - last.seconds_low) / 10, last.seconds / 20)
+        durations = (last.seconds, last.seconds_low, last.seconds_high)
+        middle, low, high = (format_rough_duration(seconds, precision) for seconds in durations)
+        time = f"about {middle} on {where} ({low} to {high})"
+    corpus = planned.inputs.corpus.name
+    on = "an unknown corpus" if corpus == "unknown" else corpus
+    loss = f"validation loss {last.loss:.2f} ({last.loss_low:.2f} to {last.loss_high:.2f}) on {on}"
+    if not last.prediction.is_informative:
+        loss = "no loss can be predicted so far from published runs"
+    return f"Train {model}{pluralize(last.total_steps, 'step')}: {time}, {loss}."
 
 
 def _describe(result: SearchResult) -> str:
     config = result.best.config
     return (
-        f"{parameters(config.model) / 1e6:.1f}M parameters ({config.model.n_layer} layers of width "
-        f"{config.model.n_embd}), micro-batch {config.data.micro_batch} × {config.data.accum}, {config.optim.schedule} "
-        f"from {config.optim.learning_rate:g} to {config.optim.min_lr:g} after {config.optim.warmup_steps:,} steps of "
-        "warmup"
+        f"{config.model.n_layer} layers of width {config.model.n_embd}, micro-batch {config.data.micro_batch} × "
+        f"{config.data.accum}, {config.optim.schedule} from {config.optim.learning_rate:g} to {config.optim.min_lr:g} "
+        f"after {pluralize(config.optim.warmup_steps, 'step')} of warmup."
     )
 
 
@@ -107,7 +144,7 @@ def _describe_device(planned: Plan) -> str:
     device = planned.inputs.device
     reason = planned.inputs.device_reason
     if device is None:
-        return f"cpu, to be measured ({reason})"
+        return f"cpu ({reason})"
     figures = f"{device.tflops:g} TFLOP/s bf16, {device.bandwidth:g} GB/s, {device.memory:g} GiB, {device.watts:g} W"
     return f"{device.name} ({reason}): {figures}"
 
@@ -119,8 +156,8 @@ def _length_blocks(planned: Plan) -> list[Block]:
         Paragraph(
             "Each row is a run of its own whose learning rate decays until its end. Time, energy and cost are "
             f"jaxgpt's, with evaluations and start; the board at {step_time.BOARD_FRACTION:.0%} of its power and "
-            f"{step_time.HOST_WATTS:g} W for the rest; {planned.inputs.price:g} per kWh. 'per h': nats gained per "
-            "extra hour compared with the row above."
+            f"{step_time.HOST_WATTS:g} W for the rest; {planned.inputs.price:g} per kWh. 'per h': change of the "
+            "loss per extra hour compared with the row above."
         ),
     ]
     if "jaxgpt" in planned.step_times:
@@ -137,7 +174,7 @@ def _length_blocks(planned: Plan) -> list[Block]:
 def _length_cells(row: Row) -> tuple[str, ...]:
     gain = ""
     if row.gain_per_hour is not None:
-        gain = f"{row.gain_per_hour:.4f}" if row.gain_per_hour < 1 else f"{row.gain_per_hour:,.0f}"
+        gain = format_signed(-row.gain_per_hour, 4 if abs(row.gain_per_hour) < 1 else 0)
     return (
         f"{row.total_steps:,}",
         format_count(row.tokens),
@@ -189,7 +226,7 @@ def _loss_blocks(planned: Plan) -> list[Block]:
         f"standard deviation {prediction.sigma:.3f}: {sigmas}",
     ]
     for name, gain in planned.gains.items():
-        texts.append(f"{name.replace('_', ' ')}: −{gain.nats:.3f} nats, {format_flops(gain.flops)} in all")
+        texts.append(f"{name.replace('_', ' ')}: {format_signed(-gain.nats)} nats, {format_flops(gain.flops)} in all")
     for name, loss in planned.loss_on_other_corpora.items():
         texts.append(f"on {name} the same run would end at about {loss:.2f}, in nats of that text")
     rows = []
@@ -201,9 +238,12 @@ def _loss_blocks(planned: Plan) -> list[Block]:
     return [Items(tuple(texts)), nearest]
 
 
-def _search_section(result: SearchResult) -> Section:
+def _search_section(result: SearchResult, neighbors: int | None = None) -> Section:
+    """The candidates; only `neighbors` smaller and larger ones than the best if a number is given."""
     rows = []
-    for candidate in result.candidates:
+    best = next(n for n, candidate in enumerate(result.candidates) if candidate is result.best)
+    first, end = (0, None) if neighbors is None else (max(0, best - neighbors), best + neighbors + 1)
+    for candidate in result.candidates[first:end]:
         model = candidate.config.model
         row = candidate.row
         rows.append(

@@ -18,6 +18,7 @@ from jaxgpt.config import Config, Model
 from jaxgpt.config.files import config_source
 from jaxgpt.config.model_size import parameters
 from jaxgpt.errors import ConfigError
+from jaxgpt.utils.formatting import pluralize
 
 HEAD_SIZE = 64
 # layers and width: GPT-2's proportions, widths of whole heads
@@ -42,7 +43,7 @@ class Goal:
 
     def __str__(self) -> str:
         if self.hours is not None:
-            return f"{self.hours:g} hours"
+            return pluralize(self.hours, "hour")
         return f"{self.kwh:g} kWh" if self.kwh is not None else f"a loss of {self.target_loss:g}"
 
 
@@ -110,6 +111,8 @@ def _candidate(inputs: Inputs, device: Device, config: Config, goal: Goal) -> Ca
     steps = _steps_for(inputs, time.seconds, device, goal)
     if steps is None or steps < MIN_STEPS:
         return None
+    if goal.target_loss is None:
+        steps = plan.best_steps(inputs, steps)
     inputs = replace(inputs, config=with_steps(batched, steps))
     ratio = steps * batched.tokens_per_step / parameters(batched.model)
     return Candidate(config=inputs.config, row=plan.make_row(inputs, time, steps), ratio=ratio)

@@ -23,7 +23,6 @@ from jaxgpt.config.model_size import flops_per_token, parameters
 from jaxgpt.data import manifest
 from jaxgpt.utils.formatting import format_hours, format_hours_range, pluralize
 
-MAX_EPOCHS = 20.0  # more repetition than this is suggested to nobody
 CPU_SECONDS = 600.0
 GPU_SECONDS = 86_400.0
 CLOSE = 0.02  # nats
@@ -77,7 +76,7 @@ class _Candidate:
     seconds: float
 
 
-def suggest_run(folder: Path, device: Device | None, max_epochs: float = MAX_EPOCHS) -> Suggestion | None:
+def suggest_run(folder: Path, device: Device | None, max_epochs: float = plan.MAX_EPOCHS) -> Suggestion | None:
     """The run to train on the tokens in `folder`, on `device` or, without one, on this machine's CPU.
 
     None if there are too few tokens to train on. Raises `DataError` D002 or D018 for the manifest.
@@ -116,7 +115,7 @@ def _adapt(config: Config, folder: Path, vocabulary: int, unique: float, corpus:
     if vocabulary < BYTE_VOCABULARY:
         run["sample_prompt"] = ""
     known = "" if corpus.name == "unknown" else corpus.name
-    model = {"block_size": block, "vocab_size": 64 * math.ceil(vocabulary / 64)}
+    model = {"block_size": block, "vocab_size": query.padded_vocabulary(vocabulary)}
     return config.replace({"model": model, "data": {"path": str(folder), "corpus": known}, "run": run})
 
 

@@ -7,14 +7,14 @@ from jaxgpt.utils.report.document import Code, Command, Figure, Items, Paragraph
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """`report.data` with its `summary` and, under `report`, its sections as plain JSON values.
+    """The `summary`, `report.data` and, under `report`, the sections as plain JSON values.
 
     Numbers that are not finite become None and tuples become lists.
     """
     sections = [
         {"title": section.title, "blocks": [_block(block) for block in section.blocks]} for section in report.sections
     ]
-    values: dict[str, Any] = finite(report.data | {"summary": report.summary, "report": sections})
+    values: dict[str, Any] = finite({"summary": report.summary} | report.data | {"report": sections})
     return values
 
 

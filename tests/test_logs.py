@@ -106,6 +106,14 @@ def test_jaxgpt_log() -> None:
     assert history.steps[7].time == 1044.0
 
 
+def test_time_of_samples_counts_as_pause() -> None:
+    records = logsamples.jaxgpt_records(20)
+    end = records[-1]["time"]
+    sample = {"kind": "sample", "time": end + 3.0, "step": 20, "prompt": "a", "text": "b"}
+    history = logs.read_text(logsamples.jsonl([*records, sample]), "log")
+    assert history.metadata.pause_seconds == 6.0 + 3.0
+
+
 def test_killed_jaxgpt_run_resumes_from_checkpoint() -> None:
     records = [
         *logsamples.jaxgpt_records(50),

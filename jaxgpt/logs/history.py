@@ -70,7 +70,7 @@ class RunMetadata:
     unique_tokens: float | None = None
     device: str | None = None
     stop_reason: StopReason | None = None  # of a jaxgpt run that has ended
-    pause_seconds: float = 0.0  # total of evaluation and saving, where the log separates them from the steps
+    pause_seconds: float = 0.0  # total of evaluation, sampling and saving, where the log separates them from the steps
     counted_from_tokens: bool = False  # steps are tokens divided by an assumed `tokens_per_step`
     hyperparameters: Mapping[str, float | bool | str] = field(default_factory=dict)  # under nanoGPT's names
     defaults: Mapping[str, float] = field(default_factory=dict)  # the software's, of what the log leaves out

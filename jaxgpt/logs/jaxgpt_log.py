@@ -57,10 +57,12 @@ class Reader(reader.Reader):
         elif kind == "save" and step is not None:
             self._add_pause(time)
             self._log.add_save(step)
+        elif kind == "sample":
+            self._add_pause(time)
         self._last_time = time
 
     def _add_pause(self, time: float | None) -> float | None:
-        """Counts the seconds since the record before, during which the run evaluated or saved, and returns them."""
+        """Counts the seconds since the record before, during which the run evaluated, sampled or saved, and returns them."""
         if time is None or self._last_time is None or self._compiling:
             return None
         seconds = valid_duration(time - self._last_time)

@@ -41,7 +41,7 @@ def test_progress_follows_the_log(
     monkeypatch.setattr(training_process, "LINE_SECONDS", 0.0)
     progress = TrainingProgress(config)
     with RunLog(folder.log_file) as log:
-        for kind, values in (("step", {"loss": 4.2}), ("step", {"loss": float("nan")}), ("eval", {})):
+        for kind, values in (("step", {"loss": 4.2}), ("step", {"loss": float("nan")}), ("eval", {}), ("stop", {})):
             log.write(kind, step=6, **values)
             progress.show()
             progress.show()  # nothing has changed

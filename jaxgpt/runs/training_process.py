@@ -12,6 +12,7 @@ from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.log import read_log
 
 STDERR_TAIL_LINES = 3
+STARTING = "starting and compiling"
 POLL_SECONDS = 0.5  # between two looks at the log of the training
 LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
@@ -68,9 +69,11 @@ class TrainingProgress:
 
     def show(self) -> None:
         """Shows the steps done and the last loss, if they have changed."""
-        text = f"training {self._name}: {self._state()}"
+        state = self._state()
+        text = f"training {self._name}: {state}"
         interval = POLL_SECONDS if self._is_terminal else LINE_SECONDS
-        if text == self._last_text or time.monotonic() - self._last_shown < interval:
+        is_over = state == STARTING and self._last_text
+        if is_over or text == self._last_text or time.monotonic() - self._last_shown < interval:
             return
         self._last_text = text
         self._last_shown = time.monotonic()
@@ -89,4 +92,4 @@ class TrainingProgress:
             return f"step {last['step'] + 1:,} of {self._total:,}, loss {last['loss']:.4}"
         if last.get("kind") in ("eval", "save"):
             return f"evaluated and saved after step {last['step']:,} of {self._total:,}"
-        return "starting and compiling"
+        return STARTING

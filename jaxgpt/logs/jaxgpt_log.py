@@ -62,7 +62,7 @@ class Reader(reader.Reader):
         self._last_time = time
 
     def _add_pause(self, time: float | None) -> float | None:
-        """Counts the seconds since the record before, during which the run evaluated, sampled or saved, and returns them."""
+        """Counts and returns the seconds since the record before, in which the run evaluated, sampled or saved."""
         if time is None or self._last_time is None or self._compiling:
             return None
         seconds = valid_duration(time - self._last_time)

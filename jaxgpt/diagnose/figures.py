@@ -164,7 +164,7 @@ def _loss_limits(diagnosis: Diagnosis) -> tuple[float, float]:
     if len(trained):
         low = max(min(low, float(trained.min())), low - span)
         high = min(max(high, float(trained.max())), high + span)
-    margin = 0.08 * (high - low)
+    margin = 0.08 * max(high - low, span)
     return low - margin, high + margin
 
 

@@ -143,26 +143,28 @@ def run_steps(session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: 
     return DONE
 
 
-def generate_sample(model: "LoadedModel", config: Run) -> str:
-    """The text with which the model continues the prompt of `config`."""
+def generate_sample(model: "LoadedModel", config: Run) -> str | None:
+    """The text with which the model continues the prompt of `config`; None, with a warning, if that fails."""
     from jaxgpt.generation.sampler import generate_texts
 
     sampling = SamplingOptions(config.sample_temperature)
-    return next(
-        generate_texts(model, config.sample_prompt, count=config.sample_tokens, sampling=sampling, seed=config.seed)
-    )
+    prompt = config.sample_prompt
+    try:
+        return next(generate_texts(model, prompt, count=config.sample_tokens, sampling=sampling, seed=config.seed))
+    except Exception as error:  # the device may have too little memory, the tokenizer may not have the prompt
+        warn(f"no sample after step {model.step:,}: {error}")
+        return None
 
 
 def record_sample(session: "TrainingSession") -> None:
-    """Writes a sample of the current model to the log, if the config asks for one; a failure costs a warning."""
+    """Writes a sample of the current model to the log, if the config asks for one."""
     config = session.config.run
     if not config.sample_prompt or session.step == config.steps:  # `finish` samples the last model
         return
-    try:
-        with session.recorder.pause():
-            session.recorder.sample(session.step, config.sample_prompt, generate_sample(session.model(), config))
-    except Exception as error:  # the device may have too little memory, for example
-        warn(f"no sample after step {session.step:,}: {error}")
+    with session.recorder.pause():
+        text = generate_sample(session.model(), config)
+        if text is not None:
+            session.recorder.sample(session.step, config.sample_prompt, text)
 
 
 def finish(session: "TrainingSession", stop: StopReason, config_name: str) -> None:
@@ -182,8 +184,9 @@ def finish(session: "TrainingSession", stop: StopReason, config_name: str) -> No
     if config.sample_prompt:
         model = session.best_model() if stop.is_early else session.model()
         text = generate_sample(model, config)
-        session.recorder.sample(model.step, config.sample_prompt, text)
-        display.print(f"\nsample of step {model.step:,}:\n{config.sample_prompt}{text}\n")
+        if text is not None:
+            session.recorder.sample(model.step, config.sample_prompt, text)
+            display.print(f"\nsample of step {model.step:,}:\n{config.sample_prompt}{text}\n")
     if stop.is_early:
         display.print(messages.next_commands(run.folder, "best", ""))
     else:

@@ -29,10 +29,12 @@ from jaxgpt import errors, train
 from jaxgpt.config import Run
 from jaxgpt.config.command_line import parse_config
 from jaxgpt.diagnose.live import LiveDiagnosis, RunOutlook
+from jaxgpt.errors import ConfigError
+from jaxgpt.generation import sampler
 from jaxgpt.runs.folder import CheckpointRef
 from jaxgpt.runs.log import EARLY_STOP, StopReason
 from jaxgpt.training import recorder, session, step
-from jaxgpt.training.checkpoint import Checkpoints
+from jaxgpt.training.checkpoint import Checkpoints, load_model
 from jaxgpt.training.evaluator import Evaluator
 from jaxgpt.training.records import Score, Scores
 from jaxgpt.training.step import TrainState
@@ -314,6 +316,28 @@ def test_samples_are_logged_at_evaluations_and_the_end(workspace: Path, capsys: 
     assert [sample["step"] for sample in samples] == [0, 10, STEPS]
     assert {sample["prompt"] for sample in samples} == {"! #"}
     assert f"sample of step {STEPS}:\n! #{samples[-1]['text']}\n" in capsys.readouterr().out
+
+
+def test_temperature_of_the_sample_is_the_configs(workspace: Path) -> None:
+    folder = train.train(tiny_config(workspace, {"run.steps": 2, "run.eval_every": 2}))
+    model = load_model(CheckpointRef(folder))
+    for temperature, texts in ((0.0, 1), (1.0, 3)):
+        runs = [Run(seed=seed, sample_prompt="!", sample_tokens=8, sample_temperature=temperature) for seed in range(3)]
+        assert len({train.generate_sample(model, run) for run in runs}) == texts
+
+
+def test_failed_sample_costs_a_warning(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ConfigError("C069", "the character '!' is not in the vocabulary")
+
+    monkeypatch.setattr(sampler, "generate_texts", fail)
+    folder = train.train(tiny_config(workspace, {"run.steps": 2, "run.eval_every": 2, "run.sample_prompt": "!"}))
+    output = capsys.readouterr()
+    assert "no sample after step 2: error[C069]: the character '!'" in output.out + output.err
+    assert "next:" in output.out
+    assert not records(folder, "sample")
 
 
 def test_early_stop_reports_and_samples_the_best_model(

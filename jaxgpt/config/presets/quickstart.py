@@ -32,6 +32,6 @@ config = Config(
         log_every=10,
         sample_prompt="class Parser:\n    def __init__(self",
         sample_tokens=250,
-        sample_temperature=0.6,
+        sample_temperature=0.5,
     ),
 )

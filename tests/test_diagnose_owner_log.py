@@ -1,5 +1,6 @@
 """The validation losses of a real 40M run (docs/owner.csv), as nanoGPT prints them and as a table."""
 
+import re
 import shlex
 
 import pytest
@@ -129,3 +130,13 @@ def test_recommendations_are_ordered_and_can_be_run(name: str) -> None:
         parser = Parser("train", "")
         parser.add_argument("--fork")
         parse_config(parser, words[3:])
+
+
+def test_hours_of_another_model_come_from_the_device() -> None:
+    """A log without step times: the roofline of the named GPU gives the hours."""
+    history = logs.read_text(TEXTS["six points"], "owner")
+    context = resolve_context(history, Options(config="fineweb40m", corpus="fineweb", gpu="4070"))
+    action = diagnose(history, context, now=0.0).recommendations[0].action
+    hours = re.fullmatch(r"For the same compute, train a 158M model for 5,100 steps \((\d+) h\)", action)
+    assert hours
+    assert 15 <= int(hours[1]) <= 30

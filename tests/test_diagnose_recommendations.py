@@ -33,7 +33,7 @@ from jaxgpt.config.command_line import parse_config
 from jaxgpt.config.files import load_config
 from jaxgpt.config.model_size import parameters
 from jaxgpt.config.options import Parser
-from jaxgpt.diagnose import diagnosis
+from jaxgpt.diagnose import diagnosis, messages
 from jaxgpt.diagnose.checks import recommendations
 from jaxgpt.diagnose.context import Baseline, RunContext
 from jaxgpt.diagnose.finding import Finding, Recommendation
@@ -298,3 +298,18 @@ def test_baseline_and_target_loss_are_options(tmp_path: Path) -> None:
     assert "+0.500" in level.evidence
     assert result.target is not None
     assert not result.target.possible
+
+
+@pytest.mark.parametrize(
+    ("gain", "low", "high", "sentence"),
+    [
+        (None, None, None, "Do it."),
+        (0.2312, 0.18, 0.281, "Do it: about 0.23 lower (80 %: 0.18 to 0.28)."),
+        (0.0162, -0.004, 0.036, "Do it: about 0.016 lower (80 %: −0.004 to 0.036)."),
+    ],
+)
+def test_recommendations_are_sentences(
+    gain: float | None, low: float | None, high: float | None, sentence: str
+) -> None:
+    recommendation = Recommendation(action="Do it", gain=gain, low=low, high=high)
+    assert messages.recommendation_sentence(recommendation) == sentence

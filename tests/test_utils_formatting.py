@@ -77,3 +77,11 @@ def test_large_numbers_have_units() -> None:
         *("1 byte", "999 bytes", "31.4 MB", "2.0 GB")
     ]
     assert [formatting.format_flops(n) for n in (12, 3.15e18)] == ["12 FLOP", "3.15 EFLOP"]
+
+
+def test_an_interval_decides_the_precision() -> None:
+    assert formatting.format_losses(3.5187, 3.5021, 3.5359) == ("3.519", "3.502", "3.536")
+    assert formatting.format_losses(3.53, 3.48, 3.58) == ("3.53", "3.48", "3.58")
+    assert formatting.format_losses(4.38, 4.0, 4.7) == ("4.38", "4.00", "4.70")
+    assert formatting.format_losses(8.782, 5.554, 12.01) == ("8.8", "5.6", "12.0")
+    assert formatting.format_duration_interval(23571, 21213, 29463) == "6 h 30 min (80 %: 5 h 50 min to 8 h 10 min)"

@@ -64,8 +64,7 @@ def child_environment() -> dict[str, str]:
 def run_jaxgpt(config: Config, text: Path, folder: Path) -> dict[str, Any]:
     """Trains `config` on `text`, prepared first, and reads the loss of its last evaluation."""
     data = {"path": str(folder / "data"), "sources": (str(text.resolve()),)}
-    run = {"dir": str(folder / "runs"), "eval_tokens": max(config.run.eval_tokens, text.stat().st_size)}
-    config = config.replace({"data": data, "run": run})
+    config = config.replace({"data": data, "run": {"dir": str(folder / "runs")}})
     file = write_config(config, folder / "config.py")
     _, times = run_timed([sys.executable, "-m", "jaxgpt.train", "--config", str(file)], folder)
     records = runlog.read_log(folder / "runs" / config.run.name / "log.jsonl")

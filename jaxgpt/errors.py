@@ -7,12 +7,16 @@ one place where errors become text and exit statuses; it knows no command.
 import difflib
 import errno
 import io
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Self
 
 EXIT_STATUS = {"C": 2, "D": 3, "K": 4, "N": 5, "S": 7}  # by the first letter of the code
+REPEAT_SECONDS = 0.05  # after which an interrupt that Python dropped is raised again
 PREEMPTED = 75
 INTERRUPTED = 130
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
@@ -115,12 +119,35 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     try:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # jaxgpt/__init__.py sets it while modules are imported
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        main([argument for argument in arguments if argument != "--debug"])
+        with _repeated_interrupts():
+            main([argument for argument in arguments if argument != "--debug"])
     except BaseException as error:
         if debug and not isinstance(error, SystemExit):
             raise
         return _report(error)
     return 0
+
+
+@contextmanager
+def _repeated_interrupts() -> Iterator[None]:
+    """Raises a Ctrl-C again that Python dropped, with a traceback, in a destructor or a garbage collector's callback.
+
+    JAX has such a callback, which runs often while JAX is imported.
+    """
+    previous = sys.unraisablehook
+
+    def hook(event: "sys.UnraisableHookArgs") -> None:
+        if event.exc_type is not KeyboardInterrupt:
+            previous(event)
+            return
+        threading.Timer(REPEAT_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = previous
 
 
 def _report(error: BaseException) -> int:

@@ -8,7 +8,7 @@ from jaxgpt import errors
 from jaxgpt.config.options import Parser
 from jaxgpt.errors import CheckpointError, NoShardsError
 from jaxgpt.runs.folder import find_run
-from jaxgpt.utils.status import show_status
+from jaxgpt.utils.loading import loading
 
 if TYPE_CHECKING:
     from jaxgpt.data.dataset import TokenDataset
@@ -34,9 +34,9 @@ def main(argv: Sequence[str]) -> None:
     run = find_run(options.run, options.step)
 
     # Imported here because these load JAX, which takes seconds: by now the command line is known to be right.
-    show_status("loading JAX and the model …")
-    from jaxgpt.training import checkpoint, jax_setup
-    from jaxgpt.training.evaluator import Evaluator
+    with loading("JAX and the model"):
+        from jaxgpt.training import checkpoint, jax_setup
+        from jaxgpt.training.evaluator import Evaluator
 
     jax_setup.configure_jax()
     model = checkpoint.load_model(run)

@@ -10,7 +10,7 @@ from jaxgpt.config.options import Parser
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.runs.folder import find_run
-from jaxgpt.utils.status import show_status
+from jaxgpt.utils.loading import loading
 
 DESCRIPTION = "Generates text with a run's model. The same seed gives the same text."
 EXAMPLES = """examples:
@@ -30,9 +30,9 @@ def main(argv: Sequence[str]) -> None:
     run = find_run(options.run, options.step)
 
     # Imported here because these load JAX, which takes seconds: by now the command line is known to be right.
-    show_status("loading JAX and the model …")
-    from jaxgpt.generation import sampler
-    from jaxgpt.training import checkpoint, jax_setup
+    with loading("JAX and the model"):
+        from jaxgpt.generation import sampler
+        from jaxgpt.training import checkpoint, jax_setup
 
     jax_setup.configure_jax()
     texts = sampler.generate_texts(

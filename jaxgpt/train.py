@@ -19,8 +19,8 @@ from jaxgpt.errors import Stopped
 from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.runs.folder import CheckpointRef, RunFolder, find_run
 from jaxgpt.runs.log import DONE, StopReason, warn
+from jaxgpt.utils.loading import loading
 from jaxgpt.utils.signals import GracefulShutdown
-from jaxgpt.utils.status import show_status
 
 if TYPE_CHECKING:
     from jaxgpt.diagnose.live import LiveDiagnosis
@@ -220,8 +220,8 @@ def main(argv: Sequence[str]) -> None:
     config, options = parse_config(make_parser(), argv)
     fork = find_run(options.fork) if options.fork else None
 
-    show_status("loading JAX …")
-    from jaxgpt.training import jax_setup
+    with loading("JAX"):
+        from jaxgpt.training import jax_setup, session  # noqa: F401 - `session` loads all that a run needs
 
     jax_setup.configure_jax()
     if options.dry_run:

@@ -39,6 +39,7 @@ sys.exit(errors.run(main))
 
 SWALLOWED = """
 import gc, os, signal, sys, time
+from contextlib import nullcontext
 from jaxgpt import errors
 from jaxgpt.utils.signals import GracefulShutdown
 
@@ -48,9 +49,8 @@ def interrupt_once(phase, info):
     time.sleep(0.1)
 
 def main(argv):
-    with GracefulShutdown():
+    with GracefulShutdown() if argv else nullcontext():
         gc.callbacks.append(interrupt_once)
-        print("ready", flush=True)
         gc.collect()
         time.sleep(60)
 
@@ -106,7 +106,11 @@ def test_deferred_interrupt_raises_at_the_next_check_or_ctrl_c() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_signal_in_a_garbage_collector_callback_still_stops() -> None:
-    command = [sys.executable, "-c", SWALLOWED]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "interrupted\n"), (["graceful"], "stopped before the first step; nothing is lost\n")],
+)
+def test_signal_in_a_garbage_collector_callback_still_stops(arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-c", SWALLOWED, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=20, check=False)
-    assert (run.returncode, run.stderr) == (130, "stopped before the first step; nothing is lost\n")
+    assert (run.returncode, run.stderr) == (130, message)

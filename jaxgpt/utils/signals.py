@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
-from jaxgpt.errors import INTERRUPTED, PREEMPTED, Stopped
+from jaxgpt.errors import INTERRUPTED, PREEMPTED, REPEAT_SECONDS, Stopped
 
 EXIT_STATUS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED}
 NOTHING_LOST = "stopped before the first step; nothing is lost"
-REPEAT_SECONDS = 0.05  # after which a signal whose exception was swallowed is sent again
 MAIN_THREAD_SECONDS = 1.0  # that the main thread has to run its signal handler before the watcher ends the process
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -87,11 +86,10 @@ class GracefulShutdown:
 
         Python prints and drops such an exception. JAX has a callback of this kind, which is busy during a compilation.
         """
-        if not issubclass(event.exc_type, Stopped | KeyboardInterrupt):
+        if event.exc_type is not Stopped:
             self._previous_hook(event)
             return
-        if issubclass(event.exc_type, Stopped):
-            self.exit_status = None
+        self.exit_status = None
         self._main_thread_responded.clear()
         threading.Timer(REPEAT_SECONDS, os.kill, (os.getpid(), self._number)).start()
 

@@ -1,6 +1,8 @@
 """The loss curve of a run in braille characters, for a terminal."""
 
 from collections.abc import Mapping
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +100,8 @@ def _with_axes(cells: list[list[tuple[str, str]]], limits: tuple[float, float], 
     for number, row in enumerate(cells):
         label = f"{labels[number]:.3f} ┤" if number in labels else "│"
         text.append(label.rjust(LABEL_WIDTH), "dim")
-        text.append_tokens(row)
+        for style, run in groupby(row, itemgetter(1)):
+            text.append("".join(character for character, _ in run), style)
         text.append("\n")
     width = len(cells[0])
     first, last = (f"{step:,}" for step in steps)

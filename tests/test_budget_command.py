@@ -173,7 +173,7 @@ def test_data_folder_alone_gets_a_suggested_run(tmp_path: Path, capsys: pytest.C
     assert "on H100" in out
     suggested = suggest_run(Path("novels"), DEVICES["H100"])
     assert suggested
-    assert f"model for {suggested.config.run.steps:,} steps: about 2 min on H100" in out
+    assert re.search(rf"M model for {suggested.config.run.steps:,} steps: about 2 min .*on H100", out)
     assert suggested.command() in out
     assert errors.run(budget.main, ["--gpu", "H100"]) == errors.EXIT_STATUS["C"]
 

@@ -301,7 +301,7 @@ def test_dry_run_prints_plan_and_first_batch_and_writes_nothing(
     before = sorted(workspace.rglob("*"))
     assert errors.run(train.main, [*arguments(workspace), "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert f"{STEPS} steps train on" in out
+    assert f"Train {STEPS} steps: " in out
     assert "first batch: 8 windows of 17 tokens" in out
     assert "nothing was trained or written" in out
     assert sorted(workspace.rglob("*")) == before

@@ -150,7 +150,7 @@ def test_columns_of_numbers_are_right_aligned() -> None:
     assert lines[0].index("0 1") == lines[1].index("– x")
 
 
-def test_files_are_written_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.html"
     files.write_text(path, "first")
 

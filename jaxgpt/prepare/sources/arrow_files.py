@@ -11,9 +11,7 @@ import pyarrow as pa
 from jaxgpt.errors import DataError
 from jaxgpt.prepare.sources import base
 from jaxgpt.prepare.sources.base import (
-    Batcher,
     Estimate,
-    FileGuard,
     Source,
     TextBatch,
     check_expansion,
@@ -25,6 +23,7 @@ from jaxgpt.prepare.sources.columns import (
     find_text_column,
     invalid_text_error,
     is_valid,
+    read_rows,
     top_level_name,
 )
 
@@ -58,14 +57,7 @@ def check(source: Source) -> None:
 
 def read(source: Source, start: int = 0) -> Iterator[TextBatch]:
     """Yields the texts from row `start` on. Raises `DataError` D020 to D022, D026, D035 or D039."""
-    batcher = Batcher(start)
-    with FileGuard.watch(source.local(), source.name):
-        row = 0
-        for texts in _read_texts(source):
-            if start < row + len(texts):
-                yield from batcher.add(texts.slice(max(0, start - row)))
-            row += len(texts)
-    yield from batcher.flush()
+    return read_rows(source, start, _read_texts(source))
 
 
 def estimate(source: Source) -> Estimate:

@@ -1,12 +1,13 @@
 """The column of a table that contains the text, and its values as texts."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxgpt.errors import DataError
-from jaxgpt.prepare.sources.base import Source, byte_lengths
+from jaxgpt.prepare.sources.base import Batcher, FileGuard, Source, TextBatch, byte_lengths
 
 
 def find_text_column(source: Source, schema: pa.Schema) -> str:
@@ -60,6 +61,18 @@ def column_texts(column: Any, path: str) -> Any:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     return column.cast(pa.large_string())
+
+
+def read_rows(source: Source, start: int, arrays: Iterable[Any]) -> Iterator[TextBatch]:
+    """Yields the texts of `arrays`, which have one per row of the file, from row `start` on."""
+    batcher = Batcher(start)
+    with FileGuard.watch(source.local(), source.name):
+        row = 0
+        for texts in arrays:
+            if start < row + len(texts):
+                yield from batcher.add(texts.slice(max(0, start - row)))
+            row += len(texts)
+    yield from batcher.flush()
 
 
 def decoded_bytes(column: Any) -> int:

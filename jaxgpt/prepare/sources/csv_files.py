@@ -9,8 +9,8 @@ import pyarrow.csv
 
 from jaxgpt.errors import DataError
 from jaxgpt.prepare.sources import base
-from jaxgpt.prepare.sources.base import Batcher, Estimate, FileGuard, Source, TextBatch
-from jaxgpt.prepare.sources.columns import find_text_column
+from jaxgpt.prepare.sources.base import Estimate, Source, TextBatch
+from jaxgpt.prepare.sources.columns import find_text_column, read_rows
 from jaxgpt.prepare.sources.streams import open_stream, suffix_without_codec
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -32,14 +32,7 @@ def _find_column(source: Source) -> str:
 
 def read(source: Source, start: int = 0) -> Iterator[TextBatch]:
     """Yields the texts from row `start` on. Raises `DataError` D020, D022, D026, D035, D037 or D038."""
-    batcher = Batcher(start)
-    with FileGuard.watch(source.local(), source.name):
-        row = 0
-        for texts in _read_texts(source):
-            if start < row + len(texts):
-                yield from batcher.add(texts.slice(max(0, start - row)))
-            row += len(texts)
-    yield from batcher.flush()
+    return read_rows(source, start, _read_texts(source))
 
 
 def estimate(source: Source) -> Estimate:

@@ -158,7 +158,7 @@ def test_a_gain_of_zero_confirms_nothing(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_locale_without_the_symbols_gets_an_answer(folder: Path, encoding: str) -> None:
     (folder / "out.log").write_text(nanogpt())
-    process = run("out.log", "--total-steps", "20000", env={"PYTHONIOENCODING": encoding})
+    process = run("out.log", "--total-steps", "20000", "--verbose", env={"PYTHONIOENCODING": encoding})
     assert (process.returncode, process.stderr) == (0, "")
     assert "Assumed" in process.stdout
 

@@ -89,6 +89,14 @@ def test_commands_train_what_was_forecast() -> None:
         np.testing.assert_array_equal(ending.lr_fractions(context)[:1000], context.lr_fractions[:1000])
 
 
+def test_commands_have_the_length_of_the_run_not_of_its_config() -> None:
+    context, history = with_config(*make_run(done=1000))
+    history = replace(history, traits=nanogpt.TRAITS)
+    context = replace(context, total_steps=TOTAL // 2)
+    config, _ = parsed(train_command(history, context, {"optim": {"warmup_steps": 50}}, name="warmup"))
+    assert config.run.steps == TOTAL // 2
+
+
 def test_cooldown_starts_at_the_current_learning_rate() -> None:
     context, _ = make_run(done=1000)
     ending = scenarios.cooldown_now(context, 1000)

@@ -30,7 +30,8 @@ def train_command(
         return ""
     run = context.config.run
     try:
-        config = context.config.replace({section: dict(fields) for section, fields in changes.items()})
+        config = context.config if history.traits.is_jaxgpt_run else _config_of_run(context.config, context)
+        config = config.replace({section: dict(fields) for section, fields in changes.items()})
         if name:
             config = config.replace({"run": {"name": f"{run.name[:MAX_NAME]}-{name}"}})
         base, words = _shortest_overrides(config, context.config_name)
@@ -41,6 +42,11 @@ def train_command(
         folder = f"{run.dir}/{run.name}"
         words += ["--fork", folder if checkpoint == "latest" else f"{folder}/checkpoints/{checkpoint}"]
     return shlex.join(["python", "-m", "jaxgpt.train", "--config", base, *words])
+
+
+def _config_of_run(config: Config, context: RunContext) -> Config:
+    """`config` with the length of the run, which an option or the log may state."""
+    return config if context.total_steps is None else config.replace({"run": {"steps": context.total_steps}})
 
 
 def _shortest_overrides(config: Config, name: str | None) -> tuple[str, list[str]]:

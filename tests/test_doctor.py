@@ -275,6 +275,10 @@ def test_missing_jax_is_reported_without_a_traceback(tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path), *sys.path])
     done = doctor("--runs", str(tmp_path), "--data", str(tmp_path), PYTHONPATH=path)
     assert done.returncode == 2
+    assert done.stdout.startswith(
+        "A run would fail here, or not use the device that you expect (JAX failed to import JAX"
+    )
+    assert "\nproblem  JAX " in done.stdout
     assert "failed to import JAX: ImportError: libcudnn.so.9" in done.stdout
     assert "ok       extension" in done.stdout
     assert done.stderr.startswith("error[C065]")

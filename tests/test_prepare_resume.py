@@ -101,9 +101,9 @@ def broken_after(batches: int, monkeypatch: pytest.MonkeyPatch, starts: list[int
     """Lets reading fail after so many batches; `starts` gets the records from which sources are read."""
     read, left = sources.read, [batches]
 
-    def reading(one: sources.Source, column: str | None, start: int = 0) -> Iterator[sources.TextBatch]:
+    def reading(one: sources.Source, start: int = 0) -> Iterator[sources.TextBatch]:
         starts.append(start)
-        for texts in read(one, column, start):
+        for texts in read(one, start):
             left[0] -= 1
             if left[0] < 0:
                 raise BrokenError

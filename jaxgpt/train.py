@@ -15,7 +15,7 @@ from jaxgpt import errors
 from jaxgpt.config import Config, Run
 from jaxgpt.config.command_line import parse_config
 from jaxgpt.config.options import Parser
-from jaxgpt.errors import Stopped
+from jaxgpt.errors import NoShardsError, Stopped
 from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.runs.folder import CheckpointRef, RunFolder, find_run
 from jaxgpt.runs.log import DONE, StopReason, warn
@@ -23,6 +23,7 @@ from jaxgpt.utils.loading import loading
 from jaxgpt.utils.signals import GracefulShutdown
 
 if TYPE_CHECKING:
+    from jaxgpt.data.dataset import TokenDataset
     from jaxgpt.diagnose.live import LiveDiagnosis
     from jaxgpt.training.checkpoint import LoadedModel
     from jaxgpt.training.session import TrainingSession
@@ -99,13 +100,12 @@ def dry_run(config: Config) -> None:
     Raises the `JaxgptError`s that `train` would raise before its first step.
     """
     from jaxgpt.budget import plan_file, preflight  # these load JAX, like those of `train`
-    from jaxgpt.data.dataset import open_folder
     from jaxgpt.training import messages
     from jaxgpt.training.batches import train_batches
     from jaxgpt.training.session import check_run
     from jaxgpt.utils.report import print_report
 
-    run = check_run(config, preflight.check_memory, lambda config: open_folder(config.data.path))
+    run = check_run(config, preflight.check_memory, open_prepared)
     tokens = plan_file.count_tokens(run.config, run.dataset.train.tokens)
     plan = plan_file.plan_of_run(run.config, tokens, run.device_kind)
     memory = tuple(section for section in plan.sections if section.title == "Memory")
@@ -113,6 +113,18 @@ def dry_run(config: Config) -> None:
     with train_batches(run.config, run.dataset.train, run.mesh, 0, run.dataset.vocab_size) as batches:
         print(messages.first_batch(next(iter(batches)), run.dataset.tokenizer))
     print("\ndry run: nothing was trained or written; the same command without --dry-run trains")
+
+
+def open_prepared(config: Config) -> "TokenDataset":
+    """The tokens of `config`. Raises `NoShardsError` D002 if they are still to be prepared."""
+    from jaxgpt.data.dataset import open_folder
+
+    try:
+        return open_folder(config.data.path)
+    except NoShardsError as error:
+        if not config.data.sources:
+            raise
+        raise error.replace(help="the same command without --dry-run prepares them from data.sources") from None
 
 
 def run_steps(session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: GracefulShutdown) -> StopReason:

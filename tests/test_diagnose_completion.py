@@ -167,6 +167,13 @@ def test_unknown_evaluation_cost_is_noted() -> None:
     assert any("none is counted" in note for note in estimate(log, 1000).notes)
 
 
+def test_steps_after_the_last_time_count_as_trained() -> None:
+    log = history([2.0] * 100, evaluations=(Evaluation(500, 3.0),))
+    training = {part.name: part for part in estimate(log, 1000).breakdown}["training"]
+    assert training.spent == pytest.approx(500 * 2.0)
+    assert training.remaining == pytest.approx(500 * 2.0)
+
+
 def test_repeated_steps_are_reported() -> None:
     log = history([2.0] * 400, replays=(Replay(300, 349, line=350),))
     assert {part.name: part.spent for part in estimate(log, 1000).breakdown}["repeated steps"] == pytest.approx(100.0)

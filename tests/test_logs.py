@@ -140,6 +140,8 @@ def test_run_folder_and_name_under_runs(tmp_path: Path, monkeypatch: pytest.Monk
         assert history.metadata.total_steps == 100
     (folder / "config.json").unlink()
     assert logs.read("small").config is None
+    (tmp_path / "small").mkdir()  # the data of the run, for example
+    assert logs.read("small").steps_done > 0
 
 
 def test_piped_output_of_jaxgpt_train() -> None:

@@ -307,6 +307,14 @@ def test_dry_run_prints_plan_and_first_batch_and_writes_nothing(
     assert sorted(workspace.rglob("*")) == before
 
 
+def test_dry_run_says_that_the_run_prepares_its_data(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = workspace / "text.txt"
+    text.write_text("abc " * 3000)
+    changes = {"data.path": str(workspace / "none"), "data.sources": str(text)}
+    assert errors.run(train.main, [*arguments(workspace, changes), "--dry-run"]) == 3
+    assert "help: the same command without --dry-run prepares them from data.sources" in capsys.readouterr().err
+
+
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.history import History
 from jaxgpt.logs.lines import read_lines, split_lines, visible_parts
 from jaxgpt.runs.folder import RunFolder
+from jaxgpt.utils.formatting import pluralize
 
 FORMATS: dict[str, Any] = {
     module.NAME: module for module in (jaxgpt_log, nanogpt, llmc, modded, nanochat, buildnanogpt)
@@ -100,12 +101,15 @@ def _match_format(line: str) -> str | None:
 
 
 def _unknown_format(source: str, count: int) -> DataError:
-    problem = "is empty" if count == 0 else f"has {count:,} lines, none of which belongs to a run's log"
+    problem = "is empty" if count == 0 else f"has {pluralize(count, 'line')}, none of which belongs to a run's log"
     return DataError("D041", f"the log '{source}' {problem}", SUPPORTED)
 
 
 def _find_log(path: Path) -> Path:
     """The log file at `path`, which is a file, a run folder, or the name of a run under `runs/`."""
+    run = None if path.is_file() else find_run_folder(str(path))
+    if run is not None:
+        return run.log_file
     for candidate in (path, Path("runs") / path):
         if candidate.is_dir():
             return _log_in(candidate)

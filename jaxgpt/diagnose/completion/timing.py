@@ -97,7 +97,10 @@ class Timing:
         return max(0.0, total - math.hypot(below, pause_error)), total + math.hypot(above, pause_error)
 
     def trained_seconds(self) -> float:
-        """Seconds of training so far: each logged time represents the steps since the one before it."""
+        """Seconds of training so far: each logged time represents the steps since the one before it.
+
+        Steps after the last time take the estimated step time.
+        """
         if self.step_time is None:
             return 0.0
         steps = self.times.steps
@@ -105,7 +108,8 @@ class Timing:
         represented = np.diff(steps, prepend=first - 1)
         without_pauses = np.minimum(self.times.seconds, self.step_time.seconds)
         seconds = np.where(self.times.step_only, self.times.seconds, without_pauses)
-        return float((represented * seconds).sum())
+        untimed = max(0, self.history.steps_done - int(steps[-1]) - 1)
+        return float((represented * seconds).sum()) + untimed * self.step_time.seconds
 
     def idle_seconds(self) -> float:
         """Seconds between the processes of the run, where the log's records have a time."""

@@ -150,13 +150,13 @@ def _describe_device(planned: Plan) -> str:
 
 
 def _length_blocks(planned: Plan) -> list[Block]:
-    columns = ("steps", "tokens", "epochs", "EFLOP", "time", "80 %", "kWh", "cost", "loss", "80 %", "per h")
+    columns = ("steps", "tokens", "epochs", "EFLOP", "time", "80 %", "kWh", "cost", "loss", "80 %", "Δloss/h")
     blocks: list[Block] = [
         Table(columns, tuple(_length_cells(row) for row in planned.rows)),
         Paragraph(
             "Each row is a run of its own whose learning rate decays until its end. Time, energy and cost are "
             f"jaxgpt's, with evaluations and start; the board at {step_time.BOARD_FRACTION:.0%} of its power and "
-            f"{step_time.HOST_WATTS:g} W for the rest; {planned.inputs.price:g} per kWh. 'per h': change of the "
+            f"{step_time.HOST_WATTS:g} W for the rest; {planned.inputs.price:g} per kWh. Δloss/h: change of the "
             "loss per extra hour compared with the row above."
         ),
     ]

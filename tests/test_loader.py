@@ -110,7 +110,7 @@ def test_a_slot_is_free_when_the_last_view_is_gone(dataset: Dataset) -> None:
     for _ in range(2):
         with pytest.raises(_loader.SlotsExhaustedError) as caught:
             next(loader)
-        assert (caught.value.code, "1 slots" in caught.value.message) == ("S006", True)
+        assert (caught.value.code, "1 prefetch buffers" in caught.value.message) == ("S006", True)
         array = None  # the view alone keeps it in use
     del view
     lease = next(loader)

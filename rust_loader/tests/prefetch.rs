@@ -101,7 +101,7 @@ fn keeping_all_leases_is_an_error() {
     let error = take(&prefetcher).unwrap_err();
     assert_eq!(
         (error.code(), error.to_string().as_str()),
-        ("S006", "no batch for 0 s: all 2 slots of the loader are lent out")
+        ("S006", "no batch for 0 s: all 2 prefetch buffers are in use")
     );
     assert!(start.elapsed() >= Duration::from_millis(200));
     let mut kept = Some(kept);

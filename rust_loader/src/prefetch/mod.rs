@@ -19,7 +19,7 @@ use aligned::AlignedBuffer;
 
 /// How often a waiting consumer asks whether to stop waiting.
 const TICK: Duration = Duration::from_millis(50);
-/// How often if every buffer is lent out: then the wait ends only when the consumer itself releases one.
+/// How often if every buffer is in use: then the wait ends only when the consumer itself releases one.
 const STARVED_TICK: Duration = Duration::from_millis(1);
 const MAX_THREADS: usize = 256;
 const MAX_SLOTS: usize = 4096;
@@ -39,7 +39,7 @@ pub struct Options {
     pub start: u64,
     /// The step after the last one.
     pub stop: u64,
-    /// How long [`next`](Prefetcher::next) waits while every buffer is lent out.
+    /// How long [`next`](Prefetcher::next) waits while every buffer is in use.
     pub lease_timeout: Duration,
 }
 
@@ -109,12 +109,12 @@ impl Prefetcher {
 
     /// The next block, or `None` after the last.
     ///
-    /// While it waits, it calls `keep_waiting(starved)` regularly. `starved` is true if every buffer is lent out, so
+    /// While it waits, it calls `keep_waiting(starved)` regularly. `starved` is true if every buffer is in use, so
     /// that the caller can release leases that it no longer needs. The error of a step is returned after the blocks of
     /// all steps before it, and on every later call.
     ///
     /// # Errors
-    /// That of the step, S006 if every buffer stays lent out for the timeout, S010 in a forked child,
+    /// That of the step, S006 if every buffer stays in use for the timeout, S010 in a forked child,
     /// [`Error::Interrupted`] if `keep_waiting` returned false, [`Error::Argument`] if the ring is closed.
     pub fn next(&self, keep_waiting: &mut dyn FnMut(bool) -> bool) -> Result<Option<Lease>> {
         self.ring.check_process()?;
@@ -145,7 +145,7 @@ impl Prefetcher {
         Err(Error::SlotsExhausted { slots: self.buffers.len(), seconds: self.lease_timeout.as_secs_f64() })
     }
 
-    /// Stops the workers and waits for them. Buffers that are lent out live until their leases are dropped.
+    /// Stops the workers and waits for them. Buffers that are in use live until their leases are dropped.
     pub fn close(&self) {
         let workers = std::mem::take(&mut *locked(&self.workers));
         if self.ring.check_process().is_err() {
@@ -329,7 +329,7 @@ impl State {
         self.closed || self.next_take >= self.stop || self.ready.contains_key(&self.next_take)
     }
 
-    /// Returns true if every buffer is lent out.
+    /// Returns true if every buffer is in use.
     fn starved(&self) -> bool {
         self.lent == self.slots
     }

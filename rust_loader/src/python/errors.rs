@@ -56,7 +56,7 @@ exceptions! {
     WriterError: "A shard cannot be written (S003), exists (S004) or is full (S014).",
     AuditError: "The audit failed: not a file of clusters (D028), too many documents (D030), or no space for the temporary \
         file (S015).",
-    SlotsExhaustedError: "Every slot is lent out (S006), or there is not enough memory for them (S007).",
+    SlotsExhaustedError: "Every prefetch buffer is in use (S006), or there is not enough memory for them (S007).",
     WorkerError: "The loader's threads failed (S008) or did not survive a fork (S010).",
 }
 

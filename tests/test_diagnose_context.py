@@ -16,7 +16,7 @@ from jaxgpt.config.files import load_config
 from jaxgpt.config.options import Parser
 from jaxgpt.diagnose import options as command_line
 from jaxgpt.diagnose.context import RunContext, resolve_context
-from jaxgpt.diagnose.options import Options
+from jaxgpt.diagnose.options import Options, optimizer_name
 from jaxgpt.errors import ConfigError
 
 SIX = "step,val_loss\n6000,3.68\n8000,3.64\n10000,3.6\n12000,3.58\n13500,3.57\n14500,3.5696\n"
@@ -104,6 +104,28 @@ def test_precedence_is_option_log_config() -> None:
     context = of(NANOGPT, total_steps=30_000, peak_lr=2e-3, batch_tokens=1000.0, params=5e6, dropout=0.3)
     assert (context.total_steps, context.optim.learning_rate, context.optim.decay_steps) == (30_000, 2e-3, 20_000)
     assert (context.parameters, context.tokens_per_step, context.dropout) == (5e6, 1000, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "optimizer"),
+    [
+        (NANOGPT, {}, "adamw"),
+        (NANOGPT, {"optimizer": "muon"}, "muon"),
+        (SIX, {}, None),
+        (SIX, {"config": "fineweb40m"}, "adamw"),
+    ],
+)
+def test_optimizer_precedence(text: str, options: dict[str, Any], optimizer: str | None) -> None:
+    assert of(text, **options).optimizer == optimizer
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [("AdamW", "adamw"), ("adamw_torch_fused", "adamw"), ("NorMuon", "muon"), ("DistributedShampoo", "shampoo"),
+     ("SOAP", "soap"), ("lion", "other")],
+)  # fmt: skip
+def test_optimizer_is_read_in_any_spelling(spelling: str, name: str) -> None:
+    assert optimizer_name(spelling) == name
 
 
 def test_nanogpt_defaults_need_its_header() -> None:

@@ -9,6 +9,15 @@ from jaxgpt.config.fields import OptionGroup, field
 from jaxgpt.errors import ConfigError
 
 MAX_STEPS = 10_000_000  # of a run that is analyzed step by step
+OptimizerName = Literal["adamw", "muon", "soap", "shampoo", "other"]
+# Words in the names of optimizers, and the optimizer that they show; the first match counts.
+OPTIMIZER_WORDS: dict[str, OptimizerName] = {"muon": "muon", "soap": "soap", "shampoo": "shampoo", "adam": "adamw"}
+
+
+def optimizer_name(text: str) -> OptimizerName:
+    """The optimizer in any spelling (`AdamW`, `adamw_torch_fused`, `NorMuon`); "other" for one that is not known."""
+    letters = text.lower()
+    return next((name for word, name in OPTIMIZER_WORDS.items() if word in letters), "other")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +51,10 @@ class Options(OptionGroup, title="the run", error_code="C048"):
         le=1e15,
         metavar="N",
     )
-    weight_decay: float | None = field(None, "weight decay", ge=0, le=1e3)
+    optimizer: Literal["adamw", "muon", "soap", "shampoo", "other"] | None = field(
+        None, "optimizer of the matrices, in any usual spelling", parse=optimizer_name
+    )
+    weight_decay: float | None = field(None, "weight decay of the matrices", ge=0, le=1e3)
     dropout: float | None = field(None, "dropout", ge=0, lt=1)
     corpus: str | None = field(
         None, "fineweb, fineweb-edu, openwebtext, openwebtext2, refinedweb, c4 or unknown", metavar="NAME"

@@ -57,6 +57,7 @@ class LogTraits(NamedTuple):
     repeats_data_on_resume: bool = False  # a resumed run draws the batches of its start again
     lr_is_relative: bool = False  # learning rates are fractions of a peak that the log does not contain
     default_schedule: Literal["cosine", "wsd"] = "cosine"  # where neither log nor config has one
+    optimizer: Literal["adamw", "muon"] | None = None  # of the software's matrices; None where it has several
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from jaxgpt.logs.history import LogTraits
 from jaxgpt.logs.reader import parse_count, parse_step
 
 NAME = "nanochat"
-TRAITS = LogTraits(fixed_eval_set=True, lr_is_relative=True)
+TRAITS = LogTraits(fixed_eval_set=True, optimizer="muon", lr_is_relative=True)
 MARKERS = ("| loss: ", " bpb: ")
 PATTERN = re.compile(r"\bstep \d+/\d+ \(\d[\d.]*%\) \| loss: |\bStep \d+ \| Validation bpb: ")
 STEP = re.compile(

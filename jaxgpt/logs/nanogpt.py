@@ -13,7 +13,7 @@ from jaxgpt.logs.history import LogTraits
 from jaxgpt.logs.reader import parse_finite, parse_number, parse_step
 
 NAME = "nanogpt"
-TRAITS = LogTraits(total_is_last_step=True, repeats_data_on_resume=True)
+TRAITS = LogTraits(optimizer="adamw", total_is_last_step=True, repeats_data_on_resume=True)
 # jaxgpt's own output has the same form. Its `time` excludes evaluation and saving; its `loss` is that of a batch.
 JAXGPT_TRAITS = LogTraits(fixed_eval_set=True)
 MARKERS = (": loss ", ": train loss ")

@@ -19,14 +19,15 @@ from jaxgpt.config.model_size import parameters
 from jaxgpt.data import audit_files
 from jaxgpt.diagnose.context.facts import Fact, Source, nonnegative, resolve, step_count
 from jaxgpt.diagnose.context.schedule import ScheduleResolver
-from jaxgpt.diagnose.options import Options
+from jaxgpt.diagnose.options import OptimizerName, Options, optimizer_name
 from jaxgpt.errors import JaxgptError, NoShardsError
 from jaxgpt.logs.history import History
 
 GPT2_VOCAB_SIZE = 50304  # rows of nanoGPT's embedding where its log does not contain them
 # The facts that are fields of a `RunContext` by the same name.
 CONTEXT_FACTS = (
-    "tokens_per_step", "eval_tokens", "unique_tokens", "parameters", "weight_decay", "dropout", "vocab_size", "device",
+    "tokens_per_step", "eval_tokens", "unique_tokens", "parameters", "optimizer", "weight_decay", "dropout",
+    "vocab_size", "device",
 )  # fmt: skip
 # How a user states a fact that is unknown.
 STATED_BY = {
@@ -35,6 +36,7 @@ STATED_BY = {
     "unique_tokens": "the number of unique tokens (--unique-tokens)",
     "eval_tokens": "the size of an evaluation (--eval-tokens)",
     "total_steps": "the length of the run (--total-steps)",
+    "optimizer": "the optimizer (--optimizer)",
     "weight_decay": "the weight decay (--weight-decay)",
     "dropout": "the dropout (--dropout)",
     "device": "the device (--gpu)",
@@ -68,6 +70,7 @@ class RunContext:
     fixed_eval_set: bool = False  # every evaluation reads the same text
     unique_tokens: float | None = None
     parameters: float | None = None  # total; a tied head counts once
+    optimizer: OptimizerName | None = None  # of the matrices
     weight_decay: float | None = None
     dropout: float | None = None
     vocab_size: int | None = None
@@ -165,6 +168,9 @@ def _run_facts(
             options.params, log.parameters, config and parameters(config.model), _estimate_parameters(logged)
         ),
         "vocab_size": _row(None, step_count(logged.get("vocab_size")) or None, config and config.model.vocab_size),
+        "optimizer": _row(
+            options.optimizer, _logged_optimizer(history), config and config.optim.optimizer, history.traits.optimizer
+        ),
     }
     for name, value in regularization.items():
         rows[name] = _row(getattr(options, name), nonnegative(logged.get(name)), value, defaults.get(name))
@@ -227,6 +233,12 @@ def _unigram_entropy(history: History) -> float | None:
         return nonnegative(split["unigram_entropy"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _logged_optimizer(history: History) -> OptimizerName | None:
+    """The optimizer that the log names."""
+    name = history.metadata.hyperparameters.get("optimizer")
+    return optimizer_name(name) if isinstance(name, str) and name else None
 
 
 def _device(history: History, options: Options) -> Fact[Device]:

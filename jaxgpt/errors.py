@@ -98,8 +98,14 @@ GPU_HELP = f"{cuda_install()}; python -m jaxgpt.doctor says what is missing"
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """`did you mean 'train'? ` with the name that is most like `word`, or an empty string if none is."""
-    close = difflib.get_close_matches(word, list(names), n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
+    close = nearest(word, names)
+    return f"did you mean {close!r}? " if close else ""
+
+
+def nearest(word: str, names: Iterable[str], similarity: float = 0.6) -> str | None:
+    """The name that is most like `word`; None if none has that `similarity`, between 0 and 1."""
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=similarity)
+    return close[0] if close else None
 
 
 def printable(text: str) -> str:

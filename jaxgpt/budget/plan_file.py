@@ -101,7 +101,7 @@ def _step_time_line(seconds: list[float], time: dict[str, Any] | None) -> Compar
     quantity = "seconds per step"
     median = statistics.median(seconds)
     if time is None:
-        planned = "unknown for this device"
+        planned = "none (no data on this device)"
         return ComparisonLine(quantity=quantity, planned=planned, actual=f"{median:.3g}", inside=None)
     low = time["seconds_low"]
     high = time["seconds_high"]
@@ -118,7 +118,7 @@ def _loss_line(loss: float, row: dict[str, Any], *, finished: bool) -> Compariso
     low = row["loss_low"]
     high = row["loss_high"]
     if high - low > MAX_INTERVAL:
-        planned = "no prediction: too far outside the range of the scaling law"
+        planned = "none (too far outside the range of the scaling law)"
         return ComparisonLine(quantity=quantity, planned=planned, actual=f"{loss:.3f}", inside=None)
     return ComparisonLine(
         quantity=quantity,

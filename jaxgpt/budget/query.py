@@ -1,6 +1,5 @@
 """From a config and its data to a `ScalingQuery`: recipe, corpus and unique tokens."""
 
-import difflib
 import json
 import math
 import re
@@ -14,7 +13,7 @@ from jaxgpt.budget.scaling_law import CORPORA, Corpus, Recipe, ScalingQuery
 from jaxgpt.config import Config, Optim, schedule
 from jaxgpt.config.model_size import parameters
 from jaxgpt.data import audit_files, manifest
-from jaxgpt.errors import ConfigError, DataError, NoShardsError
+from jaxgpt.errors import ConfigError, DataError, NoShardsError, nearest
 
 FITTED_BATCH = (2**17, 2**21)  # tokens per step of the fitted runs
 
@@ -75,8 +74,8 @@ def find_corpus(name: str) -> Corpus:
     word = _letters(name)
     if word in spellings:
         return CORPORA[spellings[word]]
-    close = difflib.get_close_matches(word, spellings, n=1, cutoff=0.5)
-    hint = f"did you mean {spellings[close[0]]}? " if close else ""
+    close = nearest(word, spellings, similarity=0.5)
+    hint = f"did you mean {spellings[close]}? " if close else ""
     raise ConfigError("C040", f"unknown corpus {name!r}", f"{hint}There are: {', '.join(CORPORA)}")
 
 

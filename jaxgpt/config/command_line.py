@@ -1,7 +1,6 @@
 """From a command line to a `Config`: a config file, changed by one option per field or by nanoGPT's names."""
 
 import argparse
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from jaxgpt.config.files import available_configs, built_in_configs, load_config
 from jaxgpt.config.nanogpt import ALIASES, UNSUPPORTED
 from jaxgpt.config.options import Parser, add_options, format_value, given_values, option_name
 from jaxgpt.config.schema import Config, sections
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, nearest
 
 FORM = "options are written --section.field value"
 
@@ -100,7 +99,7 @@ def _unknown_field(argument: str, own_options: Sequence[str]) -> ConfigError:
     if word in UNSUPPORTED:
         return ConfigError("C005", f"there is no option '--{word}'", UNSUPPORTED[word])
     own = {option.lstrip("-").replace("-", "_"): option for option in own_options}
-    close = difflib.get_close_matches(word, [*field_names().values(), *ALIASES, *own], n=1, cutoff=0.5)
-    nearest = close and (own.get(close[0]) or ALIASES.get(close[0], close[0]))
-    hint = f"did you mean {nearest!r}?" if nearest else "--help lists the fields"
+    close = nearest(word, [*field_names().values(), *ALIASES, *own], similarity=0.5)
+    option = close and (own.get(close) or ALIASES.get(close, close))
+    hint = f"did you mean {option!r}?" if option else "--help lists the fields"
     return ConfigError("C005", f"unknown field {word!r}", hint)

@@ -4,7 +4,6 @@ Values are text that is read as the field's type; nothing evaluates them as code
 """
 
 import argparse
-import difflib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from dataclasses import Field
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from jaxgpt.config.fields import Checked, Section, field_default, field_types, optional_type
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, nearest
 
 FALSE = ("false", "no", "off", "0")
 TRUE = ("true", "yes", "on", "1")
@@ -52,11 +51,11 @@ class Parser(argparse.ArgumentParser):
     def unknown_argument(self, argument: str) -> ConfigError:
         """The error for an argument that no option or positional takes, with the nearest option."""
         name = argument.split("=")[0]
-        close = difflib.get_close_matches(name, self.option_names(), n=1) if name.startswith("-") else []
+        close = nearest(name, self.option_names()) if name.startswith("-") else None
         return ConfigError(
             "C006",
             f"unexpected argument {argument!r}",
-            f"did you mean {close[0]}?" if close else f"{self.prog} --help",
+            f"did you mean {close}?" if close else f"{self.prog} --help",
         )
 
     def error(self, message: str) -> NoReturn:

@@ -78,7 +78,7 @@ def test_the_log_of_a_stopped_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "It ends in" not in text
     report = json.loads(answered(capsys, path, "--json"))
     assert report["stopped_early"] == REASON
-    assert (report["forecast"], report["scenarios"], report["eta"]["steps_left"]) == (None, [], 0)
+    assert (report["forecast"]["sd"], report["scenarios"], report["eta"]["steps_left"]) == (None, [], 0)
 
 
 def test_without_a_validation_split_no_loss_is_forecast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,15 +15,17 @@ from jaxgpt.diagnose.forecast.annealing import Posterior
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast, gaussian_forecast
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.diagnose.forecast.scenarios import ScenarioForecast, forecast_scenarios
-from jaxgpt.logs.history import History
-from jaxgpt.utils.formatting import pluralize
+from jaxgpt.logs.history import Evaluation, History
+from jaxgpt.utils.formatting import format_loss, pluralize
+
+NO_EVALUATION = "it is over, and the log has no validation loss of its end"
 
 
 class TargetComparison(NamedTuple):
     """A target for the final loss (`--target-loss`) compared with the expected loss, in nats per token."""
 
     loss: float
-    expected: Forecast
+    expected: Forecast | None  # None: the run is over
     possible: bool
     reason: str
 
@@ -34,7 +36,7 @@ class Diagnosis:
 
     analysis: RunAnalysis
     posterior: Posterior | None
-    forecast: Forecast | None
+    forecast: Forecast | None  # of a run that is not over
     no_forecast: str  # why there is no forecast
     no_completion: str  # what the completion estimate lacks
     scenarios: tuple[ScenarioForecast, ...]
@@ -53,6 +55,11 @@ class Diagnosis:
         return self.analysis.context
 
     @property
+    def final_evaluation(self) -> Evaluation | None:
+        """The last evaluation of a run that is over: nothing is forecast there."""
+        return self.analysis.final_evaluation
+
+    @property
     def completion(self) -> CompletionEstimate | None:
         return self.analysis.completion
 
@@ -68,6 +75,8 @@ def diagnose(history: History, context: RunContext, now: float | None = None) ->
     reason = _law_inapplicable_reason(run, findings)
     if posterior and reason:
         posterior, forecast, no_forecast = None, None, reason
+    if run.is_finished:
+        forecast, no_forecast = None, "" if run.final_evaluation else no_forecast or NO_EVALUATION
     no_completion = missing_for_completion(history, context)
     return Diagnosis(
         analysis=run,
@@ -75,7 +84,7 @@ def diagnose(history: History, context: RunContext, now: float | None = None) ->
         forecast=forecast,
         no_forecast=no_forecast,
         no_completion=no_completion,
-        scenarios=forecast_scenarios(history, context, posterior) if posterior else (),
+        scenarios=_scenarios(run, posterior) if posterior else (),
         findings=findings,
         recommendations=recommendations.ordered(findings),
         target=_compare_with_target(run, forecast),
@@ -105,9 +114,21 @@ def _law_inapplicable_reason(run: RunAnalysis, findings: Iterable[Finding]) -> s
     return "it was stopped early" if run.early_stop else ""
 
 
+def _scenarios(run: RunAnalysis, posterior: Posterior) -> tuple[ScenarioForecast, ...]:
+    """The scenarios of a run. Those of one that is over start from its last evaluation, not from the fitted loss."""
+    scenarios = forecast_scenarios(run.history, run.context, posterior)
+    if run.final_evaluation is None or run.final_evaluation.val is None:
+        return scenarios
+    offset = run.final_evaluation.val - posterior.final_loss().mean
+    return tuple(scenario._replace(forecast=scenario.forecast.shifted(offset)) for scenario in scenarios)
+
+
 def _compare_with_target(run: RunAnalysis, forecast: Forecast | None) -> TargetComparison | None:
     """Compares `--target-loss` with the forecast, or without one, with the scaling law."""
     loss = run.context.target_loss
+    if loss is not None and run.final_evaluation is not None and run.final_evaluation.val is not None:
+        end = run.final_evaluation.val
+        return TargetComparison(loss, None, end <= loss, f"the run ended at {format_loss(end)}")
     if forecast is None and run.law.prediction is not None:
         forecast = gaussian_forecast(run.law.prediction.loss, run.law.prediction.sigma)
     if loss is None or forecast is None:

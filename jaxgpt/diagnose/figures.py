@@ -10,6 +10,7 @@ from jaxgpt.diagnose.analysis.series import Series, grad_norms
 from jaxgpt.diagnose.completion import StepTimes, trend
 from jaxgpt.diagnose.context import schedule_detection
 from jaxgpt.diagnose.diagnosis import Diagnosis
+from jaxgpt.utils.formatting import format_loss
 from jaxgpt.utils.report import Figure
 from jaxgpt.utils.report.svg import BLUE, GRAY, MUTED, ORANGE
 from jaxgpt.utils.stats import Z80, Z95, Floats
@@ -108,6 +109,8 @@ def _loss_figure(diagnosis: Diagnosis) -> Figure:
     losses = diagnosis.analysis.losses
     limits = _loss_limits(diagnosis)
     caption = "Validation loss so far and its forecast: the bands contain 80 % and 95 %."
+    if diagnosis.final_evaluation is not None:
+        caption = "Validation loss, and the loss model fitted to it."
     if diagnosis.posterior is None:
         caption = "The losses of the log, without a forecast."
     if max(*losses.val.values, *losses.train.values, limits[1]) > limits[1]:
@@ -143,7 +146,16 @@ def _draw_forecast(axes: "Axes", diagnosis: Diagnosis) -> None:
             low = (mean - width * sd)[ahead]
             high = (mean + width * sd)[ahead]
             axes.fill_between(steps[ahead], low, high, color=MODEL, alpha=alpha, lw=0, zorder=2)
-    axes.annotate(f"{mean[-1]:.3f}", (total, mean[-1]), (4, 0), textcoords="offset points", color=MODEL, va="center")
+    _label_end(axes, diagnosis, total, float(mean[-1]))
+
+
+def _label_end(axes: "Axes", diagnosis: Diagnosis, total: int, forecast: float) -> None:
+    """The final loss as a number at the right: measured if the run is over, else forecast."""
+    last = diagnosis.final_evaluation
+    loss, text, color = forecast, f"{forecast:.3f}", MODEL
+    if last is not None and last.val is not None:
+        loss, text, color = last.val, format_loss(last.val), VAL
+    axes.annotate(text, (total, loss), (4, 0), textcoords="offset points", color=color, va="center")
 
 
 def _loss_limits(diagnosis: Diagnosis) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """The diagnosis of a jaxgpt run in its folder: while it trains, and as `report.html` at its end."""
 
 import dataclasses
+import math
 import sys
 import traceback
 from collections.abc import Iterator
@@ -50,9 +51,11 @@ def diagnose_run(folder: RunFolder) -> Diagnosis:
 
 
 def forecast_only(folder: RunFolder) -> Forecast | None:
-    """The forecast of `diagnose_run` alone, at a third of the cost."""
+    """The forecast of `diagnose_run` alone, at a third of the cost; None for a run that is over."""
     history = logs.read(folder.log_file)
-    return forecast_run(history, resolve_context(history, Options())).final_loss
+    context = resolve_context(history, Options())
+    is_over = history.steps_done >= (context.total_steps or math.inf)
+    return None if is_over else forecast_run(history, context).final_loss
 
 
 class LiveDiagnosis:

@@ -14,6 +14,7 @@ from jaxgpt.utils.formatting import (
     format_change,
     format_date,
     format_duration_interval,
+    format_loss,
     format_losses,
     format_rough_duration,
     pluralize,
@@ -97,16 +98,13 @@ def _time_of_steps(diagnosis: Diagnosis) -> str:
 def forecast_sentence(diagnosis: Diagnosis) -> str:
     """At which validation loss the run ends."""
     forecast = diagnosis.forecast
-    is_over = diagnosis.completion is not None and diagnosis.completion.done
-    evaluations = diagnosis.analysis.losses.evaluations
-    if is_over and evaluations and evaluations[-1] is diagnosis.history.evaluations[-1]:
-        return _measured_loss(evaluations)
+    if diagnosis.final_evaluation is not None:
+        return _measured_loss(diagnosis.analysis.losses.evaluations)
     if forecast is None:
         return f"There is no forecast of its validation loss: {diagnosis.no_forecast}."
-    verb = "ended" if is_over else "will end"
     mean, low, high = format_losses(forecast.mean, forecast.low80, forecast.high80)
     steps = pluralize(len(diagnosis.context.lr_fractions), "step")
-    return f"At {steps} it {verb} at a validation loss of {mean} (80 %: {low} to {high})."
+    return f"At {steps} it will end at a validation loss of {mean} (80 %: {low} to {high})."
 
 
 def _measured_loss(evaluations: Sequence[Evaluation]) -> str:
@@ -114,8 +112,10 @@ def _measured_loss(evaluations: Sequence[Evaluation]) -> str:
     last = evaluations[-1]
     lowest = min(evaluations, key=lambda evaluation: evaluation.val or 0.0)
     error = f" ± {last.standard_error:.3f}" if last.standard_error else ""
-    text = f"It ended at a validation loss of {last.val:.3f}{error}, measured at step {last.step:,}"
-    return f"{text}." if lowest is last else f"{text}; the lowest, {lowest.val:.3f}, was at step {lowest.step:,}."
+    text = f"It ended at a validation loss of {format_loss(last.val or 0.0)}{error}, measured at step {last.step:,}"
+    if lowest is last:
+        return f"{text}."
+    return f"{text}; the lowest, {format_loss(lowest.val or 0.0)}, was at step {lowest.step:,}."
 
 
 def problem_sentence(diagnosis: Diagnosis) -> str:

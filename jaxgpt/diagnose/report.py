@@ -17,10 +17,11 @@ from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.diagnose.forecast.scenarios import ScenarioForecast
 from jaxgpt.diagnose.run_overview import RunOverview
 from jaxgpt.logs.history import History
-from jaxgpt.utils.formatting import LAST_DATE, format_duration, format_rough_duration, pluralize
+from jaxgpt.utils.formatting import LAST_DATE, UNKNOWN, format_duration, format_loss, format_rough_duration, pluralize
 from jaxgpt.utils.report import Block, Code, Command, Items, Paragraph, Report, Section, Table
 
-VERSION = 2
+VERSION = 3
+INTERVALS = tuple(name for name in Forecast._fields if name != "mean")
 BRIEF_STEPS = 2  # recommendations of a brief report
 
 
@@ -127,12 +128,18 @@ def _completion_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
 
 
 def _forecast_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
-    if diagnosis.forecast is None:
-        yield Paragraph(f"no forecast: {diagnosis.no_forecast}")
-    else:
+    last = diagnosis.final_evaluation
+    rows = [_scenario_row(diagnosis, scenario) for scenario in diagnosis.scenarios]
+    if last is not None:
+        measured = ("as it ran, measured", f"{last.step:,}", UNKNOWN, format_loss(last.val or 0.0), UNKNOWN, UNKNOWN)
+        rows.insert(0, measured)
+    elif diagnosis.forecast is not None:
         as_planned = ScenarioForecast("as it runs", len(diagnosis.context.lr_fractions), diagnosis.forecast)
-        rows = tuple(_scenario_row(diagnosis, scenario) for scenario in (as_planned, *diagnosis.scenarios))
-        yield Table(("", "steps", "from now", "loss", "80 %", "95 %"), rows)
+        rows.insert(0, _scenario_row(diagnosis, as_planned))
+    else:
+        yield Paragraph(f"no forecast: {diagnosis.no_forecast}")
+    if rows:
+        yield Table(("", "steps", "from now", "loss", "80 %", "95 %"), tuple(rows))
 
 
 def _scenario_row(diagnosis: Diagnosis, scenario: ScenarioForecast) -> tuple[str, ...]:
@@ -205,11 +212,11 @@ def _data(diagnosis: Diagnosis) -> dict[str, Any]:
         "total_steps": diagnosis.context.total_steps or None,
         "eta": diagnosis.completion and _completion_data(diagnosis.completion),
         "stopped_early": stop.detail if stop else None,
-        "forecast": diagnosis.forecast and _forecast_data(diagnosis.forecast),
+        "forecast": _final_loss_data(diagnosis),
         "scenarios": [_scenario_data(scenario) for scenario in diagnosis.scenarios],
         "findings": [_finding_data(finding, history) for finding in diagnosis.findings],
         "recommendations": [dataclasses.asdict(item) for item in diagnosis.recommendations],
-        "target": target and target._asdict() | {"expected": _forecast_data(target.expected)},
+        "target": target and target._asdict() | {"expected": target.expected and _forecast_data(target.expected)},
         "backtests": [
             backtest.to_dict(test) | {"forecast": _forecast_data(test.forecast)} for test in diagnosis.backtests
         ],
@@ -236,6 +243,13 @@ def _iso_date(timestamp: float) -> str | None:
     if not 0 <= timestamp < LAST_DATE:
         return None
     return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds")
+
+
+def _final_loss_data(diagnosis: Diagnosis) -> dict[str, float | None] | None:
+    """The final loss: measured for a run that is over, without intervals, else forecast; None without either."""
+    if diagnosis.final_evaluation is not None:
+        return {"final_loss": diagnosis.final_evaluation.val, **dict.fromkeys(INTERVALS)}
+    return None if diagnosis.forecast is None else {**_forecast_data(diagnosis.forecast)}
 
 
 def _forecast_data(forecast: Forecast) -> dict[str, float]:

@@ -16,7 +16,7 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.logs.reader import parse_finite, parse_step
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.log import read_log
-from jaxgpt.utils.formatting import format_count, format_date, format_hours
+from jaxgpt.utils.formatting import format_count, format_date, format_hours, format_loss
 from jaxgpt.utils.report import Block, Code, Command, Paragraph, Section, Table
 
 MAX_SAMPLES = 6
@@ -67,7 +67,7 @@ def _result(records: list[dict[str, Any]], diagnosis: Diagnosis) -> str:
     bits = parse_finite(evaluation.get(f"{split}_bits_per_byte"))
     name = "validation" if split == "val" else "training"
     return (
-        f"The {name} loss is {loss:.3f}"
+        f"The {name} loss is {format_loss(loss)}"
         + ("" if error is None else f" ± {error:.3f}")
         + " nats per token"
         + ("" if bits is None else f" ({bits:.3f} bits per byte)")

@@ -11,6 +11,7 @@ ROUNDING = (86_400, 21_600, 3600, 1800, 600, 300, 60, 30, 10, 5, 1)  # seconds t
 MAX_ROUNDING = 0.1  # of the duration
 INTERVAL_ROUNDING = 0.2  # of the width of an interval
 
+LOSS_DIGITS = 4  # decimals of a measured loss, as logs print it
 LOSS_WIDTHS = {3: 0.1, 2: 1.0}  # decimals of a loss whose interval is narrower than so many nats
 COUNTS = {1e12: "T", 1e9: "B", 1e6: "M"}
 FLOPS = {1e21: " ZFLOP", 1e18: " EFLOP", 1e15: " PFLOP", 1e12: " TFLOP"}
@@ -82,6 +83,11 @@ def format_loss_range(low: float, high: float) -> str:
     """`3.48–3.58`; one digit less for a range of a nat or more."""
     digits = 2 if high - low < 1 else 1
     return f"{low:.{digits}f}–{high:.{digits}f}"
+
+
+def format_loss(loss: float) -> str:
+    """A measured loss with as many decimals as logs print: `3.2809`, `3.57`."""
+    return f"{round(loss, LOSS_DIGITS):g}"
 
 
 def format_losses(middle: float, low: float, high: float) -> tuple[str, str, str]:

@@ -16,7 +16,7 @@ from jaxgpt.diagnose.context import RunContext, schedule_detection
 from jaxgpt.diagnose.forecast import annealing, scenarios
 from jaxgpt.diagnose.forecast.annealing import Posterior
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
-from jaxgpt.logs.history import History
+from jaxgpt.logs.history import Evaluation, History
 from jaxgpt.runs.log import StopReason
 
 # The annealing gain B from the peak learning rate to zero and its standard deviation in nats, and the exponent q of the
@@ -51,6 +51,25 @@ class RunAnalysis:
     @property
     def is_over(self) -> bool:
         return self.steps_done >= self.total_steps or self.early_stop is not None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is known to be over. `is_over` also counts one of unknown length."""
+        return self.is_over and (self.context.total_steps is not None or self.early_stop is not None)
+
+    @cached_property
+    def final_evaluation(self) -> Evaluation | None:
+        """The last evaluation of a run that is over; None for other runs, and where its loss is not finite."""
+        evaluations = self.losses.evaluations
+        is_last = bool(evaluations) and evaluations[-1] is self.history.evaluations[-1]
+        return evaluations[-1] if self.is_finished and is_last else None
+
+    @property
+    def expected_end(self) -> float | None:
+        """The validation loss at the end of the run: measured if it is over, else forecast; None where unknown."""
+        if self.final_evaluation is not None:
+            return self.final_evaluation.val
+        return self.forecast.mean if self.forecast is not None else None
 
     @property
     def total_steps(self) -> int:

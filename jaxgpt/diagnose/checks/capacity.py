@@ -35,8 +35,10 @@ def _is_at_expected_level(run: RunAnalysis) -> Condition:
     if residual is None:
         return unknown(question, run.law.missing_for_residual)
     evidence = f"{residual.text} from the predicted loss"
-    if run.forecast is not None and run.law.prediction is not None:
-        evidence += f"; forecast of the end {run.forecast.mean:.3f}, predicted {run.law.prediction.loss:.3f}"
+    end = run.expected_end
+    if end is not None and run.law.prediction is not None:
+        name = "forecast of the end" if run.final_evaluation is None else "last evaluation"
+        evidence += f"; {name} {end:.3f}, predicted {run.law.prediction.loss:.3f}"
     return Condition(question, evidence, abs(residual.value) <= MAX_RESIDUAL * residual.stderr, residual.lines)
 
 

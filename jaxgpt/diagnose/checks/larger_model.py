@@ -70,9 +70,9 @@ def _in_time(run: RunAnalysis, config: Config) -> str:
 
 
 def _expected_end(run: RunAnalysis) -> float:
-    """The loss that the run is heading for: its forecast, else the prediction of the scaling law."""
-    if run.forecast is not None:
-        return run.forecast.mean
+    """The loss that the run ended with or is heading for: measured, forecast or, last, by the scaling law."""
+    if run.expected_end is not None:
+        return run.expected_end
     if run.posterior is not None:
         return run.posterior.final_loss().mean
     return run.law.prediction.loss if run.law.prediction else math.nan

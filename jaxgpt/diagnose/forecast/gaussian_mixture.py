@@ -22,6 +22,11 @@ class Forecast(NamedTuple):
     low95: float
     high95: float
 
+    def shifted(self, nats: float) -> "Forecast":
+        """The forecast of a loss that is so many nats higher."""
+        mean, sd, *ends = self
+        return Forecast(mean + nats, sd, *(end + nats for end in ends))
+
 
 def gaussian_forecast(mean: float, sd: float) -> Forecast:
     """The forecast of one Gaussian."""

@@ -1,0 +1,104 @@
+"""Runs that are over: the loss of the last evaluation, as it was logged, and no forecast of it, in every format."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import logsamples
+from helpers.diagnose_logs import answered
+from helpers.html import Reader
+from helpers.synthetic_runs import make_run
+
+from jaxgpt import logs
+from jaxgpt.diagnose import live, messages
+from jaxgpt.diagnose.context import resolve_context
+from jaxgpt.diagnose.diagnosis import diagnose
+from jaxgpt.diagnose.forecast.scenarios import forecast_scenarios
+from jaxgpt.diagnose.options import Options
+from jaxgpt.runs.folder import RunFolder
+
+RUN = logsamples.CONFIG.replace({"run": {"steps": 60}})
+# A finished run of each format, its length, and its last evaluation as the log prints it.
+FINISHED = {
+    "jaxgpt": (logsamples.jsonl(logsamples.jaxgpt_records(60, config=RUN)), 60, logsamples.loss(59)),
+    "nanogpt": (logsamples.NANOGPT_HEAD.replace("20000", "1000") + logsamples.nanogpt(), 1000, logsamples.loss(1000)),
+    "llmc": (logsamples.llmc(), 1000, logsamples.loss(1000)),
+    "modded": (logsamples.modded(), 200, logsamples.loss(200)),
+    "buildnanogpt": (logsamples.buildnanogpt(), 500, logsamples.loss(500)),
+    "table": (logsamples.table(), 2000, logsamples.loss(2000)),
+}
+# The loss jumps up at the end, where no smooth curve follows.
+JUMPED = "step,val_loss\n" + "".join(
+    f"{step},{3.2 + 7.7 * (1 + step / 40) ** -0.48:.4f}\n" for step in range(0, 2000, 100)
+)
+JUMPED += "2000,4.5671\n"
+
+
+def answers(capsys: pytest.CaptureFixture[str], path: Path, *options: str) -> tuple[str, str, dict[str, Any]]:
+    """The answer as text, as the text of the page, and as JSON."""
+    printed = " ".join(answered(capsys, str(path), *options).split())
+    page = path.with_suffix(".html")
+    answered(capsys, str(path), *options, "--html", str(page))
+    text = " ".join(Reader(page.read_text()).text.split())
+    return printed, text, json.loads(answered(capsys, str(path), *options, "--json"))
+
+
+@pytest.mark.parametrize("name", FINISHED)
+def test_every_answer_has_the_last_evaluation(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, steps, loss = FINISHED[name]
+    path = tmp_path / "out.log"
+    path.write_text(text)
+    terminal, page, data = answers(capsys, path, "--total-steps", str(steps))
+    assert data["format"] == name
+    assert data["forecast"]["final_loss"] == pytest.approx(loss, abs=5.1e-5)
+    intervals = ("sd", "low80", "high80", "low95", "high95")
+    assert [data["forecast"][field] for field in intervals] == [None] * len(intervals)
+    for answer in (terminal, page, data["summary"][1]):
+        assert f"It ended at a validation loss of {round(loss, 4):g}" in answer
+    assert "will end at" not in terminal + page
+
+
+def test_a_loss_that_no_curve_fits_is_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "out.csv"
+    path.write_text(JUMPED)
+    terminal, page, data = answers(capsys, path, "--total-steps", "2000", "--target-loss", "4.5")
+    assert data["forecast"]["final_loss"] == 4.5671
+    assert (data["target"]["possible"], data["target"]["expected"]) == (False, None)
+    assert "4.5671" in terminal
+    assert "as it ran, measured2,000–4.5671" in page
+
+
+def test_scenarios_start_from_the_measured_end() -> None:
+    """A longer run is compared with the loss that this one has reached, not with the fitted one."""
+    context, history = make_run()
+    last = history.evaluations[-1]
+    jumped = (last.val or 0.0) + 0.05
+    history = replace(history, evaluations=(*history.evaluations[:-1], last._replace(val=jumped)))
+    diagnosis = diagnose(history, context, now=0.0)
+    assert diagnosis.posterior is not None
+    fitted = diagnosis.posterior.final_loss().mean
+    assert fitted < jumped - 0.03
+    changes = [one.forecast.mean - fitted for one in forecast_scenarios(history, context, diagnosis.posterior)]
+    assert changes
+    assert [one.forecast.mean - jumped for one in diagnosis.scenarios] == pytest.approx(changes)
+
+
+def test_a_run_without_evaluations_has_no_forecast() -> None:
+    """The scaling law knows an end for it, but it has happened."""
+    text = logsamples.NANOGPT_HEAD.replace("20000", "1000") + logsamples.nanogpt()
+    training = "\n".join(line for line in text.splitlines() if not line.startswith("step "))
+    history = logs.read_text(training, "out.log")
+    diagnosis = diagnose(history, resolve_context(history, Options()), now=0.0)
+    assert diagnosis.forecast is None
+    assert "the log has no validation loss of its end" in messages.forecast_sentence(diagnosis)
+
+
+def test_the_console_forecasts_nothing_at_the_end(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "small")
+    folder.path.mkdir()
+    for steps, expected in ((60, True), (100, False)):
+        records = logsamples.jaxgpt_records(steps)
+        folder.log_file.write_text(logsamples.jsonl(records))
+        assert (live.forecast_only(folder) is not None) is expected

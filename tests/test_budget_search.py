@@ -32,11 +32,10 @@ def chosen(*argv: str) -> SearchResult:
 def test_best_run_for_hours_uses_them_and_ends_lowest(gpu: str, hours: float) -> None:
     result = chosen("--gpu", gpu, "--hours", str(hours))
     row = result.best.row
-    assert row.seconds == pytest.approx(hours * 3600, rel=0.01)
+    assert row.seconds == pytest.approx(hours * 3600, rel=0.04)  # repeated tokens: lengths 2 % apart
     assert (row.seconds or 0) <= hours * 3600
     assert all(one.ratio >= 15 for one in result.candidates)
-    inside = [one for one in result.candidates if not one.row.prediction.outside]
-    assert row.loss == min(one.row.loss for one in inside)
+    assert row.loss == min(one.row.loss for one in result.candidates)
     needed = memory.estimate(result.best.config).total
     device = result.inputs.device
     assert device
@@ -63,7 +62,7 @@ def test_target_loss_gets_the_shortest_run() -> None:
     exact = [one for one in result.candidates if one.ratio > 16]
     assert exact
     for one in exact:
-        shorter = search.with_steps(one.config, one.row.total_steps - 1)
+        shorter = search.with_steps(one.config, one.row.total_steps - 1, None)
         inputs = plan.replace(result.inputs, config=shorter)
         assert one.row.loss <= 3.4 < plan.predict_loss(inputs, one.row.total_steps - 1).loss + 1e-9
 

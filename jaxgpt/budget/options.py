@@ -28,6 +28,7 @@ EXAMPLES = """examples:
 """
 USAGE = "[--config FILE] [--gpu NAME] [--lengths N ...] [--unique-tokens N] ..."
 DEFAULT_GPU = "RTX 4070"
+CPU_SECONDS = 3600.0  # of a run that a machine without a GPU is planned to train itself
 DEFAULT_FRACTIONS = (0.3, 0.5, 0.75, 1.0)  # of the config's run, a row each
 MAX_STEPS = 10**9
 DURATION = {"s": 1, "m": 60, "min": 60, "h": 3600}
@@ -59,7 +60,10 @@ class PlanOptions(OptionGroup, title="budget", error_code="C038"):
     """What the plan is for."""
 
     gpu: str | None = field(
-        None, "device, in any usual spelling, or cpu (default: this machine's, else RTX 4070)", metavar="NAME"
+        None,
+        "device, in any usual spelling, or cpu (default: this machine's GPU; without one its CPU for runs of up to an "
+        "hour, else RTX 4070)",
+        metavar="NAME",
     )
     lengths: tuple[int, ...] = field(
         (), "run lengths in steps, a row each (default: 30, 50, 75 and 100 % of the run)", ge=1, le=MAX_STEPS
@@ -168,8 +172,11 @@ def build_request(options: argparse.Namespace) -> Request:
     )
 
 
-def _device(gpu: str | None, *, measured: bool) -> tuple[Device | None, str]:
-    """The device (None: this machine's CPU) and the reason; a measurement describes the machine that it runs on."""
+def _device(gpu: str | None, *, measured: bool, suits_cpu: bool) -> tuple[Device | None, str]:
+    """The device (None: this machine's CPU) and the reason; a measurement describes the machine that it runs on.
+
+    `suits_cpu` tells that a machine without a GPU can train the run; otherwise a common card is assumed.
+    """
     if gpu is not None:
         return None if gpu.lower() == devices.CPU else devices.find(gpu), "--gpu"
     name = devices.local_gpu()
@@ -180,7 +187,20 @@ def _device(gpu: str | None, *, measured: bool) -> tuple[Device | None, str]:
         return None, f"this machine's {name or 'CPU'}, which is measured"
     if name:
         return devices.find(DEFAULT_GPU), f"assumed: this machine's {name} is not in the table, see --gpu and --measure"
-    return devices.find(DEFAULT_GPU), "assumed: this machine has no GPU"
+    if suits_cpu:
+        return None, "this machine has no GPU; --gpu NAME plans for one"
+    return devices.find(DEFAULT_GPU), "assumed because this machine has no GPU"
+
+
+def _suits_cpu(options: argparse.Namespace) -> bool:
+    """Whether this machine's CPU can train the run: one of at most an hour, or one that is to be suggested for it."""
+    if any(option_name(goal) in vars(options) for goal in GOALS):
+        return False
+    if options.config is None:
+        return True
+    config = read_config(options)
+    seconds = config.run.steps * step_time.expected(config, None).seconds
+    return config.mesh.device != "gpu" and seconds <= CPU_SECONDS
 
 
 def _plan_config(options: argparse.Namespace, data: str | None, device: Device | None) -> tuple[Config, str, str]:
@@ -197,7 +217,7 @@ def _plan_config(options: argparse.Namespace, data: str | None, device: Device |
 
 
 def _inputs(options: argparse.Namespace, given: PlanOptions, *, measured: bool) -> Inputs:
-    device, device_reason = _device(given.gpu, measured=measured)
+    device, device_reason = _device(given.gpu, measured=measured, suits_cpu=_suits_cpu(options))
     config, name, command = _plan_config(options, given.data, device)
     calibration = None
     if given.measurements and device:

@@ -1,5 +1,6 @@
 """The plan of a run as plain values: time, energy, memory and loss for each length. Nothing here prints."""
 
+import bisect
 import math
 from dataclasses import dataclass, replace
 
@@ -17,8 +18,11 @@ STARTUP_SECONDS = 120.0  # imports, checking the tokens, compiling: minutes at m
 FORWARD_FRACTION = 1 / 3  # an evaluation only runs forward
 MANY_EPOCHS = 4.0
 MAX_EPOCHS = 20.0  # more repetition than this is not recommended, whatever the scaling law predicts
-BEST_STEPS_GRID = 200  # lengths, down to 1/360 of the longest
 OTHER_STEP_SPREAD = 0.10  # of a step time that was measured with another model or batch
+# Lengths in steps that a search tries: three digits, 0.5 % apart. They do not depend on the goal, so that a longer
+# limit allows all runs of a shorter one and never gives a worse plan.
+SEARCH_LENGTHS = tuple(sorted({int(float(f"{1.005**power:.3g}")) for power in range(4200)}))
+REPEATED_EVERY = 4  # of these lengths are tried where tokens are repeated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,14 +292,23 @@ def make_row(inputs: Inputs, time: StepTime | None, steps: int, shorter: Row | N
 
 
 def best_steps(inputs: Inputs, longest: int) -> int:
-    """The length up to `longest` steps and 20 epochs with the lowest predicted loss, within 3 % of the best length."""
+    """The length up to `longest` steps and 20 epochs with the lowest predicted loss, within 2 % of the best length.
+
+    Where tokens would be repeated, it is one of `SEARCH_LENGTHS`.
+    """
     unique = inputs.tokens.unique
-    limit = math.inf if unique is None else MAX_EPOCHS * unique / inputs.config.tokens_per_step
-    longest = max(1, int(min(longest, limit)))
-    if unique is None or longest * inputs.config.tokens_per_step <= unique:
+    steps_per_epoch = math.inf if unique is None else unique / inputs.config.tokens_per_step
+    if longest <= steps_per_epoch:
         return longest  # nothing is repeated, so that each step helps
-    lengths = {max(1, round(longest / 1.03**power)) for power in range(BEST_STEPS_GRID)}
-    return min(lengths, key=lambda steps: (comparable_loss(inputs, steps), steps))
+    first = bisect.bisect(SEARCH_LENGTHS, steps_per_epoch)
+    end = bisect.bisect(SEARCH_LENGTHS, min(longest, MAX_EPOCHS * steps_per_epoch))
+    repeated = [SEARCH_LENGTHS[n] for n in range(first, end) if n % REPEATED_EVERY == 0]
+    return min([search_length(steps_per_epoch), *repeated], key=lambda steps: (comparable_loss(inputs, steps), steps))
+
+
+def search_length(longest: float) -> int:
+    """The longest of `SEARCH_LENGTHS` that is at most `longest`, and at least 1."""
+    return SEARCH_LENGTHS[max(0, bisect.bisect(SEARCH_LENGTHS, longest) - 1)]
 
 
 def comparable_loss(inputs: Inputs, steps: int) -> float:

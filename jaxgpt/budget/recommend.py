@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from jaxgpt.budget import plan, query, scaling_law, search
-from jaxgpt.budget.plan import Plan
+from jaxgpt.budget.plan import Plan, Row
 from jaxgpt.budget.scaling_law import (
     FITTED_PARAMETERS,
     FITTED_RATIO,
@@ -47,8 +47,13 @@ class EarlyStop:
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """Numbers and the sentences that state them. `unique_tokens` are pairs of a count and its predicted loss."""
+    """Numbers and the sentences that state them.
 
+    `advised` is the run to train: the longest of the plan, unless repeated tokens make a shorter one better.
+    `unique_tokens` are pairs of a count and its predicted loss.
+    """
+
+    advised: Row
     useful_steps: int
     best_model: BestModel | None
     early_stop: EarlyStop
@@ -58,12 +63,12 @@ class Recommendation:
 
 def recommend(planned: Plan, claim: float | None = None) -> Recommendation:
     """The recommendation for the longest run of a plan, and what a claimed loss would take."""
-    shortest = plan.best_steps(planned.inputs, planned.last.total_steps)
-    useful = min(useful_steps(planned), shortest) if shortest < planned.last.total_steps else useful_steps(planned)
-    best = best_model(planned)
+    advised = advised_run(planned)
+    useful = min(useful_steps(planned), advised.total_steps) if advised is not planned.last else useful_steps(planned)
+    best = best_model(planned, advised.total_steps)
     early = early_stop(planned)
     unique = unique_sensitivity(planned)
-    sentences = [_length_sentence(planned, useful, shortest), _size_sentence(planned, best)]
+    sentences = [_length_sentence(planned, useful, advised), _size_sentence(planned, advised, best)]
     if unique:
         losses = ", ".join(f"{loss:.3f} with {format_tokens(count)}" for count, loss in unique)
         sentences.append(f"If fewer tokens are unique, the predicted loss is {losses} unique tokens.")
@@ -81,8 +86,20 @@ def recommend(planned: Plan, claim: float | None = None) -> Recommendation:
     )
     sentences.append(_claim_sentence(planned, claim))
     return Recommendation(
-        useful_steps=useful, best_model=best, early_stop=early, unique_tokens=unique, sentences=tuple(sentences)
+        advised=advised,
+        useful_steps=useful,
+        best_model=best,
+        early_stop=early,
+        unique_tokens=unique,
+        sentences=tuple(sentences),
     )
+
+
+def advised_run(planned: Plan) -> Row:
+    """The longest run of the plan, or the one with the lowest loss if repeated tokens make that a shorter one."""
+    best = plan.best_steps(planned.inputs, planned.last.total_steps)
+    row = plan.make_row(planned.inputs, planned.step_times.get("jaxgpt"), best)
+    return row if planned.last.loss - row.loss > MEASURABLE_GAIN else planned.last
 
 
 def useful_steps(planned: Plan) -> int:
@@ -104,11 +121,11 @@ def useful_steps(planned: Plan) -> int:
     return low // digit * digit
 
 
-def best_model(planned: Plan) -> BestModel | None:
-    """The best model for the FLOPs of the longest run of the plan."""
+def best_model(planned: Plan, steps: int | None = None) -> BestModel | None:
+    """The best model for the FLOPs of a run of the plan's config for `steps` steps (None: as long as the longest)."""
     inputs = planned.inputs
-    asked = query.build_query(inputs.config, planned.last.total_steps, inputs.corpus, inputs.tokens.unique)
-    return best_model_for(asked)
+    steps = steps or planned.last.total_steps
+    return best_model_for(query.build_query(inputs.config, steps, inputs.corpus, inputs.tokens.unique))
 
 
 def best_model_for(asked: ScalingQuery) -> BestModel | None:
@@ -153,16 +170,15 @@ def unique_sensitivity(planned: Plan) -> tuple[tuple[float, float], ...]:
     return tuple((count, plan.predict_loss(planned.inputs, steps, unique=count).loss) for count in counts)
 
 
-def _length_sentence(planned: Plan, useful: int, best: int) -> str:
+def _length_sentence(planned: Plan, useful: int, advised: Row) -> str:
     """How many steps to train: fewer, if repeated tokens raise the loss again, or more, as long as they help."""
     last = planned.last
-    row = plan.make_row(planned.inputs, planned.step_times.get("jaxgpt"), best)
-    if last.loss - row.loss > MEASURABLE_GAIN:
-        epochs = "" if row.epochs is None else f" ({row.epochs:.1f} epochs)"
-        time = "" if row.seconds is None else f" in about {format_rough_duration(row.seconds)}"
+    if advised is not last:
+        epochs = "" if advised.epochs is None else f" ({advised.epochs:.1f} epochs)"
+        time = "" if advised.seconds is None else f" in about {format_rough_duration(advised.seconds)}"
         return (
-            f"Train {pluralize(best, 'step')}{epochs} instead: they reach {row.loss:.2f}{time}; with more repetition "
-            f"{last.total_steps:,} steps end at {last.loss:.2f}."
+            f"Train {pluralize(advised.total_steps, 'step')}{epochs} instead: they reach {advised.loss:.2f}{time}; "
+            f"with more repetition {last.total_steps:,} steps end at {last.loss:.2f}."
         )
     if last.total_steps > useful:
         sentence = f"About {useful:,} steps are enough: beyond that, a tenth more steps gains less than "
@@ -185,17 +201,17 @@ def _last_hour_gain(planned: Plan) -> float | None:
     return plan.predict_loss(planned.inputs, shorter).loss - planned.last.loss if shorter > 0 else None
 
 
-def _size_sentence(planned: Plan, best: BestModel | None) -> str:
-    """Which size suits the compute of the longest run."""
+def _size_sentence(planned: Plan, advised: Row, best: BestModel | None) -> str:
+    """Which size suits the compute of the advised run."""
     if best is None:
         return (
             f"So few FLOPs cannot train even the smallest fitted model, {FITTED_PARAMETERS[0] / 1e6:.0f}M parameters "
             f"on {FITTED_RATIO:.0f} tokens each: all losses here are rough."
         )
     size = f"{best.parameters / 1e6:,.0f}M"
-    change = best.prediction.loss - min(row.loss for row in planned.rows)
+    change = best.prediction.loss - advised.loss
     if change >= -MEASURABLE_GAIN:
-        return f"The size suits the compute: the best fitted model for it has {size} parameters."
+        return "The size suits the compute: no other fitted size is expected to end lower with it."
     steps = round(best.tokens / planned.model.tokens_per_step)
     hours = _best_model_seconds(planned, best, steps)
     time = "" if hours is None else f" ({format_rough_duration(hours)})"

@@ -23,6 +23,7 @@ from jaxgpt.utils.formatting import (
 from jaxgpt.utils.report import Block, Command, Figure, Items, Paragraph, Report, Section, Table
 
 SOFTWARE_NAMES = {"jaxgpt": "jaxgpt", "nanogpt": "nanoGPT-class software"}
+USED_FRACTION = 0.9  # of a goal's time or energy: a run that takes less leaves a rest worth a sentence
 NEIGHBORS = 3  # of the best candidate, on a small screen
 MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "workspace")
 
@@ -31,7 +32,7 @@ def plan_report(planned: Plan, advice: Recommendation, result: SearchResult | No
     """Summary, tables, figure, recommendations and warnings of a plan; `result` is the search that chose its run."""
     return Report(
         title=f"Plan of {planned.inputs.name}",
-        summary=tuple(_summary(planned, result)),
+        summary=tuple(_summary(planned, advice.advised, result)),
         sections=(
             _command_section(planned, result),
             *([_search_section(result)] if result else []),
@@ -66,46 +67,69 @@ def _command_section(planned: Plan, result: SearchResult | None) -> Section:
     return Section("To train it", (Command(command),) if command else ())
 
 
-def _summary(planned: Plan, result: SearchResult | None) -> list[str]:
-    """What a reader came for: time and loss of the longest run, then its tokens, energy and memory."""
-    last = planned.last
+def _summary(planned: Plan, advised: Row, result: SearchResult | None) -> list[str]:
+    """What a reader came for: time and loss of the run to train, then its tokens, energy and memory."""
     fit = planned.fit
-    facts = [f"{format_count(last.tokens)} tokens"]
-    if last.epochs is not None:
-        facts.append(f"{format_number(last.epochs, 0 if last.epochs >= 10 else 1)} epochs")
-    if last.energy_kwh is not None:
-        facts.append(f"{last.energy_kwh:.1f} kWh")
+    facts = [f"{format_count(advised.tokens)} tokens"]
+    if advised.epochs is not None:
+        facts.append(f"{format_number(advised.epochs, 0 if advised.epochs >= 10 else 1)} epochs")
+    if advised.energy_kwh is not None:
+        facts.append(f"{advised.energy_kwh:.1f} kWh")
     if fit.usable_gib is not None:
         batch = planned.inputs.config.data.micro_batch
         fits = "" if fit.fits else ", which does not fit"
         facts.append(f"{fit.memory.total / GIB:.1f} of {fit.usable_gib:.1f} GiB at micro-batch {batch:,}{fits}")
-    sentences = [_headline(planned, result), f"{'; '.join(facts)}. Losses are in nats per token, intervals 80 %."]
+    sentences = [
+        _headline(planned, advised, result),
+        f"{'; '.join(facts)}. Losses are in nats per token, intervals 80 %.",
+    ]
     if result:
-        sentences.append(_describe(result))
-    return sentences
+        sentences += [_unused_time(result), _describe(result)]
+    return [sentence for sentence in sentences if sentence]
 
 
-def _headline(planned: Plan, result: SearchResult | None) -> str:
+def _headline(planned: Plan, advised: Row, result: SearchResult | None) -> str:
     """`Train 20,000 steps: about 29 h on RTX 4070 (21 h to 40 h), validation loss 3.53 (3.48 to 3.58) on fineweb.`"""
-    last = planned.last
-    device = planned.inputs.device
-    where = device.name if device else "this machine"
     millions = planned.model.parameters / 1e6
     size = f"{millions:.0f}M" if millions >= 10 else f"{millions:.1f}M"
     model = f"a {size} model for " if result or planned.inputs.command else ""
-    if last.seconds is None or last.seconds_low is None or last.seconds_high is None:
-        time = "how long that takes must be measured (--measure)"
-    else:
-        precision = max((last.seconds_high - last.seconds_low) / 10, last.seconds / 20)
-        durations = (last.seconds, last.seconds_low, last.seconds_high)
-        middle, low, high = (format_rough_duration(seconds, precision) for seconds in durations)
-        time = f"about {middle} on {where} ({low} to {high})"
+    instead = "" if advised is planned.last else f", not {planned.last.total_steps:,}"
+    time = _headline_time(planned, advised)
     corpus = planned.inputs.corpus.name
     on = "an unknown corpus" if corpus == "unknown" else corpus
-    loss = f"validation loss {last.loss:.2f} ({last.loss_low:.2f} to {last.loss_high:.2f}) on {on}"
-    if not last.prediction.is_informative:
+    loss = f"validation loss {advised.loss:.2f} ({advised.loss_low:.2f} to {advised.loss_high:.2f}) on {on}"
+    if not advised.prediction.is_informative:
         loss = "no loss can be predicted so far from published runs"
-    return f"Train {model}{pluralize(last.total_steps, 'step')}: {time}, {loss}."
+    return f"Train {model}{pluralize(advised.total_steps, 'step')}{instead}: {time}, {loss}."
+
+
+def _headline_time(planned: Plan, row: Row) -> str:
+    """`about 29 h on RTX 4070 (21 h to 40 h)`, with the reason of a device that is only assumed."""
+    device = planned.inputs.device
+    where = device.name if device else "this machine's CPU"
+    if planned.inputs.device_reason.startswith("assumed"):
+        where += f", {planned.inputs.device_reason}"
+    if row.seconds is None or row.seconds_low is None or row.seconds_high is None:
+        return "how long that takes must be measured (--measure)"
+    precision = max((row.seconds_high - row.seconds_low) / 10, row.seconds / 20)
+    durations = (row.seconds, row.seconds_low, row.seconds_high)
+    middle, low, high = (format_rough_duration(seconds, precision) for seconds in durations)
+    return f"about {middle} on {where} ({low} to {high})"
+
+
+def _unused_time(result: SearchResult) -> str:
+    """That the rest of the goal's time or energy would gain nothing; empty if the run uses it."""
+    row = result.best.row
+    goal = result.goal
+    used, unit, wanted = (row.seconds or 0.0) / 3600, "h", goal.hours
+    if goal.kwh is not None:
+        used, unit, wanted = row.energy_kwh or 0.0, "kWh", goal.kwh
+    if wanted is None or used > USED_FRACTION * wanted:
+        return ""
+    return (
+        f"The other {wanted - used:.2g} {unit} would gain nothing: after {format_number(row.epochs, 0)} epochs of this "
+        "data neither a longer run nor another size is expected to end lower. More data would help."
+    )
 
 
 def _describe(result: SearchResult) -> str:

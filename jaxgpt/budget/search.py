@@ -10,6 +10,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from jaxgpt.budget import memory, plan, query, scaling_law, step_time
 from jaxgpt.budget.devices import Device
@@ -28,6 +29,7 @@ SHAPES = (
     (24, 1280), (28, 1344), (32, 1408), (36, 1536), (40, 1600), (48, 1600),
 )  # fmt: skip
 MIN_STEPS = 20
+WANTED_STEPS = 500  # a shorter run gets smaller steps instead, as quickstart's
 MAX_MICRO_BATCH = 64
 WARMUP_FRACTION, MAX_WARMUP = 0.1, 2000
 MAX_GPT2_LEARNING_RATE = 1e-3  # the highest at which a run with learned positions was seen to train well
@@ -49,11 +51,12 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A run that meets the goal, and its tokens per parameter."""
+    """A run that meets the goal, its tokens per parameter, and its loss without the limit of guessing."""
 
     config: Config
     row: Row
     ratio: float
+    comparable_loss: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,28 +72,32 @@ class SearchResult:
 def best_run(inputs: Inputs, goal: Goal) -> SearchResult:
     """The best run for the goal on the inputs' device and data. Raises `ConfigError` C044 if there is none.
 
-    For hours and energy the lowest loss wins, for a target loss the shortest run. Runs stay where the scaling law was
-    fitted (15 tokens per parameter or more, 20M to 1.5B parameters); others win only if none of those is possible.
+    For hours and energy the lowest predicted loss wins, for a target loss the shortest run inside the fitted range, if
+    there is one. All but the smallest model get at least the fit's 15 tokens per parameter.
     """
     device = inputs.device
     if device is None:
         raise ConfigError("C044", "--hours, --kwh and --target-loss need to know the GPU", "--gpu NAME")
-    possible = []
-    for layers, width in SHAPES:
-        candidate = _candidate(inputs, device, with_shape(inputs.config, layers, width), goal)
+    inputs = replace(inputs, config=with_enough_steps(inputs.config, inputs.tokens.unique))
+    candidates = []
+    for shape in SHAPES:
+        least_ratio = 0.0 if shape == SHAPES[0] else scaling_law.FITTED_RATIO
+        candidate = _candidate(inputs, device, with_shape(inputs.config, *shape), goal, least_ratio)
         if candidate is not None:
-            possible.append(candidate)
-    if not possible:
+            candidates.append(candidate)
+    if not candidates:
         raise ConfigError("C044", f"no run on {device.name} meets the goal of {goal}", _hint(inputs, goal))
-    candidates = [candidate for candidate in possible if candidate.ratio >= scaling_law.FITTED_RATIO] or possible
-    fitted = [candidate for candidate in candidates if not candidate.row.prediction.outside] or candidates
-    if goal.target_loss is not None:
-        best = min(fitted, key=lambda candidate: candidate.row.seconds or math.inf)
-    else:
-        best = min(fitted, key=lambda candidate: candidate.row.loss)
+    best = _best(candidates, goal)
     steps = best.row.total_steps
     chosen = replace(inputs, config=best.config, name=f"a run of {steps:,} steps", lengths=(steps,))
     return SearchResult(goal=goal, best=best, candidates=tuple(candidates), inputs=chosen)
+
+
+def _best(candidates: list[Candidate], goal: Goal) -> Candidate:
+    if goal.target_loss is None:
+        return min(candidates, key=lambda one: one.comparable_loss)
+    fitted = [one for one in candidates if not one.row.prediction.outside] or candidates
+    return min(fitted, key=lambda one: one.row.seconds or math.inf)
 
 
 def _hint(inputs: Inputs, goal: Goal) -> str:
@@ -99,8 +106,11 @@ def _hint(inputs: Inputs, goal: Goal) -> str:
     return f"the corpus's irreducible loss is {inputs.corpus.offset:.2f}; choose a higher target or a faster device"
 
 
-def _candidate(inputs: Inputs, device: Device, config: Config, goal: Goal) -> Candidate | None:
-    """The run of `config`'s shape that meets the goal; None if it does not fit, or would be too short."""
+def _candidate(inputs: Inputs, device: Device, config: Config, goal: Goal, least_ratio: float) -> Candidate | None:
+    """The run of `config`'s shape that meets the goal.
+
+    None if it does not fit, would be too short, or has less than `least_ratio` tokens per parameter.
+    """
     batched = with_batch(config, device)
     if batched is None:
         return None
@@ -109,13 +119,23 @@ def _candidate(inputs: Inputs, device: Device, config: Config, goal: Goal) -> Ca
     if time is None:
         return None
     steps = _steps_for(inputs, time.seconds, device, goal)
-    if steps is None or steps < MIN_STEPS:
+    if steps is None or not _is_long_enough(batched, steps, least_ratio):
         return None
     if goal.target_loss is None:
         steps = plan.best_steps(inputs, steps)
-    inputs = replace(inputs, config=with_steps(batched, steps))
-    ratio = steps * batched.tokens_per_step / parameters(batched.model)
-    return Candidate(config=inputs.config, row=plan.make_row(inputs, time, steps), ratio=ratio)
+    if not _is_long_enough(batched, steps, least_ratio):
+        return None
+    inputs = replace(inputs, config=with_steps(batched, steps, inputs.tokens.unique))
+    return Candidate(
+        config=inputs.config,
+        row=plan.make_row(inputs, plan.own_step_time(inputs), steps),
+        ratio=steps * batched.tokens_per_step / parameters(batched.model),
+        comparable_loss=plan.comparable_loss(inputs, steps),
+    )
+
+
+def _is_long_enough(config: Config, steps: int, least_ratio: float) -> bool:
+    return steps >= max(MIN_STEPS, least_ratio * parameters(config.model) / config.tokens_per_step)
 
 
 def with_shape(config: Config, layers: int, width: int) -> Config:
@@ -149,12 +169,31 @@ def with_batch(config: Config, device: Device) -> Config | None:
     return config.replace({"data": {"micro_batch": sizes[-1], "accum": sequences // sizes[-1]}}) if sizes else None
 
 
-def with_steps(config: Config, steps: int) -> Config:
-    """`config` as a run of `steps` steps, with a warmup of a tenth of them up to 2,000 and a full decay."""
+def with_enough_steps(config: Config, unique: float | None) -> Config:
+    """`config` with smaller steps, if 20 epochs of so few tokens would have fewer than 500 of the config's."""
+    if unique is None:
+        return config
+    sequences = config.data.micro_batch * config.data.accum
+    limit = plan.MAX_EPOCHS * unique / WANTED_STEPS
+    while sequences > 1 and sequences * config.model.block_size > limit:
+        sequences = math.ceil(sequences / 2)
+    micro_batch = math.gcd(sequences, config.data.micro_batch)
+    return config.replace({"data": {"micro_batch": micro_batch, "accum": sequences // micro_batch}})
+
+
+def with_steps(config: Config, steps: int, unique: float | None) -> Config:
+    """`config` as a run of `steps` steps, with a warmup of a tenth of them up to 2,000 and a full decay.
+
+    Text that is read fewer than four times needs no dropout: the run has none then.
+    """
     warmup = min(MAX_WARMUP, max(1, int(WARMUP_FRACTION * steps)))
-    return config.replace(
-        {"optim": {"warmup_steps": warmup, "decay_steps": None}, "run": {"steps": steps, "name": "planned"}}
-    )
+    repeats = unique is not None and steps * config.tokens_per_step >= plan.MANY_EPOCHS * unique
+    changes: dict[str, dict[str, Any]] = {
+        "optim": {"warmup_steps": warmup, "decay_steps": None},
+        "run": {"steps": steps, "name": "planned"},
+        "model": {} if repeats else {"dropout": 0.0, "attention_dropout": 0.0},
+    }
+    return config.replace(changes)
 
 
 def _steps_for(inputs: Inputs, step_seconds: float, device: Device, goal: Goal) -> int | None:
@@ -168,14 +207,14 @@ def _steps_for(inputs: Inputs, step_seconds: float, device: Device, goal: Goal) 
     steps = int(seconds / step_seconds)
     while steps > 0 and plan.run_seconds(inputs.config, steps, step_seconds) > seconds:
         steps -= max(1, steps // 500)
-    return steps
+    return plan.search_length(steps) if steps else 0
 
 
 def _steps_to_loss(inputs: Inputs, loss: float) -> int | None:
     """The fewest steps that are expected to end at `loss`; None if repeated tokens keep every length above it."""
 
     def reaches(steps: int) -> bool:
-        config = with_steps(inputs.config, steps)
+        config = with_steps(inputs.config, steps, inputs.tokens.unique)
         return plan.predict_loss(replace(inputs, config=config), steps).loss <= loss
 
     lengths = [round(1.25**n) for n in range(2, 80)]

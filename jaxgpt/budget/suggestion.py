@@ -31,7 +31,6 @@ MIN_TOKENS = 1000  # of a training split that anything can be learned from
 MIN_WINDOWS = 64  # of the data, for a context length to suit it
 MIN_BLOCK = 16
 CPU_MICRO_BATCH = 16
-WANTED_STEPS = 500  # a shorter run gets smaller steps instead, as quickstart's
 BYTE_VOCABULARY = 256  # a smaller vocabulary may lack a letter of the base config's prompt
 # Peaks at which models with learned positions trained well: 3e-3 at width 128 (quickstart), 1e-3 at 384 (fineweb40m).
 LEARNING_RATE_TIMES_WIDTH = 3e-3 * 128
@@ -130,7 +129,7 @@ def _candidates(base: Config, unique: float, device: Device | None, max_epochs: 
         for fraction in LENGTHS:
             tokens = fraction * longest
             is_fitted = tokens >= scaling_law.FITTED_RATIO * parameters(shaped.model)
-            config = _with_length(shaped, tokens, device) if is_fitted or is_smallest else None
+            config = _with_length(shaped, tokens, unique, device) if is_fitted or is_smallest else None
             if config is None:
                 break
             seconds = plan.run_seconds(config, config.run.steps, step_time.expected(config, device).seconds)
@@ -146,10 +145,10 @@ def _with_learning_rate(config: Config) -> Config:
     return config.replace({"optim": {"learning_rate": peak, "min_lr": float(f"{peak / 10:.1e}")}})
 
 
-def _with_length(config: Config, tokens: float, device: Device | None) -> Config | None:
+def _with_length(config: Config, tokens: float, unique: float, device: Device | None) -> Config | None:
     """`config` as a run on that many tokens; None if not even one sequence fits the device's memory."""
     block = config.model.block_size
-    batch = min(best_batch(tokens * flops_per_token(config.model)), tokens / WANTED_STEPS)
+    batch = min(best_batch(tokens * flops_per_token(config.model)), tokens / search.WANTED_STEPS)
     sequences = 2 ** max(0, round(math.log2(batch / block)))
     micro_batch = min(sequences, CPU_MICRO_BATCH)
     batched: Config | None = config.replace({"data": {"micro_batch": micro_batch, "accum": sequences // micro_batch}})
@@ -160,7 +159,7 @@ def _with_length(config: Config, tokens: float, device: Device | None) -> Config
     steps = _round_down(max(search.MIN_STEPS, int(tokens / batched.tokens_per_step)))
     interval = max(1, min(500, steps // 4))
     run = {"name": config.run.name, "eval_every": interval, "save_every": interval}
-    return search.with_steps(batched, steps).replace({"run": run})
+    return search.with_steps(batched, steps, unique).replace({"run": run})
 
 
 def best_batch(flops: float) -> float:

@@ -37,7 +37,7 @@ def plan_to_dict(planned: Plan, advice: Recommendation, result: SearchResult | N
         "gains": {name: asdict(gain) for name, gain in planned.gains.items()},
         "nearest_runs": [asdict(run) for run in planned.nearest_runs],
         "loss_on_other_corpora": planned.loss_on_other_corpora,
-        "recommendation": asdict(advice),
+        "recommendation": asdict(advice) | {"advised": _row(advice.advised)},
         "search": result and _search(result),
         "price_per_kwh": inputs.price,
         "calibration": inputs.calibration and _calibration(inputs.calibration),

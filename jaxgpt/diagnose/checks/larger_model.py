@@ -106,7 +106,7 @@ def _candidates(run: RunAnalysis, config: Config) -> Iterator[Config]:
         size = parameters(shaped.model)
         steps = int(product / size / shaped.tokens_per_step)
         if steps >= search.MIN_STEPS and steps * shaped.tokens_per_step >= FITTED_RATIO * size:
-            yield search.with_steps(shaped, steps)
+            yield search.with_steps(shaped, steps, run.context.unique_tokens)
 
 
 def _as_large_as_baseline(run: RunAnalysis) -> LargerModel | None:

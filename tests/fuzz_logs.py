@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from helpers import logsamples
+from helpers import logformats, logsamples
 
 from jaxgpt import logs
 from jaxgpt.diagnose.context import resolve_context
@@ -23,7 +23,14 @@ from jaxgpt.diagnose.options import Options
 from jaxgpt.errors import JaxgptError
 from jaxgpt.logs import lines
 
-SEEDS = [*logsamples.ALL.values(), *logsamples.SCREENS.values(), logsamples.MARKDOWN, logsamples.table("\t")]
+SEEDS = [
+    *logsamples.ALL.values(),
+    *logsamples.SCREENS.values(),
+    logsamples.MARKDOWN,
+    logsamples.table("\t"),
+    *logformats.SAMPLES.values(),
+    *(text for texts in logformats.OTHERS.values() for text in texts),
+]
 LINES = [text.splitlines() for text in SEEDS]
 NUMBERS = [
     "nan",

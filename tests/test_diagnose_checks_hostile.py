@@ -16,7 +16,7 @@ from jaxgpt.diagnose.context import Baseline, RunContext
 from jaxgpt.diagnose.diagnosis import analyze_run, diagnose
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.diagnose.report import build_report
-from jaxgpt.logs import jaxgpt_log, nanogpt, table
+from jaxgpt.logs.formats import jaxgpt_log, nanogpt, table
 from jaxgpt.logs.history import Evaluation, History, Replay, RunMetadata, Step
 from jaxgpt.utils.report import to_json
 

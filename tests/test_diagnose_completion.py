@@ -14,7 +14,7 @@ from jaxgpt.config import Optim
 from jaxgpt.diagnose.completion import CompletionEstimate, estimate_completion, missing_for_completion, trend
 from jaxgpt.diagnose.completion.estimate import steps_left
 from jaxgpt.diagnose.context import RunContext
-from jaxgpt.logs import nanogpt
+from jaxgpt.logs.formats import nanogpt
 from jaxgpt.logs.history import Evaluation, History, Replay, RunMetadata, Step
 from jaxgpt.utils.eta import estimate_eta, estimate_step_time
 

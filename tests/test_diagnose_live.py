@@ -19,7 +19,7 @@ from jaxgpt.diagnose.finding import Condition, Finding
 from jaxgpt.diagnose.forecast.gaussian_mixture import gaussian_forecast
 from jaxgpt.diagnose.live import LiveDiagnosis, RunOutlook, early_stop
 from jaxgpt.diagnose.options import Options
-from jaxgpt.logs import jaxgpt_log
+from jaxgpt.logs.formats import jaxgpt_log
 from jaxgpt.logs.history import Evaluation, History, Step
 from jaxgpt.runs import log as runlog
 from jaxgpt.runs.folder import RunFolder

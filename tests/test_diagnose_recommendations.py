@@ -40,7 +40,7 @@ from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.forecast import scenarios
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.diagnose.suggested_commands import train_command
-from jaxgpt.logs import jaxgpt_log, nanogpt
+from jaxgpt.logs.formats import jaxgpt_log, nanogpt
 from jaxgpt.logs.history import History
 
 CONFIG = load_config("fineweb40m").replace({"run": {"steps": TOTAL, "name": "mine"}, "optim": {"warmup_steps": 100}})

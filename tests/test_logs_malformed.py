@@ -5,7 +5,7 @@ from pathlib import Path
 
 import fuzz_logs
 import pytest
-from helpers import logsamples
+from helpers import logformats, logsamples
 from helpers.logsamples import loss
 
 from jaxgpt import errors, logs
@@ -13,6 +13,7 @@ from jaxgpt.errors import DataError
 from jaxgpt.logs import collector, lines
 
 PLAIN = logsamples.NANOGPT_HEAD + logsamples.nanogpt()
+ALL = logsamples.ALL | logformats.SAMPLES
 PREFIXES = ["2024-05-01 12:00:00,123 INFO ", "[rank0]: ", "wandb: ", "0: ", "[2024-05-01T12:00:00Z] gpu-1 | ", "\t"]
 
 
@@ -28,17 +29,17 @@ def assert_same_history(text: str, like: str = PLAIN) -> None:
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("name", [name for name in logsamples.ALL if name != "table"])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("table", "lightning")])
 def test_any_prefix(name: str, prefix: str) -> None:
-    text = logsamples.ALL[name]
+    text = ALL[name]
     if name == "modded":  # its log is a file, whose source is not prefixed
         text = text[text.index("step:0") :]
     assert_same_history("".join(prefix + line + "\n" for line in text.splitlines()), text)
 
 
-@pytest.mark.parametrize("name", logsamples.ALL)
+@pytest.mark.parametrize("name", ALL)
 def test_windows_line_ends(name: str) -> None:
-    text = logsamples.ALL[name]
+    text = ALL[name]
     assert_same_history(text.replace("\n", "\r\n"), text)
     assert_same_history(text.removesuffix("\n"), text)
     assert_same_history("\ufeff" + text, text)
@@ -235,4 +236,4 @@ def test_too_many_records_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_mutated_logs_raise_typed_errors_only() -> None:
     results = fuzz_logs.run(20_000, seed=3, report=print)
-    assert set(logsamples.ALL) | {"D041"} <= set(results)
+    assert set(logsamples.ALL) | set(logformats.SAMPLES) | {"D041"} <= set(results)

@@ -104,10 +104,11 @@ def read_log(source: str, known: Options) -> History:
     Raises `DataError` D045 if standard input is closed.
     """
     if source != STDIN:
-        return logs.read(source, known.batch_tokens)
+        return logs.read(source, known.batch_tokens, known.columns)
     if sys.stdin is None:
         raise DataError("D045", "standard input is closed", "name the log, or pipe it in")
     if sys.stdin.isatty():
         print("reading the log from the terminal; Ctrl-D ends it", file=sys.stderr)
     data = sys.stdin.buffer.read()
-    return logs.read_text(data.decode(detect_encoding(data), errors="replace"), "<stdin>")
+    text = data.decode(detect_encoding(data), errors="replace")
+    return logs.read_text(text, "<stdin>", known.batch_tokens, known.columns)

@@ -7,6 +7,7 @@ from typing import Literal
 from jaxgpt.config import options
 from jaxgpt.config.fields import OptionGroup, field
 from jaxgpt.errors import ConfigError
+from jaxgpt.logs.formats.table import has_step_and_loss, split_columns
 
 MAX_STEPS = 10_000_000  # of a run that is analyzed step by step
 OptimizerName = Literal["adamw", "muon", "soap", "shampoo", "other"]
@@ -59,6 +60,9 @@ class Options(OptionGroup, title="the run", error_code="C048"):
     corpus: str | None = field(
         None, "fineweb, fineweb-edu, openwebtext, openwebtext2, refinedweb, c4 or unknown", metavar="NAME"
     )
+    columns: str | None = field(
+        None, "names of the columns of a table without a header, such as step,train,val", metavar="NAME,NAME,..."
+    )
     config: str | None = field(None, "config file, or built-in config, for what neither says", metavar="FILE")
     gpu: str | None = field(None, "device of the run, in any usual spelling", metavar="NAME")
     baseline: str | None = field(
@@ -88,6 +92,9 @@ class Options(OptionGroup, title="the run", error_code="C048"):
         if self.schedule == "trapezoid" and self.min_lr:
             message = f"--min-lr {self.min_lr:g}; a trapezoid decays to 0"
             raise ConfigError("C052", message, "--schedule wsd decays to --min-lr")
+        if self.columns is not None and not has_step_and_loss(split_columns(self.columns)):
+            message = f"--columns {self.columns} names no step, or no loss"
+            raise ConfigError("C048", message, "name the columns in order: --columns step,train,val")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,14 +1,19 @@
 """Collects the records of every format's reader, and separates runs, restarts and repeated steps."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from jaxgpt.config import Config
 from jaxgpt.logs.history import Evaluation, History, LogTraits, Replay, RunMetadata, Step
+from jaxgpt.utils.formatting import pluralize
 
 Hyperparameters = dict[str, float | bool | str]
 
+MISSED_PER_RECORD = 10  # more of them show that the format is another one
+MAX_NAMES = 6  # of unused columns that are listed
+MAX_NAME_CHARS = 40
 MAX_RECORDS = 1_000_000  # beyond that, every second record of the older half is dropped
 
 
@@ -30,6 +35,12 @@ class Collector:
         self._earlier: Hyperparameters = {}
         self._runs = 1
         self._header_line: int | None = None
+        self.accepted = 0  # lines that were read, or more
+        self.unused = Counter[str]()  # values by the column or key that no reader uses
+        self._dropped = 0
+        self._first_dropped = 0  # a line number
+        self._missed = 0
+        self._first_missed = 0  # a line number
         self._notes: dict[str, None] = {}
         self._undecided: Step | Evaluation | None = None
         self._clear()
@@ -46,12 +57,50 @@ class Collector:
         """Records how an irregularity was interpreted; a repeated sentence is kept once."""
         self._notes[sentence] = None
 
+    def accept(self) -> None:
+        """Counts a line that was read, whose record follows later or is not needed."""
+        self.accepted += 1
+
+    def drop(self, line: int) -> None:
+        """Counts a line that belongs to the format but could not be read."""
+        self._first_dropped = self._first_dropped or line
+        self._dropped += 1
+
+    def miss(self, line: int) -> None:
+        """Counts a line that names a loss in a form that the reader does not know."""
+        self._first_missed = self._first_missed or line
+        self._missed += 1
+
+    @property
+    def _records(self) -> int:
+        return len(self.steps) + len(self.evaluations) + (self._undecided is not None)
+
+    @property
+    def unusable(self) -> bool:
+        """Whether nothing was added, or next to nothing of the lines that name a loss."""
+        return self._records == 0 or self._missed > MISSED_PER_RECORD * self._records
+
+    @property
+    def unread(self) -> str:
+        """What was not read, in one sentence without its end; empty if everything was."""
+        parts = []
+        if self._dropped:
+            parts.append(f"{pluralize(self._dropped, 'line')} could not be read (first: line {self._first_dropped:,})")
+        if self._missed > self._records:
+            parts.append(
+                f"{pluralize(self._missed, 'line')} with a loss of unknown form (first: line {self._first_missed:,})"
+            )
+        if self.unused:
+            parts.append(f"not used: {_count_names(self.unused)}")
+        return "; ".join(parts)
+
     def all_hyperparameters(self) -> Hyperparameters:
         """Those of the last process; what it does not log is taken from the run's earlier processes."""
         return self._earlier | self.hyperparameters
 
     def header(self, line: int) -> None:
         """Records that a process starts. The next record shows at which step."""
+        self.accepted += 1
         if self._header_line is None:
             self._header_line = line
             self._earlier = self._earlier | self.hyperparameters
@@ -59,6 +108,7 @@ class Collector:
 
     def add(self, record: Step | Evaluation) -> None:
         """Adds a step or an evaluation."""
+        self.accepted += 1
         if self._undecided is not None:
             self._decide(record)
         if self._header_line is not None or self._last < 0:
@@ -70,6 +120,7 @@ class Collector:
 
     def add_save(self, step: int) -> None:
         """Adds a checkpoint that was saved after `step` steps."""
+        self.accepted += 1
         self.saves.append(step)
 
     @property
@@ -144,6 +195,8 @@ class Collector:
         for first, last, line in self.replays:
             repeated = f"steps {first:,} to {last:,}" if last > first else f"step {first:,}"
             self.note(f"{repeated} were logged before line {line} too, where the run resumes; those were dropped")
+        if self.unread:
+            self.note(self.unread)
         return History(
             source=self.source,
             format=self.format,
@@ -182,3 +235,11 @@ def _insert(records: list[Any], record: Any) -> None:
         records[index] = record
     else:
         records.insert(index, record)
+
+
+def _count_names(counts: Counter[str]) -> str:
+    """The names with their counts: losses first, then the most frequent."""
+    ordered = sorted(counts.items(), key=lambda item: ("loss" not in item[0].lower(), -item[1], item[0]))
+    listed = [f"{name[:MAX_NAME_CHARS]} ({pluralize(count, 'value')})" for name, count in ordered[:MAX_NAMES]]
+    more = len(ordered) - MAX_NAMES
+    return ", ".join(listed) + (f" and {pluralize(more, 'other name')}" if more > 0 else "")

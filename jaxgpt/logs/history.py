@@ -69,6 +69,7 @@ class RunMetadata:
     total_steps: int | None = None
     eval_tokens: float | None = None
     unique_tokens: float | None = None
+    bytes_per_token: float | None = None  # of the validation text
     device: str | None = None
     stop_reason: StopReason | None = None  # of a jaxgpt run that has ended
     pause_seconds: float = 0.0  # total of evaluation, sampling and saving, where the log separates them from the steps

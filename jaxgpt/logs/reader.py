@@ -7,8 +7,29 @@ from typing import Any
 from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.history import Evaluation, Step
 
+MAX_VALUE = 1e18  # of a fact of the run
 MAX_STEP = 10**9  # a larger number is not a step
 SECONDS_PER_DAY = 86_400.0  # no step takes longer
+
+
+class Clock:
+    """The seconds per step between two lines that state the seconds since the start."""
+
+    def __init__(self) -> None:
+        self._before: tuple[int, float] | None = None
+
+    def step_time(self, done: int, elapsed: float | None) -> float | None:
+        """Seconds per step since the line before, after `done` steps; None where the clock was set back.
+
+        Time that passes while `done` stays the same, in an evaluation, does not count.
+        """
+        if elapsed is None:
+            return None
+        before = self._before
+        self._before = (done, elapsed)
+        if before is None or done <= before[0] or elapsed <= before[1]:
+            return None
+        return valid_duration((elapsed - before[1]) / (done - before[0]))
 
 
 class Reader:
@@ -96,3 +117,26 @@ def parse_milliseconds(text: Any) -> float | None:
 def valid_duration(seconds: float | None) -> float | None:
     """`seconds` if a step can take that long, else None."""
     return seconds if seconds is not None and 0 < seconds < SECONDS_PER_DAY else None
+
+
+def parse_literal(text: str) -> float | bool | str | None:
+    """The value of a config's expression: a number, a product of numbers, a boolean or a quoted word; else None."""
+    text = text.split("#")[0].strip()
+    if text in ("True", "False"):
+        return text == "True"
+    factors = [parse_number(factor.strip().replace("_", "")) for factor in text.split("*")]
+    value = multiply(*factors)
+    if value is not None:
+        return value
+    quoted = re.fullmatch(r"(['\"]?)([\w./-]{1,100})\1", text)
+    return quoted[2] if quoted else None
+
+
+def multiply(*factors: float | None) -> float | None:
+    """The product; None if a factor is missing or the product is not below 1e18."""
+    result = 1.0
+    for factor in factors:
+        if factor is None or not abs(result * factor) < MAX_VALUE:
+            return None
+        result *= factor
+    return result

@@ -16,7 +16,7 @@ from jaxgpt.diagnose.context import RunContext
 from jaxgpt.diagnose.diagnosis import analyze_run
 from jaxgpt.diagnose.finding import Finding
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
-from jaxgpt.logs import nanogpt
+from jaxgpt.logs.formats import nanogpt
 from jaxgpt.logs.history import Evaluation, History, Replay, RunMetadata, Step
 
 LossCurve = Callable[[np.ndarray], np.ndarray]

@@ -10,8 +10,7 @@ import re
 from jaxgpt.logs import reader
 from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.history import Evaluation, LogTraits, Step
-from jaxgpt.logs.nanogpt import multiply, parse_literal
-from jaxgpt.logs.reader import parse_finite, parse_number, parse_step, valid_duration
+from jaxgpt.logs.reader import multiply, parse_finite, parse_literal, parse_number, parse_step, valid_duration
 
 NAME = "modded"
 TRAITS = LogTraits(fixed_eval_set=True, default_schedule="wsd")

@@ -10,7 +10,7 @@ import re
 
 from jaxgpt.logs import reader
 from jaxgpt.logs.history import LogTraits
-from jaxgpt.logs.reader import parse_finite, parse_number, parse_step
+from jaxgpt.logs.reader import MAX_VALUE, multiply, parse_finite, parse_literal, parse_number, parse_step
 
 NAME = "nanogpt"
 TRAITS = LogTraits(optimizer="adamw", total_is_last_step=True, repeats_data_on_resume=True)
@@ -23,7 +23,7 @@ EVALUATION = re.compile(
     r"\bstep (?P<step>\d{1,10}): train loss (?P<train>[^\s,]{1,40})(?:, val loss (?P<loss>[^\s,]{1,40}))?"
 )
 OVERRIDE = re.compile(r"Overriding: (\w{1,40}) = (.{1,200})")
-TOKENS = re.compile(r"tokens per iteration will be: ([\d,]{1,30})")
+TOKENS = re.compile(r"tokens per iteration(?: will be)?: ([\d,]{1,30})")
 PARAMETERS = re.compile(r"number of parameters: ([\d.]{1,20})([KMB]?)")
 JAXGPT_SAVE = re.compile(r"saving checkpoint of step (\d{1,10})")
 JAXGPT_RUN = re.compile(
@@ -37,13 +37,13 @@ OPTIONS = (
 )
 ASSIGNMENT = re.compile(rf"(?:^|\s)({OPTIONS})\s*=(?!=)\s*([^#]{{1,200}})")
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
-DEFAULTS = {"weight_decay": 0.1, "dropout": 0.0}  # nanoGPT's, as the sizes below
-DEFAULT_EVAL_ITERS, DEFAULT_BATCH, DEFAULT_BLOCK = 200, 12, 1024
-MAX_VALUE = 1e18
+DEFAULTS = {"weight_decay": 0.1, "dropout": 0.0}  # nanoGPT's
 
 
 class Reader(reader.Reader):
     """Reads line by line into a `Collector`."""
+
+    DEFAULT_EVAL_ITERS, DEFAULT_BATCH, DEFAULT_BLOCK = 200, 12, 1024  # of what a complete header leaves out
 
     def line(self, line_no: int, text: str) -> None:
         """Reads one line."""
@@ -107,28 +107,5 @@ class Reader(reader.Reader):
             eval_tokens=multiply(number("eval_iters"), *sizes),
         )
         if "tokens_per_iteration" in values:  # the header is complete: what it leaves out has nanoGPT's default
-            sizes = (number("batch_size") or DEFAULT_BATCH, number("block_size") or DEFAULT_BLOCK)
-            self._log.metadata["defaults"] = DEFAULTS | {"eval_tokens": DEFAULT_EVAL_ITERS * sizes[0] * sizes[1]}
-
-
-def parse_literal(text: str) -> float | bool | str | None:
-    """The value of a config's expression: a number, a product of numbers, a boolean or a quoted word; else None."""
-    text = text.split("#")[0].strip()
-    if text in ("True", "False"):
-        return text == "True"
-    factors = [parse_number(factor.strip().replace("_", "")) for factor in text.split("*")]
-    value = multiply(*factors)
-    if value is not None:
-        return value
-    quoted = re.fullmatch(r"(['\"]?)([\w./-]{1,100})\1", text)
-    return quoted[2] if quoted else None
-
-
-def multiply(*factors: float | None) -> float | None:
-    """The product; None if a factor is missing or the product is not below 1e18."""
-    result = 1.0
-    for factor in factors:
-        if factor is None or not abs(result * factor) < MAX_VALUE:
-            return None
-        result *= factor
-    return result
+            sizes = (number("batch_size") or self.DEFAULT_BATCH, number("block_size") or self.DEFAULT_BLOCK)
+            self._log.metadata["defaults"] = DEFAULTS | {"eval_tokens": self.DEFAULT_EVAL_ITERS * sizes[0] * sizes[1]}

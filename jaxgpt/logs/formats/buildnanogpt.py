@@ -36,6 +36,8 @@ class Reader(reader.Reader):
             self._add_step(line_no, match)
         elif match := VALIDATION.search(text):
             self._add_evaluation(line_no, match)
+        elif " hella " in text:
+            self._log.accept()
         elif match := BATCH.search(text):
             self._log.header(line_no)
             self._log.metadata["tokens_per_step"] = reader.parse_count(match[1])

@@ -1,0 +1,54 @@
+"""Converts validation losses in bits per byte to nats per token.
+
+With B bytes per token, a loss is bits × ln 2 × B nats per token. A log that does not state B shows it as the ratio of
+the training loss to the validation at the same step. The levels of both therefore agree by construction, and only the
+shape of the validation curve is evidence.
+"""
+
+import math
+import statistics
+
+from jaxgpt.logs.collector import Collector
+
+BYTES_PER_TOKEN = (1.0, 16.0)  # plausible range
+
+
+def bytes_per_token(nats: float | None, bits: float | None) -> float | None:
+    """Bytes per token at which a loss in nats per token equals one in bits per byte; None if that is implausible."""
+    if nats is None or not bits or not math.isfinite(nats) or not math.isfinite(bits):
+        return None
+    length = nats / (bits * math.log(2))
+    return length if BYTES_PER_TOKEN[0] < length < BYTES_PER_TOKEN[1] else None
+
+
+def convert_evaluations(log: Collector) -> None:
+    """Converts the evaluations of `log` from bits per byte, if its training losses tell how long a token is."""
+    log.flush()
+    if not log.evaluations:
+        return
+    length = log.metadata.get("bytes_per_token") or _estimate_length(log)
+    if length is None:
+        log.note("validation is in bits per byte, and no training loss beside it tells nats per token")
+        log.evaluations = []
+        return
+    nats = math.log(2) * length
+    log.evaluations = [
+        evaluation._replace(val=None if evaluation.val is None else evaluation.val * nats)
+        for evaluation in log.evaluations
+    ]
+    log.metadata["bytes_per_token"] = length
+    log.note(
+        f"validation is in bits per byte; it was converted to nats per token with {length:.3f} bytes per token, at "
+        "which it agrees with the training loss, so that a gap between the two cannot be seen"
+    )
+
+
+def _estimate_length(log: Collector) -> float | None:
+    """The median ratio of the training loss to the validation, over the later half of the evaluations."""
+    losses = {step.step: step.loss for step in log.steps if step.loss is not None}
+    lengths = [
+        bytes_per_token(losses.get(evaluation.step, losses.get(evaluation.step - 1)), evaluation.val)
+        for evaluation in log.evaluations[len(log.evaluations) // 2 :]
+    ]
+    plausible = [length for length in lengths if length is not None]
+    return statistics.median(plausible) if plausible else None

@@ -1,0 +1,265 @@
+"""Logs of other trainers, as each writes them: steps, losses, learning rates, times, and the last evaluation."""
+
+import json
+import math
+
+import pytest
+from helpers import logformats
+from helpers.logformats import PEAK, rate
+from helpers.logsamples import loss
+
+from jaxgpt import logs
+from jaxgpt.logs.history import Evaluation, History
+
+
+def read(text: str) -> History:
+    return logs.read_text(text, "log")
+
+
+def unread(history: History) -> list[str]:
+    """The notes on lines and columns that were not read."""
+    marks = ("not used", "could not be read", "unknown form")
+    return [note for note in history.notes if any(mark in note for mark in marks)]
+
+
+@pytest.mark.parametrize("name", logformats.SAMPLES)
+def test_every_line_of_a_format_is_read(name: str) -> None:
+    for text in (logformats.SAMPLES[name], *logformats.OTHERS.get(name, ())):
+        history = read(text)
+        assert history.format == name
+        assert history.steps
+        assert not any("could not be read" in note for note in history.notes)
+        for record in (*history.steps, *history.evaluations):
+            assert any(digit.isdigit() for digit in history.lines[record.line - 1])
+
+
+def assert_trainer_history(history: History) -> None:
+    """Asserts the 4,000 steps of `logformats.huggingface_entries`."""
+    assert [step.step for step in history.steps] == list(range(99, 4000, 100))
+    assert history.steps[9].loss == pytest.approx(loss(1000), abs=1e-3)
+    assert history.steps[9].learning_rate == pytest.approx(rate(1000, 4000), rel=1e-4)
+    assert [(e.step, e.val) for e in history.evaluations] == [
+        (step, pytest.approx(loss(step) + 0.02, abs=1e-3)) for step in range(500, 4001, 500)
+    ]
+    assert history.steps_done == 4000
+
+
+def test_trainer_state() -> None:
+    history = read(logformats.huggingface_state())
+    assert_trainer_history(history)
+    assert history.metadata.total_steps == 4000
+    assert history.steps[-1].seconds == pytest.approx((2240 - 8 * 30) / 4000)
+    minified = json.dumps(json.loads(logformats.huggingface_state()))
+    assert [step._replace(line=0) for step in read(minified).steps] == [step._replace(line=0) for step in history.steps]
+
+
+def test_trainer_output_with_a_header() -> None:
+    history = read(logformats.SAMPLES["huggingface"])
+    assert_trainer_history(history)
+    assert (history.metadata.total_steps, history.metadata.parameters) == (8000, 124_439_808)
+    assert history.notes == ()
+
+
+def test_trainer_output_with_progress_bars() -> None:
+    history = read(logformats.huggingface_bars())
+    assert_trainer_history(history)
+    assert history.metadata.total_steps == 8000
+    assert {step.seconds for step in history.steps[1:]} == {0.5}
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+def test_trainer_output_counts_steps_by_its_last_line(quoted: bool) -> None:
+    history = read(logformats.huggingface_output(quoted))
+    assert_trainer_history(history)
+    assert history.metadata.total_steps == 4000
+
+
+def test_trainer_output_without_steps_assumes_its_default() -> None:
+    lines = logformats.huggingface_output().splitlines()[:-1]
+    history = read("\n".join(lines))
+    assert [step.step for step in history.steps[:2]] == [499, 999]
+    assert history.evaluations[-1].step == 20_000
+    assert "500 steps is assumed" in history.notes[0]
+
+
+def test_trainer_epochs_of_two_digits() -> None:
+    """Earlier versions round the epoch, so that several lines have the same one."""
+    lines = [{"loss": 5.0, "learning_rate": 1e-4, "epoch": round(step / 40_000, 2)} for step in range(100, 4001, 100)]
+    history = read("  Num Epochs = 1\n  Total optimization steps = 40,000\n" + "\n".join(map(str, lines)))
+    assert len(history.steps) == 40
+    assert all(abs(step.step + 1 - 100 * (index + 1)) <= 400 for index, step in enumerate(history.steps))
+
+
+def test_litgpt() -> None:
+    history = read(logformats.litgpt())
+    assert [step.step for step in history.steps] == list(range(300))
+    assert history.steps[7].loss == pytest.approx(loss(7), abs=1e-3)
+    assert history.steps[7].seconds == pytest.approx(12.8)  # 128 micro-batches
+    expected = [(step, pytest.approx(loss(step), abs=1e-4)) for step in (100, 200, 300)]
+    assert [(e.step, e.val) for e in history.evaluations] == expected
+    stated = history.metadata
+    assert (stated.tokens_per_step, stated.total_steps, stated.parameters) == (524_288, 300, 162_322_944)
+    facts = {"learning_rate": 4e-4, "weight_decay": 0.1, "warmup_iters": 200.0, "min_lr": 4e-5, "optimizer": "adamw"}
+    assert facts.items() <= dict(stated.hyperparameters).items()
+
+
+def test_litgpt_validation_that_only_the_steps_repeat() -> None:
+    lines = [line for line in logformats.litgpt().splitlines() if ": val loss" not in line]
+    history = read("\n".join(lines))
+    expected = [(step, pytest.approx(loss(step), abs=1e-3)) for step in (100, 200)]
+    assert [(e.step, e.val) for e in history.evaluations] == expected
+
+
+def test_litgpt_lines_of_micro_batches() -> None:
+    history = read(logformats.litgpt_iterations())
+    assert [step.step for step in history.steps] == list(range(60))
+    assert history.steps[30].loss == pytest.approx(loss(30), abs=1e-3)  # the mean of two
+    assert history.steps[30].seconds == pytest.approx(0.413)
+
+
+def test_llama2c() -> None:
+    history = read(logformats.llama2c())
+    assert [step.step for step in history.steps] == list(range(0, 301, 10))
+    assert history.steps[1].loss == pytest.approx(loss(10), abs=1e-4)
+    assert history.steps[1].learning_rate == pytest.approx(PEAK)
+    assert {step.seconds for step in history.steps if step.step_only} == {1.2345}
+    assert [(e.step, e.val) for e in history.evaluations][-1] == (300, pytest.approx(loss(300), abs=1e-4))
+    assert history.metadata.tokens_per_step == 131_072
+    assert history.metadata.defaults["eval_tokens"] == 100 * 128 * 256
+
+
+def test_lightning_metrics() -> None:
+    history = read(logformats.lightning())
+    assert [step.step for step in history.steps] == list(range(49, 1000, 50))
+    assert history.steps[3].loss == pytest.approx(loss(199))
+    assert history.steps[3].learning_rate == pytest.approx(rate(199, 2000))
+    expected = [(step, pytest.approx(loss(step))) for step in (250, 500, 750, 1000)]
+    assert [(e.step, e.val) for e in history.evaluations] == expected
+    assert (history.steps_done, history.metadata.hyperparameters["optimizer"]) == (1000, "adamw")
+    assert unread(history) == ["not used: train_loss_epoch (1 value)"]
+
+
+def test_wandb_history() -> None:
+    history = read(logformats.wandb())
+    assert [step.step for step in history.steps] == list(range(0, 2001, 100))
+    assert history.steps[3].loss == pytest.approx(loss(300))
+    assert history.steps[3].learning_rate == PEAK
+    assert {round(step.seconds or 0, 6) for step in history.steps[1:]} == {0.4}  # without the evaluations
+    assert history.steps[3].time == 1.7e9 + 12 + 30 + 3 * 40
+    expected = [(step, pytest.approx(loss(step) + 0.02)) for step in range(0, 2001, 500)]
+    assert [(e.step, e.val) for e in history.evaluations] == expected
+    assert "'_step' as the step" in history.notes[0]
+    assert unread(history) == ["not used: system/gpu.0.memory (21 values), train/perplexity (21 values)"]
+
+
+def test_wandb_history_of_a_trainer_prefers_its_own_step() -> None:
+    rows = [{"_step": number, "train/global_step": 500 * (number + 1), "train/loss": 5.0} for number in range(4)]
+    history = read("".join(json.dumps(row) + "\n" for row in rows))
+    assert [step.step for step in history.steps] == [499, 999, 1499, 1999]
+
+
+def test_levanter_json_lines() -> None:
+    history = read(logformats.levanter_json())
+    assert [step.step for step in history.steps] == list(range(0, 400, 10))
+    assert history.evaluations[-1].val == pytest.approx(loss(390))
+    stated = history.metadata
+    assert (stated.tokens_per_step, stated.total_steps) == (524_288, 4000)
+    assert stated.bytes_per_token == pytest.approx(4.5)
+    assert stated.hyperparameters["weight_decay"] == 0.2
+    assert {step.seconds for step in history.steps} == {0.5}
+
+
+def test_json_lines_in_bits_per_byte() -> None:
+    """Converted with the bytes per token at which they agree with the training loss."""
+    rows = [{"step": step, "train_loss": loss(step)} for step in range(0, 200, 10)]
+    rows += [{"step": step, "val/bpb": loss(step) / math.log(2) / 4.5} for step in (100, 190)]
+    history = read("".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"])))
+    assert [e.val for e in history.evaluations] == [pytest.approx(loss(100)), pytest.approx(loss(190))]
+    assert history.metadata.bytes_per_token == pytest.approx(4.5)
+
+
+def test_generic_lines() -> None:
+    history = read(logformats.keyvalue())
+    assert [step.step for step in history.steps] == list(range(0, 1000, 10))
+    assert history.steps[5].loss == pytest.approx(loss(50), abs=1e-4)
+    assert (history.steps[5].learning_rate, history.steps[5].seconds) == (PEAK, 0.25)
+    assert history.evaluations[-1] == Evaluation(990, pytest.approx(loss(990) + 0.02, abs=1e-4), line=111)
+    stated = history.metadata
+    assert stated.total_steps == 5000
+    facts = {"weight_decay": 0.1, "optimizer": "muon", "vocab_size": 50257.0, "dropout": 0.0}
+    assert facts.items() <= dict(stated.hyperparameters).items()
+    assert "'Train loss' as the training loss" in history.notes[0]
+
+
+MEGATRON = """ iteration      100/  500000 | consumed samples: 25600 | elapsed time per iteration (ms): 4000.1 | \
+learning rate: 1.500E-04 | global batch size:   256 | lm loss: 6.512345E+00 | loss scale: 1.0 | grad norm: 1.234 |
+ validation loss at iteration 100 | lm loss value: 6.400000E+00 | lm loss PPL: 6.018450E+02 |
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "step", "train", "val"),
+    [
+        ("step=100 loss=3.21\n", 100, 3.21, None),
+        ("iter: 100 | train_loss: 3.2 | val_loss: 3.4 | lr 3e-4\n", 100, 3.2, 3.4),
+        ("{'step': 100, 'loss': 3.2, 'aux_loss': 0.1}\n", 100, 3.2, None),
+        ('{"it": 100, "train": {"loss": 3.2}}\n', 100, 3.2, None),
+        ("[2024-01-01 10:00:00] step [100/1000] aux loss: 0.1 loss: 3.2\n", 100, 3.2, None),
+        (" 10%|#  | 100/1000 [00:10<01:30,  9.80it/s, loss=3.2]\n", 100, 3.2, None),
+        ("iteration: 100 / 20000 | consumed_tokens: 26.2M | elapsed_time_per_iteration_ms: 5.1K | lm_loss: 7.1\n",
+         100, 7.1, None),
+        (MEGATRON, 100, 6.512345, 6.4),
+        ("Validation loss at step 100: 3.5\n", 100, None, 3.5),
+        ("step train_loss val_loss\n100 3.2 3.4\n", 100, 3.2, 3.4),
+        ("# step  loss\n100  3.2\n", 100, 3.2, None),
+    ],
+)  # fmt: skip
+def test_lines_of_unknown_programs(text: str, step: int, train: float | None, val: float | None) -> None:
+    history = read(text)
+    evaluation = history.evaluations[0] if history.evaluations else Evaluation(step)
+    assert (evaluation.step, evaluation.val) == (step, val)
+    losses = [record.loss for record in history.steps if record.step == step]
+    assert (losses or [evaluation.train])[0] == train
+
+
+@pytest.mark.parametrize(
+    "text", ["The step loss is low.\n", "step 5 of the recipe: at a loss\n", "aux_loss=0.1 step=3\n"]
+)
+def test_prose_and_other_losses_are_not_logs(text: str) -> None:
+    with pytest.raises(logs.DataError, match="D041"):
+        read(text)
+
+
+def test_lines_that_cannot_be_read_are_counted() -> None:
+    torn = logformats.llama2c() + "9999999999 | loss 3.0 | lr 1e-3 | 5ms\n"
+    assert unread(read(torn)) == [f"1 line could not be read (first: line {len(torn.splitlines())})"]
+    assert unread(read("step,val_loss\n10,3.6\n1e30,3.5\n-5,3.4\n")) == ["2 lines could not be read (first: line 3)"]
+
+
+def test_a_log_whose_steps_are_of_unknown_form_is_refused() -> None:
+    """One evaluation of nanoGPT's form does not make it nanoGPT's log."""
+    text = "step 0: train loss 11.6, val loss 11.6\n"
+    unknown = "".join(f"{step} :: loss {loss(step):.4f}\n" for step in range(0, 110, 10))
+    with pytest.raises(logs.DataError, match=r"D041.*11 lines with a loss of unknown form \(first: line 2\)"):
+        read(text + unknown)
+    assert unread(read(text + unknown[:60])) == ["3 lines with a loss of unknown form (first: line 2)"]
+    assert read(text + "".join(f"step {line}" for line in unknown.splitlines(True))).format == "keyvalue"
+
+
+def test_a_table_whose_rows_are_all_dropped_is_refused() -> None:
+    with pytest.raises(logs.DataError, match="2 lines could not be read") as caught:
+        read("step,val_loss\nx7,3.6\ny8,3.5\n")
+    assert "reads its own run folders" in caught.value.help
+    with pytest.raises(logs.DataError, match="without a header") as caught:
+        read("0 10.9 10.9\n10 9.0 9.1\n")
+    assert caught.value.help == "name its columns: --columns step,train,val"
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", ",", ";"])
+def test_columns_named_by_the_user(separator: str) -> None:
+    rows = [(step, f"{loss(step):.4f}", f"{loss(step) + 0.02:.4f}", "7") for step in (0, 10, 20)]
+    text = "".join(separator.join(map(str, row)) + "\n" for row in rows)
+    history = logs.read_text(text, "log", columns="step,train,val,other")
+    expected = [(step, float(train), float(val)) for step, train, val, _ in rows]
+    assert [(e.step, e.train, e.val) for e in history.evaluations] == expected
+    assert unread(history) == ["not used: other (3 values)"]

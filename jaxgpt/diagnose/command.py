@@ -24,9 +24,10 @@ from jaxgpt.utils.report import html_page, print_report, to_json
 
 DESCRIPTION = """Reports where a run is heading, when it ends, and why it stalls.
 
-It reads runs of jaxgpt, the logs of nanoGPT, llm.c, modded-nanogpt, nanochat and build-nanogpt, and tables with columns
-such as step, lr, train_loss, val_loss. The format is detected from the content; `-` is standard input. Options state
-what a log does not contain (its schedule, batch size, corpus). --verbose lists what is assumed.
+It reads runs of jaxgpt, the logs of nanoGPT and its relatives, Hugging Face's Trainer, litgpt, Lightning, Weights &
+Biases and other trainers, tables with columns such as step, lr, train_loss, val_loss, and any lines that name a step
+and a loss (docs/logs.md). The format is detected from the content; `-` is standard input. Options state what a log does
+not contain (its schedule, batch size, corpus). --verbose lists what is assumed.
 """
 EXAMPLES = """examples:
   python -m jaxgpt.diagnose runs/fineweb40m

@@ -81,6 +81,7 @@ def build_brief_report(diagnosis: Diagnosis) -> Report:
         sections=(
             Section("Target loss", _items(_target(diagnosis))),
             Section("Backtests of earlier forecasts", _items(backtest.format_backtests(diagnosis.backtests))),
+            Section("How the log was read", _items(diagnosis.history.warnings)),
             Section("What to do" if recommendations else "More", steps),
         ),
     )

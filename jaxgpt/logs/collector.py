@@ -41,7 +41,7 @@ class Collector:
         self._first_dropped = 0  # a line number
         self._missed = 0
         self._first_missed = 0  # a line number
-        self._notes: dict[str, None] = {}
+        self._notes: dict[str, bool] = {}  # whether each is a warning
         self._undecided: Step | Evaluation | None = None
         self._clear()
 
@@ -53,9 +53,9 @@ class Collector:
         self.replays: list[Replay] = []
         self._last = -1
 
-    def note(self, sentence: str) -> None:
+    def note(self, sentence: str, *, is_warning: bool = False) -> None:
         """Records how an irregularity was interpreted; a repeated sentence is kept once."""
-        self._notes[sentence] = None
+        self._notes[sentence] = self._notes.get(sentence, False) or is_warning
 
     def accept(self) -> None:
         """Counts a line that was read, whose record follows later or is not needed."""
@@ -196,7 +196,8 @@ class Collector:
             repeated = f"steps {first:,} to {last:,}" if last > first else f"step {first:,}"
             self.note(f"{repeated} were logged before line {line} too, where the run resumes; those were dropped")
         if self.unread:
-            self.note(self.unread)
+            has_losses = any("loss" in name.lower() for name in self.unused)
+            self.note(self.unread, is_warning=bool(self._dropped or self._missed or has_losses))
         return History(
             source=self.source,
             format=self.format,
@@ -210,6 +211,7 @@ class Collector:
             metadata=RunMetadata(hyperparameters=self.all_hyperparameters(), **self.metadata),
             lines=lines,
             notes=tuple(self._notes),
+            warnings=tuple(note for note, is_warning in self._notes.items() if is_warning),
         )
 
 

@@ -94,6 +94,9 @@ class History:
     metadata: RunMetadata = field(default_factory=RunMetadata)
     lines: Sequence[str] = ()  # the file's text, for evidence; read on demand from a large file
     notes: tuple[str, ...] = ()  # how irregularities of the file were interpreted, one sentence each
+    warnings: tuple[
+        str, ...
+    ] = ()  # those of the notes that a short report repeats: lines and losses that were not read
 
     @property
     def steps_done(self) -> int:

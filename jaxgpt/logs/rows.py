@@ -153,7 +153,8 @@ class RowReader(reader.Reader):
     def _note_names(self) -> None:
         """Notes how the names were read: 'iter' as the step, 'train_loss' as the training loss."""
         read = [f"'{name}' as {DESCRIPTIONS[quantity]}" for quantity, (_, name) in self._names.items()]
-        self._log.note(f"the log was read generically, by the names of its keys: {', '.join(read)}")
+        sentence = f"the log was read generically, by the names of its keys: {', '.join(read)}"
+        self._log.note(sentence, is_warning=True)
 
 
 @lru_cache(maxsize=512)

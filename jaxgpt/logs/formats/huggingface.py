@@ -177,7 +177,8 @@ class Reader(RowReader):
             return last.bar_step / last.values["epoch"]
         self._log.note(
             f"the lines have no steps; one line per {DEFAULT_INTERVAL} steps is assumed, the Trainer's default "
-            "(trainer_state.json has the steps)"
+            "(trainer_state.json has the steps)",
+            is_warning=True,
         )
         return DEFAULT_INTERVAL / increment
 

@@ -129,7 +129,7 @@ def test_run_page_starts_with_the_result_and_the_run(run: RunFolder) -> None:
     live.write_run_report(run)
     page = run.report_file.read_text()
     text = " ".join(Reader(page).text.split())
-    assert text.index("The validation loss is 3.783 ± 0.010 nats per token after 80 of 100 steps") < text.index("Loss")
+    assert text.index("The validation loss is 3.7826 ± 0.010 nats per token after 80 of 100 steps") < text.index("Loss")
     titles = re.findall("<h2>(.*?)</h2>", page)
     assert titles[:5] == ["Loss", "The run", "Throughput", "Gradient norm", "Samples"]
     assert titles.index("Samples") < titles.index("When it ends")

@@ -7,13 +7,14 @@ from typing import NamedTuple
 from jaxgpt.budget.recommend import required_for_loss
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.backtest import Backtest
-from jaxgpt.diagnose.checks import faults, is_confirmed, recommendations, run_checks
+from jaxgpt.diagnose.checks import faults, instabilities, is_confirmed, recommendations, run_checks, stagnation
 from jaxgpt.diagnose.completion import CompletionEstimate, estimate_completion, missing_for_completion
 from jaxgpt.diagnose.context import RunContext
 from jaxgpt.diagnose.finding import Finding, Recommendation
+from jaxgpt.diagnose.forecast import annealing
 from jaxgpt.diagnose.forecast.annealing import Posterior
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast, gaussian_forecast
-from jaxgpt.diagnose.forecast.run_forecast import forecast_run
+from jaxgpt.diagnose.forecast.run_forecast import RunForecast, forecast_run
 from jaxgpt.diagnose.forecast.scenarios import ScenarioForecast, forecast_scenarios
 from jaxgpt.logs.history import Evaluation, History
 from jaxgpt.utils.formatting import format_loss, pluralize
@@ -69,14 +70,10 @@ def diagnose(history: History, context: RunContext, now: float | None = None) ->
 
     The result says what the log lacks; no content of a log raises.
     """
-    posterior, forecast, no_forecast = forecast_run(history, context)
-    run = analyze_run(history, context, posterior, forecast, estimate_completion(history, context, now))
+    fitted = forecast_run(history, context)
+    run = analyze_run(history, context, fitted.posterior, fitted.final_loss, estimate_completion(history, context, now))
     findings = run_checks(run)
-    reason = _law_inapplicable_reason(run, findings)
-    if posterior and reason:
-        posterior, forecast, no_forecast = None, None, reason
-    if run.is_finished:
-        forecast, no_forecast = None, "" if run.final_evaluation else no_forecast or NO_EVALUATION
+    posterior, forecast, no_forecast = _applicable_forecast(run, findings, fitted)
     no_completion = missing_for_completion(history, context)
     return Diagnosis(
         analysis=run,
@@ -105,12 +102,39 @@ def analyze_run(
     return RunAnalysis(history, context, posterior, forecast, completion, baseline)
 
 
+def _applicable_forecast(run: RunAnalysis, findings: Iterable[Finding], fitted: RunForecast) -> RunForecast:
+    """The forecast as far as it applies: none for a broken run, and none of a loss that has been measured."""
+    reason = _law_inapplicable_reason(run, findings)
+    if reason:
+        return RunForecast(None, None, reason)
+    if run.is_finished:
+        return RunForecast(fitted.posterior, None, "" if run.final_evaluation else fitted.unavailable or NO_EVALUATION)
+    if fitted.posterior is not None and faults.is_above_law(run).result:
+        return _forecast_without_law(fitted.posterior)
+    return fitted
+
+
+def _forecast_without_law(posterior: Posterior) -> RunForecast:
+    """The forecast from the losses alone, of a run that is far above what the scaling law predicts."""
+    try:
+        own = annealing.fit(posterior.curve)
+    except ValueError:
+        return RunForecast(None, None, "it is far above what its size and tokens allow, and has too few losses yet")
+    return RunForecast(own, own.final_loss(), "")
+
+
 def _law_inapplicable_reason(run: RunAnalysis, findings: Iterable[Finding]) -> str:
     """Why no loss model applies to the run; empty where one does."""
+    if is_confirmed(findings, "divergence") and instabilities.first_nonfinite(run) is not None:
+        return "its loss is not finite"
     if is_confirmed(findings, "divergence"):
         return "it has diverged, and the loss models do not cover a rising loss"
-    if faults.is_stuck_at_unigrams(run).result:
-        return "its loss is no better than that of a unigram model"
+    rise = instabilities.find_rise(run)
+    if faults.has_sudden_jump(run).result and rise is not None:
+        return f"its loss jumped by {rise.height:.2f} nats at step {rise.step:,} and stayed high"
+    stuck = stagnation.learns_nothing(run)
+    if stuck.result:
+        return f"it learns nothing, or no more than a unigram model: {stuck.evidence}"
     return "it was stopped early" if run.early_stop else ""
 
 

@@ -40,6 +40,7 @@ class Finding:
     conditions: tuple[Condition, ...]
     recommendations: tuple[Recommendation, ...] = ()
     cost: float | None = None  # of the problem, in nats per token, where it is known
+    meaning: str = ""  # replaces the usual phrase for a confirmed finding of this id
     is_minor: bool = False  # comes after other findings without a known cost
 
     @property

@@ -157,7 +157,12 @@ def first_steps(diagnosis: Diagnosis) -> list[Recommendation]:
 
 
 def _phrases(findings: Iterable[Finding]) -> str:
-    return "; ".join(MEANINGS[finding.id].text for finding in findings)
+    return "; ".join(meaning(finding) for finding in findings)
+
+
+def meaning(finding: Finding) -> str:
+    """What a confirmed finding says, in one phrase."""
+    return finding.meaning or MEANINGS[finding.id].text
 
 
 def recommendation_sentence(recommendation: Recommendation) -> str:

@@ -164,7 +164,7 @@ def _confirmed_blocks(diagnosis: Diagnosis) -> Iterator[Block]:
     if not confirmed:
         yield Paragraph("no finding is confirmed")
     for finding in confirmed:
-        yield Paragraph(f"{finding.id}: {messages.MEANINGS[finding.id].text}", strong=True)
+        yield Paragraph(f"{finding.id}: {messages.meaning(finding)}", strong=True)
         yield Items(tuple(f"{condition.question}: {condition.evidence}" for condition in finding.conditions))
         numbers = sorted({line for condition in finding.conditions for line in condition.lines})
         quotes = messages.quote_lines(diagnosis.history, numbers)

@@ -7,21 +7,24 @@ from functools import cached_property
 
 from jaxgpt.budget import query as queries
 from jaxgpt.budget import scaling_law
-from jaxgpt.budget.scaling_law import LossPrediction, ScalingQuery
+from jaxgpt.budget.scaling_law import GPT2_VOCAB_SIZES, LossPrediction, ScalingQuery
 from jaxgpt.diagnose.analysis.series import Estimate
 from jaxgpt.diagnose.context import RunContext
 
+UNKNOWN_GAIN = (0.128, 0.06)  # nats that annealing gains under any schedule and weight decay, and their spread
+AFTER_WARMUP = 0.15  # nats by which a healthy run is above the prediction where its warmup has just ended
 MAX_CORPUS_SD = 0.10  # nats: on a corpus whose offset is known less well, levels cannot be predicted
 
 
 @dataclass(frozen=True)
 class LawComparison:
-    """What the scaling law predicts for a run. `annealed_val`: its loss after a decay of the learning rate."""
+    """What the scaling law predicts for a run: `annealed_val` is the latest loss after a decay of the learning rate."""
 
     context: RunContext
     steps_done: int
     total_steps: int
     annealed_val: Callable[[], Estimate | None]
+    latest_val: Callable[[], Estimate | None]
 
     def query_at(self, steps: int) -> ScalingQuery | None:
         """The query for a run like this of `steps` steps; None where its size or batch is unknown."""
@@ -99,6 +102,24 @@ class LawComparison:
             return None
         stderr = math.hypot(self.prediction_now.sigma, annealed.stderr)
         return Estimate(annealed.value - self.prediction_now.loss, stderr, annealed.lines)
+
+    @cached_property
+    def excess(self) -> Estimate | None:
+        """The last validation loss minus the predicted one, with the uncertainty of what `residual` needs to know.
+
+        Outside the fitted range the prediction is less certain, and without a known schedule the annealing gain is.
+        None before the end of the warmup, for another tokenizer than GPT-2's, and where size or batch are unknown.
+        """
+        latest = self.latest_val()
+        warmup = self.context.optim.warmup_steps
+        rows = self.context.vocab_size
+        has_other_tokens = rows is not None and not GPT2_VOCAB_SIZES[0] <= rows <= GPT2_VOCAB_SIZES[1]
+        if self.prediction_now is None or latest is None or has_other_tokens or self.steps_done <= warmup:
+            return None
+        gain, gain_sd = UNKNOWN_GAIN
+        early = AFTER_WARMUP * warmup / self.steps_done
+        stderr = math.hypot(self.prediction_now.sigma, latest.stderr, gain_sd, early)
+        return Estimate(latest.value - gain - self.prediction_now.loss, stderr, latest.lines)
 
     def gain(self, **changes: float) -> float | None:
         """How much lower the run would end with `changes` to its query and a tuned recipe, in nats."""

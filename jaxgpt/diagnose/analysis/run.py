@@ -93,7 +93,9 @@ class RunAnalysis:
 
     @cached_property
     def law(self) -> LawComparison:
-        return LawComparison(self.context, self.steps_done, self.total_steps, self._annealed_val)
+        return LawComparison(
+            self.context, self.steps_done, self.total_steps, self._annealed_val, lambda: self.losses.latest_val
+        )
 
     def lr_fraction(self, step: int) -> float | None:
         """The learning rate of a step over the peak learning rate; None without a schedule."""

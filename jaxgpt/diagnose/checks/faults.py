@@ -1,17 +1,16 @@
 """The check for a loss that neither model size nor text explains: a fault of the recipe, the data or the code."""
 
+import math
+
 from jaxgpt.budget.query import FITTED_BATCH
-from jaxgpt.budget.scaling_law import GPT2_VOCAB_SIZES, tuned_learning_rate
+from jaxgpt.budget.scaling_law import tuned_learning_rate
 from jaxgpt.diagnose.analysis import RunAnalysis
-from jaxgpt.diagnose.checks import baseline, instabilities, repetition
-from jaxgpt.diagnose.finding import Condition, Finding, any_of, compare, unknown
+from jaxgpt.diagnose.checks import baseline, instabilities, repetition, stagnation
+from jaxgpt.diagnose.finding import Condition, Finding, any_of, compare
 from jaxgpt.utils.formatting import pluralize
 
 ABOVE_LAW = 0.10  # nats: 2.5 sigma of the scaling law, whose own runs, each left out in turn, miss by at most .056
-UNIGRAM_ENTROPY = 7.6  # nats: of GPT-2 tokens of web text, 7.5 to 7.7
-NEAR_UNIGRAM = 0.3  # nats: a model that learns anything from context is further below within some hundred steps
-MIN_STEPS = 100  # before a loss can be called stuck
-LEARNED = 2.0  # nats of decrease that show learning beyond unigrams, whatever their entropy
+EXCESS_SDS = 2.5  # standard deviations of the prediction, where the scaling law is extrapolated
 LONG_WARMUP = 0.35  # of the run
 SCHEDULE_MISMATCH = 0.05  # of the run by which the end of the schedule may differ from the end of the run
 SMALL_WARMUP = 0.5  # of the baseline run's
@@ -19,9 +18,10 @@ SMALL_WARMUP = 0.5  # of the baseline run's
 
 def recipe_or_bug(run: RunAnalysis) -> Finding:
     """Confirmed if the loss or the recipe shows a fault that no other finding explains."""
-    level = baseline.is_worse(run) if run.baseline is not None else _is_above_law(run)
+    level = baseline.is_worse(run) if run.baseline is not None else is_above_law(run)
     signs = (
-        is_stuck_at_unigrams(run),
+        stagnation.stays_flat(run),
+        stagnation.is_stuck_at_unigrams(run),
         has_sudden_jump(run),
         has_mismatched_schedule(run),
         has_long_warmup(run),
@@ -31,12 +31,24 @@ def recipe_or_bug(run: RunAnalysis) -> Finding:
     remarks = _remarks(run) if fault.result else []
     if remarks:
         fault = fault._replace(evidence=f"{fault.evidence} ({'; '.join(remarks)})")
-    return Finding(id="recipe-or-bug", conditions=(fault, _is_unexplained(run)), cost=_cost(run))
+    conditions = (fault, _is_unexplained(run))
+    return Finding(id="recipe-or-bug", conditions=conditions, cost=_cost(run), meaning=_meaning(run))
+
+
+def _meaning(run: RunAnalysis) -> str:
+    """What the fault is in one phrase, where the loss alone shows it; empty elsewhere."""
+    jump = has_sudden_jump(run)
+    if jump.result:
+        return jump.evidence
+    stuck = stagnation.learns_nothing(run)
+    return f"nothing is learned ({stuck.evidence}): a fault of the recipe, the data or the code" if stuck.result else ""
 
 
 def _cost(run: RunAnalysis) -> float | None:
     """The loss that the fault costs in nats, as far as it is known."""
-    excess = run.loss_above_baseline or run.law.residual
+    if stagnation.learns_nothing(run).result:
+        return math.inf
+    excess = run.loss_above_baseline or run.law.residual or run.law.excess
     rise = instabilities.find_rise(run)
     cost = max(excess.value if excess else 0.0, rise.height if rise else 0.0)
     return cost or None
@@ -54,36 +66,6 @@ def _is_unexplained(run: RunAnalysis) -> Condition:
     if instabilities.divergence(run).status == "confirmed":
         return Condition(question, "the run diverged", False)
     return Condition(question, "nothing found", True)
-
-
-def unigram_entropy(run: RunAnalysis) -> tuple[float | None, str]:
-    """The loss in nats per token of a unigram model, which predicts by token frequency alone, and its source."""
-    entropy = run.context.unigram_entropy
-    rows = run.context.vocab_size
-    if entropy is not None:
-        return entropy, "by the data's audit"
-    if rows is not None and GPT2_VOCAB_SIZES[0] <= rows <= GPT2_VOCAB_SIZES[1]:
-        return UNIGRAM_ENTROPY, "of GPT-2 tokens"
-    return None, ""
-
-
-def is_stuck_at_unigrams(run: RunAnalysis) -> Condition:
-    """Whether the model has learned nothing but the frequencies of the tokens."""
-    question = f"the loss is within {NEAR_UNIGRAM:g} nats of the unigram entropy"
-    entropy, source = unigram_entropy(run)
-    latest = run.losses.latest_val
-    if latest is None:
-        return unknown(question, "a validation loss")
-    if run.steps_done < max(MIN_STEPS, 2 * run.context.optim.warmup_steps):
-        return Condition(question, f"too early to tell: {pluralize(run.steps_done, 'step')}", False)
-    if entropy is None:
-        val = run.losses.val
-        decrease = float(val.values[0]) - latest.value
-        if len(val) > 2 and decrease > LEARNED:
-            return Condition(question, f"it has decreased by {decrease:.2f} nats", False)
-        return unknown(question, "an audit of the data: python -m jaxgpt.audit")
-    evidence = f"loss {latest.value:.3f}, unigram entropy {entropy:.2f} ({source})"
-    return Condition(question, evidence, latest.value > entropy - NEAR_UNIGRAM, latest.lines)
 
 
 def has_sudden_jump(run: RunAnalysis) -> Condition:
@@ -128,10 +110,14 @@ def has_short_warmup(run: RunAnalysis) -> bool:
     return other is not None and run.context.optim.warmup_steps < SMALL_WARMUP * other.context.optim.warmup_steps
 
 
-def _is_above_law(run: RunAnalysis) -> Condition:
+def is_above_law(run: RunAnalysis) -> Condition:
+    """Whether the loss is far above what the scaling law predicts for this size and these tokens."""
     question = f"the loss after annealing is {ABOVE_LAW:g} nats above the predicted one"
     evidence = "{0.text} from the predicted loss"
     missing = run.law.missing_for_residual
+    excess = run.law.excess
+    if run.law.residual is None and excess is not None and excess.value > max(ABOVE_LAW, EXCESS_SDS * excess.stderr):
+        return Condition(question, evidence.format(excess), True, excess.lines)
     return compare(question, run.law.residual, lambda residual: residual.value > ABOVE_LAW, evidence, missing)
 
 

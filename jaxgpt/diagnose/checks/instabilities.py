@@ -6,13 +6,23 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxgpt.diagnose.analysis import RunAnalysis
-from jaxgpt.diagnose.analysis.series import Estimate, Series, grad_norms, is_valid, running_median, trailing_level
+from jaxgpt.diagnose.analysis.series import (
+    Estimate,
+    Series,
+    grad_norms,
+    is_valid,
+    running_median,
+    series,
+    trailing_level,
+)
 from jaxgpt.diagnose.finding import Condition, Finding, unknown
 from jaxgpt.utils.formatting import pluralize
-from jaxgpt.utils.stats import Floats, robust_sd
+from jaxgpt.utils.stats import MEDIAN_ERROR, Floats, robust_sd
 
 WIDTH = 25  # losses in a running median, in which a single step leaves no trace
-MIN_TRAIN_LOSSES = 3 * WIDTH  # in which a lasting rise can be seen
+MIN_TRAIN_LOSSES = 12  # in which a lasting rise can be seen
+RISE_STDERRS = 6.0  # standard errors of a running median that a rise exceeds
+FAST_RISE = 1.0  # nats between two evaluations; repetition raises a validation loss more slowly
 MIN_RISE = 0.3  # nats above the lowest running median; repetition or hard text raise a train loss by less
 STAYED_ABOVE = 0.8  # of the losses after a rise are above its middle
 SUDDEN = 0.7  # of a rise that happens within one step
@@ -36,6 +46,7 @@ class Rise(NamedTuple):
     now: float
     is_sudden: bool  # most of it happened within one step
     line: int
+    of_validation: bool = False  # of the validation loss, where there are too few training losses
 
     @property
     def height(self) -> float:
@@ -46,7 +57,7 @@ def divergence(run: RunAnalysis) -> Finding:
     """Confirmed if the loss is not finite or has risen for good, and training itself caused it."""
     rise = find_rise(run)
     cost = rise.height if rise else None
-    if _first_nonfinite(run) is not None:
+    if first_nonfinite(run) is not None:
         cost = math.inf
     return Finding(id="divergence", conditions=(_is_lost(run), _grew_from_training(run)), cost=cost)
 
@@ -54,25 +65,31 @@ def divergence(run: RunAnalysis) -> Finding:
 def find_rise(run: RunAnalysis) -> Rise | None:
     """The lasting rise of the training loss, or of the validation loss where there are too few training losses."""
     losses = run.losses.train
-    if len(losses) < MIN_TRAIN_LOSSES:
-        return _find_val_rise(run)
-    smooth = running_median(losses.values, WIDTH)
+    if len(losses) >= MIN_TRAIN_LOSSES and (len(losses) >= 3 * WIDTH or not len(run.losses.val)):
+        return _find_train_rise(losses, min(len(losses) // 3, WIDTH))
+    return _find_val_rise(run)
+
+
+def _find_train_rise(losses: Series, width: int) -> Rise | None:
+    """The lasting rise of running medians of `width` training losses."""
+    smooth = running_median(losses.values, width)
     lowest = int(np.argmin(smooth))
     low = float(smooth[lowest])
     now = float(smooth[-1])
-    if now - low < MIN_RISE or lowest > len(smooth) - WIDTH:
+    noise = _noise_of_decreasing(losses.values) * RISE_STDERRS * MEDIAN_ERROR / math.sqrt(width)
+    if now - low < max(MIN_RISE, noise) or lowest > len(smooth) - width:
         return None
     middle = low + 0.5 * (now - low)
     last_below = int(np.flatnonzero(smooth <= middle)[-1])
-    index = _find_jump(losses, max(last_below - WIDTH, 1), min(last_below + WIDTH, len(losses)), middle)
+    index = _find_jump(losses, max(last_below - width, 1), min(last_below + width, len(losses)), middle, width)
     is_sudden = _is_sudden(losses, index, low, now)
     return Rise(int(losses.steps[index]), low, now, is_sudden, int(losses.lines[index]))
 
 
-def _find_jump(losses: Series, first: int, end: int, level: float) -> int:
-    """The first index from `first` to `end` whose loss is above `level`, as are most of the losses after it."""
+def _find_jump(losses: Series, first: int, end: int, level: float, width: int) -> int:
+    """The first index from `first` to `end` whose loss is above `level`, as are most of the `width` losses after it."""
     for index in range(first, end):
-        following = losses.values[index : index + WIDTH]
+        following = losses.values[index : index + width]
         if losses.values[index] > level and float(np.mean(following > level)) > STAYED_ABOVE:
             return index
     return end - 1
@@ -93,19 +110,20 @@ def _find_val_rise(run: RunAnalysis) -> Rise | None:
     now = float(val.values[-2:].min())
     if lowest > len(val) - 3 or now - low < MIN_RISE:
         return None
-    return Rise(int(val.steps[lowest + 1]), low, now, False, int(val.lines[lowest + 1]))
+    first = int(np.flatnonzero(val.values <= low + 0.5 * (now - low))[-1]) + 1
+    return Rise(int(val.steps[first]), low, now, False, int(val.lines[first]), of_validation=True)
 
 
 def unstable_since(run: RunAnalysis) -> int | None:
     """The step from which the loss is not finite, or has risen for good; None if it is stable."""
-    nonfinite = _first_nonfinite(run)
+    nonfinite = first_nonfinite(run)
     if nonfinite is not None:
         return nonfinite[0]
     rise = find_rise(run)
     return rise.step if rise else None
 
 
-def _first_nonfinite(run: RunAnalysis) -> tuple[int, int] | None:
+def first_nonfinite(run: RunAnalysis) -> tuple[int, int] | None:
     """Step and line of the first loss or gradient norm that is not finite and has no finite one after it."""
     losses = [(step.loss, step.step, step.line) for step in run.history.steps]
     norms = [(step.grad_norm, step.step, step.line) for step in run.history.steps]
@@ -125,7 +143,7 @@ def _has_losses(run: RunAnalysis) -> bool:
 
 def _is_lost(run: RunAnalysis) -> Condition:
     question = f"the loss is not finite, or stays {MIN_RISE:g} nats above its minimum"
-    nonfinite = _first_nonfinite(run)
+    nonfinite = first_nonfinite(run)
     if nonfinite is not None:
         line = nonfinite[1]
         return Condition(question, f"NaN or infinite since line {line}", True, (line,))
@@ -140,21 +158,37 @@ def _is_lost(run: RunAnalysis) -> Condition:
 def _grew_from_training(run: RunAnalysis) -> Condition:
     """A divergence grows over steps. A jump within one step after calm gradients comes from the data."""
     question = "training itself caused it: it grew over several steps, or out of growing gradients"
-    if _first_nonfinite(run) is not None:
+    if first_nonfinite(run) is not None:
         return Condition(question, _precursors(run, None) or "no gradient norms in the log", True)
     if not _has_losses(run):
         return unknown(question, "a log with losses")
     rise = find_rise(run)
     if rise is None:
         return Condition(question, _precursors(run, None) or "nothing rose", False)
-    if not len(run.losses.train):
-        if (run.epochs or 0.0) > 1:
-            return unknown(question, "training losses: a validation loss alone also rises from repetition")
-        return Condition(question, "validation rose, and no text was repeated", True)
+    if rise.of_validation:
+        return _grew_alike(run, rise, question)
     precursors = _precursors(run, rise.step)
     if rise.is_sudden and not precursors:
         return Condition(question, f"it came at step {rise.step:,}, within one step, after calm gradients", False)
     return Condition(question, precursors or f"it grew over the steps after {rise.step:,}", True, (rise.line,))
+
+
+def _grew_alike(run: RunAnalysis, rise: Rise, question: str) -> Condition:
+    """Whether the training loss rose with the validation loss, which also rises alone, from repetition."""
+    measured = series([(e.step, e.train, e.line) for e in run.losses.evaluations])
+    train = measured if len(measured) else run.losses.train
+    before, after = train.between(0, rise.step), train.between(rise.step, math.inf)
+    if len(before) and len(after):
+        change = float(np.median(after.last(3).values) - np.median(before.last(3).values))
+        evidence = f"the training loss changed by {change:+.2f} meanwhile"
+        return Condition(question, evidence, change > 0.5 * rise.height, (rise.line,))
+    val = run.losses.val
+    index = int(np.searchsorted(val.steps, rise.step))
+    if float(val.values[index] - val.values[index - 1]) >= FAST_RISE:
+        return Condition(question, "validation rose faster than repetition raises it", True, (rise.line,))
+    if (run.epochs or 0.0) > 1:
+        return unknown(question, "training losses: a validation loss alone also rises from repetition")
+    return Condition(question, "validation rose, and no text was repeated", True)
 
 
 def _precursors(run: RunAnalysis, step: int | None) -> str:
@@ -189,7 +223,7 @@ def loss_spikes(run: RunAnalysis) -> Finding:
         single = pluralize(len(outliers) - len(spikes), "single high loss", "single high losses")
         evidence += f"; besides {single}, as unusual text has"
     spiked = Condition(question, evidence, bool(spikes), tuple(int(train.lines[index]) for index in spikes[:SHOWN]))
-    has_recovered = find_rise(run) is None and _first_nonfinite(run) is None
+    has_recovered = find_rise(run) is None and first_nonfinite(run) is None
     recovered = Condition("the loss recovered after each", "it did" if has_recovered else "it has not", has_recovered)
     return Finding(id="loss-spikes", conditions=(spiked, recovered))
 

@@ -2,7 +2,7 @@
 
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.losses import VISIBLE
-from jaxgpt.diagnose.checks import baseline, faults
+from jaxgpt.diagnose.checks import baseline, stagnation
 from jaxgpt.diagnose.finding import Condition, Finding, compare, unknown
 from jaxgpt.utils.formatting import pluralize
 from jaxgpt.utils.stats import Z80
@@ -20,7 +20,7 @@ TWO_EVALUATIONS = "two evaluations after step 0"
 
 def lr_too_high(run: RunAnalysis) -> Finding:
     """Confirmed if the learning rate is so high that the loss stagnates above where annealing would bring it."""
-    conditions: tuple[Condition, ...] = (_has_large_gain(run), _stagnates(run), *_has_learned(run))
+    conditions: tuple[Condition, ...] = (_has_large_gain(run), _stagnates(run), *stagnation.has_learned(run))
     if run.baseline is not None:
         is_otherwise_equal = baseline.is_otherwise_equal(run, except_for="learning rate")
         conditions = (baseline.has_higher_lr(run), baseline.is_worse(run), is_otherwise_equal)
@@ -29,7 +29,7 @@ def lr_too_high(run: RunAnalysis) -> Finding:
 
 def not_annealed(run: RunAnalysis) -> Finding:
     """Confirmed if part of the loss is only due to a learning rate that has not decayed yet."""
-    conditions: tuple[Condition, ...] = (_is_still_high(run), _has_worthwhile_gain(run), *_has_learned(run))
+    conditions: tuple[Condition, ...] = (_is_still_high(run), _has_worthwhile_gain(run), *stagnation.has_learned(run))
     if run.baseline is not None:
         is_otherwise_equal = baseline.is_otherwise_equal(run, except_for="decay")
         conditions = (baseline.decays_later(run), baseline.is_worse(run), _arose_in_decay(run), is_otherwise_equal)
@@ -38,9 +38,8 @@ def not_annealed(run: RunAnalysis) -> Finding:
 
 def noise_not_plateau(run: RunAnalysis) -> Finding:
     """Confirmed if an apparent plateau is a slow decrease hidden by the noise of the evaluations."""
-    return Finding(
-        id="noise-not-plateau", conditions=(_is_not_over(run), _looks_flat(run), _expects_hidden_decrease(run))
-    )
+    conditions = (_is_not_over(run), _looks_flat(run), _expects_hidden_decrease(run), *stagnation.has_learned(run))
+    return Finding(id="noise-not-plateau", conditions=conditions)
 
 
 def _cost(run: RunAnalysis) -> float | None:
@@ -51,14 +50,6 @@ def _cost(run: RunAnalysis) -> float | None:
 def _needs(run: RunAnalysis) -> str:
     """What an annealing gain needs: the schedule, and steps that were done."""
     return run.context.missing_schedule or "a first step"
-
-
-def _has_learned(run: RunAnalysis) -> tuple[Condition, ...]:
-    """A false condition where the loss is that of unigrams: what annealing gains there is unknown."""
-    stuck = faults.is_stuck_at_unigrams(run)
-    if not stuck.result:
-        return ()
-    return (Condition("the loss is below that of a unigram model", stuck.evidence, False, stuck.lines),)
 
 
 def _has_large_gain(run: RunAnalysis) -> Condition:

@@ -4,7 +4,7 @@ import math
 
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.gap import Gap
-from jaxgpt.diagnose.checks import baseline
+from jaxgpt.diagnose.checks import baseline, stagnation
 from jaxgpt.diagnose.finding import Condition, Finding, any_of, compare, unknown
 from jaxgpt.utils.stats import Z80
 
@@ -53,7 +53,8 @@ def repetition_risk(run: RunAnalysis) -> Finding:
     evidence = "{:.4f} nats, times or divided by 1.7"
     cost = run.law.repetition_cost(run.total_steps)
     costs = compare(question, cost, lambda cost: cost > MIN_DAMAGE, evidence, run.context.missing(*LAW_FACTS))
-    return Finding(id="repetition-risk", conditions=(repeats, costs), cost=cost)
+    conditions = (repeats, costs, *stagnation.has_learned(run))
+    return Finding(id="repetition-risk", conditions=conditions, cost=cost)
 
 
 def missing_regularization(run: RunAnalysis) -> Finding:

@@ -24,6 +24,7 @@ EVALUATION = re.compile(
 )
 OVERRIDE = re.compile(r"Overriding: (\w{1,40}) = (.{1,200})")
 TOKENS = re.compile(r"tokens per iteration(?: will be)?: ([\d,]{1,30})")
+VOCABULARY = re.compile(r"found vocab_size = (\d{1,10}) ")
 PARAMETERS = re.compile(r"number of parameters: ([\d.]{1,20})([KMB]?)")
 JAXGPT_SAVE = re.compile(r"saving checkpoint of step (\d{1,10})")
 JAXGPT_RUN = re.compile(
@@ -71,6 +72,8 @@ class Reader(reader.Reader):
             self._log.header(line_no)
         if match := TOKENS.search(text):
             self._set("tokens_per_iteration", match[1])
+        elif match := VOCABULARY.search(text):
+            self._set("vocab_size", match[1])
         elif match := PARAMETERS.search(text):
             self._set("parameters", match[1], UNITS[match[2]])
         elif match := OVERRIDE.search(text) or ASSIGNMENT.search(text):

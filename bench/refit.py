@@ -25,6 +25,7 @@ from jaxgpt.budget.scaling_law import CORPORA, FITTED_RATIO, LAW, Recipe, Scalin
 from jaxgpt.utils.stats import Z80
 
 LEAST_PARAMETERS = 15e6
+SPEED_MARKER = "<!-- bench/speed.py"  # what follows it in the document is another script's
 POSITIONS = 786_432  # GPT-2's learned positions, which some sources count
 NAMES = {"FineWeb 10B": "fineweb", "FineWeb": "fineweb", "FineWeb-Edu": "fineweb-edu", "OpenWebText": "openwebtext"}
 NAMES |= {"OpenWebText2": "openwebtext2", "RefinedWeb": "refinedweb", "C4": "c4"}
@@ -324,7 +325,8 @@ def main() -> None:
     options = parser.parse_args()
     text = write(options.folder)
     if options.out:
-        options.out.write_text(text, encoding="utf-8")
+        before, marker, speeds = options.out.read_text(encoding="utf-8").partition(SPEED_MARKER)
+        options.out.write_text(f"{text}\n{marker}{speeds}" if before and marker else text, encoding="utf-8")
     else:
         print(text)
 

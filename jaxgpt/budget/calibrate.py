@@ -13,8 +13,8 @@ from typing import Any
 
 from jaxgpt import logs
 from jaxgpt.budget import devices, query, scaling_law
+from jaxgpt.budget.calibration import Calibration
 from jaxgpt.budget.devices import Device
-from jaxgpt.budget.plan import Calibration
 from jaxgpt.budget.scaling_law import Corpus
 from jaxgpt.budget.step_time import StepTime
 from jaxgpt.config import Config, schedule

@@ -4,8 +4,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from jaxgpt.budget import options, search
-from jaxgpt.budget.options import OutputOptions, Request
+from jaxgpt.budget import devices, options, search
+from jaxgpt.budget.options import OutputOptions, PlanOptions, Request
 from jaxgpt.budget.plan import Inputs, make_plan
 from jaxgpt.budget.recommend import recommend
 from jaxgpt.budget.report import brief_report, plan_report
@@ -15,6 +15,8 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.utils.files import write_text
 from jaxgpt.utils.report import Report, html_page, print_report, to_json
 
+LIST = "list"  # a value of --gpu
+
 
 def main(argv: Sequence[str]) -> None:
     """Answers the command line `argv`."""
@@ -22,6 +24,9 @@ def main(argv: Sequence[str]) -> None:
     actual = read_options(OutputOptions, parsed).actual
     if actual:
         _print_comparison(actual)
+        return
+    if read_options(PlanOptions, parsed).gpu == LIST:
+        print(devices.table())
         return
     request = options.build_request(parsed)
     inputs = calibrated_inputs(request)

@@ -2,10 +2,11 @@
 
 `tflops` is the dense bfloat16 rate of the matrix units with float32 accumulation, the denominator of every MFU. It is
 neither the sparse rate, which is twice as high, nor the rate with float16 accumulation, which consumer cards reach at
-twice the speed.
+twice the speed. Devices without bfloat16 have float16's rate and their float32 rate.
 """
 
 import difflib
+import math
 import re
 import shutil
 import subprocess
@@ -15,12 +16,22 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from jaxgpt.config.options import parse_number
 from jaxgpt.errors import ConfigError
 
 GEFORCE_FLOP = 4 * 128  # operations per multiprocessor and clock: 4 tensor cores, 64 multiply-adds each
 CONTEXT_GIB = 0.6  # CUDA's context and the libraries' handles
 DESKTOP_GIB = 0.8  # a desktop with a browser, on a card that drives a screen
 CPU = "cpu"
+NO_BFLOAT16 = (
+    "no bfloat16: jaxgpt is planned at the float32 rate and without fused attention; programs that train in float16 "
+    "are faster"
+)
+# Dense products that a watt of the board sustains: an H200 does 788 TFLOP/s at 700 W. The others are assumptions from
+# the node's efficiency; only the A10 was compared with a published speed (docs/budget-accuracy.md).
+TFLOPS_PER_WATT = {"volta": 0.35, "turing": 0.45, "ampere": 0.5, "ampere-hbm": 0.8, "ada": 0.85, "hopper": 1.13}
+CUSTOM_HELP = "--gpu 'tflops=125,bandwidth=900,memory=16,watts=300' (TFLOP/s, GB/s, GiB, W) for another device"
+CUSTOM_FIELDS = ("tflops", "bandwidth", "memory", "watts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +46,18 @@ class Device:
     source: str
     family: str
     drives_screen: bool = False
-    note: str = ""
+    half_rate: bool = False  # GeForce: products with float32 accumulation run at half of the tensor cores' speed
+    float32_tflops: float = 0.0  # of a device without bfloat16, at which jaxgpt runs there; 0 for the others
+
+    @property
+    def note(self) -> str:
+        """What a reader should know about the device; empty for most."""
+        return NO_BFLOAT16 if self.float32_tflops else ""
+
+    @property
+    def sustained_tflops(self) -> float:
+        """What products can sustain within the board's power: the rated figure, or less on a card with few watts."""
+        return min(self.tflops, TFLOPS_PER_WATT.get(self.family, math.inf) * self.watts)
 
     @property
     def usable(self) -> float:
@@ -53,8 +75,7 @@ def _load_devices(tables: dict[str, Any]) -> dict[str, Device]:
                 values["tflops"] = round(
                     values.pop("multiprocessors") * GEFORCE_FLOP * values.pop("boost_ghz") / 1e3, 1
                 )
-            name = values["name"]
-            devices[name] = Device(**values, note=tables["notes"].get(name, ""))
+            devices[values["name"]] = Device(**values)
     return devices
 
 
@@ -69,14 +90,53 @@ VARIANTS = {"ti", "super", "laptop", "pro", "ada", "mobile", "max", "d", "a5000"
 
 
 def find(name: str) -> Device:
-    """The device of that name in any usual spelling; raises `ConfigError` C037 with the nearest names."""
+    """The device of that name in any usual spelling, or the one that `tflops=…,bandwidth=…,memory=…,watts=…` describes.
+
+    Raises `ConfigError` C037 with the reason for a device that is not supported, or with the nearest names.
+    """
+    if "=" in name:
+        return custom(name)
     device = lookup(name)
     if device:
         return device
+    for refused in _TABLES["refused"]:
+        if set(_words(name)) & set(refused["words"]):
+            raise ConfigError("C037", f"{name!r} cannot be planned: {refused['reason']}", f"cpu, or {CUSTOM_HELP}")
     words = " ".join(_words(name))
     by_similarity = sorted(SPELLINGS, key=lambda spelling: -difflib.SequenceMatcher(None, words, spelling).ratio())
     nearest = list(dict.fromkeys(SPELLINGS[spelling] for spelling in by_similarity))[:3]
-    raise ConfigError("C037", f"there is no GPU {name!r} in the table", f"the nearest: {', '.join(nearest)}; or cpu")
+    help = f"the nearest: {', '.join(nearest)}; --gpu list prints all; or cpu, or {CUSTOM_HELP}"
+    raise ConfigError("C037", f"there is no GPU {name!r} in the table", help)
+
+
+def custom(text: str) -> Device:
+    """The device that `tflops=125,bandwidth=900,memory=16,watts=300` describes; raises `ConfigError` C037."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    values = {name.strip().lower(): parse_number(value.strip()) for name, _, value in pairs}
+    wrong = [name for name, value in values.items() if name not in CUSTOM_FIELDS or not 0 < (value or 0.0) < math.inf]
+    missing = [name for name in CUSTOM_FIELDS if name not in values]
+    if wrong or missing:
+        problem = f"{wrong[0]!r} is no positive figure of a device" if wrong else f"{missing[0]} is missing"
+        raise ConfigError("C037", f"--gpu {text!r}: {problem}", CUSTOM_HELP)
+    tflops, bandwidth, memory, watts = (float(values[name]) for name in CUSTOM_FIELDS)
+    return Device(
+        name="custom device",
+        tflops=tflops,
+        bandwidth=bandwidth,
+        memory=memory,
+        watts=watts,
+        source="--gpu",
+        family="custom",
+    )
+
+
+def table() -> str:
+    """All devices as lines of text, with their figures."""
+    lines = [f"{'name':<20}{'TFLOP/s':>9}{'GB/s':>7}{'GiB':>7}{'W':>6}"]
+    for device in DEVICES.values():
+        figures = f"{device.tflops:>9g}{device.bandwidth:>7g}{device.memory:>7g}{device.watts:>6g}"
+        lines.append(f"{device.name:<20}{figures}{'  no bfloat16' if device.float32_tflops else ''}")
+    return "\n".join([*lines, "", f"Others: cpu, or {CUSTOM_HELP}"])
 
 
 def lookup(name: str) -> Device | None:
@@ -125,5 +185,5 @@ def _words(name: str) -> list[str]:
     spaced = re.sub(r"(?<=\d)(?=ti|super|laptop|pcie|sxm|nvl)|(?<=ti)(?=super|laptop)", " ", spaced)
     spaced = re.sub(r"(?<=\d)\s*(gb|gib|g)\b", "gb", spaced)
     words = [word for word in re.findall(r"[a-z0-9]+", spaced) if word not in FILLER]
-    bare = words and re.fullmatch(r"[345]0[5-9]0", words[0])  # `4070` alone
-    return ["rtx", *words] if bare else words
+    bare = words and re.fullmatch(r"[1-5]0[5-9]0", words[0])  # `4070` alone
+    return ["gtx" if words[0] < "2" else "rtx", *words] if bare else words

@@ -135,10 +135,14 @@ def _probability_bytes(model: Model) -> int:
     return int(computed * model.n_head * model.block_size * (FLOAT32 + number_size(model)))
 
 
-def max_micro_batch(config: Config, usable_gib: float, *, remat: str = "") -> int:
+def max_micro_batch(config: Config, usable_gib: float, *, remat: str = "", flash: bool | None = None) -> int:
     """The largest micro-batch whose step fits into `usable_gib`; 0 if none does."""
     limit = usable_gib * GIB
-    return stats.largest_integer(lambda size: estimate(config, size, remat=remat).total <= limit, MAX_MICRO_BATCH)
+
+    def fits(size: int) -> bool:
+        return estimate(config, size, remat=remat, flash=flash).total <= limit
+
+    return stats.largest_integer(fits, MAX_MICRO_BATCH)
 
 
 def candidate_micro_batches(config: Config) -> list[int]:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxgpt.budget import devices, query, step_time, suggestion
+from jaxgpt.budget import devices, query, speed, suggestion
+from jaxgpt.budget.calibration import Calibration
 from jaxgpt.budget.devices import Device
-from jaxgpt.budget.plan import Calibration, Inputs
+from jaxgpt.budget.plan import Inputs
 from jaxgpt.budget.search import Goal
 from jaxgpt.config import Config, sections
 from jaxgpt.config.command_line import parse_options, read_config
@@ -61,9 +62,12 @@ class PlanOptions(OptionGroup, title="budget", error_code="C038"):
 
     gpu: str | None = field(
         None,
-        "device, in any usual spelling, or cpu (default: this machine's GPU; without one its CPU for runs of up to an "
-        "hour, else RTX 4070)",
+        "device, in any usual spelling, cpu, list (prints the table), or tflops=…,bandwidth=…,memory=…,watts=… "
+        "(default: this machine's GPU; without one its CPU for runs of up to an hour, else RTX 4070)",
         metavar="NAME",
+    )
+    gpus: int | None = field(
+        None, "devices of that kind that share each micro-batch (default: mesh.data_parallel, or 1)", ge=1, le=1024
     )
     lengths: tuple[int, ...] = field(
         (), "run lengths in steps, a row each (default: 30, 50, 75 and 100 % of the run)", ge=1, le=MAX_STEPS
@@ -199,7 +203,7 @@ def _suits_cpu(options: argparse.Namespace) -> bool:
     if options.config is None:
         return True
     config = read_config(options)
-    seconds = config.run.steps * step_time.expected(config, None).seconds
+    seconds = config.run.steps * speed.expected(config, None).seconds
     return config.mesh.device != "gpu" and seconds <= CPU_SECONDS
 
 
@@ -219,13 +223,16 @@ def _plan_config(options: argparse.Namespace, data: str | None, device: Device |
 def _inputs(options: argparse.Namespace, given: PlanOptions, *, measured: bool) -> Inputs:
     device, device_reason = _device(given.gpu, measured=measured, suits_cpu=_suits_cpu(options))
     config, name, command = _plan_config(options, given.data, device)
+    gpus = given.gpus or config.mesh.data_parallel or 1
+    if given.gpus:
+        config = config.replace({"mesh": {"data_parallel": gpus}})
     calibration = None
     if given.measurements and device:
         from jaxgpt.budget import calibrate  # loads the log readers
 
         calibration = calibrate.find_measurement(Path(given.measurements), device)
     if device is None and not measured:
-        assumed = step_time.expected(config, None)
+        assumed = speed.expected(config, None)
         calibration = Calibration(
             source="an assumption about CPUs", measured=assumed, measured_config=config, is_assumed=True
         )
@@ -242,6 +249,7 @@ def _inputs(options: argparse.Namespace, given: PlanOptions, *, measured: bool) 
         command=command,
         device=device,
         device_reason=device_reason,
+        gpus=gpus,
         lengths=given.lengths or default_lengths,
         tokens=query.available_tokens(config, given.unique_tokens, Path(given.data) if given.data else None),
         corpus=corpus,

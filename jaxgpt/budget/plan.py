@@ -4,7 +4,8 @@ import bisect
 import math
 from dataclasses import dataclass, replace
 
-from jaxgpt.budget import memory, query, scaling_law, step_time
+from jaxgpt.budget import memory, query, scaling_law, speed, step_time
+from jaxgpt.budget.calibration import Calibration
 from jaxgpt.budget.devices import CPU, Device
 from jaxgpt.budget.memory import GIB, Memory
 from jaxgpt.budget.published_runs import PublishedRun, nearest_runs
@@ -18,7 +19,6 @@ STARTUP_SECONDS = 120.0  # imports, checking the tokens, compiling: minutes at m
 FORWARD_FRACTION = 1 / 3  # an evaluation only runs forward
 MANY_EPOCHS = 4.0
 MAX_EPOCHS = 20.0  # more repetition than this is not recommended, whatever the scaling law predicts
-OTHER_STEP_SPREAD = 0.10  # of a step time that was measured with another model or batch
 # Lengths in steps that a search tries: three digits, 0.5 % apart. They do not depend on the goal, so that a longer
 # limit allows all runs of a shorter one and never gives a worse plan.
 SEARCH_LENGTHS = tuple(sorted({int(float(f"{1.005**power:.3g}")) for power in range(4200)}))
@@ -26,61 +26,10 @@ REPEATED_EVERY = 4  # of these lengths are tried where tokens are repeated
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """What a run has taught: its step time, and how its loss differs from the scaling law.
-
-    `measured` is the step time of `measured_config`. `loss_shift` in nats is added to the corpus's offset, and
-    `loss_sd` replaces the offset's standard deviation; without a shift the loss is the scaling law's.
-    """
-
-    source: str
-    measured: StepTime | None = None
-    measured_config: Config | None = None
-    loss_shift: float | None = None
-    loss_sd: float = 0.0
-    is_assumed: bool = False  # nothing was measured: the step time is that of a typical CPU
-
-    def step_time(self, config: Config, device: Device | None) -> StepTime | None:
-        """The measured step time, scaled by the modeled work where `config` has another model or batch."""
-        if self.measured is None or self.measured_config is None or _same_step(config, self.measured_config):
-            return self.measured
-        factor = _step_work(config, device) / _step_work(self.measured_config, device)
-        middle = self.measured.seconds
-        widened = replace(
-            self.measured,
-            low=min(self.measured.low, middle * (1 - OTHER_STEP_SPREAD)),
-            high=max(self.measured.high, middle * (1 + OTHER_STEP_SPREAD)),
-            basis=f"{self.measured.basis}, times {factor:.3g} because it trained another model or batch",
-        )
-        return widened.scaled(factor)
-
-    def corpus(self, corpus: Corpus) -> Corpus:
-        """`corpus` with the calibrated offset."""
-        if self.loss_shift is None:
-            return corpus
-        offset = corpus.offset + self.loss_shift
-        return replace(corpus, offset=offset, sd=self.loss_sd, evidence=f"calibrated by {self.source}")
-
-
-def _same_step(config: Config, other: Config) -> bool:
-    return (config.model, config.data.micro_batch, config.data.accum) == (
-        other.model,
-        other.data.micro_batch,
-        other.data.accum,
-    )
-
-
-def _step_work(config: Config, device: Device | None) -> float:
-    """The work of a step, to compare two of them: seconds of the roofline, or operations where there is no device."""
-    if device is None:
-        return float(config.tokens_per_step * flops_per_token(config.model))
-    return step_time.roofline(config, device).seconds
-
-
-@dataclass(frozen=True, kw_only=True)
 class Inputs:
     """What to plan. `device` is None for a CPU, whose speed must be measured; `lengths` are numbers of steps.
 
+    `gpus` devices of that kind share each micro-batch.
     `command` trains the config if it was suggested.
     """
 
@@ -89,6 +38,7 @@ class Inputs:
     command: str = ""
     device: Device | None
     device_reason: str = ""
+    gpus: int = 1
     lengths: tuple[int, ...]
     tokens: TokenCount
     corpus: Corpus
@@ -197,7 +147,7 @@ def make_plan(inputs: Inputs) -> Plan:
     for steps in sorted(set(inputs.lengths)):
         rows.append(make_row(inputs, times.get("jaxgpt"), steps, rows[-1] if rows else None))
     last = rows[-1]
-    fit = memory_fit(inputs.config, inputs.device)
+    fit = memory_fit(speed.per_device(inputs.config, inputs.gpus), inputs.device)
     return Plan(
         inputs=inputs,
         model=summarize_model(inputs.config),
@@ -239,17 +189,17 @@ def step_times(inputs: Inputs) -> dict[str, StepTime]:
     if own is not None:
         times["jaxgpt"] = own
     if inputs.device is not None:
-        times["nanogpt"] = step_time.roofline(inputs.config, inputs.device, "nanogpt")
+        times["nanogpt"] = speed.estimate(inputs.config, inputs.device, "nanogpt", inputs.gpus)
     return times
 
 
 def own_step_time(inputs: Inputs) -> StepTime | None:
     """jaxgpt's step time: calibrated, measured or modeled, in this order; None for an unmeasured CPU."""
     if inputs.calibration and inputs.calibration.measured:
-        return inputs.calibration.step_time(inputs.config, inputs.device)
+        return inputs.calibration.step_time(inputs.config, inputs.device, inputs.gpus)
     if inputs.device is None:
         return None
-    return step_time.roofline(inputs.config, inputs.device)
+    return speed.estimate(inputs.config, inputs.device, gpus=inputs.gpus)
 
 
 def predict_loss(
@@ -269,7 +219,7 @@ def make_row(inputs: Inputs, time: StepTime | None, steps: int, shorter: Row | N
     seconds = None if time is None else run_seconds(config, steps, time.seconds)
     energy = None
     if seconds is not None and inputs.device:
-        energy = step_time.energy_kwh(inputs.device, seconds)
+        energy = step_time.energy_kwh(inputs.device, seconds, inputs.gpus)
     gain_per_hour = None
     if shorter is not None and shorter.seconds is not None and seconds is not None:
         gain_per_hour = (shorter.loss - prediction.loss) / ((seconds - shorter.seconds) / 3600)
@@ -347,19 +297,20 @@ def _loss_of_tuned_recipe(query: ScalingQuery) -> float:
 
 
 def memory_fit(config: Config, device: Device | None) -> MemoryFit:
-    """Memory of a step of `config`, and which micro-batches fit on `device`."""
+    """Memory of a step of `config`, the part of one device, and which micro-batches fit on `device`."""
     usable = None if device is None else device.usable
+    flash = None if device is None or not device.float32_tflops else False
     micro_batches = []
     for size in memory.candidate_micro_batches(config):
-        gib = memory.estimate(config, size).total / GIB
+        gib = memory.estimate(config, size, flash=flash).total / GIB
         micro_batches.append(MicroBatch(size=size, gib=gib, fits=None if usable is None else gib <= usable))
     largest = largest_with_remat = None
     if usable is not None:
-        largest = memory.max_micro_batch(config, usable)
-        largest_with_remat = memory.max_micro_batch(config, usable, remat=memory.REMAT_BLOCKS)
+        largest = memory.max_micro_batch(config, usable, flash=flash)
+        largest_with_remat = memory.max_micro_batch(config, usable, remat=memory.REMAT_BLOCKS, flash=flash)
     return MemoryFit(
-        memory=memory.estimate(config),
-        memory_with_remat=memory.estimate(config, remat=memory.REMAT_BLOCKS),
+        memory=memory.estimate(config, flash=flash),
+        memory_with_remat=memory.estimate(config, remat=memory.REMAT_BLOCKS, flash=flash),
         usable_gib=usable,
         max_micro_batch=largest,
         max_micro_batch_with_remat=largest_with_remat,
@@ -393,8 +344,6 @@ def _device_warnings(inputs: Inputs, fit: MemoryFit, *, has_step_time: bool) -> 
         texts.append(f"the speed of a {CPU} is not in the device table: --measure times some steps here")
     if device and device.note:
         texts.append(f"{device.name}: {device.note}")
-    if (inputs.config.mesh.data_parallel or 1) > 1:
-        texts.append("time, energy and memory are those of one device; the config uses several")
     if fit.fits is False:
         texts.append(
             f"does not fit: {needed / GIB:.1f} GiB of {fit.usable_gib:.1f} GiB usable; "

@@ -53,6 +53,7 @@ def plan_of_run(config: Config, tokens: TokenCount, device: str) -> Report:
         name=config.run.name,
         device=devices.lookup(device),
         device_reason=device,
+        gpus=config.mesh.data_parallel or 1,
         lengths=(config.run.steps,),
         tokens=tokens,
         corpus=corpus,

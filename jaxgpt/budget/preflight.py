@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxgpt.budget import devices, memory, plan, step_time, suggestion
+from jaxgpt.budget import devices, memory, plan, speed, suggestion
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.memory import GIB
 from jaxgpt.config import Config
@@ -52,7 +52,7 @@ def check_cost(config: Config, tokens: int, device_kind: str, device_count: int 
     epochs = config.run.steps * config.tokens_per_step / tokens
     seconds = 0.0
     if device is not None or device_kind == devices.CPU:
-        seconds = plan.run_seconds(config, config.run.steps, step_time.expected(config, device).low / device_count)
+        seconds = plan.run_seconds(config, config.run.steps, speed.expected(config, device).low / device_count)
     if epochs <= plan.MAX_EPOCHS and seconds <= MAX_SECONDS:
         return
     costs = []

@@ -76,7 +76,7 @@ def _summary(planned: Plan, advised: Row, result: SearchResult | None) -> list[s
     if advised.energy_kwh is not None:
         facts.append(f"{advised.energy_kwh:.1f} kWh")
     if fit.usable_gib is not None:
-        batch = planned.inputs.config.data.micro_batch
+        batch = planned.inputs.config.data.micro_batch // planned.inputs.gpus
         fits = "" if fit.fits else ", which does not fit"
         facts.append(f"{fit.memory.total / GIB:.1f} of {fit.usable_gib:.1f} GiB at micro-batch {batch:,}{fits}")
     sentences = [
@@ -106,7 +106,10 @@ def _headline(planned: Plan, advised: Row, result: SearchResult | None) -> str:
 def _headline_time(planned: Plan, row: Row) -> str:
     """`about 29 h on RTX 4070 (21 h to 40 h)`, with the reason of a device that is only assumed."""
     device = planned.inputs.device
+    gpus = planned.inputs.gpus
     where = device.name if device else "this machine's CPU"
+    if gpus > 1:
+        where = f"{gpus} × {where}"
     if planned.inputs.device_reason.startswith("assumed"):
         where += f", {planned.inputs.device_reason}"
     if row.seconds is None or row.seconds_low is None or row.seconds_high is None:
@@ -170,7 +173,9 @@ def _describe_device(planned: Plan) -> str:
     if device is None:
         return f"cpu ({reason})"
     figures = f"{device.tflops:g} TFLOP/s bf16, {device.bandwidth:g} GB/s, {device.memory:g} GiB, {device.watts:g} W"
-    return f"{device.name} ({reason}): {figures}"
+    count = planned.inputs.gpus
+    several = f"{count} × " if count > 1 else ""
+    return f"{several}{device.name} ({reason}): {figures}{' each' if several else ''}"
 
 
 def _length_blocks(planned: Plan) -> list[Block]:
@@ -220,8 +225,8 @@ def _memory_blocks(planned: Plan) -> list[Block]:
     totals = (f"{fit.memory.total / GIB:.2f}", f"{fit.memory_with_remat.total / GIB:.2f}")
     blocks: list[Block] = [Table((*MEMORY_PARTS, "total", "with remat"), ((*cells, *totals),))]
     text = (
-        f"GiB at micro-batch {planned.inputs.config.data.micro_batch:,}. With remat: --model.remat blocks, which "
-        "recomputes each block's activations in the backward pass."
+        f"GiB per device, at {planned.inputs.config.data.micro_batch // planned.inputs.gpus:,} sequences of the "
+        "micro-batch. With remat: --model.remat blocks, which recomputes each block's activations in the backward pass."
     )
     if fit.usable_gib is not None and planned.inputs.device is not None:
         desktop = " and a desktop" if planned.inputs.device.drives_screen else ""

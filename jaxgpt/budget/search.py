@@ -111,7 +111,7 @@ def _candidate(inputs: Inputs, device: Device, config: Config, goal: Goal, least
 
     None if it does not fit, would be too short, or has less than `least_ratio` tokens per parameter.
     """
-    batched = with_batch(config, device)
+    batched = with_batch(config, device, inputs.gpus)
     if batched is None:
         return None
     inputs = replace(inputs, config=batched)
@@ -161,11 +161,13 @@ def learning_rates(model: Model) -> dict[str, float]:
     return {"learning_rate": peak, "min_lr": float(f"{peak / 10:.1e}")}
 
 
-def with_batch(config: Config, device: Device) -> Config | None:
-    """`config` with the largest micro-batch up to 64 that fits and divides a step; None if not even 1 fits."""
+def with_batch(config: Config, device: Device, gpus: int = 1) -> Config | None:
+    """`config` with the largest micro-batch up to 64 per device that fits and divides a step; None if none does."""
     sequences = config.data.micro_batch * config.data.accum
-    limit = min(memory.max_micro_batch(config, device.usable), MAX_MICRO_BATCH, sequences)
-    sizes = [size for size in range(1, limit + 1) if sequences % size == 0]
+    flash = False if device.float32_tflops else None
+    largest = min(memory.max_micro_batch(config, device.usable, flash=flash), MAX_MICRO_BATCH)
+    limit = min(gpus * largest, sequences)
+    sizes = [size for size in range(gpus, limit + 1, gpus) if sequences % size == 0]
     return config.replace({"data": {"micro_batch": sizes[-1], "accum": sequences // sizes[-1]}}) if sizes else None
 
 
@@ -202,7 +204,7 @@ def _steps_for(inputs: Inputs, step_seconds: float, device: Device, goal: Goal) 
         return _steps_to_loss(inputs, goal.target_loss)
     hours = goal.hours
     if hours is None and goal.kwh is not None:
-        hours = goal.kwh / step_time.energy_kwh(device, 3600)
+        hours = goal.kwh / step_time.energy_kwh(device, 3600, inputs.gpus)
     seconds = (hours or 0.0) * 3600
     steps = int(seconds / step_seconds)
     while steps > 0 and plan.run_seconds(inputs.config, steps, step_seconds) > seconds:

@@ -3,11 +3,10 @@
 A kernel takes as long as its arithmetic at a fraction of the matrix units' peak or its traffic at a fraction of the
 memory bandwidth, whichever is longer, and each launch costs a gap. The fractions are ranges, because they differ
 between shapes, drivers and clocks: all low ends together are the slow end of the interval, all high ends the fast one.
-No fraction was fitted to a run of this model.
+No fraction was fitted to a run of this model; `jaxgpt.budget.speed` corrects the result by published speeds.
 """
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -17,7 +16,6 @@ from jaxgpt.budget.memory import flash_attention, number_size
 from jaxgpt.config import Config, Model
 from jaxgpt.config.attention import SCORES_FRACTION
 from jaxgpt.config.model_size import flops_per_token, non_embedding_parameters, parameters
-from jaxgpt.utils.formatting import pluralize
 
 
 class Range(NamedTuple):
@@ -34,6 +32,9 @@ class Range(NamedTuple):
 # relative to the exponentials (Ada and Ampere GeForce). A launch costs 1 to 4 microseconds.
 GEMM, BANDWIDTH, LAUNCH = Range(0.70, 0.90), Range(0.75, 0.88), Range(4e-6, 1e-6)
 FLASH = {
+    "custom": Range(0.20, 0.60),
+    "pascal": Range(0.20, 0.40),
+    "volta": Range(0.15, 0.30),
     "turing": Range(0.20, 0.35),
     "ampere": Range(0.40, 0.62),
     "ampere-hbm": Range(0.35, 0.55),
@@ -45,6 +46,9 @@ FLASH = {
 # cuDNN's kernel relative to FlashAttention-2: 1.7 to 2.3 times as fast on Hopper, equal on an L40S, 0.82 on an A100,
 # 0.88 on an RTX PRO 6000 (transformers PR 48163); 126 against 180 TFLOP/s on an RTX 5090 (jax issue 24934).
 CUDNN = {
+    "custom": Range(0.65, 1.5),
+    "pascal": Range(0.7, 1.0),
+    "volta": Range(0.7, 1.0),
     "turing": Range(0.7, 1.0),
     "ampere": Range(0.75, 1.0),
     "ampere-hbm": Range(0.75, 0.9),
@@ -58,8 +62,8 @@ SMALL_HEAD = 64  # a head half as wide does the same products with twice the exp
 JAX_VERSUS_TORCH = Range(0.87, 1.0)
 # The peak is that of the rated boost clock. GPU Boost takes a GeForce card above it while power and heat allow, and a
 # card at its power limit below: a tenth up is assumed, not measured here. Data-center cards are rated at a clock that
-# they do not exceed, and fall below it under their power limit (the H200's 788 of 989 TFLOP/s above is at that limit).
-CLOCK_GEFORCE, CLOCK_OTHERS = Range(0.93, 1.10), Range(0.85, 1.00)
+# they do not exceed; what they sustain under their power limit is `Device.sustained_tflops`, within these ranges.
+CLOCK_GEFORCE, CLOCK_OTHERS = Range(0.93, 1.10), Range(0.90, 1.05)
 # Bytes per logit outside the products, in bf16: read for the sum, at worst also for the maximum, read for the gradient
 # and written. PyTorch does the same, at worst through a float32 copy.
 LOGIT_BYTES = {"jaxgpt": Range(8, 6), "nanogpt": Range(16, 6)}
@@ -81,8 +85,6 @@ ASSUMPTIONS = {
     "(a GeForce card a tenth above its rated one); slow if arrays go through memory one by one and products reach 70 %",
 }
 KERNELS_PER_BLOCK, KERNELS_ELSEWHERE = 40, 50
-# What a training reaches in float32: quickstart's 9.6 GFLOP take 140 ms on 2 cores with AVX-512, 34 GFLOP/s a core.
-CPU_CORE_FLOPS, CPU_SPREAD = 30e9, 2.0
 BOARD_FRACTION = 0.90  # trainings run close to a card's power limit; 0.9 is between the 0.8 and 1.0 that logs show
 HOST_WATTS = 80.0  # processor, memory, fans and the power supply's losses of a desktop
 
@@ -112,18 +114,6 @@ class StepTime:
         return replace(self, seconds=self.seconds * factor, low=self.low * factor, high=self.high * factor)
 
 
-def expected(config: Config, device: Device | None) -> StepTime:
-    """The step time on `device` or, without one, on this machine's CPU, without any measurement."""
-    if device is not None:
-        return roofline(config, device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    seconds = config.tokens_per_step * flops_per_token(config.model) / (CPU_CORE_FLOPS * cores)
-    low = seconds / CPU_SPREAD
-    high = seconds * CPU_SPREAD
-    basis = f"assumed: {CPU_CORE_FLOPS / 1e9:g} GFLOP/s on each of {pluralize(cores, 'core')}, within a factor of 2"
-    return StepTime(seconds=seconds, low=low, high=high, basis=basis)
-
-
 def roofline(config: Config, device: Device, software: str = "jaxgpt") -> StepTime:
     """The step time that the kernels' arithmetic and traffic imply, without any measurement."""
     best_kernels = kernels(config, device, software, best=True)
@@ -148,11 +138,12 @@ def attention_fraction(device: Device, model: Model, software: str) -> Range:
 def kernels(config: Config, device: Device, software: str, *, best: bool) -> list[Kernel]:
     """The kernels of one step with their seconds, in the best or the worst case."""
     attention = attention_fraction(device, config.model, software)[best]
-    clock = CLOCK_GEFORCE if device.drives_screen else CLOCK_OTHERS
-    peak = device.tflops * 1e12 * clock[best]
+    clock = CLOCK_GEFORCE if device.half_rate else CLOCK_OTHERS
+    peak = _product_tflops(device, software) * 1e12 * clock[best]
+    attention *= device.tflops / device.sustained_tflops  # the fractions are those of the rated peak
     bandwidth = device.bandwidth * 1e9 * BANDWIDTH[best]
     timed = []
-    for name, flops, moved in _work(config, software, best):
+    for name, flops, moved in _work(config, software, best, flash=not device.float32_tflops):
         fraction = attention if name == "attention" else GEMM[best]
         seconds = max(flops / (peak * fraction), moved / bandwidth)
         timed.append(Kernel(name=name, flops=flops, bytes=moved, seconds=seconds))
@@ -160,7 +151,12 @@ def kernels(config: Config, device: Device, software: str, *, best: bool) -> lis
     return [*timed, Kernel(name="launches", flops=0, bytes=0, seconds=launches * LAUNCH[best])]
 
 
-def _work(config: Config, software: str, best: bool) -> Iterator[tuple[str, float, float]]:
+def _product_tflops(device: Device, software: str) -> float:
+    """TFLOP/s of products: what the board's power sustains, or float32's for jaxgpt on a device without bfloat16."""
+    return device.float32_tflops if software == "jaxgpt" and device.float32_tflops else device.sustained_tflops
+
+
+def _work(config: Config, software: str, best: bool, *, flash: bool) -> Iterator[tuple[str, float, float]]:
     """Name, operations and bytes of each kind of kernel, for a whole step."""
     model = config.model
     accum = config.data.accum
@@ -180,7 +176,7 @@ def _work(config: Config, software: str, best: bool) -> Iterator[tuple[str, floa
     yield "cross-entropy", 0.0, logits * LOGIT_BYTES[software][best]
     scores = 3.5 * 4 * model.block_size * queries * model.n_layer * float(tokens) / 2  # backward is 2.5 forwards
     spilled = 0.0
-    if not flash_attention(model):
+    if not flash or not flash_attention(model):
         spilled = 8.0 * model.n_layer * model.n_head * model.block_size * SCORES_FRACTION * tokens
     yield "attention", scores, model.n_layer * tokens * 12.0 * size * queries + spilled
     if model.remat != "none":
@@ -214,6 +210,6 @@ def mfu(config: Config, seconds: float, device: Device) -> float:
     return config.tokens_per_step * flops_per_token(config.model) / seconds / (device.tflops * 1e12)
 
 
-def energy_kwh(device: Device, seconds: float) -> float:
-    """Energy of the board and of the rest of the machine."""
-    return (device.watts * BOARD_FRACTION + HOST_WATTS) * seconds / 3.6e6
+def energy_kwh(device: Device, seconds: float, gpus: int = 1) -> float:
+    """Energy of the boards and of the rest of the machine."""
+    return (gpus * device.watts * BOARD_FRACTION + HOST_WATTS) * seconds / 3.6e6

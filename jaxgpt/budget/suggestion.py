@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.budget import plan, query, scaling_law, search, step_time
+from jaxgpt.budget import plan, query, scaling_law, search, speed
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.scaling_law import Corpus, LossPrediction
 from jaxgpt.config import Config
@@ -90,7 +90,7 @@ def suggest_run(folder: Path, device: Device | None, max_epochs: float = plan.MA
     candidates = list(_candidates(config, unique, device, max_epochs))
     lowest = min(candidate.loss for candidate in candidates)
     best = min((one for one in candidates if one.loss <= lowest + CLOSE), key=lambda one: one.seconds).config
-    time = step_time.expected(best, device)
+    time = speed.expected(best, device)
     prediction = scaling_law.predict_loss(query.build_query(best, best.run.steps, corpus, unique))
     return Suggestion(
         base=base,
@@ -124,7 +124,7 @@ def _candidates(base: Config, unique: float, device: Device | None, max_epochs: 
     for layers, width in search.SHAPES:
         shaped = _with_learning_rate(search.with_shape(base, layers, width))
         is_smallest = (layers, width) == search.SHAPES[0]
-        tokens_per_second = shaped.tokens_per_step / step_time.expected(shaped, device).seconds
+        tokens_per_second = shaped.tokens_per_step / speed.expected(shaped, device).seconds
         longest = min(max_epochs * unique, limit * tokens_per_second)
         for fraction in LENGTHS:
             tokens = fraction * longest
@@ -132,7 +132,7 @@ def _candidates(base: Config, unique: float, device: Device | None, max_epochs: 
             config = _with_length(shaped, tokens, unique, device) if is_fitted or is_smallest else None
             if config is None:
                 break
-            seconds = plan.run_seconds(config, config.run.steps, step_time.expected(config, device).seconds)
+            seconds = plan.run_seconds(config, config.run.steps, speed.expected(config, device).seconds)
             if seconds <= limit or (is_smallest and fraction == LENGTHS[-1]):
                 asked = query.build_query(config, config.run.steps, scaling_law.CORPORA["unknown"], unique)
                 loss = scaling_law.predict_loss(replace(asked, ceiling=math.inf)).loss

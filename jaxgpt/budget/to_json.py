@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from jaxgpt.budget import step_time
+from jaxgpt.budget.calibration import Calibration
 from jaxgpt.budget.memory import GIB
-from jaxgpt.budget.plan import Calibration, MemoryFit, Plan, Row
+from jaxgpt.budget.plan import MemoryFit, Plan, Row
 from jaxgpt.budget.recommend import Recommendation
 from jaxgpt.budget.scaling_law import FITTED_PARAMETERS, FITTED_RATIO, FITTED_TOKENS, LAW
 from jaxgpt.budget.search import SearchResult
@@ -29,7 +30,7 @@ def plan_to_dict(planned: Plan, advice: Recommendation, result: SearchResult | N
         "name": inputs.name,
         "model": asdict(planned.model) | {"architecture": inputs.config.model.architecture},
         "data": asdict(inputs.tokens) | corpus,
-        "device": device | {"reason": inputs.device_reason},
+        "device": device | {"count": inputs.gpus, "reason": inputs.device_reason},
         "step_time": {software: _step_time(planned, software, time) for software, time in planned.step_times.items()},
         "rows": [_row(row) for row in planned.rows],
         "memory": _memory(planned.fit),

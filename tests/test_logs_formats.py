@@ -37,7 +37,7 @@ def assert_trainer_history(history: History) -> None:
     """Asserts the 4,000 steps of `logformats.huggingface_entries`."""
     assert [step.step for step in history.steps] == list(range(99, 4000, 100))
     assert history.steps[9].loss == pytest.approx(loss(1000), abs=1e-3)
-    assert history.steps[9].learning_rate == pytest.approx(rate(1000, 4000), rel=1e-4)
+    assert history.steps[9].learning_rate == pytest.approx(rate(999, 4000), rel=1e-4)
     assert [(e.step, e.val) for e in history.evaluations] == [
         (step, pytest.approx(loss(step) + 0.02, abs=1e-3)) for step in range(500, 4001, 500)
     ]

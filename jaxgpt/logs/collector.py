@@ -11,7 +11,7 @@ from jaxgpt.utils.formatting import pluralize
 
 Hyperparameters = dict[str, float | bool | str]
 
-MISSED_PER_RECORD = 10  # more of them show that the format is another one
+MISSED_PER_LINE = 10  # more of them show that the format is another one
 MAX_NAMES = 6  # of unused columns that are listed
 MAX_NAME_CHARS = 40
 MAX_RECORDS = 1_000_000  # beyond that, every second record of the older half is dropped
@@ -72,13 +72,9 @@ class Collector:
         self._missed += 1
 
     @property
-    def _records(self) -> int:
-        return len(self.steps) + len(self.evaluations) + (self._undecided is not None)
-
-    @property
     def unusable(self) -> bool:
         """Whether nothing was added, or next to nothing of the lines that name a loss."""
-        return self._records == 0 or self._missed > MISSED_PER_RECORD * self._records
+        return self.empty or self._missed > MISSED_PER_LINE * self.accepted
 
     @property
     def unread(self) -> str:
@@ -86,7 +82,7 @@ class Collector:
         parts = []
         if self._dropped:
             parts.append(f"{pluralize(self._dropped, 'line')} could not be read (first: line {self._first_dropped:,})")
-        if self._missed > self._records:
+        if self._missed > self.accepted:
             parts.append(
                 f"{pluralize(self._missed, 'line')} with a loss of unknown form (first: line {self._first_missed:,})"
             )

@@ -17,7 +17,7 @@ from jaxgpt.utils.formatting import pluralize
 DECISIVE_LINES = 50  # lines of one format that settle the format
 FEW_LINES = 3  # of a format that a table's header, or many more lines of a generic format, outweigh
 OUTWEIGHING = 10  # generic lines per line of a known program
-EXAMPLE_CHARS = 80
+PREAMBLE_LINES = 20_000  # before the first line of a known program: its source, for example
 FORMATS = {module.NAME: module for module in (*LINE_FORMATS, *TABLE_FORMATS, *GENERIC_FORMATS)}
 
 
@@ -33,7 +33,7 @@ def detect_format(lines: Sequence[str], source: str) -> Any:
     votes = Counter[str]()
     generic = Counter[str]()
     header = None
-    for _, part in numbered_parts(lines):
+    for line_no, part in numbered_parts(lines):
         name = match_line_format(part)
         if name is not None:
             votes[name] += 1
@@ -41,7 +41,8 @@ def detect_format(lines: Sequence[str], source: str) -> Any:
             header = next((module.NAME for module in TABLE_FORMATS if module.parse_header(part)), None)
         if name is None and header is None and generic.total() < DECISIVE_LINES:
             generic.update(module.NAME for module in GENERIC_FORMATS if module.matches(part))
-        if max(votes.values(), default=0) >= DECISIVE_LINES or (header and not votes and generic.total() == 0):
+        has_other = header is not None or generic.total() >= DECISIVE_LINES
+        if max(votes.values(), default=0) >= DECISIVE_LINES or (has_other and not votes and line_no > PREAMBLE_LINES):
             break
     return FORMATS[_elect(votes, generic, header) or _refuse(lines, source)]
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 from jaxgpt.logs.collector import Collector
@@ -9,6 +10,8 @@ from jaxgpt.logs.history import Evaluation, Step
 
 MAX_VALUE = 1e18  # of a fact of the run
 MAX_STEP = 10**9  # a larger number is not a step
+TIMESTAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?", re.ASCII)
+MAX_TIMESTAMP_END = 80  # characters of a line among which its timestamp is
 SECONDS_PER_DAY = 86_400.0  # no step takes longer
 
 
@@ -112,6 +115,19 @@ def parse_milliseconds(text: Any) -> float | None:
     """The seconds of a step from its milliseconds; None if `text` is not the duration of a step."""
     value = parse_finite(text)
     return None if value is None else valid_duration(value / 1e3)
+
+
+def parse_timestamp(text: str) -> float | None:
+    """The seconds since 1970 of the timestamp at the beginning of a line, in an unknown zone; None without one."""
+    match = TIMESTAMP.search(text[:MAX_TIMESTAMP_END])
+    if match is None:
+        return None
+    year, month, day, hour, minute, second, fraction = match.groups()
+    try:
+        moment = datetime(int(year), int(month), int(day), int(hour), int(minute), int(second), tzinfo=UTC)
+    except ValueError:
+        return None
+    return moment.timestamp() + float(f"0.{fraction or 0}")
 
 
 def valid_duration(seconds: float | None) -> float | None:

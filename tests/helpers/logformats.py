@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+from helpers import logformats_jax
 from helpers.logsamples import loss
 
 PEAK = 6e-4
@@ -173,6 +174,9 @@ SAMPLES = {
     "lightning": lightning(),
     "jsonlines": wandb(),
     "keyvalue": keyvalue(),
+    "torchtitan": logformats_jax.torchtitan(),
+    "maxtext": logformats_jax.maxtext(),
+    "levanter": logformats_jax.levanter(),
 }
 OTHERS = {
     "huggingface": (huggingface_state(), huggingface_bars(), huggingface_output(quoted=True)),

@@ -13,14 +13,17 @@ from jaxgpt.logs.formats import (
     jaxgpt_log,
     jsonlines,
     keyvalue,
+    levanter,
     lightning,
     litgpt,
     llama2c,
     llmc,
+    maxtext,
     modded,
     nanochat,
     nanogpt,
     table,
+    torchtitan,
 )
 
 # In the order in which they are tried.
@@ -34,13 +37,16 @@ LINE_FORMATS: tuple[Any, ...] = (
     buildnanogpt,
     huggingface,
     litgpt,
+    torchtitan,
+    maxtext,
+    levanter,
 )
 TABLE_FORMATS: tuple[Any, ...] = (lightning, table)
 GENERIC_FORMATS: tuple[Any, ...] = (jsonlines, keyvalue)
 SUPPORTED = (
-    "jaxgpt reads its own run folders and their log.jsonl, the output of nanoGPT, llama2.c, litgpt and llm.c (also its "
-    "main.log), the logs of modded-nanogpt and nanochat, build-nanogpt's log.txt, the output and trainer_state.json of "
-    "Hugging Face's Trainer, Lightning's metrics.csv, the history of Weights & Biases as CSV or JSON lines, tables "
-    "with a header such as step,tokens,lr,train_loss,val_loss (or --columns step,val), and any lines that name a step "
-    "and a loss"
+    "jaxgpt reads its own run folders and their log.jsonl, the output of nanoGPT, llama2.c, litgpt, torchtitan, "
+    "MaxText, Levanter and llm.c (also its main.log), the logs of modded-nanogpt and nanochat, build-nanogpt's "
+    "log.txt, the output and trainer_state.json of Hugging Face's Trainer, Lightning's metrics.csv, the history of "
+    "Weights & Biases as CSV or JSON lines, tables with a header such as step,tokens,lr,train_loss,val_loss (or "
+    "--columns step,val), and any lines that name a step and a loss"
 )

@@ -60,6 +60,7 @@ class Reader(RowReader):
         self._bar: tuple[int, float] | None = None  # step and elapsed seconds
         self._bar_total = 0  # of the longest bar: those of evaluations are shorter
         self._evaluation_seconds = 0.0
+        self._last_rate: tuple[int, float] | None = None  # the step and the learning rate of the line before
 
     def line(self, line_no: int, text: str) -> None:
         """Reads one line."""
@@ -106,6 +107,16 @@ class Reader(RowReader):
         if self._bar is not None:
             values["elapsed"] = self._bar[1]
         self._printed.append(Printed(line_no, values, self._bar[0] if self._bar else None))
+
+    def _add_row(self, line_no: int, row: Row, step: int | None) -> bool:
+        """Adds a row. Its learning rate is that of the step to come; the step's own lies between two lines."""
+        rate = row.get("lr")
+        if rate is not None and step is not None:
+            before = self._last_rate
+            self._last_rate = (step, rate)
+            if before is not None and before[0] < step:
+                row["lr"] = rate + (before[1] - rate) / (step - before[0])
+        return super()._add_row(line_no, row, step)
 
     def _row(self, values: dict[str, float]) -> Row:
         """The quantities of an entry; counts those that are not used."""

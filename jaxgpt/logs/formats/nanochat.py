@@ -8,7 +8,7 @@ import re
 
 from jaxgpt.logs import bits, reader
 from jaxgpt.logs.history import LogTraits
-from jaxgpt.logs.reader import parse_count, parse_step
+from jaxgpt.logs.reader import parse_count, parse_finite, parse_step
 
 NAME = "nanochat"
 TRAITS = LogTraits(fixed_eval_set=True, optimizer="muon", lr_is_relative=True)
@@ -22,8 +22,12 @@ STEP = re.compile(
 )
 VALIDATION = re.compile(r"\bStep (?P<step>\d{1,10}) \| Validation bpb: (?P<loss>[^\s|]{1,40})")
 BATCH = re.compile(r"[Tt]otal batch size:? ([\d,]{1,20})")
-PARAMETERS = re.compile(r"[Nn]umber of parameters: ([\d,]{1,20})")
-VOCABULARY = re.compile(r"[Vv]ocab size: ([\d,]{1,20})")
+RESUME = re.compile(r"Resuming optimization from step \d")
+PARAMETERS = re.compile(r"[Nn]umber of parameters: ([\d,]{1,20})|(?:^|\s)total {2,24}: ([\d,]{1,20})\s*$")
+LENGTH = re.compile(r"number of iterations(?: from target [\w:]{1,20}(?: ratio)?)?: ([\d,]{1,20})")
+WEIGHT_DECAY = re.compile(r"Scaling weight decay from [\d.]{1,12} to ([\d.]{1,12})")
+DEVICE = re.compile(r"\bGPU: (.{1,80}?) \| Peak FLOPS")
+MODEL = re.compile(r'"(vocab_size|n_layer|n_embd)": (\d{1,9})|\bVocab size: ([\d,]{1,20})')
 
 
 class Reader(reader.Reader):
@@ -36,13 +40,25 @@ class Reader(reader.Reader):
             self._add_step(line_no, match)
         elif match := VALIDATION.search(text):
             self._add_evaluation(line_no, match)
-        elif match := BATCH.search(text):
+        elif ": " in text or "size" in text or "Scaling" in text:
+            self._header(line_no, text)
+
+    def _header(self, line_no: int, text: str) -> None:
+        """Reads a line that the program prints before the first step."""
+        values = self._log.hyperparameters
+        if match := BATCH.search(text) or RESUME.search(text):
             self._log.header(line_no)
-            self._set_metadata(tokens_per_step=parse_count(match[1]))
+            self._set_metadata(tokens_per_step=parse_count(match[1]) if match.re is BATCH else None)
         elif match := PARAMETERS.search(text):
-            self._set_metadata(parameters=parse_count(match[1]))
-        elif match := VOCABULARY.search(text):
-            self._log.hyperparameters["vocab_size"] = parse_count(match[1]) or 0.0
+            self._set_metadata(parameters=parse_count(match[1] or match[2]))
+        elif match := LENGTH.search(text):
+            self._set_metadata(total_steps=parse_step(match[1].replace(",", "")))
+        elif match := DEVICE.search(text):
+            self._set_metadata(device=match[1])
+        elif match := WEIGHT_DECAY.search(text):
+            values["weight_decay"] = parse_finite(match[1]) or 0.0
+        elif match := MODEL.search(text):
+            values[match[1] or "vocab_size"] = parse_count(match[2] or match[3]) or 0.0
 
     def end(self) -> None:
         """Converts the validation losses to nats per token, if the training loss tells how long a token is."""

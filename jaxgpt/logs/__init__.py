@@ -11,10 +11,12 @@ from pathlib import Path
 
 from jaxgpt.errors import DataError, NoLogError
 from jaxgpt.logs.collector import Collector
-from jaxgpt.logs.detection import detect_format, is_line_of, numbered_parts, unknown_format
-from jaxgpt.logs.formats import LINE_FORMATS, SUPPORTED, jaxgpt_log, table
+from jaxgpt.logs.detection import FORMATS, detect_format, is_line_of, numbered_parts, unknown_format
+from jaxgpt.logs.event_files import is_event_file
+from jaxgpt.logs.formats import LINE_FORMATS, SUPPORTED, jaxgpt_log, table, tensorboard
 from jaxgpt.logs.history import History
 from jaxgpt.logs.lines import read_lines, split_lines
+from jaxgpt.logs.reader import Reader
 from jaxgpt.runs.folder import RunFolder
 
 LOSS = re.compile(r"\bloss\W{1,4}\d")  # in a line that the reader of a format does not know
@@ -31,6 +33,9 @@ def read(path: str | Path, batch_tokens: float | None = None, columns: str | Non
     """
     file = _find_log(Path(path))
     try:
+        events = _event_files(file)
+        if events:
+            return _read_events(events, str(path))
         history = _parse(read_lines(file), str(path), batch_tokens, columns)
     except OSError as error:
         raise DataError("D045", f"'{file}' cannot be read: {error.strerror or error}", "choose another file") from error
@@ -44,10 +49,31 @@ def read_text(text: str, source: str, batch_tokens: float | None = None, columns
     return _parse(split_lines(text), source, batch_tokens, columns)
 
 
+def _event_files(path: Path) -> list[Path]:
+    """The event files of TensorBoard at `path`: itself, or those in the folder; empty if it is something else."""
+    if path.is_dir():
+        return sorted(file for file in path.glob(tensorboard.FILES) if file.is_file() and is_event_file(file))
+    return [path] if is_event_file(path) else []
+
+
+def _read_events(files: Sequence[Path], source: str) -> History:
+    lines, problems = tensorboard.event_lines(files)
+    collector = Collector(source, tensorboard.NAME, tensorboard.TRAITS)
+    for problem in problems:
+        collector.note(problem, is_warning=True)
+    return _collect(lines, collector, tensorboard.Reader(collector))
+
+
 def _parse(lines: Sequence[str], source: str, batch_tokens: float | None, columns: str | None) -> History:
     module = table if columns else detect_format(lines, source)
     collector = Collector(source, module.NAME, module.TRAITS)
     reader = table.Reader(collector, batch_tokens, columns) if module is table else module.Reader(collector)
+    return _collect(lines, collector, reader)
+
+
+def _collect(lines: Sequence[str], collector: Collector, reader: Reader) -> History:
+    """Reads all lines into the collector. Raises `DataError` D041 if next to nothing could be read."""
+    module = FORMATS[collector.format]
     for line_no, part in numbered_parts(lines):
         accepted = collector.accepted
         reader.line(line_no, part)
@@ -59,7 +85,7 @@ def _parse(lines: Sequence[str], source: str, batch_tokens: float | None, column
             collector.miss(line_no)
     reader.end()
     if collector.unusable:
-        raise unknown_format(lines, source, collector.unread)
+        raise unknown_format(lines, collector.source, collector.unread)
     return collector.history(lines)
 
 
@@ -88,9 +114,12 @@ def find_run_folder(source: str) -> RunFolder | None:
 
 
 def _log_in(folder: Path) -> Path:
+    """The log of the run in `folder`, or the folder itself if it has TensorBoard's event files."""
     log = RunFolder(folder).log_file
     if log.is_file():
         return log
+    if _event_files(folder):
+        return folder
     logs = [str(path) for pattern in ("*.txt", "*.log", "*.csv", "*.jsonl") for path in sorted(folder.glob(pattern))]
     hint = f"name a file in it: {', '.join(logs[:5])}" if logs else SUPPORTED
     raise DataError("D044", f"the folder '{folder}' is not a run: it has no {log.name}", hint)

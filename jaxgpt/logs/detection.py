@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from jaxgpt.errors import DataError
-from jaxgpt.logs.formats import GENERIC_FORMATS, LINE_FORMATS, SUPPORTED, TABLE_FORMATS, table
+from jaxgpt.logs.formats import BINARY_FORMATS, GENERIC_FORMATS, LINE_FORMATS, SUPPORTED, TABLE_FORMATS, table
 from jaxgpt.logs.lines import visible_parts
 from jaxgpt.utils.formatting import pluralize
 
@@ -18,7 +18,7 @@ DECISIVE_LINES = 50  # lines of one format that settle the format
 FEW_LINES = 3  # of a format that a table's header, or many more lines of a generic format, outweigh
 OUTWEIGHING = 10  # generic lines per line of a known program
 PREAMBLE_LINES = 20_000  # before the first line of a known program: its source, for example
-FORMATS = {module.NAME: module for module in (*LINE_FORMATS, *TABLE_FORMATS, *GENERIC_FORMATS)}
+FORMATS = {module.NAME: module for module in (*LINE_FORMATS, *TABLE_FORMATS, *GENERIC_FORMATS, *BINARY_FORMATS)}
 
 
 def numbered_parts(lines: Sequence[str]) -> Iterator[tuple[int, str]]:

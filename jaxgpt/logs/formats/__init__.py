@@ -23,6 +23,7 @@ from jaxgpt.logs.formats import (
     nanochat,
     nanogpt,
     table,
+    tensorboard,
     torchtitan,
 )
 
@@ -43,10 +44,11 @@ LINE_FORMATS: tuple[Any, ...] = (
 )
 TABLE_FORMATS: tuple[Any, ...] = (lightning, table)
 GENERIC_FORMATS: tuple[Any, ...] = (jsonlines, keyvalue)
+BINARY_FORMATS: tuple[Any, ...] = (tensorboard,)
 SUPPORTED = (
     "jaxgpt reads its own run folders and their log.jsonl, the output of nanoGPT, llama2.c, litgpt, torchtitan, "
     "MaxText, Levanter and llm.c (also its main.log), the logs of modded-nanogpt and nanochat, build-nanogpt's "
     "log.txt, the output and trainer_state.json of Hugging Face's Trainer, Lightning's metrics.csv, the history of "
     "Weights & Biases as CSV or JSON lines, tables with a header such as step,tokens,lr,train_loss,val_loss (or "
-    "--columns step,val), and any lines that name a step and a loss"
+    "--columns step,val), TensorBoard's event files, and any lines that name a step and a loss"
 )

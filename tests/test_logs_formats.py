@@ -9,6 +9,10 @@ from helpers.logformats import PEAK, rate
 from helpers.logsamples import loss
 
 from jaxgpt import logs
+from jaxgpt.diagnose import messages
+from jaxgpt.diagnose.context import resolve_context
+from jaxgpt.diagnose.diagnosis import diagnose
+from jaxgpt.diagnose.options import Options
 from jaxgpt.logs.history import Evaluation, History
 
 
@@ -149,7 +153,7 @@ def test_wandb_history() -> None:
     expected = [(step, pytest.approx(loss(step) + 0.02)) for step in range(0, 2001, 500)]
     assert [(e.step, e.val) for e in history.evaluations] == expected
     assert "'_step' as the step" in history.notes[0]
-    assert unread(history) == ["not used: system/gpu.0.memory (21 values), train/perplexity (21 values)"]
+    assert unread(history) == ["not used: system/gpu.0.memory (21 values)"]
 
 
 def test_wandb_history_of_a_trainer_prefers_its_own_step() -> None:
@@ -263,3 +267,44 @@ def test_columns_named_by_the_user(separator: str) -> None:
     expected = [(step, float(train), float(val)) for step, train, val, _ in rows]
     assert [(e.step, e.train, e.val) for e in history.evaluations] == expected
     assert unread(history) == ["not used: other (3 values)"]
+
+
+@pytest.mark.parametrize("text", ["loss: 3.21\nloss: 3.11\n", '{"epoch": 1, "train_loss": 3.2}\n'])
+def test_losses_without_steps_are_refused(text: str) -> None:
+    with pytest.raises(logs.DataError, match=r"D042.*name a loss but no step") as caught:
+        read(text)
+    assert "step=100 loss=3.21" in caught.value.help
+
+
+def test_losses_are_read_from_perplexities() -> None:
+    history = read("step,train_loss,val_ppl\n" + "".join(f"{step},3.5,{math.exp(3.6)}\n" for step in (10, 20)))
+    assert [e.val for e in history.evaluations] == [pytest.approx(3.6)] * 2
+
+
+def test_losses_in_bits_are_converted() -> None:
+    """fairseq prints the loss to base 2, beside a perplexity that shows it."""
+    text = "".join(f"| num_updates={step} | loss={5.2} | ppl={2**5.2:.2f} | lr=0.0003\n" for step in (100, 200))
+    history = read(text)
+    assert [step.loss for step in history.steps] == [pytest.approx(5.2 * math.log(2), abs=1e-3)] * 2
+    assert "converted to nats" in history.notes[0]
+    nats = read(f"step=100 loss=3.5 ppl={math.exp(3.5)}\n")
+    assert nats.steps[0].loss == 3.5
+
+
+def test_table_with_an_index_as_pandas_prints_it() -> None:
+    history = read("   step  train_loss  val_loss\n0   100      3.6000    3.7000\n1   200      3.5000    3.6000\n")
+    assert [(e.step, e.val) for e in history.evaluations] == [(100, 3.7), (200, 3.6)]
+
+
+FINISHED = dict(logformats.SAMPLES)
+for name, texts in logformats.OTHERS.items():
+    FINISHED |= {f"{name} {number}": text for number, text in enumerate(texts)}
+
+
+@pytest.mark.parametrize("name", [name for name in FINISHED if name != "litgpt 0"])  # which has no evaluation
+def test_a_finished_run_states_its_last_evaluation(name: str) -> None:
+    history = read(FINISHED[name])
+    total = max(history.steps[-1].step, history.evaluations[-1].step)
+    diagnosis = diagnose(history, resolve_context(history, Options(total_steps=total)), now=0.0)
+    last = f"{round(history.evaluations[-1].val or 0, 4):g}"
+    assert f"It ended at a validation loss of {last}, " in messages.forecast_sentence(diagnosis)

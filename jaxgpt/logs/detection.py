@@ -10,11 +10,12 @@ from itertools import islice
 from typing import Any
 
 from jaxgpt.errors import DataError
-from jaxgpt.logs.formats import BINARY_FORMATS, GENERIC_FORMATS, LINE_FORMATS, SUPPORTED, TABLE_FORMATS, table
+from jaxgpt.logs.formats import BINARY_FORMATS, GENERIC_FORMATS, LINE_FORMATS, SUPPORTED, TABLE_FORMATS, keyvalue, table
 from jaxgpt.logs.lines import visible_parts
 from jaxgpt.utils.formatting import pluralize
 
 DECISIVE_LINES = 50  # lines of one format that settle the format
+EXAMPLE_CHARS = 80  # of a line in a message
 FEW_LINES = 3  # of a format that a table's header, or many more lines of a generic format, outweigh
 OUTWEIGHING = 10  # generic lines per line of a known program
 PREAMBLE_LINES = 20_000  # before the first line of a known program: its source, for example
@@ -75,6 +76,10 @@ def _refuse(lines: Sequence[str], source: str) -> str:
     parts = [part for _, part in islice(numbered_parts(lines), 5)]
     for part in parts:
         table.refuse_without_steps(part, source)
+    for _, part in islice(numbered_parts(lines), PREAMBLE_LINES):
+        if keyvalue.names_loss(part) and keyvalue.has_loss_value(part):
+            message = f"the lines of '{source}' name a loss but no step: {part.strip()[:EXAMPLE_CHARS]}"
+            raise DataError("D042", message, "name the step in every line, such as: step=100 loss=3.21")
     raise unknown_format(lines, source)
 
 

@@ -1,8 +1,8 @@
 """Which quantity a column or key of a log names, in any usual spelling.
 
 A quantity is one of "step", "total" (steps of the run), "tokens", "lr", "train", "val" (losses in nats per token),
-"val_bits" (bits per byte), "seconds" and "milliseconds" (of one step), "norm", "error" (of the validation loss), "time"
-(of the record) and "elapsed" (seconds since the start).
+"train_ppl", "val_ppl" (perplexities), "val_bits" (bits per byte), "seconds" and "milliseconds" (of one step), "norm",
+"error" (of the validation loss), "time" (of the record) and "elapsed" (seconds since the start).
 """
 
 import re
@@ -11,20 +11,23 @@ from typing import NamedTuple
 
 # In the order of preference: of two names of one quantity in a record, the earlier one counts.
 ALIASES = {
-    "step": "train_global_step trainer_global_step global_step step steps iter iters iteration iterations it iter_num "
-    "trainer_step optimizer_step optim_step update updates train_step training_step metrics_step _step",
+    "step": "train_global_step trainer_global_step global_step num_updates step steps iter iters iteration iterations "
+    "it iter_num trainer_step optimizer_step optim_step update updates train_step training_step metrics_step _step",
     "total": "total_steps max_steps max_iters num_iterations total_iters train_iters num_train_steps",
     "tokens": "total_tokens tokens token tokens_seen train_tokens num_tokens consumed_tokens train_num_tokens "
     "throughput_total_tokens num_input_tokens_seen train_num_input_tokens_seen ntokens_seen n_tokens_seen",
     "lr": "lr learning_rate learningrate",
     "train": "train_loss train loss training_loss trn_loss train_loss_smoothed loss_train value trl "
-    "train_cross_entropy train_crossentropyloss learning_loss lm_loss ce_loss cross_entropy",
+    "train_cross_entropy train_crossentropyloss learning_loss lm_loss ce_loss cross_entropy reduced_train_loss",
     "val": "val_loss val valid_loss validation_loss valid validation eval_loss test_loss dev_loss loss_val tel",
+    "train_ppl": "train_ppl ppl train_perplexity perplexity",
+    "val_ppl": "val_ppl valid_ppl validation_ppl eval_ppl val_perplexity valid_perplexity validation_perplexity "
+    "eval_perplexity",
     "val_bits": "val_bpb valid_bpb validation_bpb eval_bpb val_bits_per_byte validation_bits_per_byte "
     "eval_bits_per_byte",
     "seconds": "seconds dt step_time sec_per_step time_s iter_time train_dt seconds_per_step s_per_step step_seconds "
     "perf_step_time_seconds throughput_duration time_metrics_end_to_end_s iter_time_s iteration_time "
-    "time_per_iteration elapsed_time_per_iteration_s",
+    "time_per_iteration elapsed_time_per_iteration_s train_step_timing_in_s",
     "milliseconds": "ms time_ms dt_ms step_ms iter_time_ms step_time_ms elapsed_time_per_iteration_ms time_per_step_ms "
     "step_avg",
     "norm": "grad_norm norm gradient_norm gradnorm train_grad_norm",

@@ -21,6 +21,7 @@ EXPECTED = re.compile(r"(?:.+/)?epoch|_step|.*(?:__MIN|__MAX|- _step)")  # need 
 TEXT_FACTS = ("optimizer", "dataset")
 ROW_FACTS = ("weight_decay", "dropout", "parameters")  # facts that some programs repeat in every row
 MAX_TEXT = 40  # characters of such a fact
+SAME_LOSS = 0.02  # nats: two figures of one loss that differ by less agree
 MAX_UNUSED = 10_000  # names that are counted
 
 
@@ -78,6 +79,7 @@ class RowReader(reader.Reader):
         """Adds a row of step `step`; returns whether it has one and something to add."""
         if step is None or step < self._first:
             return False
+        self._convert_perplexities(row)
         if "tokens" in row:
             self._counted[1:] = [(step, row["tokens"])]
         self._set_metadata(total_steps=reader.parse_step(row.get("total")))
@@ -91,6 +93,21 @@ class RowReader(reader.Reader):
         number = step - self._first
         self._log.add(Step(number, loss, *details, line=line_no, time=row.get("time"), step_only=step_only))
         return True
+
+    def _convert_perplexities(self, row: Row) -> None:
+        """Replaces a loss that is missing by the logarithm of its perplexity, and one in bits by that in nats."""
+        for loss, perplexity in (("train", "train_ppl"), ("val", "val_ppl")):
+            value = row.get(perplexity)
+            if value is None or not 1 < value < math.inf:
+                continue
+            nats = math.log(value)
+            is_in_bits = (
+                loss in row and abs(row[loss] * math.log(2) - nats) < SAME_LOSS and row[loss] - nats > SAME_LOSS
+            )
+            if loss not in row or is_in_bits:
+                row[loss] = nats
+            if is_in_bits:
+                self._log.note("the perplexities show that the losses are in bits; they were converted to nats")
 
     def _seconds(self, row: Row, step: int) -> float | None:
         """Seconds of a step, stated or by the difference to the row before."""
@@ -179,6 +196,8 @@ DESCRIPTIONS = {
     "seconds": "seconds per step",
     "milliseconds": "milliseconds per step",
     "norm": "the gradient norm",
+    "train_ppl": "the training perplexity",
+    "val_ppl": "the validation perplexity",
     "error": "the standard error",
     "time": "the time of the record",
     "elapsed": "the seconds since the start",

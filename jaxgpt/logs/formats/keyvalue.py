@@ -35,6 +35,7 @@ VALIDATION = re.compile(
     rf"\W{{1,12}}(?:lm loss value\W{{1,4}})?(?P<loss>{NUMBER})",
     re.IGNORECASE,
 )
+LOSS_WORDS = ("loss", "bpb", "ppl", "perplexity", "entropy")
 AUXILIARY = {"aux", "auxiliary", "balance", "balancing", "z", "router", "moe", "mtp", "kl"}  # losses beside the loss
 MULTIPLES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
 MAX_WORDS = 6  # of a key
@@ -59,7 +60,13 @@ def matches(line: str) -> bool:
 def names_loss(line: str) -> bool:
     """Whether the line may name a loss, which is faster than to parse it."""
     lowered = line.lower()
-    return "loss" in lowered or "bpb" in lowered or "entropy" in lowered
+    return any(word in lowered for word in LOSS_WORDS)
+
+
+def has_loss_value(line: str) -> bool:
+    """Whether a key of the line is a loss with a number."""
+    found = (find_quantity(pair.key) for pair in parse_pairs(line))
+    return any(quantity is not None and quantity.name in LOSSES for quantity in found)
 
 
 def parse_pairs(line: str) -> list[Pair]:

@@ -23,7 +23,7 @@ DEFAULT_BATCH = 524_288.0  # tokens per step, where a table counts tokens alone
 SPACES = " "  # stands for any number of spaces
 SEPARATORS = (",", ";", "\t", "|", SPACES)
 THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+")
-LOSSES = {"train", "val", "val_bits"}
+LOSSES = {"train", "val", "val_bits", "train_ppl", "val_ppl"}
 
 Header = tuple[str, tuple[str, ...]]  # the separator and the names of the columns
 
@@ -91,7 +91,8 @@ class Reader(RowReader):
                 self._row(line_no, split_cells(text, separator))
 
     def _row(self, line_no: int, cells: Sequence[str]) -> None:
-        values = [_parse_cell(cell, name) for cell, name in zip(cells, self._columns)]
+        has_index = self._separator == SPACES and len(cells) == len(self._columns) + 1  # as pandas prints
+        values = [_parse_cell(cell, name) for cell, name in zip(cells[has_index:], self._columns)]
         row = self._select(self._columns, values)
         if "step" in row or "tokens" in row:
             self._rows.append((line_no, row))

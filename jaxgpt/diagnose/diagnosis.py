@@ -7,7 +7,15 @@ from typing import NamedTuple
 from jaxgpt.budget.recommend import required_for_loss
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.backtest import Backtest
-from jaxgpt.diagnose.checks import faults, instabilities, is_confirmed, recommendations, run_checks, stagnation
+from jaxgpt.diagnose.checks import (
+    faults,
+    instabilities,
+    is_confirmed,
+    recommendations,
+    repetition,
+    run_checks,
+    stagnation,
+)
 from jaxgpt.diagnose.completion import CompletionEstimate, estimate_completion, missing_for_completion
 from jaxgpt.diagnose.context import RunContext
 from jaxgpt.diagnose.finding import Finding, Recommendation
@@ -135,6 +143,8 @@ def _law_inapplicable_reason(run: RunAnalysis, findings: Iterable[Finding]) -> s
     stuck = stagnation.learns_nothing(run)
     if stuck.result:
         return f"it learns nothing, or no more than a unigram model: {stuck.evidence}"
+    if memorized := repetition.costs_unknown(run):
+        return f"{memorized}, and what repetition will cost is unknown without {run.context.missing('unique_tokens')}"
     return "it was stopped early" if run.early_stop else ""
 
 

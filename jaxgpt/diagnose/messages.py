@@ -40,7 +40,7 @@ MEANINGS: dict[str, Meaning] = {
     "lr-too-high": Meaning("the learning rate has been too high for too long", True),
     "capacity-limited": Meaning("the model is about as good as its size allows", False),
     "data-limited": Meaning("unique text is running out: more of it would help more than a larger model", False),
-    "missing-regularization": Meaning("the run overfits with little weight decay and no dropout", True),
+    "missing-regularization": Meaning("the run overfits with little weight decay", True),
     "unneeded-dropout": Meaning("dropout slows the learning and prevents nothing", True),
     "noise-not-plateau": Meaning(
         "the apparent plateau is noise: evaluations are too small to show the decrease", False

@@ -23,6 +23,8 @@ LossCurve = Callable[[np.ndarray], np.ndarray]
 TOTAL, WARMUP, EVERY = 2000, 100, 50
 COSINE = Optim(learning_rate=1e-3, min_lr=1e-4, schedule="cosine", warmup_steps=WARMUP)
 CONSTANT = replace(COSINE, schedule="constant")
+TOO_HIGH = replace(CONSTANT, learning_rate=1e-2)
+WSD = replace(TOO_HIGH, schedule="wsd", decay_steps=100)
 SIZE, BATCH = 4e7, 5e6  # 10B tokens, 250 per parameter: where the scaling law was fitted
 
 
@@ -39,6 +41,7 @@ def make_context(**changes: Any) -> RunContext:
         "fixed_eval_set": True,
         "unique_tokens": 2e10,
         "parameters": SIZE,
+        "optimizer": "adamw",
         "weight_decay": 0.1,
         "dropout": 0.0,
         "vocab_size": 50304,
@@ -124,6 +127,10 @@ def flat(steps: np.ndarray) -> np.ndarray:
     return 3.5 + np.exp(-steps / 100)
 
 
+def slow(steps: np.ndarray) -> np.ndarray:
+    return 3.5 + 0.1 * ((steps + 20) / TOTAL) ** -0.5
+
+
 def training(level: LossCurve, noise: float = 0.02) -> LossCurve:
     return lambda steps: level(steps) + noise * np.random.default_rng(1).standard_normal(len(steps))
 
@@ -164,12 +171,12 @@ CONFIRMED: dict[str, list[tuple[RunContext, History]]] = {
     "overfitting": [make_run(REPEATED, val=rising, gap=widening), make_run(REPEATED, gap=widening)],
     "severe-overfitting": [make_run(REPEATED, val=rising, gap=widening)],
     "repetition-risk": [make_run(REPEATED, done=400)],
-    "lr-too-high": [make_run({"optim": CONSTANT}, done=1800, val=flat)],
+    "lr-too-high": [make_run({"optim": TOO_HIGH}, done=1800, val=flat)],
     "capacity-limited": [make_run()],
     "data-limited": [make_run({"unique_tokens": 1e8})],
     "missing-regularization": [make_run(REPEATED, val=rising, gap=widening)],
     "unneeded-dropout": [make_run({"dropout": 0.1})],
-    "noise-not-plateau": [make_run(NOISY, done=1600)],
+    "noise-not-plateau": [make_run(NOISY, done=1600, val=slow, noise=0.03)],
     "not-annealed": [make_run({"optim": CONSTANT}, done=1800), make_run(done=1000)],
     "recipe-or-bug": [
         make_run(val=lambda steps: 7.5 + 0 * steps),
@@ -200,7 +207,12 @@ RULED_OUT: dict[str, list[tuple[RunContext, History]]] = {
     "overfitting": [make_run(gap=widening), make_run(REPEATED, gap=lambda s: 0 * s), make_run({"unique_tokens": 5e9})],
     "severe-overfitting": [make_run(REPEATED, gap=widening), make_run()],
     "repetition-risk": [make_run(), make_run({"unique_tokens": 8e9})],
-    "lr-too-high": [make_run(), make_run(done=500)],
+    "lr-too-high": [
+        make_run(),
+        make_run(done=500),
+        make_run({"optim": CONSTANT}, done=1800, val=flat),
+        make_run({"optim": WSD}, done=1800, val=flat),
+    ],
     "capacity-limited": [
         make_run(val=lambda steps: healthy_curve(make_context())(steps) + 0.3),
         make_run({"parameters": 6e8}, val=lambda steps: healthy_curve(make_context())(steps) - LARGER),
@@ -249,13 +261,16 @@ UNKNOWN: dict[str, list[tuple[RunContext, History]]] = {
     "overfitting": [
         make_run({"unique_tokens": None}),
         make_run(REPEATED, val=rising),
-        make_run(REPEATED | {"fixed_eval_set": False, "eval_tokens": 1e5}, gap=lambda steps: widening(steps) / 4),
+        make_run(REPEATED | {"fixed_eval_set": False}, gap=lambda steps: widening(steps) / 4, noise=0.1),
     ],
     "severe-overfitting": [make_run(REPEATED, val=rising)],
     "repetition-risk": [make_run(REPEATED | {"parameters": None}), make_run({"unique_tokens": None})],
     "lr-too-high": [
-        make_run({"optim": CONSTANT, "schedule_known": False}, val=flat),
-        (make_context(optim=CONSTANT), replace(EMPTY, saves=(1000,), steps=(Step(1800, 4.0),))),
+        make_run({"optim": TOO_HIGH, "schedule_known": False}, val=flat),
+        make_run({"optim": TOO_HIGH, "optimizer": "muon"}, done=1800, val=flat),
+        make_run({"optim": TOO_HIGH, "optimizer": None}, done=1800, val=flat),
+        make_run({"optim": TOO_HIGH, "sources": {"peak_lr": "assumption"}}, done=1800, val=flat),
+        (make_context(optim=TOO_HIGH), replace(EMPTY, saves=(1000,), steps=(Step(1800, 4.0),))),
     ],
     "capacity-limited": [
         make_run({"corpus": CORPORA["unknown"]}),
@@ -265,7 +280,7 @@ UNKNOWN: dict[str, list[tuple[RunContext, History]]] = {
     "data-limited": [make_run({"unique_tokens": None}), make_run({"unique_tokens": 1e8, "parameters": 4e6})],
     "missing-regularization": [make_run(REPEATED | {"weight_decay": None}, val=rising, gap=widening)],
     "unneeded-dropout": [make_run({"dropout": None}), make_run(REPEATED | {"dropout": 0.1, "unique_tokens": 4e9})],
-    "noise-not-plateau": [make_run(NOISY | {"total_steps": None}, done=1600), make_run(done=50)],
+    "noise-not-plateau": [make_run(NOISY | {"total_steps": None}, done=1600, val=slow, noise=0.03), make_run(done=50)],
     "not-annealed": [
         make_run({"optim": CONSTANT, "schedule_known": False}),
         (replace(make_context(), lr_fractions=np.zeros(0), total_steps=None), make_run()[1]),

@@ -7,7 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.diagnose.analysis.series import Estimate, Series, is_valid, scatter, series, step_losses, valid_evaluations
+from jaxgpt.diagnose.analysis.series import (
+    Estimate,
+    Series,
+    curve_scatter,
+    is_valid,
+    series,
+    step_losses,
+    valid_evaluations,
+)
 from jaxgpt.diagnose.context import RunContext
 from jaxgpt.logs.history import Evaluation, History
 
@@ -17,6 +25,8 @@ RANDOM_TEXT_TOKENS = 524_288
 FIXED_TEXT_STDERR = 0.003  # repeats on a fixed validation set: 0.0004 to 0.003 (modded-nanogpt's logs)
 VISIBLE = 2 * math.sqrt(2)  # standard errors of one evaluation that a difference of two must exceed to be visible
 WINDOW = 0.05  # of the steps done: the length of the window in which a plateau is looked for
+RECENT = 0.25  # of the steps done, over which a decrease is looked for that the window is too short to show
+GPT2_VOCAB_SIZE = 50_257  # of the text whose noise was measured; that of smaller vocabularies is smaller
 NOISE_EVALUATIONS = 40  # the last evaluations, whose scatter is measured
 
 
@@ -27,6 +37,14 @@ class Window(NamedTuple):
     last: Evaluation
     decrease: float
     stderr: float | None
+
+
+class Rise(NamedTuple):
+    """The rise of the validation loss in nats since its minimum at step `since`."""
+
+    since: int
+    height: float
+    lines: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -55,17 +73,20 @@ class Losses:
     def eval_stderr(self) -> float | None:
         """The standard error of one evaluation relative to the next.
 
-        On random batches it holds the sampling of text; on a fixed text, only the scatter around a smooth curve.
+        It is the scatter of the evaluations themselves. Of too few, it is what the log or the number of tokens says.
         """
-        noise = scatter(self.val.values[-NOISE_EVALUATIONS:])
+        noise = curve_scatter(self.val.last(NOISE_EVALUATIONS))
+        if noise is not None:
+            return max(noise, FIXED_TEXT_STDERR)
         if self.context.fixed_eval_set:
-            return max(FIXED_TEXT_STDERR, noise or 0.0)
+            return FIXED_TEXT_STDERR
         logged = [e.standard_error for e in self.evaluations if e.standard_error and is_valid(e.standard_error)]
         if logged:
             return float(np.median(logged))
         if self.context.eval_tokens:
-            return RANDOM_TEXT_STDERR * math.sqrt(RANDOM_TEXT_TOKENS / self.context.eval_tokens)
-        return None if noise is None else max(noise, FIXED_TEXT_STDERR)
+            scale = math.log(self.context.vocab_size or GPT2_VOCAB_SIZE) / math.log(GPT2_VOCAB_SIZE)
+            return scale * RANDOM_TEXT_STDERR * math.sqrt(RANDOM_TEXT_TOKENS / self.context.eval_tokens)
+        return None
 
     @cached_property
     def latest_val(self) -> Estimate | None:
@@ -88,6 +109,36 @@ class Losses:
             return None
         decrease = -self._slope(first.step) * (last.step - first.step)
         return Window(first, last, decrease, self._slope_stderr(max(len(inside), 1)))
+
+    @cached_property
+    def rise(self) -> Rise | None:
+        """How far validation has risen along a line since its minimum; None without three evaluations.
+
+        Not at all if fewer than two evaluations follow the minimum.
+        """
+        if len(self.val) < 3:
+            return None
+        lowest = int(self.val.values.argmin())
+        lines = (int(self.val.lines[lowest]), int(self.val.lines[-1]))
+        since = int(self.val.steps[lowest])
+        after = self.val.between(since + 1, math.inf)
+        if len(after) < 2:
+            return Rise(since, 0.0, lines)
+        end = after.values.mean() + self._slope(int(after.steps[0])) * (after.steps[-1] - after.steps.mean())
+        return Rise(since, max(float(min(end, after.values[-1]) - self.val.values[lowest]), 0.0), lines)
+
+    @cached_property
+    def recent_decrease(self) -> Estimate | None:
+        """How far the loss fell along a line over the last quarter of the steps done; None without two evaluations."""
+        if not self.evaluations:
+            return None
+        last = self.evaluations[-1].step
+        recent = self.val.between(max((1 - RECENT) * last, 1), math.inf)
+        stderr = self._slope_stderr(len(recent) - 1)
+        if len(recent) < 2 or stderr is None:
+            return None
+        first = int(recent.steps[0])
+        return Estimate(-self._slope(first) * (last - first), stderr, (int(recent.lines[0]), int(recent.lines[-1])))
 
     def _slope(self, first: int) -> float:
         """Nats per step of the least-squares line through the evaluations from step `first` on."""

@@ -5,12 +5,14 @@ import math
 from jaxgpt.budget.query import FITTED_BATCH
 from jaxgpt.budget.scaling_law import tuned_learning_rate
 from jaxgpt.diagnose.analysis import RunAnalysis
+from jaxgpt.diagnose.analysis.series import Estimate
 from jaxgpt.diagnose.checks import baseline, instabilities, repetition, stagnation
 from jaxgpt.diagnose.finding import Condition, Finding, any_of, compare
 from jaxgpt.utils.formatting import pluralize
 
 ABOVE_LAW = 0.10  # nats: 2.5 sigma of the scaling law, whose own runs, each left out in turn, miss by at most .056
-EXCESS_SDS = 2.5  # standard deviations of the prediction, where the scaling law is extrapolated
+EXCESS_SDS = 2.5  # standard deviations of the distance from the prediction
+BEFORE_END = 0.05  # nats by which healthy runs deviate from the prediction while their learning rate is still high
 LONG_WARMUP = 0.35  # of the run
 SCHEDULE_MISMATCH = 0.05  # of the run by which the end of the schedule may differ from the end of the run
 SMALL_WARMUP = 0.5  # of the baseline run's
@@ -118,7 +120,13 @@ def is_above_law(run: RunAnalysis) -> Condition:
     excess = run.law.excess
     if run.law.residual is None and excess is not None and excess.value > max(ABOVE_LAW, EXCESS_SDS * excess.stderr):
         return Condition(question, evidence.format(excess), True, excess.lines)
-    return compare(question, run.law.residual, lambda residual: residual.value > ABOVE_LAW, evidence, missing)
+    return compare(question, run.law.residual, lambda residual: _is_excess(run, residual), evidence, missing)
+
+
+def _is_excess(run: RunAnalysis, residual: Estimate) -> bool:
+    """Whether a distance from the predicted loss is larger than those of healthy runs."""
+    stderr = residual.stderr if run.is_over else math.hypot(residual.stderr, BEFORE_END)
+    return residual.value > max(ABOVE_LAW, EXCESS_SDS * stderr)
 
 
 def _remarks(run: RunAnalysis) -> list[str]:

@@ -1,5 +1,8 @@
 """Checks of the learning rate, and of plateaus that it or the noise of evaluations makes."""
 
+import math
+
+from jaxgpt.budget.scaling_law import tuned_learning_rate
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.losses import VISIBLE
 from jaxgpt.diagnose.checks import baseline, stagnation
@@ -12,6 +15,9 @@ WORTHWHILE_GAIN = 0.01  # nats that annealing would gain and that are worth repo
 DECAYED = 0.15  # of the peak: the runs that the scaling law was fitted to end at 0 to 10 %
 NEARLY_OVER = 0.99  # of the steps: a run that has come so far is over
 HIGH_LR = 0.7  # of the peak: the baseline run's learning rate before its decay
+UNTUNED_LR = 3.0  # times the tuned rate; runs of one size are tuned within a factor of two to three of each other
+WIDENED = 0.05  # nats of growth of the gap between validation and training loss
+UNEXPECTED = 0.5  # of the expected decrease: a curve that falls by more looks as it should
 AROSE_IN_DECAY = 0.5  # of the distance to the baseline run must have arisen during its decay
 
 GAIN = "{0.value:.3f} ± {0.stderr:.3f} nats"
@@ -20,7 +26,13 @@ TWO_EVALUATIONS = "two evaluations after step 0"
 
 def lr_too_high(run: RunAnalysis) -> Finding:
     """Confirmed if the learning rate is so high that the loss stagnates above where annealing would bring it."""
-    conditions: tuple[Condition, ...] = (_has_large_gain(run), _stagnates(run), *stagnation.has_learned(run))
+    conditions: tuple[Condition, ...] = (
+        _is_untuned(run),
+        _stays_high(run),
+        _has_large_gain(run),
+        _stagnates(run),
+        *stagnation.has_learned(run),
+    )
     if run.baseline is not None:
         is_otherwise_equal = baseline.is_otherwise_equal(run, except_for="learning rate")
         conditions = (baseline.has_higher_lr(run), baseline.is_worse(run), is_otherwise_equal)
@@ -38,7 +50,14 @@ def not_annealed(run: RunAnalysis) -> Finding:
 
 def noise_not_plateau(run: RunAnalysis) -> Finding:
     """Confirmed if an apparent plateau is a slow decrease hidden by the noise of the evaluations."""
-    conditions = (_is_not_over(run), _looks_flat(run), _expects_hidden_decrease(run), *stagnation.has_learned(run))
+    conditions = (
+        _is_not_over(run),
+        _looks_flat(run),
+        _still_looks_flat(run),
+        _expects_hidden_decrease(run),
+        _fits_training(run),
+        *stagnation.has_learned(run),
+    )
     return Finding(id="noise-not-plateau", conditions=conditions)
 
 
@@ -50,6 +69,33 @@ def _cost(run: RunAnalysis) -> float | None:
 def _needs(run: RunAnalysis) -> str:
     """What an annealing gain needs: the schedule, and steps that were done."""
     return run.context.missing_schedule or "a first step"
+
+
+def _is_untuned(run: RunAnalysis) -> Condition:
+    """Whether the peak learning rate is far above what tuned runs of this size have."""
+    question = f"the peak learning rate is more than {UNTUNED_LR:g} times that of tuned AdamW runs of this size"
+    size = run.context.parameters
+    peak = run.context.optim.learning_rate
+    if (run.context.sources or {}).get("peak_lr") == "assumption":
+        return unknown(question, "the peak learning rate (--peak-lr)")
+    if size is None or run.context.optimizer is None:
+        return unknown(question, run.context.missing("parameters", "optimizer"))
+    if run.context.optimizer != "adamw":
+        return unknown(question, "a run at a lower learning rate to compare with (--baseline RUN)")
+    tuned = tuned_learning_rate(size)
+    return Condition(
+        question, f"{peak:g}; tuned runs of {size / 1e6:,.0f}M peak at {tuned:.2g}", peak > UNTUNED_LR * tuned
+    )
+
+
+def _stays_high(run: RunAnalysis) -> Condition:
+    """Whether the learning rate is not the constant part of a schedule that decays later."""
+    question = "this is not the constant part of a schedule whose decay is still to come"
+    fraction = run.current_lr_fraction
+    if fraction is None or run.context.missing_schedule:
+        return unknown(question, _needs(run))
+    holds = run.context.optim.schedule == "wsd" and fraction >= HIGH_LR
+    return Condition(question, f"{run.context.optim.schedule}, {fraction:.0%} of the peak now", not holds)
 
 
 def _has_large_gain(run: RunAnalysis) -> Condition:
@@ -132,12 +178,36 @@ def _is_not_over(run: RunAnalysis) -> Condition:
 
 
 def _looks_flat(run: RunAnalysis) -> Condition:
-    question = "the last evaluations differ by less than their noise"
+    question = "the last evaluations differ by less than their noise, and by less than half of what is expected"
     window = run.losses.plateau_window
     if window is None or window.stderr is None:
         return unknown(question, _missing_for_window(run))
-    is_flat = abs(window.decrease) < window.stderr
+    expected = run.expected_decrease or math.inf
+    is_flat = abs(window.decrease) < window.stderr and window.decrease < UNEXPECTED * expected
     return Condition(question, _change(run), is_flat, (window.first.line, window.last.line))
+
+
+def _still_looks_flat(run: RunAnalysis) -> Condition:
+    """Whether a longer look shows no decrease either: a curve that visibly improves has no plateau."""
+    question = "the last quarter of the steps shows no decrease either"
+    recent = run.losses.recent_decrease
+    if recent is None:
+        return Condition(question, "one evaluation", True)
+    evidence = f"{-recent.value:+.4f} ± {recent.stderr:.4f} nats"
+    return Condition(question, evidence, recent.value < VISIBLE * recent.stderr, recent.lines)
+
+
+def _fits_training(run: RunAnalysis) -> Condition:
+    """Whether the training loss is no lower, compared with validation, than it was: else the plateau is overfitting."""
+    question = "the gap to the training loss has not widened meanwhile"
+    points = [gap for gap in run.gap.points if gap.step >= run.steps_done / 2]
+    if len(points) < 2:
+        return Condition(question, "", True)
+    first, last = points[0], points[-1]
+    growth = last.value - first.value
+    limit = max(WIDENED, VISIBLE / 2 * math.hypot(first.stderr, last.stderr))
+    evidence = f"{growth:+.3f} nats since step {first.step:,}"
+    return Condition(question, evidence, growth < limit, (*first.lines, *last.lines))
 
 
 def _expects_hidden_decrease(run: RunAnalysis) -> Condition:

@@ -91,8 +91,12 @@ def use_best_checkpoint(run: RunAnalysis) -> list[Recommendation]:
 
 def regularize(run: RunAnalysis) -> list[Recommendation]:
     """Stronger weight decay and dropout. The gain was measured at sizes that the repetition law covers."""
-    changes = {"optim": {"weight_decay": STRONG_DECAY}, "model": {"dropout": STRONG_DROPOUT}}
+    changes: Changes = {"optim": {"weight_decay": STRONG_DECAY}, "model": {"dropout": STRONG_DROPOUT}}
     action = f"Use a weight decay of {STRONG_DECAY:g} and a dropout of {STRONG_DROPOUT:g}"
+    dropout = run.context.dropout or 0.0
+    if dropout >= STRONG_DROPOUT:
+        changes = {"optim": {"weight_decay": STRONG_DECAY}}
+        action = f"Use a weight decay of {STRONG_DECAY:g} beside the dropout of {dropout:g}"
     command = _command(run, changes, "regularized")
     cost = run.law.repetition_cost(run.total_steps)
     if cost is None or (run.context.parameters or 0.0) < LAW_MIN_PARAMETERS:

@@ -1,10 +1,12 @@
 """Checks of text that is read more than once: what it has cost, what it will cost, and how regularization matters."""
 
 import math
+from collections.abc import Callable
 
 from jaxgpt.diagnose.analysis import RunAnalysis
-from jaxgpt.diagnose.analysis.gap import Gap
+from jaxgpt.diagnose.analysis.gap import Gap, GapGrowth
 from jaxgpt.diagnose.checks import baseline, stagnation
+from jaxgpt.diagnose.context.run_context import STATED_BY
 from jaxgpt.diagnose.finding import Condition, Finding, any_of, compare, unknown
 from jaxgpt.utils.stats import Z80
 
@@ -12,6 +14,7 @@ from jaxgpt.utils.stats import Z80
 # .060/.075/.237/1.45 and a damage of .005/.008/.015/.025/.037/.123/.85 nats, which is about half of the gap.
 MIN_GAP_GROWTH = 0.05  # nats
 MIN_DAMAGE = 0.02  # nats
+MEMORIZED = 0.15  # nats of growth of the gap that nothing but repeated text causes
 DAMAGE_PER_GAP_GROWTH = 0.5
 # The annealing gain B from the peak learning rate to zero is 0.128 ± 0.025 nats in healthy runs, 0.015 and -0.08 after
 # 14 epochs (datablations).
@@ -60,17 +63,37 @@ def repetition_risk(run: RunAnalysis) -> Finding:
 def missing_regularization(run: RunAnalysis) -> Finding:
     """Confirmed if a run overfits with little weight decay."""
     question = f"weight decay is {LIGHT_DECAY:g} or less"
-    missing = run.context.missing("weight_decay")
-    decay = run.context.weight_decay
-    is_light = compare(question, decay, lambda decay: decay <= LIGHT_DECAY, "weight decay {:g}", missing)
+    is_light = _compare_logged(run, question, "weight_decay", lambda decay: decay <= LIGHT_DECAY, "weight decay {:g}")
     conditions = (*_overfitting_conditions(run), is_light)
-    return Finding(id="missing-regularization", conditions=conditions, cost=RECOVERABLE * _cost(run))
+    cost = RECOVERABLE * _cost(run)
+    return Finding(id="missing-regularization", conditions=conditions, cost=cost, meaning=_describe_regularization(run))
+
+
+def _compare_logged(
+    run: RunAnalysis, question: str, name: str, is_true: Callable[[float], bool], evidence: str
+) -> Condition:
+    """Whether a hyperparameter meets a condition; unknown if only a config that a user named has it, not the log."""
+    value = getattr(run.context, name)
+    if value is not None and (run.context.sources or {}).get(name) == "config":
+        return unknown(question, STATED_BY[name], f"{value:g} in the named config, not in the log")
+    return compare(question, value, is_true, evidence, run.context.missing(name))
+
+
+def _describe_regularization(run: RunAnalysis) -> str:
+    """What regularization an overfitting run has."""
+    decay = run.context.weight_decay
+    if decay is None:
+        return ""
+    dropout = run.context.dropout
+    text = f"the run overfits with a weight decay of {decay:g}"
+    if dropout is None or (run.context.sources or {}).get("dropout") == "config":
+        return text
+    return f"{text} and a dropout of {dropout:g}" if dropout else f"{text} and no dropout"
 
 
 def unneeded_dropout(run: RunAnalysis) -> Finding:
     """Confirmed if dropout is on although the run reads its text few times and does not overfit."""
-    missing = run.context.missing("dropout")
-    is_on = compare("dropout is on", run.context.dropout, lambda dropout: dropout > 0, "dropout {:g}", missing)
+    is_on = _compare_logged(run, "dropout is on", "dropout", lambda dropout: dropout > 0, "dropout {:g}")
     epochs = run.context.epochs(run.total_steps)
     question = f"the whole run reads its text fewer than {FEW_EPOCHS:g} times"
     repeats_little = compare(
@@ -119,19 +142,57 @@ def _cost(run: RunAnalysis) -> float:
         return max(run.loss_above_baseline.value, 0.0)
     growth = run.gap.growth
     from_gap = growth.value * DAMAGE_PER_GAP_GROWTH if growth else 0.0
-    return max(from_gap, run.law.repetition_cost(run.steps_done) or 0.0, 0.0)
+    from_rise = run.losses.rise.height if run.losses.rise else 0.0
+    return max(from_gap, from_rise, run.law.repetition_cost(run.steps_done) or 0.0, 0.0)
 
 
 def _is_repeated(run: RunAnalysis) -> Condition:
     question = "text has been read more than once"
+    if run.epochs is None and _memorizes(run):
+        evidence = "validation rises while the training loss falls, as it does on repeated text alone"
+        return Condition(question, evidence, True, _has_risen(run).lines)
     evidence = f"{{:.2f}} epochs at step {run.steps_done:,}"
     return compare(question, run.epochs, lambda epochs: epochs > 1, evidence, run.context.missing(*EPOCH_FACTS))
+
+
+def costs_unknown(run: RunAnalysis) -> str:
+    """What shows that text is memorized, in a run whose unique tokens are unknown; empty elsewhere."""
+    points = run.gap.points
+    if run.epochs is not None or len(points) < 2:
+        return ""
+    narrowest = min(points, key=lambda gap: gap.value)
+    growth = _gap_growth_since(run, narrowest.step)
+    if growth is None or growth.value < max(MEMORIZED, 2 * growth.stderr):
+        return ""
+    return f"the gap between validation and training loss has grown by {growth.value:.2f} ({growth.description})"
+
+
+def _memorizes(run: RunAnalysis) -> bool:
+    """Whether validation has risen since its minimum while the training loss fell."""
+    rise = run.losses.rise
+    growth = _gap_growth_since(run, rise.since) if rise else None
+    return rise is not None and bool(_has_risen(run).result) and growth is not None and growth.value > rise.height
+
+
+def _gap_growth_since(run: RunAnalysis, step: int) -> GapGrowth | None:
+    """The growth of the gap since `step`, for a run whose first epoch is unknown."""
+    points = [gap for gap in run.gap.points if gap.step >= step]
+    if len(points) < 2:
+        return None
+    first, last = points[0], points[-1]
+    description = f"{first.value:+.3f} at step {first.step:,}, {last.value:+.3f} at step {last.step:,}"
+    stderr = math.hypot(first.stderr, last.stderr)
+    return GapGrowth(last.value - first.value, stderr, description, False, (*first.lines, *last.lines))
 
 
 def _gap_has_grown(run: RunAnalysis) -> Condition:
     """Whether the gap between validation and train loss has grown since every token was read once."""
     question = f"the gap between validation and train loss has grown by {MIN_GAP_GROWTH:g} since the end of epoch 1"
     end = run.first_epoch_steps
+    if end is None and _memorizes(run) and run.losses.rise is not None:
+        growth = _gap_growth_since(run, run.losses.rise.since)
+        if growth is not None and growth.value >= max(MIN_GAP_GROWTH, 2 * growth.stderr):
+            return Condition(question, f"{growth.value:+.3f} ({growth.description})", True, growth.lines)
     if end is None:
         return unknown(question, run.context.missing(*EPOCH_FACTS))
     if run.steps_done <= end:
@@ -218,22 +279,20 @@ def _has_low_annealing_gain(run: RunAnalysis, limit: float) -> Condition:
 
 def _has_risen(run: RunAnalysis) -> Condition:
     question = f"validation has risen {MIN_DAMAGE:g} from its minimum"
-    val = run.losses.val
-    if len(val) < 3:
+    rise = run.losses.rise
+    if rise is None:
         return unknown(question, "three evaluations or more")
-    lowest = int(val.values.argmin())
-    rise = float(val.values[-3:].min() - val.values[lowest])
-    evidence = f"validation is {rise:.3f} above its minimum at step {val.steps[lowest]:,.0f}"
-    lines = (int(val.lines[lowest]), int(val.lines[-1]))
-    return Condition(question, evidence, rise >= max(MIN_DAMAGE, RISE_STDERRS * (run.losses.eval_stderr or 0.0)), lines)
+    limit = max(MIN_DAMAGE, RISE_STDERRS * (run.losses.eval_stderr or 0.0))
+    evidence = f"validation is {rise.height:.3f} above its minimum at step {rise.since:,}"
+    return Condition(question, evidence, rise.height >= limit, rise.lines)
 
 
 def _has_early_minimum(run: RunAnalysis) -> Condition:
     question = f"the validation loss was lowest before {EARLY_MINIMUM:.0%} of the steps done, and has risen since"
-    val = run.losses.val
-    if len(val) < 3:
+    rise = run.losses.rise
+    if rise is None:
         return unknown(question, "three evaluations or more")
-    fraction = float(val.steps[int(val.values.argmin())]) / max(run.steps_done, 1)
+    fraction = rise.since / max(run.steps_done, 1)
     risen = _has_risen(run)
     evidence = f"minimum at {fraction:.0%} of the steps done; {risen.evidence}"
     return Condition(question, evidence, fraction < EARLY_MINIMUM and bool(risen.result), risen.lines)

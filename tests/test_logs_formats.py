@@ -121,6 +121,21 @@ def test_litgpt_lines_of_micro_batches() -> None:
     assert history.steps[30].seconds == pytest.approx(0.413)
 
 
+@pytest.mark.parametrize("accumulation", [1, 8])
+def test_litgpt_lines_of_some_micro_batches(accumulation: int) -> None:
+    """An early form with the learning rate, one line per 100 iterations; none of them may end a step."""
+    text = ""
+    for number in range(0, 1001, 100):
+        step, rest = divmod(number + 1, accumulation)
+        end = "" if rest else " (optimizer.step)"
+        text += f"iter {number} step {step}: loss {loss(number):.4f}, LR: 0.000300, iter time: 100.00ms{end}\n"
+    history = read(text)
+    assert [step.step for step in history.steps] == [number // accumulation for number in range(0, 1001, 100)]
+    assert history.steps[1].loss == pytest.approx(loss(100), abs=1e-4)
+    assert (history.steps[1].learning_rate, history.notes) == (3e-4, ())
+    assert history.steps[-1].seconds == pytest.approx(0.1 * accumulation, rel=0.05)
+
+
 def test_llama2c() -> None:
     history = read(logformats.llama2c())
     assert [step.step for step in history.steps] == list(range(0, 301, 10))

@@ -80,6 +80,18 @@ def test_levanter() -> None:
     assert (history.metadata.total_steps, history.notes) == (10_000, ())
 
 
+def test_older_lines_of_torchtitan_and_maxtext() -> None:
+    """`wps` and a misspelled `mmemory`; an evaluation as `average loss`."""
+    line = "2024-10-03 16:44:49,442 - root - INFO - step: {0}  loss:  9.42  mmemory: 33.11GiB  wps: 1,957  mfu: 26%"
+    head = "Trainer initialized, with local batch size 1, global batch size 8, sequence length 1957, total steps 100\n"
+    history = read(head + "\n".join(line.format(step) for step in (1, 10, 20)))
+    assert [(step.step, step.seconds) for step in history.steps] == [(0, 1.0), (9, 1.0), (19, 1.0)]
+    text = "completed step: 5, seconds: 3.604, TFLOP/s/device: 286.671, loss: 2.014\n"
+    history = read(text + "average loss after step=5: eval_step_count=3, eval_loss=2.5, total_weights=4096.0\n")
+    assert [(e.step, e.val) for e in history.evaluations] == [(6, 2.5)]
+    assert history.metadata.eval_tokens == 4096
+
+
 def test_levanter_counts_of_three_digits() -> None:
     text = "Progress on:train 12.3kit/38.1kit rate:1.50s/it remaining:1:19:01 elapsed:00:08:00 postfix:loss=3.2\n"
     history = read(text)

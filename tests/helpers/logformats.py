@@ -55,14 +55,14 @@ def huggingface_output(quoted: bool = False) -> str:
 
 
 def huggingface_bars() -> str:
-    """With the bar before every line; it is redrawn in place, and evaluations have a shorter one."""
+    """With the bar that is redrawn after every line; evaluations have a shorter one."""
     lines = []
     for entry in huggingface_entries()[:-1]:
         step = entry["step"]
         clock = f"{step // 120:02d}:{step // 2 % 60:02d}"
         bar = f" 10%|█         | {step}/8000 [{clock}<1:01:01,  2.00it/s]"
         printed = {name: value for name, value in entry.items() if name != "step"}
-        lines += [f"{bar}\r 50%|██  | 3/6 [00:01<00:01,  2.00it/s]\r{bar}", str(printed)]
+        lines += [str(printed), f"{bar}\r 50%|██  | 3/6 [00:01<00:01,  2.00it/s]"]
     return "\n".join(lines) + "\n"
 
 

@@ -39,11 +39,11 @@ MAX_ROWS = 1_000_000
 
 
 class Printed(NamedTuple):
-    """A printed dictionary, with the step that a progress bar shows before it."""
+    """A printed dictionary, and the step of the progress bar that is redrawn after it."""
 
     line: int
     values: dict[str, float]
-    bar_step: int | None
+    bar_step: int | None = None
 
 
 class Reader(RowReader):
@@ -57,7 +57,6 @@ class Reader(RowReader):
         self._entry_line = 0  # with the loss
         self._printed: list[Printed] = []
         self._facts: dict[str, float] = {}  # of the header and of the last entry
-        self._bar: tuple[int, float] | None = None  # step and elapsed seconds
         self._bar_total = 0  # of the longest bar: those of evaluations are shorter
         self._evaluation_seconds = 0.0
         self._last_rate: tuple[int, float] | None = None  # the step and the learning rate of the line before
@@ -104,9 +103,7 @@ class Reader(RowReader):
         if not 0 <= values.get("epoch", -1.0) < MAX_STEP or len(self._printed) >= MAX_ROWS:
             self._log.drop(line_no)
             return
-        if self._bar is not None:
-            values["elapsed"] = self._bar[1]
-        self._printed.append(Printed(line_no, values, self._bar[0] if self._bar else None))
+        self._printed.append(Printed(line_no, values))
 
     def _add_row(self, line_no: int, row: Row, step: int | None) -> bool:
         """Adds a row. Its learning rate is that of the step to come; the step's own lies between two lines."""
@@ -130,10 +127,14 @@ class Reader(RowReader):
             self._facts |= {name: values[name] for name in TOTALS if 0 < values.get(name, 0.0) < MAX_STEP}
 
     def _read_bar(self, match: re.Match[str]) -> None:
+        """Reads the step and the clock of the bar that follows a dictionary."""
         self._bar_total = max(self._bar_total, int(match[2]))
-        if int(match[2]) == self._bar_total:
-            hours, minutes, seconds = (int(part or 0) for part in match.groups()[2:])
-            self._bar = (int(match[1]), 3600.0 * hours + 60.0 * minutes + seconds)
+        if int(match[2]) < self._bar_total or not self._printed or self._printed[-1].bar_step is not None:
+            return
+        hours, minutes, seconds = (int(part or 0) for part in match.groups()[2:])
+        last = self._printed[-1]
+        last.values.setdefault("elapsed", 3600.0 * hours + 60.0 * minutes + seconds)
+        self._printed[-1] = last._replace(bar_step=int(match[1]))
 
     def _header(self, text: str) -> None:
         for name, pattern in HEADERS.items():
@@ -155,7 +156,10 @@ class Reader(RowReader):
         return next((round(total) for total in known if total and 1 <= total <= MAX_STEP), None)
 
     def _steps(self) -> list[int]:
-        """The steps of the printed dictionaries."""
+        """The steps of the printed dictionaries: those of the progress bars, or multiples of an interval."""
+        bars = [printed.bar_step for printed in self._printed if printed.bar_step]
+        if bars and len(bars) >= len(self._printed) - 1:  # the last bar may be missing
+            return [printed.bar_step or self._bar_total for printed in self._printed]
         epochs = [printed.values["epoch"] for printed in self._printed if "loss" in printed.values]
         increments = [after - before for before, after in pairwise(epochs) if after >= before] or epochs
         if not sum(increments) > 0:
@@ -179,13 +183,13 @@ class Reader(RowReader):
 
     def _steps_per_epoch(self, increment: float) -> float:
         """Steps per epoch; by the default interval if nothing tells, where a line adds `increment` epochs."""
-        last = self._printed[-1]
         total = self._total_steps()
         epochs = self._facts.get("epochs") or self._facts.get("epoch")
         if total and epochs:
             return total / epochs
-        if last.bar_step and last.values["epoch"] > 0:
-            return last.bar_step / last.values["epoch"]
+        bars = [printed for printed in self._printed if printed.bar_step and printed.values["epoch"] > 0]
+        if bars:
+            return (bars[-1].bar_step or 0) / bars[-1].values["epoch"]
         self._log.note(
             f"the lines have no steps; one line per {DEFAULT_INTERVAL} steps is assumed, the Trainer's default "
             "(trainer_state.json has the steps)",

@@ -1,7 +1,7 @@
 """Levanter's progress lines: `Progress on:train 971it/10.0kit rate:2.1it/s remaining:… elapsed:… postfix:loss=3.225`.
 
 `971it` counts the steps done; from 1,000 on the lines have three digits (`1.23kit`), so that several lines may count
-the same. The loss is that of the last step. `validation loss: 3.456` follows the last step.
+the same. The loss is that of the last step. `validation loss: 3.456` and `eval loss: 3.456` follow the last step.
 """
 
 import re
@@ -18,7 +18,7 @@ LINE = re.compile(
     r"Progress on:train (?P<done>[\d.]{1,12})(?P<unit>[kMG]?)it/(?P<total>[\d.]{1,12})(?P<total_unit>[kMG]?)it "
     r"rate:(?P<rate>[\d.]{1,12})(?P<rate_unit>[kM]?it/s|s/it)(?=.{0,200}?\bloss=(?P<loss>[^\s,]{1,40}))"
 )
-VALIDATION = re.compile(r"\bvalidation loss: (?P<loss>[^\s,]{1,40})")
+VALIDATION = re.compile(r"\b(?:validation|eval) loss: (?P<loss>[^\s,]{1,40})")
 UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 EXACT = 1000  # smaller counts are not rounded
 
@@ -30,7 +30,7 @@ class Reader(reader.Reader):
         """Reads one line."""
         if "Progress on:train" in text and (match := LINE.search(text)):
             self._step(line_no, match)
-        elif "validation loss" in text and (match := VALIDATION.search(text)):
+        elif " loss: " in text and (match := VALIDATION.search(text)):
             self._add_evaluation(line_no, match)
         elif "Progress on:" in text:  # of an evaluation
             self._log.accept()

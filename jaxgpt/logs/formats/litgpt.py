@@ -5,12 +5,13 @@
     iter 1 step 1: loss 10.8259, iter time: 215.69ms (optimizer.step)
 
 An iteration is a micro-batch: a step takes the iterations since the one before. `step N` of a line counts the steps
-done. A line in the third form is printed for every iteration; a step's loss and time are their mean and their sum. The
+done. A line in the third form is printed for every iteration, or for every n-th; the loss of a step is their mean. The
 first two are printed once per step or less often, with the time of the last iteration alone. `val` repeats the
 validation that preceded; `iter N: val loss …` states it with more digits.
 """
 
 import re
+from typing import NamedTuple
 
 from jaxgpt.logs import reader
 from jaxgpt.logs.collector import Collector
@@ -23,7 +24,8 @@ MARKERS = ("iter time: ", ": val loss ")
 PATTERN = re.compile(r"\biter \d+ (?:\| )?step \d+(?: \||:) loss(?: train:)? |\biter \d+: val loss ")
 STEP = re.compile(
     r"\biter (?P<iter>\d{1,10}) (?:\| )?step (?P<step>\d{1,10})(?: \||:) loss(?: train:)? (?P<loss>[^\s,|]{1,40}),"
-    r"(?: val: (?P<val>[^\s,|]{1,40}) \|)?,? ?iter time: (?P<ms>[\d.]{1,40}) ?ms(?P<end> \((?:optimizer\.)?step\))?"
+    r"(?: val: (?P<val>[^\s,|]{1,40}) \|)?(?: LR: (?P<lr>[^\s,]{1,40}),)? ?"
+    r"iter time: (?P<ms>[\d.]{1,40}) ?ms(?P<end> \((?:optimizer\.)?step\))?"
 )
 VALIDATION = re.compile(r"\b(?:iter|step) (?P<iter>\d{1,10}): val loss (?P<loss>[^\s,]{1,40})")
 PARAMETERS = re.compile(r"\bTotal parameters:? ([\d,]{1,20})")
@@ -36,13 +38,26 @@ ROUNDING = 6e-4  # between a validation loss and its repetition with three digit
 NAMES = {"lr_warmup_steps": "warmup_iters", "lr": "learning_rate", "padded_vocab_size": "vocab_size"}
 
 
+class Iteration(NamedTuple):
+    """A micro-batch: the steps before its own, its number, and what its line states. `ends`: it completes the step."""
+
+    after: int
+    number: int
+    line: int
+    loss: float | None = None
+    milliseconds: float | None = None
+    rate: float | None = None
+    ends: bool = False
+
+
 class Reader(reader.Reader):
     """Reads line by line into a `Collector`."""
 
     def __init__(self, collector: Collector) -> None:
         super().__init__(collector)
-        self._losses: list[float] = []  # of the iterations since the last step, in the form that prints all of them
-        self._milliseconds = 0.0
+        self._iterations: list[Iteration] = []  # of one step, in the form that prints all of them
+        self._origin: tuple[int, int] | None = None  # step and number of the first iteration
+        self._prints_ends = False
         self._val: float | None = None  # the validation loss that the lines repeat
         self._iterations_per_step = 1.0
 
@@ -63,16 +78,38 @@ class Reader(reader.Reader):
             self._options(text)
 
     def _iteration(self, line_no: int, match: re.Match[str]) -> None:
-        """An iteration in the form that prints all of them; the one that ends a step adds it."""
-        self._log.accept()
-        self._losses.append(parse_number(match["loss"]) or 0.0)
-        self._milliseconds += parse_finite(match["ms"]) or 0.0
-        if match["end"] is None:
+        """An iteration in the form that prints each of them, or one of several."""
+        number, done = parse_step(match["iter"]), parse_step(match["step"])
+        if number is None or done is None:
             return
-        loss = sum(self._losses) / len(self._losses)
-        self._add(line_no, match, loss, self._milliseconds / 1e3)
-        self._losses = []
-        self._milliseconds = 0.0
+        self._log.accept()
+        ends = match["end"] is not None
+        after = done - ends
+        if self._iterations and self._iterations[-1].after != after:
+            self._add_iterations(Iteration(after, number, line_no))
+        loss, milliseconds = parse_number(match["loss"]), parse_finite(match["ms"])
+        self._iterations.append(Iteration(after, number, line_no, loss, milliseconds, parse_finite(match["lr"]), ends))
+        self._prints_ends = self._prints_ends or ends
+
+    def _add_iterations(self, following: "Iteration") -> None:
+        """Adds the step of the iterations so far, as the next ones belong to another step."""
+        first, last = self._iterations[0], self._iterations[-1]
+        self._origin = self._origin or (first.after, first.number)
+        steps, iterations = following.after - self._origin[0], following.number - self._origin[1]
+        self._iterations_per_step = iterations / steps if steps > 0 and iterations > 0 else 1.0
+        losses = [one.loss for one in self._iterations if one.loss is not None]
+        times = [one.milliseconds for one in self._iterations if one.milliseconds is not None]
+        loss = sum(losses) / len(losses) if losses else None
+        seconds = sum(times) / len(times) / 1e3 * self._iterations_per_step if times else None
+        self._iterations = []
+        self._steps_done = last.after + 1
+        self._log.add(Step(last.after, loss, valid_duration(seconds), last.rate, line=last.line))
+
+    def _finish_step(self) -> None:
+        """Adds the step of the iterations so far, unless the last of them is still to come."""
+        if self._iterations and (self._iterations[-1].ends or not self._prints_ends):
+            last = self._iterations[-1]
+            self._add_iterations(Iteration(last.after + 1, last.number + 1, last.line))
 
     def _step(self, line_no: int, match: re.Match[str]) -> None:
         """A step in the forms that print one line per step, or per several steps."""
@@ -97,6 +134,7 @@ class Reader(reader.Reader):
 
     def _validation(self, line_no: int, match: re.Match[str]) -> None:
         """A validation after the last step; the lines that follow repeat it with three digits."""
+        self._finish_step()
         val = parse_number(match["loss"])
         self._val = val
         self._log.add(Evaluation(self._steps_done, val, line=line_no))
@@ -108,7 +146,8 @@ class Reader(reader.Reader):
                 self._log.hyperparameters[NAMES.get(name, name)] = number
 
     def end(self) -> None:
-        """Derives the run's metadata from its options."""
+        """Adds the last step, and derives the run's metadata from its options."""
+        self._finish_step()
         values = self._log.all_hyperparameters()
         length = parse_finite(values.get("max_seq_length")) or parse_finite(values.get("block_size"))
         batch = multiply(parse_finite(values.get("global_batch_size")), length)

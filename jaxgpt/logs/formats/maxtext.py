@@ -1,7 +1,8 @@
 """MaxText's output: `completed step: 100, seconds: 1.341, …, total_weights: 196608, loss: 6.314`.
 
-Step N is the step after N others. `eval metrics after step: N` is measured after it, and printed before its line, which
-is delayed by a step. `total_weights` counts the tokens of the batch, or of the evaluation.
+Step N is the step after N others. `eval metrics after step: N` (earlier `average loss after step=N`) is measured after
+it, and printed before its line, which is delayed by a step. `total_weights` counts the tokens of the batch, or of the
+evaluation.
 """
 
 import re
@@ -13,8 +14,10 @@ from jaxgpt.logs.reader import parse_finite, parse_number, parse_step, valid_dur
 
 NAME = "maxtext"
 TRAITS = LogTraits(fixed_eval_set=True, optimizer="adamw")
-MARKERS = ("completed step: ", "eval metrics after step: ")
-PATTERN = re.compile(r"\bcompleted step: \d{1,10}, seconds: |\beval metrics after step: \d{1,10}, loss=")
+MARKERS = ("completed step: ", "eval metrics after step: ", "average loss after step=")
+PATTERN = re.compile(
+    r"\bcompleted step: \d{1,10}, seconds: |\b(?:eval metrics|average loss) after step[:=] ?\d{1,10}[,:] "
+)
 STEP = re.compile(
     r"\bcompleted step: (?P<step>\d{1,10}), seconds: (?P<seconds>[^\s,]{1,40}),"
     r"(?=.{0,400}?\bloss: (?P<loss>[^\s,]{1,40}))"
@@ -22,8 +25,8 @@ STEP = re.compile(
     r"(?=(?:.{0,400}?\bmain_model_loss: (?P<main>[^\s,]{1,40}))?)"
 )
 EVALUATION = re.compile(
-    r"\beval metrics after step: (?P<step>\d{1,10}), loss=(?P<loss>[^\s,]{1,40})"
-    r"(?:, total_weights=(?P<tokens>[\d.]{1,20}))?"
+    r"\b(?:eval metrics|average loss) after step[:=] ?(?P<step>\d{1,10})[,:] (?:eval_step_count=\d{1,9}, )?"
+    r"(?:eval_)?loss[:=] ?(?P<loss>[^\s,]{1,40})(?:, total_weights=(?P<tokens>[\d.]{1,20}))?"
 )
 PARAMETERS = re.compile(r"\bnumber parameters: ([\d.]{1,20}) billion")
 PARAMETER = re.compile(r"\bConfig param (\w{1,60}): (\S{1,60})")

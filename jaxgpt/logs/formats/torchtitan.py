@@ -25,13 +25,13 @@ from jaxgpt.logs.reader import (
 NAME = "torchtitan"
 TRAITS = LogTraits(optimizer="adamw")
 MARKERS = ("step: ",)
-PATTERN = re.compile(r"\bstep: {1,9}\d{1,10} {1,9}loss: {1,9}\S{1,40} {1,9}(?:grad_norm|memory|tps): ")
+PATTERN = re.compile(r"\bstep: {1,9}\d{1,10} {1,9}loss: {1,9}\S{1,40} {1,9}(?:grad_norm|m?memory|tps|wps): ")
 LINE = re.compile(r"(?P<validate>\bvalidate )?\bstep: {1,9}(?P<step>\d{1,10}) {1,9}loss: {1,9}(?P<loss>\S{1,40})")
 NORM = re.compile(r"\bgrad_norm: {1,9}(\S{1,40})")
-SPEED = re.compile(r"\btps: {1,9}([\d,]{1,20})")
+SPEED = re.compile(r"\b[tw]ps: {1,9}([\d,]{1,20})")
 TRAINER = re.compile(
     r"local batch size (?P<local>\d{1,9}), global batch size (?P<batch>\d{1,9}), "
-    r"gradient accumulation steps (?P<accumulation>\d{1,9}), sequence length (?P<length>\d{1,9}), "
+    r"(?:gradient accumulation steps (?P<accumulation>\d{1,9}), )?sequence length (?P<length>\d{1,9}), "
     r"total steps (?P<total>\d{1,9})(?: \(warmup (?P<warmup>\d{1,9}))?"
 )
 MESH = re.compile(r"device mesh with \[[^\]]{1,200}\], \[([\d, ]{1,60})\]")
@@ -95,7 +95,7 @@ class Reader(reader.Reader):
         self._log.header(line_no)
         number = {name: parse_finite(value) for name, value in match.groupdict().items()}
         batch = multiply(number["batch"], number["length"])
-        per_device = multiply(number["local"], number["accumulation"], number["length"])
+        per_device = multiply(number["local"], number["accumulation"] or 1.0, number["length"])
         devices = parse_finite(self._log.all_hyperparameters().get("devices"))
         self._tokens_per_rate = batch / devices if batch and devices else per_device
         self._set_metadata(tokens_per_step=batch, total_steps=parse_step(number["total"]))

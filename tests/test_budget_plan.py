@@ -104,10 +104,11 @@ def test_fewer_unique_tokens_never_help() -> None:
 def test_claim_is_answered_with_what_it_would_take(capsys: pytest.CaptureFixture[str]) -> None:
     sentence = document(capsys, "--claim", "2.5")["recommendation"]["sentences"][-1]
     assert "out of reach of this model at any length (limit 3.26)" in sentence
+    tuned = ["--optim.learning-rate", "1.8e-3"]
     tokens = recommend.required_for_loss(40.56e6, planned().inputs.corpus, 3.5)
     assert "unique tokens" in tokens
     billions = float(tokens.removeprefix("needs ").split("B")[0])
-    longer = planned("--lengths", str(round(billions * 1e9 / 524_288)), "--unique-tokens", "1e12")
+    longer = planned("--lengths", str(round(billions * 1e9 / 524_288)), "--unique-tokens", "1e12", *tuned)
     assert longer.last.loss == pytest.approx(3.5, abs=0.005)
     assert "is expected of this run" in document(capsys, "--claim", "3.9")["recommendation"]["sentences"][-1]
 
@@ -116,15 +117,15 @@ def test_statements_about_fineweb40m_are_answered_as_in_the_docs() -> None:
     """The numbers of the example in docs/budget.md."""
     steps = ["6000", "10000", "15000", "20000"]
     planned_run = planned("--gpu", "RTX 4070", "--lengths", *steps, "--unique-tokens", "3.68e9")
-    assert [round(row.loss, 2) for row in planned_run.rows] == [3.63, 3.58, 3.55, 3.53]
+    assert [round(row.loss, 2) for row in planned_run.rows] == [3.64, 3.59, 3.56, 3.54]
     for row, stated in zip(planned_run.rows, (3.1, 2.8, 2.65, 2.55), strict=True):
         assert row.loss_low > stated
     corpus = planned_run.inputs.corpus
     assert "limit 3.26" in recommend.required_for_loss(planned_run.model.parameters, corpus, 2.55)
     assert "3.8B parameters" in recommend.required_for_loss(planned_run.model.parameters, corpus, 2.55)
-    assert planned_run.last.loss - 3.425 == pytest.approx(0.105, abs=0.005)
+    assert planned_run.last.loss - 3.425 == pytest.approx(0.115, abs=0.005)
     more_data = planned("--lengths", str(round(15e9 / 524_288)), "--unique-tokens", "15e9")
-    assert more_data.last.loss == pytest.approx(3.50, abs=0.005)
+    assert more_data.last.loss == pytest.approx(3.51, abs=0.005)
     six_nd = 6 * planned_run.model.parameters * planned_run.last.tokens
     assert (six_nd, planned_run.last.flops) == pytest.approx((2.55e18, 3.15e18), rel=0.002)
     device = planned_run.inputs.device

@@ -1,16 +1,14 @@
 """The scaling law: its terms, its intervals, and the fit that it comes from."""
 
-import importlib.util
 import math
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT
+from helpers.bench_script import load_script
 
 from jaxgpt.budget import query, scaling_law
-from jaxgpt.budget.scaling_law import CORPORA, LAW, Recipe, ScalingQuery, predict_loss
+from jaxgpt.budget.scaling_law import CORPORA, LAW, Recipe, ScalingQuery, predict_loss, tuned_learning_rate
 from jaxgpt.config.files import load_config
 from jaxgpt.utils.stats import Z80
 
@@ -25,14 +23,7 @@ REFERENCE_RUN = ScalingQuery(
 
 @pytest.fixture(scope="module")
 def refit() -> ModuleType:
-    """`bench/refit.py` as a module."""
-    spec = importlib.util.spec_from_file_location("refit", ROOT / "bench" / "refit.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["refit"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("refit")
 
 
 def test_reference_run_is_predicted_at_3_52() -> None:
@@ -52,8 +43,11 @@ def test_repetition_cost_starts_with_the_second_epoch() -> None:
 
 
 def test_undertuned_learning_rate_costs_what_llm_c_loses() -> None:
+    """A third of the tuned rate: 0.02 of the rate itself, 0.03 of the recipe at that size alone."""
     stock = ScalingQuery(parameters=123.6e6, tokens=1e10, recipe=Recipe(learning_rate=6e-4), corpus=CORPORA["fineweb"])
-    assert scaling_law.recipe_costs(stock)["undertuned_lr"] == pytest.approx(LAW.undertuned_lr, rel=0.02)
+    costs = scaling_law.recipe_costs(stock)
+    assert costs["undertuned_lr"] == pytest.approx(LAW.undertuned_lr, rel=0.02)
+    assert sum(costs.values()) == pytest.approx(0.05, abs=0.003)
     assert scaling_law.recipe_costs(REFERENCE_RUN)["undertuned_lr"] == 0.0
 
 
@@ -102,20 +96,28 @@ def test_leave_one_out_errors_on_fineweb_are_small(refit: ModuleType, shared: Pa
     stock = [n for n, run in enumerate(runs) if run.lr_shortfall > 0.5]
     together = refit.left_out(runs, others, stock)
     grouped = [abs(error) for n, error in enumerate(errors) if n not in stock] + [abs(sum(together) / len(together))]
-    assert sum(grouped) / len(grouped) <= 0.026
+    assert sum(grouped) / len(grouped) <= 0.012
 
 
-def test_intervals_contain_80_percent_of_published_runs(refit: ModuleType, shared: Path) -> None:
+def test_published_runs_are_predicted_as_stated(refit: ModuleType, shared: Path) -> None:
+    """Other optimizers on FineWeb within 0.02 on average; of other corpora's runs, 70 to 90 % are inside."""
     points = refit.published(shared / "forecast")
-    hits = sum((e := predict_loss(point.query())).low <= point.loss <= e.high for point in points)
-    low, high = refit.binomial(hits, len(points))
-    assert low <= 0.80 <= high
+    inside, errors = [], []
+    for point in points:
+        expected = predict_loss(point.query())
+        if point.corpus != "fineweb":
+            inside.append(expected.low <= point.loss <= expected.high)
+        elif point.optimizer != "adamw":
+            errors.append(abs(point.loss - expected.loss))
+    assert (len(inside), len(errors)) == (91, 9)
+    assert 0.7 <= sum(inside) / len(inside) <= 0.9
+    assert sum(errors) / len(errors) <= 0.02
 
 
 def test_fit_finds_planted_constants(refit: ModuleType) -> None:
     """The slow oracle of the fit: points computed from known constants."""
     points = [
-        refit.Point("fineweb", n, d, 1.5 + 1.2 * (n / 1e8) ** -0.3 + 0.3 * (d / 1e10) ** -0.2, 1e-2)
+        refit.Point("fineweb", n, d, 1.5 + 1.2 * (n / 1e8) ** -0.3 + 0.3 * (d / 1e10) ** -0.2, tuned_learning_rate(n))
         for n in (2e7, 1e8, 1e9)
         for d in (1e9, 1e10, 3e10)
     ]

@@ -326,7 +326,7 @@ def _warnings(inputs: Inputs, last: Row, fit: MemoryFit, *, has_step_time: bool)
         texts.append(
             f"the corpus is unknown ({reason}), which alone moves the loss by ±0.3: --corpus NAME, or --calibrate RUN"
         )
-    texts += [f"outside the scaling law's fitted range, so the interval is wide: {t}" for t in last.prediction.outside]
+    texts += [f"outside the scaling law's fitted range, so the interval is wide: {t}" for t in _outside(last)]
     recipe = query.config_recipe(inputs.config, last.total_steps)
     texts += [f"unlike the fitted runs, the recipe has {difference}" for difference in recipe.differences]
     if inputs.tokens.unique is None:
@@ -334,6 +334,10 @@ def _warnings(inputs: Inputs, last: Row, fit: MemoryFit, *, has_step_time: bool)
     elif last.epochs and last.epochs > MANY_EPOCHS:
         texts.append(f"{last.epochs:.1f} epochs: repeated tokens bring less and less after the fourth")
     return texts
+
+
+def _outside(row: Row) -> list[str]:
+    return [text for text in (*row.prediction.outside, row.prediction.few_steps) if text]
 
 
 def _device_warnings(inputs: Inputs, fit: MemoryFit, *, has_step_time: bool) -> list[str]:

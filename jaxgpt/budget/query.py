@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ class TokenCount:
 
 def config_recipe(config: Config, steps: int) -> Recipe:
     """The recipe of `config` for a run of `steps` steps."""
-    return make_recipe(config.optim, steps, parameters(config.model), config.tokens_per_step, config.model.dropout)
+    recipe = make_recipe(config.optim, steps, parameters(config.model), config.tokens_per_step, config.model.dropout)
+    return replace(recipe, optimizer=config.optim.optimizer)
 
 
 def make_recipe(optim: Optim, steps: int, size: float, tokens_per_step: float, dropout: float) -> Recipe:
-    """The recipe of a run of `steps` steps of a model with `size` parameters, and how it differs from fitted runs."""
+    """The AdamW recipe of a run of `steps` steps of a model with `size` parameters, and how it differs from others."""
     steps = max(steps, 1)
     final_lr_fraction = schedule.final_lr_fraction(optim, steps)
     tuned = scaling_law.tuned_learning_rate(size)
@@ -51,7 +52,10 @@ def make_recipe(optim: Optim, steps: int, size: float, tokens_per_step: float, d
     if optim.warmup_steps > 0.35 * steps:
         differences.append(f"a warmup of {optim.warmup_steps / steps:.0%} of the run")
     return Recipe(
-        learning_rate=optim.learning_rate, final_lr_fraction=final_lr_fraction, differences=tuple(differences)
+        learning_rate=optim.learning_rate,
+        final_lr_fraction=final_lr_fraction,
+        tokens_per_step=tokens_per_step,
+        differences=tuple(differences),
     )
 
 

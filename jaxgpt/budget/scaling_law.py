@@ -13,8 +13,11 @@ import math
 from dataclasses import dataclass, field
 from importlib import resources
 
+from jaxgpt.budget import recipes
+from jaxgpt.budget.recipes import Recipe, tuned_learning_rate
 from jaxgpt.utils.stats import Z80
 
+__all__ = ["Recipe", "tuned_learning_rate"]  # re-exported
 GPT2_VOCAB_SIZES = (50_000, 51_000)  # GPT-2's vocabulary and its paddings: the tokens that the offsets hold for
 
 
@@ -39,7 +42,7 @@ class ScalingLaw:
 
 
 # bench/refit.py: 78 tuned points of Porian et al. (2024), 7 annealed Adam(W) runs on FineWeb, one offset per corpus.
-LAW = ScalingLaw(capacity=1.155, alpha=0.214, data=0.269, beta=0.262, undertuned_lr=0.050)
+LAW = ScalingLaw(capacity=1.155, alpha=0.214, data=0.269, beta=0.262, undertuned_lr=0.027)
 FITTED_PARAMETERS = (2e7, 1.5e9)
 FITTED_TOKENS = (1e9, 4e10)
 FITTED_RATIO = 15.0  # tokens per parameter, at least
@@ -47,37 +50,32 @@ FITTED_RATIO = 15.0  # tokens per parameter, at least
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus's irreducible loss in nats per token of its tokenizer, and the standard deviation of that estimate."""
+    """A corpus's irreducible loss in nats per token of its tokenizer, and the standard deviation of that estimate.
+
+    `is_constant_lr` tells that the estimate comes from runs at a constant learning rate and includes its cost.
+    """
 
     name: str
     offset: float
     sd: float
     evidence: str
+    is_constant_lr: bool = False
 
 
 def _load_corpora() -> dict[str, Corpus]:
     text = resources.files("jaxgpt.budget").joinpath("corpora.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(text.splitlines())
-    corpora = [Corpus(row["name"], float(row["offset"]), float(row["sd"]), row["evidence"]) for row in rows]
-    return {corpus.name: corpus for corpus in corpora}
+    return {row["name"]: _read_corpus(row) for row in rows}
+
+
+def _read_corpus(row: dict[str, str]) -> Corpus:
+    is_constant_lr = row["learning_rate"] == "constant"
+    return Corpus(row["name"], float(row["offset"]), float(row["sd"]), row["evidence"], is_constant_lr)
 
 
 CORPORA = _load_corpora()
 MAX_INTERVAL = 1.0  # nats: a wider interval predicts nothing
 SAME_RECIPE, OTHER_RECIPE = 0.04, 0.07  # standard deviations in nats
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """The parts of a training recipe that move the loss.
-
-    `final_lr_fraction` is the last learning rate divided by the peak. `differences` say how the recipe differs from
-    those of the fitted runs.
-    """
-
-    learning_rate: float
-    final_lr_fraction: float = 0.1
-    differences: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +94,8 @@ class ScalingQuery:
 class LossPrediction:
     """A predicted loss in nats per token: its 80 % interval, the terms that it is the sum of, and its uncertainty.
 
-    `sigmas` are the standard deviations by cause; `outside` says in words how the run lies outside the fitted range.
+    `sigmas` are the standard deviations by cause; `outside` says in words how the run lies outside the fitted range,
+    `few_steps` that it is shorter than the fitted ones.
     """
 
     loss: float
@@ -105,6 +104,7 @@ class LossPrediction:
     terms: dict[str, float]
     sigmas: dict[str, float] = field(default_factory=dict)
     outside: tuple[str, ...] = ()
+    few_steps: str = ""
 
     @property
     def sigma(self) -> float:
@@ -131,6 +131,7 @@ def predict_loss(query: ScalingQuery, law: ScalingLaw = LAW) -> LossPrediction:
     outside, extrapolation_sd = extrapolation(query.parameters, query.tokens)
     sigmas = {
         "recipe": OTHER_RECIPE if query.recipe.differences else SAME_RECIPE,
+        "learning rate, steps and optimizer": recipes.uncertainty(query.recipe, query.parameters, query.tokens),
         "corpus": query.corpus.sd,
         "outside the fitted range": extrapolation_sd,
         "repetition": REPETITION_SPREAD * repeated,
@@ -144,7 +145,26 @@ def predict_loss(query: ScalingQuery, law: ScalingLaw = LAW) -> LossPrediction:
         terms=terms,
         sigmas=sigmas,
         outside=outside,
+        few_steps=recipes.few_steps(query.recipe, query.tokens),
     )
+
+
+def recipe_costs(query: ScalingQuery, law: ScalingLaw = LAW) -> dict[str, float]:
+    """Known costs of a recipe, in nats; `jaxgpt.budget.recipes` describes them."""
+    recipe = query.recipe
+    undecayed = 0.0 if query.corpus.is_constant_lr else undecayed_lr_cost(recipe.final_lr_fraction, law)
+    return {
+        "learning_rate": recipes.learning_rate_cost(recipe, query.parameters, query.tokens),
+        "batch": recipes.batch_cost(recipe.tokens_per_step, query.tokens),
+        "optimizer": recipes.optimizer_cost(recipe),
+        "undertuned_lr": law.undertuned_lr * recipes.undertuned_fraction(recipe, query.parameters),
+        "undecayed_lr": undecayed,
+    }
+
+
+def undecayed_lr_cost(lr_fraction: float, law: ScalingLaw = LAW) -> float:
+    """What a learning rate that is still at `lr_fraction` of its peak costs, in nats; nothing from a tenth down."""
+    return law.undecayed_lr * max(lr_fraction - 0.1, 0.0)
 
 
 # Muennighoff et al.'s 131 pairs of runs that differ in their unique tokens only (datablations), 1.8 to 660 epochs.
@@ -159,35 +179,6 @@ def repetition_cost(parameters: float, tokens: float, unique: float | None) -> f
     epochs = tokens / unique
     ratio = parameters / unique
     return float(REPETITION_SCALE * (epochs - 1) ** REPETITION_EPOCHS * ratio**REPETITION_RATIO)
-
-
-def tuned_learning_rate(parameters: float) -> float:
-    """AdamW's peak LR that published speed records settled on: 1.8e-3 at 124M, 9e-4 at 1.5B (modded-nanogpt)."""
-    return float(1.8e-3 * (parameters / 1.236e8) ** -0.274)
-
-
-def recipe_costs(query: ScalingQuery, law: ScalingLaw = LAW) -> dict[str, float]:
-    """Known costs of a recipe, in nats.
-
-    undertuned_lr: llm.c and nanoGPT train 124M at a peak of 6e-4, a third of what later tuning gave, and end 0.05
-    higher. Between 0.334 and 0.6 of the tuned rate the cost is linear in the logarithm. It was seen at that size alone.
-    A run of a third of the size at 0.41 of its tuned rate agreed with the prediction, so the cost fades to nothing at a
-    factor of three in size.
-
-    undecayed_lr: a learning rate that stays above a tenth of its peak leaves noise that a full decay removes.
-    """
-    tuned_fraction = query.recipe.learning_rate / tuned_learning_rate(query.parameters)
-    shortfall = math.log(0.6 / max(tuned_fraction, 1e-9)) / math.log(0.6 / 0.334)
-    fade = 1 - abs(math.log(query.parameters / 1.236e8)) / math.log(3)
-    return {
-        "undertuned_lr": law.undertuned_lr * min(max(shortfall, 0.0), 1.0) * max(fade, 0.0),
-        "undecayed_lr": undecayed_lr_cost(query.recipe.final_lr_fraction, law),
-    }
-
-
-def undecayed_lr_cost(lr_fraction: float, law: ScalingLaw = LAW) -> float:
-    """What a learning rate that is still at `lr_fraction` of its peak costs, in nats; nothing from a tenth down."""
-    return law.undecayed_lr * max(lr_fraction - 0.1, 0.0)
 
 
 def extrapolation(parameters: float, tokens: float) -> tuple[tuple[str, ...], float]:

@@ -83,7 +83,7 @@ def _loss_terms(row: Row) -> dict[str, Any]:
     return prediction.terms | {
         "sigma": prediction.sigma,
         "sigmas": prediction.sigmas,
-        "outside": prediction.outside,
+        "outside": [text for text in (*prediction.outside, prediction.few_steps) if text],
         "scaling_law": asdict(LAW),
         "fitted_range": fitted,
     }

@@ -51,9 +51,8 @@ def make_context(**changes: Any) -> RunContext:
 
 def healthy_curve(context: RunContext) -> LossCurve:
     """The curve of a healthy run, which ends at the loss that the scaling law predicts."""
-    query = scaling_law.ScalingQuery(
-        parameters=SIZE, tokens=BATCH * TOTAL, recipe=scaling_law.Recipe(learning_rate=1e-3), corpus=CORPORA["fineweb"]
-    )
+    recipe = scaling_law.Recipe(learning_rate=1e-3, tokens_per_step=BATCH)
+    query = scaling_law.ScalingQuery(parameters=SIZE, tokens=BATCH * TOTAL, recipe=recipe, corpus=CORPORA["fineweb"])
     end = scaling_law.predict_loss(query).loss
 
     def loss(steps: np.ndarray) -> np.ndarray:
@@ -181,7 +180,7 @@ CONFIRMED: dict[str, list[tuple[RunContext, History]]] = {
     "recipe-or-bug": [
         make_run(val=lambda steps: 7.5 + 0 * steps),
         make_run({"parameters": 1e6}, val=lambda steps: 7.5 + 0 * steps),
-        make_run(val=lambda steps: healthy_curve(make_context())(steps) + 0.3),
+        make_run(val=lambda steps: healthy_curve(make_context())(steps) + 0.6),
         make_run({"optim": replace(COSINE, decay_steps=1000)}),
         make_run({"optim": replace(COSINE, warmup_steps=1000)}),
         make_run(losses=training(jump(1000, 1e-9))),
@@ -214,7 +213,7 @@ RULED_OUT: dict[str, list[tuple[RunContext, History]]] = {
         make_run({"optim": WSD}, done=1800, val=flat),
     ],
     "capacity-limited": [
-        make_run(val=lambda steps: healthy_curve(make_context())(steps) + 0.3),
+        make_run(val=lambda steps: healthy_curve(make_context())(steps) + 0.6),
         make_run({"parameters": 6e8}, val=lambda steps: healthy_curve(make_context())(steps) - LARGER),
     ],
     "data-limited": [make_run()],

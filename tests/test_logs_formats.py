@@ -13,7 +13,7 @@ from jaxgpt.diagnose import messages
 from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.options import Options
-from jaxgpt.logs.history import Evaluation, History
+from jaxgpt.logs.history import History
 
 
 def read(text: str) -> History:
@@ -195,120 +195,6 @@ def test_json_lines_in_bits_per_byte() -> None:
     history = read("".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"])))
     assert [e.val for e in history.evaluations] == [pytest.approx(loss(100)), pytest.approx(loss(190))]
     assert history.metadata.bytes_per_token == pytest.approx(4.5)
-
-
-def test_generic_lines() -> None:
-    history = read(logformats.keyvalue())
-    assert [step.step for step in history.steps] == list(range(0, 1000, 10))
-    assert history.steps[5].loss == pytest.approx(loss(50), abs=1e-4)
-    assert (history.steps[5].learning_rate, history.steps[5].seconds) == (PEAK, 0.25)
-    assert history.evaluations[-1] == Evaluation(990, pytest.approx(loss(990) + 0.02, abs=1e-4), line=111)
-    stated = history.metadata
-    assert stated.total_steps == 5000
-    facts = {"weight_decay": 0.1, "optimizer": "muon", "vocab_size": 50257.0, "dropout": 0.0}
-    assert facts.items() <= dict(stated.hyperparameters).items()
-    assert "'Train loss' as the training loss" in history.notes[0]
-
-
-MEGATRON = """ iteration      100/  500000 | consumed samples: 25600 | elapsed time per iteration (ms): 4000.1 | \
-learning rate: 1.500E-04 | global batch size:   256 | lm loss: 6.512345E+00 | loss scale: 1.0 | grad norm: 1.234 |
- validation loss at iteration 100 | lm loss value: 6.400000E+00 | lm loss PPL: 6.018450E+02 |
-"""
-
-
-@pytest.mark.parametrize(
-    ("text", "step", "train", "val"),
-    [
-        ("step=100 loss=3.21\n", 100, 3.21, None),
-        ("iter: 100 | train_loss: 3.2 | val_loss: 3.4 | lr 3e-4\n", 100, 3.2, 3.4),
-        ("{'step': 100, 'loss': 3.2, 'aux_loss': 0.1}\n", 100, 3.2, None),
-        ('{"it": 100, "train": {"loss": 3.2}}\n', 100, 3.2, None),
-        ("[2024-01-01 10:00:00] step [100/1000] aux loss: 0.1 loss: 3.2\n", 100, 3.2, None),
-        (" 10%|#  | 100/1000 [00:10<01:30,  9.80it/s, loss=3.2]\n", 100, 3.2, None),
-        ("iteration: 100 / 20000 | consumed_tokens: 26.2M | elapsed_time_per_iteration_ms: 5.1K | lm_loss: 7.1\n",
-         100, 7.1, None),
-        (MEGATRON, 100, 6.512345, 6.4),
-        ("Validation loss at step 100: 3.5\n", 100, None, 3.5),
-        ("step train_loss val_loss\n100 3.2 3.4\n", 100, 3.2, 3.4),
-        ("# step  loss\n100  3.2\n", 100, 3.2, None),
-    ],
-)  # fmt: skip
-def test_lines_of_unknown_programs(text: str, step: int, train: float | None, val: float | None) -> None:
-    history = read(text)
-    evaluation = history.evaluations[0] if history.evaluations else Evaluation(step)
-    assert (evaluation.step, evaluation.val) == (step, val)
-    losses = [record.loss for record in history.steps if record.step == step]
-    assert (losses or [evaluation.train])[0] == train
-
-
-@pytest.mark.parametrize(
-    "text", ["The step loss is low.\n", "step 5 of the recipe: at a loss\n", "aux_loss=0.1 step=3\n"]
-)
-def test_prose_and_other_losses_are_not_logs(text: str) -> None:
-    with pytest.raises(logs.DataError, match="D041"):
-        read(text)
-
-
-def test_lines_that_cannot_be_read_are_counted() -> None:
-    torn = logformats.llama2c() + "9999999999 | loss 3.0 | lr 1e-3 | 5ms\n"
-    assert unread(read(torn)) == [f"1 line could not be read (first: line {len(torn.splitlines())})"]
-    assert unread(read("step,val_loss\n10,3.6\n1e30,3.5\n-5,3.4\n")) == ["2 lines could not be read (first: line 3)"]
-
-
-def test_a_log_whose_steps_are_of_unknown_form_is_refused() -> None:
-    """One evaluation of nanoGPT's form does not make it nanoGPT's log."""
-    text = "step 0: train loss 11.6, val loss 11.6\n"
-    unknown = "".join(f"{step} :: loss {loss(step):.4f}\n" for step in range(0, 110, 10))
-    with pytest.raises(logs.DataError, match=r"D041.*11 lines with a loss of unknown form \(first: line 2\)"):
-        read(text + unknown)
-    assert unread(read(text + unknown[:60])) == ["3 lines with a loss of unknown form (first: line 2)"]
-    assert read(text + "".join(f"step {line}" for line in unknown.splitlines(True))).format == "keyvalue"
-
-
-def test_a_table_whose_rows_are_all_dropped_is_refused() -> None:
-    with pytest.raises(logs.DataError, match="2 lines could not be read") as caught:
-        read("step,val_loss\nx7,3.6\ny8,3.5\n")
-    assert "reads its own run folders" in caught.value.help
-    with pytest.raises(logs.DataError, match="without a header") as caught:
-        read("0 10.9 10.9\n10 9.0 9.1\n")
-    assert caught.value.help == "name its columns: --columns step,train,val"
-
-
-@pytest.mark.parametrize("separator", [" ", "\t", ",", ";"])
-def test_columns_named_by_the_user(separator: str) -> None:
-    rows = [(step, f"{loss(step):.4f}", f"{loss(step) + 0.02:.4f}", "7") for step in (0, 10, 20)]
-    text = "".join(separator.join(map(str, row)) + "\n" for row in rows)
-    history = logs.read_text(text, "log", columns="step,train,val,other")
-    expected = [(step, float(train), float(val)) for step, train, val, _ in rows]
-    assert [(e.step, e.train, e.val) for e in history.evaluations] == expected
-    assert unread(history) == ["not used: other (3 values)"]
-
-
-@pytest.mark.parametrize("text", ["loss: 3.21\nloss: 3.11\n", '{"epoch": 1, "train_loss": 3.2}\n'])
-def test_losses_without_steps_are_refused(text: str) -> None:
-    with pytest.raises(logs.DataError, match=r"D042.*name a loss but no step") as caught:
-        read(text)
-    assert "step=100 loss=3.21" in caught.value.help
-
-
-def test_losses_are_read_from_perplexities() -> None:
-    history = read("step,train_loss,val_ppl\n" + "".join(f"{step},3.5,{math.exp(3.6)}\n" for step in (10, 20)))
-    assert [e.val for e in history.evaluations] == [pytest.approx(3.6)] * 2
-
-
-def test_losses_in_bits_are_converted() -> None:
-    """fairseq prints the loss to base 2, beside a perplexity that shows it."""
-    text = "".join(f"| num_updates={step} | loss={5.2} | ppl={2**5.2:.2f} | lr=0.0003\n" for step in (100, 200))
-    history = read(text)
-    assert [step.loss for step in history.steps] == [pytest.approx(5.2 * math.log(2), abs=1e-3)] * 2
-    assert "converted to nats" in history.notes[0]
-    nats = read(f"step=100 loss=3.5 ppl={math.exp(3.5)}\n")
-    assert nats.steps[0].loss == 3.5
-
-
-def test_table_with_an_index_as_pandas_prints_it() -> None:
-    history = read("   step  train_loss  val_loss\n0   100      3.6000    3.7000\n1   200      3.5000    3.6000\n")
-    assert [(e.step, e.val) for e in history.evaluations] == [(100, 3.7), (200, 3.6)]
 
 
 FINISHED = dict(logformats.SAMPLES)

@@ -69,7 +69,7 @@ def test_nothing_from_a_log_is_executed() -> None:
     assert "script" not in tags
     assert "img" not in tags
     assert INJECTION not in text
-    assert text.count("&lt;script&gt;") > 3  # the name, in title and heading, and lines of the log
+    assert text.count("&lt;script&gt;") >= 3  # the name, in title and heading, and lines of the log
     assert not [value for name, value in Reader(text).attributes if name.startswith("on")]
 
 

@@ -1,5 +1,6 @@
 """The diagnosis of a run: its end, its forecast, its findings and what to do about them."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -133,7 +134,7 @@ def _forecast_without_law(posterior: Posterior) -> RunForecast:
 
 def _law_inapplicable_reason(run: RunAnalysis, findings: Iterable[Finding]) -> str:
     """Why no loss model applies to the run; empty where one does."""
-    if is_confirmed(findings, "divergence") and instabilities.first_nonfinite(run) is not None:
+    if instabilities.first_nonfinite(run) is not None:
         return "its loss is not finite"
     if is_confirmed(findings, "divergence"):
         return "it has diverged, and the loss models do not cover a rising loss"
@@ -145,6 +146,11 @@ def _law_inapplicable_reason(run: RunAnalysis, findings: Iterable[Finding]) -> s
         return f"it learns nothing, or no more than a unigram model: {stuck.evidence}"
     if memorized := repetition.costs_unknown(run):
         return f"{memorized}, and what repetition will cost is unknown without {run.context.missing('unique_tokens')}"
+    if run.law.outside_repetition:
+        return run.law.outside_repetition
+    rows = run.context.vocab_size
+    if rows and run.forecast is not None and run.forecast.mean > math.log(rows):
+        return f"the loss models do not cover it: they yield more than the {math.log(rows):.2f} nats of a uniform guess"
     return "it was stopped early" if run.early_stop else ""
 
 

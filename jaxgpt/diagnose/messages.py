@@ -65,8 +65,24 @@ class Quote(NamedTuple):
 def summary(diagnosis: Diagnosis) -> tuple[str, str, str]:
     """The three main answers: when the run ends, at which loss, and what is wrong and what to do first."""
     first = first_steps(diagnosis)[:1]
-    problem = " ".join([problem_sentence(diagnosis), *(recommendation_sentence(step) for step in first)])
+    problem = problem_sentence(diagnosis)
+    if first and limits_sentence(diagnosis) != problem:
+        problem = _joined(problem, recommendation_sentence(first[0]))
+    else:
+        problem = " ".join([problem, *(recommendation_sentence(step) for step in first)])
     return eta_sentence(diagnosis), forecast_sentence(diagnosis), problem
+
+
+def limits_sentence(diagnosis: Diagnosis) -> str:
+    """What is wrong; where nothing is, what limits the loss and what would help most, in one sentence."""
+    sentence = problem_sentence(diagnosis)
+    first = first_steps(diagnosis)[:1]
+    _, problems = _confirmed(diagnosis)
+    return sentence if problems or not first else _joined(sentence, f"{first[0].action}.")
+
+
+def _joined(sentence: str, remedy: str) -> str:
+    return f"{sentence.removesuffix('.')}; what would help most: {remedy[0].lower()}{remedy[1:]}"
 
 
 def eta_sentence(diagnosis: Diagnosis) -> str:

@@ -77,7 +77,7 @@ def build_brief_report(diagnosis: Diagnosis) -> Report:
     steps = (*_recommendation_blocks(recommendations), Paragraph(_more(diagnosis)))
     return Report(
         title=_title(diagnosis),
-        summary=(*answers, messages.problem_sentence(diagnosis)),
+        summary=(*answers, messages.limits_sentence(diagnosis)),
         sections=(
             Section("Target loss", _items(_target(diagnosis))),
             Section("Backtests of earlier forecasts", _items(backtest.format_backtests(diagnosis.backtests))),

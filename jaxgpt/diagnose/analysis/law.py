@@ -13,6 +13,7 @@ from jaxgpt.diagnose.context import RunContext
 
 UNKNOWN_GAIN = (0.128, 0.06)  # nats that annealing gains under any schedule and weight decay, and their spread
 AFTER_WARMUP = 0.15  # nats by which a healthy run is above the prediction where its warmup has just ended
+MAX_EPOCHS = 660  # of the runs that the repetition law was fitted to (Muennighoff et al., 2023)
 MAX_CORPUS_SD = 0.10  # nats: on a corpus whose offset is known less well, levels cannot be predicted
 
 
@@ -87,10 +88,18 @@ class LawComparison:
         """The facts that a prediction needs and that are unknown."""
         return self.context.missing("parameters", "tokens_per_step") or "a first step"
 
+    @property
+    def outside_repetition(self) -> str:
+        """Why the repetition law does not cover the whole run; empty where it does, or where nothing is known of it."""
+        epochs = self.context.epochs(self.total_steps)
+        if epochs is None or epochs <= MAX_EPOCHS:
+            return ""
+        return f"{epochs:,.0f} epochs are outside the repetition law, whose runs have at most {MAX_EPOCHS}"
+
     @cached_property
     def is_out_of_range(self) -> bool:
         """Whether the run lies outside the fitted range. Differences of two predictions need no corpus offset."""
-        return self.prediction is None or bool(self.prediction.outside)
+        return self.prediction is None or bool(self.prediction.outside) or bool(self.outside_repetition)
 
     @cached_property
     def residual(self) -> Estimate | None:

@@ -22,6 +22,7 @@ def recipe_or_bug(run: RunAnalysis) -> Finding:
     """Confirmed if the loss or the recipe shows a fault that no other finding explains."""
     level = baseline.is_worse(run) if run.baseline is not None else is_above_law(run)
     signs = (
+        was_never_finite(run),
         stagnation.stays_flat(run),
         stagnation.is_stuck_at_unigrams(run),
         has_sudden_jump(run),
@@ -39,6 +40,9 @@ def recipe_or_bug(run: RunAnalysis) -> Finding:
 
 def _meaning(run: RunAnalysis) -> str:
     """What the fault is in one phrase, where the loss alone shows it; empty elsewhere."""
+    never_finite = was_never_finite(run)
+    if never_finite.result:
+        return f"{never_finite.evidence}: the fault is in the weights it started from, or in the data"
     jump = has_sudden_jump(run)
     if jump.result:
         return jump.evidence
@@ -48,7 +52,7 @@ def _meaning(run: RunAnalysis) -> str:
 
 def _cost(run: RunAnalysis) -> float | None:
     """The loss that the fault costs in nats, as far as it is known."""
-    if stagnation.learns_nothing(run).result:
+    if was_never_finite(run).result or stagnation.learns_nothing(run).result:
         return math.inf
     excess = run.loss_above_baseline or run.law.residual or run.law.excess
     rise = instabilities.find_rise(run)
@@ -68,6 +72,16 @@ def _is_unexplained(run: RunAnalysis) -> Condition:
     if instabilities.divergence(run).status == "confirmed":
         return Condition(question, "the run diverged", False)
     return Condition(question, "nothing found", True)
+
+
+def was_never_finite(run: RunAnalysis) -> Condition:
+    """Whether the loss was not finite before the first update of a process: training did not cause that."""
+    question = "the loss was not finite before the first update"
+    first = instabilities.nonfinite_before_update(run)
+    if first is None:
+        return Condition(question, "", False)
+    step, line = first
+    return Condition(question, f"the loss was not finite at step {step:,}, before the first update", True, (line,))
 
 
 def has_sudden_jump(run: RunAnalysis) -> Condition:

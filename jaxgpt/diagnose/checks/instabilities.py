@@ -137,6 +137,22 @@ def first_nonfinite(run: RunAnalysis) -> tuple[int, int] | None:
     return None
 
 
+def nonfinite_before_update(run: RunAnalysis) -> tuple[int, int] | None:
+    """Step and line of a loss that is not finite, measured before the first update of a process, and not since either.
+
+    None if there is none. The loss of a process's first step comes before its update, as does an evaluation there.
+    """
+    if first_nonfinite(run) is None or not run.history.starts:
+        return None
+    start = run.history.starts[-1]
+    losses = [(step.step, step.loss, step.line) for step in run.history.steps]
+    losses += [(e.step, e.val, e.line) for e in run.history.evaluations]
+    logged = [(step, value, line) for step, value, line in losses if step >= start and value is not None]
+    if any(is_valid(value) for _, value, _ in logged):
+        return None
+    return min(((step, line) for step, _, line in logged if step == start), default=None)
+
+
 def _has_losses(run: RunAnalysis) -> bool:
     return len(run.losses.train) > 0 or len(run.losses.val) > 0
 
@@ -158,6 +174,9 @@ def _is_lost(run: RunAnalysis) -> Condition:
 def _grew_from_training(run: RunAnalysis) -> Condition:
     """A divergence grows over steps. A jump within one step after calm gradients comes from the data."""
     question = "training itself caused it: it grew over several steps, or out of growing gradients"
+    before = nonfinite_before_update(run)
+    if before is not None:
+        return Condition(question, f"it was so at step {before[0]:,}, before the first update", False, (before[1],))
     if first_nonfinite(run) is not None:
         return Condition(question, _precursors(run, None) or "no gradient norms in the log", True)
     if not _has_losses(run):

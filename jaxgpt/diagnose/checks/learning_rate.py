@@ -5,7 +5,7 @@ import math
 from jaxgpt.budget.scaling_law import tuned_learning_rate
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.losses import VISIBLE
-from jaxgpt.diagnose.checks import baseline, stagnation
+from jaxgpt.diagnose.checks import baseline, repetition, stagnation
 from jaxgpt.diagnose.finding import Condition, Finding, compare, unknown
 from jaxgpt.utils.formatting import pluralize
 from jaxgpt.utils.stats import Z80
@@ -41,7 +41,12 @@ def lr_too_high(run: RunAnalysis) -> Finding:
 
 def not_annealed(run: RunAnalysis) -> Finding:
     """Confirmed if part of the loss is only due to a learning rate that has not decayed yet."""
-    conditions: tuple[Condition, ...] = (_is_still_high(run), _has_worthwhile_gain(run), *stagnation.has_learned(run))
+    conditions: tuple[Condition, ...] = (
+        _is_still_high(run),
+        _has_worthwhile_gain(run),
+        _is_near_minimum(run),
+        *stagnation.has_learned(run),
+    )
     if run.baseline is not None:
         is_otherwise_equal = baseline.is_otherwise_equal(run, except_for="decay")
         conditions = (baseline.decays_later(run), baseline.is_worse(run), _arose_in_decay(run), is_otherwise_equal)
@@ -153,6 +158,12 @@ def _has_worthwhile_gain(run: RunAnalysis) -> Condition:
         GAIN,
         _needs(run),
     )
+
+
+def _is_near_minimum(run: RunAnalysis) -> Condition:
+    """Whether validation is near its minimum: how much annealing gains where it rises is unknown."""
+    risen = repetition.has_risen(run)
+    return Condition("validation has not risen from its minimum", risen.evidence, not risen.result, risen.lines)
 
 
 def _arose_in_decay(run: RunAnalysis) -> Condition:

@@ -21,11 +21,14 @@ from jaxgpt.utils.stats import Z80
 REPETITION_SD = 0.7  # of a gain that the repetition law predicts: its spread
 # Weight decay of 1.0 takes about 70 % off the cost of repetition (Lovelace et al., 2026, abstract); slowrun's best on
 # 100M tokens have 0.8 to 1.6 and dropout 0.1.
+USEFUL_EPOCHS = 40  # after which a further epoch is worth nothing (Muennighoff et al., 2023)
 STRONG_DECAY, STRONG_DROPOUT = 0.8, 0.1
 REGULARIZATION_GAIN, REGULARIZATION_GAIN_SD = 0.5, 0.2  # of the cost of repetition
 LR_REDUCTION = 3.0  # by which a learning rate that broke a run is divided
+VISIBLE_GAIN = 0.0005  # nats that round to more than nothing
 MORE_STEPS = 0.25
 MAX_EVAL_TOKENS = 10_000_000
+CHECK_WEIGHTS = "Look for NaN in the starting weights and in the first batch; resume from an earlier checkpoint"
 SAFE_CLIP = 0.5  # gradient norm
 WARMUP_SHARE = 10  # a recommended warmup is the run's length divided by it
 
@@ -35,7 +38,7 @@ def recommend(run: RunAnalysis, finding: Finding) -> tuple[Recommendation, ...]:
     if finding.status != "confirmed" or finding.id not in RECOMMENDERS:
         return ()
     recommended = RECOMMENDERS[finding.id](run)
-    return tuple(item for item in recommended if item.gain is None or item.gain > 0)
+    return tuple(item for item in recommended if item.gain is None or item.gain >= VISIBLE_GAIN)
 
 
 def ordered(findings: Sequence[Finding]) -> tuple[Recommendation, ...]:
@@ -68,11 +71,21 @@ def use_more_text(run: RunAnalysis) -> list[Recommendation]:
     if not unique or not run.context.tokens_per_step:
         return []
     action = f"Train on twice the unique tokens ({format_tokens(2 * unique)} instead of {format_tokens(unique)})"
+    if run.law.outside_repetition:
+        return [_stop_sooner(run, unique / run.context.tokens_per_step)]
     if (run.context.parameters or 0.0) < LAW_MIN_PARAMETERS:
         return [advise(action)]
     cost = run.law.repetition_cost(run.total_steps) or 0.0
     gain = cost - (run.law.repetition_cost(run.total_steps, 2 * unique) or 0.0)
     return [advise(action, "", gain, REPETITION_SD * gain)]
+
+
+def _stop_sooner(run: RunAnalysis, steps_of_epoch: float) -> Recommendation:
+    steps = max(round(USEFUL_EPOCHS * steps_of_epoch), 1)
+    return advise(
+        f"Train on more text, or for {pluralize(steps, 'step')} instead of {run.total_steps:,}: "
+        f"after {USEFUL_EPOCHS} epochs, repeated text teaches hardly anything"
+    )
 
 
 def use_best_checkpoint(run: RunAnalysis) -> list[Recommendation]:
@@ -198,6 +211,8 @@ def lower_high_lr(run: RunAnalysis) -> list[Recommendation]:
 
 def _lower_peak_lr(run: RunAnalysis, gain: float | None = None, sd: float = 0.0) -> Recommendation:
     optim = run.context.optim
+    if (run.context.sources or {}).get("peak_lr") == "assumption":
+        return advise("Use a third of the peak learning rate", "", gain, sd)
     peak_lr = float(f"{optim.learning_rate / LR_REDUCTION:.2g}")
     if run.baseline is not None and run.baseline.context.optim.learning_rate < optim.learning_rate:
         peak_lr = run.baseline.context.optim.learning_rate
@@ -240,6 +255,8 @@ def fix_hyperparameters(run: RunAnalysis) -> list[Recommendation]:
         recommended.append(advise(f"Warm up for {pluralize(steps, 'step')}", _warmup_command(run, steps)))
     if faults.has_short_warmup(run):
         recommended.append(_use_warmup_of_baseline(run))
+    if faults.was_never_finite(run).result:
+        recommended.append(advise(CHECK_WEIGHTS))
     if faults.has_sudden_jump(run).result:
         recommended.append(advise("Inspect the data where the loss jumped: order, labels, a corrupt shard"))
     comparison = "Train a short run with a known recipe on known data, and compare (--baseline RUN)"

@@ -55,6 +55,8 @@ def repetition_risk(run: RunAnalysis) -> Finding:
     question = f"the repetition law predicts that it costs more than {MIN_DAMAGE:g} nats by then"
     evidence = "{:.4f} nats, times or divided by 1.7"
     cost = run.law.repetition_cost(run.total_steps)
+    if run.law.outside_repetition:
+        evidence = f"more than any run that was measured: {run.law.outside_repetition}"
     costs = compare(question, cost, lambda cost: cost > MIN_DAMAGE, evidence, run.context.missing(*LAW_FACTS))
     conditions = (repeats, costs, *stagnation.has_learned(run))
     return Finding(id="repetition-risk", conditions=conditions, cost=cost)
@@ -150,7 +152,7 @@ def _is_repeated(run: RunAnalysis) -> Condition:
     question = "text has been read more than once"
     if run.epochs is None and _memorizes(run):
         evidence = "validation rises while the training loss falls, as it does on repeated text alone"
-        return Condition(question, evidence, True, _has_risen(run).lines)
+        return Condition(question, evidence, True, has_risen(run).lines)
     evidence = f"{{:.2f}} epochs at step {run.steps_done:,}"
     return compare(question, run.epochs, lambda epochs: epochs > 1, evidence, run.context.missing(*EPOCH_FACTS))
 
@@ -171,7 +173,7 @@ def _memorizes(run: RunAnalysis) -> bool:
     """Whether validation has risen since its minimum while the training loss fell."""
     rise = run.losses.rise
     growth = _gap_growth_since(run, rise.since) if rise else None
-    return rise is not None and bool(_has_risen(run).result) and growth is not None and growth.value > rise.height
+    return rise is not None and bool(has_risen(run).result) and growth is not None and growth.value > rise.height
 
 
 def _gap_growth_since(run: RunAnalysis, step: int) -> GapGrowth | None:
@@ -197,12 +199,12 @@ def _gap_has_grown(run: RunAnalysis) -> Condition:
         return unknown(question, run.context.missing(*EPOCH_FACTS))
     if run.steps_done <= end:
         return Condition(question, "epoch 1 is not over", False)
-    train_loss_then = f"the train loss at the end of epoch 1 (step {end:,.0f})"
+    train_loss_then = _train_loss_then(run, end)
     growth = run.gap.growth
     if growth is None:
         last = run.gap.points[-1] if run.gap.points else None
         evidence = _describe_gap(last) if last else "no train loss in the log"
-        return Condition(question, evidence, None, last.lines if last else (), f"{train_loss_then} and now")
+        return Condition(question, evidence, None, last.lines if last else (), train_loss_then)
     evidence = f"{growth.value:+.3f} ± {growth.stderr:.3f} ({growth.description})"
     has_grown = growth.value >= max(MIN_GAP_GROWTH, 2 * growth.stderr)
     missing = ""
@@ -211,6 +213,15 @@ def _gap_has_grown(run: RunAnalysis) -> Condition:
     elif not has_grown and growth.value >= MIN_GAP_GROWTH:
         missing = "train losses that are less noisy: larger evaluations of train"
     return Condition(question, evidence, None if missing else has_grown, growth.lines, missing)
+
+
+def _train_loss_then(run: RunAnalysis, end: float) -> str:
+    """What a growth of the gap since the end of epoch 1 needs, without what the log has."""
+    if not len(run.losses.val):
+        return "validation losses"
+    then = f"the train loss at the end of epoch 1 (step {end:,.0f})"
+    points = run.gap.points
+    return then if points and points[-1].step > end else f"{then} and now"
 
 
 def _describe_gap(gap: Gap) -> str:
@@ -223,7 +234,7 @@ def _has_cost_loss(run: RunAnalysis) -> Condition:
     if run.baseline is not None:
         return baseline.is_worse(run)
     question = f"it has cost at least {MIN_DAMAGE:g} nats of validation loss"
-    from_curve = (_has_risen(run), _exceeds_epoch1_forecast(run), _has_low_annealing_gain(run, LOW_ANNEALING_GAIN))
+    from_curve = (has_risen(run), _exceeds_epoch1_forecast(run), _has_low_annealing_gain(run, LOW_ANNEALING_GAIN))
     condition = any_of(question, (*from_curve, _law_predicts_cost(run)))
     if condition.result is not None:
         return condition
@@ -253,6 +264,8 @@ def _law_predicts_cost(run: RunAnalysis) -> Condition:
 
 def _exceeds_epoch1_forecast(run: RunAnalysis) -> Condition:
     question = f"validation is {MIN_DAMAGE:g} above the forecast from epoch 1"
+    if run.first_epoch_steps is None:
+        return unknown(question, run.context.missing(*EPOCH_FACTS))
     return compare(
         question,
         run.excess_over_epoch1_forecast,
@@ -266,18 +279,23 @@ def _has_low_annealing_gain(run: RunAnalysis, limit: float) -> Condition:
     """Whether the decay of the learning rate lowers the loss less than in healthy runs."""
     question = f"the annealing gain to a learning rate of zero, B, is below {limit:g} (healthy runs: 0.128 ± 0.025)"
     if run.fit_without_prior is None:
-        return unknown(question, "evaluations after the warmup, three or more")
+        return unknown(question, run.context.missing("total_steps") or "evaluations after the warmup, three or more")
     mean, sd = run.fit_without_prior.annealing_gain
     evidence = f"B {mean:.3f} ± {sd:.3f}"
     is_below = mean + Z80 * sd < limit
     is_above = mean - Z80 * sd > limit
-    has_decayed = (run.current_lr_fraction or 1.0) <= HALF_DECAYED
+    fraction = run.current_lr_fraction
+    has_decayed = fraction is not None and fraction <= HALF_DECAYED
     if is_below or (is_above and has_decayed):
         return Condition(question, evidence, is_below)
-    return unknown(question, "evaluations while the learning rate decays", evidence)
+    if fraction is None:
+        return unknown(question, run.context.missing_schedule, evidence)
+    missing = "" if has_decayed else "evaluations while the learning rate decays"
+    return unknown(question, missing, evidence)
 
 
-def _has_risen(run: RunAnalysis) -> Condition:
+def has_risen(run: RunAnalysis) -> Condition:
+    """Whether the validation loss has risen from its minimum by more than its noise."""
     question = f"validation has risen {MIN_DAMAGE:g} from its minimum"
     rise = run.losses.rise
     if rise is None:
@@ -293,7 +311,7 @@ def _has_early_minimum(run: RunAnalysis) -> Condition:
     if rise is None:
         return unknown(question, "three evaluations or more")
     fraction = rise.since / max(run.steps_done, 1)
-    risen = _has_risen(run)
+    risen = has_risen(run)
     evidence = f"minimum at {fraction:.0%} of the steps done; {risen.evidence}"
     return Condition(question, evidence, fraction < EARLY_MINIMUM and bool(risen.result), risen.lines)
 
@@ -303,8 +321,10 @@ def _gap_is_constant(run: RunAnalysis, epochs: float | None) -> Condition:
     if epochs is not None and epochs <= 1:
         return Condition(question, "no token is read twice", True)
     growth = run.gap.growth
+    end = run.first_epoch_steps
+    if end is None:
+        return unknown(question, run.context.missing(*EPOCH_FACTS))
     if growth is None or not growth.exact:
-        end = f" (step {run.first_epoch_steps:,.0f})" if run.first_epoch_steps else ""
-        return unknown(question, f"the train loss at the end of epoch 1{end} and now")
+        return unknown(question, _train_loss_then(run, end))
     evidence = f"{growth.value:+.3f} ± {growth.stderr:.3f} ({growth.description})"
     return Condition(question, evidence, growth.value < NO_GAP_GROWTH, growth.lines)

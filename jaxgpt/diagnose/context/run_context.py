@@ -173,7 +173,8 @@ def _run_facts(
         ),
     }
     for name, value in regularization.items():
-        rows[name] = _row(getattr(options, name), nonnegative(logged.get(name)), value, defaults.get(name))
+        rows[name] = _row(getattr(options, name), nonnegative(logged.get(name)), None, defaults.get(name))
+        rows[name]["run config" if history.config else "config"] = value
     rows["unique_tokens"]["run config"] = data_tokens
     notes: dict[str, dict[Source, str]] = {name: {"assumption": _default_note(name, defaults)} for name in DEFAULTED}
     notes["tokens_per_step"] = {"log": _batch_note(history)}

@@ -127,7 +127,7 @@ class ScheduleResolver:
         option = self.options.schedule
         logged = str(self._logged("schedule") or "")
         if logged not in DESCRIPTIONS:
-            logged = "constant" if self._logged("decay_lr") is False else ""
+            logged = self._schedule_of_hyperparameters()
         detected = self.detected.schedule if self.detected and self.detected.schedule != "constant" else None
         assumed, reason = self._assumed_schedule()
         notes: dict[Source, str] = {"assumption": f"{reason} (--schedule)"}
@@ -140,6 +140,14 @@ class ScheduleResolver:
             "assumption": assumed,
         }
         return resolve(candidates | self._from_config("schedule"), notes)
+
+    def _schedule_of_hyperparameters(self) -> ScheduleName | Literal[""]:
+        """The schedule that nanoGPT's or modded-nanogpt's hyperparameters belong to; empty if none is logged."""
+        if self._logged("decay_lr") is False:
+            return "constant"
+        if self._logged("lr_decay_iters") is not None:
+            return "cosine"
+        return "wsd" if self._logged("warmdown_iters") is not None else ""
 
     def _assumed_schedule(self) -> tuple[ScheduleName, str]:
         if self.detected:

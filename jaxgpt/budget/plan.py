@@ -4,7 +4,7 @@ import bisect
 import math
 from dataclasses import dataclass, replace
 
-from jaxgpt.budget import memory, query, scaling_law, speed, step_time
+from jaxgpt.budget import memory, query, scaling_law, speed, step_time, tokens
 from jaxgpt.budget.calibration import Calibration
 from jaxgpt.budget.devices import CPU, Device
 from jaxgpt.budget.memory import GIB, Memory
@@ -326,6 +326,9 @@ def _warnings(inputs: Inputs, last: Row, fit: MemoryFit, *, has_step_time: bool)
         texts.append(
             f"the corpus is unknown ({reason}), which alone moves the loss by ±0.3: --corpus NAME, or --calibrate RUN"
         )
+    scale = tokens.config_scale(inputs.config)
+    if scale.note:
+        texts.append(f"losses are per token of this tokenizer; {scale.note}")
     texts += [f"outside the scaling law's fitted range, so the interval is wide: {t}" for t in _outside(last)]
     recipe = query.config_recipe(inputs.config, last.total_steps)
     texts += [f"unlike the fitted runs, the recipe has {difference}" for difference in recipe.differences]

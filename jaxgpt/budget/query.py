@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.budget import scaling_law
+from jaxgpt.budget import scaling_law, tokens
 from jaxgpt.budget.scaling_law import CORPORA, Corpus, Recipe, ScalingQuery
 from jaxgpt.config import Config, Optim, schedule
 from jaxgpt.config.model_size import parameters
@@ -68,6 +68,7 @@ def build_query(config: Config, steps: int, corpus: Corpus, unique: float | None
         corpus=corpus,
         unique=unique,
         ceiling=math.log(config.model.vocab_size),
+        scale=tokens.config_scale(config),
     )
 
 
@@ -99,12 +100,8 @@ def match_corpus(name: str) -> Corpus:
 def config_corpus(config: Config, dataset: str = "") -> tuple[Corpus, str]:
     """The corpus of `data.corpus` or, without one, of the names of `data.path` and `dataset`; and the reason in words.
 
-    Offsets are known per token of GPT-2's vocabulary: a config with another vocabulary has an unknown corpus.
+    Offsets are known per token of GPT-2's vocabulary; `jaxgpt.budget.tokens` converts them to another one.
     """
-    low, high = scaling_law.GPT2_VOCAB_SIZES
-    if not low <= config.model.vocab_size <= high or config.data.train_tokenizer or config.data.tokenizer == "char":
-        reason = f"its {config.model.vocab_size:,} tokens are not GPT-2's, so published losses cannot be compared"
-        return CORPORA["unknown"], reason
     if config.data.corpus:
         try:
             return find_corpus(config.data.corpus), "data.corpus"
@@ -118,14 +115,10 @@ def config_corpus(config: Config, dataset: str = "") -> tuple[Corpus, str]:
 
 
 def folder_corpus(folder: Path) -> tuple[Corpus, str]:
-    """The corpus that a folder's manifest or name suggests, and the reason in words; unknown for another tokenizer."""
+    """The corpus that a folder's manifest or name suggests, and the reason in words."""
     names = [folder.resolve().name]
     if (folder / manifest.FILE_NAME).is_file():
-        read = manifest.read_manifest(folder)
-        if read.tokenizer.name != "gpt2":
-            reason = f"the tokenizer of {folder} is not GPT-2's, so published losses cannot be compared"
-            return CORPORA["unknown"], reason
-        names = [source.name for source in read.sources] + names
+        names = [source.name for source in manifest.read_manifest(folder).sources] + names
     for name in names:
         corpus = match_corpus(name)
         if corpus.name != "unknown":

@@ -232,28 +232,33 @@ def _best_model_seconds(planned: Plan, best: BestModel, steps: int) -> float | N
 
 
 def _claim_sentence(planned: Plan, claim: float | None) -> str:
+    corpus = planned.inputs.corpus
+    scale = planned.last.prediction.token_scale
     if claim is None:
-        limit = least_loss(planned.model.parameters, planned.inputs.corpus)
+        limit = scale * least_loss(planned.model.parameters, corpus)
         return f"With unlimited unique tokens this model would end at {limit:.2f}: more steps cannot take it lower."
     if planned.last.loss <= claim:
         return f"A loss of {claim:g} is expected of this run: {planned.last.loss:.2f}."
-    return f"A loss of {claim:g} {required_for_loss(planned.model.parameters, planned.inputs.corpus, claim)}."
+    return f"A loss of {claim:g} {required_for_loss(planned.model.parameters, corpus, claim, scale)}."
 
 
 def least_loss(parameters: float, corpus: Corpus) -> float:
-    """Where a model of that size would end with unlimited unique tokens, in nats."""
+    """Where a model of that size would end with unlimited unique tokens, in nats per GPT-2 token."""
     return corpus.offset + scaling_law.LAW.capacity_term(parameters)
 
 
-def required_for_loss(parameters: float, corpus: Corpus, loss: float) -> str:
-    """What a loss takes, as the end of a sentence: more tokens for this model, or a larger model."""
+def required_for_loss(parameters: float, corpus: Corpus, loss: float, scale: float = 1.0) -> str:
+    """What a loss takes, as the end of a sentence: more tokens for this model, or a larger model.
+
+    Nats and tokens are those of a tokenizer whose tokens have `scale` times the loss of GPT-2's.
+    """
     limit = least_loss(parameters, corpus)
     law = scaling_law.LAW
-    if loss > limit:
-        tokens = 1e10 * (law.data / (loss - limit)) ** (1 / law.beta)
+    if loss / scale > limit:
+        tokens = 1e10 * (law.data / (loss / scale - limit)) ** (1 / law.beta) / scale
         return f"needs {tokens / 1e9:,.0f}B unique tokens with this model"
-    unreachable = f"is out of reach of this model at any length (limit {limit:.2f})"
-    size = _required_size(corpus.offset, loss)
+    unreachable = f"is out of reach of this model at any length (limit {scale * limit:.2f})"
+    size = _required_size(corpus.offset, loss / scale)
     return unreachable if size is None else f"{unreachable}: about {size / 1e9:,.1f}B parameters on 20 tokens each"
 
 

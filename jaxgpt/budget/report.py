@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from jaxgpt.budget import plot, step_time
+from jaxgpt.budget import plot, step_time, tokens
 from jaxgpt.budget.memory import GIB
 from jaxgpt.budget.plan import Plan, Row
 from jaxgpt.budget.recommend import Recommendation
@@ -81,7 +81,7 @@ def _summary(planned: Plan, advised: Row, result: SearchResult | None) -> list[s
         facts.append(f"{fit.memory.total / GIB:.1f} of {fit.usable_gib:.1f} GiB at micro-batch {batch:,}{fits}")
     sentences = [
         _headline(planned, advised, result),
-        f"{'; '.join(facts)}. Losses are in nats per token, intervals 80 %.",
+        f"{'; '.join(facts)}. Losses are in nats per token, intervals 80 %.{_bits(planned, advised)}",
     ]
     if result:
         sentences += [_unused_time(result), _describe(result)]
@@ -101,6 +101,16 @@ def _headline(planned: Plan, advised: Row, result: SearchResult | None) -> str:
     if not advised.prediction.is_informative:
         loss = "no loss can be predicted so far from published runs"
     return f"Train {model}{pluralize(advised.total_steps, 'step')}{instead}: {time}, {loss}."
+
+
+def _bits(planned: Plan, advised: Row) -> str:
+    """For another tokenizer than GPT-2's, the loss in bits per byte, and what the conversion was derived from."""
+    scale = tokens.config_scale(planned.inputs.config)
+    if not scale.note or not advised.prediction.is_informative:
+        return ""
+    known = "by" if "bytes per token" in scale.note else "assumed from"
+    reason = scale.note.rpartition(": ")[2]
+    return f" The loss is {scale.bits_per_byte(advised.loss):.2f} bits per byte, {known} {reason}."
 
 
 def _headline_time(planned: Plan, row: Row) -> str:

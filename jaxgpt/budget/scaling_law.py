@@ -15,10 +15,10 @@ from importlib import resources
 
 from jaxgpt.budget import recipes
 from jaxgpt.budget.recipes import Recipe, tuned_learning_rate
+from jaxgpt.budget.tokens import GPT2_TOKENS, GPT2_VOCAB_SIZES, TokenScale
 from jaxgpt.utils.stats import Z80
 
-__all__ = ["Recipe", "tuned_learning_rate"]  # re-exported
-GPT2_VOCAB_SIZES = (50_000, 51_000)  # GPT-2's vocabulary and its paddings: the tokens that the offsets hold for
+__all__ = ["GPT2_VOCAB_SIZES", "Recipe", "tuned_learning_rate"]  # re-exported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,10 @@ SAME_RECIPE, OTHER_RECIPE = 0.04, 0.07  # standard deviations in nats
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingQuery:
-    """A run to predict the loss of. `unique` counts tokens before any repetition; None means that none is repeated."""
+    """A run to predict the loss of. `unique` counts tokens before any repetition; None means that none is repeated.
+
+    `scale` tells what its tokens are worth in GPT-2's; losses are per token of the run's own tokenizer.
+    """
 
     parameters: float
     tokens: float
@@ -88,6 +91,7 @@ class ScalingQuery:
     corpus: Corpus
     unique: float | None = None
     ceiling: float = math.inf  # loss of a uniform guess: the logarithm of the vocabulary size
+    scale: TokenScale = GPT2_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,7 @@ class LossPrediction:
     sigmas: dict[str, float] = field(default_factory=dict)
     outside: tuple[str, ...] = ()
     few_steps: str = ""
+    token_scale: float = 1.0
 
     @property
     def sigma(self) -> float:
@@ -114,28 +119,34 @@ class LossPrediction:
     @property
     def is_informative(self) -> bool:
         """Whether the interval is narrow enough to state a loss."""
-        return self.high - self.low <= MAX_INTERVAL
+        return self.high - self.low <= MAX_INTERVAL * self.token_scale
 
 
 def predict_loss(query: ScalingQuery, law: ScalingLaw = LAW) -> LossPrediction:
-    """The expected validation loss at the end of the run that `query` describes."""
-    repeated = repetition_cost(query.parameters, query.tokens, query.unique)
+    """The expected validation loss at the end of the run that `query` describes, per token of its tokenizer."""
+    scale = query.scale.value
+    tokens = scale * query.tokens  # of GPT-2, like all that follows until the terms are scaled
+    unique = None if query.unique is None else scale * query.unique
+    repeated = repetition_cost(query.parameters, tokens, unique)
+    outside, extrapolation_sd = extrapolation(query.parameters, tokens)
     terms = {
         "irreducible": query.corpus.offset,
         "capacity": law.capacity_term(query.parameters),
-        "data": law.data_term(query.tokens),
+        "data": law.data_term(tokens),
         "repetition": repeated,
         "recipe": sum(recipe_costs(query, law).values()),
     }
-    terms["data"] -= max(sum(terms.values()) - query.ceiling, 0.0)  # a run is not expected to be worse than guessing
-    outside, extrapolation_sd = extrapolation(query.parameters, query.tokens)
     sigmas = {
         "recipe": OTHER_RECIPE if query.recipe.differences else SAME_RECIPE,
         "learning rate, steps and optimizer": recipes.uncertainty(query.recipe, query.parameters, query.tokens),
         "corpus": query.corpus.sd,
         "outside the fitted range": extrapolation_sd,
         "repetition": REPETITION_SPREAD * repeated,
+        "tokenizer": query.scale.spread * sum(terms.values()),
     }
+    terms = {name: scale * nats for name, nats in terms.items()}
+    sigmas = {name: scale * nats for name, nats in sigmas.items()}
+    terms["data"] -= max(sum(terms.values()) - query.ceiling, 0.0)  # a run is not expected to be worse than guessing
     loss = sum(terms.values())
     half_width = Z80 * math.hypot(*sigmas.values())
     return LossPrediction(
@@ -146,6 +157,7 @@ def predict_loss(query: ScalingQuery, law: ScalingLaw = LAW) -> LossPrediction:
         sigmas=sigmas,
         outside=outside,
         few_steps=recipes.few_steps(query.recipe, query.tokens),
+        token_scale=scale,
     )
 
 

@@ -6,7 +6,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from jaxgpt.budget import step_time
+from jaxgpt.budget import step_time, tokens
 from jaxgpt.budget.calibration import Calibration
 from jaxgpt.budget.memory import GIB
 from jaxgpt.budget.plan import MemoryFit, Plan, Row
@@ -23,13 +23,14 @@ def plan_to_dict(planned: Plan, advice: Recommendation, result: SearchResult | N
     """The whole plan; unknown numbers are None."""
     inputs = planned.inputs
     device = {"name": "cpu"} if inputs.device is None else asdict(inputs.device) | {"usable_gib": inputs.device.usable}
+    scale = tokens.config_scale(inputs.config)
     corpus = {"corpus": inputs.corpus.name, "corpus_source": inputs.corpus_source, "offset": inputs.corpus.offset}
     return {
         "version": VERSION,
         "config": inputs.config.to_dict(),
         "name": inputs.name,
         "model": asdict(planned.model) | {"architecture": inputs.config.model.architecture},
-        "data": asdict(inputs.tokens) | corpus,
+        "data": asdict(inputs.tokens) | corpus | {"token_scale": scale._asdict()},
         "device": device | {"count": inputs.gpus, "reason": inputs.device_reason},
         "step_time": {software: _step_time(planned, software, time) for software, time in planned.step_times.items()},
         "rows": [_row(row) for row in planned.rows],

@@ -1,6 +1,8 @@
 """Lines and tables of unknown programs, which are read by the names of their keys, and what is said of the rest."""
 
+import json
 import math
+from typing import Any
 
 import pytest
 from helpers import logformats
@@ -137,6 +139,30 @@ def test_losses_in_bits_are_converted() -> None:
 def test_table_with_an_index_as_pandas_prints_it() -> None:
     history = read("   step  train_loss  val_loss\n0   100      3.6000    3.7000\n1   200      3.5000    3.6000\n")
     assert [(e.step, e.val) for e in history.evaluations] == [(100, 3.7), (200, 3.6)]
+
+
+ROWS = [{"step": step, "train_loss": loss(step), "lr": 6e-4} for step in range(0, 100, 10)]
+COLUMNS = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [ROWS, {"run": "a", "history": ROWS}, {"metrics": COLUMNS}, {n: dict(enumerate(c)) for n, c in COLUMNS.items()}],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_documents(document: Any, indent: int | None) -> None:
+    history = read(json.dumps(document, indent=indent))
+    assert history.format == "jsonlines"
+    assert [(step.step, step.loss) for step in history.steps] == [(row["step"], row["train_loss"]) for row in ROWS]
+    assert '"train_loss"' in history.lines[history.steps[3].line - 1]
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "{}", "[[]]", '{"a": [[1]]}', '[{"a": 1}, 2]', "[" * 100_000, '{"a": {"b": 1']
+)
+def test_other_json_documents_are_refused(text: str) -> None:
+    with pytest.raises(logs.DataError, match="D041"):
+        read(text)
 
 
 @pytest.mark.parametrize("end", ["0.25 s/step", "250ms/step", "4.0 it/s", "dt=0.25", "time: 250.00ms"])

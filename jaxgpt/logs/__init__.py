@@ -12,6 +12,7 @@ from pathlib import Path
 from jaxgpt.errors import DataError, NoLogError
 from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.detection import FORMATS, detect_format, is_line_of, numbered_parts, unknown_format
+from jaxgpt.logs.documents import document_lines
 from jaxgpt.logs.event_files import is_event_file
 from jaxgpt.logs.formats import LINE_FORMATS, SUPPORTED, jaxgpt_log, table, tensorboard
 from jaxgpt.logs.history import History
@@ -19,8 +20,9 @@ from jaxgpt.logs.lines import read_lines, split_lines
 from jaxgpt.logs.reader import Reader
 from jaxgpt.runs.folder import RunFolder
 
-LOSS = re.compile(r"\bloss\W{1,4}\d")  # in a line that the reader of a format does not know
 __all__ = ["SUPPORTED", "find_run_folder", "read", "read_text"]
+
+LOSS = re.compile(r"\bloss\W{1,4}\d")  # in a line that the reader of a format does not know
 
 
 def read(path: str | Path, batch_tokens: float | None = None, columns: str | None = None) -> History:
@@ -65,6 +67,7 @@ def _read_events(files: Sequence[Path], source: str) -> History:
 
 
 def _parse(lines: Sequence[str], source: str, batch_tokens: float | None, columns: str | None) -> History:
+    lines = document_lines(lines) or lines
     module = table if columns else detect_format(lines, source)
     collector = Collector(source, module.NAME, module.TRAITS)
     reader = table.Reader(collector, batch_tokens, columns) if module is table else module.Reader(collector)

@@ -45,7 +45,11 @@ def detect_format(lines: Sequence[str], source: str) -> Any:
         has_other = header is not None or generic.total() >= DECISIVE_LINES
         if max(votes.values(), default=0) >= DECISIVE_LINES or (has_other and not votes and line_no > PREAMBLE_LINES):
             break
-    return FORMATS[_elect(votes, generic, header) or _refuse(lines, source)]
+    elected = _elect(votes, generic, header)
+    if elected is None:
+        _check_steps(lines, source)
+        raise unknown_format(lines, source)
+    return FORMATS[elected]
 
 
 def _elect(votes: Counter[str], generic: Counter[str], header: str | None) -> str | None:
@@ -71,16 +75,14 @@ def is_line_of(module: Any, line: str) -> bool:
     return any(marker in line for marker in module.MARKERS) and module.PATTERN.search(line) is not None
 
 
-def _refuse(lines: Sequence[str], source: str) -> str:
-    """Raises `DataError` D041, or D042 for a table without steps."""
-    parts = [part for _, part in islice(numbered_parts(lines), 5)]
-    for part in parts:
+def _check_steps(lines: Sequence[str], source: str) -> None:
+    """Raises `DataError` D042 if the lines are a table, or others, with losses but without steps."""
+    for _, part in islice(numbered_parts(lines), 5):
         table.refuse_without_steps(part, source)
     for _, part in islice(numbered_parts(lines), PREAMBLE_LINES):
         if keyvalue.names_loss(part) and keyvalue.has_loss_value(part):
             message = f"the lines of '{source}' name a loss but no step: {part.strip()[:EXAMPLE_CHARS]}"
             raise DataError("D042", message, "name the step in every line, such as: step=100 loss=3.21")
-    raise unknown_format(lines, source)
 
 
 def unknown_format(lines: Sequence[str], source: str, unread: str = "") -> DataError:

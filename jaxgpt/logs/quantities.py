@@ -1,14 +1,27 @@
-"""Which quantity a column or key of a log names, in any usual spelling.
-
-A quantity is one of "step", "total" (steps of the run), "tokens", "lr", "train", "val" (losses in nats per token),
-"train_ppl", "val_ppl" (perplexities), "val_bits" (bits per byte), "seconds" and "milliseconds" (of one step), "norm",
-"error" (of the validation loss), "time" (of the record) and "elapsed" (seconds since the start).
-"""
+"""Which quantity a column or key of a log names, in any usual spelling."""
 
 import re
 from functools import lru_cache
 from typing import NamedTuple
 
+# The quantities, as a sentence calls them. Losses are in nats per token, times in seconds.
+DESCRIPTIONS = {
+    "step": "the step",
+    "total": "the length of the run",
+    "tokens": "the tokens read",
+    "lr": "the learning rate",
+    "train": "the training loss",
+    "val": "the validation loss",
+    "val_bits": "the validation loss in bits per byte",
+    "seconds": "seconds per step",
+    "milliseconds": "milliseconds per step",
+    "norm": "the gradient norm",
+    "train_ppl": "the training perplexity",
+    "val_ppl": "the validation perplexity",
+    "error": "the standard error",
+    "time": "the time of the record",
+    "elapsed": "the seconds since the start",
+}
 # In the order of preference: of two names of one quantity in a record, the earlier one counts.
 ALIASES = {
     "step": "train_global_step trainer_global_step global_step num_updates step steps iter iters iteration iterations "

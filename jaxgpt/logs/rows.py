@@ -9,12 +9,11 @@ from typing import Any
 from jaxgpt.logs import bits, reader
 from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.history import Evaluation, Step
-from jaxgpt.logs.quantities import Quantity, find_hyperparameter, find_optimizer, find_quantity
+from jaxgpt.logs.quantities import DESCRIPTIONS, Quantity, find_hyperparameter, find_optimizer, find_quantity
 from jaxgpt.logs.reader import MAX_STEP, Clock, valid_duration
 
 Row = dict[str, float]  # by quantity
-# Names of steps whose values differ from the other programs': (name, the number of the first step, steps that are
-# done at an evaluation of step 0). Hugging Face counts the steps done, Lightning the steps before.
+# Steps that programs count differently: the number of the first step, and the steps done at an evaluation of step 0.
 CONVENTIONS = {"train/global_step": (1, 0), "trainer/global_step": (0, 1)}
 
 EXPECTED = re.compile(r"(?:.+/)?epoch|_step|.*(?:__MIN|__MAX|- _step)")  # need no note
@@ -101,9 +100,8 @@ class RowReader(reader.Reader):
             if value is None or not 1 < value < math.inf:
                 continue
             nats = math.log(value)
-            is_in_bits = (
-                loss in row and abs(row[loss] * math.log(2) - nats) < SAME_LOSS and row[loss] - nats > SAME_LOSS
-            )
+            excess = row.get(loss, nats) - nats
+            is_in_bits = excess > SAME_LOSS and abs(row[loss] * math.log(2) - nats) < SAME_LOSS
             if loss not in row or is_in_bits:
                 row[loss] = nats
             if is_in_bits:
@@ -183,25 +181,6 @@ def preferred_names(names: tuple[str, ...]) -> dict[int, Quantity]:
         if quantity is not None and (quantity.name not in best or quantity.rank < best[quantity.name][1].rank):
             best[quantity.name] = (index, quantity)
     return dict(best.values())
-
-
-DESCRIPTIONS = {
-    "step": "the step",
-    "total": "the length of the run",
-    "tokens": "the tokens read",
-    "lr": "the learning rate",
-    "train": "the training loss",
-    "val": "the validation loss",
-    "val_bits": "the validation loss in bits per byte",
-    "seconds": "seconds per step",
-    "milliseconds": "milliseconds per step",
-    "norm": "the gradient norm",
-    "train_ppl": "the training perplexity",
-    "val_ppl": "the validation perplexity",
-    "error": "the standard error",
-    "time": "the time of the record",
-    "elapsed": "the seconds since the start",
-}
 
 
 def row_step(row: Row) -> int | None:

@@ -8,7 +8,7 @@ line per 500 steps is assumed, the Trainer's default.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -156,30 +156,16 @@ class Reader(RowReader):
         return next((round(total) for total in known if total and 1 <= total <= MAX_STEP), None)
 
     def _steps(self) -> list[int]:
-        """The steps of the printed dictionaries: those of the progress bars, or multiples of an interval."""
-        bars = [printed.bar_step for printed in self._printed if printed.bar_step]
-        if bars and len(bars) >= len(self._printed) - 1:  # the last bar may be missing
-            return [printed.bar_step or self._bar_total for printed in self._printed]
+        """The steps of the printed dictionaries: those of the progress bars, else by their epochs."""
         epochs = [printed.values["epoch"] for printed in self._printed if "loss" in printed.values]
         increments = [after - before for before, after in pairwise(epochs) if after >= before] or epochs
         if not sum(increments) > 0:
-            return [0 for _ in self._printed]
+            return [printed.bar_step or 0 for printed in self._printed]
         increment = sum(increments) / len(increments)
         per_epoch = self._steps_per_epoch(increment)
         interval = max(1, round(per_epoch * increment))
-        steps: list[int] = []
-        last_epoch, last_step = math.inf, 0  # of a training loss
-        for printed in self._printed:
-            epoch = printed.values["epoch"]
-            is_training = "loss" in printed.values
-            step = _step_at(epoch * per_epoch, interval if is_training else 1)
-            if is_training:
-                step = max(step, interval)
-                is_rounded = step <= last_step and epoch >= last_epoch  # to that of the line before
-                step = last_step + interval if is_rounded else step
-                last_epoch, last_step = epoch, step
-            steps.append(step)
-        return steps
+        estimates = _steps_by_epoch(self._printed, per_epoch, interval)
+        return [printed.bar_step or step for printed, step in zip(self._printed, estimates)]
 
     def _steps_per_epoch(self, increment: float) -> float:
         """Steps per epoch; by the default interval if nothing tells, where a line adds `increment` epochs."""
@@ -207,6 +193,22 @@ class Reader(RowReader):
 
 def _numbers(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
     return {name: value for name, text in pairs if (value := parse_number(text)) is not None}
+
+
+def _steps_by_epoch(entries: Sequence[Printed], per_epoch: float, interval: int) -> list[int]:
+    """The steps of the entries; a training loss is that of a multiple of `interval`, of which no two are the same."""
+    steps: list[int] = []
+    last_epoch, last_step = math.inf, 0  # of a training loss
+    for entry in entries:
+        epoch = entry.values["epoch"]
+        if "loss" not in entry.values:
+            steps.append(_step_at(epoch * per_epoch, 1))
+            continue
+        step = max(_step_at(epoch * per_epoch, interval), interval)
+        is_rounded = step <= last_step and epoch >= last_epoch  # to the epoch of the line before
+        last_epoch, last_step = epoch, last_step + interval if is_rounded else step
+        steps.append(last_step)
+    return steps
 
 
 def _step_at(step: float, interval: int) -> int:

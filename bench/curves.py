@@ -1,71 +1,102 @@
-"""Reads recorded loss curves and their schedules from a folder with an `index.csv`, for `bench/forecast.py`.
+"""Recorded loss curves, read as a user's CSV with the options that describe the run; for `bench/forecast.py`.
 
-The index has a row for each curve: id, family, type, warmup, peak_lr, end_lr, total_steps, total_tokens, batch_tokens,
-epochs, n_total, quality; `ID.csv` has step, tokens, lr_or_blank, val_loss, any of which may be blank in a row.
+A folder has an `index.csv` with a row for each curve (id, n_total, total_steps, warmup, peak_lr and others, which may
+be blank or absent) and `ID.csv` with the columns step or tokens, val_loss and perhaps a learning rate.
 """
 
 import csv
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.budget.scaling_law import repetition_cost
+from jaxgpt import logs
+from jaxgpt.diagnose.context import RunContext, resolve_context
+from jaxgpt.diagnose.forecast import run_forecast
 from jaxgpt.diagnose.forecast.annealing import LossCurve
 from jaxgpt.diagnose.forecast.schedule_integrals import ScheduleIntegral
+from jaxgpt.diagnose.options import Options
+from jaxgpt.logs.history import History
 
 Floats = NDArray[np.float64]
 Row = Mapping[str, str]
 
 BATCH = 524_288  # tokens per step where the index has none: that of the kernel
 MANY_EPOCHS = 13.0
+SMOOTHED = 0.05  # of the run: the evaluations at its end that the smoothed end is the line through
+MIN_SMOOTHED = 4  # evaluations, at least
+TRACKS = {"mn_t1": "modded-nanogpt", "mn_t2": "modded-track2", "mn_t3": "modded-track3"}  # families by id
+# The weight decay of the matrices, for indexes without that column: of a curve, else of its family.
+WEIGHT_DECAYS = {
+    "t3_muon_3600": 0.01,
+    "t3_spectral_8500": 0.015,
+    "llm.c": 0.1,
+    "mpl": 0.1,
+    "datablations": 0.1,
+    "modded-nanogpt": 0.0,
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A complete run: its validation losses, its learning rates over the peak, and its row in the index."""
+    """A complete run: its table, and the options with which a user describes it."""
 
     name: str
     family: str
-    kind: str  # cosine, wsd, constant, step, ≥ 14 epochs, spiky
-    steps: NDArray[np.int64]
-    losses: Floats
-    lr_fractions: Floats
-    warmup: int
-    repetition: Floats | None
-
-    @property
-    def total(self) -> int:
-        return len(self.lr_fractions)
-
-    @property
-    def last(self) -> float:
-        return float(self.losses[-1])
+    kind: str  # cosine, wsd, decayed (optimizers with weight decay), constant, step, ≥ 14 epochs, spiky
+    lines: tuple[str, ...]  # of the table; the first is its header
+    options: Options
+    steps: NDArray[np.int64] = field(repr=False)  # of each line after the header
 
     @property
     def core(self) -> bool:
         """Whether the curve counts in the main tables."""
-        return self.kind in ("cosine", "wsd")
+        return self.kind in ("cosine", "wsd", "decayed")
 
     @cached_property
-    def course(self) -> ScheduleIntegral:
-        return ScheduleIntegral.from_lr_fractions(self.lr_fractions, self.warmup)
+    def total(self) -> int:
+        assert self.options.total_steps is not None
+        return self.options.total_steps
+
+    def read(self, share: float, **changes: Any) -> tuple[History, RunContext]:
+        """The log when the fraction `share` of the run is done, with its context under changed options."""
+        kept = [line for line, step in zip(self.lines[1:], self.steps) if step <= share * self.total]
+        text = "\n".join((self.lines[0], *kept)) + "\n"
+        options = Options(**(vars(self.options) | changes))
+        history = logs.read_text(text, self.name)
+        return history, resolve_context(history, options)
 
     def seen(self, share: float) -> LossCurve:
         """The curve as it is known when the fraction `share` of the run is done."""
-        kept = self.steps <= share * self.total
-        return LossCurve(
-            steps=self.steps[kept],
-            losses=self.losses[kept],
-            lr_fractions=self.lr_fractions,
-            warmup=self.warmup,
-            repetition=self.repetition,
-        )
+        return run_forecast.loss_curve(*self.read(share))
+
+    @cached_property
+    def complete(self) -> LossCurve:
+        return self.seen(1.0)
+
+    @property
+    def last(self) -> float:
+        """The last validation loss."""
+        return float(self.complete.losses[-1])
+
+    @cached_property
+    def smoothed_last(self) -> float:
+        """The end of the line through the last evaluations; the last loss where these are few."""
+        steps, losses = self.complete.steps, self.complete.losses
+        late = steps >= steps[-1] - SMOOTHED * self.total
+        if np.count_nonzero(late) < MIN_SMOOTHED:
+            return self.last
+        line = np.polyfit(steps[late] - steps[-1], losses[late], 1)
+        return float(line[1])
+
+    @cached_property
+    def course(self) -> ScheduleIntegral:
+        return ScheduleIntegral.from_lr_fractions(self.complete.lr_fractions, self.complete.warmup)
 
 
 def read(folder: Path) -> list[Recorded]:
@@ -78,44 +109,92 @@ def read(folder: Path) -> list[Recorded]:
 
 
 def _recorded(row: Row, folder: Path) -> Recorded:
-    with (folder / f"{row['id']}.csv").open(encoding="utf-8", newline="") as file:
-        points = [point for point in csv.DictReader(file) if point["val_loss"]]
-    batch = _number(row["batch_tokens"], BATCH)
-    positions = [_number(p["step"], math.nan) if p["step"] else float(p["tokens"]) / batch for p in points]
+    lines = (folder / f"{row['id']}.csv").read_text(encoding="utf-8").splitlines()
+    batch = _number(row.get("batch_tokens"), BATCH)
+    positions = [
+        float(point["step"]) if point["step"] else float(point["tokens"]) / batch for point in csv.DictReader(lines)
+    ]
     steps = np.round(positions).astype(np.int64)
-    kept = np.diff(steps, prepend=-1) > 0
-    losses = np.array([float(p["val_loss"]) for p in points])
-    given = np.array([_number(p["lr_or_blank"], math.nan) for p in points])
-    total = max(int(_number(row["total_steps"], 0)), int(steps[-1]))
-    warmup = _warmup(row["warmup"], total)
-    return Recorded(
-        name=row["id"],
-        family=re.sub(r"-[\d.]+[MB]$", "", row["family"]),
-        kind=_kind(row),
-        steps=steps[kept],
-        losses=losses[kept],
-        lr_fractions=_lr_fractions(row, steps[kept], given[kept], total, warmup),
-        warmup=warmup,
-        repetition=_repetition(row, total),
-    )
+    total = round(_number(row.get("total_steps"), _number(row.get("total_tokens"), 0) / batch))
+    options = _options(row, max(total, int(steps[-1])), batch)
+    return Recorded(row["id"], _family(row), _kind(row, options), tuple(lines), options, steps)
 
 
-def _kind(row: Row) -> str:
-    if "spik" in row["quality"] or "diverg" in row["quality"]:
+def _options(row: Row, total: int, batch: float) -> Options:
+    """What a user states of the run."""
+    epochs = _epochs(row)
+    known: dict[str, Any] = {
+        "total_steps": total,
+        "batch_tokens": batch,
+        "params": _number(row.get("n_total"), 0.0) or None,
+        "unique_tokens": batch * total / epochs if epochs > 1 else None,
+        "corpus": _corpus(row),
+        "weight_decay": _weight_decay(row),
+        "optimizer": _optimizer(row),
+        "peak_lr": _number(row.get("peak_lr"), 0.0) or None,
+        "warmup": _warmup(row.get("warmup", ""), total),
+    }
+    return Options(**(known | _schedule(row, total, known["peak_lr"] or 1.0)))
+
+
+def _schedule(row: Row, total: int, peak: float) -> dict[str, Any]:
+    """The options of the schedule; a drop in one step and an exponential decay have none."""
+    words = row.get("type", "").lower()
+    end = _final_fraction(row, peak) * peak
+    if words.startswith("cosine"):
+        return {"schedule": "cosine", "min_lr": end}
+    if words.startswith("constant"):
+        return {"schedule": "constant"}
+    if words.startswith("step drop"):
+        return {}
+    decay = round(_number(row.get("decay_steps"), 0.0)) or round(total - _decay_start(words, total))
+    return {"schedule": "wsd", "decay_steps": decay, "min_lr": end}
+
+
+def _family(row: Row) -> str:
+    """The source of the curve: one for models of several sizes."""
+    return TRACKS.get(row["id"][:5]) or re.sub(r"-[\d.]+[MB]$", "", row["family"])
+
+
+def _kind(row: Row, options: Options) -> str:
+    quality = row.get("quality", "")
+    if "spik" in quality or "diverg" in quality:
         return "spiky"
     if _epochs(row) >= MANY_EPOCHS:
         return "≥ 14 epochs"
-    for kind, words in (("constant", "constant"), ("step", "step drop"), ("cosine", "cosine")):
-        if row["type"].lower().startswith(words):
+    words = row.get("type", "").lower()
+    for kind in ("constant", "step", "cosine"):
+        if words.startswith(kind):
             return kind
-    return "wsd"
+    return "decayed" if "weight_decay" in row and options.weight_decay else "wsd"
+
+
+def _corpus(row: Row) -> str:
+    words = (row.get("dataset") or row.get("source", "")).lower()
+    if "modded-nanogpt" in words or words.startswith("fineweb"):
+        return "fineweb"
+    return "c4" if words.startswith("c4") else "unknown"
+
+
+def _weight_decay(row: Row) -> float | None:
+    if row.get("weight_decay"):
+        return float(row["weight_decay"])
+    return WEIGHT_DECAYS.get(row["id"], WEIGHT_DECAYS.get(_family(row)))
+
+
+def _optimizer(row: Row) -> str:
+    """The optimizer that the model's description names; modded-nanogpt's is Muon unless it says otherwise."""
+    words = row.get("model", "muon").lower()
+    names = {"muon": "muon", "soap": "soap", "shampoo": "shampoo", "spectral": "other"}
+    return next((name for word, name in names.items() if word in words), "adamw")
 
 
 def _epochs(row: Row) -> float:
-    return 1.0 if row["epochs"].strip().startswith("<") else _number(row["epochs"], 1.0)
+    text = row.get("epochs", "").strip()
+    return 1.0 if text.startswith("<") else _number(text, 1.0)
 
 
-def _number(text: str, default: float) -> float:
+def _number(text: str | None, default: float) -> float:
     """The number that the text begins with (`2e-4 (assumed)`)."""
     match = re.match(r"\s*([\d.]+(?:e[+-]?\d+)?)", text or "")
     return float(match[1]) if match else default
@@ -126,51 +205,13 @@ def _warmup(text: str, total: int) -> int:
     return round(value / 100 * total) if "%" in text else round(value)
 
 
-def _repetition(row: Row, total: int) -> Floats | None:
-    """The expected cost of repeated data after each step; None for a single epoch."""
-    epochs, parameters = _epochs(row), _number(row["n_total"], 0.0)
-    if epochs <= 1.0 or not parameters:
-        return None
-    tokens = _number(row["total_tokens"], total * BATCH)
-    return np.array([repetition_cost(parameters, tokens * done / total, tokens / epochs) for done in range(total + 1)])
-
-
-def _lr_fractions(row: Row, steps: NDArray[np.int64], given: Floats, total: int, warmup: int) -> Floats:
-    """The learning rate of every step over the peak: as logged and interpolated, else by the schedule's type."""
-    updates = np.arange(total)
-    peak = _number(row["peak_lr"], float(np.nanmax(given)) if np.isfinite(given).any() else 1.0)
-    known = np.isfinite(given) & (steps >= warmup)
-    if np.count_nonzero(known) > 0.5 * len(steps) and "step drop" not in row["type"]:
-        rates = np.interp(updates, steps[known], given[known] / peak, left=1.0)
-    else:
-        rates = _described(row["type"], total, warmup, _final_fraction(row, peak))
-    rising = (updates + 1) / (warmup + 1)
-    return np.where(updates < warmup, rising, np.clip(rates, 0.0, 1.0).round(9))
-
-
 def _final_fraction(row: Row, peak: float) -> float:
     """The final learning rate over the peak: `x0.1` is a fraction, anything else a learning rate."""
-    stated = re.search(r"to ([\d.]+)\s*%", row["type"])
+    stated = re.search(r"to ([\d.]+)\s*%", row.get("type", ""))
     if stated:
         return float(stated[1]) / 100
-    text = row["end_lr"].strip()
+    text = row.get("end_lr", "").strip()
     return _number(text[1:], 0.0) if text.startswith("x") else _number(text, 0.0) / peak
-
-
-def _described(words: str, total: int, warmup: int, end: float) -> Floats:
-    """The learning rates of the schedule that the index describes in words."""
-    updates = np.arange(total)
-    if words.startswith("cosine"):
-        progress = np.clip((updates - warmup) / max(total - warmup, 1), 0, 1)
-        wave: Floats = end + (1 - end) * (1 + np.cos(np.pi * progress)) / 2
-        return wave
-    if words.startswith("constant"):
-        return np.ones(total)
-    progress = np.clip((updates - _decay_start(words, total)) / max(total - _decay_start(words, total), 1), 0, 1)
-    if words.startswith("step drop"):
-        return np.where(progress > 0, end, 1.0)
-    decaying: Floats = end**progress if "exp" in words and end > 0 else 1 - (1 - end) * progress
-    return decaying
 
 
 def _decay_start(words: str, total: int) -> float:

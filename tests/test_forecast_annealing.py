@@ -3,15 +3,16 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 from helpers.runs import Floats, cosine, drawn, step_drop, trapezoid, upto
 from numpy.typing import NDArray
 
-from jaxgpt.diagnose.forecast import annealing
-from jaxgpt.diagnose.forecast.annealing import ALPHAS, LAW_VARIANTS, LawVariant, LossCurve, fit
+from jaxgpt.diagnose.forecast.annealing import ALPHAS, MISFIT, MISFIT_SCALES, LossCurve, fit
 from jaxgpt.diagnose.forecast.gaussian_mixture import gaussian_forecast, mixture_forecast
+from jaxgpt.diagnose.forecast.law_variants import LAW_VARIANTS, LawVariant, RunTraits, possible_traits
 from jaxgpt.diagnose.forecast.schedule_integrals import MIN_LR_FRACTION, ScheduleIntegral
 
 SCHEDULES = {
@@ -50,14 +51,15 @@ def slow_final(curve: LossCurve) -> tuple[float, float, float, float]:
     """Mean, sd, and the 10 % and 90 % points: losses seen and to come as one Gaussian, conditioned on those seen."""
     used = curve.usable()
     steps, seen = [int(t) for t in curve.steps[used]], curve.losses[used]
-    noise = annealing.MISFIT**2 * max(len(steps) / 25, 1) + max(curve.standard_error**2 - annealing.MISFIT**2, 0)
     parts = []
-    for shape in LAW_VARIANTS:
-        (a, a_sd), (b, b_sd) = shape.alpha, shape.annealing_gain
+    rows_of = {shape: slow_rows(shape, curve, [*steps, len(curve.lr_fractions)]) for shape in LAW_VARIANTS}
+    combinations = product(LAW_VARIANTS, possible_traits(curve.traits), MISFIT_SCALES)
+    for shape, (likely, traits), (scale, frequent) in combinations:
+        (a, a_sd), (b, b_sd) = shape.alpha.predict(traits), shape.annealing_gain.predict(traits)
+        noise = (scale * MISFIT) ** 2 * max(len(steps) / 25, 1) + curve.noise**2
         weight = np.exp(-0.5 * ((ALPHAS - a) / a_sd) ** 2)
-        rows_at = slow_rows(shape, curve, [*steps, len(curve.lr_fractions)])
-        for alpha, own in zip(ALPHAS, weight / weight.sum()):
-            rows = rows_at(float(alpha))
+        for alpha, own in zip(ALPHAS, likely * frequent * weight / weight.sum()):
+            rows = rows_of[shape](float(alpha))
             mean = rows @ [2.5, 0.25, b + shape.rho * b_sd * (alpha - a) / a_sd, 1.0]
             spread = np.diag([25.0, 1.0, b_sd**2 * (1 - shape.rho**2), 0.53**2])
             joint = rows @ spread @ rows.T
@@ -65,7 +67,8 @@ def slow_final(curve: LossCurve) -> tuple[float, float, float, float]:
             gain = np.linalg.solve(within, joint[:-1, -1])
             rest = seen - mean[:-1]
             log = -0.5 * (rest @ np.linalg.solve(within, rest) + np.linalg.slogdet(within)[1])
-            variance = joint[-1, -1] - gain @ joint[:-1, -1] + annealing.MIN_SD**2
+            log += 0.5 * max(len(steps) - 25, 0) * math.log(noise)  # 25 independent deviations
+            variance = joint[-1, -1] - gain @ joint[:-1, -1] + (scale * MISFIT) ** 2
             parts.append((math.log(own) + log, mean[-1] + gain @ rest, math.sqrt(variance)))
     logs, means, sds = (np.array(x) for x in zip(*parts))
     weights = np.exp(logs - logs.max()) / np.exp(logs - logs.max()).sum()
@@ -124,12 +127,14 @@ def test_many_targets_are_interpolated() -> None:
     )
 
 
-@pytest.mark.parametrize("repeated", [False, True])
-@pytest.mark.parametrize("sigma", [0.003, 0.02])
-def test_forecast_is_the_conditional_of_one_joint_gaussian(repeated: bool, sigma: float) -> None:
+@pytest.mark.parametrize(("repeated", "sigma", "decay_rate"), [(False, 0.0, 0.1), (True, 0.02, 0.1), (True, 0.0, None)])
+def test_forecast_is_the_conditional_of_one_joint_gaussian(
+    repeated: bool, sigma: float, decay_rate: float | None
+) -> None:
     curve = upto(drawn(np.random.default_rng(1), cosine(300, 10), 10, LAW_VARIANTS[0], 0.004), 0.8)
     cost = np.maximum(np.arange(301) / 100 - 1, 0) ** 0.7 * 0.02 if repeated else None
-    curve = replace(curve, standard_error=sigma, repetition=cost)
+    traits = curve.traits._replace(decay_rate=decay_rate)
+    curve = replace(curve, noise=sigma, repetition=cost, traits=traits)
     forecast = fit(curve).final_loss()
     mean, sd, low, high = slow_final(curve)
     assert forecast.mean == pytest.approx(mean, abs=2e-4)
@@ -170,9 +175,11 @@ def test_annealing_gain_is_learned_after_the_decay() -> None:
     at = steps.astype(np.float64)
     share = course.cumulative_lr(0.25, at) / 5000
     losses = 3 + 0.25 * share**-0.5 - 0.17 * course.annealing_progress(1.0, True, at) + random.normal(0, 5e-4, len(at))
-    complete = LossCurve(steps=steps, losses=losses, lr_fractions=rates)
+    traits = RunTraits(decay_rate=0.1, steps=5.0, log_ratio=0.0)
+    complete = LossCurve(steps=steps, losses=losses, lr_fractions=rates, traits=traits)
     before, after = fit(upto(complete, 0.6)).annealing_gain, fit(complete, variants=LAW_VARIANTS[2:3]).annealing_gain
-    assert before == pytest.approx((LAW_VARIANTS[2].annealing_gain[0], 0.025), abs=0.02)  # the prior's
+    prior = LAW_VARIANTS[2].annealing_gain.predict(complete.traits)
+    assert before == pytest.approx(prior, abs=0.02)
     assert after[0] == pytest.approx(0.17, abs=0.012)
     assert after[1] < 0.6 * before[1]
 
@@ -213,7 +220,7 @@ def test_more_noisy_evaluations_narrow_the_interval(run: LossCurve) -> None:
     spreads = []
     for every in (200, 20, 2):
         steps = np.arange(every, 10_000, every)
-        dense = replace(run, steps=steps, losses=np.interp(steps, run.steps, run.losses), standard_error=0.2)
+        dense = replace(run, steps=steps, losses=np.interp(steps, run.steps, run.losses), noise=0.2)
         spreads.append(fit(dense).final_loss().sd)
     assert spreads[1] < 0.8 * spreads[0]
     assert spreads[2] < 0.8 * spreads[1]

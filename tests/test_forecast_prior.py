@@ -1,6 +1,7 @@
 """What is known before a run, and a reference run's log with and without it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from jaxgpt.budget import scaling_law
 from jaxgpt.budget.scaling_law import CORPORA
 from jaxgpt.config import Optim, schedule
 from jaxgpt.diagnose.context import RunContext
-from jaxgpt.diagnose.forecast import annealing, run_forecast
+from jaxgpt.diagnose.forecast import run_forecast
 from jaxgpt.diagnose.forecast.annealing import fit
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.logs.history import Evaluation, History
@@ -38,6 +39,8 @@ def context(warmup: int = 2000, **changed: object) -> RunContext:
         "unique_tokens": 3.68e9,
         "parameters": 40.56e6,
         "vocab_size": 50_304,
+        "optimizer": "adamw",
+        "weight_decay": 0.1,
     }
     return RunContext(**(values | changed))  # type: ignore[arg-type]
 
@@ -91,10 +94,47 @@ def test_repetition_costs_match_the_planner() -> None:
     assert run_forecast.repetition_costs(context(unique_tokens=1e12)) is None
 
 
-def test_evaluation_error_scales_with_tokens() -> None:
-    assert run_forecast.evaluation_error(context()) == pytest.approx(0.0176, abs=1e-4)
-    assert run_forecast.evaluation_error(context(eval_tokens=4 * 200 * 16 * 1024.0)) == pytest.approx(0.0088, abs=1e-4)
-    assert run_forecast.evaluation_error(context(fixed_eval_set=True)) == annealing.MISFIT
+def noise_of(log: History, **facts: object) -> float:
+    return run_forecast.loss_curve(log, context(**facts)).noise  # type: ignore[arg-type]
+
+
+def test_evaluation_noise_scales_with_tokens() -> None:
+    assert noise_of(history()) == pytest.approx(0.0176, abs=1e-4)
+    assert noise_of(history(), eval_tokens=4 * 200 * 16 * 1024.0) == pytest.approx(0.0088, abs=1e-4)
+    assert noise_of(history(), eval_tokens=None) == pytest.approx(0.0249, abs=1e-4)  # six evaluations show no scatter
+    assert noise_of(history(), fixed_eval_set=True) == 0.0
+
+
+@pytest.mark.parametrize("sd", [0.0005, 0.005, 0.05])
+def test_evaluation_noise_is_the_scatter_of_the_curve(sd: float) -> None:
+    steps = np.unique(np.geomspace(500, 14_000, 120).astype(int))
+    losses = 3.2 + 40 * steps**-0.5 + np.random.default_rng(0).normal(0, sd, len(steps))
+    losses[50] += 1.0  # one outlier
+    log = history(tuple(zip(steps.tolist(), losses.tolist())))
+    assert noise_of(log, eval_tokens=None) == pytest.approx(sd, rel=0.25)
+    assert noise_of(log) == pytest.approx(0.0176, abs=1e-4)  # stated tokens count more
+
+
+def test_logged_standard_error_is_the_noise() -> None:
+    log = history()
+    rows = tuple(evaluation._replace(standard_error=0.007) for evaluation in log.evaluations)
+    assert noise_of(replace(log, evaluations=rows), eval_tokens=None) == pytest.approx(0.007)
+
+
+def prior_of(**facts: object) -> tuple[float, float]:
+    forecast = run_forecast.scaling_law_prior(context(**facts))  # type: ignore[arg-type]
+    assert forecast is not None
+    return forecast.mean, forecast.sd
+
+
+def test_scaling_law_knows_optimizers() -> None:
+    mean, sd = prior_of()
+    assert prior_of(optimizer=None) == pytest.approx((mean, math.hypot(sd, 0.0574)), abs=1e-3)
+    for optimizer in ("muon", "soap", "shampoo"):
+        assert prior_of(optimizer=optimizer) == pytest.approx((mean - 0.045, math.hypot(sd, 0.02)), abs=1e-3)
+    assert prior_of(optimizer="other") == pytest.approx((mean, math.hypot(sd, 0.0574)), abs=1e-3)
+    high = Optim(learning_rate=0.02, min_lr=0.002)
+    assert prior_of(optimizer="muon", optim=high) == pytest.approx((mean - 0.045, math.hypot(sd, 0.02)), abs=1e-3)
 
 
 def test_forecast_without_losses_or_prior() -> None:

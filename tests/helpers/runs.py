@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.diagnose.forecast.annealing import LawVariant, LossCurve
+from jaxgpt.diagnose.forecast.annealing import LossCurve
+from jaxgpt.diagnose.forecast.law_variants import LawVariant, RunTraits
 from jaxgpt.diagnose.forecast.schedule_integrals import ScheduleIntegral
 
 Floats = NDArray[np.float64]
@@ -28,12 +29,11 @@ def step_drop(total: int, at: int, end: float) -> Floats:
 
 def drawn(random: np.random.Generator, rates: Floats, warmup: int, shape: LawVariant, misfit: float = 0.0) -> LossCurve:
     """A run drawn from the prior of the loss model, evaluated forty times."""
-    alpha = min(max(random.normal(*shape.alpha), 0.12), 1.18)
-    away = (alpha - shape.alpha[0]) / shape.alpha[1]
-    drop = random.normal(
-        shape.annealing_gain[0] + shape.rho * shape.annealing_gain[1] * away,
-        shape.annealing_gain[1] * math.sqrt(1 - shape.rho**2),
-    )
+    traits = RunTraits(decay_rate=0.1, steps=1e-3 * len(rates), log_ratio=0.0)
+    (mean, spread), (gain, gain_spread) = shape.alpha.predict(traits), shape.annealing_gain.predict(traits)
+    alpha = min(max(random.normal(mean, spread), 0.12), 1.18)
+    away = (alpha - mean) / spread
+    drop = random.normal(gain + shape.rho * gain_spread * away, gain_spread * math.sqrt(1 - shape.rho**2))
     level, scale = random.uniform(2, 3.5), random.uniform(0.15, 0.5)
     course = ScheduleIntegral.from_lr_fractions(rates, warmup)
     steps = np.linspace(0, len(rates), 41).astype(np.int64)[1:]
@@ -45,7 +45,7 @@ def drawn(random: np.random.Generator, rates: Floats, warmup: int, shape: LawVar
         losses=losses + random.normal(0, misfit, len(steps)),
         lr_fractions=rates,
         warmup=warmup,
-        standard_error=misfit,
+        traits=traits,
     )
 
 

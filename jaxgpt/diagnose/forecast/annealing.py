@@ -3,19 +3,22 @@
     L(t) = L0 + a (S(t) / S(T))^-alpha - B D(t) + m R(t)                 nats per token
 
 S is the sum of (learning rate over peak)^p until step t, D in [0, 1] the annealing progress (`schedule_integrals`), and
-R the expected cost of repeated data. Given alpha the model is linear in (L0, a, B, m), so that its posterior under a
-Gaussian prior is exact. It is computed for each alpha of a grid and each of six variants of S and D, and averaged with
-the evidence of each as its weight. Before the learning rate decays, the losses tell nothing of B: the prior decides.
+R the expected cost of repeated data. Given alpha and the scale of the misfit, the model is linear in (L0, a, B, m), so
+that its posterior under a Gaussian prior is exact. It is computed for each alpha of a grid, each scale and each variant
+of S and D, and averaged with the evidence of each as its weight. Before the learning rate decays, the losses tell
+nothing of B: the prior decides (`law_variants`).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast, mean_and_sd, mixture_forecast
+from jaxgpt.diagnose.forecast.law_variants import LAW_VARIANTS, UNKNOWN_TRAITS, LawVariant, RunTraits, possible_traits
 from jaxgpt.diagnose.forecast.schedule_integrals import ScheduleIntegral
 
 Floats = NDArray[np.float64]
@@ -23,36 +26,13 @@ Floats = NDArray[np.float64]
 ALPHAS = np.linspace(0.1, 1.2, 56)
 LEVEL, SCALE = (2.5, 5.0), (0.25, 1.0)  # prior mean and sd of L0 and of a, in nats
 REPETITION = (1.0, 0.53)  # of m: the spread of the repetition law itself
-MISFIT = 0.003  # nats by which the losses of real runs on a fixed text deviate from the model
+MISFIT = 0.003  # nats by which the losses of well-behaved runs on a fixed text deviate from the model
+MISFIT_SCALES = ((1.0, 0.6), (1.6, 0.25), (2.6, 0.1), (4.2, 0.05))  # multiples of it, with their prior probabilities
 INDEPENDENT_MISFITS = 25  # evaluations whose misfits count as independent: those of neighbors are correlated
-MIN_SD = 0.003  # nats, of a single predicted loss
+NEGLIGIBLE = 16.0  # below the largest log evidence: a ten-millionth of its weight
 SKIPPED_STEPS = 500  # in which the loss falls from that of a random guess, which is not a power law
 MAX_POINTS = 128
 MIN_EVALUATIONS = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class LawVariant:
-    """A variant of the loss model: S of order `p`, D = 1 - fraction^q or with the kernel, and (mean, sd) priors."""
-
-    p: float
-    q: float
-    kernel: bool
-    alpha: tuple[float, float]
-    annealing_gain: tuple[float, float]  # of B, in nats
-    rho: float  # correlation of alpha and B
-
-
-# bench/forecast.py: mean and spread over the 27 complete cosine and WSD curves of docs/forecast-accuracy.md. A higher p
-# (low learning rates count less in S) goes with a lower q (they anneal more); each pair with and without the kernel.
-LAW_VARIANTS = (
-    LawVariant(p=0.0, q=1.2, kernel=True, alpha=(0.573, 0.171), annealing_gain=(0.104, 0.026), rho=0.38),
-    LawVariant(p=0.0, q=1.2, kernel=False, alpha=(0.576, 0.169), annealing_gain=(0.097, 0.026), rho=0.48),
-    LawVariant(p=0.25, q=1.0, kernel=True, alpha=(0.517, 0.123), annealing_gain=(0.116, 0.025), rho=0.27),
-    LawVariant(p=0.25, q=1.0, kernel=False, alpha=(0.521, 0.126), annealing_gain=(0.107, 0.022), rho=0.39),
-    LawVariant(p=0.5, q=0.85, kernel=True, alpha=(0.465, 0.089), annealing_gain=(0.128, 0.022), rho=-0.03),
-    LawVariant(p=0.5, q=0.85, kernel=False, alpha=(0.465, 0.097), annealing_gain=(0.117, 0.018), rho=0.11),
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,17 +40,18 @@ class LossCurve:
     """The validation losses so far and the schedule of the run.
 
     `steps` are the steps before each evaluation, in ascending order; `lr_fractions` the learning rate over its peak of
-    every step of the whole run. `standard_error` is that of one evaluation in nats; the part of it beyond `MISFIT` is
-    independent between evaluations. `repetition` is the expected cost of repeated data after 0, 1, … steps (one longer
-    than `lr_fractions`); None: 0. Raises ValueError for inconsistent lengths.
+    every step of the whole run. `noise` is the standard error of one evaluation in nats, independent of the others'.
+    `repetition` is the expected cost of repeated data after 0, 1, … steps (one longer than `lr_fractions`); None: 0.
+    Raises ValueError for inconsistent lengths.
     """
 
     steps: NDArray[np.int64]
     losses: Floats
     lr_fractions: Floats
     warmup: int = 0
-    standard_error: float = MISFIT
+    noise: float = 0.0
     repetition: Floats | None = None
+    traits: RunTraits = UNKNOWN_TRAITS
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.losses) or not len(self.lr_fractions):
@@ -99,12 +80,30 @@ class LossCurve:
 
 @dataclass(frozen=True, eq=False)
 class Component:
-    """The posterior under one variant: for each alpha, log evidence, and mean and covariance of (L0, a, B, m)."""
+    """The posterior under one variant: combinations of alpha, misfit and traits, each with its log evidence.
+
+    `alphas` are indices of `ALPHAS`, `misfits` standard deviations in nats; `means` and `covariances` are those of
+    (L0, a, B, m).
+    """
 
     variant: LawVariant
     log_evidence: Floats
+    alphas: NDArray[np.int64]
+    misfits: Floats
     means: Floats
     covariances: Floats
+
+    def without_negligible(self, limit: float) -> "Component":
+        """The combinations whose log evidence exceeds `limit`."""
+        kept = self.log_evidence > limit
+        return Component(
+            self.variant,
+            self.log_evidence[kept],
+            self.alphas[kept],
+            self.misfits[kept],
+            self.means[kept],
+            self.covariances[kept],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +142,12 @@ class Posterior:
         return mixture_forecast(self.weights, means[:, 0], sds[:, 0])
 
     @property
+    def alpha(self) -> tuple[float, float]:
+        """Mean and standard deviation of alpha."""
+        alphas = ALPHAS[np.concatenate([component.alphas for component in self.components])]
+        return mean_and_sd(self.weights, alphas, np.zeros(len(alphas)))
+
+    @property
     def annealing_gain(self) -> tuple[float, float]:
         """Mean and standard deviation of B: the nats between training at the peak learning rate and at 0."""
         means = np.concatenate([component.means[:, 2] for component in self.components])
@@ -169,15 +174,15 @@ class Posterior:
     def _predictions(
         self, steps: Floats, lr_fractions: Floats | None, repetition: Floats | None
     ) -> tuple[Floats, Floats]:
-        """[component and alpha, step] mean and standard deviation."""
+        """[combination, step] mean and standard deviation."""
         schedule = self._schedule(lr_fractions)
         cost = repetition_cost_at(self.curve.repetition if repetition is None else repetition, steps)
         means, sds = [], []
         for component in self.components:
-            rows = design_matrix(component.variant, schedule, self.schedule, steps, cost)
+            rows = design_matrix(component.variant, schedule, self.schedule, steps, cost)[component.alphas]
             means.append((rows @ component.means[:, :, None])[:, :, 0])
             variance = np.sum((rows @ component.covariances) * rows, axis=2)
-            sds.append(np.sqrt(np.maximum(variance, 0) + MIN_SD**2))
+            sds.append(np.sqrt(np.maximum(variance, 0) + component.misfits[:, None] ** 2))
         return np.concatenate(means), np.concatenate(sds)
 
 
@@ -191,18 +196,42 @@ def fit(curve: LossCurve, prior: Forecast | None = None, variants: Sequence[LawV
     if prior is None and count < MIN_EVALUATIONS:
         raise ValueError(f"{count} usable evaluations; the loss model needs {MIN_EVALUATIONS}, or a prior")
     schedule = ScheduleIntegral.from_lr_fractions(curve.lr_fractions, curve.warmup)
-    steps, losses = downsample(curve.steps[usable].astype(np.float64), curve.losses[usable])
-    sds = np.full(len(steps), _point_sd(curve.standard_error, int(count), len(steps)))
-    if prior is not None:  # one more observation, of the final loss
-        steps = np.append(steps, schedule.length)
-        losses = np.append(losses, prior.mean)
-        sds = np.append(sds, prior.sd)
-    cost = repetition_cost_at(curve.repetition, steps)
+    observed = _observations(curve, prior)
+    cost = repetition_cost_at(curve.repetition, observed.steps)
     components = []
     for variant in variants:
-        rows = design_matrix(variant, schedule, schedule, steps, cost)
-        components.append(_fit_component(variant, rows, losses, sds))
-    return Posterior(curve, schedule, tuple(components), prior)
+        rows = design_matrix(variant, schedule, schedule, observed.steps, cost)
+        components += _fit_variant(variant, rows, observed, curve.traits)
+    limit = max(component.log_evidence.max() for component in components) - NEGLIGIBLE
+    relevant = [component.without_negligible(limit) for component in components]
+    return Posterior(curve, schedule, tuple(part for part in relevant if len(part.alphas)), prior)
+
+
+class _Observations(NamedTuple):
+    """Losses, their variance for each scale of the misfit, and the log evidence that depends on the scale alone."""
+
+    steps: Floats
+    losses: Floats
+    variances: Floats  # [scale, loss]
+    log_evidence: Floats  # [scale]
+
+
+def _observations(curve: LossCurve, prior: Forecast | None) -> _Observations:
+    """The usable losses, and the `prior` as one more observation, of the final loss."""
+    usable = curve.usable()
+    steps, losses = downsample(curve.steps[usable].astype(np.float64), curve.losses[usable])
+    points = len(steps)
+    scales, probabilities = np.array(MISFIT_SCALES).T
+    correlated = (scales * MISFIT) ** 2 * max(points / INDEPENDENT_MISFITS, 1.0)
+    independent = curve.noise**2 * points / max(int(usable.sum()), 1)
+    variance = correlated + independent
+    log_evidence = np.log(probabilities) - 0.5 * min(points, INDEPENDENT_MISFITS) * np.log(variance)
+    variances = np.tile(variance[:, None], (1, points))
+    if prior is not None:
+        steps = np.append(steps, len(curve.lr_fractions))
+        losses = np.append(losses, prior.mean)
+        variances = np.hstack((variances, np.full((len(scales), 1), prior.sd**2)))
+    return _Observations(steps, losses, variances, log_evidence)
 
 
 def downsample(steps: Floats, losses: Floats) -> tuple[Floats, Floats]:
@@ -212,13 +241,6 @@ def downsample(steps: Floats, losses: Floats) -> tuple[Floats, Floats]:
     starts = np.linspace(0, len(steps), MAX_POINTS + 1).astype(np.int64)
     counts = np.diff(starts)
     return np.add.reduceat(steps, starts[:-1]) / counts, np.add.reduceat(losses, starts[:-1]) / counts
-
-
-def _point_sd(standard_error: float, evaluations: int, points: int) -> float:
-    """The standard deviation of one of `points` losses that represent `evaluations`."""
-    correlated = MISFIT**2 * max(points / INDEPENDENT_MISFITS, 1.0)
-    independent = max(standard_error**2 - MISFIT**2, 0.0) * points / max(evaluations, 1)
-    return math.sqrt(correlated + independent)
 
 
 def repetition_cost_at(repetition: Floats | None, steps: Floats) -> Floats:
@@ -246,32 +268,55 @@ def design_matrix(
     return rows
 
 
-def _coefficient_prior(variant: LawVariant) -> tuple[Floats, Floats]:
-    """[alpha, coefficient] mean of the coefficients given alpha, and [coefficient] their standard deviations."""
+def _fit_variant(variant: LawVariant, rows: Floats, observed: _Observations, traits: RunTraits) -> list[Component]:
+    """Conjugate normal regression for every alpha and misfit at once; a component for each possible decay rate."""
+    center = np.array([observed.losses.mean(), 0.0, 0.0, REPETITION[0]])  # of the coefficients, for accuracy
+    residual = observed.losses - rows @ center
+    gram = np.stack([(rows.transpose(0, 2, 1) / variance) @ rows for variance in observed.variances])
+    moment = np.stack([np.sum(rows * (residual / variance)[:, :, None], axis=1) for variance in observed.variances])
+    square = np.stack([np.sum(residual**2 / variance, axis=1) for variance in observed.variances])
+    components = []
+    for probability, possible in possible_traits(traits):
+        prior = _coefficient_prior(variant, possible)
+        scaled = gram * prior.sds[:, None] * prior.sds  # coefficients in units of their prior standard deviation
+        start = (prior.means - center) / prior.sds
+        precision = np.eye(len(center)) + scaled
+        target = start + moment * prior.sds
+        covariance = np.linalg.inv(precision)
+        solution = (covariance @ target[:, :, :, None])[:, :, :, 0]
+        misfit = square + np.sum(start**2, axis=1) - np.sum(target * solution, axis=2)
+        log_evidence = prior.log_alpha - 0.5 * (misfit + np.linalg.slogdet(precision)[1])
+        log_evidence = log_evidence + observed.log_evidence[:, None] + math.log(probability)
+        covariances = covariance * prior.sds[:, None] * prior.sds
+        components.append(_component(variant, log_evidence, center + solution * prior.sds, covariances))
+    return components
+
+
+def _component(variant: LawVariant, log_evidence: Floats, means: Floats, covariances: Floats) -> Component:
+    """The component of arrays by misfit and alpha."""
+    scales = MISFIT * np.array([scale for scale, _ in MISFIT_SCALES])
+    alphas = np.tile(np.arange(len(ALPHAS)), len(scales))
+    misfits = np.repeat(scales, len(ALPHAS))
+    return Component(
+        variant, log_evidence.ravel(), alphas, misfits, means.reshape(-1, 4), covariances.reshape(-1, 4, 4)
+    )
+
+
+class _CoefficientPrior(NamedTuple):
+    """[alpha] log probability, and [alpha, coefficient] means and [coefficient] standard deviations given alpha."""
+
+    log_alpha: Floats
+    means: Floats
+    sds: Floats
+
+
+def _coefficient_prior(variant: LawVariant, traits: RunTraits) -> _CoefficientPrior:
+    alpha, alpha_sd = variant.alpha.predict(traits)
+    gain, gain_sd = variant.annealing_gain.predict(traits)
+    deviation = (ALPHAS - alpha) / alpha_sd
+    log_alpha = -0.5 * deviation**2
+    log_alpha -= np.log(np.exp(log_alpha).sum())  # the probabilities sum to 1 over the grid
     means = np.tile([LEVEL[0], SCALE[0], 0.0, REPETITION[0]], (len(ALPHAS), 1))
-    gain_mean, gain_sd = variant.annealing_gain
-    means[:, 2] = gain_mean + variant.rho * gain_sd * (ALPHAS - variant.alpha[0]) / variant.alpha[1]
-    return means, np.array([LEVEL[1], SCALE[1], gain_sd * math.sqrt(1 - variant.rho**2), REPETITION[1]])
-
-
-def _fit_component(variant: LawVariant, rows: Floats, losses: Floats, sds: Floats) -> Component:
-    """Conjugate normal regression for every alpha at once."""
-    prior_means, prior_sds = _coefficient_prior(variant)
-    scaled = rows * prior_sds / sds[:, None]  # coefficients in units of their prior standard deviation
-    residual = (losses - (rows @ prior_means[:, :, None])[:, :, 0]) / sds
-    transposed = scaled.transpose(0, 2, 1)
-    precision = np.eye(len(prior_sds)) + transposed @ scaled
-    covariance = np.linalg.inv(precision)
-    gradient = (transposed @ residual[:, :, None])[:, :, 0]
-    shift = (covariance @ gradient[:, :, None])[:, :, 0]
-    misfit = np.sum(residual**2, axis=1) - np.sum(gradient * shift, axis=1)
-    log_evidence = _log_alpha_prior(variant) - 0.5 * (misfit + np.linalg.slogdet(precision)[1])
-    covariances = covariance * prior_sds[:, None] * prior_sds
-    return Component(variant, log_evidence, prior_means + shift * prior_sds, covariances)
-
-
-def _log_alpha_prior(variant: LawVariant) -> Floats:
-    """The log prior of each alpha; the probabilities sum to 1 over the grid."""
-    log = -0.5 * ((ALPHAS - variant.alpha[0]) / variant.alpha[1]) ** 2
-    normalized: Floats = log - np.log(np.exp(log).sum())
-    return normalized
+    means[:, 2] = gain + variant.rho * gain_sd * deviation
+    sds = np.array([LEVEL[1], SCALE[1], gain_sd * math.sqrt(1 - variant.rho**2), REPETITION[1]])
+    return _CoefficientPrior(log_alpha, means, sds)

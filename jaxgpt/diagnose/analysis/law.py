@@ -7,9 +7,10 @@ from functools import cached_property
 
 from jaxgpt.budget import query as queries
 from jaxgpt.budget import scaling_law
-from jaxgpt.budget.scaling_law import GPT2_VOCAB_SIZES, LossPrediction, ScalingQuery
+from jaxgpt.budget.scaling_law import LossPrediction, ScalingQuery
 from jaxgpt.diagnose.analysis.series import Estimate
 from jaxgpt.diagnose.context import RunContext
+from jaxgpt.diagnose.context.tokens import GPT2_TOKENS
 
 UNKNOWN_GAIN = (0.128, 0.06)  # nats that annealing gains under any schedule and weight decay, and their spread
 AFTER_WARMUP = 0.15  # nats by which a healthy run is above the prediction where its warmup has just ended
@@ -69,6 +70,8 @@ class LawComparison:
             return "the run's size or its tokens per step are unknown"
         if self.prediction_now.outside:
             return "outside the scaling law's fitted range: " + ", ".join(self.prediction_now.outside)
+        if self.has_other_tokens:
+            return "the scaling law holds for GPT-2's tokens, not for those of this run"
         corpus = self.context.corpus
         if corpus.sd > MAX_CORPUS_SD:
             return f"the loss level of the corpus ({corpus.name}) is not known to {MAX_CORPUS_SD:g} nats (--corpus)"
@@ -101,6 +104,11 @@ class LawComparison:
         """Whether the run lies outside the fitted range. Differences of two predictions need no corpus offset."""
         return self.prediction is None or bool(self.prediction.outside) or bool(self.outside_repetition)
 
+    @property
+    def has_other_tokens(self) -> bool:
+        """Whether the tokenizer is known not to be GPT-2's."""
+        return self.context.token_scale is not GPT2_TOKENS
+
     @cached_property
     def residual(self) -> Estimate | None:
         """The loss after annealing minus the predicted loss; None outside its range, or in the warmup."""
@@ -121,9 +129,7 @@ class LawComparison:
         """
         latest = self.latest_val()
         warmup = self.context.optim.warmup_steps
-        rows = self.context.vocab_size
-        has_other_tokens = rows is not None and not GPT2_VOCAB_SIZES[0] <= rows <= GPT2_VOCAB_SIZES[1]
-        if self.prediction_now is None or latest is None or has_other_tokens or self.steps_done <= warmup:
+        if self.prediction_now is None or latest is None or self.has_other_tokens or self.steps_done <= warmup:
             return None
         gain, gain_sd = UNKNOWN_GAIN
         early = AFTER_WARMUP * warmup / self.steps_done

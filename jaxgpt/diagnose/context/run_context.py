@@ -17,8 +17,10 @@ from jaxgpt.config import Config, Optim
 from jaxgpt.config.files import load_config
 from jaxgpt.config.model_size import parameters
 from jaxgpt.data import audit_files
+from jaxgpt.diagnose.context.endings import Ending, possible_endings
 from jaxgpt.diagnose.context.facts import Fact, Source, nonnegative, resolve, step_count
 from jaxgpt.diagnose.context.schedule import ScheduleResolver
+from jaxgpt.diagnose.context.tokens import GPT2_TOKENS, TokenScale, token_scale
 from jaxgpt.diagnose.options import OptimizerName, Options, optimizer_name
 from jaxgpt.errors import JaxgptError, NoShardsError
 from jaxgpt.logs.history import History
@@ -65,6 +67,7 @@ class RunContext:
     optim: Optim  # schedule, warmup, peak and final learning rate; of an unknown optimizer the rest is AdamW's default
     lr_fractions: NDArray[np.float64]  # [total_steps], or of the steps done if the length is unknown
     corpus: Corpus
+    endings: tuple[Ending, ...] = ()  # how the run may end, where that is not known; empty: as in `lr_fractions`
     tokens_per_step: float | None = None
     eval_tokens: float | None = None
     fixed_eval_set: bool = False  # every evaluation reads the same text
@@ -75,6 +78,7 @@ class RunContext:
     dropout: float | None = None
     vocab_size: int | None = None
     unigram_entropy: float | None = None  # nats per token, from the data's audit
+    token_scale: TokenScale = GPT2_TOKENS
     device: Device | None = None
     config: Config | None = None
     config_name: str | None = None  # the value of `--config` in recommended commands
@@ -122,15 +126,20 @@ def resolve_context(history: History, options: Options) -> RunContext:
     data_tokens, data_note = _data_tokens(history)
     facts = schedule.facts() | _run_facts(history, options, config, data_tokens)
     corpus = facts["corpus"].value
-    notes = [*(fact.note for fact in facts.values()), data_note]
+    lr_fractions = schedule.lr_fractions()
+    bytes_per_token = history.metadata.bytes_per_token or _audited(history, "bytes_per_token")
+    scale = token_scale(history, bytes_per_token, facts["vocab_size"].value)
+    notes = [*(fact.note for fact in facts.values()), data_note, scale.note]
     return RunContext(
         total_steps=schedule.total_steps.value,
         optim=schedule.optim,
-        lr_fractions=schedule.lr_fractions(),
+        lr_fractions=lr_fractions,
+        endings=possible_endings(lr_fractions, history.steps_done) if schedule.may_decay else (),
         corpus=corpus if corpus is not None else CORPORA["unknown"],
         **{name: facts[name].value for name in CONTEXT_FACTS},
         fixed_eval_set=history.traits.fixed_eval_set,
-        unigram_entropy=_unigram_entropy(history),
+        unigram_entropy=_audited(history, "unigram_entropy"),
+        token_scale=scale,
         config=config,
         config_name=options.config or _built_in_name(history),
         schedule_known=schedule.schedule_known,
@@ -223,15 +232,15 @@ def _data_tokens(history: History) -> tuple[float | None, str]:
         return None, f"the run's data folder cannot be read: {error.message} (--unique-tokens)"
 
 
-def _unigram_entropy(history: History) -> float | None:
-    """The unigram entropy of the validation split, else of the training split, by the data's audit."""
+def _audited(history: History, figure: str) -> float | None:
+    """A figure of the validation split, else of the training split, by the data's audit."""
     if history.config is None:
         return None
     try:
         record = Path(history.config.data.path) / audit_files.RECORD_NAME
         audit = json.loads(record.read_text(encoding="utf-8"))
         split = audit["splits"].get("val") or audit["splits"]["train"]
-        return nonnegative(split["unigram_entropy"])
+        return nonnegative(split[figure])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

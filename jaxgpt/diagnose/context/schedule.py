@@ -151,7 +151,7 @@ class ScheduleResolver:
 
     def _assumed_schedule(self) -> tuple[ScheduleName, str]:
         if self.detected:
-            return "constant", "the learning rate has not decayed so far; it is assumed to stay"
+            return "constant", "the learning rate has not decayed so far; it may stay, or decay over the last 5 to 40 %"
         if len(self.logged.rates) >= schedule_detection.MIN_POINTS:
             return "constant", "the logged learning rates follow no known schedule; the last one is assumed to stay"
         if self.history.traits.default_schedule == "wsd":
@@ -308,6 +308,11 @@ class ScheduleResolver:
         if peak == 0 and self.options.schedule is None:
             return np.zeros(steps)
         return _overlay(fractions, self.logged, peak, stays=self.detected is None and self.options.schedule is None)
+
+    @property
+    def may_decay(self) -> bool:
+        """Whether the learning rate is constant so far and nothing says that it stays."""
+        return self.schedule.source == "assumption" and self.detected is not None and self.total_steps.value is not None
 
     def _from_config(self, field: str) -> dict[Source, Any]:
         """The value of an optimizer field in the config, by its source."""

@@ -42,7 +42,9 @@ class LossCurve:
     `steps` are the steps before each evaluation, in ascending order; `lr_fractions` the learning rate over its peak of
     every step of the whole run. `noise` is the standard error of one evaluation in nats, independent of the others'.
     `repetition` is the expected cost of repeated data after 0, 1, … steps (one longer than `lr_fractions`); None: 0.
-    Raises ValueError for inconsistent lengths.
+    Losses of another tokenizer than GPT-2's are `token_scale` times as large, with the relative uncertainty
+    `token_spread`. `endings` are the ways in which the run may end, with their probabilities; empty: as in
+    `lr_fractions`. Raises ValueError for inconsistent lengths.
     """
 
     steps: NDArray[np.int64]
@@ -52,6 +54,9 @@ class LossCurve:
     noise: float = 0.0
     repetition: Floats | None = None
     traits: RunTraits = UNKNOWN_TRAITS
+    token_scale: float = 1.0
+    token_spread: float = 0.0
+    endings: tuple[tuple[float, Floats], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.losses) or not len(self.lr_fractions):
@@ -136,10 +141,23 @@ class Posterior:
         return mean, np.sqrt(self.weights @ (sds**2 + (means - mean) ** 2))
 
     def final_loss(self, lr_fractions: Floats | None = None, repetition: Floats | None = None) -> Forecast:
-        """The forecast validation loss at the end of the run, or of a run with other `lr_fractions`."""
+        """The forecast validation loss at the end of the run, or of a run with other `lr_fractions`.
+
+        Where it is not known how the run ends, an average over its possible endings.
+        """
+        endings = self.curve.endings if lr_fractions is None else ()
+        parts = [
+            (probability * self.weights, *self._final_predictions(rates, repetition))
+            for probability, rates in endings or ((1.0, lr_fractions),)
+        ]
+        weights, means, sds = (np.concatenate(values) for values in zip(*parts))
+        return mixture_forecast(weights, means, sds)
+
+    def _final_predictions(self, lr_fractions: Floats | None, repetition: Floats | None) -> tuple[Floats, Floats]:
+        """[combination] mean and standard deviation of the final loss."""
         end = len(self.curve.lr_fractions if lr_fractions is None else lr_fractions)
         means, sds = self._predictions(np.array([float(end)]), lr_fractions, repetition)
-        return mixture_forecast(self.weights, means[:, 0], sds[:, 0])
+        return means[:, 0], sds[:, 0]
 
     @property
     def alpha(self) -> tuple[float, float]:
@@ -201,7 +219,7 @@ def fit(curve: LossCurve, prior: Forecast | None = None, variants: Sequence[LawV
     components = []
     for variant in variants:
         rows = design_matrix(variant, schedule, schedule, observed.steps, cost)
-        components += _fit_variant(variant, rows, observed, curve.traits)
+        components += _fit_variant(variant, rows, observed, curve)
     limit = max(component.log_evidence.max() for component in components) - NEGLIGIBLE
     relevant = [component.without_negligible(limit) for component in components]
     return Posterior(curve, schedule, tuple(part for part in relevant if len(part.alphas)), prior)
@@ -222,7 +240,7 @@ def _observations(curve: LossCurve, prior: Forecast | None) -> _Observations:
     steps, losses = downsample(curve.steps[usable].astype(np.float64), curve.losses[usable])
     points = len(steps)
     scales, probabilities = np.array(MISFIT_SCALES).T
-    correlated = (scales * MISFIT) ** 2 * max(points / INDEPENDENT_MISFITS, 1.0)
+    correlated = (curve.token_scale * scales * MISFIT) ** 2 * max(points / INDEPENDENT_MISFITS, 1.0)
     independent = curve.noise**2 * points / max(int(usable.sum()), 1)
     variance = correlated + independent
     log_evidence = np.log(probabilities) - 0.5 * min(points, INDEPENDENT_MISFITS) * np.log(variance)
@@ -268,7 +286,7 @@ def design_matrix(
     return rows
 
 
-def _fit_variant(variant: LawVariant, rows: Floats, observed: _Observations, traits: RunTraits) -> list[Component]:
+def _fit_variant(variant: LawVariant, rows: Floats, observed: _Observations, curve: LossCurve) -> list[Component]:
     """Conjugate normal regression for every alpha and misfit at once; a component for each possible decay rate."""
     center = np.array([observed.losses.mean(), 0.0, 0.0, REPETITION[0]])  # of the coefficients, for accuracy
     residual = observed.losses - rows @ center
@@ -276,8 +294,8 @@ def _fit_variant(variant: LawVariant, rows: Floats, observed: _Observations, tra
     moment = np.stack([np.sum(rows * (residual / variance)[:, :, None], axis=1) for variance in observed.variances])
     square = np.stack([np.sum(residual**2 / variance, axis=1) for variance in observed.variances])
     components = []
-    for probability, possible in possible_traits(traits):
-        prior = _coefficient_prior(variant, possible)
+    for probability, traits in possible_traits(curve.traits):
+        prior = _coefficient_prior(variant, traits, curve)
         scaled = gram * prior.sds[:, None] * prior.sds  # coefficients in units of their prior standard deviation
         start = (prior.means - center) / prior.sds
         precision = np.eye(len(center)) + scaled
@@ -288,13 +306,16 @@ def _fit_variant(variant: LawVariant, rows: Floats, observed: _Observations, tra
         log_evidence = prior.log_alpha - 0.5 * (misfit + np.linalg.slogdet(precision)[1])
         log_evidence = log_evidence + observed.log_evidence[:, None] + math.log(probability)
         covariances = covariance * prior.sds[:, None] * prior.sds
-        components.append(_component(variant, log_evidence, center + solution * prior.sds, covariances))
+        means = center + solution * prior.sds
+        components.append(_component(variant, log_evidence, means, covariances, curve.token_scale * MISFIT))
     return components
 
 
-def _component(variant: LawVariant, log_evidence: Floats, means: Floats, covariances: Floats) -> Component:
-    """The component of arrays by misfit and alpha."""
-    scales = MISFIT * np.array([scale for scale, _ in MISFIT_SCALES])
+def _component(
+    variant: LawVariant, log_evidence: Floats, means: Floats, covariances: Floats, misfit: float
+) -> Component:
+    """The component of arrays by scale of the misfit and alpha."""
+    scales = misfit * np.array([scale for scale, _ in MISFIT_SCALES])
     alphas = np.tile(np.arange(len(ALPHAS)), len(scales))
     misfits = np.repeat(scales, len(ALPHAS))
     return Component(
@@ -310,13 +331,15 @@ class _CoefficientPrior(NamedTuple):
     sds: Floats
 
 
-def _coefficient_prior(variant: LawVariant, traits: RunTraits) -> _CoefficientPrior:
+def _coefficient_prior(variant: LawVariant, traits: RunTraits, curve: LossCurve) -> _CoefficientPrior:
+    scale = curve.token_scale
     alpha, alpha_sd = variant.alpha.predict(traits)
     gain, gain_sd = variant.annealing_gain.predict(traits)
+    gain, gain_sd = scale * gain, scale * math.hypot(gain_sd, curve.token_spread * gain)
     deviation = (ALPHAS - alpha) / alpha_sd
     log_alpha = -0.5 * deviation**2
     log_alpha -= np.log(np.exp(log_alpha).sum())  # the probabilities sum to 1 over the grid
-    means = np.tile([LEVEL[0], SCALE[0], 0.0, REPETITION[0]], (len(ALPHAS), 1))
+    means = np.tile([scale * LEVEL[0], scale * SCALE[0], 0.0, REPETITION[0]], (len(ALPHAS), 1))
     means[:, 2] = gain + variant.rho * gain_sd * deviation
     sds = np.array([LEVEL[1], SCALE[1], gain_sd * math.sqrt(1 - variant.rho**2), REPETITION[1]])
     return _CoefficientPrior(log_alpha, means, sds)

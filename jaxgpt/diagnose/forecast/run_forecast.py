@@ -78,7 +78,7 @@ def _loss_is_not_finite(history: History) -> bool:
 
 
 def scaling_law_prior(context: RunContext) -> Forecast | None:
-    """The scaling law's prediction of the final loss.
+    """The scaling law's prediction of the final loss, per token of the run's tokenizer.
 
     It includes the cost of repeated data and of the peak and final learning rate. Its standard deviation covers recipe,
     optimizer, corpus, distance from the fitted range and repetition. None if parameters or tokens are unknown.
@@ -88,6 +88,7 @@ def scaling_law_prior(context: RunContext) -> Forecast | None:
         return None
     batch = context.tokens_per_step
     vocab_size = context.vocab_size or 0
+    scale, spread, _ = context.token_scale
     optim = context.optim
     if context.optimizer not in (None, "adamw"):  # its learning rate is not comparable with AdamW's
         tuned = scaling_law.tuned_learning_rate(context.parameters)
@@ -99,11 +100,12 @@ def scaling_law_prior(context: RunContext) -> Forecast | None:
             recipe=make_recipe(optim, steps, context.parameters, batch, context.dropout or 0.0),
             corpus=context.corpus,
             unique=context.unique_tokens or None,
-            ceiling=math.log(vocab_size) if vocab_size > 1 else math.inf,
+            ceiling=math.log(vocab_size) / scale if vocab_size > 1 else math.inf,
         )
     )
     term, sd = OPTIMIZER_TERMS.get(context.optimizer or "unknown", UNKNOWN_OPTIMIZER)
-    return gaussian_forecast(prediction.loss + term, math.hypot(prediction.sigma, sd))
+    loss = scale * (prediction.loss + term)
+    return gaussian_forecast(loss, math.hypot(scale * prediction.sigma, scale * sd, spread * loss))
 
 
 def repetition_costs(context: RunContext) -> NDArray[np.float64] | None:
@@ -115,7 +117,7 @@ def repetition_costs(context: RunContext) -> NDArray[np.float64] | None:
     if not repeats[-1]:
         return None
     cost_of_one_repeat = scaling_law.repetition_cost(context.parameters, 2 * unique, unique)
-    costs: NDArray[np.float64] = cost_of_one_repeat * repeats**scaling_law.REPETITION_EPOCHS
+    costs: NDArray[np.float64] = context.token_scale.value * cost_of_one_repeat * repeats**scaling_law.REPETITION_EPOCHS
     return costs
 
 
@@ -173,5 +175,8 @@ def loss_curve(history: History, context: RunContext) -> LossCurve:
         warmup=context.optim.warmup_steps,
         repetition=repetition_costs(context),
         traits=traits(context),
+        endings=context.endings,
+        token_scale=context.token_scale.value,
+        token_spread=context.token_scale.spread,
     )
     return replace(curve, noise=evaluation_noise(history, context, curve))

@@ -145,7 +145,9 @@ def test_jaxgpt_run_needs_no_options(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (context.config, context.optim, context.total_steps) == (CONFIG, CONFIG.optim, 100)
     assert context.lr_fractions == pytest.approx(schedule.learning_rates(CONFIG.optim, 100) / 1e-3)
     assert (context.fixed_eval_set, context.schedule_known, context.unique_tokens) == (True, True, None)
-    assert context.assumed == ("the corpus is unknown, so that the level of the loss cannot be assessed (--corpus)",)
+    corpus, tokens = context.assumed
+    assert corpus == "the corpus is unknown, so that the level of the loss cannot be assessed (--corpus)"
+    assert tokens.endswith("of the loss of a GPT-2 token: a vocabulary of 64")
     folder = tmp_path / "nowhere"
     folder.mkdir()
     (folder / "train.bin").write_bytes(bytes(2 * 5000))

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from jaxgpt.budget import query as queries
 from jaxgpt.budget import scaling_law
 from jaxgpt.budget.scaling_law import LossPrediction, ScalingQuery
 from jaxgpt.diagnose.analysis.series import Estimate
 from jaxgpt.diagnose.context import RunContext
+from jaxgpt.diagnose.context.scaling_query import scaling_query
 from jaxgpt.diagnose.context.tokens import GPT2_TOKENS
 
 UNKNOWN_GAIN = (0.128, 0.06)  # nats that annealing gains under any schedule and weight decay, and their spread
@@ -30,20 +30,7 @@ class LawComparison:
 
     def query_at(self, steps: int) -> ScalingQuery | None:
         """The query for a run like this of `steps` steps; None where its size or batch is unknown."""
-        context = self.context
-        if not context.parameters or not context.tokens_per_step or steps < 1:
-            return None
-        batch = context.tokens_per_step
-        rows = context.vocab_size
-        dropout = context.dropout or 0.0
-        return ScalingQuery(
-            parameters=context.parameters,
-            tokens=batch * steps,
-            recipe=queries.make_recipe(context.optim, self.total_steps, context.parameters, batch, dropout),
-            corpus=context.corpus,
-            unique=context.unique_tokens or None,
-            ceiling=math.log(rows) if rows and rows > 1 else math.inf,
-        )
+        return scaling_query(self.context, steps, self.total_steps)
 
     @cached_property
     def query(self) -> ScalingQuery | None:

@@ -12,10 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.budget import scaling_law
-from jaxgpt.budget.query import make_recipe
-from jaxgpt.budget.scaling_law import ScalingQuery
+from jaxgpt.budget import recipes, scaling_law
 from jaxgpt.diagnose.context import RunContext
+from jaxgpt.diagnose.context.scaling_query import scaling_query
 from jaxgpt.diagnose.forecast import annealing
 from jaxgpt.diagnose.forecast.annealing import LossCurve, Posterior
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast, gaussian_forecast
@@ -27,11 +26,9 @@ from jaxgpt.utils.stats import Floats
 
 # The measured standard error, in nats, of an evaluation on so many random tokens.
 RANDOM_EVAL_ERROR, RANDOM_EVAL_TOKENS = 0.044, 524_288
-# What an optimizer changes of the scaling law's prediction, which is AdamW's, and the sd of that, in nats: 12 public
-# FineWeb runs of 124M to 1.5B parameters with Muon, SOAP and Shampoo. Other recipes together have an sd of 0.07.
-TUNED_MATRICES = (-0.045, 0.02)
-UNKNOWN_OPTIMIZER = (0.0, math.sqrt(scaling_law.OTHER_RECIPE**2 - scaling_law.SAME_RECIPE**2))
-OPTIMIZER_TERMS = {"adamw": (0.0, 0.0), "muon": TUNED_MATRICES, "soap": TUNED_MATRICES, "shampoo": TUNED_MATRICES}
+# Other optimizers and recipes together have an sd of 0.07 nats around the scaling law.
+KNOWN_OPTIMIZERS = {"adamw", *recipes.BETTER_OPTIMIZERS}
+UNKNOWN_OPTIMIZER_SD = math.sqrt(scaling_law.OTHER_RECIPE**2 - scaling_law.SAME_RECIPE**2)
 MAX_LOSS = 1e6  # nats: a larger value is not a loss
 DEFAULT_EVAL_TOKENS = 200 * 8 * 1024  # where neither log nor options tell, and the evaluations are few
 MIN_SCATTER = 8  # evaluations whose scatter tells their noise
@@ -83,28 +80,14 @@ def scaling_law_prior(context: RunContext) -> Forecast | None:
     It includes the cost of repeated data and of the peak and final learning rate. Its standard deviation covers recipe,
     optimizer, corpus, distance from the fitted range and repetition. None if parameters or tokens are unknown.
     """
-    steps = context.total_steps
-    if not context.parameters or not context.tokens_per_step or not steps or steps < 1:
+    steps = context.total_steps or 0
+    query = scaling_query(context, steps, steps)
+    if query is None:
         return None
-    batch = context.tokens_per_step
-    vocab_size = context.vocab_size or 0
+    prediction = scaling_law.predict_loss(query)
+    sd = 0.0 if context.optimizer in KNOWN_OPTIMIZERS else UNKNOWN_OPTIMIZER_SD
     scale, spread, _ = context.token_scale
-    optim = context.optim
-    if context.optimizer not in (None, "adamw"):  # its learning rate is not comparable with AdamW's
-        tuned = scaling_law.tuned_learning_rate(context.parameters)
-        optim = replace(optim, learning_rate=tuned, min_lr=tuned * optim.min_lr / (optim.learning_rate or 1.0))
-    prediction = scaling_law.predict_loss(
-        ScalingQuery(
-            parameters=context.parameters,
-            tokens=batch * steps,
-            recipe=make_recipe(optim, steps, context.parameters, batch, context.dropout or 0.0),
-            corpus=context.corpus,
-            unique=context.unique_tokens or None,
-            ceiling=math.log(vocab_size) / scale if vocab_size > 1 else math.inf,
-        )
-    )
-    term, sd = OPTIMIZER_TERMS.get(context.optimizer or "unknown", UNKNOWN_OPTIMIZER)
-    loss = scale * (prediction.loss + term)
+    loss = scale * prediction.loss
     return gaussian_forecast(loss, math.hypot(scale * prediction.sigma, scale * sd, spread * loss))
 
 

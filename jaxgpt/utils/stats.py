@@ -35,6 +35,23 @@ def robust_sd(values: Sequence[float] | Floats) -> float:
     return float(MAD_TO_SD * np.median(deviations))
 
 
+def curve_noise(x: Floats, values: Floats) -> float:
+    """The noise of one of at least four values at ascending `x`, from their deviations from smooth curves.
+
+    Lines through neighbors overestimate it where the curve bends, parabolas vary more: the smaller estimate counts.
+    """
+    return min(_deviation(x, values, points) for points in (3, 4))
+
+
+def _deviation(x: Floats, values: Floats, points: int) -> float:
+    """The noise of one value, from divided differences of `points` neighbors, which polynomials of lower order lack."""
+    near = np.lib.stride_tricks.sliding_window_view(x, points)
+    distances = near[:, :, None] - near[:, None, :] + np.eye(points)
+    weights = 1 / distances.prod(axis=2)
+    differences = (weights * np.lib.stride_tricks.sliding_window_view(values, points)).sum(axis=1)
+    return float(MAD_TO_SD * np.median(np.abs(differences) / np.sqrt((weights**2).sum(axis=1))))
+
+
 class Line(NamedTuple):
     """A straight line through points: its slope, and its value at each point."""
 

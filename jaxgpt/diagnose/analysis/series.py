@@ -85,25 +85,12 @@ def scatter(values: Floats) -> float | None:
 
 
 def curve_scatter(curve: Series) -> float | None:
-    """The noise of one loss of a falling curve, from its deviations from smooth curves in the log of the step.
+    """The noise of one loss of a falling curve, which is smooth in the log of the step.
 
-    Lines through neighbors overestimate it where the curve bends, parabolas vary more: the smaller estimate counts.
     None for fewer than eight losses after step 0.
     """
     curve = curve.between(1, math.inf)
-    if len(curve) < MIN_LOSSES:
-        return None
-    x = np.log(curve.steps)
-    return min(_deviation(x, curve.values, points) for points in (3, 4))
-
-
-def _deviation(x: Floats, values: Floats, points: int) -> float:
-    """The noise of one value, from divided differences of `points` neighbors, which polynomials of lower order lack."""
-    near = np.lib.stride_tricks.sliding_window_view(x, points)
-    distances = near[:, :, None] - near[:, None, :] + np.eye(points)
-    weights = 1 / distances.prod(axis=2)
-    differences = (weights * np.lib.stride_tricks.sliding_window_view(values, points)).sum(axis=1)
-    return float(stats.MAD_TO_SD * np.median(np.abs(differences) / np.sqrt((weights**2).sum(axis=1))))
+    return stats.curve_noise(np.log(curve.steps), curve.values) if len(curve) >= MIN_LOSSES else None
 
 
 def trailing_level(losses: Series, step: float, count: int) -> Estimate | None:

@@ -22,7 +22,6 @@ from jaxgpt.diagnose.forecast.law_variants import LAW_VARIANTS, LawVariant, RunT
 from jaxgpt.logs.history import History
 from jaxgpt.utils import stats
 from jaxgpt.utils.formatting import pluralize
-from jaxgpt.utils.stats import Floats
 
 # The measured standard error, in nats, of an evaluation on so many random tokens.
 RANDOM_EVAL_ERROR, RANDOM_EVAL_TOKENS = 0.044, 524_288
@@ -116,25 +115,11 @@ def evaluation_noise(history: History, context: RunContext, curve: LossCurve) ->
     if context.eval_tokens and not context.fixed_eval_set:
         return RANDOM_EVAL_ERROR * math.sqrt(RANDOM_EVAL_TOKENS / context.eval_tokens)
     usable = curve.usable()
-    noise = scatter(curve.steps[usable].astype(np.float64), curve.losses[usable])
-    if noise is not None:
-        return noise
+    if np.count_nonzero(usable) >= MIN_SCATTER:
+        return stats.curve_noise(np.log(curve.steps[usable]), curve.losses[usable])
     if context.fixed_eval_set:
         return 0.0
     return RANDOM_EVAL_ERROR * math.sqrt(RANDOM_EVAL_TOKENS / DEFAULT_EVAL_TOKENS)
-
-
-def scatter(steps: Floats, losses: Floats) -> float | None:
-    """The noise of one loss of a smooth curve: deviations from the line between its neighbors in the log of the step.
-
-    Robust against single outliers. None for fewer than `MIN_SCATTER` losses.
-    """
-    if len(losses) < MIN_SCATTER:
-        return None
-    x = np.log(steps)
-    after = (x[1:-1] - x[:-2]) / (x[2:] - x[:-2])  # the share of the later neighbor
-    deviations = losses[1:-1] - after * losses[2:] - (1 - after) * losses[:-2]
-    return float(stats.MAD_TO_SD * np.median(np.abs(deviations) / np.sqrt(1 + after**2 + (1 - after) ** 2)))
 
 
 def traits(context: RunContext) -> RunTraits:

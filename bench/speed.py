@@ -129,8 +129,12 @@ def fitted(data: Data) -> SpeedFit:
     """The constants of `speed.FIT`: the posterior mean for software from 2024 or later."""
     weights, covariance, programs = posterior(data, PROGRAM_SD, RESIDUAL_SD)
     weight_sd = float(np.mean([math.sqrt(row @ covariance @ row) for row in data.features]))
+    constant, width, geforce, hopper = (round(float(weight), 3) for weight in weights[:4])
     return SpeedFit(
-        *(round(float(weight), 3) for weight in weights[:4]),
+        constant=constant,
+        width=width,
+        geforce=geforce,
+        hopper=hopper,
         nanogpt=round(programs["nanoGPT on other cards"], 3),
         nanogpt_geforce=round(programs["nanoGPT on GeForce"], 3),
         known_program=round(math.hypot(RESIDUAL_SD, weight_sd), 2),

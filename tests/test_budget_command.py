@@ -184,4 +184,6 @@ def test_measurement_describes_the_machine_that_it_ran_on(option: list[str]) -> 
     assert inputs.device is None
     assert "this machine's CPU" in inputs.device_reason
     assert options.read(["fineweb40m"]).inputs.device is DEVICES["RTX 4070"]
-    assert options.read(["quickstart", *option, "--gpu", "H100"]).inputs.device is DEVICES["H100"]
+    with pytest.raises(errors.ConfigError, match="this machine's CPU, and --gpu names H100") as caught:
+        options.read(["quickstart", *option, "--gpu", "H100"])
+    assert caught.value.code == "C039"

@@ -7,24 +7,26 @@ is subtracted first, and its uncertainty widens the interval.
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jaxgpt import logs
-from jaxgpt.budget import devices, query, scaling_law
+from jaxgpt.budget import devices, query, scaling_law, tokens
 from jaxgpt.budget.calibration import Calibration
 from jaxgpt.budget.devices import Device
-from jaxgpt.budget.scaling_law import Corpus
+from jaxgpt.budget.scaling_law import Corpus, ScalingQuery
 from jaxgpt.budget.step_time import StepTime
+from jaxgpt.budget.tokens import TokenScale
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.files import load_config
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, NoLogError
 from jaxgpt.utils import eta
 from jaxgpt.utils.formatting import pluralize
 
-FINISHED_SD = 0.010  # nats
-RUNNING_SD = 0.026  # nats: the uncertainty of the annealing gain (see LAW.undecayed_lr)
+FINISHED_SD = 0.010  # nats: an evaluation's noise
+GAIN_SPREAD = 0.25  # of the annealing gain that is still to come (see LAW.undecayed_lr)
+LATE = 2 / 3  # of the steps done: from there on, evaluations of an unfinished run are averaged
 MIN_PROGRESS = 0.25  # of a run: before that its loss says little about its end
 WARMUP_RECORDS = 5  # records of a jaxgpt run during which it compiles and warms up
 BELIEVABLE_SHIFT = 0.3  # nats: a larger one means another corpus or tokenizer or an error, and widens the interval
@@ -35,12 +37,20 @@ MEASUREMENT_SPREAD = 0.03  # of a step time that `bench/gpu.py` measured
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What a log says: seconds of ordinary steps, evaluations as (step, loss), and the config if it has one."""
+    """What a log says: seconds of ordinary steps, evaluations as (step, loss), and the config if it has one.
+
+    `device` is its name in the log, `software` "jaxgpt" or "nanogpt" (any other program), and `vocab_size` and
+    `bytes_per_token` belong to the tokenizer; None where the log does not tell.
+    """
 
     source: str
     seconds: tuple[float, ...]
     evaluations: tuple[tuple[int, float], ...]
     config: Config | None
+    software: str = "jaxgpt"
+    device: str | None = None
+    vocab_size: int | None = None
+    bytes_per_token: float | None = None
 
 
 def read_record(path: str) -> RunRecord:
@@ -60,7 +70,17 @@ def read_record(path: str) -> RunRecord:
             evaluations.append((evaluation.step, loss))
     if not seconds and not evaluations:
         raise ConfigError("C043", f"'{path}' contains no training steps that can be measured", logs.SUPPORTED)
-    return RunRecord(source=str(path), seconds=seconds, evaluations=tuple(evaluations), config=history.config)
+    vocab_size = history.metadata.hyperparameters.get("vocab_size")
+    return RunRecord(
+        source=str(path),
+        seconds=seconds,
+        evaluations=tuple(evaluations),
+        config=history.config,
+        software="jaxgpt" if history.traits.is_jaxgpt_run else "nanogpt",
+        device=history.metadata.device,
+        vocab_size=int(vocab_size) if isinstance(vocab_size, int | float) and vocab_size > 1 else None,
+        bytes_per_token=history.metadata.bytes_per_token,
+    )
 
 
 def _is_plausible(step: int, loss: float) -> bool:
@@ -71,13 +91,18 @@ def _is_plausible(step: int, loss: float) -> bool:
 def calibrate(record: RunRecord, config: Config, corpus: Corpus, unique: float | None) -> Calibration:
     """What `record` teaches about a plan of `config`. A record without a config counts as one of `config`."""
     run_config = record.config or config
-    shift, sd = _loss_shift(record, run_config, corpus, unique)
+    if record.config is None and record.vocab_size:
+        run_config = config.replace({"model": {"vocab_size": record.vocab_size}})
+    shift, sd, size = _loss_shift(record, run_config, corpus, unique)
     return Calibration(
         source=record.source,
         measured=_measured_step_time(record),
         measured_config=run_config,
+        measured_device=devices.lookup(record.device) if record.device else None,
+        software=record.software,
         loss_shift=shift,
-        loss_sd=sd,
+        loss_sd=math.hypot(sd, _tokenizer_sd(record, run_config, config)),
+        run_size=size,
     )
 
 
@@ -86,28 +111,64 @@ def _measured_step_time(record: RunRecord) -> StepTime | None:
     estimate = eta.estimate_step_time(record.seconds)
     if estimate is None:
         return None
-    basis = f"measured: {pluralize(estimate.steps_used, 'timed step')} in {record.source}"
+    where = f" on {record.device}" if record.device else ""
+    basis = f"measured: {pluralize(estimate.steps_used, 'timed step')} in {record.source}{where}"
     return StepTime(seconds=estimate.seconds, low=estimate.low, high=estimate.high, basis=basis)
 
 
-def _loss_shift(record: RunRecord, config: Config, corpus: Corpus, unique: float | None) -> tuple[float | None, float]:
-    """How far the run's loss with a decayed learning rate would lie above the scaling law, and its uncertainty."""
-    if not record.evaluations:
-        return None, 0.0
-    step, loss = max(record.evaluations)
+def _tokenizer_sd(record: RunRecord, run_config: Config, config: Config) -> float:
+    """Of the conversion between the run's tokenizer and the plan's, in nats per GPT-2 token; 0 for the same."""
+    if not record.evaluations or run_config.model.vocab_size == config.model.vocab_size:
+        return 0.0
+    scale = _scale(record, run_config)
+    spread = math.hypot(scale.spread, tokens.config_scale(config).spread)
+    return spread * record.evaluations[-1][1] / scale.value
+
+
+def _scale(record: RunRecord, run_config: Config) -> TokenScale:
+    if record.bytes_per_token:
+        return tokens.token_scale(record.bytes_per_token, run_config.model.vocab_size)
+    return tokens.config_scale(run_config)
+
+
+def _loss_shift(
+    record: RunRecord, config: Config, corpus: Corpus, unique: float | None
+) -> tuple[float | None, float, tuple[float, float] | None]:
+    """How far the run's loss with a decayed learning rate would lie above the scaling law, per GPT-2 token.
+
+    The uncertainty and the run's size follow. Of an unfinished run the late evaluations are averaged.
+    """
     total_steps = config.run.steps
-    if step < MIN_PROGRESS * total_steps or step < 1:
-        return None, 0.0
-    asked = query.build_query(config, step, corpus, unique)
-    prediction = scaling_law.predict_loss(asked)
-    lr = schedule.learning_rate(config.optim, total_steps, min(step, total_steps - 1))
-    annealing_gain = scaling_law.undecayed_lr_cost(lr / config.optim.learning_rate)
-    expected = prediction.loss - scaling_law.recipe_costs(asked)["undecayed_lr"]
-    shift = loss - annealing_gain - expected
-    own_sd = FINISHED_SD if step >= total_steps else RUNNING_SD
-    extrapolation_sd = prediction.sigmas["outside the fitted range"]  # a short pilot says less about a long run
+    last = max((step for step, _ in record.evaluations), default=0)
+    if last < MIN_PROGRESS * total_steps or last < 1:
+        return None, 0.0, None
+    first = last if last >= total_steps else LATE * last
+    scale = _scale(record, config)
+    shifts = []
+    for step, loss in record.evaluations:
+        if step >= max(first, 1):
+            asked = replace(query.build_query(config, step, corpus, unique), scale=scale)
+            shifts.append(loss / scale.value - _expected_now(asked, config, step))
+    shift = sum(shifts) / len(shifts)
+    gain = _annealing_gain(config, last)
+    asked = query.build_query(config, last, corpus, unique)
+    outside = scaling_law.predict_loss(asked).sigmas["outside the fitted range"] / scale.value
     excess = max(abs(shift) - BELIEVABLE_SHIFT, 0.0)
-    return shift, math.hypot(own_sd, extrapolation_sd, excess)
+    sd = math.hypot(FINISHED_SD, GAIN_SPREAD * gain, outside, excess)  # a short pilot says less about a long run
+    return shift, sd, (asked.parameters, scale.value * asked.tokens)
+
+
+def _expected_now(asked: ScalingQuery, config: Config, step: int) -> float:
+    """The scaling law's loss at that step with the learning rate that it has there, per GPT-2 token."""
+    prediction = scaling_law.predict_loss(asked)
+    decayed = prediction.loss / asked.scale.value - scaling_law.recipe_costs(asked)["undecayed_lr"]
+    return decayed + _annealing_gain(config, step)
+
+
+def _annealing_gain(config: Config, step: int) -> float:
+    total_steps = config.run.steps
+    rate = schedule.learning_rate(config.optim, total_steps, min(step, total_steps - 1))
+    return scaling_law.undecayed_lr_cost(rate / max(config.optim.learning_rate, 1e-12))
 
 
 def find_measurement(path: Path, device: Device) -> Calibration | None:

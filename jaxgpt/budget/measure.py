@@ -37,7 +37,7 @@ def measure(config: Config) -> RunRecord:
     factor = config.data.accum / accum
     return dataclasses.replace(
         record,
-        source=f"{len(record.seconds)} steps of {accum} micro-batches here",
+        source=f"{len(record.seconds)} steps of {accum} micro-batches",
         seconds=tuple(seconds * factor for seconds in record.seconds),
         evaluations=(),
         config=config,

@@ -181,10 +181,14 @@ def _device(gpu: str | None, *, measured: bool, suits_cpu: bool) -> tuple[Device
 
     `suits_cpu` tells that a machine without a GPU can train the run; otherwise a common card is assumed.
     """
-    if gpu is not None:
-        return None if gpu.lower() == devices.CPU else devices.find(gpu), "--gpu"
     name = devices.local_gpu()
     device = devices.lookup(name) if name else None
+    if gpu is not None:
+        chosen = None if gpu.lower() == devices.CPU else devices.find(gpu)
+        if measured and chosen is not None and chosen != device:
+            message = f"--measure and --pilot time this machine's {name or 'CPU'}, and --gpu names {chosen.name}"
+            raise ConfigError("C039", message, "leave out one of them")
+        return chosen, "--gpu"
     if device:
         return device, "this machine's"
     if measured:

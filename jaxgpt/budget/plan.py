@@ -50,7 +50,13 @@ class Inputs:
         """The inputs with the step time and the corpus offset that a run has taught."""
         if calibration.measured is None and self.calibration:
             measured = self.calibration
-            calibration = replace(calibration, measured=measured.measured, measured_config=measured.measured_config)
+            calibration = replace(
+                calibration,
+                measured=measured.measured,
+                measured_config=measured.measured_config,
+                measured_device=measured.measured_device,
+                software=measured.software,
+            )
         return replace(self, calibration=calibration, corpus=calibration.corpus(self.corpus))
 
 
@@ -188,8 +194,14 @@ def step_times(inputs: Inputs) -> dict[str, StepTime]:
     own = own_step_time(inputs)
     if own is not None:
         times["jaxgpt"] = own
-    if inputs.device is not None:
-        times["nanogpt"] = speed.estimate(inputs.config, inputs.device, "nanogpt", inputs.gpus)
+    calibration = inputs.calibration
+    other = None
+    if calibration and calibration.software != "jaxgpt":
+        other = calibration.measured_time(inputs.config, inputs.device, inputs.gpus)
+    if other is None and inputs.device is not None:
+        other = speed.estimate(inputs.config, inputs.device, "nanogpt", inputs.gpus)
+    if other is not None:
+        times["nanogpt"] = other
     return times
 
 

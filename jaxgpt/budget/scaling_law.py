@@ -53,6 +53,7 @@ class Corpus:
     """A corpus's irreducible loss in nats per token of its tokenizer, and the standard deviation of that estimate.
 
     `is_constant_lr` tells that the estimate comes from runs at a constant learning rate and includes its cost.
+    `calibrated_by` are parameters and tokens of a run of the user's that gave the offset, with that run's recipe.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Corpus:
     sd: float
     evidence: str
     is_constant_lr: bool = False
+    calibrated_by: tuple[float, float] | None = None
 
 
 def _load_corpora() -> dict[str, Corpus]:
@@ -75,6 +77,7 @@ def _read_corpus(row: dict[str, str]) -> Corpus:
 
 CORPORA = _load_corpora()
 MAX_INTERVAL = 1.0  # nats: a wider interval predicts nothing
+OWN_RUN = 0.15  # of these, for a run like the one that the offset was calibrated by
 SAME_RECIPE, OTHER_RECIPE = 0.04, 0.07  # standard deviations in nats
 
 
@@ -136,13 +139,14 @@ def predict_loss(query: ScalingQuery, law: ScalingLaw = LAW) -> LossPrediction:
         "repetition": repeated,
         "recipe": sum(recipe_costs(query, law).values()),
     }
+    new = unfamiliarity(query.parameters, tokens, query.corpus)
     sigmas = {
-        "recipe": OTHER_RECIPE if query.recipe.differences else SAME_RECIPE,
-        "learning rate, steps and optimizer": recipes.uncertainty(query.recipe, query.parameters, query.tokens),
+        "recipe": new * (OTHER_RECIPE if query.recipe.differences else SAME_RECIPE),
+        "learning rate, steps and optimizer": new * recipes.uncertainty(query.recipe, query.parameters, query.tokens),
         "corpus": query.corpus.sd,
-        "outside the fitted range": extrapolation_sd,
-        "repetition": REPETITION_SPREAD * repeated,
-        "tokenizer": query.scale.spread * sum(terms.values()),
+        "outside the fitted range": new * extrapolation_sd,
+        "repetition": new * REPETITION_SPREAD * repeated,
+        "tokenizer": query.scale.spread * sum(terms.values()) if query.corpus.calibrated_by is None else 0.0,
     }
     terms = {name: scale * nats for name, nats in terms.items()}
     sigmas = {name: scale * nats for name, nats in sigmas.items()}
@@ -159,6 +163,18 @@ def predict_loss(query: ScalingQuery, law: ScalingLaw = LAW) -> LossPrediction:
         few_steps=recipes.few_steps(query.recipe, query.tokens),
         token_scale=scale,
     )
+
+
+def unfamiliarity(parameters: float, tokens: float, corpus: Corpus) -> float:
+    """The part of the scaling law's uncertainty that a run of the user's own has not removed, 0.15 to 1.
+
+    It has removed most of it for runs of its own size and length, and nothing a factor of about e away.
+    """
+    if corpus.calibrated_by is None:
+        return 1.0
+    own_parameters, own_tokens = corpus.calibrated_by
+    distance = abs(math.log(parameters / own_parameters)) + abs(math.log(tokens / own_tokens)) / 2
+    return min(OWN_RUN + distance, 1.0)
 
 
 def recipe_costs(query: ScalingQuery, law: ScalingLaw = LAW) -> dict[str, float]:

@@ -123,6 +123,7 @@ def _candidate(inputs: Inputs, device: Device, config: Config, goal: Goal, least
         return None
     if goal.target_loss is None:
         steps = plan.best_steps(inputs, steps)
+        steps = min(steps, _steps_without_dropout(inputs, steps, device, goal))
     if not _is_long_enough(batched, steps, least_ratio):
         return None
     inputs = replace(inputs, config=with_steps(batched, steps, inputs.tokens.unique))
@@ -132,6 +133,14 @@ def _candidate(inputs: Inputs, device: Device, config: Config, goal: Goal, least
         ratio=steps * batched.tokens_per_step / parameters(batched.model),
         comparable_loss=plan.comparable_loss(inputs, steps),
     )
+
+
+def _steps_without_dropout(inputs: Inputs, steps: int, device: Device, goal: Goal) -> int:
+    """The length that meets the goal for the config as it is trained, which may have lost its dropout."""
+    inputs = replace(inputs, config=with_steps(inputs.config, steps, inputs.tokens.unique))
+    time = plan.own_step_time(inputs)
+    limit = None if time is None else _steps_for(inputs, time.seconds, device, goal)
+    return steps if limit is None else limit
 
 
 def _is_long_enough(config: Config, steps: int, least_ratio: float) -> bool:

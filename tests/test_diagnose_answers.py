@@ -2,10 +2,11 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from helpers import logsamples
-from helpers.synthetic_runs import CONFIRMED, make_run
+from helpers.synthetic_runs import CONFIRMED, COSINE, make_run
 from test_diagnose_owner_log import OPTIONS, TEXTS
 
 from jaxgpt import logs
@@ -131,6 +132,15 @@ def test_every_sentence_is_complete(context: RunContext, history: History) -> No
     for sentence in sentences:
         assert sentence.endswith(".")
         assert not re.search(r"\b(brings|by|until|of|about|the|instead)\.$|about the same|: *\.|  ", sentence), sentence
+
+
+def test_an_action_that_gains_nothing_is_not_advised() -> None:
+    """The rest of the schedule lowers the learning rate by 0.1 %, whose gain rounds to nothing."""
+    context, history = make_run({"optim": replace(COSINE, min_lr=9.98e-4)}, done=1800)
+    diagnosis = diagnose(history, context, now=0.0)
+    assert statuses(diagnosis)["not-annealed"] == "confirmed"
+    assert diagnosis.recommendations
+    assert [item.action for item in diagnosis.recommendations if "Let the run finish" in item.action] == []
 
 
 @pytest.mark.parametrize("name", TEXTS)

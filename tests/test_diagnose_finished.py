@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import logsamples
+from helpers import logformats, logsamples
 from helpers.diagnose_logs import answered
 from helpers.html import Reader
-from helpers.synthetic_runs import make_run
+from helpers.synthetic_runs import flat, make_run, training
 
 from jaxgpt import logs
 from jaxgpt.diagnose import live, messages
@@ -17,7 +17,9 @@ from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.forecast.scenarios import forecast_scenarios
 from jaxgpt.diagnose.options import Options
+from jaxgpt.diagnose.report import build_report
 from jaxgpt.runs.folder import RunFolder
+from jaxgpt.utils.report import to_json
 
 RUN = logsamples.CONFIG.replace({"run": {"steps": 60}})
 # A finished run of each format, its length, and its last evaluation as the log prints it.
@@ -29,6 +31,7 @@ FINISHED = {
     "buildnanogpt": (logsamples.buildnanogpt(), 500, logsamples.loss(500)),
     "table": (logsamples.table(), 2000, logsamples.loss(2000)),
 }
+EVERY_FORMAT = logsamples.ALL | logformats.SAMPLES
 # The loss jumps up at the end, where no smooth curve follows.
 JUMPED = "step,val_loss\n" + "".join(
     f"{step},{3.2 + 7.7 * (1 + step / 40) ** -0.48:.4f}\n" for step in range(0, 2000, 100)
@@ -58,6 +61,18 @@ def test_every_answer_has_the_last_evaluation(name: str, tmp_path: Path, capsys:
     for answer in (terminal, page, data["summary"][1]):
         assert f"It ended at a validation loss of {round(loss, 4):g}" in answer
     assert "will end at" not in terminal + page
+
+
+@pytest.mark.parametrize("name", EVERY_FORMAT)
+def test_every_format_states_its_last_evaluation(name: str) -> None:
+    history = logs.read_text(EVERY_FORMAT[name], "out.log")
+    known = Options(total_steps=max(history.steps_done, 1))
+    diagnosis = diagnose(history, resolve_context(history, known), now=0.0)
+    last = history.evaluations[-1].val
+    assert last is not None
+    assert to_json(build_report(diagnosis))["forecast"]["final_loss"] == last
+    assert f"It ended at a validation loss of {round(last, 4):g}" in messages.forecast_sentence(diagnosis)
+    assert diagnosis.forecast is None
 
 
 def test_a_loss_that_no_curve_fits_is_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,6 +108,13 @@ def test_a_run_without_evaluations_has_no_forecast() -> None:
     diagnosis = diagnose(history, resolve_context(history, Options()), now=0.0)
     assert diagnosis.forecast is None
     assert "the log has no validation loss of its end" in messages.forecast_sentence(diagnosis)
+
+
+def test_steps_that_became_slower_do_not_break_a_finished_run() -> None:
+    context, history = make_run(losses=training(flat), seconds=lambda steps: 1.0 + (steps >= 1200))
+    diagnosis = diagnose(history, context, now=0.0)
+    slower = next(finding for finding in diagnosis.findings if finding.id == "throughput")
+    assert (slower.status, slower.is_minor) == ("confirmed", True)
 
 
 def test_the_console_forecasts_nothing_at_the_end(tmp_path: Path) -> None:

@@ -47,6 +47,10 @@ STUCK = {
     "at the guess, training losses": table(lambda step: 10.8259, 100, 1, "loss"),
     "at 8.2": table(at(8.2), 3600, 100),
     "at 7.5, no vocabulary": table(at(7.5), 2000, 100),
+    "at 8.2, few and noisy": "step,train_loss,val_loss\n"
+    + "".join(
+        f"{step + 1},{at(8.2)(step) + 0.1 * math.sin(step):.4f},\n{step},,8.2\n" for step in range(200, 2401, 200)
+    ),
     "at 6.5, noisy": nanogpt(at(6.5), 1800, noise=0.1),
     "characters at 3.1": nanogpt(lambda step: 3.1 + 1.07 * math.exp(-step / 20), 2000, rows=65),
 }
@@ -103,6 +107,31 @@ def test_a_jump_that_stays_has_no_forecast(name: str) -> None:
     assert finding in [one.id for one in diagnosis.findings if one.status == "confirmed"]
     assert diagnosis.forecast is None
     assert messages.problem_sentence(diagnosis).startswith("What is wrong: ")
+
+
+def rising(step: int) -> float:
+    """A loss that falls to 3.5 and, from step 2,000 on, rises by one nat."""
+    return 3.5 + 4 * math.exp(-step / 400) + max(step - 2000, 0) / 1000
+
+
+@pytest.mark.parametrize("unique", [None, 1e7])
+def test_a_rise_of_both_losses_is_a_divergence(unique: float | None) -> None:
+    """A table with an evaluation every 100 steps and a training loss, on rows of its own, every 200."""
+    rows = [f"{step},,{rising(step):.4f}" for step in range(100, 3001, 100)]
+    rows += [f"{step + 1},{rising(step):.4f}," for step in range(200, 3001, 200)]
+    rows.sort(key=lambda row: int(row.split(",")[0]))
+    diagnosis = diagnosed("step,train_loss,val_loss\n" + "\n".join(rows), unique_tokens=unique, batch_tokens=65_536)
+    statuses = {finding.id: finding.status for finding in diagnosis.findings}
+    assert statuses["divergence"] == "confirmed"
+    assert statuses["severe-overfitting"] != "confirmed"
+    assert diagnosis.analysis.gap.points == ()  # ten training losses say nothing of the train loss at an evaluation
+
+
+def test_equal_losses_of_both_splits_are_not_memorized() -> None:
+    """Many epochs that the repetition law expects to cost a nat, of which train and validation show nothing."""
+    text = "step,train_loss,val_loss\n" + "".join(f"{step},3.1000,3.1000\n" for step in range(0, 2001, 100))
+    diagnosis = diagnosed(text, unique_tokens=1e6, batch_tokens=16_384, params=10.65e6, total_steps=5000)
+    assert not {finding.id for finding in diagnosis.findings if finding.status == "confirmed"}
 
 
 # build-nanogpt's logs of two runs: in the first, each of 8 processes trains on its own gradients.

@@ -13,7 +13,8 @@ from jaxgpt.diagnose.analysis.losses import Losses
 from jaxgpt.diagnose.analysis.series import Estimate, is_valid, trailing_level
 from jaxgpt.logs.history import Evaluation
 
-TRAIN_WINDOW = 200  # steps before an evaluation whose losses give its train loss
+TRAIN_WINDOW = 200  # losses before an evaluation that give its train loss
+TRAIN_FRACTION = 0.2  # of the steps done: earlier losses tell nothing of the train loss at an evaluation
 NEAR_END = 1.3  # epochs within which the first gap may stand for the gap at the end of epoch 1
 RECENT = 3  # evaluations whose mean is the current gap
 
@@ -64,7 +65,9 @@ class TrainValGap:
         if not len(self.losses.train):
             return None
         # Dropout raises these losses by about the same amount throughout, and the growth is a difference of two gaps.
-        return trailing_level(self.losses.train, evaluation.step, TRAIN_WINDOW)
+        width = max(TRAIN_WINDOW, TRAIN_FRACTION * evaluation.step)
+        near = self.losses.train.between(evaluation.step - width, evaluation.step)
+        return trailing_level(near, evaluation.step, TRAIN_WINDOW)
 
     @cached_property
     def growth(self) -> GapGrowth | None:

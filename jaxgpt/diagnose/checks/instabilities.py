@@ -200,7 +200,7 @@ def _grew_alike(run: RunAnalysis, rise: Rise, question: str) -> Condition:
     if len(before) and len(after):
         change = float(np.median(after.last(3).values) - np.median(before.last(3).values))
         evidence = f"the training loss changed by {change:+.2f} meanwhile"
-        return Condition(question, evidence, change > 0.5 * rise.height, (rise.line,))
+        return Condition(question, evidence, change > 0, (rise.line,))
     val = run.losses.val
     index = int(np.searchsorted(val.steps, rise.step))
     if float(val.values[index] - val.values[index - 1]) >= FAST_RISE:

@@ -15,6 +15,7 @@ from jaxgpt.utils.stats import Z80
 MIN_GAP_GROWTH = 0.05  # nats
 MIN_DAMAGE = 0.02  # nats
 MEMORIZED = 0.15  # nats of growth of the gap that nothing but repeated text causes
+SHOULD_SHOW = 0.1  # nats of predicted cost, which is about half of the gap
 DAMAGE_PER_GAP_GROWTH = 0.5
 # The annealing gain B from the peak learning rate to zero is 0.128 ± 0.025 nats in healthy runs, 0.015 and -0.08 after
 # 14 epochs (datablations).
@@ -58,8 +59,19 @@ def repetition_risk(run: RunAnalysis) -> Finding:
     if run.law.outside_repetition:
         evidence = f"more than any run that was measured: {run.law.outside_repetition}"
     costs = compare(question, cost, lambda cost: cost > MIN_DAMAGE, evidence, run.context.missing(*LAW_FACTS))
-    conditions = (repeats, costs, *stagnation.has_learned(run))
+    conditions = (repeats, costs, _fits_gap(run), *stagnation.has_learned(run))
     return Finding(id="repetition-risk", conditions=conditions, cost=cost)
+
+
+def _fits_gap(run: RunAnalysis) -> Condition:
+    """Whether the gap does not contradict the cost that the law predicts for the repetition so far."""
+    question = "the repetition so far shows, if it should have cost much"
+    cost = run.law.repetition_cost(run.steps_done) or 0.0
+    if cost < SHOULD_SHOW or not run.gap.points:
+        return Condition(question, "", True)
+    gap = run.gap.points[-1]
+    evidence = f"{cost:.2f} nats are predicted by now; {_describe_gap(gap)}"
+    return Condition(question, evidence, gap.value >= max(MIN_DAMAGE, 2 * gap.stderr), gap.lines)
 
 
 def missing_regularization(run: RunAnalysis) -> Finding:

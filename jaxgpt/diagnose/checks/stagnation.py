@@ -16,14 +16,15 @@ UNIGRAM_ENTROPY = 7.6  # nats: of GPT-2 tokens of web text, 7.5 to 7.7
 NEAR_UNIGRAM = 0.3  # nats: a model that learns anything from context is further below within some hundred steps
 MIN_STEPS = 100  # before a loss can be called stuck
 LEARNED = 2.0  # nats of decrease that show learning beyond unigrams, whatever their entropy
-# A model that learns falls by 0.5 nats and more while its steps double, as long as its loss is above `HIGH`: 5.95 for
+# While its steps double, a model that learns falls by this and more, as long as its loss is above `HIGH`: 5.95 for
 # GPT-2's vocabulary, 2.3 for 65 characters.
+HEALTHY_DECREASE = 0.5  # nats
 FLAT = 0.1  # nats of decrease over the second half of the steps done
 HIGH = 0.55  # of the logarithm of the vocabulary
 HIGH_WITHOUT_VOCABULARY = 6.0  # nats
 NEAR_GUESS = 0.1  # nats around the logarithm of the vocabulary
 NOISE_SDS = 4.0  # standard deviations of one loss within which it is at a level
-MIN_EVALUATIONS, MIN_TRAIN_LOSSES = 3, 10  # from which a level and its change are measured
+MIN_EVALUATIONS, MIN_TRAIN_LOSSES = 3, 5  # from which a level and its change are measured
 
 
 class Level(NamedTuple):
@@ -59,7 +60,7 @@ def stays_flat(run: RunAnalysis) -> Condition:
     if not levels:
         return Condition(question, "", False)
     level = levels[0]
-    is_flat = all(each.decrease + each.stderr < FLAT for each in levels)
+    is_flat = all(each.decrease < FLAT and each.decrease + 2 * each.stderr < HEALTHY_DECREASE for each in levels)
     evidence = f"the loss has stayed near {format_loss(level.loss)} since step {level.since:,}"
     if not is_flat or level.loss < _high_level(run):
         return Condition(question, f"it has decreased, or {format_loss(level.loss)} is not high", False)

@@ -29,7 +29,8 @@ def slower_steps(run: RunAnalysis) -> Finding:
         return Finding(id="throughput", conditions=(Condition(question, evidence, False),))
     line = next((step.line for step in run.history.steps if step.step >= change.since), 0)
     condition = Condition(question, _describe(change), change.change >= SLOWER, (line,))
-    return Finding(id="throughput", conditions=(condition,), is_minor=change.change < MUCH_SLOWER)
+    is_minor = run.is_finished or change.change < MUCH_SLOWER
+    return Finding(id="throughput", conditions=(condition,), is_minor=is_minor)
 
 
 def _describe(change: Trend) -> str:

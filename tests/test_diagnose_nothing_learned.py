@@ -48,9 +48,7 @@ STUCK = {
     "at 8.2": table(at(8.2), 3600, 100),
     "at 7.5, no vocabulary": table(at(7.5), 2000, 100),
     "at 8.2, few and noisy": "step,train_loss,val_loss\n"
-    + "".join(
-        f"{step + 1},{at(8.2)(step) + 0.1 * math.sin(step):.4f},\n{step},,8.2\n" for step in range(200, 2401, 200)
-    ),
+    + "".join(f"{step},,8.2\n{step + 1},{8.2 + 0.1 * math.sin(step):.4f},\n" for step in range(200, 2401, 200)),
     "at 6.5, noisy": nanogpt(at(6.5), 1800, noise=0.1),
     "characters at 3.1": nanogpt(lambda step: 3.1 + 1.07 * math.exp(-step / 20), 2000, rows=65),
 }

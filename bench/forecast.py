@@ -9,6 +9,7 @@ other families only: leave-family-out.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -56,7 +57,7 @@ the Multi-Power Law's runs are one, the 124M and 1.5B runs of modded-nanogpt's f
 third track one each. Where the other families have fewer than eight core curves, the shipped priors are used. The
 scaling law, one more observation, was fitted to several of the FineWeb runs; the rows without it do not use it."""
 PRIOR_NOTE = """\
-u is sqrt(1000 (peak learning rate × weight decay + 1 / (2 steps))), both per 524,288 tokens; r is ln(tokens per
+u is sqrt(1000 (peak learning rate × weight decay + 1 / (4 steps))), both per 524,288 tokens; r is ln(tokens per
 parameter / 20)."""
 SELECTION_NOTE = """\
 The shipped priors are regressions over the core curves. Chosen with a view of these tables, so that no left-out family
@@ -97,6 +98,7 @@ def evaluate_forecasts(
     prior = _priors(curves)
     results = []
     for curve in curves:
+        print(curve.name, file=sys.stderr)
         for share in shares:
             seen = curve.seen(share)
             used = seen.usable()

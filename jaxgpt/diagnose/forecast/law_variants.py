@@ -2,9 +2,9 @@
 
 A larger update relative to the weights leaves more noise in them, and annealing gains more. With weight decay that size
 tends to sqrt(2 × learning rate × weight decay); without, the norm of the weights grows with the square root of the
-steps t, and the size is 1 / sqrt(t). B and alpha are predicted from sqrt(learning rate × weight decay + 1 / (2 steps)),
-per step of half a million tokens, and from the tokens per parameter, by ridge regressions over complete runs
-(`bench/priors.py`).
+steps t, and the size tends to 1 / sqrt(t), from below, as the weights begin with a norm of their own. B and alpha are
+predicted from sqrt(learning rate × weight decay + 1 / (4 steps)), per step of half a million tokens, and from the
+tokens per parameter, by ridge regressions over complete runs (`bench/priors.py`).
 """
 
 import math
@@ -13,7 +13,8 @@ from typing import NamedTuple
 REFERENCE_BATCH = 524_288.0  # tokens per step that decay rates and steps are converted to
 UNIT = 1e-3  # of decay rates
 TYPICAL_RATIO = 20.0  # tokens per parameter, whose log ratio is 0
-FITTED_UPDATE_SIZES, FITTED_LOG_RATIOS = (0.15, 1.1), (-1.2, 3.0)  # beyond them the regressions are not extrapolated
+UNDECAYED = 0.25  # decay rate × steps that stands for the growth of the weights in a run without weight decay
+FITTED_UPDATE_SIZES, FITTED_LOG_RATIOS = (0.14, 1.0), (-1.2, 3.0)  # beyond them the regressions are not extrapolated
 LOG_RATIO_SD = 1.0  # of the fitted runs
 # Decay rates of runs whose peak learning rate or weight decay is unknown, with their probabilities.
 UNKNOWN_DECAY_RATES = ((0.0, 0.30), (0.06, 0.30), (0.25, 0.20), (0.6, 0.12), (1.0, 0.08))
@@ -33,7 +34,7 @@ class RunTraits(NamedTuple):
     @property
     def update_size(self) -> float:
         """The size of an update relative to the weights, but for a factor, in units of sqrt(1e-3)."""
-        return math.sqrt((self.decay_rate or 0.0) + (0.5 / self.steps if self.steps else 0.0))
+        return math.sqrt((self.decay_rate or 0.0) + (UNDECAYED / self.steps if self.steps else 0.0))
 
 
 UNKNOWN_TRAITS = RunTraits()
@@ -101,10 +102,10 @@ class LawVariant(NamedTuple):
 # bench/forecast.py: 51 complete cosine and WSD curves of docs/forecast-accuracy.md. A higher p (low learning rates
 # count less in S) goes with a lower q (they anneal more); each pair with and without the kernel.
 LAW_VARIANTS = (
-    LawVariant(0.0, 1.2, True, Regression(0.484, 0.212, 0.108, 0.216), Regression(0.067, 0.143, 0.004, 0.189), 0.81),
-    LawVariant(0.0, 1.2, False, Regression(0.458, 0.332, 0.105, 0.218), Regression(0.059, 0.146, 0.005, 0.212), 0.85),
-    LawVariant(0.25, 1.0, True, Regression(0.439, 0.248, 0.073, 0.193), Regression(0.077, 0.159, 0.001, 0.153), 0.80),
-    LawVariant(0.25, 1.0, False, Regression(0.447, 0.235, 0.073, 0.197), Regression(0.075, 0.131, 0.003, 0.180), 0.83),
-    LawVariant(0.5, 0.85, True, Regression(0.429, 0.137, 0.044, 0.169), Regression(0.093, 0.149, -0.002, 0.114), 0.71),
-    LawVariant(0.5, 0.85, False, Regression(0.453, 0.044, 0.045, 0.180), Regression(0.092, 0.104, 0.000, 0.144), 0.69),
+    LawVariant(0.0, 1.2, True, Regression(0.486, 0.229, 0.108, 0.211), Regression(0.073, 0.143, 0.003, 0.186), 0.77),
+    LawVariant(0.0, 1.2, False, Regression(0.465, 0.349, 0.104, 0.211), Regression(0.064, 0.149, 0.004, 0.199), 0.84),
+    LawVariant(0.25, 1.0, True, Regression(0.443, 0.265, 0.073, 0.187), Regression(0.083, 0.160, -0.001, 0.149), 0.75),
+    LawVariant(0.25, 1.0, False, Regression(0.450, 0.251, 0.073, 0.191), Regression(0.079, 0.134, 0.002, 0.166), 0.82),
+    LawVariant(0.5, 0.85, True, Regression(0.430, 0.150, 0.044, 0.166), Regression(0.099, 0.150, -0.003, 0.110), 0.65),
+    LawVariant(0.5, 0.85, False, Regression(0.450, 0.057, 0.046, 0.178), Regression(0.095, 0.108, 0.000, 0.132), 0.69),
 )

@@ -127,19 +127,11 @@ def interval(data: Data, number: int, mean: float, sd: float) -> tuple[float, fl
 
 def fitted(data: Data) -> SpeedFit:
     """The constants of `speed.FIT`: the posterior mean for software from 2024 or later."""
-    weights, covariance, programs = posterior(data, PROGRAM_SD, RESIDUAL_SD)
+    weights, covariance, _ = posterior(data, PROGRAM_SD, RESIDUAL_SD)
     weight_sd = float(np.mean([math.sqrt(row @ covariance @ row) for row in data.features]))
     constant, width, geforce, hopper = (round(float(weight), 3) for weight in weights[:4])
-    return SpeedFit(
-        constant=constant,
-        width=width,
-        geforce=geforce,
-        hopper=hopper,
-        nanogpt=round(programs["nanoGPT on other cards"], 3),
-        nanogpt_geforce=round(programs["nanoGPT on GeForce"], 3),
-        known_program=round(math.hypot(RESIDUAL_SD, weight_sd), 2),
-        unknown_program=round(math.hypot(RESIDUAL_SD, PROGRAM_SD, weight_sd), 2),
-    )
+    sd = round(math.hypot(RESIDUAL_SD, PROGRAM_SD, weight_sd), 2)
+    return SpeedFit(constant=constant, width=width, geforce=geforce, hopper=hopper, sd=sd)
 
 
 def document(data: Data) -> str:
@@ -180,8 +172,8 @@ def document(data: Data) -> str:
         "",
         f"Terms of ln(observed / modeled time): {terms} (width: per factor e above {speed.REFERENCE_WIDTH}, "
         f"data-center cards only). Programs: {shown}. Standard deviations: {PROGRAM_SD} between programs, "
-        f"{RESIDUAL_SD} between the pairs of one. jaxgpt was not measured on a GPU: it gets nanoGPT's term, and its "
-        "interval includes the spread between programs.",
+        f"{RESIDUAL_SD} between the pairs of one. The planner adds no program's term, as it plans for jaxgpt, which "
+        "was not measured on a GPU, and for nanoGPT-class software in general: both intervals include the spread.",
     ]
     return "\n".join(lines) + "\n"
 

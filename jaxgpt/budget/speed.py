@@ -1,9 +1,9 @@
 """How long a step is expected to take: the roofline, corrected by published speeds, on one or several devices.
 
 The logarithm of observed over modeled time is a sum of terms: one for the width on a data-center card, whose many
-multiprocessors small products do not fill; one each for GeForce and Hopper; and one for the program. `bench/speed.py`
-fits them to `published_speeds.csv` and writes the errors into docs/budget-accuracy.md. A step is never planned to be
-faster than the best case of its kernels.
+multiprocessors small products do not fill; one each for GeForce and Hopper; and one for the program, which is not known
+beforehand. `bench/speed.py` fits them to `published_speeds.csv` and writes the errors into docs/budget-accuracy.md. A
+step is never planned to be faster than the best case of its kernels.
 """
 
 import math
@@ -29,34 +29,22 @@ MIDDLE = 1.05  # of that limit, for a step that is expected at it
 
 @dataclass(frozen=True)
 class SpeedFit:
-    """Terms of the logarithm of observed over modeled time, and standard deviations of what they leave.
+    """Terms of the logarithm of observed over modeled time, and the standard deviation of what they leave.
 
-    `width` counts per factor e above 768. `nanogpt` and `nanogpt_geforce` are that program's terms, which jaxgpt gets
-    too, because its own were not measured. `unlike` is added for families of devices without a published speed.
+    `width` counts per factor e above 768. `sd` includes that between programs; `unlike` is added for families of
+    devices without a published speed.
     """
 
     constant: float
     width: float
     geforce: float
     hopper: float
-    nanogpt: float
-    nanogpt_geforce: float
-    known_program: float
-    unknown_program: float
+    sd: float
     unlike: float = 0.15
 
 
 # bench/speed.py: 27 published speeds of 9 programs.
-FIT = SpeedFit(
-    constant=0.105,
-    width=-0.142,
-    geforce=-0.197,
-    hopper=0.025,
-    nanogpt=0.258,
-    nanogpt_geforce=-0.021,
-    known_program=0.20,
-    unknown_program=0.31,
-)
+FIT = SpeedFit(constant=0.105, width=-0.142, geforce=-0.197, hopper=0.025, sd=0.31)
 COMPARED_FAMILIES = {"ampere", "ampere-hbm", "ada", "hopper"}
 # GB/s that an all-reduce moves per device: NVLink inside a machine, otherwise PCIe without peer-to-peer copies.
 NVLINK = {"volta": 120.0, "ampere-hbm": 220.0, "hopper": 350.0, "blackwell-hbm": 650.0}
@@ -78,7 +66,7 @@ def estimate(config: Config, device: Device, software: str = "jaxgpt", gpus: int
     roofline = step_time.roofline(per_device(config, gpus), device, software)
     shared = all_reduce_seconds(config, device, gpus)
     fastest = FASTEST * roofline.low
-    correction, sd = correct(config.model.n_embd, device, software)
+    correction, sd = correct(config.model.n_embd, device)
     middle = max(roofline.seconds * math.exp(correction), MIDDLE * fastest)
     basis = f"{roofline.basis}; times {math.exp(correction):.2f} from published speeds (docs/budget-accuracy.md)"
     if gpus > 1:
@@ -92,13 +80,11 @@ def estimate(config: Config, device: Device, software: str = "jaxgpt", gpus: int
     )
 
 
-def correct(width: int, device: Device, software: str, fit: SpeedFit = FIT) -> tuple[float, float]:
-    """The logarithm of expected over modeled time, and its standard deviation."""
+def correct(width: int, device: Device, fit: SpeedFit = FIT) -> tuple[float, float]:
+    """The logarithm of expected over modeled time of an unknown program, and its standard deviation."""
     terms = [value * weight for value, weight in zip(features(width, device), fit_terms(fit), strict=True)]
-    sd = fit.known_program if software == "nanogpt" else fit.unknown_program
     unlike = 0.0 if device.family in COMPARED_FAMILIES else fit.unlike
-    program = fit.nanogpt_geforce if device.half_rate else fit.nanogpt
-    return sum(terms) + program, math.hypot(sd, unlike)
+    return sum(terms), math.hypot(fit.sd, unlike)
 
 
 def fit_terms(fit: SpeedFit) -> tuple[float, float, float, float]:

@@ -173,3 +173,9 @@ def test_step_times_of_unknown_programs(end: str) -> None:
 def test_timestamps_are_the_clock_of_unknown_programs() -> None:
     lines = [f"2025-04-01 12:00:{step // 4:02d},000 INFO step={step} loss=3.2\n" for step in range(0, 200, 20)]
     assert {step.seconds for step in read("".join(lines)).steps[1:]} == {0.25}
+
+
+def test_of_a_long_line_the_beginning_counts() -> None:
+    assert [step.step for step in read("step=5 loss=3.0 " + "x=1 " * 500_000).steps] == [5]
+    with pytest.raises(logs.DataError, match="D041"):
+        read("x " * 500_000 + "step=5 loss=3.0")

@@ -27,6 +27,7 @@ MULTIPLES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
 COUNTS_AND_TIMES = ("step", "tokens", "seconds", "milliseconds")
 MAX_WORDS = 6  # of a key
 MAX_PAIRS = 100  # of one line
+MAX_CHARS = 8192  # of a line that are read
 
 
 class Pair(NamedTuple):
@@ -38,6 +39,7 @@ class Pair(NamedTuple):
 
 def parse_pairs(line: str) -> list[Pair]:
     """The pairs in a line, under the names of quantities where they can be told."""
+    line = line[:MAX_CHARS]
     pairs: list[Pair] = []
     split = SPLIT.search(line)
     for match in PAIR.finditer(line):

@@ -145,6 +145,9 @@ def test_llama2c() -> None:
     assert [(e.step, e.val) for e in history.evaluations][-1] == (300, pytest.approx(loss(300), abs=1e-4))
     assert history.metadata.tokens_per_step == 131_072
     assert history.metadata.defaults["eval_tokens"] == 100 * 128 * 256
+    history = read("max_seq_len = 512\ndim = 288\n" + logformats.llama2c())
+    assert history.metadata.defaults["eval_tokens"] == 100 * 128 * 512
+    assert history.metadata.hyperparameters["n_embd"] == 288
 
 
 def test_lightning_metrics() -> None:
@@ -175,6 +178,10 @@ def test_wandb_history_of_a_trainer_prefers_its_own_step() -> None:
     rows = [{"_step": number, "train/global_step": 500 * (number + 1), "train/loss": 5.0} for number in range(4)]
     history = read("".join(json.dumps(row) + "\n" for row in rows))
     assert [step.step for step in history.steps] == [499, 999, 1499, 1999]
+    rows.append({"_step": 4, "train/loss": 5.0})  # in other units
+    history = read("".join(json.dumps(row) + "\n" for row in rows))
+    assert [step.step for step in history.steps] == [499, 999, 1499, 1999]
+    assert unread(history) == ["1 line could not be read (first: line 5)"]
 
 
 def test_levanter_json_lines() -> None:
@@ -195,6 +202,16 @@ def test_json_lines_in_bits_per_byte() -> None:
     history = read("".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"])))
     assert [e.val for e in history.evaluations] == [pytest.approx(loss(100)), pytest.approx(loss(190))]
     assert history.metadata.bytes_per_token == pytest.approx(4.5)
+
+
+def test_json_lines_in_nats_and_then_in_bits_per_byte() -> None:
+    bits = loss(20) / math.log(2) / 4.5
+    history = read(
+        json.dumps({"step": 10, "val_loss": loss(10), "val_bpb": loss(10) / math.log(2) / 4.5})
+        + "\n"
+        + json.dumps({"step": 20, "val_bpb": bits})
+    )
+    assert [e.val for e in history.evaluations] == [pytest.approx(loss(10)), pytest.approx(loss(20))]
 
 
 FINISHED = dict(logformats.SAMPLES)

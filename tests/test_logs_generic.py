@@ -165,6 +165,18 @@ def test_other_json_documents_are_refused(text: str) -> None:
         read(text)
 
 
+def test_units_of_thousands() -> None:
+    line = "iteration: {0} / 20000 | consumed_tokens: {1}M | elapsed_time_per_iteration_ms: 5.1K | lm_loss: 7.1\n"
+    history = read(line.format(100, 52.4) + line.format(200, 104.8))
+    assert [step.seconds for step in history.steps] == [5.1, 5.1]
+    assert history.metadata.tokens_per_step == 524_000
+
+
+def test_losses_beside_the_loss_are_not_read() -> None:
+    history = read("step=5 moe train loss: 0.1, aux loss: 0.2, loss: 3.2\n")
+    assert [step.loss for step in history.steps] == [3.2]
+
+
 @pytest.mark.parametrize("end", ["0.25 s/step", "250ms/step", "4.0 it/s", "dt=0.25", "time: 250.00ms"])
 def test_step_times_of_unknown_programs(end: str) -> None:
     assert [step.seconds for step in read(f"step=100 loss=3.2 | {end}\n").steps] == [0.25]

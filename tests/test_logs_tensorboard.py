@@ -130,6 +130,8 @@ def test_large_records_are_skipped_unread(tmp_path: Path) -> None:
     path = tmp_path / "events"
     path.write_bytes(record(b"") + length + struct.pack("<I", masked_checksum(length)))
     assert list(read_scalars(path)) == []
+    path.write_bytes(record(bytes(20_000))[:-1] + b"?")  # whose checksum would be wrong
+    assert list(read_scalars(path)) == []
 
 
 def test_mutated_event_files_raise_typed_errors_only(event_file: Path, tmp_path: Path) -> None:

@@ -219,6 +219,10 @@ def compare_statuses(
     }
 
 
+def high_and_rising(steps: np.ndarray) -> np.ndarray:
+    return rising(steps) + 0.3
+
+
 CAUSES = ("lr-too-high", "not-annealed", "capacity-limited", "overfitting", "recipe-or-bug", "data-limited")
 HIGH_LR, CONSTANT = replace(COSINE, learning_rate=5e-3, min_lr=5e-4), replace(COSINE, schedule="constant")
 
@@ -229,7 +233,7 @@ HIGH_LR, CONSTANT = replace(COSINE, learning_rate=5e-3, min_lr=5e-4), replace(CO
         ({"optim": HIGH_LR}, {}, {"lr-too-high"}),
         ({"optim": CONSTANT}, {}, {"not-annealed"}),
         ({"parameters": 1e7}, {}, {"capacity-limited"}),
-        ({"unique_tokens": 1e9}, {"val": rising, "gap": widening}, {"overfitting", "data-limited"}),
+        ({"unique_tokens": 1e9}, {"val": high_and_rising, "gap": widening}, {"overfitting", "data-limited"}),
         ({}, {}, {"recipe-or-bug"}),
         ({"optim": replace(COSINE, warmup_steps=0)}, {}, {"recipe-or-bug"}),
         ({"optim": CONSTANT}, {"val": lambda steps: healthy_curve(make_context())(steps) + 0.3}, set()),

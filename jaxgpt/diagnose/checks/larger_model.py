@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jaxgpt.budget import query as queries
-from jaxgpt.budget import scaling_law, search, step_time
+from jaxgpt.budget import scaling_law, search, speed
 from jaxgpt.budget.recommend import best_model_for
 from jaxgpt.budget.scaling_law import FITTED_RATIO, LossPrediction
 from jaxgpt.config import Config
@@ -65,7 +65,7 @@ def _in_time(run: RunAnalysis, config: Config) -> str:
         return f" ({format_rough_duration(config.run.steps * seconds * flops / old_flops)})"
     if run.context.device is None:
         return ""
-    estimate = step_time.roofline(config, run.context.device, software_of(run))
+    estimate = speed.estimate(config, run.context.device, software_of(run))
     return f" ({format_rough_duration(config.run.steps * estimate.seconds)})"
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxgpt.budget import step_time
+from jaxgpt.budget import speed, step_time
 from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.completion.trend import Trend, find_trend
@@ -14,7 +14,7 @@ SLOWER = 0.05  # of the step time: a smaller change can come from the room's tem
 MUCH_SLOWER = 0.5  # of the step time: a smaller change is a minor finding
 MIN_TIMES = 16  # step times in which a change can be seen
 LONG_PAUSES = 0.10  # of the time so far, for evaluation and saving
-ABOVE_ROOFLINE = 1.1  # times the slow end of the roofline estimate
+ABOVE_EXPECTED = 1.1  # times the slow end of the expected step time
 
 
 def slower_steps(run: RunAnalysis) -> Finding:
@@ -56,7 +56,7 @@ def _median_step_time(run: RunAnalysis) -> float | None:
 def input_or_overhead_bound(run: RunAnalysis) -> Finding:
     """Confirmed if something other than arithmetic limits the step time, or a target step time is out of reach."""
     question = "something other than the device's arithmetic slows the run, or the target step time is out of reach"
-    condition = any_of(question, (_has_long_pauses(run), _is_above_roofline(run), _has_impossible_target(run)))
+    condition = any_of(question, (_has_long_pauses(run), _is_above_expected(run), _has_impossible_target(run)))
     return Finding(id="input-or-overhead-bound", conditions=(condition,))
 
 
@@ -82,8 +82,8 @@ def _logged_pauses(run: RunAnalysis) -> float:
     return float(sum(max(seconds - usual, 0.0) for seconds in mixed if np.isfinite(seconds)))
 
 
-def _is_above_roofline(run: RunAnalysis) -> Condition:
-    question = "a step takes longer than the slow end of the device's roofline estimate"
+def _is_above_expected(run: RunAnalysis) -> Condition:
+    question = "a step takes longer than the slow end of what is expected of the device"
     config = run.context.config
     device = run.context.device
     median = _median_step_time(run)
@@ -91,11 +91,11 @@ def _is_above_roofline(run: RunAnalysis) -> Condition:
         return unknown(question, "the time of a step")
     if config is None or device is None:
         return unknown(question, run.context.missing("device", "config"), f"{median:.3g} s per step")
-    roofline = step_time.roofline(config, device, software_of(run))
-    is_above = median > ABOVE_ROOFLINE * roofline.high
+    expected = speed.estimate(config, device, software_of(run))
+    is_above = median > ABOVE_EXPECTED * expected.high
     limit = "data, another program or its clock" if is_above else "its arithmetic"
     evidence = (
-        f"{median:.3g} s per step; {device.name} allows {roofline.low:.3g} to {roofline.high:.3g}, "
+        f"{median:.3g} s per step; {device.name} is expected to take {expected.low:.3g} to {expected.high:.3g}, "
         f"MFU {step_time.mfu(config, median, device):.0%}: limited by {limit}"
     )
     return Condition(question, evidence, is_above)

@@ -118,9 +118,13 @@ def test_steps_that_became_slower_do_not_break_a_finished_run() -> None:
 
 
 def test_the_console_forecasts_nothing_at_the_end(tmp_path: Path) -> None:
+    """Nor of a run that learns nothing, after 90 of its 100 steps or at its end."""
     folder = RunFolder(tmp_path / "small")
     folder.path.mkdir()
-    for steps, expected in ((60, True), (100, False)):
-        records = logsamples.jaxgpt_records(steps)
+    for steps, stuck, expected in ((60, False, True), (100, False, False), (180, False, True), (180, True, False)):
+        config = logsamples.CONFIG.replace({"run": {"steps": 100 if steps <= 100 else 200}})
+        records = logsamples.jaxgpt_records(steps, config=config)
+        for record in records:
+            record |= {name: 4.15 for name in ("loss", "val_loss", "train_loss") if stuck and name in record}
         folder.log_file.write_text(logsamples.jsonl(records))
         assert (live.forecast_only(folder) is not None) is expected

@@ -96,7 +96,8 @@ class Recorded:
 
     @cached_property
     def course(self) -> ScheduleIntegral:
-        return ScheduleIntegral.from_lr_fractions(self.complete.lr_fractions, self.complete.warmup)
+        rates = self.complete.lr_fractions.round(9)  # a constant rate has no decrements
+        return ScheduleIntegral.from_lr_fractions(rates, self.complete.warmup)
 
 
 def read(folder: Path) -> list[Recorded]:

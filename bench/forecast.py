@@ -168,7 +168,7 @@ def build_report(folders: Sequence[Path], shares: Sequence[float] = SHARES) -> s
                 "## By family",
                 _families(results),
                 "## Other curves",
-                "Priors from the core curves of the other families; every forecast uses the whole schedule.",
+                "Priors from the core curves of the other families. A drop in one step has no option and is not told.",
                 _others(results),
                 "## Every curve",
                 _each(results),

@@ -119,10 +119,10 @@ def test_recorded_curves_are_forecast_within_limits(bench: ModuleType, shared: P
     curves = [curve for name in ("curves", "modded") for curve in bench.read(folder / name) if curve.core]
     assert len(curves) == 51
     results = bench.evaluate_forecasts(curves, (0.5,), {bench.LAW: {}}, baselines=False)
-    for kind, bound in {"cosine": 0.0055, "wsd": 0.011, "decayed": 0.016}.items():
+    for kind, bound in {"cosine": 0.005, "wsd": 0.009, "decayed": 0.014}.items():
         group = bench.pick(results, 0.5, kind=kind)
         assert bench.mean_absolute_error(group) <= bound
-        assert bench.coverage(group, 80) >= 0.55
+        assert bench.coverage(group, 80) >= 0.5
         assert bench.coverage(group, 95) >= 0.85
     assert 0.70 <= bench.coverage(results, 80) <= 0.92
     for shipped, learned in zip(LAW_VARIANTS, bench.learn(curves)):

@@ -76,7 +76,7 @@ class Options(OptionGroup, title="the run", error_code="C048"):
     )
     now: float | None = field(
         None,
-        "time at which the log ends, in seconds since 1970 (default: the file's time, or the clock)",
+        "the current time, in seconds since 1970 (default: the clock)",
         ge=0,
         le=2.5e11,  # the year 9892
         metavar="SECONDS",

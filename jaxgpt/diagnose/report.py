@@ -50,7 +50,7 @@ def build_report(diagnosis: Diagnosis, run: RunOverview | None = None) -> Report
             ),
             Section("Why: confirmed", tuple(_confirmed_blocks(diagnosis))),
             Section("What to do, by expected gain", tuple(_recommendation_blocks(diagnosis.recommendations))),
-            Section("Unknown, and what would tell", _items(_needs(diagnosis))),
+            Section("Undecided, and what would decide it", _items(_needs(diagnosis))),
             Section("Ruled out", _items(_ruled_out(diagnosis))),
             Section("Target loss", _items(_target(diagnosis))),
             Section("Backtests of earlier forecasts", _items(backtest.format_backtests(diagnosis.backtests))),

@@ -55,7 +55,7 @@ def test_a_rise_for_750_steps_is_severe_overfitting(last: int, unique: float | N
 def test_it_overfits_before_validation_rises(last: int) -> None:
     findings = confirmed(diagnosed(last, unique_tokens=UNIQUE))
     assert "overfitting" in findings
-    assert not {"severe-overfitting", "lr-too-high", "noise-not-plateau"} & set(findings)
+    assert not {"severe-overfitting", "lr-too-high", "noise-not-plateau", "not-annealed"} & set(findings)
 
 
 @pytest.mark.parametrize("last", [1500, 2000, 2500])
@@ -63,7 +63,7 @@ def test_unknown_repetition_has_no_forecast(last: int) -> None:
     diagnosis = diagnosed(last)
     assert diagnosis.forecast is None
     assert "without the number of unique tokens (--unique-tokens)" in messages.forecast_sentence(diagnosis)
-    assert not {"lr-too-high", "noise-not-plateau"} & set(confirmed(diagnosis))
+    assert not {"lr-too-high", "noise-not-plateau", "not-annealed"} & set(confirmed(diagnosis))
 
 
 @pytest.mark.parametrize(("dropout", "words"), [(0.2, "a dropout of 0.2"), (0.0, "no dropout")])

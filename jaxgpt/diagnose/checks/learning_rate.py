@@ -44,7 +44,7 @@ def not_annealed(run: RunAnalysis) -> Finding:
     conditions: tuple[Condition, ...] = (
         _is_still_high(run),
         _has_worthwhile_gain(run),
-        _is_near_minimum(run),
+        _can_fall(run),
         *stagnation.has_learned(run),
     )
     if run.baseline is not None:
@@ -160,10 +160,17 @@ def _has_worthwhile_gain(run: RunAnalysis) -> Condition:
     )
 
 
-def _is_near_minimum(run: RunAnalysis) -> Condition:
-    """Whether validation is near its minimum: how much annealing gains where it rises is unknown."""
+def _can_fall(run: RunAnalysis) -> Condition:
+    """Whether repeated text leaves room for a decrease: while it is memorized, annealing does not lower the loss."""
+    question = "validation has not risen, nor is it expected to rise from repetition"
+    memorized = repetition.costs_unknown(run)
+    if memorized:
+        return Condition(question, memorized, False)
+    latest = run.losses.latest_val
+    if run.forecast is not None and latest is not None and run.forecast.mean > latest.value + WORTHWHILE_GAIN:
+        return Condition(question, f"{latest.value:.3f} now, forecast {run.forecast.mean:.3f}", False, latest.lines)
     risen = repetition.has_risen(run)
-    return Condition("validation has not risen from its minimum", risen.evidence, not risen.result, risen.lines)
+    return Condition(question, risen.evidence, not risen.result, risen.lines)
 
 
 def _arose_in_decay(run: RunAnalysis) -> Condition:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from helpers import logformats
@@ -55,6 +56,14 @@ def test_trainer_state() -> None:
     assert history.steps[-1].seconds == pytest.approx((2240 - 8 * 30) / 4000)
     minified = json.dumps(json.loads(logformats.huggingface_state()))
     assert [step._replace(line=0) for step in read(minified).steps] == [step._replace(line=0) for step in history.steps]
+
+
+def test_folder_of_a_trainer_checkpoint_names_its_state(tmp_path: Path) -> None:
+    for name in ("config.json", "trainer_state.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(logs.DataError) as caught:
+        logs.read(tmp_path)
+    assert caught.value.help.startswith(f"name a file in it: {tmp_path / 'trainer_state.json'}")
 
 
 def test_trainer_output_with_a_header() -> None:

@@ -22,6 +22,14 @@ from jaxgpt.runs.folder import RunFolder
 
 __all__ = ["SUPPORTED", "find_run_folder", "read", "read_text"]
 
+LOG_FILES = (
+    "trainer_state.json",
+    "*.txt",
+    "*.log",
+    "*.csv",
+    "*.jsonl",
+    "*.json",
+)  # that may be logs, likely ones first
 LOSS = re.compile(r"\bloss\W{1,4}\d")  # in a line that the reader of a format does not know
 
 
@@ -123,7 +131,7 @@ def _log_in(folder: Path) -> Path:
         return log
     if _event_files(folder):
         return folder
-    logs = [str(path) for pattern in ("*.txt", "*.log", "*.csv", "*.jsonl") for path in sorted(folder.glob(pattern))]
+    logs = list(dict.fromkeys(str(path) for pattern in LOG_FILES for path in sorted(folder.glob(pattern))))
     hint = f"name a file in it: {', '.join(logs[:5])}" if logs else SUPPORTED
     raise DataError("D044", f"the folder '{folder}' is not a run: it has no {log.name}", hint)
 

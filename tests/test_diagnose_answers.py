@@ -93,6 +93,7 @@ def test_nan_after_updates_is_a_divergence() -> None:
 
 # --- what it asks for ------------------------------------------------------------------------------------------------
 
+PRINTED = "model_params:17059912\ntrain_batch_tokens:524288 train_seq_len:1024 iterations:200 warmup_steps:20\n"
 STATED = {  # facts that the log states, and words that ask for them
     "nanogpt": (
         logsamples.NANOGPT_HEAD + logsamples.nanogpt(),
@@ -104,6 +105,7 @@ STATED = {  # facts that the log states, and words that ask for them
         ("--schedule", "--total-steps", "--params", "--weight-decay", "--dropout"),
     ),
     "modded": (logsamples.modded(), ("--schedule", "--total-steps")),
+    "derived from modded": (PRINTED + logsamples.modded(), ("--params", "--batch-tokens")),
 }
 
 

@@ -24,6 +24,14 @@ OPTIONS = (
     "weight_decay"
 )
 ASSIGNMENT = re.compile(rf"^\s*({OPTIONS})\s*(?::\s*\w+)?\s*=(?!=)\s*([^#,)]{{1,100}})")
+# Facts that derived programs print, and the hyperparameters that they are.
+PRINTED_NAMES = {
+    "model_params": "parameters",
+    "train_batch_tokens": "tokens_per_step",
+    "warmup_steps": "warmup_iters",
+    "val_tokens": "val_tokens",
+}
+PRINTED = re.compile(rf"(?:^|\s)({'|'.join(PRINTED_NAMES)}):(\d{{1,15}})(?=\s|$)")
 FINAL_LR_FRACTION = re.compile(r"\(1 - w\) \* (0\.\d{1,6})")
 DATASET = re.compile(r"\b((?:edu_?)?fineweb\w{0,10})")
 MIN_BATCH = 10_000  # tokens: a smaller product is not the whole batch
@@ -85,11 +93,15 @@ class Reader(reader.Reader):
             self._log.hyperparameters.setdefault("final_lr_fraction", float(match[1]))
         elif "fineweb" in text and (match := DATASET.search(text)):
             self._log.hyperparameters.setdefault("dataset", match[1])
+        for name, value in PRINTED.findall(text):
+            self._log.hyperparameters.setdefault(PRINTED_NAMES[name], float(value))
 
     def end(self) -> None:
         """Derives the run's metadata and its schedule from its hyperparameters."""
         values = self._log.hyperparameters
         self._log.metadata["eval_tokens"] = parse_finite(values.get("val_tokens")) or None
+        self._log.metadata["parameters"] = parse_finite(values.get("parameters")) or None
+        self._log.metadata["tokens_per_step"] = parse_finite(values.get("tokens_per_step")) or None
         batch = parse_finite(values.get("batch_size"))
         if batch:
             self._log.metadata["tokens_per_step"] = _tokens_per_step(batch, parse_finite(values.get("sequence_length")))

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxgpt.utils.stats import Floats, normal_cdf
 
-GRID_POINTS = 801
+GRID_POINTS = 201
 GRID_SDS = 9.0  # standard deviations to either side that the grid of quantiles covers
 NEGLIGIBLE_WEIGHT = 1e-7
 

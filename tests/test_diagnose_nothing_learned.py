@@ -129,7 +129,8 @@ def test_equal_losses_of_both_splits_are_not_memorized() -> None:
     """Many epochs that the repetition law expects to cost a nat, of which train and validation show nothing."""
     text = "step,train_loss,val_loss\n" + "".join(f"{step},3.1000,3.1000\n" for step in range(0, 2001, 100))
     diagnosis = diagnosed(text, unique_tokens=1e6, batch_tokens=16_384, params=10.65e6, total_steps=5000)
-    assert not {finding.id for finding in diagnosis.findings if finding.status == "confirmed"}
+    confirmed = {finding.id for finding in diagnosis.findings if finding.status == "confirmed"}
+    assert not {"repetition-risk", "overfitting", "severe-overfitting", "data-limited"} & confirmed
 
 
 # build-nanogpt's logs of two runs: in the first, each of 8 processes trains on its own gradients.

@@ -11,7 +11,6 @@ from jaxgpt.diagnose.backtest import Backtest
 from jaxgpt.diagnose.checks import (
     faults,
     instabilities,
-    is_confirmed,
     recommendations,
     repetition,
     run_checks,
@@ -82,7 +81,7 @@ def diagnose(history: History, context: RunContext, now: float | None = None) ->
     fitted = forecast_run(history, context)
     run = analyze_run(history, context, fitted.posterior, fitted.final_loss, estimate_completion(history, context, now))
     findings = run_checks(run)
-    posterior, forecast, no_forecast = _applicable_forecast(run, findings, fitted)
+    posterior, forecast, no_forecast = _applicable_forecast(run, fitted)
     no_completion = missing_for_completion(history, context)
     return Diagnosis(
         analysis=run,
@@ -98,6 +97,12 @@ def diagnose(history: History, context: RunContext, now: float | None = None) ->
     )
 
 
+def forecast_loss(history: History, context: RunContext) -> Forecast | None:
+    """The forecast of `diagnose` alone, without its findings; None for a run that is over or broken."""
+    fitted = forecast_run(history, context)
+    return _applicable_forecast(analyze_run(history, context, fitted.posterior, fitted.final_loss), fitted).final_loss
+
+
 def analyze_run(
     history: History,
     context: RunContext,
@@ -111,9 +116,9 @@ def analyze_run(
     return RunAnalysis(history, context, posterior, forecast, completion, baseline)
 
 
-def _applicable_forecast(run: RunAnalysis, findings: Iterable[Finding], fitted: RunForecast) -> RunForecast:
+def _applicable_forecast(run: RunAnalysis, fitted: RunForecast) -> RunForecast:
     """The forecast as far as it applies: none for a broken run, and none of a loss that has been measured."""
-    reason = _law_inapplicable_reason(run, findings)
+    reason = _law_inapplicable_reason(run)
     if reason:
         return RunForecast(None, None, reason)
     if run.is_finished:
@@ -132,11 +137,11 @@ def _forecast_without_law(posterior: Posterior) -> RunForecast:
     return RunForecast(own, own.final_loss(), "")
 
 
-def _law_inapplicable_reason(run: RunAnalysis, findings: Iterable[Finding]) -> str:
+def _law_inapplicable_reason(run: RunAnalysis) -> str:
     """Why no loss model applies to the run; empty where one does."""
     if instabilities.first_nonfinite(run) is not None:
         return "its loss is not finite"
-    if is_confirmed(findings, "divergence"):
+    if instabilities.divergence(run).status == "confirmed":
         return "it has diverged, and the loss models do not cover a rising loss"
     rise = instabilities.find_rise(run)
     if faults.has_sudden_jump(run).result and rise is not None:

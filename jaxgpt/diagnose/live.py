@@ -1,7 +1,6 @@
 """The diagnosis of a jaxgpt run in its folder: while it trains, and as `report.html` at its end."""
 
 import dataclasses
-import math
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,10 +12,9 @@ import numpy as np
 from jaxgpt import logs
 from jaxgpt.diagnose import backtest
 from jaxgpt.diagnose.context import resolve_context
-from jaxgpt.diagnose.diagnosis import Diagnosis, diagnose
+from jaxgpt.diagnose.diagnosis import Diagnosis, diagnose, forecast_loss
 from jaxgpt.diagnose.finding import Finding
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
-from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.diagnose.options import Options
 from jaxgpt.errors import NonFiniteError, Stopped
 from jaxgpt.logs.history import History
@@ -51,11 +49,9 @@ def diagnose_run(folder: RunFolder) -> Diagnosis:
 
 
 def forecast_only(folder: RunFolder) -> Forecast | None:
-    """The forecast of `diagnose_run` alone, at a third of the cost; None for a run that is over."""
+    """The forecast of `diagnose_run` alone, at a third of the cost; None for a run that is over or broken."""
     history = logs.read(folder.log_file)
-    context = resolve_context(history, Options())
-    is_over = history.steps_done >= (context.total_steps or math.inf)
-    return None if is_over else forecast_run(history, context).final_loss
+    return forecast_loss(history, resolve_context(history, Options()))
 
 
 class LiveDiagnosis:

@@ -3,7 +3,7 @@
 Without a baseline run, losses are compared with the scaling law; with one, with its loss curve.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from jaxgpt.diagnose.analysis import RunAnalysis
@@ -65,11 +65,6 @@ def run_checks(run: RunAnalysis) -> tuple[Finding, ...]:
         replace(finding, recommendations=recommendations.recommend(run, finding)) for finding in findings.values()
     ]
     return tuple(sorted(advised, key=lambda finding: _sort_key(finding, confirmed)))
-
-
-def is_confirmed(findings: Iterable[Finding], name: str) -> bool:
-    """Whether the finding of this id is confirmed."""
-    return any(finding.id == name and finding.status == "confirmed" for finding in findings)
 
 
 def _sort_key(finding: Finding, confirmed: Mapping[str, Finding]) -> tuple[int, float, int, bool, int]:

@@ -11,6 +11,7 @@ from jaxgpt.utils.formatting import pluralize
 from jaxgpt.utils.stats import Z80
 
 LARGE_GAIN = 0.05  # nats that annealing would gain: 0.128 ± 0.025 at the peak in healthy runs, 0.02 at 0.3 of it
+MIN_DECREASE = 0.001  # nats: a smaller decrease of the fitted curve is within its misfit
 WORTHWHILE_GAIN = 0.01  # nats that annealing would gain and that are worth reporting
 DECAYED = 0.15  # of the peak: the runs that the scaling law was fitted to end at 0 to 10 %
 NEARLY_OVER = 0.99  # of the steps: a run that has come so far is over
@@ -236,4 +237,5 @@ def _expects_hidden_decrease(run: RunAnalysis) -> Condition:
     if window is None or stderr is None or decrease is None:
         return unknown(question, _missing_for_window(run))
     evidence = f"expected {-decrease:+.4f}; changes below {VISIBLE * stderr:.3f} are not visible"
-    return Condition(question, evidence, 0 < decrease < VISIBLE * stderr, (window.first.line, window.last.line))
+    is_hidden = MIN_DECREASE < decrease < VISIBLE * stderr
+    return Condition(question, evidence, is_hidden, (window.first.line, window.last.line))

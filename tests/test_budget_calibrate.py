@@ -211,7 +211,7 @@ def test_target_loss_uses_the_calibrated_offset() -> None:
 
 def test_implausible_loss_widens_the_interval(tmp_path: Path) -> None:
     def calibrated_sd(loss: float) -> float:
-        (tmp_path / "log").write_text(f"step 20000: train loss 3.6, val loss {loss}\n")
+        (tmp_path / "log").write_text(f"number of parameters: 40.56M\nstep 20000: train loss 3.6, val loss {loss}\n")
         record = calibrate.read_record(str(tmp_path / "log"))
         return calibrate.calibrate(record, CONFIG, FINEWEB, 3.68e9).loss_sd
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,10 @@ def test_speed_on_another_device_is_converted(tmp_path: Path) -> None:
 def test_own_run_narrows_the_interval_to_the_diagnosis() -> None:
     """From its evaluations up to step 14,500 the diagnosis forecasts 3.520 (3.502 to 3.537)."""
     before = planned().last
-    after = planned("--calibrate", str(ROOT / "docs" / "owner.csv")).last
+    inputs = options.read(["fineweb40m", "--gpu", "RTX 4070"]).inputs
+    record = replace(calibrate.read_record(str(ROOT / "docs" / "owner.csv")), parameters=40.56e6)
+    calibration = calibrate.calibrate(record, CONFIG, FINEWEB, inputs.tokens.unique)
+    after = plan.make_plan(inputs.calibrated(calibration)).last
     assert after.loss == pytest.approx(3.520, abs=0.006)
     assert 3.49 < after.loss_low < 3.505
     assert 3.535 < after.loss_high < 3.55

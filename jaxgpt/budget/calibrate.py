@@ -20,9 +20,10 @@ from jaxgpt.budget.step_time import StepTime
 from jaxgpt.budget.tokens import TokenScale
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.files import load_config
+from jaxgpt.config.model_size import parameters
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, NoLogError
 from jaxgpt.utils import eta
-from jaxgpt.utils.formatting import pluralize
+from jaxgpt.utils.formatting import format_count, pluralize
 
 FINISHED_SD = 0.010  # nats: an evaluation's noise
 GAIN_SPREAD = 0.25  # of the annealing gain that is still to come (see LAW.undecayed_lr)
@@ -32,6 +33,7 @@ WARMUP_RECORDS = 5  # records of a jaxgpt run during which it compiles and warms
 BELIEVABLE_SHIFT = 0.3  # nats: a larger one means another corpus or tokenizer or an error, and widens the interval
 MAX_LOSS = 20.0  # nats: a uniform guess among half a billion tokens; a diverged run has any loss
 MAX_STEPS = 10_000_000  # a larger count is one of tokens
+SAME_SIZE = 0.1  # relative: programs count parameters differently
 MEASUREMENT_SPREAD = 0.03  # of a step time that `bench/gpu.py` measured
 
 
@@ -40,7 +42,8 @@ class RunRecord:
     """What a log says: seconds of ordinary steps, evaluations as (step, loss), and the config if it has one.
 
     `device` is its name in the log, `software` "jaxgpt" or "nanogpt" (any other program), and `vocab_size` and
-    `bytes_per_token` belong to the tokenizer; None where the log does not tell.
+    `bytes_per_token` belong to the tokenizer, and `parameters` and `tokens_per_step` to the run; None where the log
+    does not tell.
     """
 
     source: str
@@ -51,6 +54,8 @@ class RunRecord:
     device: str | None = None
     vocab_size: int | None = None
     bytes_per_token: float | None = None
+    parameters: float | None = None
+    tokens_per_step: float | None = None
 
 
 def read_record(path: str) -> RunRecord:
@@ -80,6 +85,8 @@ def read_record(path: str) -> RunRecord:
         device=history.metadata.device,
         vocab_size=int(vocab_size) if isinstance(vocab_size, int | float) and vocab_size > 1 else None,
         bytes_per_token=history.metadata.bytes_per_token,
+        parameters=history.metadata.parameters,
+        tokens_per_step=history.metadata.tokens_per_step,
     )
 
 
@@ -89,11 +96,22 @@ def _is_plausible(step: int, loss: float) -> bool:
 
 
 def calibrate(record: RunRecord, config: Config, corpus: Corpus, unique: float | None) -> Calibration:
-    """What `record` teaches about a plan of `config`. A record without a config counts as one of `config`."""
+    """What `record` teaches about a plan of `config`.
+
+    A record without a config counts as one of `config`, unless it tells another size. Without a size it teaches no
+    loss. Raises `ConfigError` C043 for a run on characters.
+    """
+    _check_vocabulary(record, config)
+    if record.config is None:
+        difference = _difference(record, config)
+        if difference:
+            note = f"{record.source} calibrates nothing: its run has {difference}. Plan with the config of that run."
+            return Calibration(source=record.source, notes=(note,))
     run_config = record.config or config
     if record.config is None and record.vocab_size:
         run_config = config.replace({"model": {"vocab_size": record.vocab_size}})
-    shift, sd, size = _loss_shift(record, run_config, corpus, unique)
+    notes = _unused_loss(record)
+    shift, sd, size = (None, 0.0, None) if notes else _loss_shift(record, run_config, corpus, unique)
     return Calibration(
         source=record.source,
         measured=_measured_step_time(record),
@@ -103,7 +121,33 @@ def calibrate(record: RunRecord, config: Config, corpus: Corpus, unique: float |
         loss_shift=shift,
         loss_sd=math.hypot(sd, _tokenizer_sd(record, run_config, config)),
         run_size=size,
+        notes=notes,
     )
+
+
+def _check_vocabulary(record: RunRecord, config: Config) -> None:
+    size = record.config.model.vocab_size if record.config else record.vocab_size
+    if size is None or size > tokens.NO_MERGES or size == config.model.vocab_size:
+        return
+    message = f"'{record.source}' is of a run on characters (a vocabulary of {size}), which says nothing about tokens"
+    raise ConfigError("C043", message, f"calibrate by a run with a vocabulary of about {config.model.vocab_size:,}")
+
+
+def _difference(record: RunRecord, config: Config) -> str:
+    """How the run that the log describes differs from `config` in size; empty if it does not, or does not tell."""
+    size = parameters(config.model)
+    if record.parameters and abs(record.parameters / size - 1) > SAME_SIZE:
+        return f"{format_count(record.parameters)} parameters, the config {format_count(size)}"
+    if record.tokens_per_step and abs(record.tokens_per_step / config.tokens_per_step - 1) > SAME_SIZE:
+        return f"{record.tokens_per_step:,.0f} tokens per step, the config {config.tokens_per_step:,}"
+    return ""
+
+
+def _unused_loss(record: RunRecord) -> tuple[str, ...]:
+    """Why the record's loss cannot be used: the size of its model is unknown."""
+    if record.config is not None or record.parameters or not record.evaluations:
+        return ()
+    return (f"The losses of {record.source} are not used, because it does not tell the size of its model.",)
 
 
 def _measured_step_time(record: RunRecord) -> StepTime | None:

@@ -23,7 +23,8 @@ class Calibration:
     `measured` is the step time of `software` ("jaxgpt", or "nanogpt" for any other program) for `measured_config` on
     `measured_device` (None: the plan's). `loss_shift` in nats per GPT-2 token is added to the corpus's offset, and
     `loss_sd` replaces the offset's standard deviation; without a shift the loss is the scaling law's. `run_size` is
-    the number of parameters and of GPT-2 tokens of the run that the shift comes from.
+    the number of parameters and of GPT-2 tokens of the run that the shift comes from. `notes` are sentences that say
+    why a part of the run is not used.
     """
 
     source: str
@@ -35,6 +36,23 @@ class Calibration:
     loss_sd: float = 0.0
     run_size: tuple[float, float] | None = None
     is_assumed: bool = False  # nothing was measured: the step time is that of a typical CPU
+    notes: tuple[str, ...] = ()
+
+    def with_possible_pace(self, device: Device | None, gpus: int = 1) -> "Calibration":
+        """The calibration without a step time that its device, or the plan's, cannot reach."""
+        origin = self.measured_device or device
+        if self.measured is None or self.measured_config is None or origin is None:
+            return self
+        fastest = speed.fastest(self.measured_config, origin, gpus)
+        if self.measured.seconds >= fastest:
+            return self
+        where = f"{gpus} × {origin.name}" if gpus > 1 else origin.name
+        note = (
+            f"The pace of {self.source}, {self.measured.seconds:.2g} s per step, is not used: {where} cannot train a "
+            f"step in less than {fastest:.2g} s. The log is of another model, device or number of devices, and the "
+            "time is an estimate."
+        )
+        return replace(self, measured=None, notes=(*self.notes, note))
 
     def step_time(self, config: Config, device: Device | None, gpus: int = 1) -> StepTime | None:
         """jaxgpt's step time: the measured one, or what it says of jaxgpt if another program was measured."""

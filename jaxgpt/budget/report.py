@@ -83,6 +83,8 @@ def _summary(planned: Plan, advised: Row, result: SearchResult | None) -> list[s
         _headline(planned, advised, result),
         f"{'; '.join(facts)}. Losses are in nats per token, intervals 80 %.{_bits(planned, advised)}",
     ]
+    if planned.inputs.calibration:
+        sentences += planned.inputs.calibration.notes
     if result:
         sentences += [_unused_time(result), _describe(result)]
     return [sentence for sentence in sentences if sentence]

@@ -80,6 +80,12 @@ def estimate(config: Config, device: Device, software: str = "jaxgpt", gpus: int
     )
 
 
+def fastest(config: Config, device: Device, gpus: int = 1) -> float:
+    """The seconds that a step takes at least, by any program: the best case of its kernels."""
+    part = per_device(config, gpus)
+    return FASTEST * min(step_time.roofline(part, device, software).low for software in step_time.SOFTWARE)
+
+
 def correct(width: int, device: Device, fit: SpeedFit = FIT) -> tuple[float, float]:
     """The logarithm of expected over modeled time of an unknown program, and its standard deviation."""
     terms = [value * weight for value, weight in zip(features(width, device), fit_terms(fit), strict=True)]

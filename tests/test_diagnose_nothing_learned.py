@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -147,3 +148,16 @@ def test_gradients_without_synchronization(losses: dict[int, float], is_broken: 
     assert ("recipe-or-bug" in faults) is is_broken
     forecast = diagnosis.forecast
     assert forecast is None or not is_broken or forecast.mean > 3.6
+
+
+def test_a_healthy_baseline_does_not_hide_a_fault(tmp_path: Path) -> None:
+    """Neither log has a length or a learning rate: that of the options counts for both."""
+    texts = {
+        name: "".join(f"{step} val {loss:.4f}\n{step} train {loss:.6f}\n" for step, loss in losses.items())
+        for name, losses in (("broken", NOT_SYNCHRONIZED), ("healthy", dict(list(SYNCHRONIZED.items())[:-1])))
+    }
+    healthy = tmp_path / "healthy.txt"
+    healthy.write_text(texts["healthy"])
+    facts = {"total_steps": 19_073, "corpus": "fineweb-edu", "params": 124e6, "batch_tokens": 524_288.0}
+    diagnosis = diagnosed(texts["broken"], baseline=str(healthy), **facts)
+    assert "recipe-or-bug" in [finding.id for finding in diagnosis.findings if finding.status == "confirmed"]

@@ -86,3 +86,11 @@ def test_a_named_config_is_no_evidence() -> None:
     assert findings["missing-regularization"].status == "unknown"
     assert "the weight decay (--weight-decay)" in " ".join(diagnosis.missing)
     assert findings["unneeded-dropout"].status != "confirmed"
+
+
+def test_training_losses_that_lag_early_are_not_memorized() -> None:
+    """Training losses are means over the steps before, so that they lag behind a loss that falls quickly."""
+    rows = [f"{step},{3.2 + 120 / step:.4f},{3.2 + 60 / step:.4f}" for step in range(200, 10_001, 200)]
+    history = logs.read_text("step,train_loss,val_loss\n" + "\n".join(rows), "out.csv")
+    options = Options(total_steps=20_000, params=124e6, batch_tokens=524_288.0, corpus="fineweb")
+    assert diagnose(history, resolve_context(history, options), now=0.0).forecast is not None

@@ -176,7 +176,10 @@ def costs_unknown(run: RunAnalysis) -> str:
         return ""
     narrowest = min(points, key=lambda gap: gap.value)
     growth = _gap_growth_since(run, narrowest.step)
-    if growth is None or growth.value < max(MEMORIZED, 2 * growth.stderr):
+    if growth is None:
+        return ""
+    above_zero = growth.value + min(narrowest.value, 0.0)  # training losses that lag early make the gap negative there
+    if above_zero < max(MEMORIZED, 2 * growth.stderr):
         return ""
     return f"the gap between validation and training loss has grown by {growth.value:.2f} ({growth.description})"
 

@@ -156,7 +156,8 @@ def _load_baseline(options: Options) -> Baseline | None:
     if options.baseline is None:
         return None
     history = logs.read(options.baseline, options.batch_tokens)
-    return Baseline(history, resolve_context(history, replace(options, baseline=None, total_steps=None)))
+    total_steps = None if history.metadata.total_steps else options.total_steps
+    return Baseline(history, resolve_context(history, replace(options, baseline=None, total_steps=total_steps)))
 
 
 def _run_facts(

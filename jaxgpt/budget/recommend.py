@@ -3,37 +3,22 @@
 import math
 from dataclasses import dataclass, replace
 
-from jaxgpt.budget import plan, query, scaling_law, search
+from jaxgpt.budget import plan, scaling_law
+from jaxgpt.budget.best_model import BestModel
+from jaxgpt.budget.best_model import best_model as find_best_model
 from jaxgpt.budget.plan import Plan, Row
 from jaxgpt.budget.scaling_law import (
     FITTED_PARAMETERS,
     FITTED_RATIO,
     FITTED_TOKENS,
     Corpus,
-    LossPrediction,
-    ScalingQuery,
 )
-from jaxgpt.config import schedule
-from jaxgpt.config.model_size import parameters
+from jaxgpt.config import Config, schedule
 from jaxgpt.utils.formatting import format_change, format_rough_duration, format_signed, format_tokens, pluralize
 
 SEED_SD = 0.0013  # nats between runs that differ only in their seed (modded-nanogpt's repeated records)
 MEASURABLE_GAIN = 3 * SEED_SD  # nats: what a single run can show
-SIZE_STEPS = 400  # of the grid of model sizes
 MAX_PARAMETERS = 1e12
-
-
-@dataclass(frozen=True, kw_only=True)
-class BestModel:
-    """The best model for the same 6 N D inside the fitted range.
-
-    `at_ratio_limit` tells that the fit's minimum of tokens per parameter stopped the search.
-    """
-
-    parameters: float
-    tokens: float
-    prediction: LossPrediction
-    at_ratio_limit: bool
 
 
 @dataclass(frozen=True)
@@ -125,29 +110,9 @@ def best_model(planned: Plan, steps: int | None = None) -> BestModel | None:
     """The best model for the FLOPs of a run of the plan's config for `steps` steps (None: as long as the longest)."""
     inputs = planned.inputs
     steps = steps or planned.last.total_steps
-    return best_model_for(query.build_query(inputs.config, steps, inputs.corpus, inputs.tokens.unique))
-
-
-def best_model_for(asked: ScalingQuery) -> BestModel | None:
-    """The size with the lowest loss for the same 6 N D, among the fitted sizes and ratios; None if there is none."""
-    product = asked.parameters * asked.tokens
-    smallest = FITTED_PARAMETERS[0]
-    largest = min(math.sqrt(product / FITTED_RATIO), FITTED_PARAMETERS[1])
-    if largest < smallest:
-        return None
-    sizes = [smallest * (largest / smallest) ** (n / SIZE_STEPS) for n in range(SIZE_STEPS + 1)]
-
-    def predict(size: float) -> LossPrediction:
-        recipe = replace(asked.recipe, learning_rate=scaling_law.tuned_learning_rate(size), differences=())
-        return scaling_law.predict_loss(replace(asked, parameters=size, tokens=product / size, recipe=recipe))
-
-    size = min(sizes, key=lambda size: predict(size).loss)
-    return BestModel(
-        parameters=size,
-        tokens=product / size,
-        prediction=predict(size),
-        at_ratio_limit=size >= 0.999 * largest and largest < FITTED_PARAMETERS[1],
-    )
+    product = planned.model.parameters * steps * float(planned.model.tokens_per_step)
+    unique = inputs.tokens.unique
+    return find_best_model(inputs.config, product, inputs.corpus, unique, inputs.device, inputs.gpus)
 
 
 def early_stop(planned: Plan) -> EarlyStop:
@@ -204,31 +169,33 @@ def _last_hour_gain(planned: Plan) -> float | None:
 def _size_sentence(planned: Plan, advised: Row, best: BestModel | None) -> str:
     """Which size suits the compute of the advised run."""
     if best is None:
-        return (
-            f"So few FLOPs cannot train even the smallest fitted model, {FITTED_PARAMETERS[0] / 1e6:.0f}M parameters "
-            f"on {FITTED_RATIO:.0f} tokens each: all losses here are rough."
-        )
+        return _no_size_sentence(planned, advised)
     size = f"{best.parameters / 1e6:,.0f}M"
     change = best.prediction.loss - advised.loss
     if change >= -MEASURABLE_GAIN:
-        return "The size suits the compute: no other fitted size is expected to end lower with it."
-    steps = round(best.tokens / planned.model.tokens_per_step)
-    hours = _best_model_seconds(planned, best, steps)
-    time = "" if hours is None else f" ({format_rough_duration(hours)})"
+        return "The size suits the compute: no other fitted size that can train is expected to end lower."
+    seconds = _best_model_seconds(planned, best.config)
+    time = "" if seconds is None else f" ({format_rough_duration(seconds)})"
     return (
-        f"For the same compute, train a {size} model for {pluralize(steps, 'step')}{time}: "
+        f"For the same compute, train a {size} model for {best.steps_in_words}{time}: "
         f"{best.prediction.loss:.2f}, about {format_change(change)}."
     )
 
 
-def _best_model_seconds(planned: Plan, best: BestModel, steps: int) -> float | None:
-    """The time of the best model, from the step time of the nearest shape of the ladder; None if it is unknown."""
-    shapes = [search.with_shape(planned.inputs.config, layers, width) for layers, width in search.SHAPES]
-    nearest = min(shapes, key=lambda config: abs(math.log(parameters(config.model) / best.parameters)))
-    time = plan.own_step_time(replace(planned.inputs, config=nearest))
-    if time is None:
-        return None
-    return plan.run_seconds(nearest, steps, time.seconds * best.parameters / parameters(nearest.model))
+def _no_size_sentence(planned: Plan, advised: Row) -> str:
+    smallest = FITTED_PARAMETERS[0]
+    if planned.model.parameters * advised.tokens >= FITTED_RATIO * smallest**2:
+        return "No fitted size that fits on the device can train with this compute: all losses here are rough."
+    return (
+        f"So few FLOPs cannot train even the smallest fitted model, {smallest / 1e6:.0f}M parameters on "
+        f"{FITTED_RATIO:.0f} tokens each: all losses here are rough."
+    )
+
+
+def _best_model_seconds(planned: Plan, config: Config) -> float | None:
+    """The time of the best model's run; None if it is unknown."""
+    time = plan.own_step_time(replace(planned.inputs, config=config))
+    return None if time is None else plan.run_seconds(config, config.run.steps, time.seconds)
 
 
 def _claim_sentence(planned: Plan, claim: float | None) -> str:

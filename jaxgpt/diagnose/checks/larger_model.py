@@ -1,19 +1,15 @@
 """The model that ends with the lowest predicted loss for as many FLOPs as a run takes."""
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jaxgpt.budget import query as queries
-from jaxgpt.budget import scaling_law, search, speed
-from jaxgpt.budget.recommend import best_model_for
-from jaxgpt.budget.scaling_law import FITTED_RATIO, LossPrediction
+from jaxgpt.budget import speed
+from jaxgpt.budget.best_model import best_model
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token, parameters
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.series import Estimate
 from jaxgpt.diagnose.checks.throughput import software_of
-from jaxgpt.errors import ConfigError
 from jaxgpt.utils.formatting import format_rough_duration
 
 PREDICTION_SD = 0.037  # nats: of a difference of two predictions, whose leave-one-out error is .026 each
@@ -38,12 +34,15 @@ def for_same_flops(run: RunAnalysis) -> LargerModel | None:
         return _as_large_as_baseline(run)
     if run.law.query is None or run.law.inapplicable_reason or run.context.config is None:
         return None
-    config = _best_config(run, run.context.config)
-    if best_model_for(run.law.query) is None or config is None:
+    old = run.context.config
+    context = run.context
+    product = run.law.query.parameters * run.law.query.tokens
+    best = best_model(old, product, context.corpus, context.unique_tokens, context.device)
+    if best is None:
         return None
-    steps = float(f"{config.run.steps:.2g}")
+    config = best.config
     action = (
-        f"For the same compute, train a {parameters(config.model) / 1e6:,.0f}M model for {steps:,.0f} steps"
+        f"For the same compute, train a {best.parameters / 1e6:,.0f}M model for {best.steps_in_words}"
         f"{_in_time(run, config)}"
     )
     changes = {
@@ -52,7 +51,7 @@ def for_same_flops(run: RunAnalysis) -> LargerModel | None:
         "data": {"micro_batch": config.data.micro_batch, "accum": config.data.accum},
         "run": {"steps": config.run.steps},
     }
-    gain = _expected_end(run) - _predict(run, config).loss
+    gain = _expected_end(run) - best.prediction.loss
     return LargerModel(action, changes, Estimate(gain, PREDICTION_SD))
 
 
@@ -76,37 +75,6 @@ def _expected_end(run: RunAnalysis) -> float:
     if run.posterior is not None:
         return run.posterior.final_loss().mean
     return run.law.prediction.loss if run.law.prediction else math.nan
-
-
-def _predict(run: RunAnalysis, config: Config) -> LossPrediction:
-    query = queries.build_query(config, config.run.steps, run.context.corpus, run.context.unique_tokens)
-    return scaling_law.predict_loss(query)
-
-
-def _best_config(run: RunAnalysis, config: Config) -> Config | None:
-    """The config of a standard shape with the lowest predicted loss for the run's 6 N D, within the fitted range."""
-    predicted = ((_predict(run, candidate), candidate) for candidate in _candidates(run, config))
-    inside = [(prediction.loss, candidate) for prediction, candidate in predicted if not prediction.outside]
-    return min(inside, key=lambda pair: pair[0])[1] if inside else None
-
-
-def _candidates(run: RunAnalysis, config: Config) -> Iterator[Config]:
-    """The standard shapes, each with as many steps as the run's FLOPs allow."""
-    query = run.law.query
-    if query is None:
-        return
-    product = query.parameters * query.tokens
-    for shape in search.SHAPES:
-        try:
-            shaped = search.with_shape(config, *shape)
-        except ConfigError:
-            continue
-        if run.context.device is not None:
-            shaped = search.with_batch(shaped, run.context.device) or shaped
-        size = parameters(shaped.model)
-        steps = int(product / size / shaped.tokens_per_step)
-        if steps >= search.MIN_STEPS and steps * shaped.tokens_per_step >= FITTED_RATIO * size:
-            yield search.with_steps(shaped, steps, run.context.unique_tokens)
 
 
 def _as_large_as_baseline(run: RunAnalysis) -> LargerModel | None:

@@ -93,9 +93,16 @@ def test_an_end_beyond_the_calendar_is_reported(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("loss", ["nan", "inf", "1e9"])
-def test_a_loss_that_is_not_finite_has_no_forecast(loss: str, capsys: pytest.CaptureFixture[str]) -> None:
-    report = diagnose_all_ways(capsys, nanogpt(loss), "--config", "fineweb40m")
-    assert status(report, "divergence") == "confirmed"
+@pytest.mark.parametrize(("since", "cause"), [(0, "recipe-or-bug"), (7000, "divergence")])
+def test_a_loss_that_is_not_finite_has_no_forecast(
+    loss: str, since: int, cause: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first update training cannot have caused it: it is no divergence then."""
+    start = f"step {since}:"
+    text = nanogpt().split(start)[0] + start + nanogpt(loss).split(start)[1]
+    report = diagnose_all_ways(capsys, text, "--config", "fineweb40m")
+    causes = {name for name in ("recipe-or-bug", "divergence") if status(report, name) == "confirmed"}
+    assert causes == {cause}
     assert (report["forecast"], report["scenarios"]) == (None, [])
     assert "its loss is not finite" in report["summary"][1]
 

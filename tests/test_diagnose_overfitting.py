@@ -4,6 +4,7 @@ import pytest
 
 from jaxgpt import logs
 from jaxgpt.diagnose import messages
+from jaxgpt.diagnose.checks.repetition_gain import cost_shown, recoverable_cost
 from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import Diagnosis, diagnose
 from jaxgpt.diagnose.finding import Finding
@@ -94,3 +95,18 @@ def test_training_losses_that_lag_early_are_not_memorized() -> None:
     history = logs.read_text("step,train_loss,val_loss\n" + "\n".join(rows), "out.csv")
     options = Options(total_steps=20_000, params=124e6, batch_tokens=524_288.0, corpus="fineweb")
     assert diagnose(history, resolve_context(history, options), now=0.0).forecast is not None
+
+
+@pytest.mark.parametrize(("last", "total"), [(1750, 5000), (3000, 3000)])
+def test_gains_need_a_cost_that_the_curve_shows(last: int, total: int) -> None:
+    """The repetition law expects more than a nat, which would bring the loss below the training loss."""
+    diagnosis = diagnosed(last, unique_tokens=UNIQUE, total_steps=total)
+    run = diagnosis.analysis
+    predicted, shown = run.law.repetition_cost(total), cost_shown(run)
+    assert predicted is not None
+    assert shown is not None
+    assert predicted > 2.9 * shown
+    assert recoverable_cost(run) is None
+    advised = [item for item in diagnosis.recommendations if item.action.startswith(("Train on twice", "Use a weight"))]
+    assert len(advised) == 2
+    assert [item.gain for item in advised] == [None, None]

@@ -11,7 +11,7 @@ from jaxgpt.budget.recommend import MEASURABLE_GAIN
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.losses import RANDOM_TEXT_STDERR, RANDOM_TEXT_TOKENS, VISIBLE
 from jaxgpt.diagnose.checks import faults, instabilities, larger_model
-from jaxgpt.diagnose.checks.repetition import LAW_MIN_PARAMETERS
+from jaxgpt.diagnose.checks.repetition_gain import recoverable_cost
 from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.forecast import scenarios
 from jaxgpt.diagnose.suggested_commands import Changes, Checkpoint, train_command
@@ -66,17 +66,19 @@ def _command(run: RunAnalysis, changes: Changes, name: str = "", checkpoint: Che
 
 
 def use_more_text(run: RunAnalysis) -> list[Recommendation]:
-    """Twice the unique tokens. The gain comes from the repetition law alone, which needs no level of the loss."""
+    """Twice the unique tokens. The repetition law gives the part of the cost that they save."""
     unique = run.context.unique_tokens
     if not unique or not run.context.tokens_per_step:
         return []
     action = f"Train on twice the unique tokens ({format_tokens(2 * unique)} instead of {format_tokens(unique)})"
     if run.law.outside_repetition:
         return [_stop_sooner(run, unique / run.context.tokens_per_step)]
-    if (run.context.parameters or 0.0) < LAW_MIN_PARAMETERS:
+    cost = recoverable_cost(run)
+    predicted = run.law.repetition_cost(run.total_steps)
+    if cost is None or not predicted:
         return [advise(action)]
-    cost = run.law.repetition_cost(run.total_steps) or 0.0
-    gain = cost - (run.law.repetition_cost(run.total_steps, 2 * unique) or 0.0)
+    remaining = run.law.repetition_cost(run.total_steps, 2 * unique) or 0.0
+    gain = cost * (1 - remaining / predicted)
     return [advise(action, "", gain, REPETITION_SD * gain)]
 
 
@@ -103,7 +105,7 @@ def use_best_checkpoint(run: RunAnalysis) -> list[Recommendation]:
 
 
 def regularize(run: RunAnalysis) -> list[Recommendation]:
-    """Stronger weight decay and dropout. The gain was measured at sizes that the repetition law covers."""
+    """Stronger weight decay and dropout, with a gain at sizes that the repetition law covers."""
     changes: Changes = {"optim": {"weight_decay": STRONG_DECAY}, "model": {"dropout": STRONG_DROPOUT}}
     action = f"Use a weight decay of {STRONG_DECAY:g} and a dropout of {STRONG_DROPOUT:g}"
     dropout = run.context.dropout or 0.0
@@ -111,8 +113,8 @@ def regularize(run: RunAnalysis) -> list[Recommendation]:
         changes = {"optim": {"weight_decay": STRONG_DECAY}}
         action = f"Use a weight decay of {STRONG_DECAY:g} beside the dropout of {dropout:g}"
     command = _command(run, changes, "regularized")
-    cost = run.law.repetition_cost(run.total_steps)
-    if cost is None or (run.context.parameters or 0.0) < LAW_MIN_PARAMETERS:
+    cost = recoverable_cost(run)
+    if cost is None:
         return [advise(action, command)]
     return [advise(action, command, REGULARIZATION_GAIN * cost, REGULARIZATION_GAIN_SD * cost)]
 

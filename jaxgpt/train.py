@@ -70,7 +70,7 @@ def train(
 
         # Start it: its folder gets the config, the plan and the log, and a report when all that follows has ended.
         run.folder.write_identity(config, run.dataset.identity, run.dataset.tokenizer)
-        plan_file.write_plan(run.folder, run.config, run.dataset.train.tokens, run.device_kind)
+        plan_file.write_plan(run.folder, run.config, run.dataset.train.tokens, run.device_kind, run.mesh.size)
         stack.enter_context(report_at_end(run.folder))
         session = stack.enter_context(start_session(run, shutdown, peak_flops(run.device_kind)))
         diagnosis = LiveDiagnosis(run.folder, forecasting=session.display.live, stopping=config.run.early_stop)
@@ -107,7 +107,7 @@ def dry_run(config: Config) -> None:
 
     run = check_run(config, preflight.check_memory, open_prepared)
     tokens = plan_file.count_tokens(run.config, run.dataset.train.tokens)
-    plan = plan_file.plan_of_run(run.config, tokens, run.device_kind)
+    plan = plan_file.plan_of_run(run.config, tokens, run.device_kind, run.mesh.size)
     memory = tuple(section for section in plan.sections if section.title == "Memory")
     print_report(dataclasses.replace(plan, sections=memory))
     with train_batches(run.config, run.dataset.train, run.mesh, 0, run.dataset.vocab_size) as batches:

@@ -59,7 +59,7 @@ def test_first_screen_begins_with_the_answer(arguments: list[str]) -> None:
     assert text.index("Train ") < 40
     assert re.search(r"Train (a \d+M model for )?[\d,]+ steps[,:].* about \d+ (h|min).* on RTX 4070 \(", answer[:100])
     if "--unique-tokens" in arguments:  # 446 epochs
-        assert "Train 6" in text.split("Recommendations")[1]
+        assert "Train 8" in text.split("Recommendations")[1]
         return
     assert re.search(r"validation loss \d\.\d\d \(\d\.\d\d to \d\.\d\d\)", answer[:180])
     assert "--verbose" in lines[-1] + lines[-2]

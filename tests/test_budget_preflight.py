@@ -7,7 +7,11 @@ from helpers.manifests import write_manifest
 from helpers.training import STEPS, arguments, run_folder, saved_steps
 
 from jaxgpt import errors, train
-from jaxgpt.budget import preflight
+from jaxgpt.budget import plan_file, preflight, speed
+from jaxgpt.budget.devices import DEVICES, Device
+from jaxgpt.budget.query import TokenCount
+from jaxgpt.budget.step_time import StepTime
+from jaxgpt.config import Config
 from jaxgpt.config.files import load_config
 from jaxgpt.errors import ConfigError
 
@@ -48,6 +52,28 @@ def test_several_devices_divide_the_time() -> None:
     with pytest.raises(ConfigError, match="days"):
         preflight.check_cost(large, 10**11, "NVIDIA GeForce RTX 4070")
     preflight.check_cost(large, 10**11, "NVIDIA GeForce RTX 4070", 8)
+
+
+def test_plan_of_several_devices_is_that_of_their_number() -> None:
+    """Preflight and plan.json use the planner's estimate for eight devices, with the all-reduce."""
+    tokens = TokenCount(unique=1e10, source="test")
+    planned = plan_file.plan_of_run(REFERENCE, tokens, "NVIDIA GeForce RTX 4090", 8).data
+    expected = speed.estimate(REFERENCE, DEVICES["RTX 4090"], gpus=8)
+    assert planned["device"]["count"] == 8
+    assert planned["step_time"]["jaxgpt"]["seconds_per_step"] == expected.seconds
+
+
+def test_preflight_counts_the_all_reduce(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def expected(config: Config, device: Device, gpus: int) -> StepTime:
+        asked.append(gpus)
+        return StepTime(seconds=100, low=100, high=100, basis="")
+
+    monkeypatch.setattr(speed, "expected", expected)
+    with pytest.raises(ConfigError, match=r"at least 2\d days"):
+        preflight.check_cost(REFERENCE, 10**10, "NVIDIA GeForce RTX 4090", 8)
+    assert asked == [8]
 
 
 def test_help_names_a_better_run_for_the_data(tmp_path: Path) -> None:

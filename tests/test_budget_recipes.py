@@ -1,10 +1,12 @@
 """Costs of learning rate, batch, few steps and optimizer, and how far a prediction is uncertain because of them."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 from helpers.bench_script import load_script
 
+from jaxgpt import budget, errors
 from jaxgpt.budget import query, recipes, scaling_law
 from jaxgpt.budget.recipes import Recipe
 from jaxgpt.budget.scaling_law import CORPORA, LossPrediction, ScalingQuery, predict_loss
@@ -85,3 +87,23 @@ def test_offsets_follow_the_published_runs() -> None:
     small = predict(6e7, 1e9, "openwebtext", learning_rate=1e-3)
     assert small.low < small.loss + 0.19 < small.high
     assert scaling_law.CORPORA["openwebtext"].offset > 1.65
+
+
+def test_cost_of_a_long_warmup_falls_with_the_steps() -> None:
+    """It is that of a constant rate up to the end of the warmup, and falls steadily after it."""
+    config = load_config("fineweb40m")
+    lengths = [500, 1000, 2000, *range(2001, 2600, 20), 4000]
+    recipe_of = [query.build_query(config, steps, CORPORA["fineweb"], None) for steps in lengths]
+    costs = [scaling_law.recipe_costs(asked)["undecayed_lr"] for asked in recipe_of]
+    assert costs[:3] == pytest.approx([0.099] * 3)
+    assert costs == sorted(costs, reverse=True)
+    assert max(one - two for one, two in itertools.pairwise(costs)) < 0.03
+    assert costs[-1] < 0.001
+
+
+def test_warmup_and_learning_rate_are_named_in_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fineweb40m", "--gpu", "RTX 4070", "--lengths", "1500", "--optim.learning-rate", "0.1"]
+    assert errors.run(budget.main, arguments) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "this one has a peak learning rate of 0.1" in text
+    assert "a warmup of 133% of the run" in text

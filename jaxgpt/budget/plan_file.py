@@ -33,27 +33,30 @@ class ComparisonLine:
     inside: bool | None
 
 
-def write_plan(folder: RunFolder, config: Config, tokens: int, device: str) -> None:
-    """Writes the run's `plan.json` unless it has one. A plan that fails costs a warning, never the run."""
+def write_plan(folder: RunFolder, config: Config, tokens: int, device: str, gpus: int = 1) -> None:
+    """Writes the `plan.json` of a run on `gpus` devices unless it has one.
+
+    A plan that fails costs a warning, never the run.
+    """
     path = folder.path / NAME
     if path.exists():
         return
     try:
-        values = to_json(plan_of_run(config, count_tokens(config, tokens), device))
+        values = to_json(plan_of_run(config, count_tokens(config, tokens), device, gpus))
         write_text(path, json.dumps(values, indent=2) + "\n")
     except Exception as error:  # whatever it is, the run matters more than its plan
         runlog.warn(f"no {NAME}: {error}")
 
 
-def plan_of_run(config: Config, tokens: TokenCount, device: str) -> Report:
-    """The plan of `config` on the device of that name (docs/budget.md)."""
+def plan_of_run(config: Config, tokens: TokenCount, device: str, gpus: int = 1) -> Report:
+    """The plan of `config` on `gpus` devices of that name (docs/budget.md)."""
     corpus, corpus_source = query.config_corpus(config)
     inputs = Inputs(
         config=config,
         name=config.run.name,
         device=devices.lookup(device),
         device_reason=device,
-        gpus=config.mesh.data_parallel or 1,
+        gpus=gpus,
         lengths=(config.run.steps,),
         tokens=tokens,
         corpus=corpus,

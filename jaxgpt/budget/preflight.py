@@ -52,7 +52,8 @@ def check_cost(config: Config, tokens: int, device_kind: str, device_count: int 
     epochs = config.run.steps * config.tokens_per_step / tokens
     seconds = 0.0
     if device is not None or device_kind == devices.CPU:
-        seconds = plan.run_seconds(config, config.run.steps, speed.expected(config, device).low / device_count)
+        seconds_per_step = speed.expected(config, device, device_count).low
+        seconds = plan.run_seconds(config, config.run.steps, seconds_per_step)
     if epochs <= plan.MAX_EPOCHS and seconds <= MAX_SECONDS:
         return
     costs = []

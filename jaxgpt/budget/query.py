@@ -15,6 +15,7 @@ from jaxgpt.config.model_size import parameters
 from jaxgpt.data import audit_files, manifest
 from jaxgpt.errors import ConfigError, DataError, NoShardsError, nearest
 
+DECAY_FRACTION = 0.2  # of a run: a shorter decay after the warmup lowers the loss in proportion
 FITTED_BATCH = (2**17, 2**21)  # tokens per step of the fitted runs
 
 
@@ -36,14 +37,15 @@ def config_recipe(config: Config, steps: int) -> Recipe:
 def make_recipe(optim: Optim, steps: int, size: float, tokens_per_step: float, dropout: float) -> Recipe:
     """The AdamW recipe of a run of `steps` steps of a model with `size` parameters, and how it differs from others."""
     steps = max(steps, 1)
-    final_lr_fraction = schedule.final_lr_fraction(optim, steps)
+    final_lr_fraction = undecayed_lr_fraction(optim, steps)
     tuned = scaling_law.tuned_learning_rate(size)
     differences = []
     if not 0.3 < optim.learning_rate / tuned < 3:
         differences.append(f"a peak learning rate of {optim.learning_rate:g} (tuned runs of this size: {tuned:.1e})")
-    if final_lr_fraction > 0.3:
+    last_lr_fraction = schedule.final_lr_fraction(optim, steps)
+    if last_lr_fraction > 0.3 and optim.warmup_steps < steps:
         differences.append(
-            f"a final learning rate of {final_lr_fraction:.0%} of the peak (the fitted runs end at 0 to 10 %)"
+            f"a final learning rate of {last_lr_fraction:.0%} of the peak (the fitted runs end at 0 to 10 %)"
         )
     if not FITTED_BATCH[0] <= tokens_per_step <= FITTED_BATCH[1]:
         differences.append(f"{tokens_per_step:,} tokens per step (the fitted runs: 131,072 to 2,097,152)")
@@ -57,6 +59,16 @@ def make_recipe(optim: Optim, steps: int, size: float, tokens_per_step: float, d
         tokens_per_step=tokens_per_step,
         differences=tuple(differences),
     )
+
+
+def undecayed_lr_fraction(optim: Optim, steps: int) -> float:
+    """The final learning rate as a fraction of the peak; more where the warmup leaves little of the run for a decay.
+
+    A run within its warmup counts as one that does not decay: 1.
+    """
+    decayed = 1 - min(schedule.final_lr_fraction(optim, steps), 1.0)
+    after_warmup = max(steps - optim.warmup_steps, 0) / steps
+    return 1 - decayed * min(after_warmup / DECAY_FRACTION, 1.0)
 
 
 def build_query(config: Config, steps: int, corpus: Corpus, unique: float | None) -> ScalingQuery:

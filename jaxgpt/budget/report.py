@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from jaxgpt.budget import plot, step_time, tokens
+from jaxgpt.budget import plot, query, step_time, tokens
 from jaxgpt.budget.memory import GIB
 from jaxgpt.budget.plan import Plan, Row
 from jaxgpt.budget.recommend import Recommendation
+from jaxgpt.budget.scaling_law import FITTED_RATIO
 from jaxgpt.budget.search import SearchResult
 from jaxgpt.budget.to_json import plan_to_dict
 from jaxgpt.config.model_size import parameters
@@ -83,11 +84,19 @@ def _summary(planned: Plan, advised: Row, result: SearchResult | None) -> list[s
         _headline(planned, advised, result),
         f"{'; '.join(facts)}. Losses are in nats per token, intervals 80 %.{_bits(planned, advised)}",
     ]
+    sentences.append(_recipe_warning(planned, advised))
     if planned.inputs.calibration:
         sentences += planned.inputs.calibration.notes
     if result:
         sentences += [_unused_time(result), _describe(result)]
     return [sentence for sentence in sentences if sentence]
+
+
+def _recipe_warning(planned: Plan, advised: Row) -> str:
+    """That the learning rate is far from a tuned one or the warmup long, which costs loss; empty if neither is."""
+    recipe = query.config_recipe(planned.inputs.config, advised.total_steps)
+    costly = [text for text in recipe.differences if text.startswith(("a peak learning rate", "a warmup"))]
+    return f"Unlike the runs behind the forecast, this one has {' and '.join(costly)}." if costly else ""
 
 
 def _headline(planned: Plan, advised: Row, result: SearchResult | None) -> str:
@@ -133,7 +142,7 @@ def _headline_time(planned: Plan, row: Row) -> str:
 
 
 def _unused_time(result: SearchResult) -> str:
-    """That the rest of the goal's time or energy would gain nothing; empty if the run uses it."""
+    """That and why the rest of the goal's time or energy is not used; empty if the run uses it."""
     row = result.best.row
     goal = result.goal
     used, unit, wanted = (row.seconds or 0.0) / 3600, "h", goal.hours
@@ -141,9 +150,12 @@ def _unused_time(result: SearchResult) -> str:
         used, unit, wanted = row.energy_kwh or 0.0, "kWh", goal.kwh
     if wanted is None or used > USED_FRACTION * wanted:
         return ""
+    rest = float(f"{wanted - used:.2g}")
+    number = f"{rest:,.0f}" if rest >= 10 else f"{rest:g}"
     return (
-        f"The other {wanted - used:.2g} {unit} would gain nothing: after {format_number(row.epochs, 0)} epochs of this "
-        "data neither a longer run nor another size is expected to end lower. More data would help."
+        f"The other {number} {unit} are not used: after {format_number(row.epochs, 0)} epochs of this data, no longer "
+        f"run and no other size tried, with {FITTED_RATIO:.0f} tokens per parameter or more, is expected to end lower. "
+        "More data would help."
     )
 
 

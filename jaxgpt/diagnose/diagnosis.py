@@ -19,7 +19,6 @@ from jaxgpt.diagnose.checks import (
 from jaxgpt.diagnose.completion import CompletionEstimate, estimate_completion, missing_for_completion
 from jaxgpt.diagnose.context import RunContext
 from jaxgpt.diagnose.finding import Finding, Recommendation
-from jaxgpt.diagnose.forecast import annealing
 from jaxgpt.diagnose.forecast.annealing import Posterior
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast, gaussian_forecast
 from jaxgpt.diagnose.forecast.run_forecast import RunForecast, forecast_run
@@ -124,17 +123,16 @@ def _applicable_forecast(run: RunAnalysis, fitted: RunForecast) -> RunForecast:
     if run.is_finished:
         return RunForecast(fitted.posterior, None, "" if run.final_evaluation else fitted.unavailable or NO_EVALUATION)
     if fitted.posterior is not None and faults.is_above_law(run).result:
-        return _forecast_without_law(fitted.posterior)
+        return _forecast_without_law(run)
     return fitted
 
 
-def _forecast_without_law(posterior: Posterior) -> RunForecast:
+def _forecast_without_law(run: RunAnalysis) -> RunForecast:
     """The forecast from the losses alone, of a run that is far above what the scaling law predicts."""
-    try:
-        own = annealing.fit(posterior.curve)
-    except ValueError:
+    own = forecast_run(run.history, run.context, with_law=False)
+    if own.posterior is None:
         return RunForecast(None, None, "it is far above what its size and tokens allow, and has too few losses yet")
-    return RunForecast(own, own.final_loss(), "")
+    return own
 
 
 def _law_inapplicable_reason(run: RunAnalysis) -> str:

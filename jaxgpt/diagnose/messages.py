@@ -120,7 +120,8 @@ def forecast_sentence(diagnosis: Diagnosis) -> str:
         return f"There is no forecast of its validation loss: {diagnosis.no_forecast}."
     mean, low, high = format_losses(forecast.mean, forecast.low80, forecast.high80)
     steps = pluralize(len(diagnosis.context.lr_fractions), "step")
-    return f"At {steps} it will end at a validation loss of {mean} (80 %: {low} to {high})."
+    doubt = "; its schedule is unknown, and --schedule narrows this" if diagnosis.context.schedules else ""
+    return f"At {steps} it will end at a validation loss of {mean} (80 %: {low} to {high}){doubt}."
 
 
 def _measured_loss(evaluations: Sequence[Evaluation]) -> str:

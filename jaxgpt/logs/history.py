@@ -56,7 +56,7 @@ class LogTraits(NamedTuple):
     total_is_last_step: bool = False  # steps are numbered 0 to total_steps, so that there is one more
     repeats_data_on_resume: bool = False  # a resumed run draws the batches of its start again
     lr_is_relative: bool = False  # learning rates are fractions of a peak that the log does not contain
-    default_schedule: Literal["cosine", "wsd"] = "cosine"  # where neither log nor config has one
+    default_schedule: Literal["cosine", "linear", "wsd"] | None = None  # of the software, if there is a usual one
     optimizer: Literal["adamw", "muon"] | None = None  # of the software's matrices; None where it has several
 
 

@@ -68,6 +68,7 @@ class RunContext:
     lr_fractions: NDArray[np.float64]  # [total_steps], or of the steps done if the length is unknown
     corpus: Corpus
     endings: tuple[Ending, ...] = ()  # how the run may end, where that is not known; empty: as in `lr_fractions`
+    schedules: tuple[Ending, ...] = ()  # that the run may have, where nothing states its schedule
     tokens_per_step: float | None = None
     eval_tokens: float | None = None
     fixed_eval_set: bool = False  # every evaluation reads the same text
@@ -135,6 +136,7 @@ def resolve_context(history: History, options: Options) -> RunContext:
         optim=schedule.optim,
         lr_fractions=lr_fractions,
         endings=possible_endings(lr_fractions, history.steps_done) if schedule.may_decay else (),
+        schedules=schedule.possible_schedules(),
         corpus=corpus if corpus is not None else CORPORA["unknown"],
         **{name: facts[name].value for name in CONTEXT_FACTS},
         fixed_eval_set=history.traits.fixed_eval_set,

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxgpt.config import Config, Optim, schedule
-from jaxgpt.diagnose.context import schedule_detection
+from jaxgpt.diagnose.context import endings, schedule_detection
+from jaxgpt.diagnose.context.endings import Ending, ScheduleName
 from jaxgpt.diagnose.context.facts import Fact, Source, nonnegative, resolve, step_count
 from jaxgpt.diagnose.context.schedule_detection import DetectedSchedule, LoggedRates
 from jaxgpt.diagnose.options import MAX_STEPS, Options
@@ -20,7 +21,6 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.logs.history import History
 from jaxgpt.utils.formatting import pluralize
 
-ScheduleName = Literal["cosine", "linear", "constant", "wsd"]
 DESCRIPTIONS = {"cosine": "a cosine", "linear": "linear", "wsd": "constant with a linear decay", "constant": "constant"}
 DEFAULT_PEAK_LR, DEFAULT_WARMUP = 6e-4, 2000  # nanoGPT's
 MAX_LR = 10.0
@@ -154,9 +154,10 @@ class ScheduleResolver:
             return "constant", "the learning rate has not decayed so far; it may stay, or decay over the last 5 to 40 %"
         if len(self.logged.rates) >= schedule_detection.MIN_POINTS:
             return "constant", "the logged learning rates follow no known schedule; the last one is assumed to stay"
+        others = "the forecast also counts with other schedules"
         if self.history.traits.default_schedule == "wsd":
-            return "wsd", "the schedule is assumed to be a trapezoid, as modded-nanogpt's are"
-        return "cosine", "the schedule is assumed to be a cosine"
+            return "wsd", f"the schedule is assumed to be a trapezoid, as modded-nanogpt's are; {others}"
+        return "cosine", f"the schedule is assumed to be a cosine; {others}"
 
     @cached_property
     def peak_lr(self) -> Fact[float]:
@@ -313,6 +314,14 @@ class ScheduleResolver:
     def may_decay(self) -> bool:
         """Whether the learning rate is constant so far and nothing says that it stays."""
         return self.schedule.source == "assumption" and self.detected is not None and self.total_steps.value is not None
+
+    def possible_schedules(self) -> tuple[Ending, ...]:
+        """The schedules that the run may have where neither options, log, rates nor config state one; else empty."""
+        total = self.total_steps.value
+        has_rates = len(self.logged.rates) >= schedule_detection.MIN_POINTS
+        if self.schedule.source != "assumption" or total is None or has_rates:
+            return ()
+        return endings.possible_schedules(self.optim, total, self.history.traits.default_schedule)
 
     def _from_config(self, field: str) -> dict[Source, Any]:
         """The value of an optimizer field in the config, by its source."""

@@ -120,11 +120,13 @@ class Posterior:
     components: tuple[Component, ...]
     prior: Forecast | None = None
     weights: Floats = field(init=False)
+    log_evidence: float = field(init=False)  # of the curve, but for a constant of its losses
 
     def __post_init__(self) -> None:
         log_evidence = np.concatenate([component.log_evidence for component in self.components])
         weights = np.exp(log_evidence - log_evidence.max())
         object.__setattr__(self, "weights", weights / weights.sum())
+        object.__setattr__(self, "log_evidence", float(log_evidence.max() + math.log(weights.sum())))
 
     def predict(
         self,
@@ -145,13 +147,19 @@ class Posterior:
 
         Where it is not known how the run ends, an average over its possible endings.
         """
+        return mixture_forecast(*self.final_components(lr_fractions, repetition))
+
+    def final_components(
+        self, lr_fractions: Floats | None = None, repetition: Floats | None = None
+    ) -> tuple[Floats, Floats, Floats]:
+        """Weights, means and standard deviations of the Gaussians that `final_loss` averages."""
         endings = self.curve.endings if lr_fractions is None else ()
         parts = [
             (probability * self.weights, *self._final_predictions(rates, repetition))
             for probability, rates in endings or ((1.0, lr_fractions),)
         ]
         weights, means, sds = (np.concatenate(values) for values in zip(*parts))
-        return mixture_forecast(weights, means, sds)
+        return weights, means, sds
 
     def _final_predictions(self, lr_fractions: Floats | None, repetition: Floats | None) -> tuple[Floats, Floats]:
         """[combination] mean and standard deviation of the final loss."""

@@ -17,7 +17,7 @@ from jaxgpt.diagnose.context import RunContext
 from jaxgpt.diagnose.context.scaling_query import scaling_query
 from jaxgpt.diagnose.forecast import annealing
 from jaxgpt.diagnose.forecast.annealing import LossCurve, Posterior
-from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast, gaussian_forecast
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast, gaussian_forecast, mixture_forecast
 from jaxgpt.diagnose.forecast.law_variants import LAW_VARIANTS, LawVariant, RunTraits, run_traits
 from jaxgpt.logs.history import History
 from jaxgpt.utils import stats
@@ -28,6 +28,7 @@ RANDOM_EVAL_ERROR, RANDOM_EVAL_TOKENS = 0.044, 524_288
 # Other optimizers and recipes together have an sd of 0.07 nats around the scaling law.
 KNOWN_OPTIMIZERS = {"adamw", *recipes.BETTER_OPTIMIZERS}
 UNKNOWN_OPTIMIZER_SD = math.sqrt(scaling_law.OTHER_RECIPE**2 - scaling_law.SAME_RECIPE**2)
+EVIDENCE_POWER = 0.25  # of losses for a schedule: the loss model's misfit resembles a change of the learning rate
 MAX_LOSS = 1e6  # nats: a larger value is not a loss
 DEFAULT_EVAL_TOKENS = 200 * 8 * 1024  # where neither log nor options tell, and the evaluations are few
 MIN_SCATTER = 8  # evaluations whose scatter tells their noise
@@ -41,8 +42,14 @@ class RunForecast(NamedTuple):
     unavailable: str
 
 
-def forecast_run(history: History, context: RunContext, variants: Sequence[LawVariant] = LAW_VARIANTS) -> RunForecast:
-    """Fits the loss model to the run's validation losses and forecasts its final loss."""
+def forecast_run(
+    history: History, context: RunContext, variants: Sequence[LawVariant] = LAW_VARIANTS, with_law: bool = True
+) -> RunForecast:
+    """Fits the loss model to the run's validation losses, `with_law` as a prior, and forecasts its final loss.
+
+    Where the schedule is unknown, the forecast averages over the possible ones, and the posterior is that of the
+    likeliest.
+    """
     if not context.total_steps:
         return RunForecast(None, None, "the length of the run is unknown (--total-steps)")
     if history.evaluations and all(evaluation.val is None for evaluation in history.evaluations):
@@ -52,11 +59,29 @@ def forecast_run(history: History, context: RunContext, variants: Sequence[LawVa
     if not context.lr_fractions.any():
         return RunForecast(None, None, "its learning rate is 0 throughout, or not known")
     curve = loss_curve(history, context)
+    prior = scaling_law_prior(context) if with_law else None
+    schedules = context.schedules or ((1.0, context.lr_fractions),)
     try:
-        posterior = annealing.fit(curve, scaling_law_prior(context), variants)
+        posteriors = [annealing.fit(replace(curve, lr_fractions=rates), prior, variants) for _, rates in schedules]
     except ValueError:
         return RunForecast(None, None, _too_few_losses(int(curve.usable().sum()), context))
-    return RunForecast(posterior, posterior.final_loss(), "")
+    weights = _schedule_weights([probability for probability, _ in schedules], posteriors)
+    return RunForecast(posteriors[int(weights.argmax())], _average(weights, posteriors), "")
+
+
+def _schedule_weights(probabilities: Sequence[float], posteriors: Sequence[Posterior]) -> NDArray[np.float64]:
+    """The probability of each schedule given the losses, whose evidence counts `EVIDENCE_POWER` times."""
+    evidence = np.array([posterior.log_evidence for posterior in posteriors])
+    weights = np.array(probabilities) * np.exp(EVIDENCE_POWER * (evidence - evidence.max()))
+    return weights / weights.sum()
+
+
+def _average(weights: NDArray[np.float64], posteriors: Sequence[Posterior]) -> Forecast:
+    """The final loss of the schedules together."""
+    parts = [posterior.final_components() for posterior in posteriors]
+    scaled = [weight * part[0] for weight, part in zip(weights, parts)]
+    means, sds = (np.concatenate([part[column] for part in parts]) for column in (1, 2))
+    return mixture_forecast(np.concatenate(scaled), means, sds)
 
 
 def _too_few_losses(count: int, context: RunContext) -> str:

@@ -10,7 +10,7 @@ from jaxgpt.logs import reader
 from jaxgpt.logs.history import LogTraits
 
 NAME = "buildnanogpt"
-TRAITS = LogTraits(fixed_eval_set=True, optimizer="adamw")
+TRAITS = LogTraits(fixed_eval_set=True, optimizer="adamw", default_schedule="cosine")
 MARKERS = (" val ", " train ", " hella ", "| loss: ")
 PATTERN = re.compile(r"(?:^|\s)\d+ (?:train|val|hella) (?:\d+\.\d+|nan|inf)\s*$|\bstep +\d+ \| loss: ")
 RECORD = re.compile(

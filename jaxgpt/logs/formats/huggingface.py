@@ -18,7 +18,7 @@ from jaxgpt.logs.reader import MAX_STEP, parse_count, parse_number, parse_step, 
 from jaxgpt.logs.rows import Row, RowReader
 
 NAME = "huggingface"
-TRAITS = LogTraits(fixed_eval_set=True, optimizer="adamw")
+TRAITS = LogTraits(fixed_eval_set=True, optimizer="adamw", default_schedule="linear")
 MARKERS = ("'epoch': ", '"log_history"')
 PATTERN = re.compile(
     r"\{(?=[^{}]{0,2000}'epoch': )[^{}]{0,2000}'(?:loss|eval_loss|train_runtime)': |\"log_history\": \["

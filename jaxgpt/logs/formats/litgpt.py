@@ -19,7 +19,7 @@ from jaxgpt.logs.history import Evaluation, LogTraits, Step
 from jaxgpt.logs.reader import multiply, parse_count, parse_finite, parse_number, parse_step, valid_duration
 
 NAME = "litgpt"
-TRAITS = LogTraits(fixed_eval_set=True, optimizer="adamw")
+TRAITS = LogTraits(fixed_eval_set=True, optimizer="adamw", default_schedule="cosine")
 MARKERS = ("iter time: ", ": val loss ")
 PATTERN = re.compile(r"\biter \d+ (?:\| )?step \d+(?: \||:) loss(?: train:)? |\biter \d+: val loss ")
 STEP = re.compile(

@@ -6,7 +6,7 @@ from jaxgpt.logs.formats import nanogpt
 from jaxgpt.logs.history import LogTraits
 
 NAME = "llama2c"
-TRAITS = LogTraits(total_is_last_step=True, repeats_data_on_resume=True, optimizer="adamw")
+TRAITS = LogTraits(total_is_last_step=True, repeats_data_on_resume=True, optimizer="adamw", default_schedule="cosine")
 MARKERS = ("| loss ",)
 PATTERN = re.compile(r"(?:^|\s)\d{1,10} \| loss [^\s|]{1,40} \| lr ")
 STEP = re.compile(

@@ -11,7 +11,7 @@ from jaxgpt.logs.history import LogTraits
 from jaxgpt.logs.reader import parse_finite, parse_step
 
 NAME = "llmc"
-TRAITS = LogTraits(fixed_eval_set=True, optimizer="adamw")
+TRAITS = LogTraits(fixed_eval_set=True, optimizer="adamw", default_schedule="cosine")
 MARKERS = ("tel:", "trl:", "trn:", "| loss ")
 PATTERN = re.compile(r"\bs:\d+ +(?:tel|trl|trn):|\bstep +\d+/\d+ \| loss ")
 RECORD = re.compile(

@@ -13,9 +13,9 @@ from jaxgpt.logs.history import LogTraits
 from jaxgpt.logs.reader import MAX_VALUE, multiply, parse_finite, parse_literal, parse_number, parse_step
 
 NAME = "nanogpt"
-TRAITS = LogTraits(optimizer="adamw", total_is_last_step=True, repeats_data_on_resume=True)
+TRAITS = LogTraits(optimizer="adamw", default_schedule="cosine", total_is_last_step=True, repeats_data_on_resume=True)
 # jaxgpt's own output has the same form. Its `time` excludes evaluation and saving; its `loss` is that of a batch.
-JAXGPT_TRAITS = LogTraits(fixed_eval_set=True)
+JAXGPT_TRAITS = LogTraits(fixed_eval_set=True, default_schedule="cosine")
 MARKERS = (": loss ", ": train loss ")
 PATTERN = re.compile(r"iter \d+: loss |step \d+: train loss ")
 STEP = re.compile(r"\biter (?P<step>\d{1,10}): loss (?P<loss>[^\s,]{1,40})(?:, time (?P<ms>-?[\d.]{1,40})ms)?")

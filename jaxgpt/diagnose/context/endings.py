@@ -48,7 +48,7 @@ def possible_endings(lr_fractions: NDArray[np.float64], steps_done: int) -> tupl
 
 
 def possible_schedules(optim: Optim, total_steps: int, usual: ScheduleName | None) -> tuple[Ending, ...]:
-    """A cosine, a linear decay, trapezoids and a constant rate over the run; `usual` is the likeliest schedule, if there is one.
+    """A cosine, a linear decay, trapezoids and a constant rate; `usual` is the likeliest of them, if there is one.
 
     The warmup is that of `optim`; the probabilities sum to 1.
     """

@@ -73,7 +73,8 @@ def _schedule_weights(probabilities: Sequence[float], posteriors: Sequence[Poste
     """The probability of each schedule given the losses, whose evidence counts `EVIDENCE_POWER` times."""
     evidence = np.array([posterior.log_evidence for posterior in posteriors])
     weights = np.array(probabilities) * np.exp(EVIDENCE_POWER * (evidence - evidence.max()))
-    return weights / weights.sum()
+    normalized: NDArray[np.float64] = weights / weights.sum()
+    return normalized
 
 
 def _average(weights: NDArray[np.float64], posteriors: Sequence[Posterior]) -> Forecast:

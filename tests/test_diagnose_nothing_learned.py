@@ -161,3 +161,32 @@ def test_a_healthy_baseline_does_not_hide_a_fault(tmp_path: Path) -> None:
     facts = {"total_steps": 19_073, "corpus": "fineweb-edu", "params": 124e6, "batch_tokens": 524_288.0}
     diagnosis = diagnosed(texts["broken"], baseline=str(healthy), **facts)
     assert "recipe-or-bug" in [finding.id for finding in diagnosis.findings if finding.status == "confirmed"]
+
+
+INVALID = {
+    "flat at 5.9": (table(at(5.9), 5900, 100), "it stopped learning early (the loss has stayed near 5.9 since"),
+    "flat at 5": (table(at(5.0), 5900, 100), "it stopped learning early (the loss has stayed near 5 since"),
+    "constant": (
+        "step,val_loss\n" + "".join(f"{step},3.3\n" for step in range(100, 4000, 100)),
+        "the last 39 validation losses are all exactly 3.3: a fault of the evaluation",
+    ),
+    "zero": (
+        table(lambda step: falling(step) * (step < 2000), 3900, 100),
+        "the validation loss is 0 since step 2,000: the model sees its targets",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_losses_of_no_trained_model_are_a_fault(name: str) -> None:
+    text, problem = INVALID[name]
+    diagnosis = diagnosed(text, total_steps=10_000)
+    assert problem in messages.problem_sentence(diagnosis)
+    assert (diagnosis.forecast, diagnosis.scenarios) == (None, ())
+    confirmed = {finding.id for finding in diagnosis.findings if finding.status == "confirmed"}
+    assert confirmed == {"recipe-or-bug"}
+
+
+def test_a_flat_character_model_has_not_stopped_learning() -> None:
+    diagnosis = diagnosed(nanogpt(at(1.5), 4000, rows=65, noise=0.01), total_steps=5000)
+    assert "stopped learning" not in messages.problem_sentence(diagnosis)

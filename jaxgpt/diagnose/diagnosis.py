@@ -11,6 +11,7 @@ from jaxgpt.diagnose.backtest import Backtest
 from jaxgpt.diagnose.checks import (
     faults,
     instabilities,
+    invalid_losses,
     recommendations,
     repetition,
     run_checks,
@@ -146,7 +147,12 @@ def _law_inapplicable_reason(run: RunAnalysis) -> str:
         return f"its loss jumped by {rise.height:.2f} nats at step {rise.step:,} and stayed high"
     stuck = stagnation.learns_nothing(run)
     if stuck.result:
-        return f"it learns nothing, or no more than a unigram model: {stuck.evidence}"
+        return f"{stagnation.describe(run)}: {stuck.evidence}"
+    invalid = invalid_losses.is_invalid(run)
+    if invalid.result:
+        return invalid.evidence
+    if run.forecast is not None and run.forecast.mean <= 0:
+        return "the loss models do not cover it: they yield a negative loss"
     if memorized := repetition.costs_unknown(run):
         return f"{memorized}, and what repetition will cost is unknown without {run.context.missing('unique_tokens')}"
     if run.law.outside_repetition:

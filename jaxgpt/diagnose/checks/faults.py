@@ -6,7 +6,7 @@ from jaxgpt.budget.query import FITTED_BATCH
 from jaxgpt.budget.scaling_law import tuned_learning_rate
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.series import Estimate
-from jaxgpt.diagnose.checks import baseline, instabilities, repetition, stagnation
+from jaxgpt.diagnose.checks import baseline, instabilities, invalid_losses, repetition, stagnation
 from jaxgpt.diagnose.finding import Condition, Finding, any_of, compare
 from jaxgpt.utils.formatting import pluralize
 
@@ -25,6 +25,9 @@ def recipe_or_bug(run: RunAnalysis) -> Finding:
         was_never_finite(run),
         stagnation.stays_flat(run),
         stagnation.is_stuck_at_unigrams(run),
+        stagnation.stops_learning(run),
+        invalid_losses.is_zero(run),
+        invalid_losses.is_constant(run),
         has_sudden_jump(run),
         has_mismatched_schedule(run),
         has_long_warmup(run),
@@ -46,13 +49,33 @@ def _meaning(run: RunAnalysis) -> str:
     jump = has_sudden_jump(run)
     if jump.result:
         return jump.evidence
+    if invalid_losses.is_zero(run).result:
+        return f"{invalid_losses.is_zero(run).evidence}: the model sees its targets, or the targets are masked"
+    if invalid_losses.is_constant(run).result:
+        return f"{invalid_losses.is_constant(run).evidence}: a fault of the evaluation"
     stuck = stagnation.learns_nothing(run)
-    return f"nothing is learned ({stuck.evidence}): a fault of the recipe, the data or the code" if stuck.result else ""
+    if stuck.result:
+        return _describe_stuck(run, stuck)
+    return "" if is_above_law(run).result or run.baseline is not None else _describe_recipe(run)
+
+
+def _describe_stuck(run: RunAnalysis, stuck: Condition) -> str:
+    start = stagnation.describe(run)
+    start = start if start == stagnation.STOPPED else "nothing is learned"
+    return f"{start} ({stuck.evidence}): a fault of the recipe, the data or the code"
+
+
+def _describe_recipe(run: RunAnalysis) -> str:
+    """What the schedule shows; empty where it shows no fault."""
+    if has_mismatched_schedule(run).result:
+        return f"the schedule does not fit the run: {has_mismatched_schedule(run).evidence}"
+    return f"a very long warmup: {has_long_warmup(run).evidence}" if has_long_warmup(run).result else ""
 
 
 def _cost(run: RunAnalysis) -> float | None:
     """The loss that the fault costs in nats, as far as it is known."""
-    if was_never_finite(run).result or stagnation.learns_nothing(run).result:
+    broken = (was_never_finite(run), stagnation.learns_nothing(run), invalid_losses.is_invalid(run))
+    if any(sign.result for sign in broken):
         return math.inf
     excess = run.loss_above_baseline or run.law.residual or run.law.excess
     rise = instabilities.find_rise(run)

@@ -5,7 +5,7 @@ import math
 from jaxgpt.budget.scaling_law import tuned_learning_rate
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.losses import VISIBLE
-from jaxgpt.diagnose.checks import baseline, repetition, stagnation
+from jaxgpt.diagnose.checks import baseline, invalid_losses, repetition, stagnation
 from jaxgpt.diagnose.finding import Condition, Finding, compare, unknown
 from jaxgpt.utils.formatting import pluralize
 from jaxgpt.utils.stats import Z80
@@ -47,6 +47,7 @@ def not_annealed(run: RunAnalysis) -> Finding:
         _has_worthwhile_gain(run),
         _can_fall(run),
         *stagnation.has_learned(run),
+        *_has_valid_losses(run),
     )
     if run.baseline is not None:
         is_otherwise_equal = baseline.is_otherwise_equal(run, except_for="decay")
@@ -63,8 +64,15 @@ def noise_not_plateau(run: RunAnalysis) -> Finding:
         _expects_hidden_decrease(run),
         _fits_training(run),
         *stagnation.has_learned(run),
+        *_has_valid_losses(run),
     )
     return Finding(id="noise-not-plateau", conditions=conditions)
+
+
+def _has_valid_losses(run: RunAnalysis) -> tuple[Condition, ...]:
+    """A false condition where the losses show a fault of the measurement."""
+    invalid = invalid_losses.is_invalid(run)
+    return (Condition("the losses are valid", invalid.evidence, False, invalid.lines),) if invalid.result else ()
 
 
 def _cost(run: RunAnalysis) -> float | None:

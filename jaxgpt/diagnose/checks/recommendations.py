@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from jaxgpt.budget.recommend import MEASURABLE_GAIN
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.losses import RANDOM_TEXT_STDERR, RANDOM_TEXT_TOKENS, VISIBLE
-from jaxgpt.diagnose.checks import faults, instabilities, larger_model
+from jaxgpt.diagnose.checks import faults, instabilities, invalid_losses, larger_model
 from jaxgpt.diagnose.checks.repetition_gain import recoverable_cost
 from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.forecast import scenarios
@@ -29,6 +29,8 @@ VISIBLE_GAIN = 0.0005  # nats that round to more than nothing
 MORE_STEPS = 0.25
 MAX_EVAL_TOKENS = 10_000_000
 CHECK_WEIGHTS = "Look for NaN in the starting weights and in the first batch; resume from an earlier checkpoint"
+CHECK_TARGETS = "Check that no position sees its own target: the causal mask, and targets shifted by one token"
+CHECK_EVALUATION = "Check that the evaluation uses the current weights, and the batches of the validation split"
 SAFE_CLIP = 0.5  # gradient norm
 WARMUP_SHARE = 10  # a recommended warmup is the run's length divided by it
 
@@ -259,6 +261,10 @@ def fix_hyperparameters(run: RunAnalysis) -> list[Recommendation]:
         recommended.append(_use_warmup_of_baseline(run))
     if faults.was_never_finite(run).result:
         recommended.append(advise(CHECK_WEIGHTS))
+    if invalid_losses.is_zero(run).result:
+        recommended.append(advise(CHECK_TARGETS))
+    if invalid_losses.is_constant(run).result:
+        recommended.append(advise(CHECK_EVALUATION))
     if faults.has_sudden_jump(run).result:
         recommended.append(advise("Inspect the data where the loss jumped: order, labels, a corrupt shard"))
     comparison = "Train a short run with a known recipe on known data, and compare (--baseline RUN)"

@@ -22,6 +22,11 @@ HEALTHY_DECREASE = 0.5  # nats
 FLAT = 0.1  # nats of decrease over the second half of the steps done
 HIGH = 0.55  # of the logarithm of the vocabulary
 HIGH_WITHOUT_VOCABULARY = 6.0  # nats
+# Models of 20M parameters and more end at 2 to 4 nats on every corpus, in tokens like GPT-2's.
+UNTRAINED = 4.5  # nats
+FLAT_SHARE = 0.8  # of the steps, over which a loss above that stays the same
+MIN_FLAT_STEPS = 1000  # of such a run
+STOPPED = "it stopped learning early"
 NEAR_GUESS = 0.1  # nats around the logarithm of the vocabulary
 NOISE_SDS = 4.0  # standard deviations of one loss within which it is at a level
 MIN_EVALUATIONS, MIN_TRAIN_LOSSES = 3, 5  # from which a level and its change are measured
@@ -39,8 +44,14 @@ class Level(NamedTuple):
 
 def learns_nothing(run: RunAnalysis) -> Condition:
     """Whether the loss shows that nothing is learned. Neither a forecast nor another finding makes sense then."""
-    signs = (stays_flat(run), is_stuck_at_unigrams(run))
+    signs = (stays_flat(run), is_stuck_at_unigrams(run), stops_learning(run))
     return any_of("nothing is learned, or nothing but the frequencies of the tokens", signs)
+
+
+def describe(run: RunAnalysis) -> str:
+    """What a run that learns nothing does, in one phrase."""
+    has_begun = stops_learning(run).result and not (stays_flat(run).result or is_stuck_at_unigrams(run).result)
+    return STOPPED if has_begun else "it learns nothing, or no more than a unigram model"
 
 
 def has_learned(run: RunAnalysis) -> tuple[Condition, ...]:
@@ -65,6 +76,21 @@ def stays_flat(run: RunAnalysis) -> Condition:
     if not is_flat or level.loss < _high_level(run):
         return Condition(question, f"it has decreased, or {format_loss(level.loss)} is not high", False)
     return Condition(question, f"{evidence}{_compare_with_guess(run, level.loss)}", True, level.lines)
+
+
+def stops_learning(run: RunAnalysis) -> Condition:
+    """Whether the loss is flat for most of the run, above what trained models reach with a vocabulary like GPT-2's."""
+    question = "the loss stays flat for most of the run, above that of trained models"
+    rows = run.context.vocab_size
+    levels = _levels(run)
+    is_other = stays_flat(run).result or (rows is not None and rows < GPT2_VOCAB_SIZES[0])
+    if is_other or not levels or run.steps_done < max(MIN_FLAT_STEPS, 1.5 * _known_warmup(run)):
+        return Condition(question, "", False)
+    level = levels[0]
+    is_flat = all(abs(each.decrease) + 2 * each.stderr < FLAT for each in levels)
+    is_long = run.steps_done - level.since >= FLAT_SHARE * run.steps_done
+    evidence = f"the loss has stayed near {format_loss(level.loss)} since step {level.since:,}"
+    return Condition(question, evidence, is_flat and is_long and level.loss >= UNTRAINED, level.lines)
 
 
 def _known_warmup(run: RunAnalysis) -> int:

@@ -106,4 +106,4 @@ def test_warmup_and_learning_rate_are_named_in_the_answer(capsys: pytest.Capture
     assert errors.run(budget.main, arguments) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "this one has a peak learning rate of 0.1" in text
-    assert "a warmup of 133% of the run" in text
+    assert "a warmup of 2,000 steps, longer than the run" in text

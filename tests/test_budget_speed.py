@@ -75,6 +75,21 @@ def test_devices_that_do_not_divide_a_micro_batch_are_refused() -> None:
     assert caught.value.code == "C038"
 
 
+@pytest.mark.parametrize(
+    ("gpus", "help"),
+    [
+        (24, "--data.micro-batch 24 --data.accum 21 (504 sequences per step instead of 512)"),
+        (64, "--data.micro-batch 64 --data.accum 8"),
+        (1000, "a step has 512 sequences: use at most that many devices"),
+    ],
+)
+def test_help_for_devices_keeps_the_size_of_a_step(gpus: int, help: str) -> None:
+    config = SMALL.replace({"data": {"micro_batch": 16, "accum": 32}})
+    with pytest.raises(ConfigError) as caught:
+        speed.per_device(config, gpus)
+    assert caught.value.help == help
+
+
 def test_option_gpus_changes_time_energy_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     def planned(gpus: str) -> plan.Plan:
         return plan.make_plan(options.read(["gpt2_124m", "--gpu", "H100", "--gpus", gpus]).inputs)

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -113,10 +114,8 @@ def custom(text: str) -> Device:
     """The device that `tflops=125,bandwidth=900,memory=16,watts=300` describes; raises `ConfigError` C037."""
     pairs = [part.partition("=") for part in text.split(",")]
     values = {name.strip().lower(): parse_number(value.strip()) for name, _, value in pairs}
-    wrong = [name for name, value in values.items() if name not in CUSTOM_FIELDS or not 0 < (value or 0.0) < math.inf]
-    missing = [name for name in CUSTOM_FIELDS if name not in values]
-    if wrong or missing:
-        problem = f"{wrong[0]!r} is no positive figure of a device" if wrong else f"{missing[0]} is missing"
+    problem = _custom_problem([name.strip().lower() for name, _, _ in pairs], values)
+    if problem:
         raise ConfigError("C037", f"--gpu {text!r}: {problem}", CUSTOM_HELP)
     tflops, bandwidth, memory, watts = (float(values[name]) for name in CUSTOM_FIELDS)
     return Device(
@@ -128,6 +127,22 @@ def custom(text: str) -> Device:
         source="--gpu",
         family="custom",
     )
+
+
+def _custom_problem(names: list[str], values: Mapping[str, float | None]) -> str:
+    """What is wrong with the figures of a custom device; empty if nothing is."""
+    for name in names:
+        if name not in CUSTOM_FIELDS:
+            return f"{name!r} is not one of {', '.join(CUSTOM_FIELDS)}"
+        if names.count(name) > 1:
+            return f"{name} is given twice"
+        if not 0 < (values[name] or 0.0) < math.inf:
+            return f"{name} is not a positive number"
+    missing = [name for name in CUSTOM_FIELDS if name not in values]
+    if missing:
+        return f"{missing[0]} is missing"
+    usable = (values["memory"] or 0.0) - CONTEXT_GIB
+    return "" if usable > 0 else f"the driver takes {CONTEXT_GIB:g} GiB, which leaves no memory for a run"
 
 
 def table() -> str:

@@ -19,8 +19,8 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.utils.files import check_report_path, check_writable
 
 DESCRIPTION = (
-    "Plans a run before it starts: tokens, epochs, FLOPs, time, energy, cost, memory and expected loss, each with its "
-    "interval, and what to do instead. Loads no JAX."
+    "Plans a run before it starts: time and expected loss with their intervals, tokens, epochs, FLOPs, energy, cost "
+    "and memory, and what to do instead. Loads no JAX."
 )
 EXAMPLES = """examples:
   python -m jaxgpt.budget --config fineweb40m --gpu 'RTX 4070'
@@ -110,7 +110,7 @@ class LearningOptions(OptionGroup, title="learning", error_code="C038"):
 
 @dataclass(frozen=True, kw_only=True)
 class GoalOptions(OptionGroup, title="goal", error_code="C038"):
-    """Find a run for a goal."""
+    """Find a run on a GPU for a goal."""
 
     hours: float | None = field(None, "the best run of that length", gt=0)
     kwh: float | None = field(None, "the best run with that energy", gt=0)

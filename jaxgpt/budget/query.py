@@ -51,7 +51,9 @@ def make_recipe(optim: Optim, steps: int, size: float, tokens_per_step: float, d
         differences.append(f"{tokens_per_step:,} tokens per step (the fitted runs: 131,072 to 2,097,152)")
     if optim.weight_decay > 0.3 or dropout > 0.1:
         differences.append("more regularization than the fitted runs")
-    if optim.warmup_steps > 0.35 * steps:
+    if optim.warmup_steps > steps:
+        differences.append(f"a warmup of {optim.warmup_steps:,} steps, longer than the run")
+    elif optim.warmup_steps > 0.35 * steps:
         differences.append(f"a warmup of {optim.warmup_steps / steps:.0%} of the run")
     return Recipe(
         learning_rate=optim.learning_rate,

@@ -18,6 +18,7 @@ from jaxgpt.utils.formatting import format_change, format_rough_duration, format
 
 SEED_SD = 0.0013  # nats between runs that differ only in their seed (modded-nanogpt's repeated records)
 MEASURABLE_GAIN = 3 * SEED_SD  # nats: what a single run can show
+SMALLEST_GAIN = 0.001  # nats: a smaller one is not printed
 MAX_PARAMETERS = 1e12
 
 
@@ -35,7 +36,8 @@ class Recommendation:
     """Numbers and the sentences that state them.
 
     `advised` is the run to train: the longest of the plan, unless repeated tokens make a shorter one better.
-    `unique_tokens` are pairs of a count and its predicted loss.
+    `unique_tokens` are pairs of a count and its predicted loss. `claim` is the loss that the last sentence is about,
+    if one is claimed.
     """
 
     advised: Row
@@ -44,6 +46,12 @@ class Recommendation:
     early_stop: EarlyStop
     unique_tokens: tuple[tuple[float, float], ...]
     sentences: tuple[str, ...]
+    claim: float | None = None
+
+    @property
+    def first_sentences(self) -> tuple[str, ...]:
+        """Those about length and size, and the answer to a claim."""
+        return self.sentences[:2] if self.claim is None else (*self.sentences[:2], self.sentences[-1])
 
 
 def recommend(planned: Plan, claim: float | None = None) -> Recommendation:
@@ -77,6 +85,7 @@ def recommend(planned: Plan, claim: float | None = None) -> Recommendation:
         early_stop=early,
         unique_tokens=unique,
         sentences=tuple(sentences),
+        claim=claim,
     )
 
 
@@ -154,7 +163,10 @@ def _length_sentence(planned: Plan, useful: int, advised: Row) -> str:
         beyond_fit = f" (that is beyond the {FITTED_TOKENS[1] / 1e9:.0f}B tokens of the fit)"
     sentence += f"{MEASURABLE_GAIN:.3f} nats, the noise of a single run{beyond_fit}."
     gain = _last_hour_gain(planned)
-    return sentence if gain is None else f"{sentence} The last hour of this run gains {gain:.3f}."
+    if gain is None:
+        return sentence
+    amount = f"{gain:.3f}" if gain >= SMALLEST_GAIN else f"less than {SMALLEST_GAIN:g}"
+    return f"{sentence} The last hour of this run gains {amount}."
 
 
 def _last_hour_gain(planned: Plan) -> float | None:

@@ -25,6 +25,7 @@ from jaxgpt.utils.report import Block, Command, Figure, Items, Paragraph, Report
 
 SOFTWARE_NAMES = {"jaxgpt": "jaxgpt", "nanogpt": "nanoGPT-class software"}
 USED_FRACTION = 0.9  # of a goal's time or energy: a run that takes less leaves a rest worth a sentence
+MANY_STEPS = 100_000_000  # written in millions
 NEIGHBORS = 3  # of the best candidate, on a small screen
 MEMORY_PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "workspace")
 
@@ -59,7 +60,7 @@ def brief_report(planned: Plan, advice: Recommendation, result: SearchResult | N
         sections.append(Section("By length", tuple(_length_blocks(planned)[:1])))
     more = "" if not planned.warnings else f" and {pluralize(len(planned.warnings), 'warning')}"
     hint = f"--verbose shows memory, step time, the parts of the loss{more}."
-    sections.append(Section("Recommendations", (Items(advice.sentences[:2]), Paragraph(hint))))
+    sections.append(Section("Recommendations", (Items(advice.first_sentences), Paragraph(hint))))
     return replace(full, sections=tuple(sections))
 
 
@@ -73,9 +74,9 @@ def _summary(planned: Plan, advised: Row, result: SearchResult | None) -> list[s
     fit = planned.fit
     facts = [f"{format_count(advised.tokens)} tokens"]
     if advised.epochs is not None:
-        facts.append(f"{format_number(advised.epochs, 0 if advised.epochs >= 10 else 1)} epochs")
+        facts.append(f"{_short(advised.epochs, 0 if advised.epochs >= 10 else 1)} epochs")
     if advised.energy_kwh is not None:
-        facts.append(f"{advised.energy_kwh:.1f} kWh")
+        facts.append(f"{_short(advised.energy_kwh, 1)} kWh")
     if fit.usable_gib is not None:
         batch = planned.inputs.config.data.micro_batch // planned.inputs.gpus
         fits = "" if fit.fits else ", which does not fit"
@@ -228,19 +229,37 @@ def _length_cells(row: Row) -> tuple[str, ...]:
     gain = ""
     if row.gain_per_hour is not None:
         gain = format_signed(-row.gain_per_hour, 4 if abs(row.gain_per_hour) < 1 else 0)
+    steps = row.total_steps
     return (
-        f"{row.total_steps:,}",
+        f"{steps:,}" if steps < MANY_STEPS else format_count(steps),
         format_count(row.tokens),
-        format_number(row.epochs),
-        f"{row.flops / 1e18:.3g}",
+        _short(row.epochs),
+        _exaflops(row.flops),
         format_hours(row.seconds),
         format_hours_range(row.seconds_low, row.seconds_high, row.seconds),
-        format_number(row.energy_kwh, 1),
-        format_number(row.cost),
+        _short(row.energy_kwh, 1),
+        _short(row.cost),
         f"{row.loss:.3f}",
         format_loss_range(row.loss_low, row.loss_high),
         gain,
     )
+
+
+def _exaflops(flops: float) -> str:
+    """FLOPs in EFLOP, to three digits: `3.15`, `0.0002`, `157k`."""
+    value = flops / 1e18
+    return f"{value:.3g}" if 0.01 <= value < 999.5 else _short(value)
+
+
+def _short(value: float | None, digits: int = 2) -> str:
+    """A number with `digits` decimals, none from 1,000 on (`345k`); more for a smaller one than they can show."""
+    if value is not None and value >= 10_000:
+        return f"{value / 1000:,.0f}k"
+    if value is not None and value >= 1000:
+        return f"{value:,.0f}"
+    if value is not None and 0 < value < 0.5 * 10**-digits:
+        return f"{float(f'{value:.1g}'):f}".rstrip("0").rstrip(".") or "0"
+    return format_number(value, digits)
 
 
 def _memory_blocks(planned: Plan) -> list[Block]:

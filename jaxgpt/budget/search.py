@@ -77,7 +77,8 @@ def best_run(inputs: Inputs, goal: Goal) -> SearchResult:
     """
     device = inputs.device
     if device is None:
-        raise ConfigError("C044", "--hours, --kwh and --target-loss need to know the GPU", "--gpu NAME")
+        message = "--hours, --kwh and --target-loss search for runs on a GPU, and this plan is for a CPU"
+        raise ConfigError("C044", message, "name a GPU with --gpu NAME, or leave out the goal")
     inputs = replace(inputs, config=with_enough_steps(inputs.config, inputs.tokens.unique))
     candidates = []
     for shape in SHAPES:

@@ -113,8 +113,20 @@ def per_device(config: Config, gpus: int) -> Config:
     sequences, rest = divmod(config.data.micro_batch, gpus)
     if rest:
         message = f"--gpus {gpus} does not divide data.micro_batch = {config.data.micro_batch}"
-        raise ConfigError("C038", message, f"--data.micro-batch {gpus * max(1, sequences)}")
+        raise ConfigError("C038", message, _divisible_batch(config, gpus))
     return config.replace({"data": {"micro_batch": sequences}})
+
+
+def _divisible_batch(config: Config, gpus: int) -> str:
+    """The options of a step of about as many sequences that `gpus` devices can share."""
+    total = config.data.micro_batch * config.data.accum
+    if gpus > total:
+        return f"a step has {total} sequences: use at most that many devices"
+    micro_batch = gpus * max(1, config.data.micro_batch // gpus)
+    accum = max(1, round(total / micro_batch))
+    sequences = micro_batch * accum
+    change = "" if sequences == total else f" ({sequences} sequences per step instead of {total})"
+    return f"--data.micro-batch {micro_batch} --data.accum {accum}{change}"
 
 
 def all_reduce_seconds(config: Config, device: Device, gpus: int) -> float:

@@ -8,6 +8,7 @@ UNKNOWN = "–"
 MINUS = "−"
 LAST_DATE = 253_402_128_000.0  # seconds since 1970: Python's calendar ends here
 ROUNDING = (86_400, 21_600, 3600, 1800, 600, 300, 60, 30, 10, 5, 1)  # seconds to which rough durations are rounded
+YEAR, MANY_YEARS = 365.25 * 86_400, 3 * 365.25 * 86_400  # seconds; from the latter on durations are in years
 MAX_ROUNDING = 0.1  # of the duration
 INTERVAL_ROUNDING = 0.2  # of the width of an interval
 
@@ -26,7 +27,9 @@ def format_hours(seconds: float | None) -> str:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 96 * 3600 else f"{seconds / 86400:.1f} days"
+    if seconds < 96 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86_400:.1f} days" if seconds < MANY_YEARS else f"{seconds / YEAR:,.0f} years"
 
 
 def format_hours_range(low: float | None, high: float | None, middle: float | None) -> str:
@@ -34,7 +37,7 @@ def format_hours_range(low: float | None, high: float | None, middle: float | No
     if low is None or high is None or middle is None:
         return UNKNOWN
     unit = format_hours(middle).split()[1]
-    unit_seconds = {"s": 1, "min": 60, "h": 3600, "days": 86400}[unit]
+    unit_seconds = {"s": 1, "min": 60, "h": 3600, "days": 86_400, "years": YEAR}[unit]
     digits = 1 if high / unit_seconds < 10 else 0
     return f"{low / unit_seconds:.{digits}f}–{high / unit_seconds:.{digits}f}"
 
@@ -139,7 +142,8 @@ def format_bytes(count: int) -> str:
 
 def pluralize(count: float, noun: str, plural: str = "") -> str:
     """`1 document`, `2,000 documents`, `1.5 hours`; `plural` is for nouns that do not take an s."""
-    number = f"{count:,}" if isinstance(count, int) else f"{count:,.3g}"
+    digits = "," if isinstance(count, int) else ",.3g"
+    number = f"{count:{digits}}" if count < 1000 else f"{count:,.0f}"
     return f"{number} {noun if number == '1' else plural or f'{noun}s'}"
 
 

@@ -8,8 +8,10 @@ import pytest
 from helpers.runs import cosine, drawn, upto
 
 from jaxgpt import logs
+from jaxgpt.budget.recommend import least_loss
 from jaxgpt.diagnose.context import RunContext, resolve_context
 from jaxgpt.diagnose.context.tokens import GPT2_TOKENS
+from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.forecast.annealing import fit
 from jaxgpt.diagnose.forecast.law_variants import LAW_VARIANTS
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run, scaling_law_prior
@@ -106,3 +108,33 @@ def test_scaling_law_is_converted_to_the_tokens_of_the_run() -> None:
     scale, spread, _ = run.token_scale
     assert law.mean == pytest.approx(scale * unscaled.mean, abs=1e-6)
     assert law.sd == pytest.approx(math.hypot(scale * unscaled.sd, spread * law.mean), rel=1e-3)
+
+
+def test_target_is_compared_in_the_tokens_of_the_run() -> None:
+    history = table(9600)
+    run = context(history, corpus="fineweb", target_loss=1.5)
+    target = diagnose(history, run).target
+    assert target is not None
+    assert not target.possible
+    limit = float(target.reason.split("(limit ")[1].split(")")[0])
+    assert limit == pytest.approx(run.token_scale.value * least_loss(run.parameters or 0, run.corpus), abs=0.01)
+    assert limit < END
+
+
+def test_target_without_a_forecast_is_in_the_same_tokens() -> None:
+    history = table(0)
+    unwarmed = replace(context(history, corpus="fineweb", target_loss=2.2), total_steps=None)
+    target = diagnose(history, unwarmed).target
+    assert target is not None
+    assert target.expected is not None
+    assert target.expected.mean < 5
+
+
+def test_unusual_recipe_covers_an_unknown_optimizer() -> None:
+    history = table(4000)
+    run = replace(context(history, optimizer="other", corpus="fineweb"), token_scale=GPT2_TOKENS)
+    usual = scaling_law_prior(run)
+    unusual = scaling_law_prior(replace(run, dropout=0.3))
+    assert usual is not None
+    assert unusual is not None
+    assert unusual.sd == pytest.approx(usual.sd, rel=0.02)

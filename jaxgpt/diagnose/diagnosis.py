@@ -21,8 +21,8 @@ from jaxgpt.diagnose.completion import CompletionEstimate, estimate_completion, 
 from jaxgpt.diagnose.context import RunContext
 from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.forecast.annealing import Posterior
-from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast, gaussian_forecast
-from jaxgpt.diagnose.forecast.run_forecast import RunForecast, forecast_run
+from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
+from jaxgpt.diagnose.forecast.run_forecast import RunForecast, forecast_run, scaling_law_prior
 from jaxgpt.diagnose.forecast.scenarios import ScenarioForecast, forecast_scenarios
 from jaxgpt.logs.history import Evaluation, History
 from jaxgpt.utils.formatting import format_loss, pluralize
@@ -178,8 +178,8 @@ def _compare_with_target(run: RunAnalysis, forecast: Forecast | None) -> TargetC
     if loss is not None and run.final_evaluation is not None and run.final_evaluation.val is not None:
         end = run.final_evaluation.val
         return TargetComparison(loss, None, end <= loss, f"the run ended at {format_loss(end)}")
-    if forecast is None and run.law.prediction is not None:
-        forecast = gaussian_forecast(run.law.prediction.loss, run.law.prediction.sigma)
+    if forecast is None:
+        forecast = scaling_law_prior(run.context, run.total_steps)
     if loss is None or forecast is None:
         return None
     is_possible = forecast.low95 <= loss
@@ -194,7 +194,9 @@ def _compare_with_target(run: RunAnalysis, forecast: Forecast | None) -> TargetC
 
 def _needs(run: RunAnalysis, loss: float) -> str:
     size = run.context.parameters
-    return required_for_loss(size, run.context.corpus, loss) if size else "takes a larger model, or another corpus"
+    if not size:
+        return "takes a larger model, or another corpus"
+    return required_for_loss(size, run.context.corpus, loss, run.context.token_scale.value)
 
 
 def _missing(findings: Iterable[Finding], no_completion: str, no_forecast: str) -> tuple[str, ...]:

@@ -99,18 +99,19 @@ def _loss_is_not_finite(history: History) -> bool:
     return any(not abs(losses[-1]) < MAX_LOSS for losses in (training, validation) if losses)
 
 
-def scaling_law_prior(context: RunContext) -> Forecast | None:
+def scaling_law_prior(context: RunContext, total_steps: int | None = None) -> Forecast | None:
     """The scaling law's prediction of the final loss, per token of the run's tokenizer.
 
-    It includes the cost of repeated data and of the peak and final learning rate. Its standard deviation covers recipe,
+    `total_steps` replace the length of the run. It includes the cost of repeated data and of the peak and final learning rate. Its standard deviation covers recipe,
     optimizer, corpus, distance from the fitted range and repetition. None if parameters or tokens are unknown.
     """
-    steps = context.total_steps or 0
+    steps = total_steps or context.total_steps or 0
     query = scaling_query(context, steps, steps)
     if query is None:
         return None
     prediction = scaling_law.predict_loss(query)
-    sd = 0.0 if context.optimizer in KNOWN_OPTIMIZERS else UNKNOWN_OPTIMIZER_SD
+    is_covered = context.optimizer in KNOWN_OPTIMIZERS or query.recipe.differences
+    sd = 0.0 if is_covered else UNKNOWN_OPTIMIZER_SD
     scale, spread, _ = context.token_scale
     loss = scale * prediction.loss
     return gaussian_forecast(loss, math.hypot(scale * prediction.sigma, scale * sd, spread * loss))

@@ -102,8 +102,9 @@ def _loss_is_not_finite(history: History) -> bool:
 def scaling_law_prior(context: RunContext, total_steps: int | None = None) -> Forecast | None:
     """The scaling law's prediction of the final loss, per token of the run's tokenizer.
 
-    `total_steps` replace the length of the run. It includes the cost of repeated data and of the peak and final learning rate. Its standard deviation covers recipe,
-    optimizer, corpus, distance from the fitted range and repetition. None if parameters or tokens are unknown.
+    `total_steps` replace the length of the run. It includes the cost of repeated data and of the peak and final
+    learning rate. Its standard deviation covers recipe, optimizer, corpus, distance from the fitted range and
+    repetition. None if parameters or tokens are unknown.
     """
     steps = total_steps or context.total_steps or 0
     query = scaling_query(context, steps, steps)

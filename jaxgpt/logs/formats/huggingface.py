@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from jaxgpt.logs.collector import Collector
-from jaxgpt.logs.history import LogTraits
+from jaxgpt.logs.history import LogTraits, Step
 from jaxgpt.logs.reader import MAX_STEP, parse_count, parse_number, parse_step, valid_duration
 from jaxgpt.logs.rows import Row, RowReader
 
@@ -34,6 +34,7 @@ HEADERS = {
 }
 IGNORED = re.compile(r"epoch|step|train_loss|total_flos|\w+_(?:runtime|per_second)")  # of every log
 TOTALS = ("epoch", "step", "train_runtime", "train_steps_per_second")
+EPOCH_ERROR = 0.01  # of a printed epoch
 DEFAULT_INTERVAL = 500  # steps between two lines
 MAX_ROWS = 1_000_000
 
@@ -57,6 +58,7 @@ class Reader(RowReader):
         self._entry_line = 0  # with the loss
         self._printed: list[Printed] = []
         self._facts: dict[str, float] = {}  # of the header and of the last entry
+        self._end_line = 0  # of the last entry of a run that is over
         self._bar_total = 0  # of the longest bar: those of evaluations are shorter
         self._evaluation_seconds = 0.0
         self._last_rate: tuple[int, float] | None = None  # the step and the learning rate of the line before
@@ -90,13 +92,13 @@ class Reader(RowReader):
         values = _numbers(entry.items())
         step = parse_step(values.get("step"))
         self._set_metadata(total_steps=parse_step(values.get("max_steps")))
-        self._read_totals(values)
+        self._read_totals(values, self._entry_line)
         if step is not None and not self._add_row(self._entry_line, self._row(values), step) and "loss" in values:
             self._log.drop(self._entry_line)
 
     def _dictionary(self, line_no: int, text: str) -> None:
         values = _numbers(PRINTED.findall(text))
-        self._read_totals(values)
+        self._read_totals(values, line_no)
         self._log.accept()
         if not values.keys() & {"loss", "eval_loss"}:
             return
@@ -120,10 +122,13 @@ class Reader(RowReader):
         names = tuple(name for name in values if not IGNORED.fullmatch(name))
         return self._select(names, [values[name] for name in names])
 
-    def _read_totals(self, values: dict[str, float]) -> None:
+    def _read_totals(self, values: dict[str, float], line_no: int) -> None:
         """Reads the time of an evaluation, and the last entry, which describes the whole run."""
         self._evaluation_seconds += valid_duration(values.get("eval_runtime")) or 0.0
+        if "loss" in values:
+            self._end_line = 0
         if "train_runtime" in values:
+            self._end_line = line_no
             self._facts |= {name: values[name] for name in TOTALS if 0 < values.get(name, 0.0) < MAX_STEP}
 
     def _read_bar(self, match: re.Match[str]) -> None:
@@ -147,7 +152,28 @@ class Reader(RowReader):
         for printed, step in zip(self._printed, self._steps()):
             self._add_row(printed.line, self._row(printed.values), step)
         super().end()
+        self._add_end()
         self._add_mean_time()
+
+    def _add_end(self) -> None:
+        """Adds the last step of a run that is over, which need not have a loss."""
+        done = parse_step(self._facts.get("step")) or self._printed_end()
+        if not self._end_line or not done:
+            return
+        self._log.flush()
+        trained = self._log.steps[-1].step + 1 if self._log.steps else 0
+        evaluated = self._log.evaluations[-1].step if self._log.evaluations else 0
+        done = max(done, trained, evaluated)
+        self._log.metadata["total_steps"] = done
+        if trained < done:
+            self._log.add(Step(done - 1, line=self._end_line))
+
+    def _printed_end(self) -> int:
+        """The last step by the epoch of the last line; 0 if it is not known."""
+        total = self._log.metadata.get("total_steps") or 0
+        planned = self._facts.get("epochs")
+        done = self._facts.get("epoch", 0.0)
+        return round(total * done / planned) if planned and done < planned - EPOCH_ERROR else total
 
     def _total_steps(self) -> int | None:
         """The length of the run by the header, the progress bar or the last line."""

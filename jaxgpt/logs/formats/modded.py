@@ -30,8 +30,9 @@ PRINTED_NAMES = {
     "train_batch_tokens": "tokens_per_step",
     "warmup_steps": "warmup_iters",
     "val_tokens": "val_tokens",
+    "max_wallclock_seconds": "max_seconds",
 }
-PRINTED = re.compile(rf"(?:^|\s)({'|'.join(PRINTED_NAMES)}):(\d{{1,15}})(?=\s|$)")
+PRINTED = re.compile(rf"(?:^|\s)({'|'.join(PRINTED_NAMES)}):(\d{{1,15}}(?:\.\d{{1,6}})?)(?=\s|$)")
 FINAL_LR_FRACTION = re.compile(r"\(1 - w\) \* (0\.\d{1,6})")
 DATASET = re.compile(r"\b((?:edu_?)?fineweb\w{0,10})")
 MIN_BATCH = 10_000  # tokens: a smaller product is not the whole batch
@@ -44,6 +45,7 @@ class Reader(reader.Reader):
     def __init__(self, collector: Collector) -> None:
         super().__init__(collector)
         self._clock: tuple[int, float] | None = None  # steps done, and the seconds that they took
+        self._seconds = 0.0  # by the last line
 
     def line(self, line_no: int, text: str) -> None:
         """Reads one line."""
@@ -63,7 +65,9 @@ class Reader(reader.Reader):
             self._clock = None
         self._log.metadata["total_steps"] = parse_step(total) or None
         elapsed = parse_finite(time)
-        seconds = self._step_time(count, None if elapsed is None else elapsed / (1e3 if unit == "ms" else 1.0))
+        elapsed = None if elapsed is None else elapsed / (1e3 if unit == "ms" else 1.0)
+        self._seconds = elapsed or 0.0
+        seconds = self._step_time(count, elapsed)
         if kind == "val":
             if count > self._steps_done and seconds is not None:
                 self._log.add(Step(count - 1, None, seconds, line=line_no))
@@ -102,6 +106,10 @@ class Reader(reader.Reader):
         self._log.metadata["eval_tokens"] = parse_finite(values.get("val_tokens")) or None
         self._log.metadata["parameters"] = parse_finite(values.get("parameters")) or None
         self._log.metadata["tokens_per_step"] = parse_finite(values.get("tokens_per_step")) or None
+        limit = parse_finite(values.get("max_seconds"))
+        if limit and self._seconds >= limit:
+            self._log.metadata["total_steps"] = self._steps_done
+            self._log.note(f"the run ended at step {self._steps_done:,}, at its limit of {limit:,.0f} seconds")
         batch = parse_finite(values.get("batch_size"))
         if batch:
             self._log.metadata["tokens_per_step"] = _tokens_per_step(batch, parse_finite(values.get("sequence_length")))

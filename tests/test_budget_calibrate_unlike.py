@@ -1,8 +1,10 @@
 """Runs that cannot calibrate a plan: impossible paces, unknown or other sizes, characters."""
 
+from pathlib import Path
+
 import pytest
 
-from jaxgpt.budget import calibrate, options, plan, report, scaling_law, speed
+from jaxgpt.budget import calibrate, command, options, plan, report, scaling_law, speed
 from jaxgpt.budget.calibrate import RunRecord
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.budget.plan import Plan
@@ -18,7 +20,8 @@ pytestmark = pytest.mark.usefixtures("planner_workspace")
 
 def calibrated(record: RunRecord) -> Plan:
     inputs = options.read(["fineweb40m", "--gpu", "RTX 4070"]).inputs
-    return plan.make_plan(inputs.calibrated(calibrate.calibrate(record, CONFIG, FINEWEB, None)))
+    calibration = calibrate.calibrate(record, CONFIG, FINEWEB, None).with_possible_pace(inputs.device)
+    return plan.make_plan(inputs.calibrated(calibration))
 
 
 def first_screen(planned: Plan) -> str:
@@ -67,3 +70,12 @@ def test_run_on_characters_is_refused() -> None:
         calibrate.calibrate(record, CONFIG, FINEWEB, None)
     characters = CONFIG.replace({"model": {"vocab_size": 65}})
     assert calibrate.calibrate(record, characters, FINEWEB, None).notes
+
+
+def test_option_calibrate_checks_the_pace(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("step,train_loss,ms\n" + "".join(f"{n},5.0,40\n" for n in range(30)))
+    request = options.read(["fineweb40m", "--gpu", "RTX 4070", "--calibrate", str(tmp_path / "log.csv")])
+    calibration = command.calibrated_inputs(request).calibration
+    assert calibration
+    assert calibration.measured is None
+    assert any("The pace of" in note for note in calibration.notes)

@@ -67,6 +67,8 @@ def calibrated_inputs(request: Request) -> Inputs:
         config = inputs.config
         record = measure.pilot(config, learning.pilot) if learning.pilot else measure.measure(config)
     calibration = calibrate.calibrate(record, inputs.config, inputs.corpus, inputs.tokens.unique)
+    if learning.calibrate:  # what is measured here is of this machine's device
+        calibration = calibration.with_possible_pace(inputs.device, inputs.gpus)
     return inputs.calibrated(calibration)
 
 

@@ -48,7 +48,6 @@ class Inputs:
 
     def calibrated(self, calibration: Calibration) -> "Inputs":
         """The inputs with the step time and the corpus offset that a run has taught."""
-        calibration = calibration.with_possible_pace(self.device, self.gpus)
         if calibration.measured is None and self.calibration:
             measured = self.calibration
             calibration = replace(

@@ -8,6 +8,7 @@ shape of the validation curve is evidence.
 import math
 import statistics
 
+from jaxgpt.errors import DataError
 from jaxgpt.logs.collector import Collector
 
 BYTES_PER_TOKEN = (1.0, 16.0)  # plausible range
@@ -22,11 +23,18 @@ def bytes_per_token(nats: float | None, bits: float | None) -> float | None:
 
 
 def convert_evaluations(log: Collector) -> None:
-    """Converts the evaluations of `log` from bits per byte, if its training losses tell how long a token is."""
+    """Converts the evaluations of `log` from bits per byte, if its training losses tell how long a token is.
+
+    Raises `DataError` D042 if nothing does, and the log has no other losses.
+    """
     log.flush()
     if not log.evaluations:
         return
     length = log.metadata.get("bytes_per_token") or _estimate_length(log)
+    if length is None and not any(step.loss is not None for step in log.steps):
+        message = f"the losses of {log.source} are in bits per byte alone, and the bytes per token are unknown"
+        fix = "add a column train_loss in nats per token, or val_loss: bits × ln 2 × bytes per token"
+        raise DataError("D042", message, fix)
     if length is None:
         log.note("validation is in bits per byte, and no training loss beside it tells nats per token")
         log.evaluations = []

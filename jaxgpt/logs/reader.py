@@ -11,6 +11,7 @@ from jaxgpt.logs.history import Evaluation, Step
 MAX_VALUE = 1e18  # of a fact of the run
 MAX_STEP = 10**9  # a larger number is not a step
 TIMESTAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?", re.ASCII)
+THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+", re.ASCII)
 MAX_TIMESTAMP_END = 80  # characters of a line among which its timestamp is
 SECONDS_PER_DAY = 86_400.0  # no step takes longer
 
@@ -100,8 +101,8 @@ def parse_finite(text: Any) -> float | None:
 
 
 def parse_step(text: Any) -> int | None:
-    """The step, 0 to `MAX_STEP`, that `text` spells; None if it does not spell one."""
-    value = parse_finite(text)
+    """The step, 0 to `MAX_STEP`, that `text` spells, as 1000 or 1,000; None if it does not spell one."""
+    value = parse_finite(text.replace(",", "") if isinstance(text, str) and THOUSANDS.fullmatch(text) else text)
     is_step = value is not None and 0 <= value <= MAX_STEP and value == int(value)
     return int(value) if value is not None and is_step else None
 

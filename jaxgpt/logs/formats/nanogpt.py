@@ -17,10 +17,10 @@ TRAITS = LogTraits(optimizer="adamw", default_schedule="cosine", total_is_last_s
 # jaxgpt's own output has the same form. Its `time` excludes evaluation and saving; its `loss` is that of a batch.
 JAXGPT_TRAITS = LogTraits(fixed_eval_set=True, default_schedule="cosine")
 MARKERS = (": loss ", ": train loss ")
-PATTERN = re.compile(r"iter \d+: loss |step \d+: train loss ")
-STEP = re.compile(r"\biter (?P<step>\d{1,10}): loss (?P<loss>[^\s,]{1,40})(?:, time (?P<ms>-?[\d.]{1,40})ms)?")
+PATTERN = re.compile(r"iter \d[\d,]*: loss |step \d[\d,]*: train loss ")
+STEP = re.compile(r"\biter (?P<step>\d[\d,]{0,12}): loss (?P<loss>[^\s,]{1,40})(?:, time (?P<ms>-?[\d.]{1,40})ms)?")
 EVALUATION = re.compile(
-    r"\bstep (?P<step>\d{1,10}): train loss (?P<train>[^\s,]{1,40})(?:, val loss (?P<loss>[^\s,]{1,40}))?"
+    r"\bstep (?P<step>\d[\d,]{0,12}): train loss (?P<train>[^\s,]{1,40})(?:, val loss (?P<loss>[^\s,]{1,40}))?"
 )
 OVERRIDE = re.compile(r"Overriding: (\w{1,40}) = (.{1,200})")
 TOKENS = re.compile(r"tokens per iteration(?: will be)?: ([\d,]{1,30})")
@@ -50,7 +50,7 @@ class Reader(reader.Reader):
         """Reads one line."""
         if "iter " in text and (match := STEP.search(text)):
             is_jaxgpt = self._log.traits is JAXGPT_TRAITS
-            self._add_step(line_no, match, step_only=is_jaxgpt or self._evaluated != int(match["step"]))
+            self._add_step(line_no, match, step_only=is_jaxgpt or self._evaluated != parse_step(match["step"]))
         elif "step " in text and (match := EVALUATION.search(text)):
             self._add_evaluation(line_no, match)
         elif "saving checkpoint" in text:

@@ -1,0 +1,20 @@
+"""Steps with thousands separators, and losses in bits per byte alone."""
+
+import pytest
+
+from jaxgpt import logs
+from jaxgpt.errors import DataError
+
+
+def test_steps_with_thousands_separators() -> None:
+    lines = [f"step {step:,}: train loss 4.0, val loss {4 - step / 1e4}" for step in range(0, 3000, 500)]
+    lines += [f"iter {step:,}: loss 3.9, time 250.00ms" for step in (2600, 2700)]
+    history = logs.read_text("\n".join(lines), "log")
+    assert [evaluation.step for evaluation in history.evaluations] == list(range(0, 3000, 500))
+    assert [step.step for step in history.steps] == [2600, 2700]
+
+
+def test_bits_per_byte_alone_are_refused() -> None:
+    with pytest.raises(DataError, match="the bytes per token are unknown") as caught:
+        logs.read_text("step,val_bpb\n100,2.0238\n200,1.7511\n300,1.5596\n", "table")
+    assert caught.value.code == "D042"

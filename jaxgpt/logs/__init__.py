@@ -38,8 +38,8 @@ def read(path: str | Path, batch_tokens: float | None = None, columns: str | Non
 
     `batch_tokens` converts tokens to steps where a table counts tokens alone; `columns` names the columns of a table
     without a header, separated by commas. Raises `DataError` D041 for text without a line of a known format, D042 for
-    a table without steps or with losses in bits per byte alone, D043 if there is nothing at `path`, D044 for a folder that is not a run, D045 for a file that
-    cannot be read.
+    a table without steps or with losses in bits per byte alone, D043 if there is nothing at `path`, D044 for a folder
+    that is not a run, D045 for a file that cannot be read.
     """
     file = _find_log(Path(path))
     try:

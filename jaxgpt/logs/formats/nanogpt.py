@@ -49,8 +49,9 @@ class Reader(reader.Reader):
     def line(self, line_no: int, text: str) -> None:
         """Reads one line."""
         if "iter " in text and (match := STEP.search(text)):
+            step = parse_step(match["step"]) if "," in match["step"] else int(match["step"])
             is_jaxgpt = self._log.traits is JAXGPT_TRAITS
-            self._add_step(line_no, match, step_only=is_jaxgpt or self._evaluated != parse_step(match["step"]))
+            self._add_step(line_no, match, step_only=is_jaxgpt or self._evaluated != step)
         elif "step " in text and (match := EVALUATION.search(text)):
             self._add_evaluation(line_no, match)
         elif "saving checkpoint" in text:

@@ -9,7 +9,7 @@ import pytest
 from helpers import logformats, logsamples
 from helpers.diagnose_logs import answered
 from helpers.html import Reader
-from helpers.synthetic_runs import flat, make_run, training
+from helpers.synthetic_runs import COSINE, TOTAL, flat, make_run, training
 
 from jaxgpt import logs
 from jaxgpt.diagnose import live, messages
@@ -128,3 +128,22 @@ def test_the_console_forecasts_nothing_at_the_end(tmp_path: Path) -> None:
             record |= {name: 4.15 for name in ("loss", "val_loss", "train_loss") if stuck and name in record}
         folder.log_file.write_text(logsamples.jsonl(records))
         assert (live.forecast_only(folder) is not None) is expected
+
+
+def test_advice_of_a_finished_run_is_about_resuming_or_another_run() -> None:
+    """Half of a cosine: its decay was to last twice as long."""
+    context, history = make_run({"optim": replace(COSINE, decay_steps=2 * TOTAL)})
+    diagnosis = diagnose(history, context, now=0.0)
+    actions = [item.action for item in diagnosis.recommendations]
+    assert any(action.startswith("Resume it for 200 steps more") for action in actions)
+    assert not any("by step" in action or action.startswith("Let the") for action in actions)
+    problem = messages.problem_sentence(diagnosis)
+    assert "will still fall" not in problem
+    assert "Nothing is broken" not in problem
+
+
+def test_it_is_never_too_early_for_a_finished_run() -> None:
+    text = "step,val_loss\n" + "".join(f"{step},{3.2 + 100 / step:.4f}\n" for step in range(100, 2001, 100))
+    history = logs.read_text(text, "out.csv")
+    diagnosis = diagnose(history, resolve_context(history, Options(total_steps=2000)), now=0.0)
+    assert messages.problem_sentence(diagnosis).startswith("The log shows nothing wrong; ")

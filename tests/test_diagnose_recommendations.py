@@ -27,7 +27,7 @@ from helpers.synthetic_runs import (
     widening,
 )
 
-from jaxgpt.budget import scaling_law
+from jaxgpt.budget import devices, scaling_law
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.command_line import parse_config
 from jaxgpt.config.files import load_config
@@ -325,3 +325,12 @@ def test_recommendations_are_sentences(
 ) -> None:
     recommendation = Recommendation(action="Do it", gain=gain, low=low, high=high)
     assert messages.recommendation_sentence(recommendation) == sentence
+
+
+def test_a_target_is_compared_with_all_devices() -> None:
+    """8 x 312 TFLOP/s, each with an eighth of every micro-batch."""
+    a100 = devices.find("a100")
+    config = CONFIG.replace({"mesh": {"data_parallel": 8}, "data": {"micro_batch": 64}})
+    context, history = make_run({"config": config, "device": a100, "target_step_time": 1e-6})
+    finding = find_all(context, history)["input-or-overhead-bound"]
+    assert f"; 8 x {a100.name} have 2,496 TFLOP/s" in finding.conditions[0].evidence

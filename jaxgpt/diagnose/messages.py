@@ -141,6 +141,8 @@ def problem_sentence(diagnosis: Diagnosis) -> str:
     unknown = sum(finding.status == "unknown" for finding in diagnosis.findings)
     if not confirmed and unknown > len(diagnosis.findings) / 2:
         total = len(diagnosis.findings)
+        if diagnosis.analysis.is_finished:
+            return f"The log shows nothing wrong; {unknown} of {total} checks lack data."
         return f"Too early to tell whether something is wrong: {unknown} of {total} checks need more data."
     if not confirmed:
         return "The log shows nothing wrong."
@@ -150,8 +152,10 @@ def problem_sentence(diagnosis: Diagnosis) -> str:
         return f"Nothing is broken, but {_phrases(problems[:MAX_PROBLEMS])}."
     seems_stuck = any(finding.id == "noise-not-plateau" for finding in confirmed)
     start = "Nothing is broken, and it is not stuck" if seems_stuck else "Nothing is broken"
-    also = f" In addition, {_phrases(problems[:MAX_PROBLEMS])}." if problems else ""
-    return f"{start}: {_phrases(confirmed[:1])}.{also}"
+    first = _phrases(confirmed[:1])
+    if not problems:
+        return f"{start}: {first}."
+    return f"{first[0].upper()}{first[1:]}. In addition, {_phrases(problems[:MAX_PROBLEMS])}."
 
 
 def _is_broken(diagnosis: Diagnosis) -> bool:
@@ -224,12 +228,8 @@ def _change_text(trend: Trend) -> str:
 
 def time_until(diagnosis: Diagnosis, steps: int) -> str:
     """The time until `steps` steps are done, with evaluations; a dash where it is unknown."""
-    completion = diagnosis.completion
-    remaining = steps - diagnosis.history.steps_done
-    if completion is None or completion.step_time is None or remaining <= 0:
-        return "–"
-    step_time = completion.seconds / completion.steps_left if completion.steps_left else completion.step_time.seconds
-    return format_rough_duration(remaining * step_time)
+    seconds = diagnosis.analysis.seconds_until(steps)
+    return "–" if seconds is None else format_rough_duration(seconds)
 
 
 def quote_lines(history: History, numbers: Iterable[int]) -> list[Quote]:

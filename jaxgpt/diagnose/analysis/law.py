@@ -61,7 +61,8 @@ class LawComparison:
             return "the scaling law holds for GPT-2's tokens, not for those of this run"
         corpus = self.context.corpus
         if corpus.sd > MAX_CORPUS_SD:
-            return f"the loss level of the corpus ({corpus.name}) is not known to {MAX_CORPUS_SD:g} nats (--corpus)"
+            option = " (--corpus)" if corpus.name == "unknown" else ""
+            return f"the loss level of the corpus ({corpus.name}) is not known to {MAX_CORPUS_SD:g} nats{option}"
         return ""
 
     @property
@@ -87,9 +88,17 @@ class LawComparison:
         return f"{epochs:,.0f} epochs are outside the repetition law, whose runs have at most {MAX_EPOCHS}"
 
     @cached_property
+    def out_of_range_reason(self) -> str:
+        """Why the complete run is outside the fitted range; empty inside. Differences need no corpus offset."""
+        if self.prediction is None:
+            return "the run's size or its tokens per step are unknown"
+        if self.prediction.outside:
+            return "outside the scaling law's fitted range: " + ", ".join(self.prediction.outside)
+        return self.outside_repetition
+
+    @property
     def is_out_of_range(self) -> bool:
-        """Whether the run lies outside the fitted range. Differences of two predictions need no corpus offset."""
-        return self.prediction is None or bool(self.prediction.outside) or bool(self.outside_repetition)
+        return bool(self.out_of_range_reason)
 
     @property
     def has_other_tokens(self) -> bool:

@@ -82,6 +82,14 @@ class RunAnalysis:
         step_time = self.completion.step_time if self.completion else None
         return step_time.seconds if step_time else None
 
+    def seconds_until(self, steps: int) -> float | None:
+        """The seconds until `steps` steps are done, with evaluation and saving; None where unknown or in the past."""
+        remaining = steps - self.steps_done
+        if self.completion is None or self.step_seconds is None or remaining <= 0:
+            return None
+        left = self.completion.steps_left
+        return remaining * (self.completion.seconds / left if left else self.step_seconds)
+
     @cached_property
     def losses(self) -> Losses:
         return Losses(self.history, self.context)

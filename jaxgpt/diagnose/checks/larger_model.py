@@ -9,7 +9,7 @@ from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token, parameters
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.analysis.series import Estimate
-from jaxgpt.diagnose.checks.throughput import software_of
+from jaxgpt.diagnose.checks.throughput import device_count, software_of
 from jaxgpt.utils.formatting import format_rough_duration
 
 PREDICTION_SD = 0.037  # nats: of a difference of two predictions, whose leave-one-out error is .026 each
@@ -64,7 +64,7 @@ def _in_time(run: RunAnalysis, config: Config) -> str:
         return f" ({format_rough_duration(config.run.steps * seconds * flops / old_flops)})"
     if run.context.device is None:
         return ""
-    estimate = speed.estimate(config, run.context.device, software_of(run))
+    estimate = speed.estimate(config, run.context.device, software_of(run), device_count(config))
     return f" ({format_rough_duration(config.run.steps * estimate.seconds)})"
 
 

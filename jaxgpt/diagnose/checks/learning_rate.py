@@ -22,6 +22,7 @@ UNEXPECTED = 0.5  # of the expected decrease: a curve that falls by more looks a
 AROSE_IN_DECAY = 0.5  # of the distance to the baseline run must have arisen during its decay
 
 GAIN = "{0.value:.3f} ± {0.stderr:.3f} nats"
+NEVER_DECAYED = "the learning rate had not decayed at the end of the run, which cost loss"
 TWO_EVALUATIONS = "two evaluations after step 0"
 
 
@@ -52,7 +53,7 @@ def not_annealed(run: RunAnalysis) -> Finding:
     if run.baseline is not None:
         is_otherwise_equal = baseline.is_otherwise_equal(run, except_for="decay")
         conditions = (baseline.decays_later(run), baseline.is_worse(run), _arose_in_decay(run), is_otherwise_equal)
-    return Finding(id="not-annealed", conditions=conditions, cost=_cost(run))
+    return Finding(id="not-annealed", conditions=conditions, cost=_cost(run), meaning=NEVER_DECAYED * run.is_finished)
 
 
 def noise_not_plateau(run: RunAnalysis) -> Finding:
@@ -229,7 +230,7 @@ def _fits_training(run: RunAnalysis) -> Condition:
     question = "the gap to the training loss has not widened meanwhile"
     points = [gap for gap in run.gap.points if gap.step >= run.steps_done / 2]
     if len(points) < 2:
-        return Condition(question, "", True)
+        return Condition(question, "fewer than two gaps in the second half of the steps", True)
     first, last = points[0], points[-1]
     growth = last.value - first.value
     limit = max(WIDENED, VISIBLE / 2 * math.hypot(first.stderr, last.stderr))

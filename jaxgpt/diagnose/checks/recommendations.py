@@ -145,17 +145,32 @@ def train_longer(run: RunAnalysis) -> list[Recommendation]:
 
 def anneal(run: RunAnalysis) -> list[Recommendation]:
     """A lower final learning rate; and a cooldown now, or the rest of the schedule."""
+    if run.is_over:
+        return _anneal_finished(run)
     to_zero = scenarios.decay_to_zero(run.context, _fixed_steps(run))
     recommended = _scenario(run, to_zero, f"Let the learning rate decay to 0 by step {run.total_steps:,}")
     if run.forecast is None and run.posterior is None:
         return recommended
-    if run.losses.latest_val is None or run.annealing_gain is None or run.is_over:
+    if run.losses.latest_val is None or run.annealing_gain is None:
         return recommended
     cooldown = scenarios.cooldown_now(run.context, run.steps_done)
-    if cooldown is not None and run.context.optim.schedule == "constant":
+    ends_sooner = cooldown is not None and cooldown.steps < run.total_steps
+    if cooldown is not None and ends_sooner and run.context.optim.schedule == "constant":
         action = f"End sooner: let the learning rate decay to 0 by step {cooldown.steps:,}"
         return recommended + _scenario(run, cooldown, action + _time_until(run, cooldown.steps))
     return recommended + _finish_schedule(run)
+
+
+def _anneal_finished(run: RunAnalysis) -> list[Recommendation]:
+    """To resume a run that is over for a decay; and another run of the same length with one."""
+    gain = run.annealing_gain
+    to_zero = scenarios.decay_to_zero(run.context, _fixed_steps(run))
+    another = _scenario(run, to_zero, "In another run of this length, let the learning rate decay to 0 by its end")
+    if gain is None or run.early_stop is not None:
+        return another
+    steps = max(1, math.ceil(scenarios.COOLDOWN_FRACTION * run.steps_done))
+    action = f"Resume it for {pluralize(steps, 'step')} more in which the learning rate decays to 0"
+    return [advise(action, "", gain.value, gain.stderr), *another]
 
 
 def _finish_schedule(run: RunAnalysis) -> list[Recommendation]:
@@ -167,16 +182,14 @@ def _finish_schedule(run: RunAnalysis) -> list[Recommendation]:
     gain, sd = run.posterior.remaining_annealing_gain(run.steps_done)
     if gain <= 0:
         return []
-    until = f"step {run.total_steps:,}{_time_until(run, run.total_steps)}"
-    action = f"Let the run finish at {until}, for the decay of its learning rate"
+    action = f"Let the run finish at step {run.total_steps:,}, for the decay of its learning rate"
     return [advise(action, _command(run, {}), gain, sd)]
 
 
 def _time_until(run: RunAnalysis, step: int) -> str:
     """` (6 h from now)`; empty for a run that is over, and where the step time is unknown."""
-    if run.is_over or run.step_seconds is None:
-        return ""
-    return f" ({format_rough_duration((step - run.steps_done) * run.step_seconds)} from now)"
+    seconds = run.seconds_until(step)
+    return "" if run.is_over or seconds is None else f" ({format_rough_duration(seconds)} from now)"
 
 
 def _fixed_steps(run: RunAnalysis) -> int:
@@ -253,7 +266,8 @@ def fix_hyperparameters(run: RunAnalysis) -> list[Recommendation]:
     recommended = list[Recommendation]()
     if faults.has_mismatched_schedule(run).result:
         command = _command(run, {"optim": {"decay_steps": None}}, "full-decay")
-        recommended.append(advise("Let the schedule end with the run", command))
+        start = "In another run, let" if run.is_finished else "Let"
+        recommended.append(advise(f"{start} the schedule end with the run", command))
     if faults.has_long_warmup(run).result:
         steps = run.total_steps // WARMUP_SHARE
         recommended.append(advise(f"Warm up for {pluralize(steps, 'step')}", _warmup_command(run, steps)))

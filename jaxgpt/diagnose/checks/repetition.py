@@ -129,7 +129,7 @@ def data_limited(run: RunAnalysis) -> Finding:
     evidence = f"{from_data:.3f} nats against {from_size:.3f}"
     gains_more = Condition(question, evidence, from_data > from_size)
     if run.law.is_out_of_range:
-        missing = f"{run.law.inapplicable_reason}: {NEEDS_BASELINE}"
+        missing = f"{run.law.out_of_range_reason}: {NEEDS_BASELINE}"
         gains_more = Condition(question, evidence, None, (), missing)
     return Finding(id="data-limited", conditions=(is_worthwhile, gains_more), cost=from_data)
 

@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxgpt.budget import speed, step_time
+from jaxgpt.budget.devices import Device
+from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.diagnose.analysis import RunAnalysis
 from jaxgpt.diagnose.completion.trend import Trend, find_trend
@@ -91,14 +93,28 @@ def _is_above_expected(run: RunAnalysis) -> Condition:
         return unknown(question, "the time of a step")
     if config is None or device is None:
         return unknown(question, run.context.missing("device", "config"), f"{median:.3g} s per step")
-    expected = speed.estimate(config, device, software_of(run))
+    gpus = device_count(config)
+    expected = speed.estimate(config, device, software_of(run), gpus)
     is_above = median > ABOVE_EXPECTED * expected.high
     limit = "data, another program or its clock" if is_above else "its arithmetic"
     evidence = (
-        f"{median:.3g} s per step; {device.name} is expected to take {expected.low:.3g} to {expected.high:.3g}, "
-        f"MFU {step_time.mfu(config, median, device):.0%}: limited by {limit}"
+        f"{median:.3g} s per step; {_describe_devices(config, device)} expected to take "
+        f"{expected.low:.3g} to {expected.high:.3g}, "
+        f"MFU {step_time.mfu(config, median, device) / gpus:.0%}: limited by {limit}"
     )
     return Condition(question, evidence, is_above)
+
+
+def device_count(config: Config) -> int:
+    """The devices that share each micro-batch; 1 where they do not divide it, or nothing says it."""
+    gpus = config.mesh.data_parallel or 1
+    return 1 if config.data.micro_batch % gpus else gpus
+
+
+def _describe_devices(config: Config, device: Device) -> str:
+    """`A100 is` or `8 x A100 are`."""
+    gpus = device_count(config)
+    return f"{device.name} is" if gpus == 1 else f"{gpus} x {device.name} are"
 
 
 def software_of(run: RunAnalysis) -> str:
@@ -115,7 +131,9 @@ def _has_impossible_target(run: RunAnalysis) -> Condition:
         return Condition(question, "", False)
     if config is None or device is None:
         return unknown(question, run.context.missing("device", "config"), f"target {target:g} s per step")
-    fastest = step_time.roofline(config, device, software_of(run)).low
+    gpus = device_count(config)
+    fastest = step_time.roofline(speed.per_device(config, gpus), device, software_of(run)).low
     needed = config.tokens_per_step * flops_per_token(config.model) / target / 1e12
-    evidence = f"{target:g} s per step would need {needed:,.0f} TFLOP/s; {device.name} has {device.tflops:g}"
+    have = f"{device.name} has" if gpus == 1 else f"{gpus} x {device.name} have"
+    evidence = f"{target:g} s per step would need {needed:,.0f} TFLOP/s; {have} {gpus * device.tflops:,.5g} TFLOP/s"
     return Condition(question, evidence, target < fastest)

@@ -106,7 +106,7 @@ def missing_for_completion(history: History, context: RunContext) -> str:
     if not context.total_steps:
         return "the length of the run (--total-steps)"
     if steps_left(history, context) and not len(StepTimes.from_history(history).steps):
-        return "the time of a step, which this log does not have (nanoGPT's 'iter' lines do)"
+        return "the time of a step, which this log does not have"
     return ""
 
 

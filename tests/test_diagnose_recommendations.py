@@ -334,3 +334,11 @@ def test_a_target_is_compared_with_all_devices() -> None:
     context, history = make_run({"config": config, "device": a100, "target_step_time": 1e-6})
     finding = find_all(context, history)["input-or-overhead-bound"]
     assert f"; 8 x {a100.name} have 2,496 TFLOP/s" in finding.conditions[0].evidence
+
+
+def test_every_missing_fact_has_a_reason() -> None:
+    """More epochs than the repetition law covers, at a size and a corpus that the scaling law does."""
+    findings = find_all(*make_run({"unique_tokens": 1e7}))
+    missing = [condition.missing for condition in findings["data-limited"].conditions if condition.missing]
+    assert missing
+    assert all(text.startswith("1,000 epochs are outside") for text in missing)

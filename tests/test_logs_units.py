@@ -1,4 +1,4 @@
-"""Steps with thousands separators, and losses in bits per byte alone."""
+"""Steps with thousands separators or that restart, and losses in bits per byte alone."""
 
 import pytest
 
@@ -18,3 +18,13 @@ def test_bits_per_byte_alone_are_refused() -> None:
     with pytest.raises(DataError, match="the bytes per token are unknown") as caught:
         logs.read_text("step,val_bpb\n100,2.0238\n200,1.7511\n300,1.5596\n", "table")
     assert caught.value.code == "D042"
+
+
+def test_restart_of_evaluations_is_noted() -> None:
+    steps = [*range(100, 1100, 100), *range(100, 600, 100)]
+    rows = "".join(f"{step},{4 - step / 1e4}\n" for step in steps)
+    history = logs.read_text("step,val_loss\n" + rows, "table")
+    assert [evaluation.step for evaluation in history.evaluations] == list(range(100, 600, 100))
+    note = "the steps restart in line 12; the run from there on is read, and the evaluations of steps 100 to 1,000"
+    assert any(warning.startswith(note) for warning in history.warnings)
+    assert not logs.read_text("step,val_loss\n100,4\n200,3\n300,2\n", "table").warnings

@@ -164,8 +164,20 @@ class Collector:
         if index < len(self.steps):
             self.replays.append(Replay(done, self.steps[-1].step, line))
         del self.steps[index:]
+        dropped = self.evaluations[_index_of(self.evaluations, done) :]
+        if dropped and not self.replays:
+            self._note_restart(dropped, line)
         del self.evaluations[_index_of(self.evaluations, done + 1) :]
         self.saves = [step for step in self.saves if step <= done]
+
+    def _note_restart(self, dropped: Sequence[Evaluation], line: int) -> None:
+        """Notes a restart that no repeated training step shows."""
+        first, last = dropped[0].step, dropped[-1].step
+        self.note(
+            f"the steps restart in line {line:,}; the run from there on is read, and the evaluations of steps "
+            f"{first:,} to {last:,} before it are not",
+            is_warning=True,
+        )
 
     def _append(self, record: Step | Evaluation) -> None:
         self._last = max(self._last, record.step)

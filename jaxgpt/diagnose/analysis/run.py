@@ -10,7 +10,7 @@ import numpy as np
 from jaxgpt.diagnose.analysis.gap import TrainValGap
 from jaxgpt.diagnose.analysis.law import LawComparison
 from jaxgpt.diagnose.analysis.losses import FIXED_TEXT_STDERR, Losses
-from jaxgpt.diagnose.analysis.series import Estimate, Series, scatter
+from jaxgpt.diagnose.analysis.series import Estimate, Series, is_valid, scatter
 from jaxgpt.diagnose.completion import CompletionEstimate
 from jaxgpt.diagnose.context import RunContext, schedule_detection
 from jaxgpt.diagnose.forecast import annealing, scenarios
@@ -41,6 +41,20 @@ class RunAnalysis:
     @property
     def steps_done(self) -> int:
         return self.history.steps_done
+
+    @cached_property
+    def first_nonfinite(self) -> tuple[int, int] | None:
+        """Step and line of the first loss or gradient norm that is not finite and has no finite one after it."""
+        losses = [(step.loss, step.step, step.line) for step in self.history.steps]
+        norms = [(step.grad_norm, step.step, step.line) for step in self.history.steps]
+        evaluations = [(e.val, e.step, e.line) for e in self.history.evaluations]
+        for rows in (losses, norms, evaluations):
+            logged = [(value, step, line) for value, step, line in rows if value is not None]
+            valid = [index for index, (value, _, _) in enumerate(logged) if is_valid(value)]
+            first = valid[-1] + 1 if valid else 0
+            if first < len(logged):
+                return logged[first][1:]
+        return None
 
     @property
     def early_stop(self) -> StopReason | None:

@@ -125,16 +125,7 @@ def unstable_since(run: RunAnalysis) -> int | None:
 
 def first_nonfinite(run: RunAnalysis) -> tuple[int, int] | None:
     """Step and line of the first loss or gradient norm that is not finite and has no finite one after it."""
-    losses = [(step.loss, step.step, step.line) for step in run.history.steps]
-    norms = [(step.grad_norm, step.step, step.line) for step in run.history.steps]
-    evaluations = [(e.val, e.step, e.line) for e in run.history.evaluations]
-    for rows in (losses, norms, evaluations):
-        logged = [(value, step, line) for value, step, line in rows if value is not None]
-        valid = [index for index, (value, _, _) in enumerate(logged) if is_valid(value)]
-        first = valid[-1] + 1 if valid else 0
-        if first < len(logged):
-            return logged[first][1:]
-    return None
+    return run.first_nonfinite
 
 
 def nonfinite_before_update(run: RunAnalysis) -> tuple[int, int] | None:

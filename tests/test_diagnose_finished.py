@@ -130,7 +130,7 @@ def test_the_console_forecasts_nothing_at_the_end(tmp_path: Path) -> None:
         assert (live.forecast_only(folder) is not None) is expected
 
 
-def test_advice_of_a_finished_run_is_about_resuming_or_another_run() -> None:
+def test_advice_of_a_finished_run_is_to_resume_or_run_another() -> None:
     """Half of a cosine: its decay was to last twice as long."""
     context, history = make_run({"optim": replace(COSINE, decay_steps=2 * TOTAL)})
     diagnosis = diagnose(history, context, now=0.0)

@@ -21,8 +21,10 @@ from helpers.training import (
     arguments,
     crash,
     logged_losses,
+    random_tokens,
     run_folder,
     tiny_config,
+    write_shard,
 )
 from rich.console import Console
 
@@ -267,8 +269,14 @@ def test_panel_shows_the_forecast_of_the_final_loss() -> None:
 
 
 def test_panel_shows_the_forecast_of_diagnose(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, count in (("train", 1000), ("val", 300)):  # of four tokens, so that there is something to learn
+        write_shard(workspace / "data" / f"{name}_000000.bin", random_tokens(count, seed=count) % 4)
     text = run_on_a_terminal(workspace, monkeypatch, changes={"run.eval_every": 4})
-    forecast = diagnose_run(run_folder(workspace)).forecast
+    folder = run_folder(workspace)
+    records = folder.log_file.read_text().splitlines(keepends=True)
+    last = max(n for n, record in enumerate(records) if '"eval"' in record and f'"step": {STEPS}' not in record)
+    folder.log_file.write_text("".join(records[: last + 1]))  # as it was at the last evaluation before the end
+    forecast = diagnose_run(folder).forecast
     assert forecast is not None
     assert f"forecast  {forecast.mean:.4f} at the end   (80 %: {forecast.low80:.4f} to {forecast.high80:.4f})" in text
 

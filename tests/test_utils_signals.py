@@ -40,6 +40,7 @@ sys.exit(errors.run(main))
 SWALLOWED = """
 import gc, os, signal, sys, time
 from contextlib import nullcontext
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
 from jaxgpt import errors
 from jaxgpt.utils.signals import GracefulShutdown
 

@@ -85,12 +85,12 @@ class Calibration:
         factor = _step_work(config, device, gpus) / _step_work(self.measured_config, origin, gpus)
         middle = self.measured.seconds
         spread = OTHER_STEP_SPREAD if origin == device else OTHER_DEVICE_SPREAD
-        what = "another model or batch" if origin == device else f"on {origin.name if origin else 'a CPU'}"
+        difference = "another model or batch" if origin == device else f"on {origin.name if origin else 'a CPU'}"
         widened = replace(
             self.measured,
             low=min(self.measured.low, middle * (1 - spread)),
             high=max(self.measured.high, middle * (1 + spread)),
-            basis=f"{self.measured.basis}, times {factor:.3g} because it trained {what}",
+            basis=f"{self.measured.basis}, times {factor:.3g} because it trained {difference}",
         )
         return widened.scaled(factor)
 

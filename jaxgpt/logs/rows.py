@@ -175,9 +175,9 @@ class RowReader(reader.Reader):
 @lru_cache(maxsize=512)
 def preferred_names(names: tuple[str, ...]) -> dict[int, Quantity]:
     """The quantities of `names` by index; of several names of one quantity the preferred one alone."""
-    found = [(index, find_quantity(name)) for index, name in enumerate(names)]
+    numbered = [(index, find_quantity(name)) for index, name in enumerate(names)]
     best: dict[str, tuple[int, Quantity]] = {}
-    for index, quantity in found:
+    for index, quantity in numbered:
         if quantity is not None and (quantity.name not in best or quantity.rank < best[quantity.name][1].rank):
             best[quantity.name] = (index, quantity)
     return dict(best.values())

@@ -43,8 +43,8 @@ def names_loss(line: str) -> bool:
 
 def has_loss_value(line: str) -> bool:
     """Whether a key of the line is a loss with a number."""
-    found = (find_quantity(pair.key) for pair in parse_pairs(line))
-    return any(quantity is not None and quantity.name in LOSSES for quantity in found)
+    quantities = (find_quantity(pair.key) for pair in parse_pairs(line))
+    return any(quantity is not None and quantity.name in LOSSES for quantity in quantities)
 
 
 class Reader(RowReader):

@@ -44,8 +44,8 @@ def split_columns(columns: str) -> tuple[str, ...]:
 
 def has_step_and_loss(names: Iterable[str]) -> bool:
     """Whether columns of these names contain a step, or tokens, and a loss."""
-    found = {quantity.name for quantity in map(find_quantity, names) if quantity is not None}
-    return bool(found & {"step", "tokens"}) and bool(found & LOSSES)
+    recognized = {quantity.name for quantity in map(find_quantity, names) if quantity is not None}
+    return bool(recognized & {"step", "tokens"}) and bool(recognized & LOSSES)
 
 
 def _separated(line: str) -> Iterator[tuple[str, list[str]]]:
@@ -161,7 +161,7 @@ def refuse_without_steps(line: str, source: str) -> None:
     """Raises `DataError` D042 if the line is the header of a table that has losses but neither steps nor tokens."""
     line = line[:MAX_LINE_BYTES]
     for separator, cells in _separated(line):
-        found = {find_quantity(cell) for cell in cells}
-        if separator != SPACES and {quantity.name for quantity in found if quantity is not None} & LOSSES:
+        quantities = {find_quantity(cell) for cell in cells}
+        if separator != SPACES and {quantity.name for quantity in quantities if quantity is not None} & LOSSES:
             message = f"the table in {source} has no column 'step' or 'tokens'; it has: {line.strip()[:200]}"
             raise DataError("D042", message, "name the column of steps: step,train_loss,val_loss")

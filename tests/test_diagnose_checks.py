@@ -1,8 +1,12 @@
 """Each finding in its three statuses, on synthetic runs."""
 
+import math
+from dataclasses import replace
+
 import pytest
 from helpers.synthetic_runs import (
     BY_STATUS,
+    NOISY,
     REPEATED,
     RULED_OUT,
     TOTAL,
@@ -11,13 +15,15 @@ from helpers.synthetic_runs import (
     flat,
     make_run,
     rising,
+    slow,
     training,
     widening,
 )
 
 from jaxgpt.diagnose.checks import CHECKS, run_checks
+from jaxgpt.diagnose.checks.learning_rate import noise_not_plateau
 from jaxgpt.diagnose.context import RunContext
-from jaxgpt.logs.history import History
+from jaxgpt.logs.history import Evaluation, History
 
 RUNS = [
     pytest.param(name, status, context, history, id=f"{name}: {status} {number}")
@@ -75,3 +81,31 @@ def test_confirmed_findings_come_first_by_cost() -> None:
     assert [finding.id for finding in confirmed[:2]] == ["severe-overfitting", "overfitting"]
     statuses = [finding.status for finding in findings]
     assert statuses == sorted(statuses, key=["confirmed", "unknown", "ruled out"].index)
+
+
+def test_many_evaluations_show_what_two_cannot() -> None:
+    """A line through the last 5 % of a long run's evaluations is less noisy than the difference of two."""
+    context, history = make_run(NOISY, done=1600, val=slow, noise=0.03)
+    dense = [Evaluation(step, 3.6 + 0.01 * (-1) ** step, line=step) for step in range(1521, 1601)]
+    many = replace(history, evaluations=(*history.evaluations[:-2], *dense))
+    two, eighty = (analyze(context, one).losses for one in (history, many))
+    assert two.plateau_window is not None
+    assert eighty.plateau_window is not None
+    assert hidden_below(context, history) == pytest.approx(2 * (two.plateau_window.stderr or 0.0), abs=6e-4)
+    assert hidden_below(context, many) == pytest.approx(2 * (eighty.plateau_window.stderr or 0.0), abs=6e-4)
+    assert (eighty.plateau_window.stderr or 0.0) < 0.5 * (eighty.eval_stderr or 0.0)
+
+
+def hidden_below(context: RunContext, history: History) -> float:
+    """The limit that the evidence of a hidden decrease states."""
+    evidence = find_all(context, history)["noise-not-plateau"].conditions[3].evidence
+    return float(evidence.split("changes below ")[1].split()[0])
+
+
+def test_a_gap_within_its_noise_has_not_widened() -> None:
+    """Two standard errors of the difference of two gaps, as of any other difference."""
+    run = analyze(*make_run(NOISY, done=1600, val=slow, noise=0.03, gap=lambda steps: 0.05 + 0.06 * (steps >= 1600)))
+    first, last = run.gap.points[-2:]
+    assert 1.5 < (last.value - first.value) / math.hypot(first.stderr, last.stderr) < 2
+    condition = next(one for one in noise_not_plateau(run).conditions if one.question.startswith("the gap to"))
+    assert (condition.result, condition.evidence) == (True, "+0.060 nats since step 800")

@@ -23,7 +23,7 @@ from jaxgpt.logs.history import Evaluation, History
 RANDOM_TEXT_STDERR = 0.044
 RANDOM_TEXT_TOKENS = 524_288
 FIXED_TEXT_STDERR = 0.003  # repeats on a fixed validation set: 0.0004 to 0.003 (modded-nanogpt's logs)
-VISIBLE = 2 * math.sqrt(2)  # standard errors of one evaluation that a difference of two must exceed to be visible
+VISIBLE = 2.0  # standard errors of a difference that it must exceed to be visible
 WINDOW = 0.05  # of the steps done: the length of the window in which a plateau is looked for
 RECENT = 0.25  # of the steps done, over which a decrease is looked for that the window is too short to show
 GPT2_VOCAB_SIZE = 50_257  # of the text whose noise was measured; that of smaller vocabularies is smaller

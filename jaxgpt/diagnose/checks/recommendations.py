@@ -254,7 +254,7 @@ def evaluate_on_more_tokens(run: RunAnalysis) -> list[Recommendation]:
     decrease = run.expected_decrease
     if not decrease or decrease <= 0 or run.context.fixed_eval_set:
         return train_longer(run)
-    needed = (VISIBLE * RANDOM_TEXT_STDERR / decrease) ** 2 * RANDOM_TEXT_TOKENS
+    needed = (VISIBLE * math.sqrt(2) * RANDOM_TEXT_STDERR / decrease) ** 2 * RANDOM_TEXT_TOKENS
     tokens = min(math.ceil(needed / 1e6) * 1_000_000, MAX_EVAL_TOKENS)
     action = f"Evaluate on {format_tokens(tokens)} tokens, always the same ones, to see decreases of {decrease:.3f}"
     command = _command(run, {"run": {"eval_tokens": tokens}}, "larger-eval", "latest")

@@ -1,5 +1,6 @@
 """A character model that overfits, as nanoGPT's shakespeare_char with its published losses, and where its log ends."""
 
+import numpy as np
 import pytest
 
 from jaxgpt import logs
@@ -95,6 +96,34 @@ def test_training_losses_that_lag_early_are_not_memorized() -> None:
     history = logs.read_text("step,train_loss,val_loss\n" + "\n".join(rows), "out.csv")
     options = Options(total_steps=20_000, params=124e6, batch_tokens=524_288.0, corpus="fineweb")
     assert diagnose(history, resolve_context(history, options), now=0.0).forecast is not None
+
+
+@pytest.mark.parametrize("every", [1, 500])  # losses between two rows: each step's, or one mean beside the evaluation
+def test_growth_of_the_gap_is_without_the_lag_of_means(every: int) -> None:
+    """The mean of the steps since the row before is above a loss that falls, without any repetition."""
+    steps = np.arange(1, 10_001)
+    losses = 3 + 6 * (1 + steps / 60) ** -0.6
+    means = losses.reshape(-1, every).mean(axis=1)
+    rows = [
+        f"{step},{mean:.4f},{losses[step - 1] if step % 500 == 0 else ''}"
+        for step, mean in zip(steps[every - 1 :: every], means)
+    ]
+    history = logs.read_text("step,train_loss,val_loss\n" + "\n".join(rows), "out.csv")
+    options = Options(total_steps=20_000, params=124e6, batch_tokens=524_288.0, unique_tokens=524_288.0 * 600)
+    growth = diagnose(history, resolve_context(history, options), now=0.0).analysis.gap.growth
+    assert growth is not None
+    assert growth.value == pytest.approx(0.0, abs=0.012)
+
+
+def test_a_gap_below_zero_for_good_is_kept() -> None:
+    """With dropout the train loss stays above the validation loss, and overfitting narrows the distance."""
+    rows = [f"{step},{3 + 60 / step:.4f},{2.8 + 60 / step + 1e-5 * step:.4f}" for step in range(500, 10_001, 500)]
+    history = logs.read_text("step,train_loss,val_loss\n" + "\n".join(rows), "out.csv")
+    options = Options(total_steps=20_000, batch_tokens=1000.0, unique_tokens=1000.0 * 2000)
+    gap = diagnose(history, resolve_context(history, options), now=0.0).analysis.gap
+    assert gap.points[-1].value == pytest.approx(-0.1, abs=1e-3)
+    assert gap.growth is not None
+    assert gap.growth.value == pytest.approx(0.075, abs=0.015)
 
 
 @pytest.mark.parametrize(("last", "total"), [(1750, 5000), (3000, 3000)])

@@ -50,13 +50,25 @@ class TrainValGap:
     def points(self) -> tuple[Gap, ...]:
         """The gap at each evaluation that has a train loss, or enough training steps before it."""
         points = []
+        before: Evaluation | None = None
+        train_before = math.inf
         for evaluation in self.losses.evaluations:
             train = self._train_loss(evaluation)
-            if train is not None:
-                value = float(evaluation.val or 0.0) - train.value
-                stderr = math.hypot(self.losses.eval_stderr or 0.0, train.stderr)
-                points.append(Gap(evaluation.step, value, stderr, (evaluation.line, *train.lines)))
+            if train is None:
+                continue
+            decrease = (train_before - train.value) * self._averaged_share(before, evaluation)
+            value = _without_lag(float(evaluation.val or 0.0) - train.value, decrease)
+            stderr = math.hypot(self.losses.eval_stderr or 0.0, train.stderr)
+            points.append(Gap(evaluation.step, value, stderr, (evaluation.line, *train.lines)))
+            before, train_before = evaluation, train.value
         return tuple(points)
+
+    def _averaged_share(self, before: Evaluation | None, evaluation: Evaluation) -> float:
+        """The share of the steps since the evaluation before that one logged train loss can be the mean of."""
+        if before is None or evaluation.train is not None or len(self.losses.train) < 2:
+            return 1.0
+        spacing = float(np.median(np.diff(self.losses.train.steps)))
+        return min(spacing / max(evaluation.step - before.step, 1), 1.0)
 
     def _train_loss(self, evaluation: Evaluation) -> Estimate | None:
         train = evaluation.train
@@ -94,6 +106,16 @@ class TrainValGap:
             lines=(*start.lines, *self.points[-1].lines),
         )
 
+    def growth_since(self, step: int) -> GapGrowth | None:
+        """The growth of the gap since `step`, for a run whose first epoch is unknown; None without two gaps since."""
+        points = [gap for gap in self.points if gap.step >= step]
+        if len(points) < 2:
+            return None
+        first, last = points[0], points[-1]
+        description = f"{first.value:+.3f} at step {first.step:,}, {last.value:+.3f} at step {last.step:,}"
+        stderr = math.hypot(first.stderr, last.stderr)
+        return GapGrowth(last.value - first.value, stderr, description, False, (*first.lines, *last.lines))
+
     def _growth_over_baseline(self, baseline: Sequence[Gap]) -> GapGrowth:
         """How much wider the gap is than that of the baseline run, which is near zero if it repeats nothing."""
         now, stderr = _mean(self.points[-RECENT:])
@@ -101,6 +123,15 @@ class TrainValGap:
         usual = float(np.interp(steps, [gap.step for gap in baseline], [gap.value for gap in baseline]).mean())
         description = f"gap {now:+.3f} at step {steps[-1]:,}, the baseline run's {usual:+.3f}"
         return GapGrowth(now - usual, stderr, description, True, self.points[-1].lines)
+
+
+def _without_lag(gap: float, decrease: float) -> float:
+    """A gap without what a train loss that is the mean of the steps before lags behind, while it falls by `decrease`.
+
+    Such a mean is at most half of the decrease above the loss at its end. It shows where the gap is below zero, and
+    only so much of that is lag: dropout lowers a gap for good.
+    """
+    return gap + min(max(-gap, 0.0), max(decrease, 0.0) / 2)
 
 
 def _mean(gaps: Sequence[Gap]) -> tuple[float, float]:

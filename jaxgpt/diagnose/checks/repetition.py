@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from jaxgpt.diagnose.analysis import RunAnalysis
-from jaxgpt.diagnose.analysis.gap import Gap, GapGrowth
+from jaxgpt.diagnose.analysis.gap import Gap
 from jaxgpt.diagnose.checks import baseline, stagnation
 from jaxgpt.diagnose.context.run_context import STATED_BY
 from jaxgpt.diagnose.finding import Condition, Finding, any_of, compare, unknown
@@ -175,11 +175,8 @@ def costs_unknown(run: RunAnalysis) -> str:
     if run.epochs is not None or len(points) < 2:
         return ""
     narrowest = min(points, key=lambda gap: gap.value)
-    growth = _gap_growth_since(run, narrowest.step)
-    if growth is None:
-        return ""
-    above_zero = growth.value + min(narrowest.value, 0.0)  # training losses that lag early make the gap negative there
-    if above_zero < max(MEMORIZED, 2 * growth.stderr):
+    growth = run.gap.growth_since(narrowest.step)
+    if growth is None or growth.value < max(MEMORIZED, 2 * growth.stderr):
         return ""
     return f"the gap between validation and training loss has grown by {growth.value:.2f} ({growth.description})"
 
@@ -187,19 +184,8 @@ def costs_unknown(run: RunAnalysis) -> str:
 def _memorizes(run: RunAnalysis) -> bool:
     """Whether validation has risen since its minimum while the training loss fell."""
     rise = run.losses.rise
-    growth = _gap_growth_since(run, rise.since) if rise else None
+    growth = run.gap.growth_since(rise.since) if rise else None
     return rise is not None and bool(has_risen(run).result) and growth is not None and growth.value > rise.height
-
-
-def _gap_growth_since(run: RunAnalysis, step: int) -> GapGrowth | None:
-    """The growth of the gap since `step`, for a run whose first epoch is unknown."""
-    points = [gap for gap in run.gap.points if gap.step >= step]
-    if len(points) < 2:
-        return None
-    first, last = points[0], points[-1]
-    description = f"{first.value:+.3f} at step {first.step:,}, {last.value:+.3f} at step {last.step:,}"
-    stderr = math.hypot(first.stderr, last.stderr)
-    return GapGrowth(last.value - first.value, stderr, description, False, (*first.lines, *last.lines))
 
 
 def _gap_has_grown(run: RunAnalysis) -> Condition:
@@ -207,7 +193,7 @@ def _gap_has_grown(run: RunAnalysis) -> Condition:
     question = f"the gap between validation and train loss has grown by {MIN_GAP_GROWTH:g} since the end of epoch 1"
     end = run.first_epoch_steps
     if end is None and _memorizes(run) and run.losses.rise is not None:
-        growth = _gap_growth_since(run, run.losses.rise.since)
+        growth = run.gap.growth_since(run.losses.rise.since)
         if growth is not None and growth.value >= max(MIN_GAP_GROWTH, 2 * growth.stderr):
             return Condition(question, f"{growth.value:+.3f} ({growth.description})", True, growth.lines)
     if end is None:

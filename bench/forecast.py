@@ -62,8 +62,9 @@ parameter / 20)."""
 SELECTION_NOTE = """\
 The shipped priors are regressions over the core curves. Chosen with a view of these tables, so that no left-out family
 was independent of them: the six variants, the delay by the sum of learning rates, the exclusion of the first 500 steps
-of a run that is less than a quarter done, that quarter instead of 30 %, and the features of the regressions (of about
-ten sets, by leave-family-out errors; docs/experiments.md). The figures are therefore somewhat too good."""
+of a run that is less than a quarter done, that quarter instead of 30 %, the features of the regressions (of about ten
+sets, by leave-family-out errors; docs/experiments.md), and their spread (of three). The figures are therefore somewhat
+too good."""
 
 
 @dataclass(frozen=True)
@@ -226,10 +227,12 @@ def _families(results: Sequence[Result]) -> str:
     for family in dict.fromkeys(result.curve.family for result in results if result.curve.core):
         groups = [[r for r in pick(results, share) if r.curve.family == family] for share in SHARES]
         bias = [float(np.mean([r.error for r in f])) if f else float("nan") for f in groups]
-        rows.append(
-            [f"{family} ({max(map(len, groups))})", *(f"{format_error(f)} ({b:+.4f})" for f, b in zip(groups, bias))]
-        )
-    return _table(["family (curves): MAE (bias) of the annealing law", *_percent()], rows)
+        pooled = [r for share in POOLED for r in pick(results, share) if r.curve.family == family]
+        inside = f"{coverage(pooled, 80):.2f} / {coverage(pooled, 95):.2f}"
+        errors = (f"{format_error(f)} ({b:+.4f})" for f, b in zip(groups, bias))
+        rows.append([f"{family} ({max(map(len, groups))})", *errors, inside])
+    head = ["family (curves): MAE (bias) of the annealing law", *_percent(), "inside 80 % / 95 %, 30 to 70 %"]
+    return _table(head, rows)
 
 
 def _others(results: Sequence[Result]) -> str:

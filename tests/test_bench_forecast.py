@@ -1,6 +1,7 @@
 """The table of the forecast's accuracy: recorded curves, priors of other families, and what it is compared with."""
 
 import importlib.util
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -144,6 +145,19 @@ def test_prior_leaves_its_family_out(bench: ModuleType, tmp_path: Path) -> None:
         gain, _ = prior_of(family)[2].annealing_gain.predict(curves[0].complete.traits)
         assert gain == pytest.approx(expected, abs=0.02)
     assert bench._priors(curves[:12])("low") == LAW_VARIANTS  # three curves are too few to learn from
+
+
+def test_spread_is_that_of_unseen_families(bench: ModuleType, tmp_path: Path) -> None:
+    """Each family's own regression would be exact; from the other one, B is wrong by -33 or +50 %."""
+    random, rows = np.random.default_rng(7), []
+    for i in range(12):
+        gain = Regression(0.10 if i < 6 else 0.15, 0.0, 0.0, 1e-3)
+        shape = LAW_VARIANTS[2]._replace(annealing_gain=gain, rho=0.0)
+        rows.append(("low" if i < 6 else "high", "cosine to 10%", drawn(random, cosine(3000, 100), 100, shape)))
+    write(tmp_path, rows)
+    curves = bench.read(tmp_path)
+    assert bench.learn(curves)[2].annealing_gain.spread == pytest.approx(math.hypot(0.33, 0.5) / math.sqrt(2), abs=0.06)
+    assert bench.learn(curves[:6])[2].annealing_gain.spread < 0.1  # one family alone: around its own regression
 
 
 def test_regressions_are_learned_from_curves(bench: ModuleType, tmp_path: Path) -> None:

@@ -309,3 +309,27 @@ def test_schedule_detection_survives_any_rates() -> None:
         context = of("step,lr,val_loss\n" + "\n".join(rows) + "\n")
         assert np.isfinite(context.lr_fractions).all()
         assert math.isfinite(context.optim.learning_rate)
+
+
+def test_options_yield_to_the_log_of_a_baseline_run(tmp_path: Path) -> None:
+    """Options are about the diagnosed run; of the baseline run they say what its own log does not."""
+    other = tmp_path / "healthy.log"
+    other.write_text(NANOGPT, encoding="utf-8")
+    facts = {"total_steps": 30_000, "peak_lr": 9e-3, "warmup": 7, "batch_tokens": 1000.0, "params": 5e6, "dropout": 0.3}
+    run = of(SIX, baseline=str(other), unique_tokens=1e9, gpu="a100", **facts)
+    assert run.baseline is not None
+    context, alone = run.baseline.context, of(NANOGPT)
+    assert (run.total_steps, run.optim.learning_rate, run.parameters) == (30_000, 9e-3, 5e6)
+    assert (context.total_steps, context.optim.learning_rate) == (alone.total_steps, alone.optim.learning_rate)
+    assert (context.tokens_per_step, context.parameters, context.dropout) == (524_288, 40.56e6, 0.1)
+    assert (context.optim.warmup_steps, context.unique_tokens) == (7, 1e9)
+    assert context.device is not None
+    assert context.device.name.startswith("A100")
+
+
+def test_a_longer_baseline_run_does_not_refuse_the_length(tmp_path: Path) -> None:
+    other = tmp_path / "healthy.csv"
+    other.write_text("step,lr,val_loss\n" + "".join(f"{n},1e-3,3.5\n" for n in range(0, 30_001, 500)), encoding="utf-8")
+    run = of(SIX, baseline=str(other), total_steps=20_000)
+    assert run.baseline is not None
+    assert (run.total_steps, run.baseline.context.total_steps) == (20_000, None)

@@ -9,6 +9,7 @@ T = TypeVar("T")
 Source = Literal["option", "run config", "log", "logged rates", "config", "assumption"]
 # The run config is the one that a jaxgpt run has logged; the config is the one that `--config` names.
 PRECEDENCE: tuple[Source, ...] = ("option", "run config", "log", "logged rates", "config", "assumption")
+LOG_SOURCES: tuple[Source, ...] = ("run config", "log", "logged rates")  # those that the log contains
 MAX_NUMBER = 1e18
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from jaxgpt.config.files import load_config
 from jaxgpt.config.model_size import parameters
 from jaxgpt.data import audit_files
 from jaxgpt.diagnose.context.endings import Ending, possible_endings
-from jaxgpt.diagnose.context.facts import Fact, Source, nonnegative, resolve, step_count
+from jaxgpt.diagnose.context.facts import LOG_SOURCES, Fact, Source, nonnegative, resolve, step_count
 from jaxgpt.diagnose.context.schedule import ScheduleResolver
 from jaxgpt.diagnose.context.tokens import GPT2_TOKENS, TokenScale, token_scale
 from jaxgpt.diagnose.options import OptimizerName, Options, optimizer_name
@@ -44,6 +44,8 @@ STATED_BY = {
     "device": "the device (--gpu)",
     "config": "the model's config (--config)",
 }
+# The options of facts that have another name.
+OPTION_OF = {"parameters": "params", "tokens_per_step": "batch_tokens", "device": "gpu"}
 # The facts for which nanoGPT's defaults may be assumed: what they are called, and their options.
 DEFAULTED = {
     "eval_tokens": ("tokens per evaluation", "--eval-tokens"),
@@ -154,12 +156,16 @@ def resolve_context(history: History, options: Options) -> RunContext:
 
 
 def _load_baseline(options: Options) -> Baseline | None:
-    """The run of `--baseline`; facts that it does not contain are those of the options."""
+    """The run of `--baseline`. The options are about the other run: they hold for facts that its own log lacks."""
     if options.baseline is None:
         return None
     history = logs.read(options.baseline, options.batch_tokens)
-    total_steps = None if history.metadata.total_steps else options.total_steps
-    return Baseline(history, resolve_context(history, replace(options, baseline=None, total_steps=total_steps)))
+    own = resolve_context(history, Options())
+    stated = {OPTION_OF.get(name, name) for name, source in (own.sources or {}).items() if source in LOG_SOURCES}
+    if options.total_steps is not None and options.total_steps < history.steps_done:
+        stated.add("total_steps")
+    unneeded = dict.fromkeys({"baseline", *stated} & {option.name for option in fields(Options)})
+    return Baseline(history, resolve_context(history, replace(options, **unneeded)))
 
 
 def _run_facts(

@@ -28,3 +28,20 @@ def test_restart_of_evaluations_is_noted() -> None:
     note = "the steps restart in line 12; the run from there on is read, and the evaluations of steps 100 to 1,000"
     assert any(warning.startswith(note) for warning in history.warnings)
     assert not logs.read_text("step,val_loss\n100,4\n200,3\n300,2\n", "table").warnings
+
+
+@pytest.mark.parametrize(
+    ("text", "total"),
+    [
+        ("step 0.1k | loss 3.2\nstep 0.2k | loss 3.1\nstep 1.5K | loss 3.0\n", None),
+        ("step 0.1k/2k: loss 3.2\nstep 0.2k/2k: loss 3.1\nstep 1.5k/2k: loss 3.0\n", 2000),
+        ("iter 100/2.0k loss 3.2\niter 200/2.0k loss 3.1\niter 1,500/2.0k loss 3.0\n", 2000),
+        ("[0.1k/2k] loss 3.2\n[0.2k/2k] loss 3.1\n[1.5k/2k] loss 3.0\n", 2000),
+        ("step,loss\n0.1k,3.2\n0.2k,3.1\n1.5k,3.0\n", None),
+        ('{"step": "0.1k", "loss": 3.2}\n{"step": "0.2k", "loss": 3.1}\n{"step": "1.5k", "loss": 3.0}\n', None),
+    ],
+)
+def test_steps_in_thousands(text: str, total: int | None) -> None:
+    history = logs.read_text(text, "log")
+    assert [step.step for step in history.steps] == [100, 200, 1500]
+    assert history.metadata.total_steps == total

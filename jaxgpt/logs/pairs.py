@@ -5,25 +5,25 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from jaxgpt.logs.quantities import find_quantity
-from jaxgpt.logs.reader import parse_number
+from jaxgpt.logs.reader import MULTIPLES, parse_multiple, parse_number
 
 NUMBER = r"[-+]?(?:\d[\d,_]{0,30}\.?\d{0,30}|\.\d{1,30})(?:[eE][-+]?\d{1,4})?|[-+]?(?:nan|inf(?:inity)?)\b"
+COUNT = r"\d[\d,]{0,12}(?:\.\d{1,6})?(?:[KMBG]\b)?"
 SIGN = r"(?:\s{0,4}[:=]\s{0,12}['\"]?(?:tensor\()?|\s{1,12}|\s{0,4}\[)"
 PAIR = re.compile(
     rf"(?<!\w)(?P<key>[A-Za-z_][\w /.\-]{{0,48}}?(?:\((?:ms|s)\))?)['\"]?{SIGN}(?P<value>{NUMBER})"
-    r"(?P<unit>\s?(?:ms|s/it|it/s|sec|s)\b|[KMBG]\b)?(?:\s{0,6}/\s{0,6}(?P<total>\d[\d,]{0,12}))?",
+    rf"(?P<unit>\s?(?:ms|s/it|it/s|sec|s)\b|[KMBG]\b)?(?:\s{{0,6}}/\s{{0,6}}(?P<total>{COUNT}))?",
     re.IGNORECASE,
 )
 # A progress bar, a line that begins with the step and the length, and a speed: none of them has a key.
-BAR = re.compile(r"(?P<step>\d{1,9})/(?P<total>\d{1,9}) \[(?:\d{1,3}:){1,2}\d\d<")
-BEGINNING = re.compile(r"^\s{0,8}\[?(?P<step>\d{1,9})/(?P<total>\d{1,9})\]?(?=[\s|:,])")
+BAR = re.compile(rf"(?P<step>{COUNT})/(?P<total>{COUNT}) \[(?:\d{{1,3}}:){{1,2}}\d\d<", re.IGNORECASE)
+BEGINNING = re.compile(rf"^\s{{0,8}}\[?(?P<step>{COUNT})/(?P<total>{COUNT})\]?(?=[\s|:,])", re.IGNORECASE)
 SPEED = re.compile(r"(?P<value>\d[\d.]{0,12}) ?(?P<unit>ms|s|it|steps?|iters?)/(?P<per>step|iter|it|s)\b")
 # Words before a loss that make it one of the validation: "valid | step 100 | loss 3.3", but not "val: 3.3 | loss 3.2".
 SPLIT = re.compile(
     r"(?:^|[\s\[|(])(?:val|valid|validation|eval|evaluation|test|dev)\b\s{0,2}[:|\])-](?!\s{0,4}[-+.\d])", re.IGNORECASE
 )
 AUXILIARY = {"aux", "auxiliary", "balance", "balancing", "z", "router", "moe", "mtp", "kl"}  # losses beside the loss
-MULTIPLES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
 COUNTS_AND_TIMES = ("step", "tokens", "seconds", "milliseconds")
 MAX_WORDS = 6  # of a key
 MAX_PAIRS = 100  # of one line
@@ -53,7 +53,7 @@ def parse_pairs(line: str) -> list[Pair]:
             key = f"val {key}"
         pairs.append(_in_units_of(name, key, value, (match["unit"] or "").strip()))
         if match["total"] and name == "step":
-            pairs.append(Pair("total_steps", float(match["total"].replace(",", ""))))
+            pairs.append(Pair("total_steps", _count(match["total"])))
     return pairs + _pairs_without_keys(line)
 
 
@@ -61,11 +61,16 @@ def _pairs_without_keys(line: str) -> list[Pair]:
     """The step and the length of a progress bar, or of the beginning of a line, and the time of a step."""
     pairs = []
     if match := BAR.search(line) or BEGINNING.search(line):
-        pairs += [Pair("step", float(match["step"])), Pair("total_steps", float(match["total"]))]
+        pairs += [Pair("step", _count(match["step"])), Pair("total_steps", _count(match["total"]))]
     if match := SPEED.search(line):
         seconds = _seconds_per_step(parse_number(match["value"]) or 0.0, match["unit"], match["per"])
         pairs += [Pair("seconds", seconds)] if seconds else []
     return pairs
+
+
+def _count(text: str) -> float:
+    """The count that `COUNT` matched."""
+    return parse_multiple(text.replace(",", "")) or 0.0
 
 
 def _seconds_per_step(value: float, unit: str, per: str) -> float:
@@ -97,8 +102,8 @@ def _may_precede(before: list[str], name: list[str], quantity: str) -> bool:
 
 def _in_units_of(quantity: str, key: str, value: float, unit: str) -> Pair:
     """The pair with its value in the unit that its quantity has."""
-    if unit.upper() in MULTIPLES and quantity in COUNTS_AND_TIMES:
-        return Pair(key, value * MULTIPLES[unit.upper()])
+    if unit.lower() in MULTIPLES and quantity in COUNTS_AND_TIMES:
+        return Pair(key, value * MULTIPLES[unit.lower()])
     if unit in ("ms", "s", "sec") and quantity in ("seconds", "time"):
         return Pair("seconds", value / 1e3 if unit == "ms" else value)
     return Pair(key, value)

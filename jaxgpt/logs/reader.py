@@ -13,6 +13,7 @@ MAX_STEP = 10**9  # a larger number is not a step
 TIMESTAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,6}))?", re.ASCII)
 THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+", re.ASCII)
 MAX_TIMESTAMP_END = 80  # characters of a line among which its timestamp is
+MULTIPLES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}  # of counts
 SECONDS_PER_DAY = 86_400.0  # no step takes longer
 
 
@@ -92,6 +93,13 @@ def parse_number(text: Any) -> float | None:
         return float(text)
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def parse_multiple(text: str) -> float | None:
+    """The number that `text` spells, as 100, 0.1k or 1.5M; None if it does not spell one."""
+    multiple = MULTIPLES.get(text[-1:].lower())
+    value = parse_number(text if multiple is None else text[:-1])
+    return value if value is None or multiple is None else round(value * multiple, 6)
 
 
 def parse_finite(text: Any) -> float | None:

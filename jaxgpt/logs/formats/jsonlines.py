@@ -11,7 +11,7 @@ from typing import Any
 from jaxgpt.logs.formats.table import LOSSES, has_step_and_loss
 from jaxgpt.logs.history import LogTraits
 from jaxgpt.logs.quantities import find_quantity
-from jaxgpt.logs.reader import parse_number
+from jaxgpt.logs.reader import parse_multiple, parse_number
 from jaxgpt.logs.rows import Row, RowReader, row_step
 
 NAME = "jsonlines"
@@ -57,7 +57,7 @@ class Reader(RowReader):
     def line(self, line_no: int, text: str) -> None:
         """Reads one line."""
         pairs = _pairs(text)
-        numbers = [(name, parse_number(value)) for name, value in pairs if _is_number(name, value)]
+        numbers = [(name, _number(value)) for name, value in pairs if _is_number(name, value)]
         row: Row = self._select(tuple(name for name, _ in numbers), [value for _, value in numbers])
         if self._add_row(line_no, row, row_step(row)):
             return
@@ -70,6 +70,10 @@ class Reader(RowReader):
         """Adds the facts of the run and says which keys were read."""
         super().end()
         self._note_names()
+
+
+def _number(value: Any) -> float | None:
+    return parse_multiple(value) if isinstance(value, str) else parse_number(value)
 
 
 def _is_number(name: str, value: Any) -> bool:

@@ -14,7 +14,7 @@ from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.history import LogTraits
 from jaxgpt.logs.lines import MAX_LINE_BYTES
 from jaxgpt.logs.quantities import find_quantity
-from jaxgpt.logs.reader import parse_number
+from jaxgpt.logs.reader import parse_multiple, parse_number
 from jaxgpt.logs.rows import Row, RowReader, preferred_names, row_step
 
 NAME = "table"
@@ -154,7 +154,7 @@ def _parse_cell(cell: str, name: str) -> float | None:
         cell = cell.replace(",", "" if has_thousands else ".")
     elif is_count:
         cell = cell.replace(" ", "").replace("_", "")
-    return parse_number(cell)
+    return parse_multiple(cell) if is_count else parse_number(cell)
 
 
 def refuse_without_steps(line: str, source: str) -> None:

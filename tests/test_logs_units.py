@@ -1,8 +1,14 @@
 """Steps with thousands separators or that restart, and losses in bits per byte alone."""
 
+import math
+
 import pytest
 
 from jaxgpt import logs
+from jaxgpt.diagnose.context import resolve_context
+from jaxgpt.diagnose.context.tokens import bytes_per_token
+from jaxgpt.diagnose.diagnosis import Diagnosis, diagnose
+from jaxgpt.diagnose.options import Options
 from jaxgpt.errors import DataError
 
 
@@ -45,3 +51,43 @@ def test_steps_in_thousands(text: str, total: int | None) -> None:
     history = logs.read_text(text, "log")
     assert [step.step for step in history.steps] == [100, 200, 1500]
     assert history.metadata.total_steps == total
+
+
+BITS = "step,val_bpb\n" + "".join(f"{step},{0.9 + 40 / step:.4f}\n" for step in range(100, 2001, 100))
+
+
+def diagnosed(text: str, **options: object) -> Diagnosis:
+    known = Options(total_steps=4000, batch_tokens=524_288.0, params=124e6, **options)  # type: ignore[arg-type]
+    history = logs.read_text(text, "table", bytes_per_token=bytes_per_token(known))
+    return diagnose(history, resolve_context(history, known), now=0.0)
+
+
+def test_bits_per_byte_with_a_stated_length_of_tokens() -> None:
+    stated = diagnosed(BITS, bytes_per_token=4.5, corpus="fineweb")
+    named = diagnosed(BITS.replace("\n", ",4.5\n").replace("bpb,4.5", "bpb,bytes_per_token"))
+    for diagnosis in (stated, named):
+        assert diagnosis.history.evaluations[-1].val == pytest.approx(0.92 * math.log(2) * 4.5)
+        assert diagnosis.context.token_scale.value == 1.0
+        assert not any("bytes" in assumed for assumed in diagnosis.context.assumed)
+    assert "with 4.500 bytes per token" in stated.history.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "length", "reason"),
+    [
+        ({"corpus": "fineweb"}, 4.6, "a token is assumed to be 4.60 bytes: GPT-2's tokenizer on English text"),
+        ({"config": "quickstart"}, 2.797, "a token is assumed to be 2.80 bytes: a vocabulary of 2,048"),
+    ],
+)
+def test_bits_per_byte_with_an_assumed_length_of_tokens(options: dict[str, str], length: float, reason: str) -> None:
+    diagnosis = diagnosed(BITS, **options)
+    assert diagnosis.history.evaluations[-1].val == pytest.approx(0.92 * math.log(2) * length, rel=1e-3)
+    assert f"{reason} (--bytes-per-token)" in diagnosis.context.assumed
+    assert diagnosis.forecast is not None
+
+
+def test_the_log_tells_more_than_an_assumed_length_of_tokens() -> None:
+    rows = "".join(f"{step},{2 + 80 / step},{(2 + 80 / step) / math.log(2) / 4.1}\n" for step in range(100, 2001, 100))
+    assert diagnosed("step,train_loss,val_bpb\n" + rows, corpus="fineweb").history.metadata.bytes_per_token == (
+        pytest.approx(4.1)
+    )

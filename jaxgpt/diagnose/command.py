@@ -12,6 +12,7 @@ from jaxgpt.config.options import Parser, add_options, read_options
 from jaxgpt.diagnose import backtest, options
 from jaxgpt.diagnose.backtest import BacktestOptions
 from jaxgpt.diagnose.context import resolve_context
+from jaxgpt.diagnose.context.tokens import bytes_per_token
 from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.options import Options
 from jaxgpt.diagnose.report import build_brief_report, build_report
@@ -105,11 +106,11 @@ def read_log(source: str, known: Options) -> History:
     Raises `DataError` D045 if standard input is closed.
     """
     if source != STDIN:
-        return logs.read(source, known.batch_tokens, known.columns)
+        return logs.read(source, known.batch_tokens, known.columns, bytes_per_token(known))
     if sys.stdin is None:
         raise DataError("D045", "standard input is closed", "name the log, or pipe it in")
     if sys.stdin.isatty():
         print("reading the log from the terminal; Ctrl-D ends it", file=sys.stderr)
     data = sys.stdin.buffer.read()
     text = data.decode(detect_encoding(data), errors="replace")
-    return logs.read_text(text, "<stdin>", known.batch_tokens, known.columns)
+    return logs.read_text(text, "<stdin>", known.batch_tokens, known.columns, bytes_per_token(known))

@@ -60,6 +60,9 @@ class Options(OptionGroup, title="the run", error_code="C048"):
     corpus: str | None = field(
         None, "fineweb, fineweb-edu, openwebtext, openwebtext2, refinedweb, c4 or unknown", metavar="NAME"
     )
+    bytes_per_token: float | None = field(
+        None, "bytes of text per token, to convert losses in bits per byte", ge=1, le=16, metavar="N"
+    )
     columns: str | None = field(
         None, "names of the columns of a table without a header, such as step,train,val", metavar="NAME,NAME,..."
     )

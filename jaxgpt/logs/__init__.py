@@ -15,7 +15,7 @@ from jaxgpt.logs.detection import FORMATS, detect_format, is_line_of, numbered_p
 from jaxgpt.logs.documents import document_lines
 from jaxgpt.logs.event_files import is_event_file
 from jaxgpt.logs.formats import LINE_FORMATS, SUPPORTED, jaxgpt_log, table, tensorboard
-from jaxgpt.logs.history import History
+from jaxgpt.logs.history import BytesPerToken, History
 from jaxgpt.logs.lines import read_lines, split_lines
 from jaxgpt.logs.reader import Reader
 from jaxgpt.runs.folder import RunFolder
@@ -33,20 +33,26 @@ LOG_FILES = (
 LOSS = re.compile(r"\bloss\W{1,4}\d")  # in a line that the reader of a format does not know
 
 
-def read(path: str | Path, batch_tokens: float | None = None, columns: str | None = None) -> History:
+def read(
+    path: str | Path,
+    batch_tokens: float | None = None,
+    columns: str | None = None,
+    bytes_per_token: BytesPerToken | None = None,
+) -> History:
     """Reads the last run of the log, run folder or name under `runs/` at `path`.
 
     `batch_tokens` converts tokens to steps where a table counts tokens alone; `columns` names the columns of a table
-    without a header, separated by commas. Raises `DataError` D041 for text without a line of a known format, D042 for
-    a table without steps or with losses in bits per byte alone, D043 if there is nothing at `path`, D044 for a folder
-    that is not a run, D045 for a file that cannot be read.
+    without a header, separated by commas; `bytes_per_token` converts losses in bits per byte. Raises `DataError` D041
+    for text without a line of a known format, D042 for a table without steps or with losses in bits per byte that
+    nothing converts, D043 if there is nothing at `path`, D044 for a folder that is not a run, D045 for a file that
+    cannot be read.
     """
     file = _find_log(Path(path))
     try:
         events = _event_files(file)
         if events:
-            return _read_events(events, str(path))
-        history = _parse(read_lines(file), str(path), batch_tokens, columns)
+            return _read_events(events, str(path), bytes_per_token)
+        history = _parse(read_lines(file), str(path), batch_tokens, columns, bytes_per_token)
     except OSError as error:
         raise DataError("D045", f"'{file}' cannot be read: {error.strerror or error}", "choose another file") from error
     if history.traits.is_jaxgpt_run:
@@ -54,9 +60,15 @@ def read(path: str | Path, batch_tokens: float | None = None, columns: str | Non
     return history
 
 
-def read_text(text: str, source: str, batch_tokens: float | None = None, columns: str | None = None) -> History:
+def read_text(
+    text: str,
+    source: str,
+    batch_tokens: float | None = None,
+    columns: str | None = None,
+    bytes_per_token: BytesPerToken | None = None,
+) -> History:
     """Reads the last run of a log's text; `source` names the text in messages. Raises `DataError` as `read`."""
-    return _parse(split_lines(text), source, batch_tokens, columns)
+    return _parse(split_lines(text), source, batch_tokens, columns, bytes_per_token)
 
 
 def _event_files(path: Path) -> list[Path]:
@@ -66,18 +78,24 @@ def _event_files(path: Path) -> list[Path]:
     return [path] if is_event_file(path) else []
 
 
-def _read_events(files: Sequence[Path], source: str) -> History:
+def _read_events(files: Sequence[Path], source: str, bytes_per_token: BytesPerToken | None) -> History:
     lines, problems = tensorboard.event_lines(files)
-    collector = Collector(source, tensorboard.NAME, tensorboard.TRAITS)
+    collector = Collector(source, tensorboard.NAME, tensorboard.TRAITS, bytes_per_token)
     for problem in problems:
         collector.note(problem, is_warning=True)
     return _collect(lines, collector, tensorboard.Reader(collector))
 
 
-def _parse(lines: Sequence[str], source: str, batch_tokens: float | None, columns: str | None) -> History:
+def _parse(
+    lines: Sequence[str],
+    source: str,
+    batch_tokens: float | None,
+    columns: str | None,
+    bytes_per_token: BytesPerToken | None,
+) -> History:
     lines = document_lines(lines) or lines
     module = table if columns else detect_format(lines, source)
-    collector = Collector(source, module.NAME, module.TRAITS)
+    collector = Collector(source, module.NAME, module.TRAITS, bytes_per_token)
     reader = table.Reader(collector, batch_tokens, columns) if module is table else module.Reader(collector)
     return _collect(lines, collector, reader)
 

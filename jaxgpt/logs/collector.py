@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxgpt.config import Config
-from jaxgpt.logs.history import Evaluation, History, LogTraits, Replay, RunMetadata, Step
+from jaxgpt.logs.history import BytesPerToken, Evaluation, History, LogTraits, Replay, RunMetadata, Step
 from jaxgpt.utils.formatting import pluralize
 
 Hyperparameters = dict[str, float | bool | str]
@@ -25,10 +25,13 @@ class Collector:
     line alone decides nothing: if the next line continues the old sequence, the line is sorted in by its step.
     """
 
-    def __init__(self, source: str, format: str, traits: LogTraits) -> None:
+    def __init__(
+        self, source: str, format: str, traits: LogTraits, bytes_per_token: BytesPerToken | None = None
+    ) -> None:
         self.source = source
         self.format = format
         self.traits = traits
+        self.bytes_per_token = bytes_per_token
         self.config: Config | None = None
         self.metadata: dict[str, Any] = {}
         self.hyperparameters: Hyperparameters = {}

@@ -40,6 +40,13 @@ class Evaluation(NamedTuple):
     seconds: float | None = None
 
 
+class BytesPerToken(NamedTuple):
+    """Bytes per token that a user states, or that are assumed and from what."""
+
+    value: float
+    assumed_from: str = ""
+
+
 class Replay(NamedTuple):
     """Steps `first` to `last` (inclusive) that were done twice, because the run resumed from an earlier state."""
 
@@ -73,6 +80,7 @@ class RunMetadata:
     device: str | None = None
     stop_reason: StopReason | None = None  # of a jaxgpt run that has ended
     pause_seconds: float = 0.0  # total of evaluation, sampling and saving, where the log separates them from the steps
+    assumption: str = ""  # how losses in bits per byte were converted, if that was assumed
     counted_from_tokens: bool = False  # steps are tokens divided by an assumed `tokens_per_step`
     hyperparameters: Mapping[str, float | bool | str] = field(default_factory=dict)  # under nanoGPT's names
     defaults: Mapping[str, float] = field(default_factory=dict)  # the software's, of what the log leaves out

@@ -80,6 +80,7 @@ HYPERPARAMETER_ALIASES = {
     "tokens_per_step": "tokens_per_step tokens_per_iteration tokens_per_iter total_batch_size tokens_per_batch",
     "total_steps": "total_steps max_steps max_iters num_iterations total_iters train_iters num_train_steps",
     "dataset": "dataset dataset_name",
+    "bytes_per_token": "bytes_per_token",
 }
 HYPERPARAMETERS = {alias: name for name, names in HYPERPARAMETER_ALIASES.items() for alias in names.split()}
 

@@ -18,7 +18,7 @@ CONVENTIONS = {"train/global_step": (1, 0), "trainer/global_step": (0, 1)}
 
 EXPECTED = re.compile(r"(?:.+/)?epoch|_step|.*(?:__MIN|__MAX|- _step)")  # need no note
 TEXT_FACTS = ("optimizer", "dataset")
-ROW_FACTS = ("weight_decay", "dropout", "parameters")  # facts that some programs repeat in every row
+ROW_FACTS = ("weight_decay", "dropout", "parameters", "bytes_per_token")  # facts that some programs repeat in every row
 MAX_TEXT = 40  # characters of such a fact
 SAME_LOSS = 0.02  # nats: two figures of one loss that differ by less agree
 MAX_UNUSED = 10_000  # names that are counted
@@ -143,6 +143,8 @@ class RowReader(reader.Reader):
         self._set_metadata(**facts)
         self._set_metadata(tokens_per_step=self._tokens_per_step())
         self._set_metadata(total_steps=self._log.metadata.get("total_steps") or total)
+        if "bytes_per_token" not in self._log.metadata:
+            self._set_metadata(bytes_per_token=reader.parse_finite(values.get("bytes_per_token")))
         if self._in_bits:
             bits.convert_evaluations(self._log)
 

@@ -20,7 +20,7 @@ from jaxgpt.data import audit_files
 from jaxgpt.diagnose.context.endings import Ending, possible_endings
 from jaxgpt.diagnose.context.facts import LOG_SOURCES, Fact, Source, nonnegative, resolve, step_count
 from jaxgpt.diagnose.context.schedule import ScheduleResolver
-from jaxgpt.diagnose.context.tokens import GPT2_TOKENS, TokenScale, token_scale
+from jaxgpt.diagnose.context.tokens import GPT2_TOKENS, TokenScale, bytes_per_token, token_scale
 from jaxgpt.diagnose.options import OptimizerName, Options, optimizer_name
 from jaxgpt.errors import JaxgptError, NoShardsError
 from jaxgpt.logs.history import History
@@ -130,9 +130,9 @@ def resolve_context(history: History, options: Options) -> RunContext:
     facts = schedule.facts() | _run_facts(history, options, config, data_tokens)
     corpus = facts["corpus"].value
     lr_fractions = schedule.lr_fractions()
-    bytes_per_token = history.metadata.bytes_per_token or _audited(history, "bytes_per_token")
-    scale = token_scale(history, bytes_per_token, facts["vocab_size"].value)
-    notes = [*(fact.note for fact in facts.values()), data_note, scale.note]
+    lengths = (options.bytes_per_token, history.metadata.bytes_per_token, _audited(history, "bytes_per_token"))
+    scale = token_scale(history, next(filter(None, lengths), None), facts["vocab_size"].value)
+    notes = [*(fact.note for fact in facts.values()), data_note, history.metadata.assumption, scale.note]
     return RunContext(
         total_steps=schedule.total_steps.value,
         optim=schedule.optim,
@@ -159,7 +159,7 @@ def _load_baseline(options: Options) -> Baseline | None:
     """The run of `--baseline`. The options are about the other run: they hold for facts that its own log lacks."""
     if options.baseline is None:
         return None
-    history = logs.read(options.baseline, options.batch_tokens)
+    history = logs.read(options.baseline, options.batch_tokens, bytes_per_token=bytes_per_token(options))
     own = resolve_context(history, Options())
     stated = {OPTION_OF.get(name, name) for name, source in (own.sources or {}).items() if source in LOG_SOURCES}
     if options.total_steps is not None and options.total_steps < history.steps_done:

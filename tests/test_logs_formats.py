@@ -2,8 +2,11 @@
 
 import json
 import math
+import re
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import logformats
 from helpers.logformats import PEAK, rate
@@ -11,6 +14,7 @@ from helpers.logsamples import loss
 
 from jaxgpt import logs
 from jaxgpt.diagnose import messages
+from jaxgpt.diagnose.completion import estimate_completion
 from jaxgpt.diagnose.context import resolve_context
 from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.options import Options
@@ -114,6 +118,42 @@ def test_litgpt() -> None:
     assert (stated.tokens_per_step, stated.total_steps, stated.parameters) == (524_288, 300, 162_322_944)
     facts = {"learning_rate": 4e-4, "weight_decay": 0.1, "warmup_iters": 200.0, "min_lr": 4e-5, "optimizer": "adamw"}
     assert facts.items() <= dict(stated.hyperparameters).items()
+
+
+def litgpt_without_head(steps: int, length: int, compile_seconds: float, noise: float = 0.0) -> str:
+    """The lines of a run of `length` steps of 4 iterations, every tenth of which is printed."""
+    random = np.random.default_rng(0)
+    elapsed, lines = compile_seconds, []
+    for step in range(1, steps + 1):
+        seconds = 0.25 * (1 + noise * random.standard_normal())
+        elapsed += 4 * seconds
+        left = timedelta(seconds=int(elapsed / (4 * step) * 4 * (length - step)))
+        times = f"iter time: {1e3 * seconds:.2f} ms (step) remaining time: {left}"
+        line = f"iter {4 * step} | step {step}: loss 3.1000, {times}"
+        lines += [line] if step % 10 == 0 else []
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("steps", [200, 2000, 19_000])
+@pytest.mark.parametrize("compile_seconds", [0.0, 90.0])
+def test_litgpt_remaining_time_shows_the_length(steps: int, compile_seconds: float) -> None:
+    history = read(litgpt_without_head(steps, 20_000, compile_seconds, noise=0.02))
+    assert history.metadata.total_steps is None
+    assert history.metadata.estimated_total_steps == pytest.approx(20_000, rel=0.03)
+    context = resolve_context(history, Options())
+    assert context.total_steps == history.metadata.estimated_total_steps
+    assert any("by the remaining time in its log (--total-steps)" in assumed for assumed in context.assumed)
+    assert resolve_context(history, Options(total_steps=30_000)).total_steps == 30_000
+    eta = estimate_completion(history, context, now=0.0)
+    assert eta is not None
+    assert eta.seconds == pytest.approx(20_000 - steps, rel=0.05, abs=150)
+
+
+def test_litgpt_remaining_times_without_one_length_are_not_used() -> None:
+    text = litgpt_without_head(2000, 20_000, 0.0)
+    other = re.sub(r"remaining time: \S+\n$", "remaining time: 2:21:10", text)
+    for changed in (other, re.sub(" remaining time: .*", "", text)):
+        assert read(changed).metadata.estimated_total_steps is None
 
 
 def test_litgpt_validation_that_only_the_steps_repeat() -> None:

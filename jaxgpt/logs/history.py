@@ -74,6 +74,7 @@ class RunMetadata:
     parameters: float | None = None  # total; a tied head counts once, position embeddings do not count
     tokens_per_step: float | None = None
     total_steps: int | None = None
+    estimated_total_steps: int | None = None  # by the remaining time that the program prints
     eval_tokens: float | None = None
     unique_tokens: float | None = None
     bytes_per_token: float | None = None  # of the validation text

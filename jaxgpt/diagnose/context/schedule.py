@@ -88,7 +88,14 @@ class ScheduleResolver:
             event = "would reach 0" if extrapolated else "has decayed"
             note = f"the run is assumed to end at step {total:,}, where its learning rate {event} (--total-steps)"
             return Fact(total, "assumption", " ".join(filter(None, (self._stated_total.note, note))))
-        return self._stated_total
+        return self._estimated_total()
+
+    def _estimated_total(self) -> Fact[int]:
+        estimate = self.history.metadata.estimated_total_steps
+        if estimate is None or not self._last_step <= estimate <= MAX_STEPS:
+            return self._stated_total
+        note = f"the run is assumed to take about {estimate:,} steps, by the remaining time in its log (--total-steps)"
+        return Fact(estimate, "assumption", note)
 
     @property
     def _last_step(self) -> int:

@@ -7,10 +7,14 @@
 An iteration is a micro-batch: a step takes the iterations since the one before. `step N` of a line counts the steps
 done. A line in the third form is printed for every iteration, or for every n-th; the loss of a step is their mean. The
 first two are printed once per step or less often, with the time of the last iteration alone. `val` repeats the
-validation that preceded; `iter N: val loss …` states it with more digits.
+validation that preceded; `iter N: val loss …` states it with more digits. `remaining time` is the mean time of an
+iteration so far times the iterations to come: without the options of the run it shows the length.
 """
 
+import math
 import re
+import statistics
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxgpt.logs import reader
@@ -34,6 +38,9 @@ OPTIONS = re.compile(
     r"|weight_decay|lr|padded_vocab_size|n_layer|n_embd)['\"]?(?:=|: )([\d.e+-]{1,30})"
 )
 OPTIMIZER = re.compile(r"'optimizer': (?:\{'class_path': )?'(?:[\w.]{1,60}\.)?(\w{2,30})'")
+REMAINING = re.compile(r"remaining time: (?:(\d{1,5}) days?, )?(\d{1,2}):(\d\d):(\d\d)")
+MIN_REMAINING = 3  # lines with a remaining time that show the length
+MAX_MISFIT = 0.05  # relative: between the last remaining time and the one that the estimated length explains
 ROUNDING = 6e-4  # between a validation loss and its repetition with three digits
 NAMES = {"lr_warmup_steps": "warmup_iters", "lr": "learning_rate", "padded_vocab_size": "vocab_size"}
 
@@ -50,6 +57,14 @@ class Iteration(NamedTuple):
     ends: bool = False
 
 
+class Remaining(NamedTuple):
+    """The seconds to come after `number` iterations, the last of which took `seconds`."""
+
+    number: int
+    remaining: float
+    seconds: float
+
+
 class Reader(reader.Reader):
     """Reads line by line into a `Collector`."""
 
@@ -60,6 +75,7 @@ class Reader(reader.Reader):
         self._prints_ends = False
         self._val: float | None = None  # the validation loss that the lines repeat
         self._iterations_per_step = 1.0
+        self._remaining: list[Remaining] = []
 
     def line(self, line_no: int, text: str) -> None:
         """Reads one line."""
@@ -117,8 +133,12 @@ class Reader(reader.Reader):
         if val is not None and self._steps_done > 0 and not (self._val is not None and abs(val - self._val) < ROUNDING):
             self._log.add(Evaluation(self._steps_done, val, line=line_no))
             self._val = val
-        milliseconds = (parse_finite(match["ms"]) or 0.0) * self._accumulation(match)
-        self._add(line_no, match, parse_number(match["loss"]), milliseconds / 1e3)
+        seconds = (parse_finite(match["ms"]) or 0.0) / 1e3
+        if left := REMAINING.search(match.string, match.end()):
+            days, hours, minutes, rest = (int(part or 0) for part in left.groups())
+            left_seconds = 86_400 * days + 3600 * hours + 60 * minutes + rest
+            self._remaining.append(Remaining(int(match["iter"]), left_seconds, seconds))
+        self._add(line_no, match, parse_number(match["loss"]), seconds * self._accumulation(match))
 
     def _accumulation(self, match: re.Match[str]) -> float:
         """Iterations per step: those counted at this step."""
@@ -154,3 +174,33 @@ class Reader(reader.Reader):
         tokens = parse_finite(values.get("max_tokens"))
         total = parse_step(values.get("max_steps")) or (int(tokens // batch) if tokens and batch else None)
         self._set_metadata(tokens_per_step=batch, total_steps=total)
+        iterations = None if total else estimate_length(self._remaining)
+        if iterations is not None:
+            self._set_metadata(estimated_total_steps=round_to_digits(iterations / self._iterations_per_step))
+
+
+def estimate_length(lines: Sequence[Remaining]) -> float | None:
+    """The iterations of the run, as its remaining times show; None if they do not agree with one length.
+
+    After n of M iterations of r seconds and c seconds at the start, n × remaining = (c + r n) (M − n), so that
+    n × remaining + r n² is a line over n with the intercept c M and the slope r M − c.
+    """
+    if len({line.number for line in lines}) < MIN_REMAINING:
+        return None
+    seconds = statistics.median(line.seconds for line in lines)
+    numbers = [line.number for line in lines]
+    values = [line.number * line.remaining + seconds * line.number**2 for line in lines]
+    slope, intercept = statistics.linear_regression(numbers, values)
+    last = lines[-1]
+    root = slope**2 + 4 * seconds * intercept
+    if seconds <= 0 or root < 0 or last.number <= 0:
+        return None
+    length = (slope + math.sqrt(root)) / (2 * seconds)
+    explained = (intercept + slope * last.number - seconds * last.number**2) / last.number
+    agrees = abs(explained - last.remaining) <= MAX_MISFIT * max(last.remaining, 60.0)
+    return length if agrees and length >= last.number else None
+
+
+def round_to_digits(steps: float) -> int:
+    """To three digits, which is what an estimate is worth."""
+    return round(float(f"{steps:.3g}"))

@@ -102,6 +102,7 @@ def test_evaluation_noise_scales_with_tokens() -> None:
     assert noise_of(history()) == pytest.approx(0.0176, abs=1e-4)
     assert noise_of(history(), eval_tokens=4 * 200 * 16 * 1024.0) == pytest.approx(0.0088, abs=1e-4)
     assert noise_of(history(), eval_tokens=None) == pytest.approx(0.0249, abs=1e-4)  # six evaluations show no scatter
+    assert noise_of(history(), vocab_size=1024) == pytest.approx(0.0113, abs=1e-4)  # ln 1,024 / ln 50,257 of it
     assert noise_of(history(), fixed_eval_set=True) == 0.0
 
 

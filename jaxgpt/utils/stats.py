@@ -13,7 +13,14 @@ Floats = NDArray[np.float64]
 Z80 = 1.2815515655446004  # half-width of a normal 80 % interval in standard deviations
 Z95 = 1.9599639845400545  # half-width of a normal 95 % interval in standard deviations
 MAD_TO_SD = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
+MAX_VALUE = 1e6  # a loss, gradient norm or other value of a healthy run is smaller
+MIN_CURVE = 8  # values of a curve, at least, that show its noise
 MEDIAN_ERROR = 1.2533  # standard error of a median over that of a mean, of normal values: sqrt(pi / 2)
+
+
+def is_valid(value: float) -> bool:
+    """Whether a logged value can be used: not NaN, not infinite and not absurdly large."""
+    return abs(value) < MAX_VALUE
 
 
 def normal_cdf(z: Floats) -> Floats:
@@ -35,11 +42,14 @@ def robust_sd(values: Sequence[float] | Floats) -> float:
     return float(MAD_TO_SD * np.median(deviations))
 
 
-def curve_noise(x: Floats, values: Floats) -> float:
-    """The noise of one of at least four values at ascending `x`, from their deviations from smooth curves.
+def curve_noise(x: Floats, values: Floats) -> float | None:
+    """The noise of one of the values at ascending `x`, from their deviations from smooth curves.
 
     Lines through neighbors overestimate it where the curve bends, parabolas vary more: the smaller estimate counts.
+    None for fewer than eight values.
     """
+    if len(values) < MIN_CURVE:
+        return None
     return min(_deviation(x, values, points) for points in (3, 4))
 
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxgpt.diagnose.analysis.losses import Losses
-from jaxgpt.diagnose.analysis.series import Estimate, is_valid, trailing_level
+from jaxgpt.diagnose.analysis.series import Estimate, trailing_level
 from jaxgpt.logs.history import Evaluation
+from jaxgpt.utils.stats import is_valid
 
 TRAIN_WINDOW = 200  # losses before an evaluation that give its train loss
 TRAIN_FRACTION = 0.2  # of the steps done: earlier losses tell nothing of the train loss at an evaluation

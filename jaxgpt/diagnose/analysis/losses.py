@@ -5,28 +5,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
-
 from jaxgpt.diagnose.analysis.series import (
     Estimate,
     Series,
     curve_scatter,
-    is_valid,
     series,
     step_losses,
     valid_evaluations,
 )
 from jaxgpt.diagnose.context import RunContext
+from jaxgpt.diagnose.context.evaluation_noise import stated_noise
 from jaxgpt.logs.history import Evaluation, History
 
-# The measured standard error of an evaluation on random windows of 1,024 tokens, in nats, and its tokens.
-RANDOM_TEXT_STDERR = 0.044
-RANDOM_TEXT_TOKENS = 524_288
 FIXED_TEXT_STDERR = 0.003  # repeats on a fixed validation set: 0.0004 to 0.003 (modded-nanogpt's logs)
 VISIBLE = 2.0  # standard errors of a difference that it must exceed to be visible
 WINDOW = 0.05  # of the steps done: the length of the window in which a plateau is looked for
 RECENT = 0.25  # of the steps done, over which a decrease is looked for that the window is too short to show
-GPT2_VOCAB_SIZE = 50_257  # of the text whose noise was measured; that of smaller vocabularies is smaller
 NOISE_EVALUATIONS = 40  # the last evaluations, whose scatter is measured
 
 
@@ -78,15 +72,7 @@ class Losses:
         noise = curve_scatter(self.val.last(NOISE_EVALUATIONS))
         if noise is not None:
             return max(noise, FIXED_TEXT_STDERR)
-        if self.context.fixed_eval_set:
-            return FIXED_TEXT_STDERR
-        logged = [e.standard_error for e in self.evaluations if e.standard_error and is_valid(e.standard_error)]
-        if logged:
-            return float(np.median(logged))
-        if self.context.eval_tokens:
-            scale = math.log(self.context.vocab_size or GPT2_VOCAB_SIZE) / math.log(GPT2_VOCAB_SIZE)
-            return scale * RANDOM_TEXT_STDERR * math.sqrt(RANDOM_TEXT_TOKENS / self.context.eval_tokens)
-        return None
+        return FIXED_TEXT_STDERR if self.context.fixed_eval_set else stated_noise(self.history, self.context)
 
     @cached_property
     def latest_val(self) -> Estimate | None:

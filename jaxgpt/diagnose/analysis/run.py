@@ -10,7 +10,7 @@ import numpy as np
 from jaxgpt.diagnose.analysis.gap import TrainValGap
 from jaxgpt.diagnose.analysis.law import LawComparison
 from jaxgpt.diagnose.analysis.losses import FIXED_TEXT_STDERR, Losses
-from jaxgpt.diagnose.analysis.series import Estimate, Series, is_valid, scatter
+from jaxgpt.diagnose.analysis.series import Estimate, Series, scatter
 from jaxgpt.diagnose.completion import CompletionEstimate
 from jaxgpt.diagnose.context import RunContext, schedule_detection
 from jaxgpt.diagnose.forecast import annealing, scenarios
@@ -18,6 +18,7 @@ from jaxgpt.diagnose.forecast.annealing import Posterior
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.logs.history import Evaluation, History
 from jaxgpt.runs.log import StopReason
+from jaxgpt.utils.stats import is_valid
 
 # The annealing gain B from the peak learning rate to zero and its standard deviation in nats, and the exponent q of the
 # learning rate: used where no curve could be fitted.

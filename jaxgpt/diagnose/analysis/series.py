@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from jaxgpt.logs.history import Evaluation, History
 from jaxgpt.utils import stats
-from jaxgpt.utils.stats import Floats
+from jaxgpt.utils.stats import Floats, is_valid
 
-MAX_VALUE = 1e6  # a loss, gradient norm or other value of a healthy run is smaller
 SECOND_DIFFERENCE = math.sqrt(6)  # standard deviation of a - 2 b + c over that of each
 MIN_LOSSES = 8  # values that a level or a noise is estimated from
 
@@ -47,11 +46,6 @@ class Series(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.steps)
-
-
-def is_valid(value: float) -> bool:
-    """Whether a logged value can be used: not NaN, not infinite and not absurdly large."""
-    return abs(value) < MAX_VALUE
 
 
 def series(rows: Sequence[tuple[int, float | None, int]]) -> Series:
@@ -90,7 +84,7 @@ def curve_scatter(curve: Series) -> float | None:
     None for fewer than eight losses after step 0.
     """
     curve = curve.between(1, math.inf)
-    return stats.curve_noise(np.log(curve.steps), curve.values) if len(curve) >= MIN_LOSSES else None
+    return stats.curve_noise(np.log(curve.steps), curve.values)
 
 
 def trailing_level(losses: Series, step: float, count: int) -> Estimate | None:

@@ -10,14 +10,13 @@ from jaxgpt.diagnose.analysis.series import (
     Estimate,
     Series,
     grad_norms,
-    is_valid,
     running_median,
     series,
     trailing_level,
 )
 from jaxgpt.diagnose.finding import Condition, Finding, unknown
 from jaxgpt.utils.formatting import pluralize
-from jaxgpt.utils.stats import MEDIAN_ERROR, Floats, robust_sd
+from jaxgpt.utils.stats import MEDIAN_ERROR, Floats, is_valid, robust_sd
 
 WIDTH = 25  # losses in a running median, in which a single step leaves no trace
 MIN_TRAIN_LOSSES = 12  # in which a lasting rise can be seen

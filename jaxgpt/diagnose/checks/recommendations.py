@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 
 from jaxgpt.budget.recommend import MEASURABLE_GAIN
 from jaxgpt.diagnose.analysis import RunAnalysis
-from jaxgpt.diagnose.analysis.losses import RANDOM_TEXT_STDERR, RANDOM_TEXT_TOKENS, VISIBLE
+from jaxgpt.diagnose.analysis.losses import VISIBLE
 from jaxgpt.diagnose.checks import faults, instabilities, invalid_losses, larger_model
 from jaxgpt.diagnose.checks.repetition_gain import recoverable_cost
+from jaxgpt.diagnose.context.evaluation_noise import RANDOM_TEXT_STDERR, RANDOM_TEXT_TOKENS
 from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.forecast import scenarios
 from jaxgpt.diagnose.suggested_commands import Changes, Checkpoint, train_command

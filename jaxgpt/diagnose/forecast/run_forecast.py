@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from jaxgpt.budget import recipes, scaling_law
 from jaxgpt.diagnose.context import RunContext
+from jaxgpt.diagnose.context.evaluation_noise import random_text_noise, stated_noise
 from jaxgpt.diagnose.context.scaling_query import scaling_query
 from jaxgpt.diagnose.forecast import annealing
 from jaxgpt.diagnose.forecast.annealing import LossCurve, Posterior
@@ -22,16 +23,13 @@ from jaxgpt.diagnose.forecast.law_variants import LAW_VARIANTS, LawVariant, RunT
 from jaxgpt.logs.history import History
 from jaxgpt.utils import stats
 from jaxgpt.utils.formatting import pluralize
+from jaxgpt.utils.stats import is_valid
 
-# The measured standard error, in nats, of an evaluation on so many random tokens.
-RANDOM_EVAL_ERROR, RANDOM_EVAL_TOKENS = 0.044, 524_288
 # Other optimizers and recipes together have an sd of 0.07 nats around the scaling law.
 KNOWN_OPTIMIZERS = {"adamw", *recipes.BETTER_OPTIMIZERS}
 UNKNOWN_OPTIMIZER_SD = math.sqrt(scaling_law.OTHER_RECIPE**2 - scaling_law.SAME_RECIPE**2)
 EVIDENCE_POWER = 0.25  # of losses for a schedule: the loss model's misfit resembles a change of the learning rate
-MAX_LOSS = 1e6  # nats: a larger value is not a loss
 DEFAULT_EVAL_TOKENS = 200 * 8 * 1024  # where neither log nor options tell, and the evaluations are few
-MIN_SCATTER = 8  # evaluations whose scatter tells their noise
 
 
 class RunForecast(NamedTuple):
@@ -96,7 +94,7 @@ def _loss_is_not_finite(history: History) -> bool:
     """Whether the last training or validation loss is NaN, infinite or too large to train on from."""
     training = [step.loss for step in history.steps if step.loss is not None]
     validation = [evaluation.val for evaluation in history.evaluations if evaluation.val is not None]
-    return any(not abs(losses[-1]) < MAX_LOSS for losses in (training, validation) if losses)
+    return any(not is_valid(losses[-1]) for losses in (training, validation) if losses)
 
 
 def scaling_law_prior(context: RunContext, total_steps: int | None = None) -> Forecast | None:
@@ -137,17 +135,14 @@ def evaluation_noise(history: History, context: RunContext, curve: LossCurve) ->
     On random text it is the logged one, or that of the number of tokens. Where neither is known, and on a fixed text,
     it is the scatter of the curve itself; of a few evaluations on unknown text, that of `DEFAULT_EVAL_TOKENS`.
     """
-    logged = [e.standard_error for e in history.evaluations if e.standard_error and abs(e.standard_error) < MAX_LOSS]
-    if logged and not context.fixed_eval_set:
-        return float(np.median(logged))
-    if context.eval_tokens and not context.fixed_eval_set:
-        return RANDOM_EVAL_ERROR * math.sqrt(RANDOM_EVAL_TOKENS / context.eval_tokens)
+    stated = stated_noise(history, context)
+    if stated is not None:
+        return stated
     usable = curve.usable()
-    if np.count_nonzero(usable) >= MIN_SCATTER:
-        return stats.curve_noise(np.log(curve.steps[usable]), curve.losses[usable])
-    if context.fixed_eval_set:
-        return 0.0
-    return RANDOM_EVAL_ERROR * math.sqrt(RANDOM_EVAL_TOKENS / DEFAULT_EVAL_TOKENS)
+    noise = stats.curve_noise(np.log(curve.steps[usable]), curve.losses[usable])
+    if noise is not None:
+        return noise
+    return 0.0 if context.fixed_eval_set else random_text_noise(DEFAULT_EVAL_TOKENS, context.vocab_size)
 
 
 def traits(context: RunContext) -> RunTraits:
@@ -162,7 +157,7 @@ def traits(context: RunContext) -> RunTraits:
 
 def loss_curve(history: History, context: RunContext) -> LossCurve:
     """The validation losses of a log with the schedule of its run; evaluations without a loss are left out."""
-    losses = {e.step: e.val for e in history.evaluations if e.val is not None and abs(e.val) < MAX_LOSS}
+    losses = {e.step: e.val for e in history.evaluations if e.val is not None and is_valid(e.val)}
     steps = sorted(losses)
     curve = LossCurve(
         steps=np.array(steps, np.int64),

@@ -10,6 +10,7 @@ import argparse
 import csv
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +22,10 @@ from jaxgpt.budget import recipes
 Array = NDArray[np.float64]
 CONTEXT = 2048
 BATCHES = (1e5, 1.1e6)  # tokens per step of the runs that the learning rate's cost is fitted to
+BEST_RATE_BATCHES = (1e5, 2.2e6)  # and of those that the best rate's powers are fitted to
 FLAT = 0.5  # rates nearer to the best one, in logarithms, say little about the cost
 LEAST_COST = 1e-3
+POWERS = ("width", "depth", "batch", "tokens")
 
 
 class RateCosts(NamedTuple):
@@ -44,24 +47,59 @@ def read(path: Path) -> dict[tuple[float, float], dict[float, list[tuple[float, 
     return runs
 
 
-def rate_costs(path: Path) -> RateCosts:
-    """The costs of all rates, against the vertex of a parabola through the three best of the same batch."""
-    collected = []
-    for (_, tokens), batches in read(path).items():
+class BestRate(NamedTuple):
+    """The best learning rate of a size, length and batch, from a parabola through the three best runs.
+
+    `log_rate` and `loss` are those of its vertex; `runs` are the pairs of rate and loss of all runs.
+    """
+
+    size: float
+    tokens: float
+    batch: float
+    log_rate: float
+    loss: float
+    runs: list[tuple[float, float]]
+
+
+def best_rates(path: Path) -> Iterator[BestRate]:
+    """The best rates where runs with a lower and a higher one exist."""
+    for (size, tokens), batches in read(path).items():
         for batch, pairs in batches.items():
             pairs = sorted(pairs)
             best = min(range(len(pairs)), key=lambda n: pairs[n][1])
-            if not BATCHES[0] <= batch <= BATCHES[1] or best in (0, len(pairs) - 1):
+            if best in (0, len(pairs) - 1):
                 continue
-            logs = np.log([rate for rate, _ in pairs])
-            losses = np.array([loss for _, loss in pairs])
-            near = slice(best - 1, best + 2)
-            curve = np.polyfit(logs[near] - logs[best], losses[near], 2)
+            near = np.array(pairs[best - 1 : best + 2])
+            logs = np.log(near[:, 0] / near[1, 0])
+            curve = np.polyfit(logs, near[:, 1], 2)
             vertex = -curve[1] / 2 / curve[0]
-            lowest = float(np.polyval(curve, vertex))
-            for log_rate, loss in zip(logs, losses, strict=True):
-                collected.append((log_rate - logs[best] - vertex, loss - lowest, tokens / batch))
+            log_rate = math.log(near[1, 0]) + vertex
+            yield BestRate(size, tokens, batch, log_rate, float(np.polyval(curve, vertex)), pairs)
+
+
+def rate_costs(path: Path) -> RateCosts:
+    """The costs of all rates, against the best of the same size, length and batch."""
+    collected = [
+        (math.log(rate) - best.log_rate, loss - best.loss, best.tokens / best.batch)
+        for best in best_rates(path)
+        if BATCHES[0] <= best.batch <= BATCHES[1]
+        for rate, loss in best.runs
+    ]
     return RateCosts(*np.array(collected).T)
+
+
+def fit_best_rates(path: Path) -> tuple[Array, Array]:
+    """The powers of width, depth, batch and tokens in the best rate, and their standard errors (docs/sweep.md)."""
+    with path.open(encoding="utf-8", newline="") as file:
+        shapes = {float(row["N"]): (float(row["h"]), float(row["numl"])) for row in csv.DictReader(file)}
+    rates = [rate for rate in best_rates(path) if BEST_RATE_BATCHES[0] <= rate.batch <= BEST_RATE_BATCHES[1]]
+    columns = np.log([(*shapes[rate.size], rate.batch, rate.tokens) for rate in rates])
+    design = np.column_stack([np.ones(len(rates)), columns])
+    observed = np.array([rate.log_rate for rate in rates])
+    solution, squares, *_ = np.linalg.lstsq(design, observed, rcond=None)
+    variance = squares[0] / (len(rates) - design.shape[1])
+    errors = np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
+    return solution[1:], errors[1:]
 
 
 def fit_low_rates(costs: RateCosts) -> tuple[float, float, float]:
@@ -117,6 +155,8 @@ def main() -> None:
     print(f"LOW {low:.4f}, LOW_POWER {low_power:.2f}, STEPS_POWER {steps_power:.2f}, HIGH {fit_high_rates(costs):.3f}")
     factor, power, tokens_power, error = fit_batches(*batch_costs(path))
     print(f"BATCH {factor:.4f}, BATCH_POWER {power:.2f}, TOKENS_POWER {tokens_power:.2f}; rms {error:.4f} nats")
+    powers = [f"{name} {power:.2f} ± {sd:.2f}" for name, power, sd in zip(POWERS, *fit_best_rates(path))]
+    print(f"best rate, powers of: {', '.join(powers)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from jaxgpt.budget import query, recipes, scaling_law
 from jaxgpt.budget.recipes import Recipe
 from jaxgpt.budget.scaling_law import CORPORA, LossPrediction, ScalingQuery, predict_loss
 from jaxgpt.config.files import load_config
+from jaxgpt.sweep.transfer import BATCH_POWER
 
 STEPLAW = "forecast/steplaw_dense.csv"
 
@@ -18,6 +19,12 @@ STEPLAW = "forecast/steplaw_dense.csv"
 def predict(parameters: float, tokens: float, corpus: str = "fineweb", **recipe: float | str) -> LossPrediction:
     made = Recipe(**({"learning_rate": recipes.tuned_learning_rate(parameters)} | recipe))  # type: ignore[arg-type]
     return predict_loss(ScalingQuery(parameters=parameters, tokens=tokens, recipe=made, corpus=CORPORA[corpus]))
+
+
+def test_the_best_rate_falls_with_width_as_docs_say(shared: Path) -> None:
+    powers, errors = load_script("recipes").fit_best_rates(shared / STEPLAW)
+    assert powers == pytest.approx((-0.91, -0.42, BATCH_POWER, 0.03), abs=0.006)
+    assert errors == pytest.approx((0.30, 0.24, 0.03, 0.03), abs=0.006)
 
 
 def test_costs_are_those_that_steplaw_gives(shared: Path) -> None:

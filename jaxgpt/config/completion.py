@@ -50,3 +50,4 @@ def run_names() -> list[str]:
 
 NAMES = {"config": built_in_configs, "config_file": built_in_configs, "run": run_names, "fork": run_names}
 NAMES |= {"source": run_names, "baseline": run_names, "calibrate": run_names, "actual": run_names}
+NAMES |= {"transfer_to": built_in_configs}

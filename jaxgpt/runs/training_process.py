@@ -30,8 +30,7 @@ def train_in_subprocess(config: Config, folder: Path, *options: str, echo: bool 
     Its output is not shown: what it says about the next steps is not for the user of the caller. Ctrl-C reaches the
     process too: this waits while it saves, then raises `KeyboardInterrupt`.
     """
-    file = write_config(config, folder / "config.py")
-    command = [sys.executable, "-m", "jaxgpt.train", "--config", str(file), "--yes", *options]
+    command = training_command(config, folder, "--yes", *options)
     progress = TrainingProgress(config) if echo else None
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -44,6 +43,12 @@ def train_in_subprocess(config: Config, folder: Path, *options: str, echo: bool 
                 progress.clear()
     lines = stderr.strip().splitlines() or ["no message"]
     return ProcessResult(process.returncode, " ".join(lines[-STDERR_TAIL_LINES:]))
+
+
+def training_command(config: Config, folder: Path, *options: str) -> list[str]:
+    """The command that trains `config`, which is written to `folder`."""
+    file = write_config(config, folder / "config.py")
+    return [sys.executable, "-m", "jaxgpt.train", "--config", str(file), *options]
 
 
 def _wait(process: "subprocess.Popen[str]", progress: "TrainingProgress | None") -> str:

@@ -127,7 +127,7 @@ def test_a_log_cannot_control_the_terminal(tmp_path: Path, capsys: pytest.Captur
 def test_a_finished_run_is_reported_as_done(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log.write_text(nanogpt(20_000))
     text = " ".join(answered(capsys, str(log), "--config", "fineweb40m").split())
-    assert "It is done: 20,001 steps" in text
+    assert "It is done: 20,000 steps" in text
     assert re.search(r"It ended at a validation loss of 3\.\d{3,4}, measured at step 20,000\.", text)
 
 

@@ -1,6 +1,7 @@
 """Runs that are over: the loss of the last evaluation, as it was logged, and no forecast of it, in every format."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,48 @@ def test_it_is_never_too_early_for_a_finished_run() -> None:
     history = logs.read_text(text, "out.csv")
     diagnosis = diagnose(history, resolve_context(history, Options(total_steps=2000)), now=0.0)
     assert messages.problem_sentence(diagnosis).startswith("The log shows nothing wrong; ")
+
+
+def test_the_date_of_the_end_is_that_of_a_record_or_named(tmp_path: Path) -> None:
+    """A log without a clock has the date of its file alone, and one from standard input has none."""
+    path = tmp_path / "out.csv"
+    path.write_text(JUMPED)
+    os.utime(path, (1e9, 1e9))
+    known = Options(total_steps=2000)
+    timed = "step,time,val_loss\n" + "".join(f"{n},{1.7e9 + n},{5 - n / 1000}\n" for n in range(0, 2001, 100))
+    texts = []
+    for history in (logs.read(path), logs.read_text(JUMPED, "<stdin>"), logs.read_text(timed, "<stdin>")):
+        texts.append(messages.eta_sentence(diagnose(history, resolve_context(history, known), now=1.8e9)))
+    assert texts[0].startswith("It is done: 2,000 steps; the log has no times, and its file was last changed on ")
+    assert texts[1] == "It is done: 2,000 steps."
+    assert texts[2].startswith("It is done: 2,000 steps, the last of them on ")
+
+
+def test_steps_are_those_of_the_run_where_nanogpt_does_one_more() -> None:
+    head = logsamples.NANOGPT_HEAD.replace("20000", "400")
+    lines = [
+        f"step {n}: train loss {4 - n / 400}, val loss {4 - n / 400}\niter {n}: loss 3, time 90.00ms"
+        for n in range(0, 401, 50)
+    ]
+    history = logs.read_text(head + "\n".join(lines), "out.log")
+    assert history.steps_done == 401
+    report = build_report(diagnose(history, resolve_context(history, Options()), now=0.0))
+    assert report.title == "out.log: nanogpt, 400 of 400 steps done"
+    assert report.summary[0] == "It is done: 400 steps."
+
+
+@pytest.mark.parametrize(("name", "last"), [("jaxgpt", '"kind": "eval"'), ("nanogpt", ", val loss")])
+def test_an_unfinished_last_evaluation_is_not_done(name: str, last: str) -> None:
+    """The process died while it evaluated: the log has no line of it, or a part of one."""
+    text, steps, _ = FINISHED[name]
+    complete, _, rest = text.rpartition(last)
+    cut = complete[: complete.rfind("\n")] if name == "jaxgpt" else complete
+    assert rest
+    for log, is_done in ((text, True), (cut, False)):
+        history = logs.read_text(log, "out.log")
+        diagnosis = diagnose(history, resolve_context(history, Options(total_steps=steps)), now=0.0)
+        assert history.steps_done >= steps
+        assert messages.eta_sentence(diagnosis).startswith("It is done") is is_done
+        assert messages.forecast_sentence(diagnosis).startswith("It ended at") is is_done
+    assert "but the log ends before the evaluation that follows them" in messages.eta_sentence(diagnosis)
+    assert "the log has no validation loss of its end" in messages.forecast_sentence(diagnosis)

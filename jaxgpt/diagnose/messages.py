@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from jaxgpt.diagnose.completion import CompletionEstimate
+from jaxgpt.diagnose.completion.estimate import FILE_CHANGE, LAST_RECORD
 from jaxgpt.diagnose.completion.timing import Timing
 from jaxgpt.diagnose.completion.trend import MIN_BLOCKS, Trend
 from jaxgpt.diagnose.diagnosis import Diagnosis
@@ -88,7 +89,7 @@ def _joined(sentence: str, remedy: str) -> str:
 def eta_sentence(diagnosis: Diagnosis) -> str:
     """When the run ends."""
     completion = diagnosis.completion
-    done = diagnosis.history.steps_done
+    done = diagnosis.analysis.steps_done
     stop = diagnosis.analysis.early_stop
     if stop:
         total = pluralize(diagnosis.analysis.total_steps, "step")
@@ -96,10 +97,22 @@ def eta_sentence(diagnosis: Diagnosis) -> str:
     if completion is None:
         return f"When it ends is unknown without {diagnosis.no_completion}.{_time_of_steps(diagnosis)}"
     if completion.done:
-        return f"It is done: {pluralize(done, 'step')}, the last of them {format_date(completion.end_time)}."
+        return _end_sentence(diagnosis, completion)
     time_left = format_duration_interval(completion.seconds, completion.low, completion.high)
     end = format_date(completion.end_time)
     return f"It ends in about {time_left}, {end}, counted from {completion.counted_from}."
+
+
+def _end_sentence(diagnosis: Diagnosis, completion: CompletionEstimate) -> str:
+    """That a run has done all of its steps, and when, as far as the log or its file tells."""
+    steps = pluralize(diagnosis.analysis.steps_done, "step")
+    if diagnosis.analysis.lacks_last_evaluation:
+        return f"It has done all of its {steps}, but the log ends before the evaluation that follows them."
+    date = format_date(completion.end_time)
+    if completion.counted_from == FILE_CHANGE:
+        return f"It is done: {steps}; the log has no times, and its file was last changed {date}."
+    when = f", the last of them {date}" if completion.counted_from == LAST_RECORD else ""
+    return f"It is done: {steps}{when}."
 
 
 def _time_of_steps(diagnosis: Diagnosis) -> str:

@@ -90,7 +90,7 @@ def build_brief_report(diagnosis: Diagnosis) -> Report:
 def _title(diagnosis: Diagnosis) -> str:
     history = diagnosis.history
     total = diagnosis.context.total_steps
-    steps = f"{history.steps_done:,} of {total:,} steps" if total else pluralize(history.steps_done, "step")
+    steps = f"{diagnosis.analysis.steps_done:,} of {total:,} steps" if total else pluralize(history.steps_done, "step")
     return f"{history.source}: {history.format}, {steps} done"
 
 
@@ -209,7 +209,7 @@ def _data(diagnosis: Diagnosis) -> dict[str, Any]:
         "version": VERSION,
         "source": history.source,
         "format": history.format,
-        "steps_done": history.steps_done,
+        "steps_done": diagnosis.analysis.steps_done,
         "total_steps": diagnosis.context.total_steps or None,
         "eta": diagnosis.completion and _completion_data(diagnosis.completion),
         "stopped_early": stop.detail if stop else None,

@@ -41,7 +41,8 @@ class RunAnalysis:
 
     @property
     def steps_done(self) -> int:
-        return self.history.steps_done
+        """Steps done, at most the length of the run: nanoGPT does one step more."""
+        return min(self.history.steps_done, self.context.total_steps or self.history.steps_done)
 
     @cached_property
     def first_nonfinite(self) -> tuple[int, int] | None:
@@ -73,11 +74,20 @@ class RunAnalysis:
         return self.is_over and (self.context.total_steps is not None or self.early_stop is not None)
 
     @cached_property
+    def lacks_last_evaluation(self) -> bool:
+        """Whether the evaluation after the last step is missing or unfinished, as where the process died during it."""
+        evaluations = self.history.evaluations
+        if not self.is_finished or not evaluations or self.history.metadata.stop_reason is not None:
+            return False
+        is_cut_off = evaluations[-1].val is None and any(evaluation.val is not None for evaluation in evaluations)
+        return is_cut_off or (self.history.traits.is_jaxgpt_run and evaluations[-1].step < self.total_steps)
+
+    @cached_property
     def final_evaluation(self) -> Evaluation | None:
         """The last evaluation of a run that is over; None for other runs, and where its loss is not finite."""
         evaluations = self.losses.evaluations
         is_last = bool(evaluations) and evaluations[-1] is self.history.evaluations[-1]
-        return evaluations[-1] if self.is_finished and is_last else None
+        return evaluations[-1] if self.is_finished and is_last and not self.lacks_last_evaluation else None
 
     @property
     def expected_end(self) -> float | None:

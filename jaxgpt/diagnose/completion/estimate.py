@@ -20,6 +20,7 @@ from jaxgpt.utils.eta import StepTimeEstimate, estimate_eta
 from jaxgpt.utils.formatting import LAST_DATE, format_duration
 
 TRAINING, PAUSES, COMPILING = "training", "evaluation and saving", "compiling"
+LAST_RECORD, FILE_CHANGE = "the log's last record", "the file's last change"  # events from which an end is counted
 REPEATED, IDLE = "repeated steps", "between processes"
 MIN_STEPS_FOR_TENTHS = 20
 DIFFERENT = 0.005  # relative: a scenario whose step time differs by less is not reported
@@ -137,9 +138,9 @@ def _end_time(timing: Timing, seconds: float, now: float) -> tuple[float, str]:
 def _last_record(history: History, now: float) -> tuple[float, str]:
     last_time = history.steps[-1].time if history.steps else None
     if last_time is not None and FIRST_DATE <= last_time < LAST_DATE:
-        return last_time, "the log's last record"
+        return last_time, LAST_RECORD
     try:
-        return Path(history.source).stat().st_mtime, "the file's last change"
+        return Path(history.source).stat().st_mtime, FILE_CHANGE
     except (OSError, ValueError):
         return now, "now"
 

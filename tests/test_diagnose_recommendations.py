@@ -16,6 +16,7 @@ from helpers.synthetic_runs import (
     REPEATED,
     SIZE,
     TOTAL,
+    analyze,
     find_all,
     healthy_curve,
     jump,
@@ -27,7 +28,7 @@ from helpers.synthetic_runs import (
     widening,
 )
 
-from jaxgpt.budget import devices, scaling_law
+from jaxgpt.budget import devices, memory, scaling_law
 from jaxgpt.config import Config, schedule
 from jaxgpt.config.command_line import parse_config
 from jaxgpt.config.files import load_config
@@ -35,13 +36,14 @@ from jaxgpt.config.model_size import parameters
 from jaxgpt.config.options import Parser
 from jaxgpt.diagnose import diagnosis, messages
 from jaxgpt.diagnose.checks import recommendations
+from jaxgpt.diagnose.checks.larger_model import for_same_flops
 from jaxgpt.diagnose.context import Baseline, RunContext
 from jaxgpt.diagnose.finding import Finding, Recommendation
 from jaxgpt.diagnose.forecast import scenarios
 from jaxgpt.diagnose.forecast.run_forecast import forecast_run
 from jaxgpt.diagnose.suggested_commands import train_command
 from jaxgpt.logs.formats import jaxgpt_log, nanogpt
-from jaxgpt.logs.history import History
+from jaxgpt.logs.history import History, RunMetadata
 
 CONFIG = load_config("fineweb40m").replace({"run": {"steps": TOTAL, "name": "mine"}, "optim": {"warmup_steps": 100}})
 
@@ -334,6 +336,26 @@ def test_a_target_is_compared_with_all_devices() -> None:
     context, history = make_run({"config": config, "device": a100, "target_step_time": 1e-6})
     finding = find_all(context, history)["input-or-overhead-bound"]
     assert f"; 8 x {a100.name} have 2,496 TFLOP/s" in finding.conditions[0].evidence
+
+
+@pytest.mark.parametrize("stated_by", ["log", "config"])
+def test_a_larger_model_uses_all_devices(stated_by: str) -> None:
+    """Its micro-batch is shared by the devices of the run, whose count the log or the config states."""
+    config = CONFIG.replace({"data": {"micro_batch": 24, "accum": 25}})
+    batch = float(config.tokens_per_step)
+    count = {"metadata": RunMetadata(device_count=3)} if stated_by == "log" else {}
+    if stated_by == "config":
+        config = config.replace({"mesh": {"data_parallel": 3}})
+    changes = {"config": config, "device": devices.find("rtx 4070"), "tokens_per_step": batch, "total_steps": 40_000}
+    run = analyze(*make_run(changes, **count))
+    larger = for_same_flops(run)
+    assert larger is not None
+    data = larger.changes["data"]
+    assert data["micro_batch"] * data["accum"] == 600
+    assert data["micro_batch"] % 3 == 0
+    shaped = config.replace(larger.changes)
+    largest = memory.max_micro_batch(shaped, devices.find("rtx 4070").usable)
+    assert largest < data["micro_batch"] <= 3 * largest
 
 
 def test_every_missing_fact_has_a_reason() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import logformats
+from helpers import logformats, logformats_jax, logsamples
 from helpers.logformats import PEAK, rate
 from helpers.logsamples import loss
 
@@ -275,3 +275,16 @@ def test_a_finished_run_states_its_last_evaluation(name: str) -> None:
     diagnosis = diagnose(history, resolve_context(history, Options(total_steps=total)), now=0.0)
     last = f"{round(history.evaluations[-1].val or 0, 4):g}"
     assert f"It ended at a validation loss of {last}, " in messages.forecast_sentence(diagnosis)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("tokens per iteration will be: 491,520\nbreaks down as: 5 grad accum steps * 8 processes * 12 batch size * "
+         "1024 max seq len\niter 0: loss 4.0, time 9.00ms\n", 8),
+        (logsamples.jsonl(logsamples.jaxgpt_records(4)).replace('"kind": "RTX 4070"', '"kind": "H100", "count": 4'), 4),
+        (logformats_jax.torchtitan(), 8),
+    ],
+)  # fmt: skip
+def test_device_counts_are_read(text: str, count: int) -> None:
+    assert read(text).metadata.device_count == count

@@ -79,6 +79,7 @@ class RunMetadata:
     unique_tokens: float | None = None
     bytes_per_token: float | None = None  # of the validation text
     device: str | None = None
+    device_count: int | None = None  # devices that share a step
     stop_reason: StopReason | None = None  # of a jaxgpt run that has ended
     pause_seconds: float = 0.0  # total of evaluation, sampling and saving, where the log separates them from the steps
     assumption: str = ""  # how losses in bits per byte were converted, if that was assumed

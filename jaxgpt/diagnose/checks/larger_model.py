@@ -37,7 +37,7 @@ def for_same_flops(run: RunAnalysis) -> LargerModel | None:
     old = run.context.config
     context = run.context
     product = run.law.query.parameters * run.law.query.tokens
-    best = best_model(old, product, context.corpus, context.unique_tokens, context.device)
+    best = best_model(old, product, context.corpus, context.unique_tokens, context.device, device_count(run, old))
     if best is None:
         return None
     config = best.config
@@ -64,7 +64,7 @@ def _in_time(run: RunAnalysis, config: Config) -> str:
         return f" ({format_rough_duration(config.run.steps * seconds * flops / old_flops)})"
     if run.context.device is None:
         return ""
-    estimate = speed.estimate(config, run.context.device, software_of(run), device_count(config))
+    estimate = speed.estimate(config, run.context.device, software_of(run), device_count(run, config))
     return f" ({format_rough_duration(config.run.steps * estimate.seconds)})"
 
 

@@ -93,27 +93,26 @@ def _is_above_expected(run: RunAnalysis) -> Condition:
         return unknown(question, "the time of a step")
     if config is None or device is None:
         return unknown(question, run.context.missing("device", "config"), f"{median:.3g} s per step")
-    gpus = device_count(config)
+    gpus = device_count(run, config)
     expected = speed.estimate(config, device, software_of(run), gpus)
     is_above = median > ABOVE_EXPECTED * expected.high
     limit = "data, another program or its clock" if is_above else "its arithmetic"
     evidence = (
-        f"{median:.3g} s per step; {_describe_devices(config, device)} expected to take "
+        f"{median:.3g} s per step; {_describe_devices(gpus, device)} expected to take "
         f"{expected.low:.3g} to {expected.high:.3g}, "
         f"MFU {step_time.mfu(config, median, device) / gpus:.0%}: limited by {limit}"
     )
     return Condition(question, evidence, is_above)
 
 
-def device_count(config: Config) -> int:
+def device_count(run: RunAnalysis, config: Config) -> int:
     """The devices that share each micro-batch; 1 where they do not divide it, or nothing says it."""
-    gpus = config.mesh.data_parallel or 1
+    gpus = run.history.metadata.device_count or config.mesh.data_parallel or 1
     return 1 if config.data.micro_batch % gpus else gpus
 
 
-def _describe_devices(config: Config, device: Device) -> str:
+def _describe_devices(gpus: int, device: Device) -> str:
     """`A100 is` or `8 x A100 are`."""
-    gpus = device_count(config)
     return f"{device.name} is" if gpus == 1 else f"{gpus} x {device.name} are"
 
 
@@ -131,7 +130,7 @@ def _has_impossible_target(run: RunAnalysis) -> Condition:
         return Condition(question, "", False)
     if config is None or device is None:
         return unknown(question, run.context.missing("device", "config"), f"target {target:g} s per step")
-    gpus = device_count(config)
+    gpus = device_count(run, config)
     fastest = step_time.roofline(speed.per_device(config, gpus), device, software_of(run)).low
     needed = config.tokens_per_step * flops_per_token(config.model) / target / 1e12
     have = f"{device.name} has" if gpus == 1 else f"{gpus} x {device.name} have"

@@ -82,6 +82,7 @@ class Reader(reader.Reader):
         device = record.get("device")
         if isinstance(device, dict) and isinstance(device.get("kind"), str):
             self._log.metadata["device"] = device["kind"]
+            self._log.metadata["device_count"] = parse_step(device.get("count")) or None
 
     def _step(self, line_no: int, record: dict[str, Any], step: int, time: float | None) -> None:
         self._log.add(

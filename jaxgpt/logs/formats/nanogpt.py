@@ -24,6 +24,7 @@ EVALUATION = re.compile(
 )
 OVERRIDE = re.compile(r"Overriding: (\w{1,40}) = (.{1,200})")
 TOKENS = re.compile(r"tokens per iteration(?: will be)?: ([\d,]{1,30})")
+PROCESSES = re.compile(r"breaks down as: \d{1,9} grad accum steps \* (\d{1,6}) processes")
 VOCABULARY = re.compile(r"found vocab_size = (\d{1,10}) ")
 PARAMETERS = re.compile(r"number of parameters: ([\d.]{1,20})([KMB]?)")
 JAXGPT_SAVE = re.compile(r"saving checkpoint of step (\d{1,10})")
@@ -87,7 +88,9 @@ class Reader(reader.Reader):
         elif match := JAXGPT_DATA.search(text):
             self._set("unique_tokens", match[1])
         elif match := JAXGPT_DEVICE.search(text):
-            self._log.metadata["device"] = match[2]
+            self._log.metadata |= {"device": match[2], "device_count": int(match[1]) or None}
+        elif match := PROCESSES.search(text):
+            self._log.metadata["device_count"] = int(match[1]) or None
 
     def _set(self, name: str, text: str, unit: float = 1.0) -> None:
         value = parse_number(text.replace(",", ""))

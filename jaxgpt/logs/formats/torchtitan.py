@@ -68,9 +68,7 @@ class Reader(reader.Reader):
             self._set_metadata(device=match[1])
         elif match := MESH.search(text):
             self._log.header(line_no)
-            self._log.hyperparameters["devices"] = float(
-                prod(int(size) for size in match[1].split(",") if size.strip())
-            )
+            self._set_metadata(device_count=prod(int(size) for size in match[1].split(",") if size.strip()))
         else:
             self._options(text)
 
@@ -96,7 +94,7 @@ class Reader(reader.Reader):
         number = {name: parse_finite(value) for name, value in match.groupdict().items()}
         batch = multiply(number["batch"], number["length"])
         per_device = multiply(number["local"], number["accumulation"] or 1.0, number["length"])
-        devices = parse_finite(self._log.all_hyperparameters().get("devices"))
+        devices = self._log.metadata.get("device_count")
         self._tokens_per_rate = batch / devices if batch and devices else per_device
         self._set_metadata(tokens_per_step=batch, total_steps=parse_step(number["total"]))
         if number["warmup"] is not None:

@@ -1,7 +1,10 @@
 """Each finding in its three statuses, on synthetic runs."""
 
 import math
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from helpers.synthetic_runs import (
@@ -20,7 +23,7 @@ from helpers.synthetic_runs import (
     widening,
 )
 
-from jaxgpt.diagnose.checks import CHECKS, run_checks
+from jaxgpt.diagnose.checks import CHECKS, instabilities, run_checks, stagnation, throughput
 from jaxgpt.diagnose.checks.learning_rate import noise_not_plateau
 from jaxgpt.diagnose.context import RunContext
 from jaxgpt.logs.history import Evaluation, History
@@ -109,3 +112,21 @@ def test_a_gap_within_its_noise_has_not_widened() -> None:
     assert 1.5 < (last.value - first.value) / math.hypot(first.stderr, last.stderr) < 2
     condition = next(one for one in noise_not_plateau(run).conditions if one.question.startswith("the gap to"))
     assert (condition.result, condition.evidence) == (True, "+0.060 nats since step 800")
+
+
+def test_shared_quantities_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost seconds where a log has a million steps."""
+    counts: Counter[str] = Counter()
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any) -> Any:
+            counts[name] += 1
+            return function(*arguments)
+
+        return count
+
+    for module, name in ((instabilities, "_find_train_rise"), (throughput, "find_trend"), (stagnation, "_measure")):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    for _ in range(2):
+        run_checks(analyze(*make_run(losses=training(flat), seconds=lambda steps: 1.0 + 0 * steps)))
+    assert counts == {"_find_train_rise": 2, "find_trend": 2, "_measure": 2 * 3}

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxgpt.diagnose.analysis import RunAnalysis
+from jaxgpt.diagnose.analysis.once import once_per_run
 from jaxgpt.diagnose.analysis.series import (
     Estimate,
     Series,
@@ -61,6 +62,7 @@ def divergence(run: RunAnalysis) -> Finding:
     return Finding(id="divergence", conditions=(_is_lost(run), _grew_from_training(run)), cost=cost)
 
 
+@once_per_run
 def find_rise(run: RunAnalysis) -> Rise | None:
     """The lasting rise of the training loss, or of the validation loss where there are too few training losses."""
     losses = run.losses.train

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxgpt.budget.scaling_law import GPT2_VOCAB_SIZES
 from jaxgpt.diagnose.analysis import RunAnalysis
+from jaxgpt.diagnose.analysis.once import once_per_run
 from jaxgpt.diagnose.analysis.series import Series, series
 from jaxgpt.diagnose.finding import Condition, any_of, unknown
 from jaxgpt.utils.formatting import format_loss, pluralize
@@ -42,6 +43,7 @@ class Level(NamedTuple):
     lines: tuple[int, int]
 
 
+@once_per_run
 def learns_nothing(run: RunAnalysis) -> Condition:
     """Whether the loss shows that nothing is learned. Neither a forecast nor another finding makes sense then."""
     signs = (stays_flat(run), is_stuck_at_unigrams(run), stops_learning(run))
@@ -111,6 +113,7 @@ def _compare_with_guess(run: RunAnalysis, loss: float) -> str:
     return f", which is that of a uniform guess among {rows:,} tokens"
 
 
+@once_per_run
 def _levels(run: RunAnalysis) -> list[Level]:
     """The levels of validation and training losses, as far as there are enough of them."""
     train = series([(e.step, e.train, e.line) for e in run.losses.evaluations])

@@ -8,6 +8,7 @@ from jaxgpt.budget.devices import Device
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.diagnose.analysis import RunAnalysis
+from jaxgpt.diagnose.analysis.once import once_per_run
 from jaxgpt.diagnose.completion.trend import Trend, find_trend
 from jaxgpt.diagnose.finding import Condition, Finding, any_of, unknown
 from jaxgpt.utils.stats import Floats
@@ -42,6 +43,7 @@ def _describe(change: Trend) -> str:
     )
 
 
+@once_per_run
 def _step_times(run: RunAnalysis) -> tuple[NDArray[np.int64], Floats]:
     """Steps and their seconds, without those that include other work."""
     rows = [(s.step, s.seconds) for s in run.history.steps if s.step_only and s.seconds is not None and s.seconds > 0]
@@ -50,6 +52,7 @@ def _step_times(run: RunAnalysis) -> tuple[NDArray[np.int64], Floats]:
     return steps, np.array([seconds for _, seconds in finite], np.float64)
 
 
+@once_per_run
 def _median_step_time(run: RunAnalysis) -> float | None:
     _, seconds = _step_times(run)
     return float(np.median(seconds)) if len(seconds) else None

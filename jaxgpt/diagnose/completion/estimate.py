@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.diagnose.completion.timing import StepTimes, Timing
+from jaxgpt.diagnose.completion.timing import Timing
 from jaxgpt.diagnose.completion.trend import Trend, median_blocks
 from jaxgpt.diagnose.context import RunContext
 from jaxgpt.logs.history import History
+from jaxgpt.logs.reader import valid_duration
 from jaxgpt.utils.eta import StepTimeEstimate, estimate_eta
 from jaxgpt.utils.formatting import LAST_DATE, format_duration
 
@@ -106,7 +107,7 @@ def missing_for_completion(history: History, context: RunContext) -> str:
     """The input that an estimate needs and the log lacks, and what would supply it; empty if there is an estimate."""
     if not context.total_steps:
         return "the length of the run (--total-steps)"
-    if steps_left(history, context) and not len(StepTimes.from_history(history).steps):
+    if steps_left(history, context) and not any(valid_duration(step.seconds) for step in history.steps):
         return "the time of a step, which this log does not have"
     return ""
 

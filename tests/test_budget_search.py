@@ -67,6 +67,24 @@ def test_target_loss_gets_the_shortest_run() -> None:
         assert one.row.loss <= 3.4 < plan.predict_loss(inputs, one.row.total_steps - 1).loss + 1e-9
 
 
+def test_goals_on_a_cpu() -> None:
+    """Its step time is assumed and its power unknown: hours and losses are goals there, energy is not."""
+    result = search.best_run(
+        options.read(["--config", "books", "--gpu", "cpu", "--hours", "2"]).inputs, Goal(hours=2.0)
+    )
+    row = result.best.row
+    assert row.seconds is not None
+    assert 0.8 * 7200 < row.seconds <= 7200
+    assert row.energy_kwh is None
+    assert result.best.config.data.micro_batch <= 16
+    longer = search.best_run(result.inputs, Goal(hours=20.0)).best.row
+    assert longer.seconds is not None
+    assert longer.seconds > row.seconds
+    assert longer.loss < row.loss
+    with pytest.raises(ConfigError, match="needs a device whose power is known"):
+        search.best_run(result.inputs, Goal(kwh=1.0))
+
+
 def test_repeated_tokens_can_make_a_target_unreachable() -> None:
     assert chosen("--target-loss", "3.4", "--unique-tokens", "3e9")
     with pytest.raises(ConfigError) as caught:

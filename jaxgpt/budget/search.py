@@ -30,7 +30,8 @@ SHAPES = (
 )  # fmt: skip
 MIN_STEPS = 20
 WANTED_STEPS = 500  # a shorter run gets smaller steps instead, as quickstart's
-MAX_MICRO_BATCH = 64
+MAX_MICRO_BATCH, CPU_MICRO_BATCH = 64, 16
+CPU_HINT = "name a GPU with --gpu NAME, or give --hours instead"
 WARMUP_FRACTION, MAX_WARMUP = 0.1, 2000
 MAX_GPT2_LEARNING_RATE = 1e-3  # the highest at which a run with learned positions was seen to train well
 
@@ -76,9 +77,8 @@ def best_run(inputs: Inputs, goal: Goal) -> SearchResult:
     there is one. All but the smallest model get at least the fit's 15 tokens per parameter.
     """
     device = inputs.device
-    if device is None:
-        message = "--hours, --kwh and --target-loss search for runs on a GPU, and this plan is for a CPU"
-        raise ConfigError("C044", message, "name a GPU with --gpu NAME, or leave out the goal")
+    if device is None and goal.kwh is not None:
+        raise ConfigError("C044", "--kwh needs a device whose power is known, and this plan is for a CPU", CPU_HINT)
     inputs = replace(inputs, config=with_enough_steps(inputs.config, inputs.tokens.unique))
     candidates = []
     for shape in SHAPES:
@@ -87,7 +87,8 @@ def best_run(inputs: Inputs, goal: Goal) -> SearchResult:
         if candidate is not None:
             candidates.append(candidate)
     if not candidates:
-        raise ConfigError("C044", f"no run on {device.name} meets the goal of {goal}", _hint(inputs, goal))
+        name = device.name if device else "this CPU"
+        raise ConfigError("C044", f"no run on {name} meets the goal of {goal}", _hint(inputs, goal))
     best = _best(candidates, goal)
     steps = best.row.total_steps
     chosen = replace(inputs, config=best.config, name=f"a run of {steps:,} steps", lengths=(steps,))
@@ -103,11 +104,13 @@ def _best(candidates: list[Candidate], goal: Goal) -> Candidate:
 
 def _hint(inputs: Inputs, goal: Goal) -> str:
     if goal.target_loss is None:
-        return "allow more, or choose a faster device with --gpu"
+        return "allow more, plan smaller steps (--data.accum), or choose a faster device with --gpu"
     return f"the corpus's irreducible loss is {inputs.corpus.offset:.2f}; choose a higher target or a faster device"
 
 
-def _candidate(inputs: Inputs, device: Device, config: Config, goal: Goal, least_ratio: float) -> Candidate | None:
+def _candidate(
+    inputs: Inputs, device: Device | None, config: Config, goal: Goal, least_ratio: float
+) -> Candidate | None:
     """The run of `config`'s shape that meets the goal.
 
     None if it does not fit, would be too short, or has less than `least_ratio` tokens per parameter.
@@ -136,7 +139,7 @@ def _candidate(inputs: Inputs, device: Device, config: Config, goal: Goal, least
     )
 
 
-def _steps_without_dropout(inputs: Inputs, steps: int, device: Device, goal: Goal) -> int:
+def _steps_without_dropout(inputs: Inputs, steps: int, device: Device | None, goal: Goal) -> int:
     """The length that meets the goal for the config as it is trained, which may have lost its dropout."""
     inputs = replace(inputs, config=with_steps(inputs.config, steps, inputs.tokens.unique))
     time = plan.own_step_time(inputs)
@@ -171,11 +174,16 @@ def learning_rates(model: Model) -> dict[str, float]:
     return {"learning_rate": peak, "min_lr": float(f"{peak / 10:.1e}")}
 
 
-def with_batch(config: Config, device: Device, gpus: int = 1) -> Config | None:
-    """`config` with the largest micro-batch up to 64 per device that fits and divides a step; None if none does."""
+def with_batch(config: Config, device: Device | None, gpus: int = 1) -> Config | None:
+    """`config` with the largest micro-batch that fits and divides a step; None if none does.
+
+    It is at most 64 per device, and 16 on a CPU (None).
+    """
     sequences = config.data.micro_batch * config.data.accum
-    flash = False if device.float32_tflops else None
-    largest = min(memory.max_micro_batch(config, device.usable, flash=flash), MAX_MICRO_BATCH)
+    largest = CPU_MICRO_BATCH
+    if device is not None:
+        flash = False if device.float32_tflops else None
+        largest = min(memory.max_micro_batch(config, device.usable, flash=flash), MAX_MICRO_BATCH)
     limit = min(gpus * largest, sequences)
     sizes = [size for size in range(gpus, limit + 1, gpus) if sequences % size == 0]
     return config.replace({"data": {"micro_batch": sizes[-1], "accum": sequences // sizes[-1]}}) if sizes else None
@@ -208,12 +216,12 @@ def with_steps(config: Config, steps: int, unique: float | None) -> Config:
     return config.replace(changes)
 
 
-def _steps_for(inputs: Inputs, step_seconds: float, device: Device, goal: Goal) -> int | None:
+def _steps_for(inputs: Inputs, step_seconds: float, device: Device | None, goal: Goal) -> int | None:
     """The length that meets the goal: the longest in time or energy, the shortest that reaches a loss."""
     if goal.target_loss is not None:
         return _steps_to_loss(inputs, goal.target_loss)
     hours = goal.hours
-    if hours is None and goal.kwh is not None:
+    if hours is None and goal.kwh is not None and device is not None:
         hours = goal.kwh / step_time.energy_kwh(device, 3600, inputs.gpus)
     seconds = (hours or 0.0) * 3600
     steps = int(seconds / step_seconds)

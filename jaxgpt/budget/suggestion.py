@@ -30,7 +30,6 @@ LENGTHS = [1.25**-power for power in range(16)]  # of the longest possible run
 MIN_TOKENS = 1000  # of a training split that anything can be learned from
 MIN_WINDOWS = 64  # of the data, for a context length to suit it
 MIN_BLOCK = 16
-CPU_MICRO_BATCH = 16
 BYTE_VOCABULARY = 256  # a smaller vocabulary may lack a letter of the base config's prompt
 # Peaks at which models with learned positions trained well: 3e-3 at width 128 (quickstart), 1e-3 at 384 (fineweb40m).
 LEARNING_RATE_TIMES_WIDTH = 3e-3 * 128
@@ -150,7 +149,7 @@ def _with_length(config: Config, tokens: float, unique: float, device: Device | 
     block = config.model.block_size
     batch = min(best_batch(tokens * flops_per_token(config.model)), tokens / search.WANTED_STEPS)
     sequences = 2 ** max(0, round(math.log2(batch / block)))
-    micro_batch = min(sequences, CPU_MICRO_BATCH)
+    micro_batch = min(sequences, search.CPU_MICRO_BATCH)
     batched: Config | None = config.replace({"data": {"micro_batch": micro_batch, "accum": sequences // micro_batch}})
     if device is not None and batched is not None:
         batched = search.with_batch(batched, device)

@@ -18,7 +18,7 @@ from jaxgpt.sweep.grid import Trial, Varied, make_trials, parse_vary
 from jaxgpt.sweep.report import build_report
 from jaxgpt.sweep.results import Outcome, Point, ranked_points, read_outcome
 from jaxgpt.sweep.transfer import transfer_rate
-from jaxgpt.utils.report import html_page
+from jaxgpt.utils.report import Report, html_page
 
 
 @pytest.mark.parametrize(
@@ -174,12 +174,21 @@ def test_the_mean_over_seeds_counts_and_all_must_finish(tmp_path: Path) -> None:
     assert (points[2].loss, points[2].note) == (None, "stopped")
 
 
-def summary_of(losses: dict[float, list[float | None]], folder: Path) -> str:
+def report_of(losses: dict[float, list[float | None]], folder: Path) -> Report:
     rates = Varied("optim.learning_rate", tuple(losses))
     write_config(tiny_config(folder), folder / "tiny.py")
-    report = build_report("s", str(folder / "tiny.py"), [rates], points_of(losses, folder))
-    assert html_page(report).count("<svg") >= 2
-    return " ".join(report.summary)
+    return build_report("s", str(folder / "tiny.py"), [rates], points_of(losses, folder))
+
+
+def summary_of(losses: dict[float, list[float | None]], folder: Path) -> str:
+    return " ".join(report_of(losses, folder).summary)
+
+
+def test_the_page_has_the_table_figures_and_the_command(tmp_path: Path) -> None:
+    page = html_page(report_of({0.003: [4.3], 0.001: [4.5], 0.01: [None]}, tmp_path))
+    assert page.count("<figure") == 2
+    assert "2 of 3 settings finished" in page
+    assert all(text in page for text in (">stopped</td>", ">4.3000</td>", ">--optim.learning-rate<", ">s-best<"))
 
 
 def test_the_first_sentence_compares_the_gain_with_the_noise(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,10 @@ from jaxgpt.data.dataset import open_folder
 from jaxgpt.errors import ConfigError, NoShardsError
 from jaxgpt.sweep.folder import SweepFolder
 from jaxgpt.sweep.grid import MIN_LR, VARY_FORM, Trial, make_trials, parse_vary
-from jaxgpt.sweep.report import build_report, transfer_section
+from jaxgpt.sweep.report import build_report
 from jaxgpt.sweep.results import ranked_points
 from jaxgpt.sweep.runner import Runner
+from jaxgpt.sweep.transfer import transfer_section
 from jaxgpt.utils.files import write_text
 from jaxgpt.utils.formatting import format_rough_duration, pluralize
 from jaxgpt.utils.report import html_page, print_report, to_json
@@ -65,9 +66,8 @@ def main(argv: Sequence[str]) -> None:
     if not options.vary:
         raise ConfigError("C070", "nothing to vary", VARY_FORM)
     varied = [parse_vary(text) for text in options.vary]
-    twice = [field.label for number, field in enumerate(varied) if field.label in [f.label for f in varied[:number]]]
-    if twice:
-        raise ConfigError("C070", f"two --vary name {twice[0]}", "give all its values in one")
+    if len(dict(varied)) < len(varied):
+        raise ConfigError("C070", "two --vary name the same field", "give all its values in one")
     _check_counts(base, options)
     target = load_config(options.transfer_to) if options.transfer_to else None
     name = replace(base.run, name=options.name or f"{base.run.name[:90]}-sweep").name  # checked as a run's name is
@@ -80,13 +80,11 @@ def main(argv: Sequence[str]) -> None:
     with folder.open():
         runner = Runner(folder, trials, seconds, options.workers, say)
         runner.read_outcomes()
-        _announce(name, trials, runner, seconds, options.workers, say)
+        runner.announce(name)
         runner.run(early_stop=not options.no_early_stop, options=["--yes"] if options.yes else [])
         points = ranked_points(trials, runner.outcomes)
         if points[0].loss is None:
-            raise ConfigError(
-                "C045", f"no setting finished; {points[0].trials[0].name}: {points[0].note}", f"see {path}"
-            )
+            raise ConfigError("C045", f"no setting finished; the first one: {points[0].note}", f"see {path}")
         report = build_report(name, options.config, varied, points)
         if target:
             section = transfer_section(points[0].trials[0].config, target, options.transfer_to)
@@ -97,23 +95,6 @@ def main(argv: Sequence[str]) -> None:
         return
     print_report(report)
     print(f"\nfigures: {folder.report_file}")
-
-
-def _announce(
-    name: str,
-    trials: Sequence[Trial],
-    runner: Runner,
-    seconds: dict[str, float],
-    workers: int,
-    say: Callable[[str], None],
-) -> None:
-    """Prints the number of trials and the expected time of those that are left."""
-    left = [trial.name for trial in trials if trial.name not in runner.outcomes]
-    done = f", {len(trials) - len(left)} of them done" if len(left) < len(trials) else ""
-    together = sum(seconds.get(trial, 0.0) for trial in left)
-    expected = f"; about {format_rough_duration(together)}, by the plan" if together else ""
-    parallel = f", {workers} at a time" if workers > 1 else ""
-    say(f"sweep {name}: {pluralize(len(trials), 'trial')}{done}{parallel}{expected}")
 
 
 def _check_counts(base: Config, options: argparse.Namespace) -> None:

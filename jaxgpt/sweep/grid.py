@@ -83,8 +83,8 @@ def make_trials(
 ) -> list[Trial]:
     """Every combination of the values with each of `seeds` seeds, as runs in `folder`.
 
-    Seed k of a combination adds k to `run.seed` and `data.seed`, so that combinations are compared on the same data.
-    With `scale_min_lr`, a varied learning rate keeps the base's ratio of final to peak rate.
+    They print no samples. Seed k of a combination adds k to `run.seed` and `data.seed`, so that combinations are
+    compared on the same data. With `scale_min_lr`, a varied learning rate keeps the base's ratio of final to peak rate.
     Raises the config's own `ConfigError` for a combination that cannot be trained.
     """
     labels = [field.label for field in varied]
@@ -97,7 +97,7 @@ def make_trials(
         config = base.replace(nest(changes))
         for number in range(seeds):
             seed = config.run.seed + number
-            run = {"name": _trial_name(labels, values, seed), "dir": str(folder), "seed": seed}
+            run = {"name": _trial_name(labels, values, seed), "dir": str(folder), "seed": seed, "sample_prompt": ""}
             trials.append(Trial(values, config.replace({"run": run, "data": {"seed": config.data.seed + number}})))
     return trials
 

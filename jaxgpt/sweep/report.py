@@ -13,7 +13,6 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.sweep.grid import Varied, describe, nest
 from jaxgpt.sweep.results import Point, evaluations, step_seconds
-from jaxgpt.sweep.transfer import RULE, transfer_rate
 from jaxgpt.utils.formatting import pluralize
 from jaxgpt.utils.report import Block, Command, Figure, Paragraph, Report, Section, Table
 from jaxgpt.utils.report.svg import BLUE, GRAY, ORANGE
@@ -36,30 +35,12 @@ def build_report(name: str, config_name: str, varied: Sequence[Varied], points: 
     summary += [text for index, field in enumerate(varied) if (text := _edge(field, index, best))]
     finished = sum(point.loss is not None for point in points)
     if finished < len(points):
-        summary.append(
-            f"{finished} of {pluralize(len(points), 'setting')} finished; the table says why others did not."
-        )
+        summary.append(f"{finished} of {pluralize(len(points), 'setting')} finished; for the others see the table.")
     sections = (
         Section("Settings, the best first", (_table(labels, points), *_figures(varied, points))),
         Section("Next", _next(name, config_name, best.trials[0].config)),
     )
     return Report(f"Sweep {name}", tuple(summary), sections, {"version": 1, **_data(labels, points)})
-
-
-def transfer_section(source: Config, target: Config, target_name: str) -> Section:
-    """The learning rate for the config `target`, and the command that trains it."""
-    rate = float(f"{transfer_rate(source, target):.2g}")
-    final = (
-        float(f"{rate * source.optim.min_lr / source.optim.learning_rate:.2g}") if source.optim.learning_rate else 0.0
-    )
-    words = (
-        f"A peak learning rate of {rate:g} for {target_name} (width {target.model.n_embd:,}, "
-        f"{target.tokens_per_step:,} tokens per step), from {source.optim.learning_rate:g} at width "
-        f"{source.model.n_embd:,} and {source.tokens_per_step:,} tokens per step, with {source.optim.optimizer}."
-    )
-    options = ["--optim.optimizer", source.optim.optimizer, "--optim.learning-rate", f"{rate:g}"]
-    command = ["python", "-m", "jaxgpt.train", "--config", target_name, *options, "--optim.min-lr", f"{final:g}"]
-    return Section(f"Transfer to {target_name}", (Paragraph(words), Paragraph(RULE), Command(shlex.join(command))))
 
 
 def _margin(labels: Sequence[str], points: Sequence[Point]) -> str:
@@ -123,7 +104,7 @@ def _plus_minus(point: Point) -> str:
 def _next(name: str, config_name: str, best: Config) -> tuple[Block, ...]:
     """The best trial, and the command that trains its config."""
     base = load_config(config_name)
-    own = {"run": {"name": f"{name[:95]}-best", "dir": base.run.dir}}
+    own = {"run": {"name": f"{name[:95]}-best", "dir": base.run.dir, "sample_prompt": base.run.sample_prompt}}
     command = ["python", "-m", "jaxgpt.train", "--config", config_name, *changed_options(best.replace(own), base)]
     folder = RunFolder.from_config(best).path
     text = f"{folder} is a run like any other: sample, evaluate and diagnose take it. To train its config longer:"

@@ -37,7 +37,10 @@ def read_outcome(trial: Trial) -> Outcome | None:
         return Outcome(note=f"diverged: not finite at step {steps[-1]:,}")
     if reason != DONE and not reason.is_early:
         return None
-    step, loss, error = evaluations(trial)[-1]
+    losses = evaluations(trial)
+    if not losses:
+        return None
+    step, loss, error = losses[-1]
     return Outcome(loss, error, f"ended early at step {step:,}" if reason.is_early else "")
 
 

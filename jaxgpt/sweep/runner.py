@@ -54,6 +54,15 @@ class Runner:
             if outcome:
                 self.outcomes[trial.name] = outcome
 
+    def announce(self, name: str) -> None:
+        """Says how many trials the sweep has, and the expected time of those that are left."""
+        left = [trial for trial in self._trials if trial.name not in self.outcomes]
+        done = f", {len(self.outcomes)} of them done" if self.outcomes else ""
+        parallel = f", {self._workers} at a time" if self._workers > 1 else ""
+        seconds = sum(self._seconds.get(trial.name, 0.0) for trial in left)
+        expected = f"; about {format_rough_duration(seconds)}, by the plan" if seconds else ""
+        self._say(f"sweep {name}: {pluralize(len(self._trials), 'trial')}{done}{parallel}{expected}")
+
     def run(self, *, early_stop: bool, options: Sequence[str]) -> None:
         """Trains the trials, each with the `options` of `train`; a failed one becomes an outcome.
 
@@ -127,12 +136,11 @@ class Runner:
 
     def _time_left(self) -> str:
         """The time of the trials that are left, at the speed of those that are done; empty where it is unknown."""
-        left = [self._seconds.get(trial.name) for trial in self._trials if trial.name not in self.outcomes]
-        known = [seconds for seconds in left if seconds is not None]
-        if not self._measured or not left or len(known) < len(left):
+        left = sum(self._seconds.get(trial.name, 0.0) for trial in self._trials if trial.name not in self.outcomes)
+        if not self._measured or not left:
             return ""
         measured, expected = (sum(column) for column in zip(*self._measured))
-        return f"; about {format_rough_duration(sum(known) * measured / expected / self._workers)} left"
+        return f"; about {format_rough_duration(left * measured / expected / self._workers)} left"
 
 
 class Job:

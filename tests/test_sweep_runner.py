@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from helpers.training import tiny_config
 
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.log import read_log
-from jaxgpt.sweep import early_stop, runner
+from jaxgpt.sweep import runner
 from jaxgpt.sweep.early_stop import find_hopeless
 from jaxgpt.sweep.grid import Trial, make_trials
 from jaxgpt.sweep.results import Outcome, read_outcome
@@ -96,6 +97,18 @@ def test_two_evaluations_in_a_row_stop_a_trial(tmp_path: Path, monkeypatch: pyte
     assert job.hopeless.note == "c"
 
 
+def test_a_stopped_trial_ends_there_unless_all_are_to_finish(tmp_path: Path) -> None:
+    trials = make_trials(tiny_config(tmp_path), [RATES], 1, tmp_path / "s")
+    folder = sweep_folder(tmp_path)
+    stopped = Outcome(note="stopped at step 8", forecast=4.0)
+    folder.stopped = {trial.name: stopped for trial in trials}
+    (folder.path / trials[0].name).mkdir(parents=True)  # that of the other one was removed
+    for early_stop, expected in ((True, {trials[0].name: stopped}), (False, {})):
+        running = Runner(folder, trials, {}, 1, print)
+        running.read_outcomes(early_stop=early_stop)
+        assert running.outcomes == expected
+
+
 def run_programs(folder: Path, monkeypatch: pytest.MonkeyPatch, program: str, workers: int = 1) -> Runner:
     """Runs two trials whose training is the Python `program`."""
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.05)
@@ -128,19 +141,33 @@ def test_workers_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert os.sched_getaffinity(0) == cores
 
 
-def start_sweep(folder: Path, *options: str) -> "subprocess.Popen[str]":
-    line = [sys.executable, "-m", "jaxgpt.sweep", "--config", "tiny.py", "--vary", "learning_rate=3e-3,1e-2", *options]
-    root = Path(early_stop.__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    return subprocess.Popen(
+@contextmanager
+def sweep_process(folder: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    """A sweep over two lengths of the tiny run in a process of its own, which ends with the block."""
+    line = [
+        sys.executable,
+        "-m",
+        "jaxgpt.sweep",
+        "--config",
+        "tiny.py",
+        "--vary",
+        "run.steps=20,600",
+        "--yes",
+        *options,
+    ]
+    environment = os.environ | {"PYTHONPATH": str(Path(runner.__file__).parents[2])}
+    with subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
+def wait_for_save(process: "subprocess.Popen[str]", log: Path) -> None:
+    while not (log.is_file() and '"save"' in log.read_text()):
+        assert process.poll() is None
         time.sleep(0.05)
 
 
@@ -149,23 +176,24 @@ def starts(log: Path) -> int:
 
 
 def test_an_interrupted_sweep_continues(tmp_path: Path, xla_cache: Path) -> None:
-    folder = tmp_path
-    write_tiny_config(folder)
-    length = ("--run.steps", "1500", "--yes", "--run.save-every", "100", "--run.eval-every", "500")
-    first, second = (folder / f"runs/tiny-sweep/learning_rate-{rate}-seed1337" for rate in ("0.003", "0.01"))
-    process = start_sweep(folder, *length)
-    wait_until(lambda: (second / "log.jsonl").is_file() and '"save"' in (second / "log.jsonl").read_text())
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    write_tiny_config(tmp_path)
+    options = ("--run.save-every", "100", "--run.eval-every", "300")
+    sweep = tmp_path / "runs/tiny-sweep"
+    logs = [sweep / f"steps-{steps}-seed1337/log.jsonl" for steps in (20, 600)]
+    with sweep_process(tmp_path, *options) as process:
+        wait_for_save(process, logs[1])
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
     assert process.returncode == 130, err
     assert "[1 of 2] loss 4." in out
     assert "stopped: 1 of 2 trials ended, the others are saved; the same command continues" in err
 
-    out, err = start_sweep(folder, *length, "--json", "--transfer-to", "gpt2_124m").communicate(timeout=120)
+    with sweep_process(tmp_path, *options, "--json", "--transfer-to", "gpt2_124m") as process:
+        out, err = process.communicate()
     result = json.loads(out)
     assert "sweep tiny-sweep: 2 trials, 1 of them done" in err
-    assert [starts(run / "log.jsonl") for run in (first, second)] == [1, 2]
-    assert {tuple(setting["values"].values()) for setting in result["settings"]} == {(0.003,), (0.01,)}
+    assert [starts(log) for log in logs] == [1, 2]
+    assert {setting["values"]["run.steps"] for setting in result["settings"]} == {20, 600}
     assert all(4 < setting["loss"] < 5 for setting in result["settings"])
     assert result["report"][-1]["title"] == "Transfer to gpt2_124m"
-    assert (folder / "runs/tiny-sweep/sweep.html").read_text().startswith("<!DOCTYPE html>")
+    assert (sweep / "sweep.html").read_text().startswith("<!DOCTYPE html>")

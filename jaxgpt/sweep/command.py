@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     folder = SweepFolder(path, base, varied, options.seeds)
     with folder.open():
         runner = Runner(folder, trials, seconds, options.workers, say)
-        runner.read_outcomes()
+        runner.read_outcomes(early_stop=not options.no_early_stop)
         runner.announce(name)
         runner.run(early_stop=not options.no_early_stop, options=["--yes"] if options.yes else [])
         points = ranked_points(trials, runner.outcomes)

@@ -45,12 +45,16 @@ class Runner:
         self._measured: list[tuple[float, float]] = []  # seconds that trials took, and that were expected
         self._signal: signal.Signals | None = None
 
-    def read_outcomes(self) -> None:
-        """Reads how earlier processes left the trials, and waits for a trial that one of them still trains."""
+    def read_outcomes(self, *, early_stop: bool) -> None:
+        """Reads how earlier processes left the trials, and waits for a trial that one of them still trains.
+
+        Without `early_stop`, a trial that the sweep stopped counts as one with steps left.
+        """
         for trial in self._trials:
             folder = RunFolder.from_config(trial.config).path
             _wait_for_trainer(folder, self._say)
-            outcome = read_outcome(trial) or (self._folder.stopped.get(trial.name) if folder.exists() else None)
+            stopped = self._folder.stopped.get(trial.name) if early_stop and folder.exists() else None
+            outcome = read_outcome(trial) or stopped
             if outcome:
                 self.outcomes[trial.name] = outcome
 
@@ -72,7 +76,10 @@ class Runner:
         with signal_handler(self._forward, *EXIT_STATUS):
             while self._running or (pending and not self._signal):
                 while pending and not self._signal and self._may_start():
-                    self._running.append(Job(pending.popleft(), self._free_slot(), self._workers, options))
+                    job = Job(pending.popleft(), self._free_slot(), self._workers, options)
+                    self._running.append(job)
+                    if self._signal:  # it arrived before the job was among those that are running
+                        job.process.send_signal(self._signal)
                 time.sleep(POLL_SECONDS)
                 for job in list(self._running):
                     self._look_at(job, early_stop=early_stop)

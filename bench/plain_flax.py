@@ -48,7 +48,7 @@ def build(config: Config) -> tuple[Any, Any]:
     """A jitted update of (state, tokens [A, B, W]) -> (state, loss), and the first state."""
     resolved = backend.resolve_auto(config.model, jax.devices()[0].platform)
     network = GPT(resolved, backend.compute_dtype(resolved), nnx.Rngs(config.run.seed))
-    optimizer = optim.make_optimizer(config.optim, config.run.steps)
+    optimizer = optim.make_optimizer(config)
     graphdef, params = nnx.split(network, nnx.Param)
 
     def loss_of(params: Any, tokens: jax.Array) -> jax.Array:

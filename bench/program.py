@@ -119,7 +119,7 @@ def compile_for(variant: Variant, device: devices.Device) -> Any:
         raise ConfigError("C042", f"{NO_PLUGIN}: {error}", "pip install '.[cuda13]'") from error
     config = replace(variant.config, model=backend.resolve_auto(variant.config.model, "gpu"))
     mesh = Mesh(np.array(topology.devices[:1]), ("data",))
-    optimizer = optim.make_optimizer(config.optim, config.run.steps)
+    optimizer = optim.make_optimizer(config)
     shape = (config.data.accum, config.data.micro_batch, config.model.block_size + 1)
     tokens = jax.ShapeDtypeStruct(shape, np.uint16, sharding=batch_sharding(mesh))
     update = step.compile_train_step(config, step.model_graphdef(config.model), optimizer, mesh)

@@ -69,7 +69,7 @@ def jaxgpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
     config = order.parsed()
     devices = mesh.make_mesh(config.mesh, config.data.micro_batch)
     config = checkpoint.resolve_auto(config, devices)
-    optimizer = optim.make_optimizer(config.optim, config.run.steps)
+    optimizer = optim.make_optimizer(config)
     state = step.compile_init(config, optimizer, devices)()
     train_step = step.compile_train_step(config, step.model_graphdef(config.model), optimizer, devices)
     blocks = cycle([jax.device_put(block, mesh.batch_sharding(devices)) for block in token_blocks(config)])

@@ -70,7 +70,7 @@ class Side:
     def __init__(self, variant: Variant, pool: dict[str, SharedState]) -> None:
         self.mesh = make_mesh(variant.config.mesh, variant.config.data.micro_batch)
         self.config = resolve_auto(variant.config, self.mesh)
-        self.optimizer = optim.make_optimizer(self.config.optim, self.config.run.steps)
+        self.optimizer = optim.make_optimizer(self.config)
         self._variant = variant
         self.program: Any = None
         self._shared = pool.setdefault(str(self._abstract_state()), SharedState())

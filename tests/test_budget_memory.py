@@ -11,6 +11,7 @@ from jaxgpt.budget import memory
 from jaxgpt.budget.devices import DEVICES
 from jaxgpt.config import Config, Model
 from jaxgpt.config.files import built_in_configs, load_config
+from jaxgpt.optimizers import OPTIMIZERS
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
 
@@ -39,7 +40,7 @@ def state_bytes(config: Config) -> int:
     return estimate.parameters + estimate.optimizer
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_state_is_what_xla_counts_without_the_tokens(name: str, optimizer: str) -> None:
     config = small_config(SMALL[name]).replace({"optim": {"optimizer": optimizer}})
@@ -50,7 +51,7 @@ def test_state_is_what_xla_counts_without_the_tokens(name: str, optimizer: str) 
 @pytest.mark.parametrize("name", built_in_configs())
 def test_state_has_the_bytes_of_the_real_state(name: str) -> None:
     config = load_config(name).replace({"model": {"dtype": "float32", "attention": "xla"}})
-    state = jax.eval_shape(partial(step.init_state, config, optim.make_optimizer(config.optim, config.run.steps)))
+    state = jax.eval_shape(partial(step.init_state, config, optim.make_optimizer(config)))
     assert state_bytes(config) == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 

@@ -50,7 +50,7 @@ def scores(workspace: Path, **changes: Any) -> Scores:
     config = tiny_config(workspace, {name.replace("__", "."): value for name, value in changes.items()})
     mesh = make_mesh(config.mesh, config.data.micro_batch)
     config = resolve_auto(config, mesh)
-    state = step.init_state(config, optim.make_optimizer(config.optim, 10))
+    state = step.init_state(config, optim.make_optimizer(config))
     return Evaluator(config, dataset.open_folder(config.data.path), mesh, step.model_graphdef(config.model))(
         state.params
     )
@@ -120,7 +120,7 @@ def test_uniform_logits_cost_the_log_of_the_vocabulary(workspace: Path) -> None:
     """Uniform logits cost ln 64 nats per token, whatever the text."""
     config = resolve_auto(tiny_config(workspace), make_mesh(tiny_config(workspace).mesh, 4))
     mesh = make_mesh(config.mesh, 4)
-    state = step.init_state(config, optim.make_optimizer(config.optim, 10))
+    state = step.init_state(config, optim.make_optimizer(config))
     zeros = jax.tree.map(lambda leaf: leaf * 0, state.params)
     result = Evaluator(config, dataset.open_folder(workspace / "data"), mesh, step.model_graphdef(config.model))(zeros)
     assert result.main.loss == pytest.approx(math.log(VOCABULARY), rel=1e-6)

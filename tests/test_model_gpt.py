@@ -62,7 +62,7 @@ def random_tokens(settings: Model, batch: int = 2) -> jax.Array:
 
 
 def abstract_parameters(config: Config) -> step.Params:
-    return jax.eval_shape(partial(step.init_state, config, optim.make_optimizer(config.optim, config.run.steps))).params
+    return jax.eval_shape(partial(step.init_state, config, optim.make_optimizer(config))).params
 
 
 def size(tree: Any) -> int:

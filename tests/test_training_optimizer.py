@@ -1,6 +1,5 @@
 """Learning rates against nanoGPT's formula and their documented shapes; AdamW against a numpy reference."""
 
-import math
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import oracle
 
-from jaxgpt.config import Optim
+from jaxgpt.config import Config, Model, Optim, Run
 from jaxgpt.training import optimizer as optim
 
 STEPS, PEAK, LOW = 100, 1e-3, 1e-4
@@ -18,6 +17,12 @@ KINDS = ("cosine", "linear", "constant", "wsd")
 
 def settings(**changes: Any) -> Optim:
     return Optim(**{"learning_rate": PEAK, "min_lr": LOW, "warmup_steps": 10, **changes})
+
+
+def make(chosen: Optim, **model: Any) -> Any:
+    """The optimizer of a run of 100 steps, for a model with two heads of width 2."""
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 4, "block_size": 8, "vocab_size": 8, **model}
+    return optim.make_optimizer(Config(model=Model(**shape), optim=chosen, run=Run(steps=STEPS)))
 
 
 def rates(count: int = STEPS + 20, **changes: Any) -> np.ndarray:
@@ -96,7 +101,7 @@ def run_five_steps(size: float, **changes: Any) -> tuple[Any, Any]:
     """Parameters after five steps with gradients of norm about 5 `size`: jaxgpt's and the oracle's."""
     chosen = settings(**changes)
     numbers = vars(chosen)
-    optimizer, rate = optim.make_optimizer(chosen, STEPS), optim.schedule(chosen, STEPS)
+    optimizer, rate = make(chosen), optim.schedule(chosen, STEPS)
     actual, expected = parameters(), float64(parameters())
     state, first, second = optimizer.init(actual), *2 * [jax.tree.map(np.zeros_like, expected)]
     for i in range(5):
@@ -116,40 +121,9 @@ def test_five_steps_match_a_reference_adamw(size: float, changes: dict[str, floa
 
 def test_weight_decay_applies_to_matrices_only() -> None:
     chosen, params = settings(weight_decay=0.5, warmup_steps=0), parameters()
-    optimizer = optim.make_optimizer(chosen, STEPS)
+    optimizer = make(chosen)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     for name in ("matrix", "table"):
         assert_close(updates[name], -PEAK * 0.5 * params[name])
     for name in ("norm", "bias"):
         assert not updates[name].any()
-
-
-def orthogonalized(matrix: np.ndarray) -> np.ndarray:
-    """Five of Jordan's quintic Newton-Schulz iterations."""
-    x = matrix / np.linalg.norm(matrix)
-    for _ in range(5):
-        square = x @ x.T
-        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x
-
-
-def test_muon_updates_matrices_of_blocks_and_adam_the_rest() -> None:
-    chosen = settings(optimizer="muon", learning_rate=0.1, min_lr=0.01, grad_clip=0.0)
-    optimizer, rate = optim.make_optimizer(chosen, STEPS), optim.schedule(chosen, STEPS)
-    params = {"blocks": {0: {"kernel": parameters()["matrix"], "scale": parameters()["norm"]}}, **parameters()}
-    state, first, second = optimizer.init(params), *2 * [jax.tree.map(np.zeros_like, float64(params))]
-    adam, kernel, momentum = float64(params), float64(params["blocks"][0]["kernel"]), np.zeros((4, 3))
-    for i in range(5):
-        grads = jax.tree.map(lambda leaf: jnp.cos(7 * (i + 1) * leaf), params)  # noqa: B023
-        grad = float64(grads["blocks"][0]["kernel"])
-        adam, first, second = oracle.adamw(adam, float64(grads), first, second, i, float(rate(i)), vars(chosen))
-        momentum = 0.95 * momentum + 0.05 * grad
-        nesterov = 0.95 * momentum / (1 - 0.95 ** (i + 2)) + 0.05 * grad / (1 - 0.95 ** (i + 1))
-        update = 0.2 * math.sqrt(4) * orthogonalized(nesterov)
-        kernel = kernel - float(rate(i)) * (update + chosen.weight_decay * kernel)
-        updates, state = optimizer.update(grads, state, params)
-        params = jax.tree.map(jnp.add, params, updates)
-        adam["blocks"][0]["kernel"] = kernel
-        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=5e-6), params, adam)
-        adam = float64(params)
-        kernel = adam["blocks"][0]["kernel"]

@@ -29,7 +29,7 @@ both_architectures = pytest.mark.parametrize("changes", [{}, MODERN], ids=["gpt2
 
 
 def state_bytes(config: Config) -> int:
-    state = jax.eval_shape(partial(step.init_state, config, optim.make_optimizer(config.optim, config.run.steps)))
+    state = jax.eval_shape(partial(step.init_state, config, optim.make_optimizer(config)))
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 
 from jaxgpt.config import Config, Model
 from jaxgpt.config.attention import SCORES_FRACTION, cudnn_obstacle
-from jaxgpt.config.model_size import block_matrix_parameters, parameters, position_parameters
+from jaxgpt.config.model_size import block_matrices, block_matrix_parameters, parameters, position_parameters
+from jaxgpt.optimizers import OPTIMIZERS
 from jaxgpt.utils import stats
 
 REMAT_BLOCKS = "blocks"  # the policy of `model.remat` that saves least
@@ -25,7 +26,6 @@ FLOAT32 = 4
 LIBRARIES = 256 * 2**20  # workspaces of cuBLASLt and cuDNN, and the compiled program
 FRAGMENTS = 0.03  # of the total: alignment and holes between buffers
 COUNTERS = 3 * 4  # the step's number, and Adam's and the schedule's counts, int32
-MUON_NUMBERS = 4 * 4  # Muon's count and three coefficients
 JAX_MEMORY_FRACTION = 0.75  # of a device that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION changes it
 MAX_MICRO_BATCH = 4096  # the search for the largest micro-batch ends here
 
@@ -81,10 +81,11 @@ def estimate(config: Config, micro_batch: int | None = None, *, remat: str = "",
 
 
 def optimizer_bytes(config: Config, weights: int) -> int:
-    """Bytes of the optimizer's state: two moments of each weight; with Muon, one of the blocks' matrices."""
-    if config.optim.optimizer == "adamw":
-        return 2 * FLOAT32 * weights + COUNTERS
-    return FLOAT32 * (2 * weights - block_matrix_parameters(config.model)) + COUNTERS + MUON_NUMBERS
+    """Bytes of the optimizer's state: that of the blocks' matrices, and AdamW's two moments of all other weights."""
+    optimizer = OPTIMIZERS[config.optim.optimizer]
+    block = sum(optimizer.state_size(*shape) for shape in block_matrices(config.model))
+    others = weights - block_matrix_parameters(config.model)
+    return FLOAT32 * (config.model.n_layer * block + 2 * others) + COUNTERS
 
 
 def number_size(model: Model) -> int:

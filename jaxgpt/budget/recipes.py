@@ -8,6 +8,8 @@ that neither corpus nor tokenizer matters.
 import math
 from dataclasses import dataclass
 
+from jaxgpt.optimizers import OPTIMIZERS
+
 REFERENCE_BATCH = 524_288  # tokens per step of most fitted runs
 REFERENCE_STEPS = 20_000
 # A rate of e^-x of the tuned one costs LOW x^LOW_POWER (steps / 20,000)^STEPS_POWER, one of e^x HIGH x^2.
@@ -20,9 +22,11 @@ FEW_STEPS = 3000  # StepLaw's and the FineWeb runs have more, but for 1 % of the
 SD_PER_FEWER_STEPS = 0.15  # nats per factor e below that
 KNOWN_RATES = 3.0  # within this factor of the tuned rate the cost of a rate is known
 SD_PER_RATE, SD_OF_COSTS = 0.05, 0.5  # nats per factor e beyond that, and of the costs
-# Muon, SOAP and Shampoo end lower than AdamW: 12 public runs of 124M to 1.5B at 5 to 26 tokens per parameter.
-BETTER_OPTIMIZERS = {"muon", "soap", "shampoo"}
-OPTIMIZER_GAIN, OPTIMIZER_SD = 0.045, 0.02
+UNKNOWN_GAIN = (0.0, 0.02)
+# Nats below AdamW's final loss, and their standard deviation. Other programs have SOAP and Shampoo; their public runs
+# end where Muon's do.
+LOSS_GAINS = {name: optimizer.loss_gain for name, optimizer in OPTIMIZERS.items()}
+LOSS_GAINS |= {"soap": LOSS_GAINS["muon"], "shampoo": LOSS_GAINS["muon"]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +78,8 @@ def batch_cost(tokens_per_step: float, tokens: float) -> float:
 
 
 def optimizer_cost(recipe: Recipe) -> float:
-    """What the optimizer changes compared with AdamW: less than nothing for Muon, SOAP and Shampoo."""
-    return -OPTIMIZER_GAIN if recipe.optimizer in BETTER_OPTIMIZERS else 0.0
+    """What the optimizer changes compared with AdamW: less than nothing for a better one."""
+    return -LOSS_GAINS.get(recipe.optimizer, UNKNOWN_GAIN)[0]
 
 
 def undertuned_fraction(recipe: Recipe, parameters: float) -> float:
@@ -98,7 +102,7 @@ def uncertainty(recipe: Recipe, parameters: float, tokens: float) -> float:
     few = math.log(max(FEW_STEPS * recipe.tokens_per_step / max(tokens, 1.0), 1.0))
     beyond = max(abs(log_rate(recipe, parameters)) - math.log(KNOWN_RATES), 0.0)
     costs = learning_rate_cost(recipe, parameters, tokens) + batch_cost(recipe.tokens_per_step, tokens)
-    optimizer = OPTIMIZER_SD if recipe.optimizer != "adamw" else 0.0
+    optimizer = LOSS_GAINS.get(recipe.optimizer, UNKNOWN_GAIN)[1]
     return math.hypot(SD_PER_FEWER_STEPS * few + SD_PER_RATE * beyond + SD_OF_COSTS * costs, optimizer)
 
 

@@ -42,9 +42,16 @@ def flops_per_token(model: Model, *, causal: bool = False) -> int:
 
 def block_matrix_parameters(model: Model) -> int:
     """Parameters of the blocks' matrices, without norms and biases."""
-    attention = 2 * model.n_embd * model.head_size * (model.n_head + model.kv_heads)
-    mlp = (2 if model.architecture == "gpt2" else 3) * model.n_embd * model.inner
-    return model.n_layer * (attention + mlp)
+    return model.n_layer * sum(inputs * outputs for inputs, outputs in block_matrices(model))
+
+
+def block_matrices(model: Model) -> list[tuple[int, int]]:
+    """Inputs and outputs of each matrix of a block: queries, keys, values, output; gate (modern), up, down."""
+    queries = model.n_head * model.head_size
+    keys = model.kv_heads * model.head_size
+    attention = [(model.n_embd, queries), (model.n_embd, keys), (model.n_embd, keys), (queries, model.n_embd)]
+    up = [(model.n_embd, model.inner)] * (1 if model.architecture == "gpt2" else 2)
+    return [*attention, *up, (model.inner, model.n_embd)]
 
 
 def _gpt2_block_vectors(model: Model) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from jaxgpt.config.fields import Section, field, field_types
 from jaxgpt.errors import ConfigError
+from jaxgpt.optimizers import SUMMARIES, OptimizerName
 
 RENAMED = {"data.slots": "data.prefetch_buffers"}  # fields of older config.json files
 NORM_EPSILON = {"gpt2": 1e-5, "modern": 1e-6}
@@ -142,10 +143,7 @@ class Data(Section):
 class Optim(Section):
     """The optimizer and its schedule."""
 
-    optimizer: Literal["adamw", "muon"] = field(
-        "adamw",
-        "adamw, with weight decay of matrices only; muon: the same, but Muon updates the matrices of the blocks",
-    )
+    optimizer: OptimizerName = field("adamw", SUMMARIES + "; embeddings, LM head and vectors always have AdamW")
     learning_rate: float = field(6e-4, "peak learning rate", ge=0.0, le=10.0)
     min_lr: float = field(6e-5, "learning rate at the end of the decay", ge=0.0)
     schedule: Literal["cosine", "linear", "constant", "wsd"] = field(
@@ -160,6 +158,7 @@ class Optim(Section):
     beta1: float = field(0.9, "AdamW's beta1", ge=0.0, lt=1.0)
     beta2: float = field(0.95, "AdamW's beta2", ge=0.0, lt=1.0)
     eps: float = field(1e-8, "AdamW's epsilon", ge=0.0)
+    momentum: float = field(0.95, "Muon's momentum", ge=0.0, lt=1.0)
     weight_decay: float = field(0.1, "decoupled weight decay", ge=0.0)
     grad_clip: float = field(1.0, "clip the global gradient norm to this (0: no clipping)", ge=0.0)
 

@@ -189,7 +189,7 @@ def load_model(checkpoint: CheckpointRef) -> LoadedModel:
     config = resolve_auto(config, mesh)
     with Checkpoints(folder.checkpoints) as checkpoints:
         step = checkpoints.resolve_step(checkpoint.step)
-        optimizer = optim.make_optimizer(config.optim, config.run.steps)
+        optimizer = optim.make_optimizer(config)
         state = checkpoints.restore(abstract_state(config, optimizer, mesh), step)
     graphdef = model_graphdef(config.model)
     return LoadedModel(config, graphdef, state.params, tokenizer.load(folder.tokenizer_file), mesh, step)

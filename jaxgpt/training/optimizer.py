@@ -1,18 +1,15 @@
-"""The optimizer and the learning-rate schedules, as optax chains and functions of the step."""
+"""The optimizer of a run and its learning-rate schedule, as optax chains and functions of the step."""
 
-import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
-from jaxgpt.config import Optim
+from jaxgpt.config import Config, Model, Optim
 from jaxgpt.config.schedule import learning_rate
-
-MUON_UPDATE_RMS = 0.2  # AdamW's typical one, so that both share a learning rate
+from jaxgpt.optimizers import OPTIMIZERS
 
 
 def schedule(optim: Optim, total_steps: int) -> optax.Schedule:
@@ -20,38 +17,66 @@ def schedule(optim: Optim, total_steps: int) -> optax.Schedule:
     return partial(learning_rate, optim, total_steps, xp=jnp)
 
 
-def make_optimizer(optim: Optim, total_steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, AdamW or Muon, and the schedule; `scale_by_learning_rate` makes it a descent."""
-    clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip else optax.identity()
-    adam = optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=optim.eps)
-    with_muon = optax.partition({"muon": _scale_by_muon(), "adam": adam}, _muon_labels)
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Clipping by global norm, the update rules, weight decay and the schedule of the learning rate."""
+    optim = config.optim
+    rate = schedule(optim, config.run.steps)
     return optax.chain(
-        clip,
-        with_muon if optim.optimizer == "muon" else adam,
+        optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip else optax.identity(),
+        _update_rules(config),
         optax.add_decayed_weights(optim.weight_decay, mask=matrices),
-        optax.scale_by_learning_rate(schedule(optim, total_steps)),
+        optax.scale_by_learning_rate(rate),
     )
 
 
-def _scale_by_muon() -> optax.GradientTransformation:
-    """Muon's update of matrices (Jordan 2024), with the size of an AdamW update (Liu et al. 2025)."""
+def _update_rules(config: Config) -> optax.GradientTransformation:
+    """The chosen optimizer for the matrices of the blocks, AdamW for the others: embeddings, LM head, norms, biases."""
+    optim, model = config.optim, config.model
+    adamw = OPTIMIZERS["adamw"].make_update(optim, jnp.float32)
+    if optim.optimizer == "adamw":
+        return adamw
+    dtype = jnp.bfloat16 if model.dtype == "bfloat16" else jnp.float32
+    chosen = OPTIMIZERS[optim.optimizer].make_update(optim, dtype)
+    return optax.partition({"matrices": _separate_qkv(chosen, model), "others": adamw}, _labels)
 
-    def axes(updates: Any) -> Any:
-        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), updates)
 
-    def resize(updates: Any, _: Any) -> Any:
-        return jax.tree.map(lambda leaf: MUON_UPDATE_RMS * math.sqrt(max(leaf.shape)) * leaf, updates)
-
-    return optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=axes), optax.stateless(resize))
-
-
-def _muon_labels(params: Any) -> Any:
-    """Muon for the matrices of the blocks, Adam for the embeddings, the LM head, norms and biases."""
+def _labels(params: Any) -> Any:
+    """Which rule updates each parameter."""
 
     def label(path: tuple[Any, ...], leaf: Any) -> str:
-        return "muon" if path[0].key == "blocks" and leaf.ndim == 2 else "adam"
+        return "matrices" if path[0].key == "blocks" and leaf.ndim == 2 else "others"
 
     return jax.tree_util.tree_map_with_path(label, params)
+
+
+class QKV(NamedTuple):
+    """The three matrices that the model stores side by side as one."""
+
+    q: Any
+    k: Any
+    v: Any
+
+
+def _separate_qkv(rule: optax.GradientTransformation, model: Model) -> optax.GradientTransformation:
+    """`rule`, which sees the matrices of queries, keys and values of each block as three."""
+    ends = [model.n_head * model.head_size, (model.n_head + model.kv_heads) * model.head_size]
+
+    def separate(path: tuple[Any, ...], leaf: Any) -> Any:
+        is_qkv = "qkv" in [key.key for key in path]
+        return QKV(*jnp.split(leaf, ends, axis=1)) if is_qkv else leaf
+
+    def join(node: Any) -> Any:
+        return jnp.concatenate(node, axis=1) if isinstance(node, QKV) else node
+
+    def init(params: Any) -> Any:
+        return rule.init(jax.tree_util.tree_map_with_path(separate, params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        separated = jax.tree_util.tree_map_with_path(separate, updates)
+        updates, state = rule.update(separated, state, params)
+        return jax.tree.map(join, updates, is_leaf=lambda node: isinstance(node, QKV)), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def matrices(params: Any) -> Any:

@@ -42,7 +42,7 @@ def random_tokens(config: Config) -> np.ndarray:
 def compile_step(config: Config) -> Any:
     """The compiled train step on the devices of the config."""
     mesh = make_mesh(config.mesh, config.data.micro_batch)
-    optimizer = optim.make_optimizer(config.optim, config.run.steps)
+    optimizer = optim.make_optimizer(config)
     state = step.abstract_state(config, optimizer, mesh)
     tokens = jax.ShapeDtypeStruct((config.data.accum, config.data.micro_batch, config.model.block_size + 1), np.uint16)
     train_step = step.compile_train_step(config, step.model_graphdef(config.model), optimizer, mesh)
@@ -51,7 +51,7 @@ def compile_step(config: Config) -> Any:
 
 def abstract_step(config: Config) -> tuple[Any, step.TrainState]:
     """`train_step` as a function of (state, tokens), and the shapes of its state."""
-    optimizer = optim.make_optimizer(config.optim, config.run.steps)
+    optimizer = optim.make_optimizer(config)
     graphdef = step.model_graphdef(config.model)
     function = partial(step.train_step, config=config, graphdef=graphdef, optimizer=optimizer)
     return function, jax.eval_shape(partial(step.init_state, config, optimizer))

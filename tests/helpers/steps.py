@@ -51,7 +51,7 @@ class Training:
         self.config = config
         self.mesh = cpu_mesh(devices, config)
         self.graphdef = step.model_graphdef(config.model)
-        self.optimizer = optimizer or optim.make_optimizer(config.optim, config.run.steps)
+        self.optimizer = optimizer or optim.make_optimizer(config)
         self.state = step.compile_init(config, self.optimizer, self.mesh)()
         self.train_step = step.compile_train_step(config, self.graphdef, self.optimizer, self.mesh)
 

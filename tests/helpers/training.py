@@ -122,7 +122,7 @@ def logged_losses(folder: RunFolder) -> dict[int, str]:
 def saved_state(config: Config, which: str = "latest") -> TrainState:
     mesh = make_mesh(config.mesh, config.data.micro_batch)
     config = resolve_auto(config, mesh)
-    template = step.abstract_state(config, optim.make_optimizer(config.optim, config.run.steps), mesh)
+    template = step.abstract_state(config, optim.make_optimizer(config), mesh)
     with Checkpoints(RunFolder.from_config(config).checkpoints) as checkpoints:
         return checkpoints.restore(template, checkpoints.resolve_step(which))
 

@@ -26,7 +26,7 @@ from jaxgpt.utils.formatting import pluralize
 from jaxgpt.utils.stats import is_valid
 
 # Other optimizers and recipes together have an sd of 0.07 nats around the scaling law.
-KNOWN_OPTIMIZERS = {"adamw", *recipes.BETTER_OPTIMIZERS}
+KNOWN_OPTIMIZERS = set(recipes.LOSS_GAINS)
 UNKNOWN_OPTIMIZER_SD = math.sqrt(scaling_law.OTHER_RECIPE**2 - scaling_law.SAME_RECIPE**2)
 EVIDENCE_POWER = 0.25  # of losses for a schedule: the loss model's misfit resembles a change of the learning rate
 DEFAULT_EVAL_TOKENS = 200 * 8 * 1024  # where neither log nor options tell, and the evaluations are few

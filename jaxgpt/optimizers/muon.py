@@ -1,0 +1,39 @@
+"""Muon (Jordan et al. 2024): Nesterov momentum, orthogonalized by Newton-Schulz iterations."""
+
+from typing import TYPE_CHECKING, Any
+
+from jaxgpt.optimizers.base import Optimizer
+
+if TYPE_CHECKING:
+    import optax
+
+    from jaxgpt.config import Optim
+
+ITERATIONS = 5
+UPDATE_RMS = 0.2  # AdamW's typical one, so that both share a learning rate (Liu et al. 2025)
+
+
+class Muon(Optimizer):
+    """Sets the singular values of the momentum to about 1 and its root mean square to that of an AdamW update."""
+
+    name = "muon"
+    summary = "Muon for the matrices of the blocks"
+    loss_gain = (0.045, 0.02)  # 12 public runs of 124M to 1.5B parameters at 5 to 26 tokens per parameter
+
+    def make_update(self, optim: "Optim", dtype: Any) -> "optax.GradientTransformation":
+        import optax
+
+        from jaxgpt.optimizers.orthogonalize import orthogonalize_all
+
+        def orthogonalized(momenta: Any, _: Any) -> Any:
+            return orthogonalize_all(momenta, ITERATIONS, UPDATE_RMS, dtype)
+
+        return optax.chain(optax.trace(optim.momentum, nesterov=True), optax.stateless(orthogonalized))
+
+    def state_size(self, inputs: int, outputs: int) -> int:
+        return inputs * outputs
+
+    def flops(self, inputs: int, outputs: int) -> float:
+        """Each iteration computes X Xᵀ, its square, and the product of both with X, where X is wide."""
+        short, long = sorted((inputs, outputs))
+        return ITERATIONS * (4.0 * short**2 * long + 2.0 * short**3)

@@ -34,11 +34,11 @@ from jaxgpt.runs import log as runlog
 BLOCK = 256
 BASE = Config(
     model=Model(n_layer=4, n_head=4, n_embd=128, block_size=BLOCK, vocab_size=4096, loss_chunk=1024),
-    data=Data(train_tokenizer=4096, val_tokens=300_000, micro_batch=8, accum=1),
+    data=Data(micro_batch=8, accum=1),
     run=Run(eval_tokens=262_144, log_every=50, tensorboard=False, keep_best=0, keep_latest=1),
 )
-BASE_SOURCES: dict[str, dict[str, Any]] = {"data": {}}
 Changes = Mapping[str, Mapping[str, Any]]
+Plan = Sequence[tuple[float, Mapping[str, Changes]]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        return f"{self.recipe}-{self.steps}-{self.seed}"
+        return f"{self.recipe}-{self.steps}-{self.seed}".replace(" ", "-")
 
     def config(self, data: Path, runs: Path) -> Config:
         changes = {section: dict(values) for section, values in self.changes.items()}
@@ -60,7 +60,7 @@ class Trial:
         every = max(self.steps // 4, 1)
         run = {"name": self.name, "dir": str(runs), "steps": self.steps, "seed": self.seed}
         changes["run"] = {**run, "eval_every": every, "save_every": every}
-        changes["data"] = {**changes.get("data", {}), **BASE_SOURCES["data"], "path": str(data), "seed": self.seed}
+        changes["data"] = {**changes.get("data", {}), "path": str(data), "seed": self.seed}
         return BASE.replace(changes)
 
 
@@ -147,12 +147,32 @@ def to_zero(rate: float, optimizer: str, **values: Any) -> Changes:
 
 MODERN: Changes = {"model": {"architecture": "modern", "n_inner": 344}}  # as many parameters as GPT-2's block
 
-TUNING: dict[str, Changes] = {
-    **{f"stock-{rate:g}": cosine(rate) for rate in (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)},
-    **{f"adamw-{rate:g}": merge(MODERN, to_zero(rate, "adamw")) for rate in (2e-3, 4e-3, 8e-3, 16e-3)},
-    **{f"muon-{rate:g}": merge(MODERN, to_zero(rate, "muon")) for rate in (4e-3, 8e-3, 16e-3, 32e-3)},
-    **{f"normuon-{rate:g}": merge(MODERN, to_zero(rate, "normuon")) for rate in (8e-3, 16e-3)},
-}
+NANOGPT = "nanoGPT"  # the recipe whose final loss the others are to reach
+# Length relative to nanoGPT's recipe, and recipes.
+TUNING: tuple[tuple[float, dict[str, Changes]], ...] = (
+    (1.0, {f"{NANOGPT} {rate:g}": cosine(rate) for rate in (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)}),
+    (1.0, {f"AdamW {rate:g}": merge(MODERN, to_zero(rate, "adamw")) for rate in (4e-3, 8e-3, 16e-3)}),
+    (0.45, {f"Muon {rate:g}": merge(MODERN, to_zero(rate, "muon")) for rate in (4e-3, 8e-3, 16e-3, 32e-3)}),
+    (0.45, {f"NorMuon {rate:g}": merge(MODERN, to_zero(rate, "normuon")) for rate in (8e-3, 16e-3)}),
+)
+
+
+def make_trials(plan: Plan, steps: int, seeds: Sequence[int]) -> list[Trial]:
+    return [
+        Trial(recipe, round(length * steps), seed, changes)
+        for length, recipes in plan
+        for recipe, changes in recipes.items()
+        for seed in seeds
+    ]
+
+
+def prepare(files: Sequence[Path], folder: Path) -> None:
+    """Prepares the data once, before several trials need it."""
+    if (folder / "manifest.json").exists():
+        return
+    command = [sys.executable, "-m", "jaxgpt.prepare", *map(str, files), "--out", str(folder)]
+    options = ["--train-tokenizer", "4096", "--val-tokens", "300000"]
+    subprocess.run([*command, *options], check=True, env={**os.environ, "PYTHONPATH": str(common.ROOT)})
 
 
 def main(argv: Sequence[str]) -> None:
@@ -160,16 +180,16 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="PARQUET")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="data and runs")
     parser.add_argument("--stage", choices=["tune", "report"], default="report")
-    parser.add_argument("--steps", type=common.positive_int, default=1000, help="of nanoGPT's recipe")
+    parser.add_argument("--steps", type=common.positive_int, default=600, help="of nanoGPT's recipe")
     parser.add_argument("--workers", type=common.positive_int, default=2, help="trials at a time")
-    parser.add_argument("--only", default="", help="trials whose name begins with this")
+    parser.add_argument("--only", default="", help="recipes whose name begins with this")
     options = parser.parse_args(argv)
+    folder = options.out / options.stage
     files = options.files[:1] if options.stage == "tune" else options.files[1:]
-    BASE_SOURCES["data"]["sources"] = tuple(str(path.resolve()) for path in files)
-    trials = [
-        Trial(name, options.steps, 1, changes) for name, changes in TUNING.items() if name.startswith(options.only)
-    ]
-    results = run_trials(trials, options.out / options.stage / "data", options.out / options.stage, options.workers)
+    prepare(files, folder / "data")
+    trials = make_trials(TUNING, options.steps, [1])
+    trials = [trial for trial in trials if trial.recipe.startswith(options.only)]
+    results = run_trials(trials, folder / "data", folder, options.workers)
     for result in sorted(results, key=lambda result: result.loss):
         print(f"{result.trial.name:40} {result.loss:.4f} {result.milliseconds:.0f}")
 

@@ -145,6 +145,13 @@ class Optim(Section):
 
     optimizer: OptimizerName = field("adamw", SUMMARIES + "; embeddings, LM head and vectors always have AdamW")
     learning_rate: float = field(6e-4, "peak learning rate", ge=0.0, le=10.0)
+    adamw_lr: float | None = field(
+        None,
+        "peak learning rate of the parameters that have AdamW beside another optimizer (none: learning_rate); it "
+        "decays as the learning rate does",
+        ge=0.0,
+        le=10.0,
+    )
     min_lr: float = field(6e-5, "learning rate at the end of the decay", ge=0.0)
     schedule: Literal["cosine", "linear", "constant", "wsd"] = field(
         "cosine", "decay after warmup; wsd (trapezoid) keeps the peak, then decays linearly over decay_steps"

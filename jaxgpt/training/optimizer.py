@@ -37,7 +37,15 @@ def _update_rules(config: Config) -> optax.GradientTransformation:
         return adamw
     dtype = jnp.bfloat16 if model.dtype == "bfloat16" else jnp.float32
     chosen = OPTIMIZERS[optim.optimizer].make_update(optim, dtype)
-    return optax.partition({"matrices": _separate_qkv(chosen, model), "others": adamw}, _labels)
+    others = optax.chain(adamw, optax.scale(adamw_rate_fraction(optim)))
+    return optax.partition({"matrices": _separate_qkv(chosen, model), "others": others}, _labels)
+
+
+def adamw_rate_fraction(optim: Optim) -> float:
+    """The learning rate of the parameters that always have AdamW, over that of the matrices."""
+    if optim.adamw_lr is None or not optim.learning_rate:
+        return 1.0
+    return optim.adamw_lr / optim.learning_rate
 
 
 def _labels(params: Any) -> Any:

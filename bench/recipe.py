@@ -8,28 +8,34 @@ step. `--stage tune` trains every trial of `TUNING` on the first file; the defau
 files. Each trial is an ordinary run in FOLDER, on one core: the same command continues an interrupted comparison and
 reads finished trials.
 
-`steps to the loss` is the length of a run, interpolated between the lengths of a recipe, whose final loss is that of
-nanoGPT's recipe; a schedule that decays must be rerun for each length. The errors are standard errors over seeds.
+The last columns are fractions of the nanoGPT recipe's steps and processor time: the length whose final loss is that of
+nanoGPT's recipe, interpolated between runs of several lengths, as a schedule that decays must be run for each. Errors
+are standard errors over seeds. Milliseconds are processor time of interleaved steps, on all cores.
 """
 
 import argparse
 import os
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import common
+import jax
 import numpy as np
+from sides import Side, Variant
 
 from jaxgpt.config import Config, Data, Model, Run
 from jaxgpt.config.files import write_config
 from jaxgpt.runs import log as runlog
+from jaxgpt.training.mesh import batch_sharding
 
 BLOCK = 256
 BASE = Config(
@@ -38,7 +44,7 @@ BASE = Config(
     run=Run(eval_tokens=262_144, log_every=50, tensorboard=False, keep_best=0, keep_latest=1),
 )
 Changes = Mapping[str, Mapping[str, Any]]
-Plan = Sequence[tuple[float, Mapping[str, Changes]]]
+Plan = Sequence[tuple[Sequence[float], Mapping[str, Changes]]]
 
 
 @dataclass(frozen=True)
@@ -64,13 +70,11 @@ class Trial:
         return BASE.replace(changes)
 
 
-@dataclass(frozen=True)
-class Result:
-    """The end of a trial: validation loss in nats per token, and milliseconds of one core per step."""
+class Result(NamedTuple):
+    """The final validation loss of a trial, in nats per token; NaN if it failed."""
 
     trial: Trial
     loss: float
-    milliseconds: float
 
 
 def run_trials(trials: Sequence[Trial], data: Path, runs: Path, workers: int) -> list[Result]:
@@ -103,10 +107,10 @@ def run_trial(trial: Trial, data: Path, runs: Path, core: int) -> Result:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
             print(f"{trial.name}: {(done.stdout + done.stderr)[-1000:].strip()}", file=sys.stderr)
-            return Result(trial, float("nan"), float("nan"))
-    result = read_result(trial, folder)
-    print(f"{trial.name}: {result.loss:.4f}, {result.milliseconds:.0f} ms per step", file=sys.stderr)
-    return result
+            return Result(trial, float("nan"))
+    losses = [record["val_loss"] for record in runlog.read_log(folder / "log.jsonl") if record["kind"] == "eval"]
+    print(f"{trial.name}: {losses[-1]:.4f}", file=sys.stderr)
+    return Result(trial, losses[-1])
 
 
 def is_finished(folder: Path) -> bool:
@@ -114,13 +118,6 @@ def is_finished(folder: Path) -> bool:
     return path.exists() and any(
         record["kind"] == "stop" and record.get("reason") == "done" for record in runlog.read_log(path)
     )
-
-
-def read_result(trial: Trial, folder: Path) -> Result:
-    records = list(runlog.read_log(folder / "log.jsonl"))
-    losses = [record["val_loss"] for record in records if record["kind"] == "eval"]
-    times = [1000 * record["seconds"] for record in records if record["kind"] == "step"]
-    return Result(trial, losses[-1], float(np.median(times)))
 
 
 def merge(*parts: Changes) -> Changes:
@@ -147,23 +144,90 @@ def to_zero(rate: float, optimizer: str, **values: Any) -> Changes:
 
 MODERN: Changes = {"model": {"architecture": "modern", "n_inner": 344}}  # as many parameters as GPT-2's block
 
-NANOGPT = "nanoGPT"  # the recipe whose final loss the others are to reach
-# Length relative to nanoGPT's recipe, and recipes.
-TUNING: tuple[tuple[float, dict[str, Changes]], ...] = (
-    (1.0, {f"{NANOGPT} {rate:g}": cosine(rate) for rate in (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)}),
-    (1.0, {f"AdamW {rate:g}": merge(MODERN, to_zero(rate, "adamw")) for rate in (4e-3, 8e-3, 16e-3)}),
-    (0.45, {f"Muon {rate:g}": merge(MODERN, to_zero(rate, "muon")) for rate in (4e-3, 8e-3, 16e-3, 32e-3)}),
-    (0.45, {f"NorMuon {rate:g}": merge(MODERN, to_zero(rate, "normuon")) for rate in (8e-3, 16e-3)}),
+NANOGPT, ADAMW, MUON = "nanoGPT", "tuned AdamW", "our recipe"
+TUNED_MODERN = merge(MODERN, to_zero(16e-3, "muon"))
+# Lengths relative to nanoGPT's recipe, and recipes.
+TUNING: Plan = (
+    ((1.0,), {f"{NANOGPT} {rate:g}": cosine(rate) for rate in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)}),
+    ((1.0,), {f"{ADAMW} {rate:g}": merge(MODERN, to_zero(rate, "adamw")) for rate in (4e-3, 8e-3, 16e-3)}),
+    ((0.45,), {f"{MUON} {rate:g}": merge(MODERN, to_zero(rate, "muon")) for rate in (4e-3, 8e-3, 16e-3, 32e-3)}),
+    ((0.45,), {f"NorMuon {rate:g}": merge(MODERN, to_zero(rate, "normuon")) for rate in (8e-3, 16e-3)}),
+)
+REPORT: Plan = (
+    ((1.0,), {NANOGPT: cosine(2e-3)}),
+    ((0.45, 0.6, 1.0), {ADAMW: merge(MODERN, to_zero(8e-3, "adamw"))}),
+    ((0.3, 0.45, 0.6), {MUON: TUNED_MODERN}),
+    (
+        (0.45,),
+        {
+            "NorMuon": merge(MODERN, to_zero(16e-3, "normuon")),
+            "GPT-2's block": to_zero(16e-3, "muon"),
+            "cosine to a tenth": merge(MODERN, cosine(16e-3), optim(optimizer="muon")),
+        },
+    ),
 )
 
 
 def make_trials(plan: Plan, steps: int, seeds: Sequence[int]) -> list[Trial]:
     return [
         Trial(recipe, round(length * steps), seed, changes)
-        for length, recipes in plan
+        for lengths, recipes in plan
         for recipe, changes in recipes.items()
+        for length in lengths
         for seed in seeds
     ]
+
+
+def summarize(results: Sequence[Result], processor_ms: Mapping[str, float]) -> list[list[str]]:
+    """A row for each recipe and length: loss with its standard error, steps and time to nanoGPT's loss."""
+    losses: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        losses[result.trial.recipe][result.trial.steps].append(result.loss)
+    full, goals = next(iter(losses[NANOGPT].items()))
+    rows = []
+    for recipe, by_steps in losses.items():
+        reached = [steps_to_loss(by_steps, seed, goal) / full for seed, goal in enumerate(goals)]
+        relative = processor_ms[recipe] / processor_ms[NANOGPT]
+        for steps, values in by_steps.items():
+            cells = [format_mean(reached), format_mean([relative * fraction for fraction in reached])]
+            rows.append([recipe, str(steps), format_mean(values), f"{processor_ms[recipe]:.0f}", *cells])
+    return rows
+
+
+def steps_to_loss(by_steps: Mapping[int, Sequence[float]], seed: int, goal: float) -> float:
+    """The length whose final loss is `goal`: linear in its logarithm between two lengths; NaN outside them."""
+    points = sorted((values[seed], steps) for steps, values in by_steps.items())
+    losses, lengths = (np.array(column) for column in zip(*points))
+    if not losses[0] <= goal <= losses[-1]:
+        return float("nan")
+    return float(np.exp(np.interp(goal, losses, np.log(lengths))))
+
+
+def format_mean(values: Sequence[float]) -> str:
+    """Mean and standard error; a dash where a value is missing."""
+    if np.isnan(values).any():
+        return "–"
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return f"{np.mean(values):.4f} ± {error:.4f}"
+
+
+def measure_steps(trials: Sequence[Trial], data: Path, rounds: int = 9, steps: int = 4) -> dict[str, float]:
+    """Milliseconds of processor time per step of each recipe: the median of interleaved rounds."""
+    sides, times = {}, defaultdict(list)
+    for trial in {trial.recipe: trial for trial in trials}.values():
+        side = Side(Variant(trial.recipe, trial.config(data, data)), {})
+        side.compile()
+        shape = (1, side.config.data.micro_batch, BLOCK + 1)
+        tokens = np.random.default_rng(0).integers(0, BASE.model.vocab_size, shape, dtype=np.uint16)
+        blocks = [jax.device_put(tokens, batch_sharding(side.mesh))] * steps
+        side.run(blocks)
+        sides[trial.recipe] = partial(side.run, blocks)
+    for _ in range(rounds):
+        for recipe, run in sides.items():
+            started = time.process_time()
+            run()
+            times[recipe].append(1000 * (time.process_time() - started) / steps)
+    return {recipe: float(np.median(values)) for recipe, values in times.items()}
 
 
 def prepare(files: Sequence[Path], folder: Path) -> None:
@@ -171,7 +235,7 @@ def prepare(files: Sequence[Path], folder: Path) -> None:
     if (folder / "manifest.json").exists():
         return
     command = [sys.executable, "-m", "jaxgpt.prepare", *map(str, files), "--out", str(folder)]
-    options = ["--train-tokenizer", "4096", "--val-tokens", "300000"]
+    options = ["--train-tokenizer", str(BASE.model.vocab_size), "--val-tokens", "300000"]
     subprocess.run([*command, *options], check=True, env={**os.environ, "PYTHONPATH": str(common.ROOT)})
 
 
@@ -181,17 +245,25 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="data and runs")
     parser.add_argument("--stage", choices=["tune", "report"], default="report")
     parser.add_argument("--steps", type=common.positive_int, default=600, help="of nanoGPT's recipe")
+    parser.add_argument("--seeds", type=common.positive_int, default=3, help="of --stage report")
     parser.add_argument("--workers", type=common.positive_int, default=2, help="trials at a time")
-    parser.add_argument("--only", default="", help="recipes whose name begins with this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     options = parser.parse_args(argv)
+    common.check_output_path(options.json)
+    tune = options.stage == "tune"
     folder = options.out / options.stage
-    files = options.files[:1] if options.stage == "tune" else options.files[1:]
-    prepare(files, folder / "data")
-    trials = make_trials(TUNING, options.steps, [1])
-    trials = [trial for trial in trials if trial.recipe.startswith(options.only)]
+    prepare(options.files[:1] if tune else options.files[1:], folder / "data")
+    trials = make_trials(TUNING if tune else REPORT, options.steps, [1] if tune else range(1, options.seeds + 1))
     results = run_trials(trials, folder / "data", folder, options.workers)
-    for result in sorted(results, key=lambda result: result.loss):
-        print(f"{result.trial.name:40} {result.loss:.4f} {result.milliseconds:.0f}")
+    if tune:
+        rows = [[result.trial.recipe, str(result.trial.steps), f"{result.loss:.4f}"] for result in results]
+        print(common.table(rows, ("recipe and rate", "steps", "validation loss")))
+        return
+    rows = summarize(results, measure_steps(trials, folder / "data"))
+    header = ("recipe", "steps", "validation loss", "ms per step", "steps to nanoGPT's loss", "time to it")
+    print(common.table(rows, header))
+    figures = [[result.trial.recipe, result.trial.steps, result.trial.seed, result.loss] for result in results]
+    common.write_json(options.json, {"steps": options.steps, "trials": figures, "table": [header, *rows]})
 
 
 if __name__ == "__main__":

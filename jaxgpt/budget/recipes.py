@@ -49,6 +49,14 @@ def tuned_learning_rate(parameters: float) -> float:
     return float(1.8e-3 * (parameters / 1.236e8) ** -0.274)
 
 
+def muon_learning_rate(width: int) -> float:
+    """Muon's peak for updates of AdamW's size: 8.5e-3 at width 128 (docs/recipe.md), 4e-3 at 768 (modded-nanogpt).
+
+    The latter is 0.02 to 0.025 for orthogonal matrices, whose root mean square is 1 / sqrt(width) instead of 0.2.
+    """
+    return float(8.5e-3 * (width / 128) ** -0.42)
+
+
 def log_rate(recipe: Recipe, parameters: float) -> float:
     """The logarithm of the peak rate over the tuned one; 0 for other optimizers, whose tuned rate is not known.
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jaxgpt.budget import memory, plan, query, scaling_law, step_time
+from jaxgpt.budget import memory, plan, query, recipes, scaling_law, step_time
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.plan import Inputs, Row
-from jaxgpt.config import Config, Model
+from jaxgpt.config import Config, Model, Optim
 from jaxgpt.config.files import config_source
 from jaxgpt.config.model_size import parameters
 from jaxgpt.errors import ConfigError
@@ -162,11 +162,13 @@ def with_shape(config: Config, layers: int, width: int) -> Config:
         head_dim=None,
         n_inner=None,
     )
-    return config.replace({"model": dataclasses.asdict(model), "optim": learning_rates(model)})
+    return config.replace({"model": dataclasses.asdict(model), "optim": learning_rates(config.optim, model)})
 
 
-def learning_rates(model: Model) -> dict[str, float]:
-    """Peak and final learning rate for a model of that size, to two digits."""
+def learning_rates(optim: Optim, model: Model) -> dict[str, float]:
+    """Peak and final learning rate for a model of that size, to two digits; with Muon it decays to 0."""
+    if optim.optimizer != "adamw":
+        return {"learning_rate": float(f"{recipes.muon_learning_rate(model.n_embd):.1e}"), "min_lr": 0.0}
     peak = scaling_law.tuned_learning_rate(parameters(model))
     if model.architecture == "gpt2":
         peak = min(peak, MAX_GPT2_LEARNING_RATE)

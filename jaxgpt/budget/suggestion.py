@@ -31,8 +31,6 @@ MIN_TOKENS = 1000  # of a training split that anything can be learned from
 MIN_WINDOWS = 64  # of the data, for a context length to suit it
 MIN_BLOCK = 16
 BYTE_VOCABULARY = 256  # a smaller vocabulary may lack a letter of the base config's prompt
-# Peaks at which models with learned positions trained well: 3e-3 at width 128 (quickstart), 1e-3 at 384 (fineweb40m).
-LEARNING_RATE_TIMES_WIDTH = 3e-3 * 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +82,7 @@ def suggest_run(folder: Path, device: Device | None, max_epochs: float = plan.MA
     if unique < MIN_TOKENS:
         return None
     corpus, _ = query.folder_corpus(folder)
-    base = "books" if device is None else "gpt2_124m"
+    base = "books" if device is None else "fineweb40m_modern"
     config = _adapt(load_config(base), folder, vocabulary, unique, corpus)
     candidates = list(_candidates(config, unique, device, max_epochs))
     lowest = min(candidate.loss for candidate in candidates)
@@ -114,14 +112,14 @@ def _adapt(config: Config, folder: Path, vocabulary: int, unique: float, corpus:
         run["sample_prompt"] = ""
     known = "" if corpus.name == "unknown" else corpus.name
     model = {"block_size": block, "vocab_size": query.padded_vocabulary(vocabulary)}
-    return config.replace({"model": model, "data": {"path": str(folder), "corpus": known}, "run": run})
+    return config.replace({"model": model, "data": {"path": str(folder), "corpus": known, "unique_tokens": None}, "run": run})
 
 
 def _candidates(base: Config, unique: float, device: Device | None, max_epochs: float) -> Iterator[_Candidate]:
     """Runs of each shape that fit the device's memory and the limits of time and repetition, longest first."""
     limit = CPU_SECONDS if device is None else GPU_SECONDS
     for layers, width in search.SHAPES:
-        shaped = _with_learning_rate(search.with_shape(base, layers, width))
+        shaped = search.with_shape(base, layers, width)
         is_smallest = (layers, width) == search.SHAPES[0]
         tokens_per_second = shaped.tokens_per_step / speed.expected(shaped, device).seconds
         longest = min(max_epochs * unique, limit * tokens_per_second)
@@ -136,12 +134,6 @@ def _candidates(base: Config, unique: float, device: Device | None, max_epochs: 
                 asked = query.build_query(config, config.run.steps, scaling_law.CORPORA["unknown"], unique)
                 loss = scaling_law.predict_loss(replace(asked, ceiling=math.inf)).loss
                 yield _Candidate(config=config, loss=loss, seconds=seconds)
-
-
-def _with_learning_rate(config: Config) -> Config:
-    peak = scaling_law.tuned_learning_rate(parameters(config.model))
-    peak = float(f"{min(peak, LEARNING_RATE_TIMES_WIDTH / config.model.n_embd):.1e}")
-    return config.replace({"optim": {"learning_rate": peak, "min_lr": float(f"{peak / 10:.1e}")}})
 
 
 def _with_length(config: Config, tokens: float, unique: float, device: Device | None) -> Config | None:

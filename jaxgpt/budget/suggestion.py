@@ -112,7 +112,8 @@ def _adapt(config: Config, folder: Path, vocabulary: int, unique: float, corpus:
         run["sample_prompt"] = ""
     known = "" if corpus.name == "unknown" else corpus.name
     model = {"block_size": block, "vocab_size": query.padded_vocabulary(vocabulary)}
-    return config.replace({"model": model, "data": {"path": str(folder), "corpus": known, "unique_tokens": None}, "run": run})
+    data = {"path": str(folder), "corpus": known, "unique_tokens": None}
+    return config.replace({"model": model, "data": data, "run": run})
 
 
 def _candidates(base: Config, unique: float, device: Device | None, max_epochs: float) -> Iterator[_Candidate]:

@@ -63,9 +63,8 @@ class Trial:
     def config(self, data: Path, runs: Path) -> Config:
         changes = {section: dict(values) for section, values in self.changes.items()}
         changes.setdefault("optim", {}).setdefault("warmup_steps", max(self.steps // 20, 1))
-        every = max(self.steps // 4, 1)
         run = {"name": self.name, "dir": str(runs), "steps": self.steps, "seed": self.seed}
-        changes["run"] = {**run, "eval_every": every, "save_every": every}
+        changes["run"] = {**run, "eval_every": self.steps, "save_every": 150}
         changes["data"] = {**changes.get("data", {}), "path": str(data), "seed": self.seed}
         return BASE.replace(changes)
 

@@ -77,7 +77,7 @@ def test_optimizer_of_the_config_changes_the_loss() -> None:
     losses = [predict_loss(query.build_query(one, 19_073, CORPORA["fineweb"], None)) for one in (config, muon)]
     assert losses[1].terms["recipe"] == pytest.approx(-recipes.LOSS_GAINS["muon"][0])
     assert losses[1].loss < losses[0].loss - 0.04
-    assert losses[1].sigmas["learning rate, steps and optimizer"] >= recipes.OPTIMIZER_SD
+    assert losses[1].sigmas["learning rate, steps and optimizer"] >= recipes.LOSS_GAINS["muon"][1]
 
 
 @pytest.mark.parametrize("corpus", ["openwebtext2", "refinedweb"])

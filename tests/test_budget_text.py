@@ -45,6 +45,6 @@ def test_durations_of_years_are_in_years() -> None:
     assert formatting.format_hours_range(3e8, 6e8, 5e8) == "10–19"
 
 
-def test_goal_on_a_cpu_says_that_it_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    assert errors.run(budget.main, ["fineweb40m", "--gpu", "cpu", "--hours", "1"]) == errors.EXIT_STATUS["C"]
-    assert "search for runs on a GPU, and this plan is for a CPU" in capsys.readouterr().err
+def test_energy_goal_on_a_cpu_says_that_it_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert errors.run(budget.main, ["fineweb40m", "--gpu", "cpu", "--kwh", "1"]) == errors.EXIT_STATUS["C"]
+    assert "--kwh needs a device whose power is known, and this plan is for a CPU" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Strict JAX for every test, on two CPU devices, with everything that a test makes under its own folder."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,16 +13,18 @@ import numpy as np
 import pytest
 from helpers.audit import texts_with_duplicates
 from helpers.shards import Tokens, write_shards
-from helpers.training import write_tokens
+from helpers.training import copy_workspace, tiny_config, write_tokens
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgpt._loader import Dataset
 from jaxgpt.prepare.pipeline import prepare
+from jaxgpt.train import train
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+KILLS = int(os.environ.get("KILLS", "8"))  # of a command that must resume, at random times; .ci/nightly has more
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -78,6 +81,22 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, xla_cache: Path) 
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, xla_cache: Path) -> Path:
+    workspace = tmp_path_factory.mktemp("finished")
+    write_tokens(workspace / "data")
+    train(tiny_config(workspace))
+    return workspace
+
+
+@pytest.fixture
+def finished(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with tokens and the finished tiny run, which is the current one."""
+    copy_workspace(finished_run, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
 def fast_compilation() -> Iterator[None]:
     """Halves compile times by skipping most optimizations; the computations stay the same."""
@@ -94,12 +113,17 @@ def planner_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def duplicates_folder(tmp_path: Path) -> Path:
-    """A prepared folder with train and validation, whose texts have exact and near-duplicates."""
-    source = tmp_path / "texts"
+@pytest.fixture(scope="session")
+def duplicates_prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = tmp_path_factory.mktemp("duplicates") / "texts"
     source.mkdir()
     for number, text in enumerate(texts_with_duplicates()):
         (source / f"{number:04}.txt").write_text(text)
-    prepare([str(source)], tmp_path / "data", val_tokens=4_000)
-    return tmp_path / "data"
+    prepare([str(source)], source.with_name("data"), val_tokens=4_000)
+    return source.with_name("data")
+
+
+@pytest.fixture
+def duplicates_folder(tmp_path: Path, duplicates_prepared: Path) -> Path:
+    """A prepared folder with train and validation, whose texts have exact and near-duplicates."""
+    return Path(shutil.copytree(duplicates_prepared, tmp_path / "data"))

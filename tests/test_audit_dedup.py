@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import KILLS
 from helpers.audit import (
     EOT,
     documents,
@@ -119,7 +120,7 @@ def test_rerun_after_a_kill_gives_the_same_bytes(tmp_path: Path) -> None:
     subprocess.run([*command, str(complete)], check=True, capture_output=True)
     seconds = time.monotonic() - began
     random_, unfinished = random.Random(0), 0
-    for _ in range(25):
+    for _ in range(KILLS):
         with subprocess.Popen([*command, str(cut)], stdout=subprocess.DEVNULL) as process:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(random_.uniform(0.1, 0.9) * seconds)

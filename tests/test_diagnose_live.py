@@ -238,8 +238,8 @@ def test_a_failing_report_costs_one_warning_only(
     assert records(folder, "stop")[-1]["reason"] == "done"
 
 
-def test_a_foreign_report_file_is_kept(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = train.train(tiny_config(workspace))
+def test_a_foreign_report_file_is_kept(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_folder(finished)
     folder.report_file.write_text("my own notes")
     live.write_run_report(folder)
     assert folder.report_file.read_text() == "my own notes"

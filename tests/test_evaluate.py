@@ -13,6 +13,7 @@ from helpers.training import (
     STEPS,
     VOCABULARY,
     arguments,
+    copy_workspace,
     random_tokens,
     records,
     run_folder,
@@ -143,11 +144,19 @@ def test_bits_per_byte_count_the_bytes_of_the_text(workspace: Path) -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def trained(workspace: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+@pytest.fixture(scope="module")
+def evaluated_often(tmp_path_factory: pytest.TempPathFactory, xla_cache: Path) -> Path:
+    workspace = tmp_path_factory.mktemp("evaluated")
+    write_tokens(workspace / "data")
     assert errors.run(train.main, arguments(workspace, {"run.eval_every": 4})) == 0
-    capsys.readouterr()
     return workspace
+
+
+@pytest.fixture
+def trained(evaluated_often: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    copy_workspace(evaluated_often, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 LINE = r"step {}: {} loss (\d+\.\d{{4}}) ± (\d+\.\d{{4}})\n"

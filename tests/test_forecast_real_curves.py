@@ -13,6 +13,7 @@ from jaxgpt.diagnose.checks import run_checks
 from jaxgpt.diagnose.diagnosis import analyze_run
 
 HALF, END = 0.5, 1.0
+STATUSES: dict[tuple[str, float], dict[str, str]] = {}  # of the curves after a share of their steps, worked out once
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +22,11 @@ def known(shared: Path) -> list[Known]:
 
 
 def status(curve: Known, share: float, finding: str = "overfitting") -> str:
-    seen = curve.until(share)
-    findings = run_checks(analyze_run(seen.history, seen.context, recorded.posterior(seen.history, seen.context)))
-    return next(finding_.status for finding_ in findings if finding_.id == finding)
+    if (curve.name, share) not in STATUSES:
+        seen = curve.until(share)
+        findings = run_checks(analyze_run(seen.history, seen.context, recorded.posterior(seen.history, seen.context)))
+        STATUSES[curve.name, share] = {finding_.id: finding_.status for finding_ in findings}
+    return STATUSES[curve.name, share][finding]
 
 
 @pytest.mark.parametrize("share", [HALF, END])

@@ -134,39 +134,35 @@ def test_runs_differ_by_their_seeds_only(workspace: Path) -> None:
     assert losses[0] != losses[1] != losses[2] != losses[0]
 
 
-def test_fork_starts_from_the_newest_checkpoint(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train.train(tiny_config(workspace))
+def test_fork_starts_from_the_newest_checkpoint(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     longer = {"run.name": "longer", "run.steps": 30}
-    assert errors.run(train.main, [*arguments(workspace, longer), "--fork", str(run_folder(workspace).path)]) == 0
-    assert list(logged_losses(run_folder(workspace, "longer"))) == list(range(20, 30))
-    assert records(run_folder(workspace, "longer"), "start")[0]["fork"] == str(run_folder(workspace).path)
+    assert errors.run(train.main, [*arguments(finished, longer), "--fork", str(run_folder(finished).path)]) == 0
+    assert list(logged_losses(run_folder(finished, "longer"))) == list(range(20, 30))
+    assert records(run_folder(finished, "longer"), "start")[0]["fork"] == str(run_folder(finished).path)
 
 
-def test_interrupted_fork_resumes_from_its_own_checkpoint(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train.train(tiny_config(workspace))
-    longer = tiny_config(workspace, {"run.name": "longer", "run.steps": 30})
+def test_interrupted_fork_resumes_from_its_own_checkpoint(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    longer = tiny_config(finished, {"run.name": "longer", "run.steps": 30})
     with monkeypatch.context() as patch:
         after_step(patch, 26, crash)
         with pytest.raises(Crash):
-            train.train(longer, CheckpointRef(run_folder(workspace)))
-    train.train(longer, CheckpointRef(run_folder(workspace)))
-    starts = [record["step"] for record in records(run_folder(workspace, "longer"), "start")]
+            train.train(longer, CheckpointRef(run_folder(finished)))
+    train.train(longer, CheckpointRef(run_folder(finished)))
+    starts = [record["step"] for record in records(run_folder(finished, "longer"), "start")]
     assert starts == [20, 24]
-    assert len(logged_losses(run_folder(workspace, "longer"))) == 10
+    assert len(logged_losses(run_folder(finished, "longer"))) == 10
 
 
-def test_fork_without_steps_left_is_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train.train(tiny_config(workspace))
-    again = [*arguments(workspace, {"run.name": "b"}), "--fork", str(run_folder(workspace).path)]
+def test_fork_without_steps_left_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = [*arguments(finished, {"run.name": "b"}), "--fork", str(run_folder(finished).path)]
     assert errors.run(train.main, again) == 2
     assert "error[C030]: run.steps = 20; the run to fork has 20 steps already" in capsys.readouterr().err
-    assert not run_folder(workspace, "b").path.exists()
+    assert not run_folder(finished, "b").path.exists()
 
 
-def test_fork_with_another_tokenizer_is_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train.train(tiny_config(workspace))
-    tokenizer = workspace / "data/tokenizer.json"
+def test_fork_with_another_tokenizer_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = finished / "data/tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"?"', '"other"'))
-    assert errors.run(train.main, [*arguments(workspace, {"run.name": "b"}), "--fork", "runs/a"]) == 4
+    assert errors.run(train.main, [*arguments(finished, {"run.name": "b"}), "--fork", "runs/a"]) == 4
     assert "error[K002]: 'runs/a' was started with another tokenizer" in capsys.readouterr().err
-    assert not (RunFolder(workspace / "runs/b")).path.exists()
+    assert not (RunFolder(finished / "runs/b")).path.exists()

@@ -133,12 +133,11 @@ def test_run_of_another_config_is_not_modified(workspace: Path, capsys: pytest.C
 # --- one dataset -----------------------------------------------------------------------------------------------------
 
 
-def test_other_tokens_are_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train.train(training.tiny_config(workspace))
-    training.write_tokens(workspace / "data", seed=5)
-    assert errors.run(train.main, training.arguments(workspace)) == 4
+def test_other_tokens_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training.write_tokens(finished / "data", seed=5)
+    assert errors.run(train.main, training.arguments(finished)) == 4
     err = capsys.readouterr().err
-    assert f"error[K002]: '{training.run_folder(workspace).path}' was started on other data: tokens_sha256 " in err
+    assert f"error[K002]: '{training.run_folder(finished).path}' was started on other data: tokens_sha256 " in err
     assert "help: point --data.path at the run's data, or start a new run (--run.name NEW)" in err
 
 

@@ -17,15 +17,14 @@ def refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
-def test_every_line_is_strict_json_with_kind_and_time(workspace: Path) -> None:
-    folder = train.train(tiny_config(workspace))
-    lines = folder.log_file.read_text(encoding="utf-8").splitlines()
+def test_every_line_is_strict_json_with_kind_and_time(finished: Path) -> None:
+    lines = run_folder(finished).log_file.read_text(encoding="utf-8").splitlines()
     log = [json.loads(line, parse_constant=refuse) for line in lines]
     assert all(isinstance(record["time"], float) for record in log)
     assert log[0]["kind"] == "start"
     assert log[-1] == {"kind": "stop", "time": log[-1]["time"], "reason": "done"}
     assert [record["step"] for record in log if record["kind"] == "step"] == list(range(STEPS))
-    assert log[0]["config"] == tiny_config(workspace).to_dict()
+    assert log[0]["config"] == tiny_config(finished).to_dict()
     assert {"jaxgpt", "jax", "python"} <= log[0]["versions"].keys()
 
 
@@ -130,18 +129,16 @@ def test_temporarily_full_disk_leaves_a_gap_of_whole_records(tmp_path: Path) -> 
     assert [record["step"] for record in read_log(tmp_path / "log") if record["kind"] == "step"] == [2, 3]
 
 
-def test_full_disk_under_the_log_does_not_change_the_run(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train.train(tiny_config(workspace))
-    full = run_folder(workspace, "full")
+def test_full_disk_under_the_log_does_not_change_the_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full = run_folder(finished, "full")
     full.path.mkdir()
     full.log_file.symlink_to("/dev/full")
-    capsys.readouterr()
-    assert errors.run(train.main, arguments(workspace, {"run.name": "full"})) == 0
+    assert errors.run(train.main, arguments(finished, {"run.name": "full"})) == 0
     assert capsys.readouterr().err.count("warning: the log has gaps") == 1
-    assert leaf_bytes(saved_state(tiny_config(workspace, {"run.name": "full"}))) == leaf_bytes(
-        saved_state(tiny_config(workspace))
+    assert leaf_bytes(saved_state(tiny_config(finished, {"run.name": "full"}))) == leaf_bytes(
+        saved_state(tiny_config(finished))
     )
-    assert len(records(run_folder(workspace))) == STEPS
+    assert len(records(run_folder(finished))) == STEPS
 
 
 def test_log_that_cannot_be_opened_is_a_storage_error(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

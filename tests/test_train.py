@@ -285,13 +285,11 @@ def test_end_of_a_run_suggests_its_own_config_and_its_report(
     assert options.fork == str(run_folder(workspace).path)
 
 
-def test_fork_says_that_it_is_forked_not_resumed(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train.train(tiny_config(workspace, QUIET))
-    capsys.readouterr()
-    fork = CheckpointRef(run_folder(workspace))
-    train.train(tiny_config(workspace, QUIET | {"run.name": "b", "run.steps": STEPS + 2}), fork)
+def test_fork_says_that_it_is_forked_not_resumed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fork = CheckpointRef(run_folder(finished))
+    train.train(tiny_config(finished, QUIET | {"run.name": "b", "run.steps": STEPS + 2}), fork)
     out = capsys.readouterr().out
-    assert f"forked from {run_folder(workspace).path} at step {STEPS}" in out
+    assert f"forked from {run_folder(finished).path} at step {STEPS}" in out
     assert "resumed" not in out
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -100,6 +101,13 @@ def start_training(workspace: Path, changes: Changes = NO_CHANGES, *more: str) -
     line = [sys.executable, "-m", "jaxgpt.train", *arguments(workspace, changes), *more]
     env = os.environ | {"PYTHONPATH": str(Path(jaxgpt.__file__).parents[1])}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=workspace)
+
+
+def copy_workspace(source: Path, target: Path) -> None:
+    """Copies data and runs as if they had been made in `target`."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    for file in (target / "runs").glob("*/*.json*"):
+        file.write_text(file.read_text().replace(str(source), str(target)))
 
 
 def run_folder(workspace: Path, name: str = "a") -> RunFolder:

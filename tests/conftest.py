@@ -24,7 +24,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-KILLS = int(os.environ.get("KILLS", "8"))  # of a command that must resume, at random times; .ci/nightly has more
+KILLS = int(os.environ.get("KILLS", "12"))  # of a command that must resume, at random times; .ci/nightly has more
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -161,7 +161,7 @@ REPORT: Plan = (
         (0.45,),
         {
             "NorMuon": merge(MODERN, to_zero(MUON_RATE, "normuon")),
-            "GPT-2's block": to_zero(MUON_RATE, "muon"),
+            "GPT-2 block": to_zero(MUON_RATE, "muon"),
             "cosine to a tenth": merge(MODERN, cosine(MUON_RATE), optim(optimizer="muon")),
         },
     ),

@@ -263,7 +263,8 @@ def main(argv: Sequence[str]) -> None:
     header = ("recipe", "steps", "validation loss", "ms per step", "steps to nanoGPT's loss", "time to it")
     print(common.table(rows, header))
     figures = [[result.trial.recipe, result.trial.steps, result.trial.seed, result.loss] for result in results]
-    common.write_json(options.json, {"steps": options.steps, "trials": figures, "table": [header, *rows]})
+    environment = common.describe_environment()
+    common.write_json(options.json, {"environment": environment, "trials": figures, "table": [header, *rows]})
 
 
 if __name__ == "__main__":

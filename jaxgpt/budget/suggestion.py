@@ -31,6 +31,7 @@ MIN_TOKENS = 1000  # of a training split that anything can be learned from
 MIN_WINDOWS = 64  # of the data, for a context length to suit it
 MIN_BLOCK = 16
 BYTE_VOCABULARY = 256  # a smaller vocabulary may lack a letter of the base config's prompt
+RECIPE = {"optimizer": "muon", "schedule": "linear", "min_lr": 0.0}  # docs/recipe.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +112,10 @@ def _adapt(config: Config, folder: Path, vocabulary: int, unique: float, corpus:
     if vocabulary < BYTE_VOCABULARY:
         run["sample_prompt"] = ""
     known = "" if corpus.name == "unknown" else corpus.name
-    model = {"block_size": block, "vocab_size": query.padded_vocabulary(vocabulary)}
+    model: dict[str, Any] = {"block_size": block, "vocab_size": query.padded_vocabulary(vocabulary)}
     data = {"path": str(folder), "corpus": known, "unique_tokens": None}
-    return config.replace({"model": model, "data": data, "run": run})
+    model |= {"architecture": "modern"}
+    return config.replace({"model": model, "data": data, "optim": RECIPE, "run": run})
 
 
 def _candidates(base: Config, unique: float, device: Device | None, max_epochs: float) -> Iterator[_Candidate]:

@@ -14,11 +14,9 @@ entropy is 6.69.
 from jaxgpt.config import Config, Data, Model, Optim, Run
 
 config = Config(
-    model=Model(
-        architecture="modern", n_layer=4, n_head=4, n_embd=128, block_size=256, vocab_size=50304, loss_chunk=512
-    ),
+    model=Model(architecture="gpt2", n_layer=4, n_head=4, n_embd=128, block_size=256, vocab_size=50304, loss_chunk=512),
     data=Data(path="data/books", val_tokens=200_000, micro_batch=8, accum=2),
-    optim=Optim(optimizer="muon", learning_rate=8.5e-3, min_lr=0.0, schedule="linear", warmup_steps=20),
+    optim=Optim(learning_rate=3e-3, min_lr=3e-4, warmup_steps=20),
     run=Run(
         name="books",
         steps=200,

@@ -118,6 +118,14 @@ def test_all_other_parameters_have_adamw(name: str, architecture: str) -> None:
         jax.tree.map(np.testing.assert_array_equal, params["blocks"][0][norm], expected["blocks"][0][norm])
 
 
+def test_adamw_has_its_own_learning_rate_beside_muon() -> None:
+    _, params = three_steps(make_config("muon", adamw_lr=RATE / 4, weight_decay=0.0))
+    _, expected = three_steps(make_config("adamw", learning_rate=RATE / 4, min_lr=RATE / 4, weight_decay=0.0))
+    np.testing.assert_allclose(params["tokens"]["embedding"], expected["tokens"]["embedding"], rtol=1e-6)
+    _, same = three_steps(make_config("muon", weight_decay=0.0))
+    assert np.abs(params["tokens"]["embedding"] - same["tokens"]["embedding"]).max() > RATE / 4
+
+
 def test_matrices_of_one_shape_are_multiplied_together() -> None:
     def products(layers: int) -> int:
         config = make_config("muon", layers=layers)

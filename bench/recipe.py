@@ -95,7 +95,7 @@ def run_trials(trials: Sequence[Trial], data: Path, runs: Path, workers: int) ->
 
 def run_trial(trial: Trial, data: Path, runs: Path, core: int) -> Result:
     folder = runs / trial.name
-    if not is_finished(folder):
+    if runlog.read_stop_reason(folder / "log.jsonl") != runlog.DONE:
         runs.mkdir(parents=True, exist_ok=True)
         file = runs / f"{trial.name}.py"
         if not file.exists():
@@ -110,13 +110,6 @@ def run_trial(trial: Trial, data: Path, runs: Path, core: int) -> Result:
     losses = [record["val_loss"] for record in runlog.read_log(folder / "log.jsonl") if record["kind"] == "eval"]
     print(f"{trial.name}: {losses[-1]:.4f}", file=sys.stderr)
     return Result(trial, losses[-1])
-
-
-def is_finished(folder: Path) -> bool:
-    path = folder / "log.jsonl"
-    return path.exists() and any(
-        record["kind"] == "stop" and record.get("reason") == "done" for record in runlog.read_log(path)
-    )
 
 
 def merge(*parts: Changes) -> Changes:

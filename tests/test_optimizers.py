@@ -70,18 +70,18 @@ def three_steps(config: Config) -> tuple[tuple[Any, ...], Any]:
     return tuple(before), params
 
 
-def expected_matrix(config: Config, before: Sequence[Any], place: tuple[Any, ...], columns: slice) -> np.ndarray:
+def expected_matrix(config: Config, before: Sequence[Any], path: tuple[Any, ...], columns: slice) -> np.ndarray:
     """Some columns of one matrix after the steps, from numpy, given the gradients of the same parameters."""
-    kernel = np.asarray(_at(before[0], place), np.float64)[:, columns]
+    kernel = np.asarray(_at(before[0], path), np.float64)[:, columns]
     reference = Reference(config.optim.optimizer, kernel.shape)
     for number, params in enumerate(before):
-        grad = np.asarray(_at(gradients(params, number), place), np.float64)[:, columns]
+        grad = np.asarray(_at(gradients(params, number), path), np.float64)[:, columns]
         kernel = kernel - RATE * (reference.update(grad) + DECAY * kernel)
     return kernel
 
 
-def _at(tree: Any, place: tuple[Any, ...]) -> Any:
-    for key in place:
+def _at(tree: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
         tree = tree[key]
     return tree
 
@@ -92,9 +92,9 @@ def _at(tree: Any, place: tuple[Any, ...]) -> Any:
 def test_matrices_of_blocks_match_numpy(name: str, layer: int, part: str) -> None:
     config = make_config(name)
     before, params = three_steps(config)
-    place = ("blocks", layer, "mlp", part, "kernel")
-    expected = expected_matrix(config, before, place, slice(None))
-    np.testing.assert_allclose(_at(params, place), expected, atol=2e-5)
+    path = ("blocks", layer, "mlp", part, "kernel")
+    expected = expected_matrix(config, before, path, slice(None))
+    np.testing.assert_allclose(_at(params, path), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["muon", "normuon"])
@@ -102,9 +102,9 @@ def test_matrices_of_blocks_match_numpy(name: str, layer: int, part: str) -> Non
 def test_queries_keys_and_values_are_three_matrices(name: str, columns: slice) -> None:
     config = make_config(name)
     before, params = three_steps(config)
-    place = ("blocks", 1, "attention", "qkv", "kernel")
-    expected = expected_matrix(config, before, place, columns)
-    np.testing.assert_allclose(_at(params, place)[:, columns], expected, atol=2e-5)
+    path = ("blocks", 1, "attention", "qkv", "kernel")
+    expected = expected_matrix(config, before, path, columns)
+    np.testing.assert_allclose(_at(params, path)[:, columns], expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["muon", "normuon"])

@@ -50,9 +50,11 @@ def tuned_learning_rate(parameters: float) -> float:
 
 
 def muon_learning_rate(width: int) -> float:
-    """Muon's peak for updates of AdamW's size: 8.5e-3 at width 128 (docs/recipe.md), 4e-3 at 768 (modded-nanogpt).
+    """Muon's peak for updates of AdamW's size: 8.5e-3 at width 128, 4e-3 at 768 (modded-nanogpt).
 
-    The latter is 0.02 to 0.025 for orthogonal matrices, whose root mean square is 1 / sqrt(width) instead of 0.2.
+    The former is the middle of 7e-3 (`quickstart`) and 1e-2 (`shakespeare_char`); `bench/recipe.py` has 8e-3 as the
+    best of 4e-3, 8e-3 and 16e-3. The latter is 0.02 to 0.025 for orthogonal matrices, whose root mean square is
+    1 / sqrt(width) instead of 0.2.
     """
     return float(8.5e-3 * (width / 128) ** -0.42)
 

@@ -31,7 +31,7 @@ MIN_TOKENS = 1000  # of a training split that anything can be learned from
 MIN_WINDOWS = 64  # of the data, for a context length to suit it
 MIN_BLOCK = 16
 BYTE_VOCABULARY = 256  # a smaller vocabulary may lack a letter of the base config's prompt
-RECIPE = {"optimizer": "muon", "schedule": "linear", "min_lr": 0.0}  # docs/recipe.md
+RECIPE = {"optimizer": "muon", "schedule": "linear"}  # docs/recipe.md; `search.with_shape` sets the rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +112,9 @@ def _adapt(config: Config, folder: Path, vocabulary: int, unique: float, corpus:
     if vocabulary < BYTE_VOCABULARY:
         run["sample_prompt"] = ""
     known = "" if corpus.name == "unknown" else corpus.name
-    model: dict[str, Any] = {"block_size": block, "vocab_size": query.padded_vocabulary(vocabulary)}
+    vocabulary = query.padded_vocabulary(vocabulary)
+    model = {"architecture": "modern", "block_size": block, "vocab_size": vocabulary}
     data = {"path": str(folder), "corpus": known, "unique_tokens": None}
-    model |= {"architecture": "modern"}
     return config.replace({"model": model, "data": data, "optim": RECIPE, "run": run})
 
 

@@ -29,8 +29,3 @@ class Optimizer(ABC):
     @abstractmethod
     def state_size(self, inputs: int, outputs: int) -> int:
         """Float32 numbers of optimizer state for a matrix [inputs, outputs]."""
-
-    def flops(self, inputs: int, outputs: int) -> float:
-        """FLOPs per step of the matrix products in the update of a matrix [inputs, outputs]."""
-        del inputs, outputs
-        return 0.0

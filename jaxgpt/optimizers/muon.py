@@ -32,8 +32,3 @@ class Muon(Optimizer):
 
     def state_size(self, inputs: int, outputs: int) -> int:
         return inputs * outputs
-
-    def flops(self, inputs: int, outputs: int) -> float:
-        """Each iteration computes X Xᵀ, its square, and the product of both with X, where X is wide."""
-        short, long = sorted((inputs, outputs))
-        return ITERATIONS * (4.0 * short**2 * long + 2.0 * short**3)

@@ -56,12 +56,12 @@ def parse_vary(text: str) -> Varied:
         raise ConfigError("C070", f"--vary {text}: every trial has a name of its own", "--name NAME names the sweep")
     section, field = label.split(".")
     described, kind = field_types(sections()[section])[field]
-    whole = get_origin(kind) is tuple
+    is_tuple = get_origin(kind) is tuple
     if found := RANGE.fullmatch(words):
         values = _range(text, kind is int, *found.groups())
     else:
         parse = described.metadata["parse"]
-        values = [parse_value([word] if whole else word, kind, parse) for word in words.split(",") if word]
+        values = [parse_value([word] if is_tuple else word, kind, parse) for word in words.split(",") if word]
     if not values:
         raise ConfigError("C070", f"--vary {text} has no values", VARY_FORM)
     return Varied(label, tuple(dict.fromkeys(values)))

@@ -48,12 +48,12 @@ def evaluations(trial: Trial) -> list[tuple[int, float, float | None]]:
     """Steps done, loss and standard error of each evaluation; on training text where there is no other."""
     log = RunFolder.from_config(trial.config).log_file
     records = read_log(log) if log.is_file() else []
-    found = {}
+    by_step = {}
     for record in records:
         if record.get("kind") == "eval":
             split = "val" if record.get("val_loss") is not None else "train"
-            found[record["step"]] = (float(record[f"{split}_loss"]), record.get(f"{split}_standard_error"))
-    return [(step, *found[step]) for step in sorted(found)]
+            by_step[record["step"]] = (float(record[f"{split}_loss"]), record.get(f"{split}_standard_error"))
+    return [(step, *by_step[step]) for step in sorted(by_step)]
 
 
 def step_seconds(trial: Trial) -> float | None:

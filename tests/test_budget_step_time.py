@@ -9,9 +9,9 @@ import pytest
 
 from jaxgpt.budget import options, step_time
 from jaxgpt.budget.calibrate import find_measurement
-from jaxgpt.budget.devices import DEVICES
+from jaxgpt.budget.devices import DEVICES, Device
 from jaxgpt.budget.plan import make_plan
-from jaxgpt.budget.speed import estimate
+from jaxgpt.budget.speed import estimate, expected
 from jaxgpt.config import Optim, model_size, schedule
 from jaxgpt.config.files import load_config
 from jaxgpt.errors import ConfigError
@@ -41,6 +41,14 @@ def test_kernels_do_the_operations_of_the_model() -> None:
     assert done["attention"] == pytest.approx(
         model_size.attention_flops_per_token(REFERENCE.model, causal=True) * tokens * 3.5 / 3
     )
+
+
+@pytest.mark.parametrize("device", [None, CARD])
+def test_products_of_muon_cost_time(device: Device | None) -> None:
+    config = load_config("fineweb40m_modern")
+    adamw, muon = (config.replace({"optim": {"optimizer": name}}) for name in ("adamw", "muon"))
+    work = step_time.optimizer_flops(config) / (config.tokens_per_step * model_size.flops_per_token(config.model))
+    assert 0.8 * work < expected(muon, device).seconds / expected(adamw, device).seconds - 1 < 0.02
 
 
 def result(device: str, ms: float) -> dict[str, Any]:

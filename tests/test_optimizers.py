@@ -164,3 +164,13 @@ def test_state_size_is_that_of_the_state(name: str) -> None:
     rule = OPTIMIZERS[name].make_update(Optim(), jnp.float32)
     leaves = jax.tree.leaves(rule.init({"kernel": jnp.zeros((5, 3))}))
     assert OPTIMIZERS[name].state_size(5, 3) == sum(leaf.size for leaf in leaves if leaf.dtype == jnp.float32)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_update_flops_are_those_of_the_program(name: str) -> None:
+    rule = OPTIMIZERS[name].make_update(Optim(), jnp.float32)
+    params = {"kernel": jnp.ones((256, 128))}
+    program = jax.jit(rule.update).lower(params, rule.init(params), params).compile()
+    counted = program.cost_analysis()["flops"]
+    elementwise = 60 * params["kernel"].size  # at most
+    assert 0 <= counted - OPTIMIZERS[name].update_flops(256, 128) < elementwise

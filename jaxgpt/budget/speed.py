@@ -56,7 +56,8 @@ def expected(config: Config, device: Device | None, gpus: int = 1) -> StepTime:
     if device is not None:
         return estimate(config, device, gpus=gpus)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    seconds = config.tokens_per_step * flops_per_token(config.model) / (CPU_CORE_FLOPS * cores)
+    flops = config.tokens_per_step * flops_per_token(config.model) + step_time.optimizer_flops(config)
+    seconds = flops / (CPU_CORE_FLOPS * cores)
     basis = f"assumed: {CPU_CORE_FLOPS / 1e9:g} GFLOP/s on each of {pluralize(cores, 'core')}, within a factor of 2"
     return StepTime(seconds=seconds, low=seconds / CPU_SPREAD, high=seconds * CPU_SPREAD, basis=basis)
 

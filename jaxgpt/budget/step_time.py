@@ -15,7 +15,14 @@ from jaxgpt.budget.devices import Device
 from jaxgpt.budget.memory import flash_attention, number_size
 from jaxgpt.config import Config, Model
 from jaxgpt.config.attention import SCORES_FRACTION
-from jaxgpt.config.model_size import flops_per_token, non_embedding_parameters, parameters
+from jaxgpt.config.model_size import (
+    block_matrices,
+    block_matrix_parameters,
+    flops_per_token,
+    non_embedding_parameters,
+    parameters,
+)
+from jaxgpt.optimizers import OPTIMIZERS
 
 
 class Range(NamedTuple):
@@ -188,7 +195,21 @@ def _work(config: Config, software: str, best: bool, *, flash: bool) -> Iterator
         moved += 8 * queries * size  # norms and rotations of queries and keys
     yield "norms, activation, residuals", 0.0, float(model.n_layer * tokens * moved)
     yield "accumulation", 0.0, float(accum * count * ((8 if is_jaxgpt else 16) + size))
-    yield "optimizer", 0.0, 34.0 * count
+    yield "optimizer", optimizer_flops(config), _optimizer_traffic(config)
+
+
+def optimizer_flops(config: Config) -> float:
+    """Operations of the matrix products of one optimizer update."""
+    optimizer = OPTIMIZERS[config.optim.optimizer]
+    return config.model.n_layer * sum(optimizer.update_flops(*shape) for shape in block_matrices(config.model))
+
+
+def _optimizer_traffic(config: Config) -> float:
+    """Bytes of one optimizer update."""
+    matrices = block_matrix_parameters(config.model)
+    others = parameters(config.model) - matrices
+    chosen = OPTIMIZERS[config.optim.optimizer].update_bytes
+    return chosen * matrices + OPTIMIZERS["adamw"].update_bytes * others
 
 
 def _recomputation(model: Model, tokens: float) -> Iterator[tuple[str, float, float]]:

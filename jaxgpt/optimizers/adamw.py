@@ -15,6 +15,7 @@ class AdamW(Optimizer):
 
     name = "adamw"
     summary = "AdamW for all parameters"
+    update_bytes = 34.0
     loss_gain = (0.0, 0.0)
 
     def make_update(self, optim: "Optim", dtype: Any) -> "optax.GradientTransformation":

@@ -17,6 +17,7 @@ class Optimizer(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]  # for --help
+    update_bytes: ClassVar[float]  # memory traffic of an update per weight
     loss_gain: ClassVar[tuple[float, float]]  # nats below AdamW's final loss, and the standard deviation of that
 
     @abstractmethod
@@ -29,3 +30,8 @@ class Optimizer(ABC):
     @abstractmethod
     def state_size(self, inputs: int, outputs: int) -> int:
         """Float32 numbers of optimizer state for a matrix [inputs, outputs]."""
+
+    def update_flops(self, inputs: int, outputs: int) -> float:
+        """Operations of the matrix products that update a matrix [inputs, outputs]."""
+        del inputs, outputs
+        return 0.0

@@ -12,13 +12,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Self
 
 EXIT_STATUS = {"C": 2, "D": 3, "K": 4, "N": 5, "S": 7}  # by the first letter of the code
 REPEAT_SECONDS = 0.05  # after which an interrupt that Python dropped is raised again
 PREEMPTED = 75
 INTERRUPTED = 130
+KILLED = 128  # plus the number of the signal that ended the process at once
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 LOWER_LR_HELP = "continue from the last checkpoint with a lower --optim.learning-rate: --run.name NEW --fork RUN"
 
@@ -182,5 +183,6 @@ def is_storage_problem(error: OSError) -> bool:
 
 
 def _print_error(text: str, status: int) -> int:
-    print(text, file=sys.stderr)
+    with suppress(OSError, ValueError):  # stderr may be closed: the status says the rest
+        print(text, file=sys.stderr)
     return status

@@ -20,12 +20,14 @@ from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.runs.folder import CheckpointRef, RunFolder, find_run
 from jaxgpt.runs.log import DONE, StopReason, warn
 from jaxgpt.utils.loading import loading
+from jaxgpt.utils.output import tolerant_output
 from jaxgpt.utils.signals import GracefulShutdown
 
 if TYPE_CHECKING:
     from jaxgpt.data.dataset import TokenDataset
     from jaxgpt.diagnose.live import LiveDiagnosis
     from jaxgpt.training.checkpoint import LoadedModel
+    from jaxgpt.training.records import Scores
     from jaxgpt.training.session import TrainingSession
 
 DESCRIPTION = (
@@ -59,6 +61,7 @@ def train(
     from jaxgpt.training.session import open_run, start_session
 
     with ExitStack() as stack:
+        stack.enter_context(tolerant_output())
         shutdown = stack.enter_context(GracefulShutdown())
 
         # Open the run: whatever may refuse it does so here, before its files are written.
@@ -76,13 +79,13 @@ def train(
         diagnosis = LiveDiagnosis(run.folder, forecasting=session.display.live, stopping=config.run.early_stop)
 
         # Train.
-        if run.start_step == 0:
+        if run.start_step == 0 or run.lacks_evaluation():
             session.evaluate()
             record_sample(session)  # compiles what samples, before the steps are timed
         elif run.is_resumed and session.display.live:
             forecast = LiveDiagnosis(run.folder, forecasting=True, stopping=False).check().forecast
             session.recorder.forecast(forecast)
-        stop = run_steps(session, diagnosis, shutdown)
+        stop = run_steps(session, diagnosis, shutdown) if session.step < config.run.steps else DONE
         if stop is not DONE:
             run.checkpoints.wait()  # nothing is reported as saved before it is on the disk
         if stop is SIGNAL and shutdown.exit_status is not None:
@@ -140,19 +143,28 @@ def run_steps(session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: 
             checkpoints.raise_failed_save()
 
             is_last = step == config.steps
-            stop = SIGNAL if shutdown.exit_status is not None else None
-            scores = None
-            if is_last or step % config.eval_every == 0:
-                scores = session.evaluate()
-                record_sample(session)
-                outlook = diagnosis.check()
-                session.recorder.forecast(outlook.forecast)
-                stop = stop or outlook.stop
+            is_evaluation = is_last or step % config.eval_every == 0
+            scores, stop = evaluate(session, diagnosis, shutdown) if is_evaluation else (None, None)
+            stop = SIGNAL if shutdown.is_requested() else stop
             if stop or is_last or session.best.step == step or step % config.save_every == 0:
                 session.save(scores)
-            if stop and not is_last:
+            stop = SIGNAL if shutdown.is_requested() else stop  # a signal may have arrived during the save
+            if stop and not (is_last and scores):
                 return stop
     return DONE
+
+
+def evaluate(
+    session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: GracefulShutdown
+) -> "tuple[Scores | None, StopReason | None]":
+    """Evaluates, samples and diagnoses: the scores, None if a signal ended the evaluation, and a reason to stop."""
+    scores = None if shutdown.is_requested() else session.evaluate()
+    if shutdown.is_requested():
+        return scores, SIGNAL
+    record_sample(session)
+    outlook = diagnosis.check()
+    session.recorder.forecast(outlook.forecast)
+    return scores, outlook.stop
 
 
 def generate_sample(model: "LoadedModel", config: Run) -> str | None:

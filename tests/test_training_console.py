@@ -133,8 +133,9 @@ def test_closed_output_pipe_is_a_warning_and_the_run_continues(
     read, write = os.pipe()
     with os.fdopen(write, "w") as out:
         after_step(monkeypatch, 5, lambda: os.close(read))
-        monkeypatch.setattr(display, "open_display", lambda config: PlainConsole(config, out))
+        monkeypatch.setattr(sys, "stdout", out)
         train.train(tiny_config(workspace))
+        monkeypatch.undo()
     assert len(logged_losses(run_folder(workspace))) == STEPS
     assert capfd.readouterr().err == "warning: nothing is printed from here on: Broken pipe\n"
 

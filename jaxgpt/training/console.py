@@ -1,6 +1,5 @@
 """Shows a run to a person: a live panel on a terminal, nanoGPT's lines when the output is piped."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxgpt.config import Config
-from jaxgpt.runs.log import warn
 from jaxgpt.training.panel import LivePanel
 from jaxgpt.training.records import Display, Scores, StepRecord
 from jaxgpt.utils.eta import Eta
@@ -39,12 +37,7 @@ class PlainConsole(Display):
         self.print(f"saving checkpoint of step {step}")
 
     def print(self, text: str) -> None:
-        try:
-            print(text, file=self._out, flush=True)
-        except OSError as error:  # the reader of the output is gone, or the disk is full: the run continues
-            with open(os.devnull, "w") as null_device:
-                os.dup2(null_device.fileno(), self._out.fileno())
-            warn(f"nothing is printed from here on: {error.strerror}")
+        print(text, file=self._out, flush=True)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ The subsets are the same windows at every evaluation of every run on that data. 
 dropout), and the standard error says how much of a difference is noise.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,14 +17,26 @@ from jaxgpt.training import batches, step
 from jaxgpt.training.records import Score, Scores
 
 
-class Evaluator:
-    """Computes the scores of parameters; compiles once."""
+class Interrupted(Exception):
+    """An evaluation that ended early, because the run was asked to stop."""
 
-    def __init__(self, config: Config, dataset: TokenDataset, mesh: Mesh, graphdef: Any) -> None:
+
+class Evaluator:
+    """Computes the scores of parameters; compiles once. Raises `Interrupted` as soon as `should_stop` says so."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: TokenDataset,
+        mesh: Mesh,
+        graphdef: Any,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._config = config
         self._dataset = dataset
         self._mesh = mesh
         self._eval_step = step.compile_eval_step(config, graphdef, mesh)
+        self._should_stop = should_stop
 
     def __call__(self, params: Any) -> Scores:
         val = self._dataset.val
@@ -32,8 +45,15 @@ class Evaluator:
 
     def _score(self, params: Any, split: Split) -> Score:
         windows = batches.evaluation_windows(self._config, split)
+        losses: list[Any] = []
         with batches.evaluation_batches(self._config, split, self._mesh, self._dataset.vocab_size) as blocks:
-            losses_per_block = jax.device_get([self._eval_step(params, block) for block in blocks])
-        losses = np.concatenate([np.ravel(block) for block in losses_per_block])
+            for block in blocks:
+                losses.append(self._eval_step(params, block))
+                # Waits for the block before, while the device computes this one: a stop never waits for more than two.
+                losses[-2:-1] = jax.device_get(losses[-2:-1])
+                if self._should_stop():
+                    raise Interrupted
+            losses[-1:] = jax.device_get(losses[-1:])
         tokens_per_byte = split.tokens / split.bytes if split.bytes else None
-        return Score.from_losses(losses[:windows], tokens_per_byte)
+        all_losses = np.concatenate([np.ravel(block) for block in losses])
+        return Score.from_losses(all_losses[:windows], tokens_per_byte)

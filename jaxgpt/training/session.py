@@ -22,7 +22,7 @@ from jaxgpt.training import batches, console, jax_setup, messages, step
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training.batches import Batches
 from jaxgpt.training.checkpoint import Checkpoints, LoadedModel, load_model, resolve_auto
-from jaxgpt.training.evaluator import Evaluator
+from jaxgpt.training.evaluator import Evaluator, Interrupted
 from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.recorder import Recorder
 from jaxgpt.training.records import BestEvaluation, Display, Scores
@@ -67,13 +67,21 @@ class OpenRun(CheckedRun):
     is_resumed: bool
 
     def already_stopped(self) -> StopReason | None:
-        """Why an earlier process ended the run; None if there are steps left to train."""
+        """Why an earlier process ended the run; None if there are steps left to train, or the last to evaluate."""
         if self.start_step >= self.config.run.steps:
-            return DONE
+            return None if self.lacks_evaluation() else DONE
         if not self.config.run.early_stop or not self.start_step:
             return None
         reason = read_stop_reason(self.folder.log_file)
         return reason if reason and reason.is_early else None
+
+    def lacks_evaluation(self) -> bool:
+        """Whether a signal ended the evaluation after the last step before this resume."""
+        if not self.is_resumed:
+            return False
+        last = [record for record in _earlier_records(self) if record["kind"] in ("eval", "step")][-1:]
+        is_due = self.start_step % self.config.run.eval_every == 0 or self.start_step == self.config.run.steps
+        return bool(last) and is_due and last[0]["kind"] == "step"
 
 
 @contextmanager
@@ -182,7 +190,9 @@ def restore_state(template: TrainState, checkpoints: Checkpoints, fork: Checkpoi
 class TrainingSession:
     """A run in training: its state after `step` steps, and what records it."""
 
-    def __init__(self, run: OpenRun, log: RunLog, display: Display, recorder: Recorder) -> None:
+    def __init__(
+        self, run: OpenRun, log: RunLog, display: Display, recorder: Recorder, shutdown: GracefulShutdown
+    ) -> None:
         self.run = run
         self.config = run.config
         self.step = run.start_step
@@ -194,7 +204,7 @@ class TrainingSession:
         self.best = BestEvaluation(run.checkpoints.best() or 0, run.checkpoints.best_loss())
         self._graphdef = step.model_graphdef(run.config.model)
         self._train_step = step.compile_train_step(run.config, self._graphdef, run.optimizer, run.mesh)
-        self._evaluator = Evaluator(run.config, run.dataset, run.mesh, self._graphdef)
+        self._evaluator = Evaluator(run.config, run.dataset, run.mesh, self._graphdef, shutdown.is_requested)
 
     def open_batches(self) -> Batches:
         """The token blocks of all steps that are left."""
@@ -207,10 +217,13 @@ class TrainingSession:
         self.step += 1
         return metrics
 
-    def evaluate(self) -> Scores:
-        """Evaluates the state and records its scores."""
+    def evaluate(self) -> Scores | None:
+        """Evaluates the state and records its scores; None if a signal ended the evaluation."""
         with self.recorder.pause():
-            self.scores = self._evaluator(self.state.params)
+            try:
+                self.scores = self._evaluator(self.state.params)
+            except Interrupted:
+                return None
             self.recorder.scores(self.step, self.scores)
         if self.step and self.scores.main.loss < self.best.loss:
             self.best = BestEvaluation(self.step, self.scores.main.loss)
@@ -260,7 +273,7 @@ def start_session(run: OpenRun, shutdown: GracefulShutdown, peak_flops: float | 
             display.restore(earlier_records)
             shutdown.on_abort = display.close
             shutdown.notify = display.notify
-            yield TrainingSession(run, log, display, recorder)
+            yield TrainingSession(run, log, display, recorder, shutdown)
 
 
 def _origin(run: OpenRun) -> str:

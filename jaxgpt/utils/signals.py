@@ -1,32 +1,41 @@
-"""Ctrl-C and SIGTERM at a point where nothing is lost: after a training step, or between two steps of other work."""
+"""Signals that stop a run, at a point where nothing is lost: after a training step, or between steps of other work."""
 
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Self
 
-from jaxgpt.errors import INTERRUPTED, PREEMPTED, REPEAT_SECONDS, Stopped
+from jaxgpt.errors import INTERRUPTED, KILLED, PREEMPTED, REPEAT_SECONDS, Stopped
 
-EXIT_STATUS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED}
+STATUSES = {"SIGINT": INTERRUPTED, "SIGTERM": PREEMPTED, "SIGHUP": PREEMPTED, "SIGUSR1": PREEMPTED}
+EXIT_STATUS = {signal.Signals[name]: status for name, status in STATUSES.items() if hasattr(signal, name)}
 NOTHING_LOST = "stopped before the first step; nothing is lost"
+AT_ONCE = "stopped at once by a second signal; the same command resumes from the last checkpoint"
 MAIN_THREAD_SECONDS = 1.0  # that the main thread has to run its signal handler before the watcher ends the process
+GRACE_SECONDS = 1.0  # signals within this time of the first one are the same request, delivered more than once
+CLOSE_SECONDS = 1.0  # to leave the terminal in order before the process ends at once
 
 Handler = Callable[[int, FrameType | None], Any]
 
 
 class GracefulShutdown:
-    """A context in which SIGINT and SIGTERM ask a run to stop; a second signal raises `KeyboardInterrupt`.
+    """A context in which a signal of `EXIT_STATUS` asks a run to stop.
 
     Until `enable_save`, there is nothing to save, and the first signal raises `Stopped` in the main thread. A main
     thread that XLA keeps busy compiling, for minutes perhaps, runs no signal handler: a watcher thread then calls
     `on_abort`, to leave the terminal in order, and ends the process. After `enable_save`, the first signal only sets
     `exit_status`, the status to exit with once the current step is done and saved, and calls `notify`, from a signal
     handler, with a sentence for the user.
+
+    Process managers may send a signal twice: others within `GRACE_SECONDS` of the first are ignored. A later one ends
+    the process at once with 128 plus its number, from the watcher thread, whatever the main thread is waiting for. The
+    checkpoints stay valid, since each gets its name only when it is complete.
     """
 
     def __init__(self, on_abort: Callable[[], object] = lambda: None) -> None:
@@ -35,10 +44,15 @@ class GracefulShutdown:
         self.notify: Callable[[str], object] = write_stderr
         self._save_enabled = False
         self._main_thread_responded = threading.Event()
+        self._first_arrival: float | None = None
 
     def enable_save(self) -> None:
         """From now on there is something to save, so a signal waits for the end of the step."""
         self._save_enabled = True
+
+    def is_requested(self) -> bool:
+        """Whether a signal has asked the run to stop."""
+        return self.exit_status is not None
 
     def __enter__(self) -> Self:
         self._context = self._installed()
@@ -61,7 +75,7 @@ class GracefulShutdown:
         self._previous_hook = sys.unraisablehook
         sys.unraisablehook = self._repeat_if_swallowed
         try:
-            with signal_handler(self._handle, *EXIT_STATUS):
+            with signal_handler(self._handle, *_heard_signals()):
                 yield
         finally:
             if sys.unraisablehook == self._repeat_if_swallowed:
@@ -74,8 +88,8 @@ class GracefulShutdown:
         """Runs in the main thread, between two Python instructions."""
         self._main_thread_responded.set()
         self._number = number
-        if self.exit_status is not None:
-            raise KeyboardInterrupt
+        if self.is_requested():
+            return  # the watcher ends the process, if this is another request
         self.exit_status = EXIT_STATUS[signal.Signals(number)]
         if not self._save_enabled:
             raise Stopped(NOTHING_LOST, self.exit_status)
@@ -90,20 +104,45 @@ class GracefulShutdown:
             self._previous_hook(event)
             return
         self.exit_status = None
+        self._first_arrival = None
         self._main_thread_responded.clear()
         threading.Timer(REPEAT_SECONDS, os.kill, (os.getpid(), self._number)).start()
 
     def _watch(self, reader: socket.socket) -> None:
-        """Runs in the watcher thread: ends the process where the main thread cannot respond and nothing is lost."""
+        """Runs in the watcher thread: ends the process at a second request, or where the main thread cannot respond."""
         with reader:
             while number := reader.recv(1):
-                if number[0] not in EXIT_STATUS or self._save_enabled:
-                    continue
-                if self._main_thread_responded.wait(MAIN_THREAD_SECONDS):
-                    continue
+                if number[0] in EXIT_STATUS:
+                    self._arrived(signal.Signals(number[0]), time.monotonic())
+
+    def _arrived(self, number: signal.Signals, now: float) -> None:
+        first = self._first_arrival
+        if first is None:
+            self._first_arrival = now
+            if not self._save_enabled and not self._main_thread_responded.wait(MAIN_THREAD_SECONDS):
+                self._exit(NOTHING_LOST, EXIT_STATUS[number])
+        elif now - first > GRACE_SECONDS:
+            self._exit(AT_ONCE, KILLED + number)
+
+    def _exit(self, text: str, status: int) -> None:
+        """Ends the process, with the terminal in order unless something holds it."""
+
+        def leave_terminal() -> None:
+            with suppress(Exception):
                 self.on_abort()
-                write_stderr(NOTHING_LOST)
-                os._exit(EXIT_STATUS[signal.Signals(number[0])])
+            write_stderr(text)
+
+        closer = threading.Thread(target=leave_terminal, daemon=True)
+        closer.start()
+        closer.join(CLOSE_SECONDS)
+        os._exit(status)
+
+
+def _heard_signals() -> list[signal.Signals]:
+    """The signals that stop a run; without SIGHUP under nohup, which ignores it: the run continues."""
+    hangup = getattr(signal, "SIGHUP", None)
+    ignored = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
+    return [number for number in EXIT_STATUS if not (ignored and number == hangup)]
 
 
 @contextmanager
@@ -141,5 +180,6 @@ def signal_handler(handler: Handler, *signals: signal.Signals) -> Iterator[None]
 
 
 def write_stderr(line: str) -> None:
-    """Writes `line` to stderr past Python's buffers, which a signal may have interrupted."""
-    os.write(2, f"{line}\n".encode())
+    """Writes `line` to stderr past Python's buffers, which a signal may have interrupted; nothing if it is closed."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())

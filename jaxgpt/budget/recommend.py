@@ -13,6 +13,7 @@ from jaxgpt.budget.scaling_law import (
     FITTED_TOKENS,
     Corpus,
 )
+from jaxgpt.budget.vocabulary import VocabularyChoice, choose_vocabulary, vocabulary_sentences
 from jaxgpt.config import Config, schedule
 from jaxgpt.utils.formatting import format_change, format_rough_duration, format_signed, format_tokens, pluralize
 
@@ -44,6 +45,7 @@ class Recommendation:
     useful_steps: int
     best_model: BestModel | None
     early_stop: EarlyStop
+    vocabulary: VocabularyChoice | None
     unique_tokens: tuple[tuple[float, float], ...]
     sentences: tuple[str, ...]
     claim: float | None = None
@@ -73,6 +75,8 @@ def recommend(planned: Plan, claim: float | None = None) -> Recommendation:
     )
     if planned.inputs.config.optim.optimizer == "adamw":
         sentences.append(_optimizer_sentence())
+    vocabulary = choose_vocabulary(planned.inputs, advised.total_steps)
+    sentences += vocabulary_sentences(vocabulary, planned.inputs.config, advised.total_steps)
     gains = planned.gains
     sentences.append(
         f"Twice the model: {format_change(-gains['double_model'].nats, 3)}; twice the steps: "
@@ -85,6 +89,7 @@ def recommend(planned: Plan, claim: float | None = None) -> Recommendation:
         useful_steps=useful,
         best_model=best,
         early_stop=early,
+        vocabulary=vocabulary,
         unique_tokens=unique,
         sentences=tuple(sentences),
         claim=claim,

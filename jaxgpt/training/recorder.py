@@ -17,9 +17,10 @@ from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.config.schedule import learning_rates
 from jaxgpt.errors import LOWER_LR_HELP, NonFiniteError
-from jaxgpt.runs.log import RunLog, warn
+from jaxgpt.runs.log import RunLog
 from jaxgpt.training.records import Display, LossForecast, Scores, StepRecord
 from jaxgpt.training.step import Metrics
+from jaxgpt.training.tracker import open_tracker
 from jaxgpt.utils.eta import Eta, estimate_eta
 
 TENSORBOARD_STEP_VALUES = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
@@ -55,7 +56,7 @@ class Recorder:
         self._learning_rates = learning_rates(config.optim, config.run.steps)
         self._epoch_windows = epoch_windows
         self._peak_flops = peak_flops
-        self._board: Any = _open_tensorboard(tensorboard) if config.run.tensorboard else None
+        self._tracker = open_tracker(tensorboard) if config.run.tensorboard else None
         self._pending: PendingStep | None = None
         self._clock = time.perf_counter()
         self._step_seconds: list[float] = []
@@ -104,8 +105,7 @@ class Recorder:
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Records a text that the model continues `prompt` with after `step` steps."""
         self._log.write("sample", step=step, prompt=prompt, text=text)
-        if self._board:
-            self._board.add_text("sample", prompt + text, step)
+        self._write_tensorboard(step, {"sample": prompt + text})
 
     def __enter__(self) -> Self:
         return self
@@ -115,8 +115,8 @@ class Recorder:
             if kind is None:
                 self.flush()
         finally:
-            if self._board:
-                self._board.close()
+            if self._tracker:
+                self._tracker.close()
 
     def _record(self, step: int, metrics: Metrics) -> None:
         values = fetch(metrics)
@@ -152,11 +152,8 @@ class Recorder:
         )
 
     def _write_tensorboard(self, step: int, values: dict[str, Any]) -> None:
-        if self._board is None:
-            return
-        for name, value in values.items():
-            if isinstance(value, float):
-                self._board.add_scalar(name, value, step)
+        if self._tracker:
+            self._tracker.write(step, {name: value for name, value in values.items() if isinstance(value, float | str)})
 
 
 def fetch(metrics: Any) -> Any:
@@ -171,16 +168,3 @@ def _check_finite(record: StepRecord) -> None:
     if name:
         message = f"the {name} of step {record.step} is not finite (loss {record.loss}, norm {record.grad_norm})"
         raise NonFiniteError("N001", message, LOWER_LR_HELP)
-
-
-def _open_tensorboard(folder: Path) -> Any:
-    """A TensorBoard writer; None if tensorboardX is not installed or, with a warning, if `folder` cannot be written."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    try:
-        return SummaryWriter(str(folder))
-    except OSError as error:
-        warn(f"no TensorBoard files: {folder}: {error.strerror}")
-        return None

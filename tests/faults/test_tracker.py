@@ -1,0 +1,108 @@
+"""A tracker that fails or hangs costs one warning, and never stops or slows a run."""
+
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.training import STEPS, arguments, records, run_folder
+
+from jaxgpt import errors, train
+from jaxgpt.training import tracker
+from jaxgpt.training.tracker import Tracker
+
+pytest.importorskip("tensorboardX")
+
+
+class DyingFile:
+    """A library that fails at its second entry, with an error that is not the disk's."""
+
+    def __init__(self, _: Path) -> None:
+        self.entries = 0
+
+    def write(self, _: Any) -> None:
+        self.entries += 1
+        if self.entries == 2:
+            raise RuntimeError("out of luck")
+
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class StuckFile(DyingFile):
+    """A disk that never answers."""
+
+    def write(self, _: Any) -> None:
+        threading.Event().wait()
+
+
+def warnings_of_run(workspace: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The warnings of a complete run with TensorBoard."""
+    assert errors.run(train.main, arguments(workspace, {"run.tensorboard": True})) == 0
+    assert len(records(run_folder(workspace))) == STEPS
+    return capsys.readouterr().err.splitlines()
+
+
+def warning(workspace: Path, reason: str) -> list[str]:
+    return [f"warning: no TensorBoard files from here on: {run_folder(workspace).tensorboard}: {reason}"]
+
+
+def test_dead_writer_costs_one_warning(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracker, "EventFile", DyingFile)
+    monkeypatch.setattr(tracker, "MAX_WAITING", 5)  # nobody empties the queue after the error
+    assert warnings_of_run(workspace, capsys) == warning(workspace, "RuntimeError('out of luck')")
+
+
+@pytest.mark.parametrize("size", [5, 10_000])
+def test_stuck_writer_costs_one_warning(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], size: int
+) -> None:
+    monkeypatch.setattr(tracker, "EventFile", StuckFile)
+    monkeypatch.setattr(tracker, "MAX_WAITING", size)  # full during the run, or stuck only at its end
+    monkeypatch.setattr(tracker, "CLOSE_SECONDS", 0.1)
+    assert warnings_of_run(workspace, capsys) == warning(workspace, "the disk does not answer")
+
+
+def test_writes_to_a_stuck_writer_return_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tracker, "EventFile", StuckFile)
+    monkeypatch.setattr(tracker, "CLOSE_SECONDS", 0.1)
+    with Tracker(tmp_path) as stuck:
+        start = time.thread_time()
+        for step in range(2 * tracker.MAX_WAITING):
+            stuck.write(step, {"loss": 1.0})
+        assert time.thread_time() - start < 2
+        assert stuck._entries.full()
+
+
+@pytest.fixture
+def full_disk(workspace: Path) -> Iterator[Path]:
+    """The run's TensorBoard folder on a disk of its own, without a free byte."""
+    folder = run_folder(workspace).tensorboard
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("needs the right to mount a tmpfs")
+    (folder / "full").write_bytes(bytes(4096))
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 10.0])
+def test_full_disk_costs_one_warning(
+    full_disk: Path,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    seconds: float,
+) -> None:
+    monkeypatch.setattr(tracker, "FLUSH_SECONDS", seconds)  # noticed during the run, or only at its end
+    assert warnings_of_run(workspace, capsys) == warning(workspace, "No space left on device")

@@ -38,7 +38,7 @@ def _memory_help(config: Config, limit: int, rows: int, devices: int) -> str:
     if with_remat <= limit:
         help += f"; or {remat_help}"
     if needed <= MAX_JAX_FRACTION / memory.JAX_MEMORY_FRACTION * limit:
-        help += "; or XLA_PYTHON_CLIENT_MEM_FRACTION=0.9, as JAX takes three quarters of a GPU by default"
+        help += "; or, on a GPU, XLA_PYTHON_CLIENT_MEM_FRACTION=0.9: JAX takes three quarters of it by default"
     return help
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 
 from jaxgpt.errors import ConfigError
 
+MAX_INTEGER = 2**63 - 1  # what the compiled extension and array shapes can hold
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
@@ -127,6 +128,8 @@ def _check_range(label: str, value: float, limits: Mapping[str, Any], code: str)
     if not math.isfinite(value):
         raise ConfigError(code or "C008", f"{label} = {value} is not finite")
     ge, gt, le, lt = (limits.get(name) for name in ("ge", "gt", "le", "lt"))
+    if le is None and isinstance(value, int):
+        le = MAX_INTEGER
     if ge is not None and value < ge:
         raise ConfigError(code or "C009", f"{label} = {value}; must be {ge:g} or more")
     if gt is not None and value <= gt:

@@ -98,7 +98,7 @@ class Model(Section):
                 f"choose n_embd and n_head so that n_embd / n_head is even, or --model.head-dim {self.head_size + 1}",
             )
         if self.n_head % self.kv_heads:
-            divisors = [n for n in range(1, self.n_head + 1) if self.n_head % n == 0]
+            divisors = [n for n in range(1, min(self.n_head, 10_000) + 1) if self.n_head % n == 0]
             raise ConfigError(
                 "C012",
                 f"model.n_kv_head = {self.kv_heads} does not divide n_head = {self.n_head}",
@@ -194,7 +194,7 @@ class Run(Section):
 
     name: str = field("run", "name of the run; its folder is `dir`/`name`")
     dir: str = field("runs", "folder of all runs")
-    steps: int = field(20_000, "optimizer steps (nanoGPT's max_iters)", ge=1)
+    steps: int = field(20_000, "optimizer steps (nanoGPT's max_iters)", ge=1, le=100_000_000)
     seed: int = field(1337, "seed of initialization and dropout", ge=0, le=2**31 - 1)
     log_every: int = field(10, "steps between printed lines; log.jsonl has every step", ge=1)
     eval_every: int = field(500, "steps between evaluations", ge=1)

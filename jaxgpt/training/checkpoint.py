@@ -7,6 +7,7 @@ block, so every way out of a run goes through that block.
 import dataclasses
 import functools
 import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -90,6 +91,7 @@ class Checkpoints:
         raised here, by `raise_failed_save` or by `wait`. Raises `NonFiniteError` N001 instead of saving a state that is
         not finite.
         """
+        _suppress_tensorstore_warnings()
         tree = _as_tree(state)
         _check_finite(step, tree)
         metrics = None if val_loss is None or not math.isfinite(val_loss) else {"val_loss": val_loss}
@@ -233,7 +235,7 @@ def _as_state(tree: dict[str, Any], template: TrainState) -> TrainState:
 def _suppress_tensorstore_warnings() -> None:
     """Silences "Event loop is closed" from TensorStore's threads for the rest of the process; installed once.
 
-    After a failed restore they finish the reads of the other arrays, at any later time, and report that nobody waits.
+    After a failed save or restore they finish the other arrays, at any later time, and report that nobody waits.
     """
     default_hook = sys.unraisablehook
 
@@ -276,4 +278,14 @@ def _all_finite(tree: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _storage_error(folder: Path, error: BaseException) -> StorageError:
-    return StorageError("S005", f"a checkpoint could not be written to {folder}: {error}", "free space, then run again")
+    message = f"a checkpoint could not be written to {folder}: {_reason(error)}"
+    return StorageError("S005", message, "free space, then run again")
+
+
+def _reason(error: BaseException) -> str:
+    """What the system says, out of the hundreds of characters that TensorStore wraps it in."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    system = re.search(r"([A-Z][\w ]+) \[os_error_code", str(error))
+    lines = str(error).splitlines() or [type(error).__name__]
+    return system[1] if system else lines[0][:200]

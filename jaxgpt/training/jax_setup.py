@@ -18,6 +18,7 @@ from jaxgpt.utils import malloc
 from jaxgpt.utils.files import compilation_cache_dir
 
 DRIVER_NODES = (Path("/dev/nvidiactl"), Path("/usr/lib/wsl/lib/libcuda.so.1"))  # NVIDIA's driver on Linux, in WSL 2
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
 
 
 def configure_jax() -> None:
@@ -37,8 +38,10 @@ def configure_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", str(compilation_cache_dir()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_enable_xla_caches", "all")
-    for name in ("absl", "orbax", "jax", "jaxlib", "asyncio"):
+    for name in ("jax", "jaxlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("absl", "orbax", "asyncio"):  # they log the tracebacks of errors that they raise as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="orbax")
 
 
@@ -48,5 +51,18 @@ def has_gpu_driver() -> bool:
 
 
 def device_memory_bytes(mesh: Mesh) -> int | None:
-    """The bytes of each device's memory that JAX may use; None if unknown, as on a CPU."""
-    return (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
+    """The bytes of each device's memory that JAX may use; None if unknown. CPU devices share the machine's memory."""
+    device = mesh.local_devices[0]
+    if device.platform == "cpu":
+        return physical_memory_bytes() // len(mesh.local_devices)
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def physical_memory_bytes() -> int:
+    """The machine's memory, or that of the container if it is limited to less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = CONTAINER_LIMIT.read_text().strip()
+    except OSError:
+        return machine
+    return min(machine, int(limit)) if limit.isdigit() else machine

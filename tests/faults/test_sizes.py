@@ -1,0 +1,75 @@
+"""Sizes that cannot be are refused with one sentence, before anything is made; a full disk ends with one sentence."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.training import arguments, run_folder, saved_steps, start_training
+
+from jaxgpt import errors, train
+from jaxgpt.training import jax_setup
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ("--model.n-layer=1e20", "C009"),
+        ("--model.n-layer=1e9", "C022"),
+        ("--model.n-layer=2000 --model.n-embd=8192", "C022"),
+        ("--model.n-embd=1e18", "C022"),
+        ("--model.n-inner=1e12", "C022"),
+        ("--model.block-size=1e6 --data.micro-batch=1e4", "C022"),
+        ("--model.vocab-size=1e9 --model.n-embd=1024", "C022"),
+        ("--model.architecture=modern --model.n-head=1e18 --model.head-dim=2 --model.n-kv-head=7", "C012"),
+        ("--data.micro-batch=1e8", "C022"),
+        ("--data.accum=1e15", "C022"),
+        ("--run.steps=1e12", "C009"),
+        ("--run.steps=1e300", "C009"),
+    ],
+)
+def test_absurd_size_is_refused_before_a_folder_is_made(
+    workspace: Path, capsys: pytest.CaptureFixture[str], options: str, code: str
+) -> None:
+    assert errors.run(train.main, [*arguments(workspace), *options.split()]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error[{code}]: ")
+    assert len(err.splitlines()) <= 2
+    assert not (workspace / "runs").exists()
+
+
+def test_memory_of_a_container_is_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine = jax_setup.physical_memory_bytes()
+    monkeypatch.setattr(jax_setup, "CONTAINER_LIMIT", tmp_path / "memory.max")
+    for text, expected in (("max\n", machine), ("1048576\n", 2**20)):
+        (tmp_path / "memory.max").write_text(text)
+        assert jax_setup.physical_memory_bytes() == expected
+
+
+@pytest.fixture
+def small_disk(workspace: Path) -> Iterator[Path]:
+    """The folder of all runs on a disk of its own, with room for one checkpoint."""
+    folder = workspace / "runs"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_full_disk_ends_a_run_with_one_sentence(workspace: Path, small_disk: Path) -> None:
+    run = start_training(workspace)
+    _, err = run.communicate(timeout=300)
+    sentence, help = err.splitlines()
+    path = run_folder(workspace).checkpoints
+    assert (run.returncode, sentence) == (
+        7,
+        f"error[S005]: a checkpoint could not be written to {path}: No space left on device",
+    )
+    assert help == "  help: free space, then run again"
+    assert saved_steps(run_folder(workspace)) == [4]

@@ -29,6 +29,10 @@ further signals within a second of the first are ignored. A later one ends the p
 
 Output that cannot be written does not stop a run: where stdout is closed, a pipe without a reader or on a full disk,
 `train` says so once on stderr and trains on.
+
+A step that takes longer than `run.watchdog` seconds (60; 0: off) and ten times the median step ends the run with status
+6: a device, driver or disk does not answer. The stacks of all threads are written to stderr and `RUN/stacks.txt`.
+Compilation, evaluations, saves and the time in which the process was stopped do not count.
 """
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Self
 
-EXIT_STATUS = {"C": 2, "D": 3, "K": 4, "N": 5, "S": 7}  # by the first letter of the code
+EXIT_STATUS = {"C": 2, "D": 3, "K": 4, "N": 5, "H": 6, "S": 7}  # by the first letter of the code
 REPEAT_SECONDS = 0.05  # after which an interrupt that Python dropped is raised again
 PREEMPTED = 75
 INTERRUPTED = 130
@@ -27,7 +27,8 @@ LOWER_LR_HELP = "continue from the last checkpoint with a lower --optim.learning
 class JaxgptError(Exception):
     """An error that the user can fix.
 
-    `code` is a letter and three digits: C config or command line, D data, K checkpoint, N not finite, S storage.
+    `code` is a letter and three digits: C config or command line, D data, K checkpoint, N not finite, H hang and S
+    storage.
     `message` says what is wrong, with the value and where it is; `help` says what to do next.
     """
 
@@ -74,6 +75,10 @@ class CheckpointError(JaxgptError):
 
 class NonFiniteError(JaxgptError):
     """A loss, or a model's output, that became NaN or infinite (exit status 5)."""
+
+
+class HangError(JaxgptError):
+    """A step that does not end (exit status 6)."""
 
 
 class StorageError(JaxgptError):

@@ -7,15 +7,15 @@ uninterrupted one.
 
 import dataclasses
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from jaxgpt import errors
 from jaxgpt.config import Config, Run
 from jaxgpt.config.command_line import parse_config
 from jaxgpt.config.options import Parser
-from jaxgpt.errors import NoShardsError, Stopped
+from jaxgpt.errors import DataError, JaxgptError, NonFiniteError, NoShardsError, Stopped
 from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.runs.folder import CheckpointRef, RunFolder, find_run
 from jaxgpt.runs.log import DONE, StopReason, warn
@@ -85,7 +85,8 @@ def train(
         elif run.is_resumed and session.display.live:
             forecast = LiveDiagnosis(run.folder, forecasting=True, stopping=False).check().forecast
             session.recorder.forecast(forecast)
-        stop = run_steps(session, diagnosis, shutdown) if session.step < config.run.steps else DONE
+        with keeping_last_state(session):
+            stop = run_steps(session, diagnosis, shutdown) if session.step < config.run.steps else DONE
         if stop is not DONE:
             run.checkpoints.wait()  # nothing is reported as saved before it is on the disk
         if stop is SIGNAL and shutdown.exit_status is not None:
@@ -162,9 +163,43 @@ def evaluate(
     if shutdown.is_requested():
         return scores, SIGNAL
     record_sample(session)
-    outlook = diagnosis.check()
+    with session.recorder.pause():
+        outlook = diagnosis.check()
     session.recorder.forecast(outlook.forecast)
     return scores, outlook.stop
+
+
+@contextmanager
+def keeping_last_state(session: "TrainingSession") -> Iterator[None]:
+    """Saves the state where the data fails, and names the last good checkpoint where the state is not finite."""
+    checkpoints = session.run.checkpoints
+    try:
+        yield
+    except DataError as error:
+        raise error.replace(message=f"{error.message}; {_save_after_error(session)}") from error
+    except NonFiniteError as error:
+        checkpoints.wait()
+        latest, best = checkpoints.latest(), checkpoints.best()
+        if latest is None:
+            message = f"{error.message}; there is no checkpoint before it"
+            raise error.replace(message=message, help="start again with a lower --optim.learning-rate") from error
+        others = f", the best one that of step {best:,}" if best not in (None, latest) else ""
+        message = f"{error.message}; the last checkpoint is that of step {latest:,}{others}"
+        raise error.replace(message=message) from error
+
+
+def _save_after_error(session: "TrainingSession") -> str:
+    """Saves the state if it has steps that no checkpoint has; what came of it."""
+    checkpoints = session.run.checkpoints
+    if session.step == session.run.start_step:
+        return "no step was trained"
+    try:
+        if session.step not in checkpoints.steps():
+            session.save(None)
+        checkpoints.wait()
+    except JaxgptError as failure:
+        return f"the steps since the last checkpoint are lost, because {failure.message}"
+    return f"the run is saved after step {session.step:,}"
 
 
 def generate_sample(model: "LoadedModel", config: Run) -> str | None:

@@ -18,6 +18,7 @@ from jaxgpt.training import recorder
 from jaxgpt.training.recorder import TENSORBOARD_STEP_VALUES, Recorder
 from jaxgpt.training.records import Score, Scores, StepRecord
 from jaxgpt.training.step import Metrics
+from jaxgpt.training.watchdog import Watchdog
 
 
 class FakeDisplay:
@@ -46,7 +47,9 @@ class Clock:
 
 def new_recorder(workspace: Path, display: Any, config: Config | None = None) -> Recorder:
     config = config or tiny_config(workspace)
-    return Recorder(config, display, display, workspace / "board", epoch_windows=62, peak_flops=None)
+    watchdog = Watchdog(0, print)
+    board = workspace / "board"
+    return Recorder(config, display, display, board, epoch_windows=62, peak_flops=None, watchdog=watchdog)
 
 
 def metrics(loss: float) -> Metrics:

@@ -204,6 +204,9 @@ class Run(Section):
     keep_best: int = field(1, "checkpoints with the lowest validation loss to keep", ge=0)
     keep_every: int | None = field(None, "also keep checkpoints at multiples of this step", ge=1)
     early_stop: bool = field(False, "stop at an evaluation where the diagnosis finds that more training will not help")
+    watchdog: float = field(
+        60.0, "seconds after which a step is hung if it also takes 10 times the median: the run ends (0: off)", ge=0.0
+    )
     tensorboard: bool = field(True, "write TensorBoard files if the extra `tensorboard` is installed")
     sample_prompt: str = field("", "prompt of a sample at each evaluation and at the end (empty: no sample)")
     sample_tokens: int = field(200, "tokens of that sample", ge=1)

@@ -46,6 +46,7 @@ RESUMABLE_FIELDS = {
     "run.keep_best",
     "run.keep_every",
     "run.tensorboard",
+    "run.watchdog",
     "run.early_stop",
     "run.sample_prompt",
     "run.sample_tokens",

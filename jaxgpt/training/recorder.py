@@ -21,6 +21,7 @@ from jaxgpt.runs.log import RunLog
 from jaxgpt.training.records import Display, LossForecast, Scores, StepRecord
 from jaxgpt.training.step import Metrics
 from jaxgpt.training.tracker import open_tracker
+from jaxgpt.training.watchdog import Watchdog
 from jaxgpt.utils.eta import Eta, estimate_eta
 
 TENSORBOARD_STEP_VALUES = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
@@ -49,6 +50,7 @@ class Recorder:
         *,
         epoch_windows: int,
         peak_flops: float | None,
+        watchdog: Watchdog,
     ) -> None:
         self._config = config
         self._log = log
@@ -56,6 +58,7 @@ class Recorder:
         self._learning_rates = learning_rates(config.optim, config.run.steps)
         self._epoch_windows = epoch_windows
         self._peak_flops = peak_flops
+        self._watchdog = watchdog
         self._tracker = open_tracker(tensorboard) if config.run.tensorboard else None
         self._pending: PendingStep | None = None
         self._clock = time.perf_counter()
@@ -82,7 +85,8 @@ class Recorder:
         """The time of the block (evaluation, saving) does not count as step time. Flushes first."""
         self.flush()
         start = time.perf_counter()
-        yield
+        with self._watchdog.paused():
+            yield
         self._clock = time.perf_counter()
         if self._step_seconds:  # the pauses before include compilation
             self._paused_seconds += self._clock - start
@@ -129,6 +133,7 @@ class Recorder:
         _check_finite(record)
         if self._compiled:
             self._step_seconds.append(seconds)
+            self._watchdog.step_done(seconds)
         self._compiled = True
         self._display.step(record, self._time_remaining(step))
 

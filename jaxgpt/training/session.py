@@ -27,6 +27,7 @@ from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.recorder import Recorder
 from jaxgpt.training.records import BestEvaluation, Display, Scores
 from jaxgpt.training.step import Metrics, TrainState
+from jaxgpt.training.watchdog import Watchdog, end_hung_run
 from jaxgpt.utils.signals import GracefulShutdown
 
 MemoryCheck = Callable[[Config, int | None, int], None]
@@ -261,6 +262,10 @@ def start_session(run: OpenRun, shutdown: GracefulShutdown, peak_flops: float | 
         print(messages.startup_banner(run.config, run.dataset, run.mesh, run.folder, _origin(run)), flush=True)
         with (
             console.open_display(run.config) as display,
+            Watchdog(
+                run.config.run.watchdog,
+                lambda sentence: end_hung_run(sentence, run.folder.path, log, display.close),
+            ) as watchdog,
             Recorder(
                 run.config,
                 log,
@@ -268,6 +273,7 @@ def start_session(run: OpenRun, shutdown: GracefulShutdown, peak_flops: float | 
                 run.folder.tensorboard,
                 epoch_windows=windows,
                 peak_flops=all_devices_flops,
+                watchdog=watchdog,
             ) as recorder,
         ):
             display.restore(earlier_records)

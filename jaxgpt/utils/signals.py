@@ -120,22 +120,23 @@ class GracefulShutdown:
         if first is None:
             self._first_arrival = now
             if not self._save_enabled and not self._main_thread_responded.wait(MAIN_THREAD_SECONDS):
-                self._exit(NOTHING_LOST, EXIT_STATUS[number])
+                end_process(NOTHING_LOST, EXIT_STATUS[number], self.on_abort)
         elif now - first > GRACE_SECONDS:
-            self._exit(AT_ONCE, KILLED + number)
+            end_process(AT_ONCE, KILLED + number, self.on_abort)
 
-    def _exit(self, text: str, status: int) -> None:
-        """Ends the process, with the terminal in order unless something holds it."""
 
-        def leave_terminal() -> None:
-            with suppress(Exception):
-                self.on_abort()
-            write_stderr(text)
+def end_process(text: str, status: int, on_abort: Callable[[], object]) -> None:
+    """Prints `text` and ends the process; `on_abort` leaves the terminal in order, unless something holds it."""
 
-        closer = threading.Thread(target=leave_terminal, daemon=True)
-        closer.start()
-        closer.join(CLOSE_SECONDS)
-        os._exit(status)
+    def leave_terminal() -> None:
+        with suppress(Exception):
+            on_abort()
+        write_stderr(text)
+
+    closer = threading.Thread(target=leave_terminal, daemon=True)
+    closer.start()
+    closer.join(CLOSE_SECONDS)
+    os._exit(status)
 
 
 def _heard_signals() -> list[signal.Signals]:

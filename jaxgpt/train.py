@@ -72,7 +72,7 @@ def train(
             return run.folder
 
         # Start it: its folder gets the config, the plan and the log, and a report when all that follows has ended.
-        run.folder.write_identity(config, run.dataset.identity, run.dataset.tokenizer)
+        run.folder.write_identity(config, run.tokens, run.dataset.tokenizer)
         plan_file.write_plan(run.folder, run.config, run.dataset.train.tokens, run.device_kind, run.mesh.size)
         stack.enter_context(report_at_end(run.folder))
         session = stack.enter_context(start_session(run, shutdown, peak_flops(run.device_kind)))
@@ -87,8 +87,7 @@ def train(
             session.recorder.forecast(forecast)
         with keeping_last_state(session):
             stop = run_steps(session, diagnosis, shutdown) if session.step < config.run.steps else DONE
-        if stop is not DONE:
-            run.checkpoints.wait()  # nothing is reported as saved before it is on the disk
+        run.checkpoints.wait()  # nothing is reported as saved before it is on the disk
         if stop is SIGNAL and shutdown.exit_status is not None:
             raise Stopped(messages.stopped_by_signal(session.step, run.folder), shutdown.exit_status)
 

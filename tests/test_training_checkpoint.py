@@ -166,7 +166,7 @@ def test_unreadable_checkpoint_is_a_checkpoint_error(tmp_path: Path, damage: Any
     with Checkpoints(tmp_path) as checkpoints:
         error = refused(CheckpointError, "K003", lambda: checkpoints.restore(template(state(1)), 1))
     assert f"{tmp_path}/1 cannot be read: " in error.message
-    assert "resumes from the checkpoint before it" in error.help
+    assert "the newest valid checkpoint is used" in error.help
 
 
 def test_repeated_failed_reads_do_not_stack_hooks(tmp_path: Path) -> None:

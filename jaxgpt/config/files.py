@@ -59,7 +59,9 @@ def config_source(config: Config, docstring: str) -> str:
 
 def find_config(name: str) -> Traversable:
     """The config file at that path, or the built-in one of that name; else `ConfigError` C001."""
-    candidates = [Path(name), _presets() / Path(name).name, _presets() / f"{name}.py"]
+    candidates: list[Traversable] = [Path(name)]
+    if Path(name).parent in (Path(), Path("configs")):  # the built-in ones are in configs/ of the repository
+        candidates += [_presets() / Path(name).name, _presets() / f"{name}.py"]
     for path in candidates:
         if path.is_file():
             return path

@@ -97,23 +97,27 @@ class TokenDataset:
             "tokens_sha256": self.fingerprint,
         }
 
-    def verify(self, progress: ProgressCallback | None = None, threads: int = 2) -> None:
-        """Reads every token. Raises `DataError` D010 for an id outside the vocabulary, D011 for a changed file.
+    def verify(self, progress: ProgressCallback | None = None, threads: int = 2) -> str:
+        """Reads every token, and returns a checksum of all files.
 
+        Raises `DataError` D010 for an id outside the vocabulary, D011 for a changed file.
         Raises D012 if a validation file is also a training file: its loss would measure memorization.
         """
         seen: dict[str, Path] = {}
+        found: list[list[str]] = []
         for split in (self.train, self.val):
             if split is None:
                 continue
             with translate_loader_errors():
                 checksums = split.shards.verify(self.vocab_size, split.checksums, threads, progress)
+            found.append(checksums)
             for (name, tokens), checksum in zip(split.shards.shards, checksums, strict=True):
                 if split is self.val and tokens and checksum in seen:
                     message = f"{name} of validation has the same content as {seen[checksum]} of train"
                     help = "split the documents: python -m jaxgpt.prepare SOURCE --out DIR --val-tokens N"
                     raise DataError("D012", message, help)
                 seen.setdefault(checksum, Path(name))
+        return _loader.hash_bytes(json.dumps(found).encode())
 
 
 @contextmanager

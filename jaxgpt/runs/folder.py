@@ -1,9 +1,11 @@
 """A run's folder: its files, the config and data that it belongs to, and its lock.
 
 config.json      the config that the run was started with; resume, sample and evaluate read it
-tokenizer.json   the tokenizer; data.json identifies the tokens
+tokenizer.json   the tokenizer
+data.json        identifies the tokens, and the bytes of the two files above
 plan.json        the plan from before the first step
 log.jsonl, checkpoints/, tensorboard/
+quarantine/      checkpoints that are damaged
 report.html      the diagnosis from the end of the run; backtests.jsonl its backtests
 """
 
@@ -14,10 +16,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jaxgpt import _loader
 from jaxgpt.config import Config
 from jaxgpt.errors import CheckpointError, ConfigError, StorageError, did_you_mean
-from jaxgpt.utils.files import write_text
+from jaxgpt.runs.checkpoint_files import Manifest, steps_in
+from jaxgpt.runs.log import completed_saves, read_log
+from jaxgpt.utils.files import sync, write_text
 from jaxgpt.utils.lock import LockedError, lock_file
+from jaxgpt.utils.sealed import CHECKSUM, seal, unseal
 
 if TYPE_CHECKING:
     from jaxgpt.data.tokenizer import Tokenizer  # its library takes a third of a second to load
@@ -54,6 +60,15 @@ RESUMABLE_FIELDS = {
 }
 
 
+# Values of data.json that do not identify tokens.
+FILES = "files"  # by name, the xxh3-128 that the file may have: before and after it was written last
+MANIFESTS_FROM = "manifests_from"  # the step from which on every checkpoint has a manifest
+# What a network computes from its parameters depends on these properties of its config.
+NETWORK = ["architecture", "n_layer", "n_head", "kv_heads", "n_embd", "head_size", "inner", "bias", "activation"]
+NETWORK += ["tie_embeddings", "epsilon"]
+NEW_RUN = "start a new run (--run.name NEW)"
+
+
 class RunFolder:
     """The folder `path` of one run. Of its methods, only `lock` and `write_identity` write to it."""
 
@@ -64,6 +79,7 @@ class RunFolder:
         self.tokenizer_file = path / "tokenizer.json"
         self.log_file = path / "log.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.quarantine = path / "quarantine"
         self.tensorboard = path / "tensorboard"
         self.report_file = path / "report.html"
         self.backtests_file = path / "backtests.jsonl"
@@ -116,7 +132,9 @@ class RunFolder:
     def check_config(self, config: Config) -> None:
         """Raises `CheckpointError` K001 if the run was started with a config that trains something else."""
         if not self.config_file.exists():
+            self._check_new()
             return
+        self.check_files()
         changed = changed_fields(self.config(), config)
         if changed:
             raise CheckpointError(
@@ -125,23 +143,61 @@ class RunFolder:
                 f"start a new run (--run.name NEW), or fork this one (--run.name NEW --fork {self.path})",
             )
 
+    def _check_new(self) -> None:
+        """Raises `CheckpointError` K005 if a run without `config.json` has a log or checkpoints nevertheless."""
+        traces = [file.name for file in (self.log_file, self.checkpoints) if file.is_file() or steps_in(file)]
+        if traces:
+            message = f"'{self.path}' has {' and '.join(traces)}, but no {self.config_file.name}"
+            raise CheckpointError("K005", message, f"put the file back, or {NEW_RUN}")
+
+    def check_files(self) -> None:
+        """Raises `CheckpointError` K005 if `config.json` or `tokenizer.json` is not as the run has written it.
+
+        Runs from before their checksums were kept in `data.json` pass.
+        """
+        for name, checksums in self._identity().get(FILES, {}).items():
+            path = self.path / name
+            if not path.is_file():
+                raise CheckpointError("K005", f"'{self.path}' has no {name}", f"put the file back, or {NEW_RUN}")
+            if _loader.hash_file(path) not in checksums:
+                message = f"{path} is damaged: it is not what the run has written"
+                raise CheckpointError("K005", message, f"put back a copy of the file, or {NEW_RUN}")
+
+    def check_manifest(self, manifest: Manifest) -> None:
+        """Raises `CheckpointError` K005 if the run's config or tokens are not those of a checkpoint with `manifest`."""
+        tokens = self._identity()
+        changed = changed_fields(Config.from_dict(manifest.config), self.config())
+        changed += [f"{name} {old} → {tokens.get(name)}" for name, old in _compared(manifest.tokens, tokens)]
+        if changed:
+            message = f"'{self.path}' is not the run of its checkpoint {manifest.step}: {', '.join(changed)}"
+            raise CheckpointError("K005", message, f"put back the run's own files, or {NEW_RUN}")
+
+    def check_checkpoints_exist(self) -> None:
+        """Raises `CheckpointError` K003 if the run has no checkpoint, though its log shows that one was saved."""
+        records = read_log(self.log_file) if self.log_file.is_file() else []
+        saved = completed_saves(records)
+        if saved and not steps_in(self.checkpoints):
+            message = f"{self.checkpoints} has no valid checkpoint, but the log has one of step {saved[-1]}"
+            raise CheckpointError("K003", message, f"put the checkpoints back, or {NEW_RUN}")
+
+    def manifests_from(self) -> int | None:
+        """The step from which on every checkpoint has a manifest; None for a run from before manifests."""
+        if not self.config_file.exists():
+            return None
+        step: int | None = self._identity().get(MANIFESTS_FROM)
+        return step
+
     def check_tokens(self, tokens: dict[str, Any]) -> None:
         """Raises `CheckpointError` K002 if the run was started on other tokens than those that `tokens` identifies."""
         if not self.config_file.exists():
             return
-        for name, old in self._read_json(self.data_file).items():
-            if name == "tokenizer":  # its sha256 is compared instead: the name may be a path
-                continue
-            if old != tokens.get(name):
-                raise CheckpointError(
-                    "K002",
-                    f"'{self.path}' was started on other data: {name} {old} → {tokens.get(name)}",
-                    "point --data.path at the run's data, or start a new run (--run.name NEW)",
-                )
+        for name, old in _compared(self._identity(), tokens):
+            message = f"'{self.path}' was started on other data: {name} {old} → {tokens.get(name)}"
+            raise CheckpointError("K002", message, f"point --data.path at the run's data, or {NEW_RUN}")
 
     def check_tokenizer(self, tokens: dict[str, Any]) -> None:
         """Raises `CheckpointError` K002 if the run's model was trained with another tokenizer."""
-        old = self._read_json(self.data_file)
+        old = self._identity()
         if old.get("tokenizer_sha256") != tokens["tokenizer_sha256"]:
             raise CheckpointError(
                 "K002",
@@ -150,14 +206,50 @@ class RunFolder:
                 "prepare the data with the run's tokenizer.json",
             )
 
+    def check_model(self, config: Config) -> None:
+        """Raises `CheckpointError` K004 if the run's network is another function of its parameters than `config`'s.
+
+        A longer context may come with another base of RoPE.
+        """
+        own = self.config().model
+        names = [*NETWORK, "rope_theta"] if own.block_size == config.model.block_size else NETWORK
+        for name in names:
+            old, new = getattr(own, name), getattr(config.model, name)
+            if old != new:
+                message = f"the model of '{self.path}' has {name} {old}; the config has {new}"
+                raise CheckpointError("K004", message, "fork with the model of that run")
+
     def write_identity(self, config: Config, tokens: dict[str, Any], tokenizer: "Tokenizer") -> None:
-        """Writes the tokenizer, what identifies the tokens, and the config, each file atomically, the config last."""
+        """Writes the tokenizer, what identifies the tokens, and the config, each file atomically, the config last.
+
+        What `data.json` says of the config is true before and after the config is written.
+        """
         if not self.tokenizer_file.exists():
             temporary = self.tokenizer_file.with_name(".tokenizer.json.tmp")
             tokenizer.save(temporary)
+            sync(temporary)
             temporary.replace(self.tokenizer_file)
-        write_text(self.data_file, json.dumps(tokens, indent=2) + "\n")
-        write_text(self.config_file, json.dumps(config.to_dict(), indent=2) + "\n")
+        text = json.dumps(config.to_dict(), indent=2) + "\n"
+        checksums = [_loader.hash_bytes(text.encode())]
+        manifests_from = max(steps_in(self.checkpoints), default=-1) + 1
+        if self.config_file.exists():
+            checksums.append(_loader.hash_file(self.config_file))
+            manifests_from = self._identity().get(MANIFESTS_FROM, manifests_from)
+        files = {self.config_file.name: checksums, self.tokenizer_file.name: [_loader.hash_file(self.tokenizer_file)]}
+        write_text(self.data_file, seal({**tokens, FILES: files, MANIFESTS_FROM: manifests_from}))
+        write_text(self.config_file, text)
+        sync(self.path)
+
+    def _identity(self) -> dict[str, Any]:
+        """The values of `data.json`. Raises `CheckpointError` K005 if it is damaged."""
+        values = self._read_json(self.data_file)
+        if CHECKSUM not in values and FILES not in values:
+            return values  # as older versions wrote it
+        try:
+            return unseal(self.data_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            message = f"{self.data_file} is damaged: {error}"
+            raise CheckpointError("K005", message, f"put back a copy of the file, or {NEW_RUN}") from error
 
     def _read_json(self, path: Path) -> dict[str, Any]:
         try:
@@ -181,6 +273,12 @@ def changed_fields(old: Config, new: Config) -> list[str]:
         for name, value in values.items()
         if value != new_values[section][name] and f"{section}.{name}" not in RESUMABLE_FIELDS
     ]
+
+
+def _compared(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What identifies the tokens in `old` and differs in `new`, by name."""
+    ignored = ("tokenizer", FILES, MANIFESTS_FROM)  # the tokenizer's sha256 is compared: its name may be a path
+    return [(name, value) for name, value in old.items() if name not in ignored and value != new.get(name)]
 
 
 class CheckpointRef(NamedTuple):

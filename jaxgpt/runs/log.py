@@ -11,13 +11,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 LAST_RECORD_BYTES = 65_536  # at the end of a log: they contain its last record
 EARLY_STOP = "early-stop"
+SAVED_STOPS = ("done", EARLY_STOP, "Stopped")  # reasons of a stop that waited for the last save
 
 
 class StopReason(NamedTuple):
@@ -102,6 +103,24 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict):
             records.append(record)
     return records
+
+
+def completed_saves(records: Iterable[Mapping[str, Any]]) -> list[int]:
+    """The steps whose checkpoints were on the disk according to a log.
+
+    A `save` record is written when the save begins. It has ended when the next one begins, or when the run stops
+    without an error.
+    """
+    completed = []
+    saving = None
+    for record in records:
+        kind = record.get("kind")
+        ended = kind == "save" or (kind == "stop" and record.get("reason") in SAVED_STOPS)
+        if ended and saving is not None:
+            completed.append(saving)
+        if kind in ("start", "save", "stop"):
+            saving = record.get("step") if kind == "save" else None
+    return completed
 
 
 def read_stop_reason(path: Path) -> StopReason | None:

@@ -9,8 +9,8 @@ import functools
 import math
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -19,44 +19,78 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
-from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxgpt.config import Config, Run
 from jaxgpt.data import tokenizer
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import LOWER_LR_HELP, CheckpointError, NonFiniteError, StorageError
 from jaxgpt.model import backend
-from jaxgpt.runs.folder import CheckpointRef
+from jaxgpt.runs.checkpoint_files import (
+    Manifest,
+    find_damage,
+    has_manifest,
+    move_to_quarantine,
+    read_val_loss,
+    steps_in,
+    write_manifest,
+)
+from jaxgpt.runs.folder import CheckpointRef, RunFolder
+from jaxgpt.runs.log import warn
 from jaxgpt.training import optimizer as optim
+from jaxgpt.training import retention
 from jaxgpt.training.mesh import make_mesh
+from jaxgpt.training.sealed_path import sealed_path_class
 from jaxgpt.training.step import TrainState, abstract_state, model_graphdef
 
 
 class Checkpoints:
-    """The checkpoints in `folder`, which only a reader opens without `run`.
+    """The checkpoints in `folder`, the `checkpoints/` of a run, which only a reader opens without `run`.
 
-    `run` sets which checkpoints are kept: the latest, the best, and those at multiples of `keep_every`.
+    `run` sets which checkpoints are kept: the latest, the best, and those at multiples of `keep_every`. `identity` is
+    the config and the tokens of the run, which every manifest gets.
     """
 
-    def __init__(self, folder: Path, run: Run | None = None) -> None:
+    def __init__(self, folder: Path, run: Run | None = None, identity: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
+        self._run = run
+        self._run_folder = RunFolder(folder.parent)
+        self._identity = identity or {}
+        if run:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._inode = _inode(folder)
+        self._damaged: set[int] = set()  # steps that could not be moved away
+        self._verified: set[int] = set()
+        self._losses = {step: read_val_loss(folder / str(step)) for step in steps_in(folder)}
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Orbax's manager, which writes. It is made for the first save, when damaged checkpoints are out of its way."""
+        run = self._run
         options = ocp.CheckpointManagerOptions(
             save_interval_steps=1,
-            preservation_policy=_preservation(run) if run else None,
-            best_fn=lambda metrics: metrics["val_loss"],
-            best_mode="min",
+            preservation_policy=retention.Policy(run, self._losses) if run else None,
             enable_async_checkpointing=True,
-            cleanup_tmp_directories=run is not None,
-            create=run is not None,
-            read_only=run is None,
+            cleanup_tmp_directories=True,
+            lightweight_initialize=True,  # or it reads metrics of old checkpoints, which may be damaged
+            temporary_path_class=sealed_path_class(self._write_manifest),
         )
-        handlers = {"state": ocp.StandardCheckpointHandler()}  # without it, a new manager cannot read the folder
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+        handlers = {"state": ocp.StandardCheckpointHandler()}
+        return ocp.CheckpointManager(self.folder.absolute(), options=options, item_handlers=handlers)
+
+    @property
+    def _has_saved(self) -> bool:
+        return "_manager" in vars(self)
+
+    def _write_manifest(self, path: Path, step: int) -> None:
+        loss = self._losses.get(step, math.inf)
+        write_manifest(path, step, loss if math.isfinite(loss) else None, self._identity)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if not self._has_saved:
+            return
         try:
             self._manager.close()
         except Exception as failure:
@@ -68,7 +102,8 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, or will have one when the current save ends; ascending."""
         # With read=True, Orbax would forget the current save, and then keep too many checkpoints.
-        return sorted(self._manager.all_steps())
+        found = self._manager.all_steps() if self._has_saved else steps_in(self.folder)
+        return sorted(set(found) - self._damaged)
 
     def latest(self) -> int | None:
         steps = self.steps()
@@ -76,13 +111,16 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the lowest loss among the checkpoints that were evaluated; None if none was."""
-        step: int | None = self._manager.best_step()
-        return step
+        step = min(self.steps(), key=self._loss, default=None)
+        return None if step is None or math.isinf(self._loss(step)) else step
 
     def best_loss(self) -> float:
         """The loss of the best checkpoint; infinite without one."""
         best = self.best()
-        return math.inf if best is None else float(self._manager.metrics(best)["val_loss"])
+        return math.inf if best is None else self._loss(best)
+
+    def _loss(self, step: int) -> float:
+        return self._losses.get(step, math.inf)
 
     def save(self, step: int, state: TrainState, val_loss: float | None) -> None:
         """Copies `state` from the devices and writes it in the background.
@@ -91,13 +129,14 @@ class Checkpoints:
         raised here, by `raise_failed_save` or by `wait`. Raises `NonFiniteError` N001 instead of saving a state that is
         not finite.
         """
+        self._check_folder()
         _suppress_tensorstore_warnings()
         tree = _as_tree(state)
         _check_finite(step, tree)
-        metrics = None if val_loss is None or not math.isfinite(val_loss) else {"val_loss": val_loss}
+        self._losses[step] = val_loss if val_loss is not None and math.isfinite(val_loss) else math.inf
         try:
             items = ocp.args.Composite(state=ocp.args.StandardSave(tree))
-            saved = self._manager.save(step, args=items, metrics=metrics, force=True)
+            saved = self._manager.save(step, args=items, force=True)
         except Exception as error:  # of any type: an earlier save's error is raised here as well
             raise _storage_error(self.folder, error) from error
         if not saved:
@@ -109,63 +148,136 @@ class Checkpoints:
         """Raises the error of a save that failed in the background; does not wait for a save in progress."""
         # Orbax's `check_for_errors` would take the error away from the thread that deletes old checkpoints after a
         # successful save. That thread would then delete them after the failed one.
-        if not self._manager.is_saving_in_progress():
+        self._check_folder()
+        if self._has_saved and not self._manager.is_saving_in_progress():
             self.wait()
+
+    def _check_folder(self) -> None:
+        """Raises `StorageError` S018 if the folder is not the one that this process has opened."""
+        if self._run and _inode(self.folder) != self._inode:
+            message = f"'{self.folder}' was removed or replaced while the run used it"
+            raise StorageError("S018", message, "the run ends here; put the folder back, or start a new run")
 
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""
+        if not self._has_saved:
+            return
         try:
             self._manager.wait_until_finished()
         except Exception as error:
             raise _storage_error(self.folder, error) from error
 
     def resolve_step(self, name: str) -> int:
-        """The step of the checkpoint `name`: "latest", "best" or a number.
+        """The step of the checkpoint `name`: "latest", "best" or a number. Every byte of it has been verified.
 
-        Raises `CheckpointError` K003 if there is no such checkpoint.
+        A damaged checkpoint is moved to `quarantine/`, and the next one is taken. Raises `CheckpointError` K003 if
+        there is no such checkpoint, or if the one with that number is damaged.
         """
-        step = int(name) if name.isdigit() else None
-        if name == "latest":
-            step = self.latest()
-        elif name == "best":
-            step = self.best()
+        step = int(name) if name.isdecimal() else None
+        if choose := {"latest": self.latest, "best": self.best}.get(name):
+            step = self._first_valid(choose)
         if step is None or step not in self.steps():
             existing = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError("K003", f"no checkpoint {name!r} in {self.folder}; there are: {existing}")
+        self.verify(step)
         return step
+
+    def _first_valid(self, choose: Callable[[], int | None]) -> int | None:
+        """The step that `choose` returns, once it is a valid one."""
+        while (step := choose()) is not None:
+            try:
+                self.verify(step)
+            except DamagedCheckpointError as error:
+                self._set_aside(step, error)
+            else:
+                return step
+        return None
+
+    def verify(self, step: int) -> None:
+        """Raises `DamagedCheckpointError` K003 if any file of the checkpoint differs from what was saved."""
+        path = self.folder / str(step)
+        if step in self._verified:
+            return
+        if self._is_old(step):
+            warn(f"{path} was saved before checkpoints had manifests: its files cannot be verified")
+        elif damage := find_damage(path):
+            raise self._unreadable(step, damage)
+        self._verified.add(step)
+
+    def _is_old(self, step: int) -> bool:
+        """Whether the checkpoint is from before manifests: a run knows from which step on it has written them."""
+        manifests_from = self._run_folder.manifests_from()
+        is_before = manifests_from is None or step < manifests_from
+        return is_before and not has_manifest(self.folder / str(step))
+
+    def _set_aside(self, step: int, error: CheckpointError) -> None:
+        """Moves a damaged checkpoint to `quarantine/`, unless another process uses the run, and says so."""
+        path = self.folder / str(step)
+        place = "it is skipped"
+        try:
+            with nullcontext() if self._run else self._run_folder.lock():
+                place = f"moved to {move_to_quarantine(path, self._run_folder.quarantine)}"
+        except (OSError, StorageError):
+            self._damaged.add(step)
+        self._losses.pop(step, None)
+        warn(f"{error.message}; {place}")
+
+    def restore_newest(self, template: TrainState) -> TrainState | None:
+        """The state of the newest valid checkpoint; None if there is none. Damaged ones are moved to `quarantine/`.
+
+        Raises `CheckpointError` K004 if it was made for another model, K005 if it belongs to another run.
+        """
+        while (step := self._first_valid(self.latest)) is not None:
+            try:
+                return self.restore(template, step)
+            except DamagedCheckpointError as error:
+                self._set_aside(step, error)
+        return None
 
     def restore(self, template: TrainState, step: int) -> TrainState:
         """The state of `step` with the shapes, types and shardings of `template`, a state of `ShapeDtypeStruct`s.
 
-        Raises `CheckpointError` K004 if the checkpoint was made for another model, K003 if it cannot be read.
+        Raises `CheckpointError` K004 if the checkpoint was made for another model, K005 if it belongs to another run,
+        and `DamagedCheckpointError` K003 if it cannot be read.
         """
+        self.verify(step)
         self.check_fit(template, step)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(_as_tree(template)))
-        with self._reading(step):
-            return _as_state(self._manager.restore(step, args=items)["state"], template)
+        with self._reading(step) as checkpointer:
+            tree = checkpointer.restore(self._state(step), args=ocp.args.StandardRestore(_as_tree(template)))
+            return _as_state(tree, template)
 
     def check_fit(self, template: TrainState, step: int) -> None:
         """Raises what `restore` would raise, without reading any array."""
-        with self._reading(step):
-            stored = self._manager.item_metadata(step)["state"]
-            leaves = None if stored is None else stored.tree
+        path = self.folder / str(step)
+        if has_manifest(path) and self._run_folder.config_file.exists():
+            self._run_folder.check_manifest(Manifest.read(path))
+        with self._reading(step) as checkpointer:
+            leaves = checkpointer.metadata(self._state(step)).item_metadata
         if not leaves:
             raise self._unreadable(step, "it does not hold a state")
-        _check_tree(dict(leaves), _as_tree(template), f"{self.folder}/{step}")
+        _check_tree(dict(leaves.tree), _as_tree(template), f"{self.folder}/{step}")
+
+    def _state(self, step: int) -> Path:
+        return self.folder.absolute() / str(step) / "state"
 
     @contextmanager
-    def _reading(self, step: int) -> Iterator[None]:
+    def _reading(self, step: int) -> Iterator[ocp.Checkpointer]:
         _suppress_tensorstore_warnings()
         try:
-            yield
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+                yield checkpointer
         except Exception as error:  # a damaged folder makes Orbax raise errors of many types
             reason = str(error) or type(error).__name__
             raise self._unreadable(step, reason.splitlines()[0][:200]) from error
 
-    def _unreadable(self, step: int, reason: str) -> CheckpointError:
+    def _unreadable(self, step: int, reason: str) -> "DamagedCheckpointError":
         path = f"{self.folder}/{step}"
-        help = f"move {path} elsewhere: the run then resumes from the checkpoint before it"
-        return CheckpointError("K003", f"{path} cannot be read: {reason}", help)
+        help = "without --step, the newest valid checkpoint is used, and this one is moved to quarantine/"
+        return DamagedCheckpointError("K003", f"{path} cannot be read: {reason}", help)
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that is not as it was saved (K003)."""
 
 
 class LoadedModel(NamedTuple):
@@ -185,6 +297,7 @@ def load_model(checkpoint: CheckpointRef) -> LoadedModel:
     Raises `CheckpointError` if there is no such checkpoint or it cannot be read.
     """
     folder = checkpoint.run
+    folder.check_files()
     config = folder.config()
     one_device = dataclasses.replace(config.mesh, device="auto", data_parallel=1)
     mesh = make_mesh(one_device, config.data.micro_batch)
@@ -202,22 +315,6 @@ def resolve_auto(config: Config, mesh: Mesh) -> Config:
     device = mesh.devices.flat[0]
     capability = getattr(device, "compute_capability", "")
     return dataclasses.replace(config, model=backend.resolve_auto(config.model, device.platform, capability))
-
-
-def _preservation(run: Run) -> Any:
-    policy = [policies.LatestN(n=run.keep_latest)]
-    if run.keep_best:
-        policy.append(
-            policies.BestN(
-                get_metric_fn=lambda metrics: metrics["val_loss"],
-                reverse=True,  # Orbax keeps the largest; a loss is best when it is smallest
-                n=run.keep_best,
-                keep_checkpoints_without_metrics=False,
-            )
-        )
-    if run.keep_every:
-        policy.append(policies.EveryNSteps(interval_steps=run.keep_every))
-    return policies.AnyPreservationPolicy(policy)
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
@@ -275,6 +372,15 @@ def _check_finite(step: int, tree: dict[str, Any]) -> None:
 @jax.jit
 def _all_finite(tree: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: jnp.isfinite(leaf).all() for name, leaf in tree.items()}
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """What distinguishes a folder from another one that takes its name; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _storage_error(folder: Path, error: BaseException) -> StorageError:

@@ -38,7 +38,8 @@ CostCheck = Callable[[Config, int, str, int], None]
 class CheckedRun:
     """A run whose config, devices, folder and tokens fit together; nothing is written yet.
 
-    `user_config` may have `auto` settings, which `config` has resolved for the devices of `mesh`.
+    `user_config` may have `auto` settings, which `config` has resolved for the devices of `mesh`. `tokens`
+    identifies the tokens of `dataset`, with a checksum of every byte.
     """
 
     user_config: Config
@@ -46,6 +47,7 @@ class CheckedRun:
     mesh: Mesh
     folder: RunFolder
     dataset: TokenDataset
+    tokens: dict[str, Any]
 
     @property
     def device_kind(self) -> str:
@@ -104,10 +106,14 @@ def open_run(
     template = step.abstract_state(run.config, optimizer, run.mesh)
     if fork is not None and not folder.config_file.exists():
         check_fork(run.config, fork, run.dataset, template)
-    with folder.lock(), Checkpoints(folder.checkpoints, run.config.run) as checkpoints:
+    identity = {"config": config.to_dict(), "tokens": run.tokens}
+    with folder.lock(), Checkpoints(folder.checkpoints, run.config.run, identity) as checkpoints:
         folder.check_config(config)  # another process may have started the run before the lock
-        folder.check_tokens(run.dataset.identity)
-        state = restore_state(template, checkpoints, fork)
+        folder.check_tokens(run.tokens)
+        state = checkpoints.restore_newest(template)
+        if state is None:
+            folder.check_checkpoints_exist()
+            state = restore_fork(template, fork)
         if state is None:
             state = step.compile_init(run.config, optimizer, run.mesh)()
         yield OpenRun(
@@ -133,18 +139,21 @@ def check_run(config: Config, check_memory: MemoryCheck, open_tokens: Callable[[
     folder.check_config(config)
     check_memory(resolved, jax_setup.device_memory_bytes(mesh), mesh.size)
     dataset = open_tokens(resolved)
-    _verify(resolved, dataset)
-    return CheckedRun(user_config=config, config=resolved, mesh=mesh, folder=folder, dataset=dataset)
+    tokens = dataset.identity | {"tokens_xxh3_128": _verify(resolved, dataset)}
+    return CheckedRun(user_config=config, config=resolved, mesh=mesh, folder=folder, dataset=dataset, tokens=tokens)
 
 
-def _verify(config: Config, dataset: TokenDataset) -> None:
-    """Raises a `JaxgptError` if the model of `config` cannot train on these tokens; reads every token."""
+def _verify(config: Config, dataset: TokenDataset) -> str:
+    """Reads every token, and returns a checksum of them.
+
+    Raises a `JaxgptError` if the model of `config` cannot train on these tokens.
+    """
     datasets.check_vocabulary(config.model.vocab_size, dataset)
     for split in (dataset.train, dataset.val):
         if split:
             split.windows(config.model.block_size)  # raises if it has not a single window
     with console.progress_bar("checking the tokens") as progress:
-        dataset.verify(progress)
+        return dataset.verify(progress)
 
 
 def _open_or_prepare(config: Config) -> TokenDataset:
@@ -168,7 +177,9 @@ def _open_or_prepare(config: Config) -> TokenDataset:
 
 def check_fork(config: Config, fork: CheckpointRef, dataset: TokenDataset, template: TrainState) -> None:
     """Raises a `JaxgptError` if a new run of `config` on `dataset` cannot start from the checkpoint `fork`."""
+    fork.run.check_files()
     fork.run.check_tokenizer(dataset.identity)
+    fork.run.check_model(config)
     with Checkpoints(fork.run.checkpoints) as source:
         fork_step = source.resolve_step(fork.step)
         source.check_fit(template, fork_step)
@@ -177,11 +188,8 @@ def check_fork(config: Config, fork: CheckpointRef, dataset: TokenDataset, templ
         raise ConfigError("C030", message, f"--run.steps {2 * fork_step}")
 
 
-def restore_state(template: TrainState, checkpoints: Checkpoints, fork: CheckpointRef | None) -> TrainState | None:
-    """The state of the run's newest checkpoint, else that of the checkpoint `fork`; None for a run from scratch."""
-    latest = checkpoints.latest()
-    if latest is not None:
-        return checkpoints.restore(template, latest)
+def restore_fork(template: TrainState, fork: CheckpointRef | None) -> TrainState | None:
+    """The state of the checkpoint `fork`; None without one."""
     if fork is None:
         return None
     with Checkpoints(fork.run.checkpoints) as source:

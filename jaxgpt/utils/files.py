@@ -29,6 +29,15 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def sync(path: Path) -> None:
+    """Returns when the file or folder `path` is on the disk as it is now (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def check_writable(option: str, path: Path) -> Path:
     """Returns `path`; raises `ConfigError` C041, before any work, if a file cannot be written there."""
     problems = {

@@ -18,13 +18,14 @@ import jaxgpt
 from jaxgpt import _loader
 from jaxgpt.config import Config
 from jaxgpt.runs import log as runlog
-from jaxgpt.runs.folder import RunFolder
+from jaxgpt.runs.folder import FILES, RunFolder
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
 from jaxgpt.training.checkpoint import Checkpoints, resolve_auto
 from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.recorder import Recorder
 from jaxgpt.training.step import Metrics, TrainState
+from jaxgpt.utils.sealed import CHECKSUM, seal
 
 VOCABULARY = 64
 STEPS = 20
@@ -108,6 +109,16 @@ def copy_workspace(source: Path, target: Path) -> None:
     shutil.copytree(source, target, dirs_exist_ok=True)
     for file in (target / "runs").glob("*/*.json*"):
         file.write_text(file.read_text().replace(str(source), str(target)))
+    for folder in (target / "runs").iterdir():
+        accept_files(RunFolder(folder))
+
+
+def accept_files(folder: RunFolder) -> None:
+    """Makes the run's data.json agree with its config.json and tokenizer.json as they are now."""
+    values = json.loads(folder.data_file.read_text())
+    del values[CHECKSUM]
+    values[FILES] = {name: [_loader.hash_file(folder.path / name)] for name in values[FILES]}
+    folder.data_file.write_text(seal(values))
 
 
 def run_folder(workspace: Path, name: str = "a") -> RunFolder:

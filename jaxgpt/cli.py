@@ -18,6 +18,7 @@ VERBS = {
     "diagnose": "see where a run is heading, when it ends, and why it stalls",
     "evaluate": "compute the loss of a run's model on train and validation text",
     "sample": "generate text with a run's model",
+    "checkpoint": "verify, list or delete the checkpoints of a run",
     "doctor": "check whether this machine can train, and what to do if it cannot",
     "config": "list the built-in configs, or print one",
     "init": "write a config file to edit, from a built-in config or three answers",
@@ -27,7 +28,7 @@ FIRST = "new here?   jaxgpt train quickstart      trains a small model on this m
 
 def usage() -> str:
     """The list of commands."""
-    lines = [f"  jaxgpt {verb:<10}{summary}" for verb, summary in VERBS.items()]
+    lines = [f"  jaxgpt {verb:<12}{summary}" for verb, summary in VERBS.items()]
     return "\n".join(["usage: jaxgpt VERB [options]      (jaxgpt VERB --help explains)", "", *lines, "", FIRST])
 
 

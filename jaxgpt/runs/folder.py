@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxgpt import _loader
 from jaxgpt.config import Config
 from jaxgpt.errors import CheckpointError, ConfigError, StorageError, did_you_mean
-from jaxgpt.runs.checkpoint_files import Manifest, steps_in
+from jaxgpt.runs.checkpoint_files import Manifest, has_manifest, steps_in
 from jaxgpt.runs.log import completed_saves, read_log
 from jaxgpt.utils.files import sync, write_text
 from jaxgpt.utils.lock import LockedError, lock_file
@@ -180,12 +180,11 @@ class RunFolder:
             message = f"{self.checkpoints} has no valid checkpoint, but the log has one of step {saved[-1]}"
             raise CheckpointError("K003", message, f"put the checkpoints back, or {NEW_RUN}")
 
-    def manifests_from(self) -> int | None:
-        """The step from which on every checkpoint has a manifest; None for a run from before manifests."""
-        if not self.config_file.exists():
-            return None
-        step: int | None = self._identity().get(MANIFESTS_FROM)
-        return step
+    def is_old_checkpoint(self, step: int) -> bool:
+        """Whether the checkpoint is from before manifests: a run knows from which step on it has written them."""
+        manifests_from = self._identity().get(MANIFESTS_FROM) if self.config_file.exists() else None
+        is_before = manifests_from is None or step < manifests_from
+        return is_before and not has_manifest(self.checkpoints / str(step))
 
     def check_tokens(self, tokens: dict[str, Any]) -> None:
         """Raises `CheckpointError` K002 if the run was started on other tokens than those that `tokens` identifies."""

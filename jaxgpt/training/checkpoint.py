@@ -198,17 +198,11 @@ class Checkpoints:
         path = self.folder / str(step)
         if step in self._verified:
             return
-        if self._is_old(step):
+        if self._run_folder.is_old_checkpoint(step):
             warn(f"{path} was saved before checkpoints had manifests: its files cannot be verified")
         elif damage := find_damage(path):
             raise self._unreadable(step, damage)
         self._verified.add(step)
-
-    def _is_old(self, step: int) -> bool:
-        """Whether the checkpoint is from before manifests: a run knows from which step on it has written them."""
-        manifests_from = self._run_folder.manifests_from()
-        is_before = manifests_from is None or step < manifests_from
-        return is_before and not has_manifest(self.folder / str(step))
 
     def _set_aside(self, step: int, error: CheckpointError) -> None:
         """Moves a damaged checkpoint to `quarantine/`, unless another process uses the run, and says so."""

@@ -53,6 +53,7 @@ RESUMABLE_FIELDS = {
     "run.keep_every",
     "run.tensorboard",
     "run.watchdog",
+    "run.on_nonfinite",
     "run.early_stop",
     "run.sample_prompt",
     "run.sample_tokens",

@@ -1,9 +1,10 @@
 """The run log: one JSON object per line of `log.jsonl`.
 
 Every record has `kind` and `time` (seconds since 1970). Kinds: `start` (config, versions, device), `step` (one
-optimizer step), `eval`, `sample` (`prompt` and the `text` after it), `save`, and `stop` (see `StopReason`; a run that
-was killed has none). Losses are in nats per token, as exact as they were measured. A line that a crash cut off is
-skipped by `read_log` and ended by the next `RunLog`.
+optimizer step), `skip` (a step whose update was skipped, and the windows of its batch), `eval`, `sample` (`prompt` and
+the `text` after it), `save`, and `stop` (see `StopReason`; a run that was killed has none). Losses are in nats per
+token, as exact as they were measured. A line that a crash cut off is skipped by `read_log` and ended by the next
+`RunLog`.
 """
 
 import json

@@ -17,13 +17,14 @@ from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.config.schedule import learning_rates
 from jaxgpt.errors import LOWER_LR_HELP, NonFiniteError
-from jaxgpt.runs.log import RunLog
+from jaxgpt.runs.log import RunLog, warn
 from jaxgpt.training.records import Display, LossForecast, Scores, StepRecord
 from jaxgpt.training.step import Metrics
 from jaxgpt.training.tracker import open_tracker
 from jaxgpt.training.watchdog import Watchdog
 from jaxgpt.utils.eta import Eta, estimate_eta
 
+MAX_SKIPS = 10  # steps in a row whose loss or gradient is not finite: the run is lost
 TENSORBOARD_STEP_VALUES = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
@@ -65,6 +66,8 @@ class Recorder:
         self._step_seconds: list[float] = []
         self._paused_seconds = 0.0
         self._compiled = False
+        self._skips = 0
+        self._skips_in_a_row = 0
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of step `step`, just dispatched, and records those of the step before it."""
@@ -130,12 +133,13 @@ class Recorder:
         record = self._step_record(step, float(values.loss), float(values.grad_norm), seconds)
         self._log.write("step", **record._asdict())
         self._write_tensorboard(step, {f"train/{name}": getattr(record, name) for name in TENSORBOARD_STEP_VALUES})
-        _check_finite(record)
+        is_finite = self._check_finite(record)
         if self._compiled:
             self._step_seconds.append(seconds)
             self._watchdog.step_done(seconds)
         self._compiled = True
-        self._display.step(record, self._time_remaining(step))
+        if is_finite:
+            self._display.step(record, self._time_remaining(step))
 
     def _time_remaining(self, step: int) -> Eta | None:
         overhead = self._paused_seconds / max(len(self._step_seconds), 1)
@@ -156,6 +160,31 @@ class Recorder:
             epoch=windows / self._epoch_windows,
         )
 
+    def _check_finite(self, record: StepRecord) -> bool:
+        """Whether the step's loss and gradient norm are finite.
+
+        Otherwise its update was skipped, if `run.on_nonfinite` says so. Raises `NonFiniteError` N001 if it does not, or
+        after `MAX_SKIPS` such steps in a row.
+        """
+        values = {"loss": record.loss, "gradient norm": record.grad_norm}
+        name = next((name for name, value in values.items() if not math.isfinite(value)), None)
+        if name is None:
+            self._skips_in_a_row = 0
+            return True
+        problem = f"the {name} of step {record.step} is not finite (loss {record.loss}, norm {record.grad_norm})"
+        if self._config.run.on_nonfinite == "abort":
+            raise NonFiniteError("N001", problem, LOWER_LR_HELP)
+        self._skips += 1
+        self._skips_in_a_row += 1
+        if self._skips_in_a_row == MAX_SKIPS:
+            raise NonFiniteError("N001", f"{problem}, the {MAX_SKIPS}th in a row", LOWER_LR_HELP)
+        windows = self._config.data.micro_batch * self._config.data.accum
+        first = record.step * windows
+        self._log.write("skip", step=record.step, first_window=first, windows=windows, skips=self._skips)
+        batch = f"windows {first:,} to {first + windows - 1:,} of the data order"
+        warn(f"{problem}: its update was skipped, {self._skips} so far; the batch is {batch}")
+        return False
+
     def _write_tensorboard(self, step: int, values: dict[str, Any]) -> None:
         if self._tracker:
             self._tracker.write(step, {name: value for name, value in values.items() if isinstance(value, float | str)})
@@ -164,12 +193,3 @@ class Recorder:
 def fetch(metrics: Any) -> Any:
     """The arrays of `metrics` on the host; waits for the step that computes them."""
     return jax.device_get(metrics)
-
-
-def _check_finite(record: StepRecord) -> None:
-    """Raises `NonFiniteError` N001 if the step's loss or gradient norm is not finite."""
-    values = {"loss": record.loss, "gradient norm": record.grad_norm}
-    name = next((name for name, value in values.items() if not math.isfinite(value)), None)
-    if name:
-        message = f"the {name} of step {record.step} is not finite (loss {record.loss}, norm {record.grad_norm})"
-        raise NonFiniteError("N001", message, LOWER_LR_HELP)

@@ -95,7 +95,23 @@ def train_step(
         grads, loss = jax.lax.pmean((grads, loss), axis)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), Metrics(loss, optax.tree.norm(grads))
+    after = TrainState(state.step + 1, params, opt_state)
+    metrics = Metrics(loss, optax.tree.norm(grads))
+    return (_skip_unless_finite(metrics, state, after) if config.run.on_nonfinite == "skip" else after), metrics
+
+
+def _skip_unless_finite(metrics: Metrics, before: TrainState, after: TrainState) -> TrainState:
+    """`after`, or `before` if the loss or the gradient is not finite.
+
+    Counters advance in either case, since the learning rate is a function of the step.
+    """
+    is_finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
+
+    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
+        return new if jnp.issubdtype(new.dtype, jnp.integer) else jnp.where(is_finite, new, old)
+
+    state: TrainState = jax.tree.map(choose, before, after)
+    return state
 
 
 def loss_fn(

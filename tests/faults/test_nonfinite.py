@@ -1,0 +1,87 @@
+"""A loss or gradient that is not finite: the run ends, or the update is skipped, counted and logged."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.training import arguments, records, run_folder, saved_state, tiny_config
+
+from jaxgpt import errors, train
+from jaxgpt.data import dataset
+from jaxgpt.training import optimizer as optim
+from jaxgpt.training import step
+from jaxgpt.training.batches import train_batches
+from jaxgpt.training.mesh import make_mesh
+from jaxgpt.training.recorder import MAX_SKIPS
+
+SKIP = {"run.on_nonfinite": "skip", "run.steps": 7, "run.eval_every": 7}  # less than an epoch: no batch comes twice
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, start: Any = None) -> None:
+    """Makes the loss NaN of every window, or of the window that starts with the tokens `start`."""
+    original = step.loss_fn
+
+    def loss_fn(params: Any, tokens_BxW: jax.Array, rngs_B: Any, **options: Any) -> jax.Array:
+        loss = original(params, tokens_BxW, rngs_B, **options)
+        if start is None:
+            return loss * jnp.nan
+        is_bad = (tokens_BxW[:, : len(start)] == jnp.asarray(start)[None]).all(-1).any()
+        return loss * jnp.where(is_bad, jnp.nan, 1.0)
+
+    monkeypatch.setattr(step, "loss_fn", loss_fn)
+
+
+def first_tokens_of_step(workspace: Path, number: int) -> np.ndarray[Any, Any]:
+    config = tiny_config(workspace, SKIP)
+    data = dataset.open_folder(config.data.path)
+    mesh = make_mesh(config.mesh, config.data.micro_batch)
+    with train_batches(config, data.train, mesh, number, data.vocab_size) as batches:
+        return np.array(next(iter(batches)))[0, 0, :8]
+
+
+def test_bad_batch_is_skipped_counted_and_logged(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison(monkeypatch, first_tokens_of_step(workspace, 5))
+    assert errors.run(train.main, arguments(workspace, SKIP)) == 0
+    assert capsys.readouterr().err == (
+        "warning: the loss of step 5 is not finite (loss nan, norm nan): its update was skipped, 1 so far; "
+        "the batch is windows 40 to 47 of the data order\n"
+    )
+    (skip,) = records(run_folder(workspace), "skip")
+    assert (skip["step"], skip["first_window"], skip["windows"], skip["skips"]) == (5, 40, 8, 1)
+    losses = [record["loss"] for record in records(run_folder(workspace))]
+    assert [index for index, loss in enumerate(losses) if loss == "nan"] == [5]
+    assert int(saved_state(tiny_config(workspace, SKIP)).step) == 7
+
+
+def test_bad_batch_aborts_by_default(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, first_tokens_of_step(workspace, 5))
+    assert errors.run(train.main, arguments(workspace, SKIP | {"run.on_nonfinite": "abort"})) == 5
+    assert records(run_folder(workspace), "skip") == []
+
+
+def test_many_bad_batches_in_a_row_abort(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison(monkeypatch)
+    assert errors.run(train.main, arguments(workspace, {"run.on_nonfinite": "skip"})) == 5
+    assert f"the {MAX_SKIPS}th in a row" in capsys.readouterr().err
+    assert len(records(run_folder(workspace), "skip")) == MAX_SKIPS - 1
+
+
+def test_skipped_step_changes_nothing_but_counters(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch)
+    config = tiny_config(workspace, SKIP | {"model.dtype": "float32", "model.attention": "xla"})
+    optimizer = optim.make_optimizer(config)
+    state = step.init_state(config, optimizer)
+    tokens = np.zeros((2, 4, 17), np.uint16)
+    graphdef = step.model_graphdef(config.model)
+    after, metrics = step.train_step(state, tokens, config=config, graphdef=graphdef, optimizer=optimizer)  # type: ignore[arg-type]
+    assert np.isnan(metrics.loss)
+    for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        expected = old + 1 if jnp.issubdtype(old.dtype, jnp.integer) else old
+        np.testing.assert_array_equal(new, expected)

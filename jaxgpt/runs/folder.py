@@ -133,7 +133,7 @@ class RunFolder:
     def check_config(self, config: Config) -> None:
         """Raises `CheckpointError` K001 if the run was started with a config that trains something else."""
         if not self.config_file.exists():
-            self._check_new()
+            self.check_new()
             return
         self.check_files()
         changed = changed_fields(self.config(), config)
@@ -144,7 +144,7 @@ class RunFolder:
                 f"start a new run (--run.name NEW), or fork this one (--run.name NEW --fork {self.path})",
             )
 
-    def _check_new(self) -> None:
+    def check_new(self) -> None:
         """Raises `CheckpointError` K005 if a run without `config.json` has a log or checkpoints nevertheless."""
         traces = [file.name for file in (self.log_file, self.checkpoints) if file.is_file() or steps_in(file)]
         if traces:
@@ -301,6 +301,8 @@ def find_run(name: str, step: str = "latest") -> CheckpointRef:
     for candidate in (path, Path("runs") / path):
         if (candidate / "config.json").is_file():
             return CheckpointRef(RunFolder(candidate), step)
+        if path.name:
+            RunFolder(candidate).check_new()
     names = sorted(file.parent.name for file in Path("runs").glob("*/config.json"))
     help = f"{did_you_mean(path.name, names)}there are: {', '.join(names)}" if names else "train one first"
     raise ConfigError("C024", f"no run in {name!r}", help)

@@ -36,8 +36,8 @@ from jaxgpt.runs.checkpoint_files import (
 )
 from jaxgpt.runs.folder import CheckpointRef, RunFolder
 from jaxgpt.runs.log import warn
+from jaxgpt.training import disk_space, retention
 from jaxgpt.training import optimizer as optim
-from jaxgpt.training import retention
 from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.sealed_path import sealed_path_class
 from jaxgpt.training.step import TrainState, abstract_state, model_graphdef
@@ -133,6 +133,7 @@ class Checkpoints:
         _suppress_tensorstore_warnings()
         tree = _as_tree(state)
         _check_finite(step, tree)
+        disk_space.check(self.folder, disk_space.state_bytes(tree))
         self._losses[step] = val_loss if val_loss is not None and math.isfinite(val_loss) else math.inf
         try:
             items = ocp.args.Composite(state=ocp.args.StandardSave(tree))

@@ -18,7 +18,7 @@ from jaxgpt.errors import ConfigError, NoShardsError
 from jaxgpt.prepare.pipeline import prepare
 from jaxgpt.runs.folder import CheckpointRef, RunFolder
 from jaxgpt.runs.log import DONE, RunLog, StopReason, read_log, read_stop_reason
-from jaxgpt.training import batches, console, jax_setup, messages, step
+from jaxgpt.training import batches, console, disk_space, jax_setup, messages, step
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training.batches import Batches
 from jaxgpt.training.checkpoint import Checkpoints, LoadedModel, load_model, resolve_auto
@@ -114,6 +114,7 @@ def open_run(
         if state is None:
             folder.check_checkpoints_exist()
             state = restore_fork(template, fork)
+        disk_space.check_before_run(folder.checkpoints, template, run.config.run)
         if state is None:
             state = step.compile_init(run.config, optimizer, run.mesh)()
         yield OpenRun(

@@ -1,13 +1,16 @@
 """Files of a run that are damaged, missing or of another run: detected, and an older checkpoint is used."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 from helpers.training import (
     after_step,
@@ -22,10 +25,13 @@ from helpers.training import (
 )
 
 from jaxgpt import errors, evaluate, sample, train
-from jaxgpt.errors import CheckpointError
+from jaxgpt.config import Run
+from jaxgpt.errors import CheckpointError, StorageError
 from jaxgpt.runs.checkpoint_files import MANIFEST, find_damage
 from jaxgpt.runs.folder import FILES, MANIFESTS_FROM, RunFolder
+from jaxgpt.training import disk_space
 from jaxgpt.training.checkpoint import Checkpoints
+from jaxgpt.training.step import TrainState
 from jaxgpt.utils.sealed import CHECKSUM, seal
 
 FLIPS = 200
@@ -226,6 +232,66 @@ def test_old_run_that_is_resumed_keeps_its_old_checkpoints(finished: Path) -> No
     assert_older_is_used(folder, "the new checkpoint lost its manifest, the old one never had one")
 
 
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_synced_before_the_step_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file, every folder and the manifest are on the disk when the folder is renamed: power may be lost then."""
+    synced: set[int] = set()
+    late = []
+    fsync, rename = os.fsync, Path.rename
+
+    def record(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def check(path: Path, target: Path) -> Path:
+        late.extend(inside for inside in (path, *path.rglob("*")) if inside.stat().st_ino not in synced)
+        assert (path / MANIFEST).exists()
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr(Path, "rename", check)
+    state = TrainState(jnp.int32(1), {"w": jnp.zeros((3, 2))}, {})
+    with Checkpoints(tmp_path / "checkpoints", Run()) as checkpoints:
+        checkpoints.save(1, state, None)
+    assert late == []
+    assert (tmp_path / "checkpoints").stat().st_ino in synced
+    assert find_damage(tmp_path / "checkpoints/1") == ""
+
+
+def test_full_disk_ends_the_run_before_its_first_step(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil.disk_usage(workspace)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000))
+    assert errors.run(train.main, arguments(workspace)) == 7
+    assert "runs/a/checkpoints has 50.0 kB of free space; a checkpoint needs 3" in capsys.readouterr().err
+    assert not run_folder(workspace).log_file.exists()
+
+
+def test_disk_that_becomes_full_refuses_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = TrainState(jnp.int32(1), {"w": jnp.zeros((300, 200))}, {})
+    usage = shutil.disk_usage(tmp_path)
+    with Checkpoints(tmp_path / "checkpoints", Run()) as checkpoints:
+        checkpoints.save(1, state, None)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000))
+        with pytest.raises(StorageError) as caught:
+            checkpoints.save(2, state, None)
+    assert caught.value.code == "S019"
+    assert resolve(RunFolder(tmp_path)) == 1
+
+
+def test_space_for_fewer_checkpoints_than_are_kept_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = TrainState(jnp.int32(1), {"w": jnp.zeros((300, 200))}, {})
+    for free, lines in ((1_000_000, 0), (900_000, 1)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        disk_space.check_before_run(tmp_path, state, Run(keep_latest=2, keep_best=1))
+        assert len(capsys.readouterr().err.splitlines()) == lines
+
+
 # --- other files of a run ---------------------------------------------------------------------------------------------
 
 
@@ -271,6 +337,15 @@ def test_missing_part_of_a_run_is_an_error(
         path.rmdir()
     (finished / "away").rename(path)
     assert errors.run(train.main, arguments(finished)) == 0
+
+
+@pytest.mark.parametrize("command", [sample.main, evaluate.main])
+def test_run_without_its_config_is_named(
+    finished: Path, capsys: pytest.CaptureFixture[str], command: Callable[..., None]
+) -> None:
+    run_folder(finished).config_file.unlink()
+    assert errors.run(command, ["a"]) == 4
+    assert "error[K005]: 'runs/a' has log.jsonl and checkpoints, but no config.json" in capsys.readouterr().err
 
 
 def test_removed_run_folder_ends_the_run(

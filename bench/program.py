@@ -32,7 +32,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import track
-from sides import Variant, parse_variant
+from sides import Variant, end_of_text, parse_variant
 
 from jaxgpt.budget import devices
 from jaxgpt.config import Config
@@ -122,7 +122,7 @@ def compile_for(variant: Variant, device: devices.Device) -> Any:
     optimizer = optim.make_optimizer(config)
     shape = (config.data.accum, config.data.micro_batch, config.model.block_size + 1)
     tokens = jax.ShapeDtypeStruct(shape, np.uint16, sharding=batch_sharding(mesh))
-    update = step.compile_train_step(config, step.model_graphdef(config.model), optimizer, mesh)
+    update = step.compile_train_step(config, step.model_graphdef(config.model), optimizer, mesh, end_of_text(config))
     lowered = update.lower(step.abstract_state(config, optimizer, mesh), tokens)
     try:
         return lowered.compile(compiler_options=dict(variant.compiler) or None)

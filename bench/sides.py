@@ -57,6 +57,11 @@ def override_config(config: Config, words: Sequence[str]) -> Config:
         return parse_config(Parser("train", ""), ["--config", str(file), *words])[0]
 
 
+def end_of_text(config: Config) -> int | None:
+    """An end-of-text token for a step on random tokens, if the config needs one: the last one of the vocabulary."""
+    return config.model.vocab_size - 1 if config.data.block_cross_document_attention else None
+
+
 class SharedState:
     """The training state that sides with equal shapes share, because a small GPU has no room for several."""
 
@@ -86,7 +91,8 @@ class Side:
         tokens = jax.ShapeDtypeStruct(shape, np.uint16, sharding=batch_sharding(mesh))
         state = self._abstract_state()
         started = time.perf_counter()
-        update = step.compile_train_step(config, step.model_graphdef(config.model), self.optimizer, mesh)
+        eot = end_of_text(config)
+        update = step.compile_train_step(config, step.model_graphdef(config.model), self.optimizer, mesh, eot)
         lowered = update.lower(state, tokens)
         self.program = lowered.compile(compiler_options=dict(self._variant.compiler) or None)
         return time.perf_counter() - started

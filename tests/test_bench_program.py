@@ -217,3 +217,19 @@ def test_recorded_memory_matches_xlas_count(remat: str) -> None:
     counted = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     recorded = dict(zip(("none", "attention", "blocks"), map(float, line[2:]), strict=True))
     assert counted / 1e9 == pytest.approx(recorded[remat], rel=0.01)
+
+
+@needs_plugin
+def test_the_mask_of_documents_is_made_once() -> None:
+    """A micro-batch of `fineweb40m_modern` with two layers: both read one mask, in each pass."""
+    program = bench("program")
+    changes = {"model": {"n_layer": 2}, "data": {"block_cross_document_attention": True}}
+    config = load_config("fineweb40m_modern").replace(changes)
+    compiled = program.compile_for(program.Variant("", config), devices.find("H100"))
+    kernels = program.analyze(compiled, config, devices.find("H100"))["kernels"]
+    mask_bytes = 2 * config.data.micro_batch * config.model.block_size**2
+    masks = [kernel["count"] for kernel in kernels if "_where" in kernel["source"] and kernel["bytes"] > mask_bytes]
+    assert masks == [config.data.accum]
+    attention = [kernel["bytes"] for kernel in kernels if kernel["kind"] == "attention"]
+    assert len(attention) == 2 * config.model.n_layer
+    assert min(attention) > mask_bytes

@@ -86,6 +86,16 @@ def test_attention_without_cudnn_saves_its_probabilities() -> None:
     assert memory.block_bytes(model, flash=False) > 3 * memory.block_bytes(model, flash=True)
 
 
+def test_mask_of_documents_is_stored_once() -> None:
+    """In a program compiled for an H100, temporaries grow by 33,554,432 bytes (bench/program.py)."""
+    config = load_config("fineweb40m_modern")
+    masked = config.replace({"data": {"block_cross_document_attention": True}})
+    added = memory.estimate(masked).total - memory.estimate(config).total
+    assert added / (1 + memory.FRAGMENTS) == pytest.approx(33_554_432, rel=1e-6)
+    dropped = {"model": {"attention_dropout": 0.1}}
+    assert memory.estimate(masked.replace(dropped)) == memory.estimate(config.replace(dropped))
+
+
 @pytest.mark.parametrize("line", H100_MEMORY.strip().splitlines(), ids=lambda line: " ".join(line.split()[:2]))
 def test_plan_agrees_with_programs_compiled_for_an_h100(line: str) -> None:
     name, rows, *counts = line.split()

@@ -44,10 +44,7 @@ class AuditTarget:
                 help = "leave it out" if default is None else f"its end-of-text id is {default}"
                 raise ConfigError("C031", f"--eot {eot} is outside {vocabulary}", help)
             return cls(dataset, eot)
-        manifest = dataset.manifest
-        if manifest:
-            return cls(dataset, None if manifest.eot_position == "none" else manifest.tokenizer.eot)
-        return cls(dataset, dataset.tokenizer.eot)
+        return cls(dataset, dataset.eot)
 
     @property
     def eot_position(self) -> str:

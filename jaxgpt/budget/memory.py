@@ -68,7 +68,9 @@ def estimate(config: Config, micro_batch: int | None = None, *, remat: str = "",
     # The loss ends before the blocks' backward pass begins: a step needs room for the larger of the two.
     backward = max(0, tokens * (recomputed + block_gradients) + weights * size - logits)
     cast_weights = weights * size if size < FLOAT32 else 0
-    workspace = cast_weights + token_ids + backward + LIBRARIES
+    # The mask of documents, bfloat16 for cuDNN, is the same array for all layers.
+    mask = 2 * tokens * model.block_size if flash and config.data.block_cross_document_attention else 0
+    workspace = cast_weights + token_ids + backward + mask + LIBRARIES
     memory = Memory(
         parameters=FLOAT32 * weights,
         gradients=FLOAT32 * weights,  # the float32 sum over micro-batches

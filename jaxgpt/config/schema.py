@@ -134,6 +134,9 @@ class Data(Section):
         "epoch",
         "epoch: each window once per epoch, shuffled; random: with replacement (nanoGPT); sequential: as stored",
     )
+    block_cross_document_attention: bool = field(
+        False, "a token attends only to tokens of its own document; the tokens need an end-of-text token"
+    )
     seed: int = field(1337, "seed of the data order", ge=0, le=2**63 - 1)
     prefetch_buffers: int = field(4, "steps of data that the loader holds in memory", ge=3, le=64)
     threads: int = field(1, "threads that read ahead", ge=1, le=64)

@@ -87,6 +87,13 @@ class TokenDataset:
         return loaded
 
     @property
+    def eot(self) -> int | None:
+        """The id of the end-of-text token between documents, None if these tokens have none."""
+        if self.manifest is None:
+            return self.tokenizer.eot
+        return None if self.manifest.eot_position == "none" else self.manifest.tokenizer.eot
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a resumed run compares, as JSON values."""
         return {

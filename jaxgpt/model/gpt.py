@@ -30,12 +30,16 @@ KeysAndValues = tuple[jax.Array, jax.Array]
 
 
 class AttentionInputs(NamedTuple):
-    """What a block needs besides its activations: the first token's position, dropout keys, and its layer's cache."""
+    """What a block needs besides its activations: the first token's position, dropout keys, and its layer's cache.
+
+    With `documents_BxT`, the number of each token's document, a token attends only to tokens of its own document.
+    """
 
     position_offset: jax.Array
     rngs_B: jax.Array | None = None
     k_BxKxSxC: jax.Array | None = None
     v_BxKxSxC: jax.Array | None = None
+    documents_BxT: jax.Array | None = None
 
 
 class GPT(nnx.Module):
@@ -64,11 +68,19 @@ class GPT(nnx.Module):
         return self.logits(self.hidden(tokens_BxT, rngs_B=rngs_B)[0])
 
     def hidden(
-        self, tokens_BxT: jax.Array, *, rngs_B: jax.Array | None = None, cache: KVCache | None = None
+        self,
+        tokens_BxT: jax.Array,
+        *,
+        rngs_B: jax.Array | None = None,
+        cache: KVCache | None = None,
+        documents_BxT: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
-        """The final norm's output [B, T, D], and `cache` with these tokens appended."""
+        """The final norm's output [B, T, D], and `cache` with these tokens appended.
+
+        `documents_BxT` is for a window of several documents, without a cache (see `AttentionInputs`).
+        """
         position_offset = jnp.int32(0) if cache is None else cache.length
-        x_BxTxD, keys_and_values = self._run_blocks(tokens_BxT, position_offset, rngs_B, cache)
+        x_BxTxD, keys_and_values = self._run_blocks(tokens_BxT, position_offset, rngs_B, cache, documents_BxT)
         if cache is not None:
             k, v = zip(*keys_and_values, strict=True)
             cache = KVCache(k, v, position_offset + tokens_BxT.shape[1])
@@ -85,14 +97,19 @@ class GPT(nnx.Module):
         return self.norm(last_Bx1xD)[:, 0], KVCache(k, v, length)
 
     def _run_blocks(
-        self, tokens_BxT: jax.Array, position_offset: jax.Array, rngs_B: jax.Array | None, cache: KVCache | None
+        self,
+        tokens_BxT: jax.Array,
+        position_offset: jax.Array,
+        rngs_B: jax.Array | None,
+        cache: KVCache | None,
+        documents_BxT: jax.Array | None = None,
     ) -> tuple[jax.Array, list[KeysAndValues]]:
         """The last block's output, and each block's keys and values: those of the cache, or those of these tokens."""
         x_BxTxD = self._embed(tokens_BxT, position_offset, rngs_B)
         keys_and_values = []
         for i, block in enumerate(self.blocks):
             k, v = (None, None) if cache is None else (cache.k[i], cache.v[i])
-            inputs = AttentionInputs(position_offset, _fold_in(rngs_B, i + 1), k, v)
+            inputs = AttentionInputs(position_offset, _fold_in(rngs_B, i + 1), k, v, documents_BxT)
             x_BxTxD, pair = maybe_remat(block, self.config.remat == "blocks")(x_BxTxD, inputs)
             keys_and_values.append(pair)
         return x_BxTxD, keys_and_values
@@ -160,7 +177,8 @@ class Attention(nnx.Module):
             )
             y_BxTxHxC = attend_cached(q_BxTxHxC, *keys_and_values, inputs.position_offset)
         else:
-            y_BxTxHxC = attend(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, self.config, _fold_in(inputs.rngs_B, 2))
+            rngs_B = _fold_in(inputs.rngs_B, 2)
+            y_BxTxHxC = attend(q_BxTxHxC, k_BxTxKxC, v_BxTxKxC, self.config, rngs_B, inputs.documents_BxT)
         return self.out(y_BxTxHxC.reshape(*x_BxTxD.shape[:2], -1)), keys_and_values
 
     def _project(self, x_BxTxD: jax.Array, position_offset: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -13,10 +13,27 @@ from jax.sharding import Mesh
 
 from jaxgpt import _loader
 from jaxgpt.config import Config
-from jaxgpt.data.dataset import Split, translate_loader_errors
+from jaxgpt.data.dataset import Split, TokenDataset, translate_loader_errors
+from jaxgpt.errors import ConfigError
 from jaxgpt.training.mesh import batch_sharding
 
 EVALUATION_SEED = 0
+
+
+def document_token(config: Config, dataset: TokenDataset) -> int | None:
+    """The token that starts a document, if attention may not cross documents; None if it may.
+
+    Raises `ConfigError` C072 if `data.block_cross_document_attention` is on and the tokens have no end-of-text token.
+    """
+    if not config.data.block_cross_document_attention:
+        return None
+    if dataset.eot is None:
+        raise ConfigError(
+            "C072",
+            f"data.block_cross_document_attention = true; {dataset.folder} has no end-of-text token between documents",
+            "--data.block-cross-document-attention false",
+        )
+    return dataset.eot
 
 
 class Batches:

@@ -35,7 +35,8 @@ class Evaluator:
         self._config = config
         self._dataset = dataset
         self._mesh = mesh
-        self._eval_step = step.compile_eval_step(config, graphdef, mesh)
+        eot = batches.document_token(config, dataset)
+        self._eval_step = step.compile_eval_step(config, graphdef, mesh, eot)
         self._should_stop = should_stop
 
     def __call__(self, params: Any) -> Scores:

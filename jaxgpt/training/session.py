@@ -150,6 +150,7 @@ def _verify(config: Config, dataset: TokenDataset) -> str:
     Raises a `JaxgptError` if the model of `config` cannot train on these tokens.
     """
     datasets.check_vocabulary(config.model.vocab_size, dataset)
+    batches.document_token(config, dataset)  # raises if it needs one and has none
     for split in (dataset.train, dataset.val):
         if split:
             split.windows(config.model.block_size)  # raises if it has not a single window
@@ -213,7 +214,8 @@ class TrainingSession:
         self.scores: Scores | None = None  # of the latest evaluation
         self.best = BestEvaluation(run.checkpoints.best() or 0, run.checkpoints.best_loss())
         self._graphdef = step.model_graphdef(run.config.model)
-        self._train_step = step.compile_train_step(run.config, self._graphdef, run.optimizer, run.mesh)
+        eot = batches.document_token(run.config, run.dataset)
+        self._train_step = step.compile_train_step(run.config, self._graphdef, run.optimizer, run.mesh, eot)
         self._evaluator = Evaluator(run.config, run.dataset, run.mesh, self._graphdef, shutdown.is_requested)
 
     def open_batches(self) -> Batches:

@@ -73,18 +73,20 @@ def train_step(
     config: Config,
     graphdef: Any,
     optimizer: optax.GradientTransformation,
+    eot: int | None = None,
     axis: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on A micro-batches: their mean gradient, accumulated in float32.
 
-    `axis` is the mesh axis over which the caller has sharded B. Devices average their gradients once, after the scan.
+    With the end-of-text token `eot`, attention does not cross documents (see `document_numbers`). `axis` is the mesh
+    axis over which the caller has sharded B. Devices average their gradients once, after the scan.
     """
     # Cast once here, not in the scan: the loop would otherwise convert every weight for each micro-batch.
     weights = cast_matrices(state.params, compute_dtype(config.model))
     rngs_AxB = _dropout_rngs(config, state.step, tokens_AxBxW, axis)
 
     def micro_step(carry: Params, xs: tuple[jax.Array, jax.Array | None]) -> tuple[Params, jax.Array]:
-        loss, grads = jax.value_and_grad(loss_fn)(weights, *xs, graphdef=graphdef, model=config.model)
+        loss, grads = jax.value_and_grad(loss_fn)(weights, *xs, graphdef=graphdef, model=config.model, eot=eot)
         return jax.tree.map(lambda total, grad: total + grad.astype(jnp.float32), carry, grads), loss
 
     count = len(tokens_AxBxW)
@@ -115,12 +117,18 @@ def _skip_unless_finite(metrics: Metrics, before: TrainState, after: TrainState)
 
 
 def loss_fn(
-    params: Params, tokens_BxW: jax.Array, rngs_B: jax.Array | None, *, graphdef: Any, model: ModelConfig
+    params: Params,
+    tokens_BxW: jax.Array,
+    rngs_B: jax.Array | None,
+    *,
+    graphdef: Any,
+    model: ModelConfig,
+    eot: int | None = None,
 ) -> jax.Array:
     """Mean loss in nats per token of predicting each window's next tokens; `rngs_B` enables dropout."""
     inputs_BxT, targets_BxT = inputs_and_targets(tokens_BxW)
     gpt = nnx.merge(graphdef, params)
-    x_BxTxD, _ = gpt.hidden(inputs_BxT, rngs_B=rngs_B)
+    x_BxTxD, _ = gpt.hidden(inputs_BxT, rngs_B=rngs_B, documents_BxT=document_numbers(inputs_BxT, eot))
     head_VxD = gpt.lm_head_weight().astype(x_BxTxD.dtype)
     x_NxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
     return mean_loss(x_NxD, head_VxD, targets_BxT.reshape(-1), model.loss_chunk)
@@ -142,14 +150,16 @@ def _dropout_rngs(config: Config, step: jax.Array, tokens_AxBxW: jax.Array, axis
     return rngs_AxB
 
 
-def eval_step(params: Params, tokens_AxBxW: jax.Array, *, config: Config, graphdef: Any) -> jax.Array:
-    """Mean loss of each window, float32 [A, B], in evaluation mode."""
+def eval_step(
+    params: Params, tokens_AxBxW: jax.Array, *, config: Config, graphdef: Any, eot: int | None = None
+) -> jax.Array:
+    """Mean loss of each window, float32 [A, B], in evaluation mode; `eot` as in `train_step`."""
     weights = cast_matrices(params, compute_dtype(config.model))
 
     def micro_step(_: None, tokens_BxW: jax.Array) -> tuple[None, jax.Array]:
         inputs_BxT, targets_BxT = inputs_and_targets(tokens_BxW)
         gpt = nnx.merge(graphdef, weights)
-        x_BxTxD, _ = gpt.hidden(inputs_BxT)
+        x_BxTxD, _ = gpt.hidden(inputs_BxT, documents_BxT=document_numbers(inputs_BxT, eot))
         x_NxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
         head_VxD = gpt.lm_head_weight().astype(x_BxTxD.dtype)
         losses_N = token_losses(x_NxD, head_VxD, targets_BxT.reshape(-1), config.model.loss_chunk)
@@ -159,11 +169,12 @@ def eval_step(params: Params, tokens_AxBxW: jax.Array, *, config: Config, graphd
 
 
 def compile_train_step(
-    config: Config, graphdef: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: Config, graphdef: Any, optimizer: optax.GradientTransformation, mesh: Mesh, eot: int | None = None
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """`train_step` jitted for `mesh`; it donates the buffers of the given state."""
     replicated = replicated_sharding(mesh)
-    function = partial(train_step, config=config, graphdef=graphdef, optimizer=optimizer, axis=mesh.axis_names[0])
+    axis = mesh.axis_names[0]
+    function = partial(train_step, config=config, graphdef=graphdef, optimizer=optimizer, eot=eot, axis=axis)
     return jax.jit(
         _shard_map(function, mesh, replicated.spec),
         donate_argnums=0,
@@ -173,12 +184,15 @@ def compile_train_step(
     )
 
 
-def compile_eval_step(config: Config, graphdef: Any, mesh: Mesh) -> Callable[[Params, jax.Array], jax.Array]:
+def compile_eval_step(
+    config: Config, graphdef: Any, mesh: Mesh, eot: int | None = None
+) -> Callable[[Params, jax.Array], jax.Array]:
     """`eval_step` jitted for `mesh`."""
     replicated = replicated_sharding(mesh)
     batch = batch_sharding(mesh)
-    function = _shard_map(partial(eval_step, config=config, graphdef=graphdef), mesh, PartitionSpec(*batch.spec[:2]))
-    return jax.jit(function, in_shardings=(replicated, batch), out_shardings=replicated)
+    function = partial(eval_step, config=config, graphdef=graphdef, eot=eot)
+    sharded = _shard_map(function, mesh, PartitionSpec(*batch.spec[:2]))
+    return jax.jit(sharded, in_shardings=(replicated, batch), out_shardings=replicated)
 
 
 def _compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
@@ -206,6 +220,15 @@ def inputs_and_targets(tokens_BxW: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Inputs [B, T] and next-token targets [B, T] of windows, in int32."""
     tokens_BxW = tokens_BxW.astype(jnp.int32)
     return tokens_BxW[:, :-1], tokens_BxW[:, 1:]
+
+
+def document_numbers(inputs_BxT: jax.Array, eot: int | None) -> jax.Array | None:
+    """The number of each token's document in its window, int32 [B, T]; None without `eot`.
+
+    The end-of-text token starts a document, wherever the data's author puts it: from it the first token of a document
+    is predicted, as at the start of a sample, and the last token of a document predicts it.
+    """
+    return None if eot is None else jnp.cumsum(inputs_BxT == eot, axis=1, dtype=jnp.int32)
 
 
 def cast_matrices(params: Params, dtype: Any) -> Params:

@@ -20,19 +20,7 @@ SIGNALS = """| 75 | stopped by SIGTERM, SIGHUP or SIGUSR1, saved: safe to requeu
 | 130 | stopped by Ctrl-C, saved | |
 | 128 + N | ended at once by a second signal, number N; the last checkpoint is valid | |
 
-## Signals
-
-At the first SIGTERM, SIGINT (Ctrl-C), SIGHUP (a closed terminal; not under `nohup`) or SIGUSR1 (Slurm's warning),
-`train` finishes the current step, saves and exits. It does not finish an evaluation: the resumed run makes up for it.
-Before the first step there is nothing to save, and it exits at once. Process managers may deliver a signal twice, so
-further signals within a second of the first are ignored. A later one ends the process at once, also where it is stuck.
-
-Output that cannot be written does not stop a run: where stdout is closed, a pipe without a reader or on a full disk,
-`train` says so once on stderr and trains on.
-
-A step that takes longer than `run.watchdog` seconds (60; 0: off) and ten times the median step ends the run with status
-6: a device, driver or disk does not answer. The stacks of all threads are written to stderr and `RUN/stacks.txt`.
-Compilation, evaluations, saves and the time in which the process was stopped do not count.
+What `train` does at a signal, a hang or a full disk is in [reliability.md](reliability.md).
 """
 
 

@@ -20,7 +20,7 @@ from jaxgpt.sweep.grid import Trial
 from jaxgpt.sweep.results import Outcome, read_outcome
 from jaxgpt.utils.formatting import format_rough_duration, pluralize
 from jaxgpt.utils.lock import LockedError, lock_file
-from jaxgpt.utils.signals import EXIT_STATUS, signal_handler
+from jaxgpt.utils.signals import EXIT_STATUS, heard_signals, signal_handler
 
 EVALUATION = b'"kind": "eval"'
 Say = Callable[[str], None]
@@ -73,7 +73,7 @@ class Runner:
         Raises `Stopped` after a signal, when the trials in progress are saved.
         """
         pending = deque(trial for trial in self._trials if trial.name not in self.outcomes)
-        with signal_handler(self._forward, *EXIT_STATUS):
+        with signal_handler(self._forward, *heard_signals()):
             while self._running or (pending and not self._signal):
                 while pending and not self._signal and self._may_start():
                     job = Job(pending.popleft(), self._free_slot(), self._workers, options)

@@ -75,7 +75,7 @@ class GracefulShutdown:
         self._previous_hook = sys.unraisablehook
         sys.unraisablehook = self._repeat_if_swallowed
         try:
-            with signal_handler(self._handle, *_heard_signals()):
+            with signal_handler(self._handle, *heard_signals()):
                 yield
         finally:
             if sys.unraisablehook == self._repeat_if_swallowed:
@@ -139,7 +139,7 @@ def end_process(text: str, status: int, on_abort: Callable[[], object]) -> None:
     os._exit(status)
 
 
-def _heard_signals() -> list[signal.Signals]:
+def heard_signals() -> list[signal.Signals]:
     """The signals that stop a run; without SIGHUP under nohup, which ignores it: the run continues."""
     hangup = getattr(signal, "SIGHUP", None)
     ignored = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN

@@ -83,7 +83,7 @@ def test_short_run_is_expected_to_end_lower(capsys: pytest.CaptureFixture[str]) 
 
 def test_small_model_gets_speed_and_no_loss(capsys: pytest.CaptureFixture[str]) -> None:
     text = answer(capsys, "books", "--gpu", "H100")
-    assert "How much lower that ends is not known" in text
+    assert "bits per byte below GPT-2's with 0.8M parameters outside the embedding" in text
     assert errors.run(budget.main, ["books", "--gpu", "H100", "--json"]) == 0
     choice = json.loads(capsys.readouterr().out)["recommendation"]["vocabulary"]
     assert choice["bits_per_byte"] is None

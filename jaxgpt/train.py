@@ -21,7 +21,7 @@ from jaxgpt.runs.folder import CheckpointRef, RunFolder, find_run
 from jaxgpt.runs.log import DONE, StopReason, warn
 from jaxgpt.utils.loading import loading
 from jaxgpt.utils.output import tolerant_output
-from jaxgpt.utils.signals import GracefulShutdown
+from jaxgpt.utils.signals import EXIT_STATUS, NOTHING_LOST, GracefulShutdown, heard_signals
 
 if TYPE_CHECKING:
     from jaxgpt.data.dataset import TokenDataset
@@ -278,7 +278,7 @@ def main(argv: Sequence[str]) -> None:
     config, options = parse_config(make_parser(), argv)
     fork = find_run(options.fork) if options.fork else None
 
-    with loading("JAX"):
+    with loading("JAX", {number: EXIT_STATUS[number] for number in heard_signals()}, NOTHING_LOST):
         from jaxgpt.training import jax_setup, session  # noqa: F401 - `session` loads all that a run needs
 
     jax_setup.configure_jax()

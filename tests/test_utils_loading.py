@@ -10,14 +10,17 @@ import pytest
 
 import jaxgpt
 from jaxgpt.utils.loading import loading
+from jaxgpt.utils.signals import NOTHING_LOST
 
 INTERRUPTED_IMPORT = """
-import os, signal, time
+import os, signal, sys, time
 from jaxgpt.utils.loading import loading
+from jaxgpt.utils.signals import EXIT_STATUS, NOTHING_LOST
 
-with loading("JAX"):
+name = sys.argv[1]
+with loading("JAX", EXIT_STATUS, NOTHING_LOST) if sys.argv[2:] else loading("JAX"):
     try:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.Signals[name])
         time.sleep(60)
     except KeyboardInterrupt:
         raise ImportError("an extension module failed")
@@ -37,8 +40,17 @@ def test_loading_is_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) ->
         assert stream.getvalue() == expected
 
 
-def test_interrupt_while_loading_ends_without_a_traceback() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["SIGINT"], 130, "interrupted\n"),
+        (["SIGINT", "train"], 130, f"{NOTHING_LOST}\n"),
+        (["SIGTERM", "train"], 75, f"{NOTHING_LOST}\n"),
+        (["SIGUSR1", "train"], 75, f"{NOTHING_LOST}\n"),
+    ],
+)
+def test_signal_while_loading_ends_without_a_traceback(arguments: list[str], status: int, text: str) -> None:
     env = os.environ | {"PYTHONPATH": str(Path(jaxgpt.__file__).parents[1])}
-    command = [sys.executable, "-c", INTERRUPTED_IMPORT]
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=30, check=False)
-    assert (run.returncode, run.stderr) == (130, "interrupted\n")
+    assert (run.returncode, run.stderr) == (status, text)

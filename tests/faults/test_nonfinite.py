@@ -58,12 +58,6 @@ def test_bad_batch_is_skipped_counted_and_logged(
     assert int(saved_state(tiny_config(workspace, SKIP)).step) == 7
 
 
-def test_bad_batch_aborts_by_default(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    poison(monkeypatch, first_tokens_of_step(workspace, 5))
-    assert errors.run(train.main, arguments(workspace, SKIP | {"run.on_nonfinite": "abort"})) == 5
-    assert records(run_folder(workspace), "skip") == []
-
-
 def test_many_bad_batches_in_a_row_abort(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -226,6 +226,8 @@ class Checkpoints:
             try:
                 return self.restore(template, step)
             except DamagedCheckpointError as error:
+                if has_manifest(self.folder / str(step)):
+                    raise  # its bytes are right: something else failed, such as memory
                 self._set_aside(step, error)
         return None
 

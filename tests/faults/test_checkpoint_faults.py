@@ -184,6 +184,19 @@ def test_best_checkpoint_that_is_damaged_is_not_used(finished: Path) -> None:
     assert refused("K003", partial(resolve, folder, "best")).startswith("no checkpoint 'best'")
 
 
+def test_verified_checkpoint_that_cannot_be_loaded_stays(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without memory for the state must not cost the checkpoint."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.StandardCheckpointHandler.restore", fail)
+        assert errors.run(train.main, arguments(finished)) == 4
+    assert newest(run_folder(finished)).exists()
+    assert resolve(run_folder(finished)) == NEWEST
+
+
 def test_damaged_checkpoint_of_a_run_in_use_stays(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_folder(finished)
     (newest(folder) / MANIFEST).unlink()

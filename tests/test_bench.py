@@ -307,3 +307,9 @@ def test_shakespeare_needs_a_text_and_a_checkout(tmp_path: Path) -> None:
     text.write_text("text", encoding="utf-8")
     with pytest.raises(ConfigError, match="C060"):
         bench("shakespeare").main([str(text), "--nanogpt", str(tmp_path)])
+
+
+def test_passages_are_whole_paragraphs_of_similar_length() -> None:
+    short, long, too_long = "a" * 300, "b" * 800, "c" * 1000
+    text = "\r\n\r\n".join([short, short, long, too_long, f" {long} ", short])
+    assert list(bench("passages").passages(text)) == [f"{short}\n\n{short}", long, long]  # the last one is unfinished

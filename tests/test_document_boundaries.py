@@ -160,17 +160,23 @@ def test_window_without_end_of_text_is_unchanged(model: Model) -> None:
     assert_close(loss_and_gradient(model, WINDOW, unused), loss_and_gradient(model, WINDOW, None), 1e-6)
 
 
+def cudnn_calls(block_size: int) -> list[tuple[str, str]]:
+    """The name and the operands' types of each call of cuDNN in the gradient lowered for CUDA."""
+    model = dataclasses.replace(MODERN, dtype="bfloat16", attention="cudnn", block_size=block_size)
+    graphdef, params = network(model)
+    function = partial(step.loss_fn, graphdef=graphdef, model=model, eot=EOT)
+    tokens = jax.ShapeDtypeStruct((3, block_size + 1), np.uint16)
+    text = jax.jit(jax.grad(function)).trace(params, tokens, None).lower(lowering_platforms=("cuda",)).as_text()
+    return re.findall(r"custom_call @__cudnn\$fmha(\w+)\(.*?\) .*?: \((.*?)\)", text)
+
+
 def test_cudnn_gets_the_mask_as_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     stablehlo = "jax._src.cudnn.fused_attention_stablehlo"
     monkeypatch.setattr(f"{stablehlo}.check_cudnn_version", lambda: 91000)  # otherwise it asks the library
-    model = dataclasses.replace(MODERN, dtype="bfloat16", attention="cudnn", block_size=16)
-    graphdef, params = network(model)
-    function = partial(step.loss_fn, graphdef=graphdef, model=model, eot=EOT)
-    tokens = jax.ShapeDtypeStruct((3, 17), np.uint16)
-    text = jax.jit(jax.grad(function)).trace(params, tokens, None).lower(lowering_platforms=("cuda",)).as_text()
-    calls = re.findall(r"custom_call @__cudnn\$fmha(\w+)\(.*?\) .*?: \((.*?)\)", text)
+    calls = cudnn_calls(block_size=16)
     assert [name for name, _ in calls] == ["ScaleBiasSoftmax", "ScaleBiasSoftmaxBackward"]
     assert all("tensor<3x1x16x16xbf16>" in operands for _, operands in calls)
+    assert not cudnn_calls(block_size=15)
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

@@ -32,14 +32,15 @@ Recorder.step = step
 sys.exit(errors.run(train.main))
 """
 
-STEPS_OF_A_TENTH_OF_A_SECOND = """
+STEPS_IN_PARTS = """
 import os, time
 from jaxgpt.training.watchdog import Watchdog
-with Watchdog(1.0, lambda sentence: os._exit(6)) as watchdog:
-    print("ready", flush=True)
-    for _ in range(30):
+with Watchdog(3.0, lambda sentence: os._exit(6)) as watchdog:
+    for _ in range(3):
         watchdog.step_done(0.1)
-        time.sleep(0.1)
+        print("step", flush=True)
+        for _ in range(10):  # after a stop, the rest of the step is still to come
+            time.sleep(0.1)
 """
 
 
@@ -83,13 +84,13 @@ def test_pause_is_not_a_hang_but_the_step_after_it_may_be() -> None:
 
 
 def test_stopped_process_does_not_hang() -> None:
-    line, env = command(STEPS_OF_A_TENTH_OF_A_SECOND)
+    line, env = command(STEPS_IN_PARTS)
     with subprocess.Popen(line, stdout=subprocess.PIPE, env=env) as process:
         assert process.stdout
         process.stdout.readline()
-        time.sleep(0.5)
+        time.sleep(0.5)  # the watchdog has seen the step begin
         process.send_signal(signal.SIGSTOP)
-        time.sleep(3)
+        time.sleep(4)
         process.send_signal(signal.SIGCONT)
         assert process.wait(60) == 0
 

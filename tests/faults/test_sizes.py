@@ -66,7 +66,8 @@ def test_full_disk_ends_a_run_with_one_sentence(workspace: Path, small_disk: Pat
     run = start_training(workspace)
     _, err = run.communicate(timeout=300)
     *warnings, sentence, help = err.splitlines()
-    assert all(line.startswith("warning: the log has gaps from here on") for line in warnings), warnings
+    assert len(warnings) <= 2, err  # of the space before the run, of a log without space
+    assert all(line.startswith("warning: ") for line in warnings), err
     path = run_folder(workspace).checkpoints
     assert (run.returncode, sentence) == (
         7,

@@ -42,7 +42,7 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.model import backend
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
-from jaxgpt.training.mesh import batch_sharding
+from jaxgpt.training.mesh import AXES, batch_sharding
 
 # Within the ranges of budget.step_time, which gives the reasons.
 BANDWIDTH_EFFICIENCY = 0.88
@@ -118,7 +118,7 @@ def compile_for(variant: Variant, device: devices.Device) -> Any:
     except RuntimeError as error:
         raise ConfigError("C042", f"{NO_PLUGIN}: {error}", "pip install '.[cuda13]'") from error
     config = replace(variant.config, model=backend.resolve_auto(variant.config.model, "gpu"))
-    mesh = Mesh(np.array(topology.devices[:1]), ("data",))
+    mesh = Mesh(np.array(topology.devices[:1]).reshape(1, 1), AXES)
     optimizer = optim.make_optimizer(config)
     shape = (config.data.accum, config.data.micro_batch, config.model.block_size + 1)
     tokens = jax.ShapeDtypeStruct(shape, np.uint16, sharding=batch_sharding(mesh))

@@ -43,7 +43,7 @@ class Data:
 def modeled_seconds(pair: PublishedSpeed) -> float:
     """The uncorrected roofline of nanoGPT-class software, with half of the all-reduce."""
     config = speed.per_device(pair.config, pair.gpus)
-    shared = speed.all_reduce_seconds(pair.config, pair.device, pair.gpus)
+    shared = speed.communication_seconds(pair.config, pair.device, pair.gpus)
     return step_time.roofline(config, pair.device, "nanogpt").seconds + shared / 2
 
 

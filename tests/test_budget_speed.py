@@ -63,10 +63,17 @@ def test_several_devices_share_a_step() -> None:
     one, eight = (speed.estimate(SMALL, DEVICES["H100"], gpus=gpus) for gpus in (1, 8))
     assert one.seconds / 8 < eight.seconds < one.seconds / 5
     on_pcie = speed.estimate(SMALL, DEVICES["RTX 4090"], gpus=8)
-    assert "all-reduce" in on_pcie.basis
-    shared = speed.all_reduce_seconds(SMALL, DEVICES["RTX 4090"], 8)
+    assert "communication" in on_pcie.basis
+    shared = speed.communication_seconds(SMALL, DEVICES["RTX 4090"], 8)
     assert shared == pytest.approx(2 * 7 / 8 * 4 * 123.6e6 / 12e9, rel=0.01)
     assert on_pcie.high > speed.estimate(SMALL, DEVICES["RTX 4090"]).high / 8 + 0.9 * shared
+
+
+def test_sharded_state_is_gathered_and_scattered_in_a_step() -> None:
+    config = SMALL.replace({"mesh": {"fsdp": 4}, "data": {"accum": 8}})
+    four, eight = (speed.communication_seconds(config, DEVICES["H100"], gpus) for gpus in (4, 8))
+    assert four == pytest.approx(3 / 4 * (2 + 8 * 4) * 123.6e6 / 350e9, rel=0.01)
+    assert eight == pytest.approx(four + 2 * 1 / 2 * 4 / 4 * 123.6e6 / 350e9, rel=0.01)
 
 
 def test_devices_that_do_not_divide_a_micro_batch_are_refused() -> None:
@@ -104,6 +111,17 @@ def test_option_gpus_changes_time_energy_and_memory(capsys: pytest.CaptureFixtur
     values = json.loads(capsys.readouterr().out)
     assert "on 4 × H100" in values["summary"][0]
     assert (values["device"]["count"], values["config"]["mesh"]["data_parallel"]) == (4, 4)
+
+
+def test_sharded_state_needs_less_memory() -> None:
+    def planned(*options_: str) -> plan.Plan:
+        return plan.make_plan(options.read(["gpt2_124m", "--gpu", "H100", *options_]).inputs)
+
+    one, four = planned("--gpus", "4").fit.memory, planned("--gpus", "4", "--mesh.fsdp", "4").fit.memory
+    assert four.parameters + four.gradients + four.optimizer == (one.parameters + one.gradients + one.optimizer) // 4
+    assert four.activations == one.activations
+    with pytest.raises(ConfigError, match="--gpus 6 is not a multiple"):
+        planned("--gpus", "6", "--mesh.fsdp", "4")
 
 
 def test_search_fills_all_devices() -> None:

@@ -42,9 +42,9 @@ class Reference:
         self.momentum = np.zeros(shape)
         self.mean_square = np.zeros(shape[1])
 
-    def update(self, grad: np.ndarray) -> np.ndarray:
-        self.momentum = MOMENTUM * self.momentum + grad
-        update = orthogonalized(MOMENTUM * self.momentum + grad)
+    def update(self, grad: np.ndarray, momentum: float = MOMENTUM) -> np.ndarray:
+        self.momentum = momentum * self.momentum + grad
+        update = orthogonalized(momentum * self.momentum + grad)
         if self.name == "normuon":
             self.mean_square = BETA2 * self.mean_square + (1 - BETA2) * (update**2).mean(axis=0)
             update = update / (np.sqrt(self.mean_square) + 1e-8)
@@ -124,6 +124,15 @@ def test_adamw_has_its_own_learning_rate_beside_muon() -> None:
     np.testing.assert_allclose(params["tokens"]["embedding"], expected["tokens"]["embedding"], rtol=1e-6)
     _, same = three_steps(make_config("muon", weight_decay=0.0))
     assert np.abs(params["tokens"]["embedding"] - same["tokens"]["embedding"]).max() > RATE / 4
+
+
+def test_momentum_rises_in_its_warmup() -> None:
+    rule = OPTIMIZERS["muon"].make_update(Optim(momentum=0.95, momentum_warmup=2), jnp.float32)
+    grads = [np.random.default_rng(number).normal(size=(4, 3)) for number in range(4)]
+    state, reference = rule.init({"w": jnp.zeros((4, 3))}), Reference("muon", (4, 3))
+    for grad, momentum in zip(grads, (0.85, 0.9, 0.95, 0.95), strict=True):
+        updates, state = rule.update({"w": jnp.asarray(grad)}, state)
+        np.testing.assert_allclose(updates["w"].T, reference.update(grad, momentum).T, atol=2e-5)
 
 
 def test_matrices_of_one_shape_are_multiplied_together() -> None:

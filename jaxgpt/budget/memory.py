@@ -51,9 +51,11 @@ def estimate(config: Config, micro_batch: int | None = None, *, remat: str = "",
     """Memory of a step of `config` on each device with `micro_batch` sequences (default: the config's).
 
     `remat` overrides the config's policy. `flash` tells whether attention runs without saving its probabilities; by
-    default it does wherever the config lets cuDNN run.
+    default it does wherever the config lets cuDNN run. The devices of `mesh.fsdp` share the state; each gathers the
+    weights in the compute type and has one micro-batch's whole gradient in float32.
     """
     model = config.model
+    shards = config.mesh.fsdp
     size = number_size(model)
     sequences = micro_batch or config.data.micro_batch
     tokens = sequences * model.block_size
@@ -66,15 +68,16 @@ def estimate(config: Config, micro_batch: int | None = None, *, remat: str = "",
     token_ids = sequences * (config.data.accum * (model.block_size + 1)) * 2
     logits = loss_chunk(model, tokens) * model.vocab_size * size + 2 * FLOAT32 * model.vocab_size * model.n_embd
     # The loss ends before the blocks' backward pass begins: a step needs room for the larger of the two.
-    backward = max(0, tokens * (recomputed + block_gradients) + weights * size - logits)
-    cast_weights = weights * size if size < FLOAT32 else 0
+    gradient = weights * (size if shards == 1 else FLOAT32)
+    backward = max(0, tokens * (recomputed + block_gradients) + gradient - logits)
+    cast_weights = weights * size if size < FLOAT32 or shards > 1 else 0
     # The mask of documents, bfloat16 for cuDNN, is the same array for all layers.
     mask = 2 * tokens * model.block_size if flash and config.data.block_cross_document_attention else 0
     workspace = cast_weights + token_ids + backward + mask + LIBRARIES
     memory = Memory(
-        parameters=FLOAT32 * weights,
-        gradients=FLOAT32 * weights,  # the float32 sum over micro-batches
-        optimizer=optimizer_bytes(config, weights),
+        parameters=FLOAT32 * weights // shards,
+        gradients=FLOAT32 * weights // shards,  # the float32 sum over micro-batches
+        optimizer=optimizer_bytes(config, weights) // shards,
         activations=tokens * (model.n_layer * saved + ends),
         logits=logits,
         workspace=workspace,

@@ -67,7 +67,10 @@ class PlanOptions(OptionGroup, title="budget", error_code="C038"):
         metavar="NAME",
     )
     gpus: int | None = field(
-        None, "devices of that kind that share each micro-batch (default: mesh.data_parallel, or 1)", ge=1, le=1024
+        None,
+        "devices of that kind that share each micro-batch (default: mesh.data_parallel times mesh.fsdp, or 1)",
+        ge=1,
+        le=1024,
     )
     lengths: tuple[int, ...] = field(
         (), "run lengths in steps, a row each (default: 30, 50, 75 and 100 % of the run)", ge=1, le=MAX_STEPS
@@ -224,12 +227,19 @@ def _plan_config(options: argparse.Namespace, data: str | None, device: Device |
     return suggested.config, suggested.config.run.name, suggested.command()
 
 
+def _groups(gpus: int, fsdp: int) -> int:
+    """The groups of `fsdp` devices among `gpus`. Raises `ConfigError` C038 if some are left over."""
+    if gpus % fsdp:
+        raise ConfigError("C038", f"--gpus {gpus} is not a multiple of mesh.fsdp = {fsdp}", f"--gpus {fsdp}")
+    return gpus // fsdp
+
+
 def _inputs(options: argparse.Namespace, given: PlanOptions, *, measured: bool) -> Inputs:
     device, device_reason = _device(given.gpu, measured=measured, suits_cpu=_suits_cpu(options))
     config, name, command = _plan_config(options, given.data, device)
-    gpus = given.gpus or config.mesh.data_parallel or 1
+    gpus = given.gpus or config.mesh.count
     if given.gpus:
-        config = config.replace({"mesh": {"data_parallel": gpus}})
+        config = config.replace({"mesh": {"data_parallel": _groups(gpus, config.mesh.fsdp)}})
     calibration = None
     if given.measurements and device:
         from jaxgpt.budget import calibrate  # loads the log readers

@@ -10,7 +10,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 
-from jaxgpt.budget import step_time
+from jaxgpt.budget import memory, step_time
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.step_time import StepTime
 from jaxgpt.config import Config
@@ -65,13 +65,13 @@ def expected(config: Config, device: Device | None, gpus: int = 1) -> StepTime:
 def estimate(config: Config, device: Device, software: str = "jaxgpt", gpus: int = 1) -> StepTime:
     """The step time of a program on `gpus` devices of a kind, with an 80 % interval."""
     roofline = step_time.roofline(per_device(config, gpus), device, software)
-    shared = all_reduce_seconds(config, device, gpus)
+    shared = communication_seconds(config, device, gpus)
     fastest = FASTEST * roofline.low
     correction, sd = correct(config.model.n_embd, device)
     middle = max(roofline.seconds * math.exp(correction), MIDDLE * fastest)
     basis = f"{roofline.basis}; times {math.exp(correction):.2f} from published speeds (docs/budget-accuracy.md)"
     if gpus > 1:
-        basis += f"; an all-reduce of {shared:.2g} s among {gpus} devices, at best hidden"
+        basis += f"; communication of {shared:.2g} s among {gpus} devices, at best hidden"
     return replace(
         roofline,
         seconds=middle + shared / 2,
@@ -130,8 +130,16 @@ def _divisible_batch(config: Config, gpus: int) -> str:
     return f"--data.micro-batch {micro_batch} --data.accum {accum}{change}"
 
 
-def all_reduce_seconds(config: Config, device: Device, gpus: int) -> float:
-    """Seconds of a ring all-reduce of the float32 gradients, once per step; 0 on one device."""
+def communication_seconds(config: Config, device: Device, gpus: int) -> float:
+    """Seconds of a step's communication between `gpus` devices, in rings; 0 on one device.
+
+    An all-reduce of the float32 gradients once per step. With `mesh.fsdp`, devices of a group also gather the weights
+    in the compute type once per step and reduce-scatter the gradient of every micro-batch, and groups exchange shards.
+    """
+    fsdp = config.mesh.fsdp
+    groups = max(gpus // fsdp, 1)
+    gathered = memory.number_size(config.model) + config.data.accum * memory.FLOAT32
+    bytes_per_weight = 2 * (groups - 1) / groups * memory.FLOAT32 / fsdp + (fsdp - 1) / fsdp * gathered
     is_on_pcie = device.family not in NVLINK or "PCIe" in device.name
     bandwidth = 1e9 * (PCIE if is_on_pcie else NVLINK[device.family])
-    return 2 * (gpus - 1) / gpus * 4 * parameters(config.model) / bandwidth
+    return bytes_per_weight * parameters(config.model) / bandwidth

@@ -169,6 +169,7 @@ class Optim(Section):
     beta2: float = field(0.95, "AdamW's beta2", ge=0.0, lt=1.0)
     eps: float = field(1e-8, "AdamW's epsilon", ge=0.0)
     momentum: float = field(0.95, "Muon's momentum", ge=0.0, lt=1.0)
+    momentum_warmup: int = field(0, "steps in which Muon's momentum rises from 0.85 to `momentum`", ge=0)
     weight_decay: float = field(0.1, "decoupled weight decay", ge=0.0)
     grad_clip: float = field(1.0, "clip the global gradient norm to this (0: no clipping)", ge=0.0)
 
@@ -188,7 +189,17 @@ class Mesh(Section):
     device: Literal["auto", "cpu", "gpu"] = field(
         "auto", "where to run (auto: a GPU if JAX sees one)", parse=lambda text: {"cuda": "gpu"}.get(text, text)
     )
-    data_parallel: int | None = field(None, "devices that split each micro-batch (none: all that JAX sees)", ge=1)
+    data_parallel: int | None = field(
+        None, "groups of devices that split each micro-batch and hold all weights (none: as many as JAX sees)", ge=1
+    )
+    fsdp: int = field(
+        1, "devices of a group, which split its part of the micro-batch and the weights and optimizer state", ge=1
+    )
+
+    @property
+    def count(self) -> int:
+        """The devices, one group if the config leaves their number to JAX."""
+        return (self.data_parallel or 1) * self.fsdp
 
 
 @dataclass(frozen=True, kw_only=True)

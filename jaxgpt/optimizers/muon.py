@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jaxgpt.config import Optim
 
 ITERATIONS = 5
+FIRST_MOMENTUM = 0.85  # of a warmup: that of modded-nanogpt's records
 UPDATE_RMS = 0.2  # AdamW's typical one, so that both share a learning rate (Liu et al. 2025)
 
 
@@ -29,7 +30,7 @@ class Muon(Optimizer):
         def orthogonalized(momenta: Any, _: Any) -> Any:
             return orthogonalize_all(momenta, ITERATIONS, UPDATE_RMS, dtype)
 
-        return optax.chain(optax.trace(optim.momentum, nesterov=True), optax.stateless(orthogonalized))
+        return optax.chain(_momentum(optim), optax.stateless(orthogonalized))
 
     def state_size(self, inputs: int, outputs: int) -> int:
         return inputs * outputs
@@ -37,3 +38,14 @@ class Muon(Optimizer):
     def update_flops(self, inputs: int, outputs: int) -> float:
         short, long = sorted((inputs, outputs))
         return ITERATIONS * (4.0 * short * short * long + 2.0 * short**3)
+
+
+def _momentum(optim: "Optim") -> "optax.GradientTransformation":
+    """Nesterov momentum, constant or rising."""
+    import optax
+
+    if not optim.momentum_warmup:
+        return optax.trace(optim.momentum, nesterov=True)
+    rising = optax.linear_schedule(FIRST_MOMENTUM, optim.momentum, optim.momentum_warmup)
+    trace = optax.inject_hyperparams(optax.trace, static_args=("nesterov", "accumulator_dtype"))
+    return trace(decay=rising, nesterov=True)

@@ -43,6 +43,7 @@ RESUMABLE_FIELDS = {
     "model.loss_chunk",
     "mesh.device",
     "mesh.data_parallel",
+    "mesh.fsdp",
     "run.name",
     "run.dir",
     "run.log_every",

@@ -296,7 +296,7 @@ def load_model(checkpoint: CheckpointRef) -> LoadedModel:
     folder = checkpoint.run
     folder.check_files()
     config = folder.config()
-    one_device = dataclasses.replace(config.mesh, device="auto", data_parallel=1)
+    one_device = dataclasses.replace(config.mesh, device="auto", data_parallel=1, fsdp=1)
     mesh = make_mesh(one_device, config.data.micro_batch)
     config = resolve_auto(config, mesh)
     with Checkpoints(folder.checkpoints) as checkpoints:

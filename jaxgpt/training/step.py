@@ -18,7 +18,8 @@ from jaxgpt.config import Model as ModelConfig
 from jaxgpt.model.backend import compute_dtype
 from jaxgpt.model.gpt import GPT
 from jaxgpt.model.loss import mean_loss, token_losses
-from jaxgpt.training.mesh import batch_sharding, replicated_sharding
+from jaxgpt.training import mesh as meshes
+from jaxgpt.training.mesh import batch_sharding, replicated_sharding, state_shardings
 
 Params = dict[str, Any]
 DROPOUT_PRNG = "threefry2x32"
@@ -53,15 +54,17 @@ def init_state(config: Config, optimizer: optax.GradientTransformation) -> Train
 
 def compile_init(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable[[], TrainState]:
     """`init_state`, jitted so that every array is created with its sharding."""
-    return jax.jit(partial(init_state, config, optimizer), out_shardings=replicated_sharding(mesh))
+    init = partial(init_state, config, optimizer)
+    return jax.jit(init, out_shardings=state_shardings(mesh, jax.eval_shape(init)))
 
 
 def abstract_state(config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, types and shardings of the state, as `jax.ShapeDtypeStruct`s."""
-    sharding = replicated_sharding(mesh)
     shapes = jax.eval_shape(partial(init_state, config, optimizer))
     state: TrainState = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(mesh, shapes),
     )
     return state
 
@@ -74,27 +77,20 @@ def train_step(
     graphdef: Any,
     optimizer: optax.GradientTransformation,
     eot: int | None = None,
-    axis: str | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on A micro-batches: their mean gradient, accumulated in float32.
 
-    With the end-of-text token `eot`, attention does not cross documents (see `document_numbers`). `axis` is the mesh
-    axis over which the caller has sharded B. Devices average their gradients once, after the scan.
+    With the end-of-text token `eot`, attention does not cross documents (see `document_numbers`).
+    With a mesh, its devices compute the gradient of their own windows; the compiler distributes the optimizer's work.
     """
-    # Cast once here, not in the scan: the loop would otherwise convert every weight for each micro-batch.
-    weights = cast_matrices(state.params, compute_dtype(config.model))
-    rngs_AxB = _dropout_rngs(config, state.step, tokens_AxBxW, axis)
-
-    def micro_step(carry: Params, xs: tuple[jax.Array, jax.Array | None]) -> tuple[Params, jax.Array]:
-        loss, grads = jax.value_and_grad(loss_fn)(weights, *xs, graphdef=graphdef, model=config.model, eot=eot)
-        return jax.tree.map(lambda total, grad: total + grad.astype(jnp.float32), carry, grads), loss
-
-    count = len(tokens_AxBxW)
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    total, losses_A = jax.lax.scan(micro_step, zeros, (tokens_AxBxW, rngs_AxB))
-    grads, loss = jax.tree.map(lambda leaf: leaf / count, (total, jnp.sum(losses_A)))
-    if axis:
-        grads, loss = jax.lax.pmean((grads, loss), axis)
+    gradient: Callable[..., tuple[Params, jax.Array]]
+    gradient = partial(mean_gradient, config=config, graphdef=graphdef, eot=eot)
+    if mesh:
+        specs = _specs(state_shardings(mesh, state.params))
+        out_specs = (specs, PartitionSpec())
+        gradient = _shard_map(partial(gradient, specs=specs), mesh, (specs, PartitionSpec()), out_specs)
+    grads, loss = gradient(state.params, state.step, tokens_AxBxW)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     after = TrainState(state.step + 1, params, opt_state)
@@ -116,6 +112,44 @@ def _skip_unless_finite(metrics: Metrics, before: TrainState, after: TrainState)
     return state
 
 
+def mean_gradient(
+    params: Params,
+    step: jax.Array,
+    tokens_AxBxW: jax.Array,
+    *,
+    config: Config,
+    graphdef: Any,
+    eot: int | None = None,
+    specs: Any = None,
+) -> tuple[Params, jax.Array]:
+    """The float32 gradient and the loss, means over all windows.
+
+    With `specs`, those of `params`, this runs on each device of a mesh: on its shards of `params` and its rows of B.
+    Devices gather the weights once; those of a group reduce each micro-batch's gradient to their shards, and the groups
+    average these once, after the scan.
+    """
+    # Cast once here, not in the scan: the loop would otherwise convert every weight for each micro-batch.
+    weights = cast_matrices(params, compute_dtype(config.model))
+    if specs is not None:
+        weights = meshes.gather(weights, specs)
+    rngs_AxB = _dropout_rngs(config, step, tokens_AxBxW, is_sharded=specs is not None)
+
+    def micro_step(carry: Params, xs: tuple[jax.Array, jax.Array | None]) -> tuple[Params, jax.Array]:
+        loss, grads = jax.value_and_grad(loss_fn)(weights, *xs, graphdef=graphdef, model=config.model, eot=eot)
+        grads = jax.tree.map(lambda grad: grad.astype(jnp.float32), grads)
+        if specs is not None:
+            grads = meshes.scatter_mean(grads, specs)
+        return jax.tree.map(jnp.add, carry, grads), loss
+
+    count = len(tokens_AxBxW)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    total, losses_A = jax.lax.scan(micro_step, zeros, (tokens_AxBxW, rngs_AxB))
+    grads, loss = jax.tree.map(lambda leaf: leaf / count, (total, jnp.sum(losses_A)))
+    if specs is None:
+        return grads, loss
+    return jax.lax.pmean(grads, "data"), jax.lax.pmean(loss, meshes.AXES)
+
+
 def loss_fn(
     params: Params,
     tokens_BxW: jax.Array,
@@ -134,7 +168,7 @@ def loss_fn(
     return mean_loss(x_NxD, head_VxD, targets_BxT.reshape(-1), model.loss_chunk)
 
 
-def _dropout_rngs(config: Config, step: jax.Array, tokens_AxBxW: jax.Array, axis: str | None) -> jax.Array | None:
+def _dropout_rngs(config: Config, step: jax.Array, tokens_AxBxW: jax.Array, *, is_sharded: bool) -> jax.Array | None:
     """A key per window, [A, B], from (seed, step, index of the window in the step), or None without dropout.
 
     So dropout, like the data order, does not depend on the micro-batch size or the number of devices. The few keys are
@@ -143,7 +177,8 @@ def _dropout_rngs(config: Config, step: jax.Array, tokens_AxBxW: jax.Array, axis
     if not config.model.dropout and not config.model.attention_dropout:
         return None
     accum, rows = tokens_AxBxW.shape[:2]
-    devices, device = (jax.lax.axis_size(axis), jax.lax.axis_index(axis)) if axis else (1, 0)
+    axes = meshes.AXES
+    devices, device = (jax.lax.axis_size(axes), jax.lax.axis_index(axes)) if is_sharded else (1, 0)
     indices_AxB = jnp.arange(accum * devices * rows).reshape(accum, devices, rows)[:, device]
     key = jax.random.fold_in(jax.random.key(config.run.seed, impl=DROPOUT_PRNG), step)
     rngs_AxB: jax.Array = jax.vmap(jax.vmap(partial(jax.random.fold_in, key)))(indices_AxB)
@@ -151,10 +186,10 @@ def _dropout_rngs(config: Config, step: jax.Array, tokens_AxBxW: jax.Array, axis
 
 
 def eval_step(
-    params: Params, tokens_AxBxW: jax.Array, *, config: Config, graphdef: Any, eot: int | None = None
+    params: Params, tokens_AxBxW: jax.Array, *, config: Config, graphdef: Any, specs: Any, eot: int | None = None
 ) -> jax.Array:
-    """Mean loss of each window, float32 [A, B], in evaluation mode; `eot` as in `train_step`."""
-    weights = cast_matrices(params, compute_dtype(config.model))
+    """Mean loss of each window, float32 [A, B], in evaluation mode; on each device of a mesh, as `mean_gradient`."""
+    weights = meshes.gather(cast_matrices(params, compute_dtype(config.model)), specs)
 
     def micro_step(_: None, tokens_BxW: jax.Array) -> tuple[None, jax.Array]:
         inputs_BxT, targets_BxT = inputs_and_targets(tokens_BxW)
@@ -172,14 +207,12 @@ def compile_train_step(
     config: Config, graphdef: Any, optimizer: optax.GradientTransformation, mesh: Mesh, eot: int | None = None
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """`train_step` jitted for `mesh`; it donates the buffers of the given state."""
-    replicated = replicated_sharding(mesh)
-    axis = mesh.axis_names[0]
-    function = partial(train_step, config=config, graphdef=graphdef, optimizer=optimizer, eot=eot, axis=axis)
+    shardings = state_shardings(mesh, jax.eval_shape(partial(init_state, config, optimizer)))
     return jax.jit(
-        _shard_map(function, mesh, replicated.spec),
+        partial(train_step, config=config, graphdef=graphdef, optimizer=optimizer, eot=eot, mesh=mesh),
         donate_argnums=0,
-        in_shardings=(replicated, batch_sharding(mesh)),
-        out_shardings=replicated,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated_sharding(mesh)),
         compiler_options=_compiler_options(config, mesh),
     )
 
@@ -188,11 +221,15 @@ def compile_eval_step(
     config: Config, graphdef: Any, mesh: Mesh, eot: int | None = None
 ) -> Callable[[Params, jax.Array], jax.Array]:
     """`eval_step` jitted for `mesh`."""
-    replicated = replicated_sharding(mesh)
     batch = batch_sharding(mesh)
-    function = partial(eval_step, config=config, graphdef=graphdef, eot=eot)
-    sharded = _shard_map(function, mesh, PartitionSpec(*batch.spec[:2]))
-    return jax.jit(sharded, in_shardings=(replicated, batch), out_shardings=replicated)
+
+    def evaluate(params: Params, tokens_AxBxW: jax.Array) -> jax.Array:
+        specs = _specs(state_shardings(mesh, params))
+        function = partial(eval_step, config=config, graphdef=graphdef, specs=specs, eot=eot)
+        sharded: Callable[..., jax.Array] = _shard_map(function, mesh, (specs,), PartitionSpec(*batch.spec[:2]))
+        return sharded(params, tokens_AxBxW)
+
+    return jax.jit(evaluate, out_shardings=replicated_sharding(mesh))
 
 
 def _compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
@@ -205,13 +242,17 @@ def _compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu and config.model.remat != "none" else {}
 
 
-def _shard_map(function: Callable[..., Any], mesh: Mesh, out_specs: PartitionSpec) -> Callable[..., Any]:
-    """`function` of (replicated arrays, tokens), run by each device on its own rows of every micro-batch.
+def _specs(shardings: Any) -> Any:
+    return jax.tree.map(lambda sharding: sharding.spec, shardings)
+
+
+def _shard_map(function: Callable[..., Any], mesh: Mesh, specs: tuple[Any, ...], out_specs: Any) -> Callable[..., Any]:
+    """`function` of arrays with `specs` and tokens, run by each device on its own rows of every micro-batch.
 
     With the compiler's automatic partitioning, the loss chunks would be gathered and every device would compute the
     whole head. Here devices exchange only what `function` communicates explicitly.
     """
-    in_specs = (replicated_sharding(mesh).spec, batch_sharding(mesh).spec)
+    in_specs = (*specs, batch_sharding(mesh).spec)
     # check_vma=False: the gradient of the replicated weights must stay local to each device until the pmean.
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 

@@ -110,7 +110,7 @@ def _is_above_expected(run: RunAnalysis) -> Condition:
 
 def device_count(run: RunAnalysis, config: Config) -> int:
     """The devices that share each micro-batch; 1 where they do not divide it, or nothing says it."""
-    gpus = run.history.metadata.device_count or config.mesh.data_parallel or 1
+    gpus = run.history.metadata.device_count or config.mesh.count
     return 1 if config.data.micro_batch % gpus else gpus
 
 

@@ -137,19 +137,22 @@ def to_zero(rate: float, optimizer: str, **values: Any) -> Changes:
 MODERN: Changes = {"model": {"architecture": "modern", "n_inner": 344}}  # as many parameters as GPT-2's block
 
 NANOGPT, ADAMW, MUON = "nanoGPT", "tuned AdamW", "our recipe"
-MUON_RATE = 8e-3
+OWN_RATE = "our recipe, AdamW with its own rate"
+MUON_RATE, ADAMW_RATES = 8e-3, (4e-3, 16e-3, 32e-3, 64e-3)
 TUNED_MODERN = merge(MODERN, to_zero(MUON_RATE, "muon"))
 # Lengths relative to nanoGPT's recipe, and recipes.
 TUNING: Plan = (
     ((1.0,), {f"{NANOGPT} {rate:g}": cosine(rate) for rate in (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)}),
-    ((1.0,), {f"{ADAMW} {rate:g}": merge(MODERN, to_zero(rate, "adamw")) for rate in (2e-3, 4e-3, 8e-3, 16e-3)}),
+    ((0.45, 1.0), {f"{ADAMW} {rate:g}": merge(MODERN, to_zero(rate, "adamw")) for rate in (2e-3, 4e-3, 8e-3, 16e-3)}),
     ((0.45,), {f"{MUON} {rate:g}": merge(MODERN, to_zero(rate, "muon")) for rate in (4e-3, 8e-3, 16e-3)}),
-    ((0.45,), {f"NorMuon {rate:g}": merge(MODERN, to_zero(rate, "normuon")) for rate in (8e-3, 16e-3)}),
+    ((0.45,), {f"NorMuon {rate:g}": merge(MODERN, to_zero(rate, "normuon")) for rate in (4e-3, 8e-3, 16e-3)}),
+    ((0.45,), {f"{OWN_RATE} {rate:g}": merge(TUNED_MODERN, optim(adamw_lr=rate)) for rate in ADAMW_RATES}),
 )
 REPORT: Plan = (
     ((1.0,), {NANOGPT: cosine(2e-3)}),
     ((0.3, 0.45), {ADAMW: merge(MODERN, to_zero(4e-3, "adamw"))}),
     ((0.2, 0.3, 0.45), {MUON: TUNED_MODERN}),
+    ((0.2,), {OWN_RATE: merge(TUNED_MODERN, optim(adamw_lr=32e-3))}),
     (
         (0.45,),
         {

@@ -338,7 +338,7 @@ def test_names_cannot_control_the_terminal() -> None:
     ("verb", "module", "status", "words"),
     [
         ("train", "argparse", -signal.SIGINT, ""),  # before `errors.run`, where Python would print a traceback
-        ("train", "jax", 130, "interrupted\n"),
+        ("train", "jax", 130, "stopped before the first step; nothing is lost\n"),
         ("budget", "numpy", 130, "interrupted\n"),
     ],
 )

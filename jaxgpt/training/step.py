@@ -186,10 +186,12 @@ def _dropout_rngs(config: Config, step: jax.Array, tokens_AxBxW: jax.Array, *, i
 
 
 def eval_step(
-    params: Params, tokens_AxBxW: jax.Array, *, config: Config, graphdef: Any, specs: Any, eot: int | None = None
+    params: Params, tokens_AxBxW: jax.Array, *, config: Config, graphdef: Any, specs: Any = None, eot: int | None = None
 ) -> jax.Array:
     """Mean loss of each window, float32 [A, B], in evaluation mode; on each device of a mesh, as `mean_gradient`."""
-    weights = meshes.gather(cast_matrices(params, compute_dtype(config.model)), specs)
+    weights = cast_matrices(params, compute_dtype(config.model))
+    if specs is not None:
+        weights = meshes.gather(weights, specs)
 
     def micro_step(_: None, tokens_BxW: jax.Array) -> tuple[None, jax.Array]:
         inputs_BxT, targets_BxT = inputs_and_targets(tokens_BxW)

@@ -132,9 +132,9 @@ def _file_damage(folder: Path, name: str, size: int, checksum: str) -> str:
     """What differs in a file of the manifest; empty if nothing does."""
     path = folder / name
     try:
-        found = path.stat().st_size
-        if found != size:
-            return f"{name} has {found:,} bytes instead of {size:,}"
+        actual = path.stat().st_size
+        if actual != size:
+            return f"{name} has {actual:,} bytes instead of {size:,}"
         return "" if _loader.hash_file(path) == checksum else f"{name} has changed"
     except FileNotFoundError:
         return f"{name} is missing"

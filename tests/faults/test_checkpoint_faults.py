@@ -12,6 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
+from helpers.files import files_of, flip_bit
 from helpers.training import (
     after_step,
     arguments,
@@ -36,16 +37,6 @@ from jaxgpt.utils.sealed import CHECKSUM, seal
 
 FLIPS = 200
 NEWEST, OLDER = 20, 16  # the checkpoints of the finished tiny run
-
-
-def files_of(step: Path) -> list[Path]:
-    return sorted(path for path in step.rglob("*") if path.is_file())
-
-
-def flip_bit(path: Path, bit: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
 
 
 def newest(folder: RunFolder) -> Path:

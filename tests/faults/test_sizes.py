@@ -1,10 +1,10 @@
 """Sizes that cannot be are refused with one sentence, before anything is made; a full disk ends with one sentence."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.files import small_disk_at
 from helpers.training import arguments, run_folder, saved_steps, start_training
 
 from jaxgpt import errors, train
@@ -51,15 +51,8 @@ def small_disk(workspace: Path) -> Iterator[Path]:
     """The folder of all runs on a disk of its own, with room for one checkpoint."""
     folder = workspace / "runs"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk_at(folder, "512k"):
+        yield folder
 
 
 def test_full_disk_ends_a_run_with_one_sentence(workspace: Path, small_disk: Path) -> None:

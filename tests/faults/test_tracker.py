@@ -1,6 +1,5 @@
 """A tracker that fails or hangs costs one warning, and never stops or slows a run."""
 
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.files import small_disk_at
 from helpers.training import STEPS, arguments, records, run_folder
 
 from jaxgpt import errors, train
@@ -89,16 +89,9 @@ def full_disk(workspace: Path) -> Iterator[Path]:
     """The run's TensorBoard folder on a disk of its own, without a free byte."""
     folder = run_folder(workspace).tensorboard
     folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("needs the right to mount a tmpfs")
-    (folder / "full").write_bytes(bytes(4096))
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk_at(folder, "4k"):
+        (folder / "full").write_bytes(bytes(4096))
+        yield folder
 
 
 @pytest.mark.parametrize("seconds", [0.0, 10.0])

@@ -43,6 +43,7 @@ def configure_jax() -> None:
     for name in ("absl", "orbax", "asyncio"):  # they log the tracebacks of errors that they raise as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="orbax")
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # by Orbax, after a failed save
 
 
 def has_gpu_driver() -> bool:

@@ -74,7 +74,11 @@ class CheckpointError(JaxgptError):
 
 
 class NonFiniteError(JaxgptError):
-    """A loss, or a model's output, that became NaN or infinite (exit status 5)."""
+    """A loss, or a model's output, that became NaN or infinite (exit status 5); in training with its step, from 0."""
+
+    def __init__(self, code: str, message: str, help: str = "", *, step: int | None = None) -> None:
+        super().__init__(code, message, help)
+        self.step = step
 
 
 class HangError(JaxgptError):

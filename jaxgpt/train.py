@@ -86,7 +86,7 @@ def train(
             forecast = LiveDiagnosis(run.folder, forecasting=True, stopping=False).check().forecast
             session.recorder.forecast(forecast)
         with keeping_last_state(session):
-            stop = run_steps(session, diagnosis, shutdown) if session.step < config.run.steps else DONE
+            stop = run_with_rewinds(session, diagnosis, shutdown) if session.step < config.run.steps else DONE
         run.checkpoints.wait()  # nothing is reported as saved before it is on the disk
         if stop is SIGNAL and shutdown.exit_status is not None:
             raise Stopped(messages.stopped_by_signal(session.step, run.folder), shutdown.exit_status)
@@ -128,6 +128,15 @@ def open_prepared(config: Config) -> "TokenDataset":
         if not config.data.sources:
             raise
         raise error.replace(help="the same command without --dry-run prepares them from data.sources") from None
+
+
+def run_with_rewinds(session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: GracefulShutdown) -> StopReason:
+    """`run_steps`, again from the newest checkpoint where `run.on_nonfinite` says so. Returns why it ended."""
+    while True:
+        try:
+            return run_steps(session, diagnosis, shutdown)
+        except NonFiniteError as error:
+            session.rewind(error)
 
 
 def run_steps(session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: GracefulShutdown) -> StopReason:

@@ -218,8 +218,10 @@ class Run(Section):
     keep_best: int = field(1, "checkpoints with the lowest validation loss to keep", ge=0)
     keep_every: int | None = field(None, "also keep checkpoints at multiples of this step", ge=1)
     early_stop: bool = field(False, "stop at an evaluation where the diagnosis finds that more training will not help")
-    on_nonfinite: Literal["abort", "skip"] = field(
-        "abort", "where the loss or gradient is not finite: abort the run, or skip the update, at most 10 in a row"
+    on_nonfinite: Literal["abort", "skip", "rewind"] = field(
+        "abort",
+        "where the loss or gradient is not finite: abort the run; skip the update, at most 10 in a row; or rewind to "
+        "the newest checkpoint and leave out the batch, at most 3 times to each checkpoint",
     )
     watchdog: float = field(
         60.0, "seconds after which a step is hung if it also takes 10 times the median: the run ends (0: off)", ge=0.0

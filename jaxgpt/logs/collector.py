@@ -117,6 +117,15 @@ class Collector:
             return
         self._append(record)
 
+    def rewind(self, done: int, line: int) -> None:
+        """Goes back to the state after `done` steps, without a new process: what was added since is dropped."""
+        self.accepted += 1
+        self.flush()
+        del self.steps[_index_of(self.steps, done) :]
+        del self.evaluations[_index_of(self.evaluations, done + 1) :]
+        self._last = done
+        self.note(f"in line {line} the run goes back to step {done:,}; what it logged after that step is dropped")
+
     def add_save(self, step: int) -> None:
         """Adds a checkpoint that was saved after `step` steps."""
         self.accepted += 1

@@ -1,9 +1,9 @@
 """The files of a run's checkpoints: each step's manifest, and what differs from it.
 
-`checkpoints/STEP/manifest.json` has the size and the xxh3-128 of every file of the step, the step, the step that the
-loader reads next, the validation loss, and the config and tokens of the run. It is sealed. It and all files are on the
-disk before the step's folder gets its name. So a step without a valid manifest is not a checkpoint, except in runs from
-before manifests. Nothing here loads JAX.
+`checkpoints/STEP/manifest.json` has the size and the xxh3-128 of every file of the step, the step, the batch that the
+loader reads next, the batches that are left out, the validation loss, and the config and tokens of the run. It is
+sealed. It and all files are on the disk before the step's folder gets its name. So a step without a valid manifest is
+not a checkpoint, except in runs from before manifests. Nothing here loads JAX.
 """
 
 import json
@@ -30,6 +30,7 @@ class Manifest:
     """What a checkpoint is: `files` has the size and the xxh3-128 of each file, by its path in the step's folder.
 
     `val_loss` is None if the state was not evaluated. `config` and `tokens` identify what the run trains, and on what.
+    `loader_step` is the batch that the next step reads, `skipped_batches` are those that rewinds have left out.
     """
 
     step: int
@@ -38,6 +39,7 @@ class Manifest:
     val_loss: float | None = None
     config: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, Any] = field(default_factory=dict)
+    skipped_batches: list[int] = field(default_factory=list)
     version: int = VERSION
 
     @classmethod
@@ -57,13 +59,13 @@ class Manifest:
 def write_manifest(folder: Path, step: int, val_loss: float | None, identity: Mapping[str, Any]) -> None:
     """Syncs every file and folder of the step in `folder`, and writes its manifest.
 
-    `identity` has the `config` and the `tokens` of the run.
+    `identity` has the `config` and the `tokens` of the run, and may have the `skipped_batches` and the `loader_step`.
     """
     paths = sorted(folder.rglob("*"))
     files = {str(path.relative_to(folder)): _measure(path) for path in paths if path.is_file()}
     for path in paths:
         sync(path)
-    manifest = Manifest(step=step, loader_step=step, val_loss=val_loss, files=files, **identity)
+    manifest = Manifest(step=step, val_loss=val_loss, files=files, **{"loader_step": step, **identity})
     write_text(folder / MANIFEST, seal(asdict(manifest)))
     sync(folder)
 

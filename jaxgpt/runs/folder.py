@@ -196,6 +196,12 @@ class RunFolder:
             message = f"'{self.path}' was started on other data: {name} {old} → {tokens.get(name)}"
             raise CheckpointError("K002", message, f"point --data.path at the run's data, or {NEW_RUN}")
 
+    def has_same_batches(self, config: Config, tokens: dict[str, Any]) -> bool:
+        """Whether the batches of a run of `config` on `tokens` are those of this run."""
+        configs = (self.config(), config)
+        orders = [(one.model.block_size, one.tokens_per_step, one.data.order, one.data.seed) for one in configs]
+        return orders[0] == orders[1] and not _compared(self._identity(), tokens)
+
     def check_tokenizer(self, tokens: dict[str, Any]) -> None:
         """Raises `CheckpointError` K002 if the run's model was trained with another tokenizer."""
         old = self._identity()

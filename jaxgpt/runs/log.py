@@ -1,7 +1,8 @@
 """The run log: one JSON object per line of `log.jsonl`.
 
 Every record has `kind` and `time` (seconds since 1970). Kinds: `start` (config, versions, device), `step` (one
-optimizer step), `skip` (a step whose update was skipped, and the windows of its batch), `eval`, `sample` (`prompt` and
+optimizer step), `skip` (a step whose update was skipped, and the windows of its batch), `rewind` (the step of the
+checkpoint that was restored, the step that failed, and the batches that are left out), `eval`, `sample` (`prompt` and
 the `text` after it), `save`, and `stop` (see `StopReason`; a run that was killed has none). Losses are in nats per
 token, as exact as they were measured. A line that a crash cut off is skipped by `read_log` and ended by the next
 `RunLog`.
@@ -13,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -72,6 +74,11 @@ class RunLog:
             if not self.failure:
                 self.failure = f"{self.path}: {error.strerror}"
                 warn(f"the log has gaps from here on: {self.failure}")
+
+    def sync(self) -> None:
+        """Brings the records to the disk, where the log is a file."""
+        with suppress(OSError):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

@@ -1,10 +1,12 @@
 """Token blocks from the Rust loader as `jax.Array`s: one block per step, a function of (order, seed, step).
 
+The loader's step is a batch of the data order; the run's steps take the batches that no rewind has left out.
+
 A block has shape [accum, micro_batch, block_size + 1] and the dtype of the shards, uint16 or uint32. The loader lends
 out each block's buffer, and JAX holds on to it while it reads it: on a CPU, as long as the array exists.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Self
 
 import jax
@@ -15,6 +17,7 @@ from jaxgpt import _loader
 from jaxgpt.config import Config
 from jaxgpt.data.dataset import Split, TokenDataset, translate_loader_errors
 from jaxgpt.errors import ConfigError
+from jaxgpt.runs.rewinds import Rewinds
 from jaxgpt.training.mesh import batch_sharding
 
 EVALUATION_SEED = 0
@@ -37,10 +40,13 @@ def document_token(config: Config, dataset: TokenDataset) -> int | None:
 
 
 class Batches:
-    """An iterator of token blocks on the devices; closes its threads on exit."""
+    """An iterator of token blocks on the devices, without the `skipped` ones; closes its threads on exit."""
 
-    def __init__(self, loader: _loader.Loader, mesh: Mesh, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, loader: _loader.Loader, mesh: Mesh, shape: tuple[int, int, int], skipped: Container[int] = ()
+    ) -> None:
         self._loader = loader
+        self._skipped = skipped
         self._shape = shape
         self._sharding = batch_sharding(mesh)
         self._pinned = PinnedBuffers(mesh.devices.flat[0], loader.buffers())
@@ -54,6 +60,8 @@ class Batches:
     def __iter__(self) -> Iterator[jax.Array]:
         with translate_loader_errors():
             for lease in self._loader:
+                if lease.step in self._skipped:
+                    continue
                 local = np.asarray(lease)
                 self._newest = jax.make_array_from_process_local_data(self._sharding, local, self._shape)
                 yield self._newest
@@ -94,8 +102,11 @@ class PinnedBuffers:
         self.buffers = []
 
 
-def train_batches(config: Config, split: Split, mesh: Mesh, start: int, vocab_size: int) -> Batches:
-    """The blocks of the steps from `start` to the run's end."""
+def train_batches(
+    config: Config, split: Split, mesh: Mesh, start: int, vocab_size: int, rewinds: Rewinds | None = None
+) -> Batches:
+    """The blocks of the steps from `start` to the run's end, without those that `rewinds` left out."""
+    rewinds = rewinds or Rewinds()
     data = config.data
     block = config.model.block_size
     with translate_loader_errors():
@@ -106,15 +117,15 @@ def train_batches(config: Config, split: Split, mesh: Mesh, start: int, vocab_si
             accum=data.accum,
             order=data.order,
             seed=data.seed,
-            start_step=start,
-            stop_step=config.run.steps,
+            start_step=rewinds.batch(start),
+            stop_step=rewinds.batch(config.run.steps - 1) + 1,
             slots=data.prefetch_buffers,
             threads=data.threads,
             rank=jax.process_index(),
             world=jax.process_count(),
             vocab_size=vocab_size,
         )
-    return Batches(loader, mesh, (data.accum, data.micro_batch, block + 1))
+    return Batches(loader, mesh, (data.accum, data.micro_batch, block + 1), rewinds.skipped)
 
 
 def evaluation_windows(config: Config, split: Split) -> int:

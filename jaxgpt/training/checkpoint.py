@@ -36,6 +36,7 @@ from jaxgpt.runs.checkpoint_files import (
 )
 from jaxgpt.runs.folder import CheckpointRef, RunFolder
 from jaxgpt.runs.log import warn
+from jaxgpt.runs.rewinds import Rewinds
 from jaxgpt.training import disk_space, retention
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training.mesh import make_mesh
@@ -61,6 +62,7 @@ class Checkpoints:
         self._damaged: set[int] = set()  # steps that could not be moved away
         self._verified: set[int] = set()
         self._losses = {step: read_val_loss(folder / str(step)) for step in steps_in(folder)}
+        self.rewinds = Rewinds()  # of the run, for the manifests
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
@@ -83,7 +85,8 @@ class Checkpoints:
 
     def _write_manifest(self, path: Path, step: int) -> None:
         loss = self._losses.get(step, math.inf)
-        write_manifest(path, step, loss if math.isfinite(loss) else None, self._identity)
+        batches = {"loader_step": self.rewinds.batch(step), "skipped_batches": self.rewinds.skipped}
+        write_manifest(path, step, loss if math.isfinite(loss) else None, {**self._identity, **batches})
 
     def __enter__(self) -> Self:
         return self
@@ -168,6 +171,13 @@ class Checkpoints:
         except Exception as error:
             raise _storage_error(self.folder, error) from error
 
+    def _forget_manager(self) -> None:
+        """Waits for Orbax's manager and closes it: it would not notice that a checkpoint is moved to `quarantine/`."""
+        self.wait()
+        if self._has_saved:
+            self._manager.close()
+            del self._manager
+
     def resolve_step(self, name: str) -> int:
         """The step of the checkpoint `name`: "latest", "best" or a number. Every byte of it has been verified.
 
@@ -222,6 +232,7 @@ class Checkpoints:
 
         Raises `CheckpointError` K004 if it was made for another model, K005 if it belongs to another run.
         """
+        self._forget_manager()
         while (step := self._first_valid(self.latest)) is not None:
             try:
                 return self.restore(template, step)
@@ -363,7 +374,8 @@ def _check_finite(step: int, tree: dict[str, Any]) -> None:
     finite = jax.device_get(_all_finite(tree))
     bad_name = next((name for name, is_finite in finite.items() if not is_finite), None)
     if bad_name:
-        raise NonFiniteError("N001", f"{bad_name} is not finite after step {step}: it was not saved", LOWER_LR_HELP)
+        message = f"{bad_name} is not finite after step {step}: it was not saved"
+        raise NonFiniteError("N001", message, LOWER_LR_HELP, step=step - 1)
 
 
 @jax.jit

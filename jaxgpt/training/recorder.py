@@ -18,6 +18,7 @@ from jaxgpt.config.model_size import flops_per_token
 from jaxgpt.config.schedule import learning_rates
 from jaxgpt.errors import LOWER_LR_HELP, NonFiniteError
 from jaxgpt.runs.log import RunLog, warn
+from jaxgpt.runs.rewinds import Rewinds
 from jaxgpt.training.records import Display, LossForecast, Scores, StepRecord
 from jaxgpt.training.step import Metrics
 from jaxgpt.training.tracker import open_tracker
@@ -39,7 +40,7 @@ class Recorder:
     """Takes the device metrics of each step and records them when the next step has been dispatched.
 
     `epoch_windows` is the number of windows of the train split; `peak_flops` is the peak of all devices together in
-    FLOP/s, None where it is not known.
+    FLOP/s, None where it is not known. `rewinds` tells which batch a step reads.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Recorder:
         epoch_windows: int,
         peak_flops: float | None,
         watchdog: Watchdog,
+        rewinds: Rewinds | None = None,
     ) -> None:
         self._config = config
         self._log = log
@@ -59,7 +61,9 @@ class Recorder:
         self._learning_rates = learning_rates(config.optim, config.run.steps)
         self._epoch_windows = epoch_windows
         self._peak_flops = peak_flops
+        self._windows = config.data.micro_batch * config.data.accum  # of a batch
         self._watchdog = watchdog
+        self._rewinds = rewinds or Rewinds()
         self._tracker = open_tracker(tensorboard) if config.run.tensorboard else None
         self._pending: PendingStep | None = None
         self._clock = time.perf_counter()
@@ -83,6 +87,10 @@ class Recorder:
         if previous:
             self._record(*previous)
 
+    def forget_step(self) -> None:
+        """Forgets the pending step, which a rewind makes obsolete."""
+        self._pending = None
+
     @contextmanager
     def pause(self) -> Iterator[None]:
         """The time of the block (evaluation, saving) does not count as step time. Flushes first."""
@@ -93,6 +101,18 @@ class Recorder:
         self._clock = time.perf_counter()
         if self._step_seconds:  # the pauses before include compilation
             self._paused_seconds += self._clock - start
+
+    def rewind(self, problem: str, failed: int, restored: int) -> None:
+        """Records that the run goes on after `restored` steps, without the batch of the step that failed.
+
+        From the second rewind to one checkpoint on, without all batches between the two.
+        """
+        batches = self._rewinds.add(failed, restored)
+        self._log.write("rewind", step=restored, failed_step=failed, batches=batches, windows=self._windows)
+        self._log.sync()
+        first, last = batches[0] * self._windows, (batches[-1] + 1) * self._windows - 1
+        left_out = f"windows {first:,} to {last:,} of the data order are left out"
+        warn(f"{problem}: the run goes on from step {restored:,}; {left_out}")
 
     def scores(self, step: int, scores: Scores) -> None:
         """Records an evaluation after `step` steps."""
@@ -148,7 +168,7 @@ class Recorder:
     def _step_record(self, step: int, loss: float, grad_norm: float, seconds: float) -> StepRecord:
         tokens_per_second = self._config.tokens_per_step / seconds
         flops_per_second = tokens_per_second * flops_per_token(self._config.model)
-        windows = (step + 1) * self._config.data.micro_batch * self._config.data.accum
+        windows = (self._rewinds.batch(step) + 1) * self._windows
         return StepRecord(
             step=step,
             loss=loss,
@@ -163,7 +183,7 @@ class Recorder:
     def _check_finite(self, record: StepRecord) -> bool:
         """Whether the step's loss and gradient norm are finite.
 
-        Otherwise its update was skipped, if `run.on_nonfinite` says so. Raises `NonFiniteError` N001 if it does not, or
+        Otherwise its update was skipped, if `run.on_nonfinite` is "skip". Raises `NonFiniteError` N001 if it is not, or
         after `MAX_SKIPS` such steps in a row.
         """
         values = {"loss": record.loss, "gradient norm": record.grad_norm}
@@ -172,16 +192,15 @@ class Recorder:
             self._skips_in_a_row = 0
             return True
         problem = f"the {name} of step {record.step} is not finite (loss {record.loss}, norm {record.grad_norm})"
-        if self._config.run.on_nonfinite == "abort":
-            raise NonFiniteError("N001", problem, LOWER_LR_HELP)
+        if self._config.run.on_nonfinite != "skip":
+            raise NonFiniteError("N001", problem, LOWER_LR_HELP, step=record.step)
         self._skips += 1
         self._skips_in_a_row += 1
         if self._skips_in_a_row == MAX_SKIPS:
             raise NonFiniteError("N001", f"{problem}, the {MAX_SKIPS}th in a row", LOWER_LR_HELP)
-        windows = self._config.data.micro_batch * self._config.data.accum
-        first = record.step * windows
-        self._log.write("skip", step=record.step, first_window=first, windows=windows, skips=self._skips)
-        batch = f"windows {first:,} to {first + windows - 1:,} of the data order"
+        first = self._rewinds.batch(record.step) * self._windows
+        self._log.write("skip", step=record.step, first_window=first, windows=self._windows, skips=self._skips)
+        batch = f"windows {first:,} to {first + self._windows - 1:,} of the data order"
         warn(f"{problem}: its update was skipped, {self._skips} so far; the batch is {batch}")
         return False
 

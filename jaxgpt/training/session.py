@@ -4,6 +4,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,10 +15,11 @@ import jaxgpt
 from jaxgpt.config import Config
 from jaxgpt.data import dataset as datasets
 from jaxgpt.data.dataset import TokenDataset
-from jaxgpt.errors import ConfigError, NoShardsError
+from jaxgpt.errors import ConfigError, NonFiniteError, NoShardsError
 from jaxgpt.prepare.pipeline import prepare
 from jaxgpt.runs.folder import CheckpointRef, RunFolder
 from jaxgpt.runs.log import DONE, RunLog, StopReason, read_log, read_stop_reason
+from jaxgpt.runs.rewinds import MAX_REWINDS, Rewinds
 from jaxgpt.training import batches, console, disk_space, jax_setup, messages, step
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training.batches import Batches
@@ -59,7 +61,8 @@ class CheckedRun:
 class OpenRun(CheckedRun):
     """A run that may train: all that could refuse it has been checked, and its folder is locked by this process.
 
-    `state` is the state after `start_step` steps; `is_resumed` if it is from a checkpoint of the run itself.
+    `state` is the state after `start_step` steps; `is_resumed` if it is from a checkpoint of the run itself. `restore`
+    returns the newest state that is saved, which is the one to start from while there is no checkpoint.
     """
 
     fork: CheckpointRef | None
@@ -68,6 +71,8 @@ class OpenRun(CheckedRun):
     state: TrainState
     start_step: int
     is_resumed: bool
+    rewinds: Rewinds
+    restore: Callable[[], TrainState]
 
     def already_stopped(self) -> StopReason | None:
         """Why an earlier process ended the run; None if there are steps left to train, or the last to evaluate."""
@@ -110,13 +115,11 @@ def open_run(
     with folder.lock(), Checkpoints(folder.checkpoints, run.config.run, identity) as checkpoints:
         folder.check_config(config)  # another process may have started the run before the lock
         folder.check_tokens(run.tokens)
-        state = checkpoints.restore_newest(template)
-        if state is None:
-            folder.check_checkpoints_exist()
-            state = restore_fork(template, fork)
+        restore = partial(restore_state, run, fork, optimizer, template, checkpoints)
+        state = restore()
         disk_space.check_before_run(folder.checkpoints, template, run.config.run)
-        if state is None:
-            state = step.compile_init(run.config, optimizer, run.mesh)()
+        is_resumed = checkpoints.latest() is not None
+        checkpoints.rewinds = read_rewinds(run, fork, int(state.step), is_resumed=is_resumed)
         yield OpenRun(
             **vars(run),
             fork=fork,
@@ -124,7 +127,9 @@ def open_run(
             checkpoints=checkpoints,
             state=state,
             start_step=int(state.step),
-            is_resumed=checkpoints.latest() is not None,
+            is_resumed=is_resumed,
+            rewinds=checkpoints.rewinds,
+            restore=restore,
         )
 
 
@@ -190,6 +195,29 @@ def check_fork(config: Config, fork: CheckpointRef, dataset: TokenDataset, templ
         raise ConfigError("C030", message, f"--run.steps {2 * fork_step}")
 
 
+def restore_state(
+    run: CheckedRun,
+    fork: CheckpointRef | None,
+    optimizer: optax.GradientTransformation,
+    template: TrainState,
+    checkpoints: Checkpoints,
+) -> TrainState:
+    """The state of the newest valid checkpoint; without one, that of the fork, or the state before the first step."""
+    state = checkpoints.restore_newest(template)
+    if state is None:
+        run.folder.check_checkpoints_exist()
+        state = restore_fork(template, fork)
+    return state or step.compile_init(run.config, optimizer, run.mesh)()
+
+
+def read_rewinds(run: CheckedRun, fork: CheckpointRef | None, start_step: int, *, is_resumed: bool) -> Rewinds:
+    """The rewinds of the run; those of the run that it forks leave out the same batches, if both read the same."""
+    own = Rewinds.read(run.folder, start_step)
+    if fork is None or is_resumed or not fork.run.has_same_batches(run.user_config, run.tokens):
+        return own
+    return Rewinds([*own.skipped, *Rewinds.read(fork.run, start_step).skipped], own.counts.elements())
+
+
 def restore_fork(template: TrainState, fork: CheckpointRef | None) -> TrainState | None:
     """The state of the checkpoint `fork`; None without one."""
     if fork is None:
@@ -212,7 +240,7 @@ class TrainingSession:
         self.display = display
         self.recorder = recorder
         self.scores: Scores | None = None  # of the latest evaluation
-        self.best = BestEvaluation(run.checkpoints.best() or 0, run.checkpoints.best_loss())
+        self.best = self._best_saved()
         self._graphdef = step.model_graphdef(run.config.model)
         eot = batches.document_token(run.config, run.dataset)
         self._train_step = step.compile_train_step(run.config, self._graphdef, run.optimizer, run.mesh, eot)
@@ -221,7 +249,8 @@ class TrainingSession:
     def open_batches(self) -> Batches:
         """The token blocks of all steps that are left."""
         run = self.run
-        return batches.train_batches(run.config, run.dataset.train, run.mesh, self.step, run.dataset.vocab_size)
+        vocab_size = run.dataset.vocab_size
+        return batches.train_batches(run.config, run.dataset.train, run.mesh, self.step, vocab_size, run.rewinds)
 
     def train_step(self, batch: jax.Array) -> Metrics:
         """Dispatches one optimizer step; the device may still be computing when this returns."""
@@ -246,6 +275,31 @@ class TrainingSession:
         with self.recorder.pause():  # reads the step's loss first: a state that is not finite is never saved
             self.run.checkpoints.save(self.step, self.state, scores.main.loss if scores else None)
             self.recorder.saved(self.step)
+
+    def rewind(self, error: NonFiniteError) -> None:
+        """Goes back to the newest checkpoint after a step that failed with `error`; its batch is left out from then on.
+
+        Raises `error` if `run.on_nonfinite` does not say so, or after `MAX_REWINDS` rewinds to that checkpoint.
+        """
+        if self.config.run.on_nonfinite != "rewind" or error.step is None:
+            raise error
+        run = self.run
+        run.checkpoints.wait()
+        jax.tree.map(lambda leaf: leaf.delete(), self.state)  # there may be no memory for two states
+        self.recorder.forget_step()
+        with self.recorder.pause():
+            self.state = run.restore()
+        restored = int(self.state.step)
+        if run.rewinds.counts[restored] == MAX_REWINDS:
+            message = f"{error.message}, after {MAX_REWINDS} rewinds to step {restored:,}"
+            raise error.replace(message=message)
+        self.recorder.rewind(error.message, error.step, restored)
+        self.step = restored
+        self.best = self._best_saved()
+
+    def _best_saved(self) -> BestEvaluation:
+        checkpoints = self.run.checkpoints
+        return BestEvaluation(checkpoints.best() or 0, checkpoints.best_loss())
 
     def model(self) -> LoadedModel:
         """The model as it is now, for sampling."""
@@ -285,6 +339,7 @@ def start_session(run: OpenRun, shutdown: GracefulShutdown, peak_flops: float | 
                 epoch_windows=windows,
                 peak_flops=all_devices_flops,
                 watchdog=watchdog,
+                rewinds=run.rewinds,
             ) as recorder,
         ):
             display.restore(earlier_records)

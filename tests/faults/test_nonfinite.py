@@ -1,45 +1,20 @@
 """A loss or gradient that is not finite: the run ends, or the update is skipped, counted and logged."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.nonfinite import first_tokens_of_step, poison
 from helpers.training import arguments, records, run_folder, saved_state, tiny_config
 
 from jaxgpt import errors, train
-from jaxgpt.data import dataset
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
-from jaxgpt.training.batches import train_batches
-from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.recorder import MAX_SKIPS
 
 SKIP = {"run.on_nonfinite": "skip", "run.steps": 7, "run.eval_every": 7}  # less than an epoch: no batch comes twice
-
-
-def poison(monkeypatch: pytest.MonkeyPatch, start: Any = None) -> None:
-    """Makes the loss NaN of every window, or of the window that starts with the tokens `start`."""
-    original = step.loss_fn
-
-    def loss_fn(params: Any, tokens_BxW: jax.Array, rngs_B: Any, **options: Any) -> jax.Array:
-        loss = original(params, tokens_BxW, rngs_B, **options)
-        if start is None:
-            return loss * jnp.nan
-        is_bad = (tokens_BxW[:, : len(start)] == jnp.asarray(start)[None]).all(-1).any()
-        return loss * jnp.where(is_bad, jnp.nan, 1.0)
-
-    monkeypatch.setattr(step, "loss_fn", loss_fn)
-
-
-def first_tokens_of_step(workspace: Path, number: int) -> np.ndarray[Any, Any]:
-    config = tiny_config(workspace, SKIP)
-    data = dataset.open_folder(config.data.path)
-    mesh = make_mesh(config.mesh, config.data.micro_batch)
-    with train_batches(config, data.train, mesh, number, data.vocab_size) as batches:
-        return np.array(next(iter(batches)))[0, 0, :8]
 
 
 def test_bad_batch_is_skipped_counted_and_logged(

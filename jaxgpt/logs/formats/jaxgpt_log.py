@@ -48,6 +48,9 @@ class Reader(reader.Reader):
         step = parse_step(record.get("step"))
         if kind == "start":
             self._start(line_no, record, step or 0)
+        elif kind == "rewind" and step is not None:
+            self._add_pause(time)
+            self._log.rewind(step, line_no)
         elif kind == "stop":
             self._log.metadata["stop_reason"] = StopReason.from_record(record)
         elif kind == "step" and step is not None:

@@ -1,0 +1,37 @@
+"""Losses that are not finite, on demand."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from helpers.training import tiny_config
+from jaxgpt.data import dataset
+from jaxgpt.training import step
+from jaxgpt.training.batches import train_batches
+from jaxgpt.training.mesh import make_mesh
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, start: Any = None) -> None:
+    """Makes the loss NaN of every window, or of the window that starts with the tokens `start`."""
+    original = step.loss_fn
+
+    def loss_fn(params: Any, tokens_BxW: jax.Array, rngs_B: Any, **options: Any) -> jax.Array:
+        loss = original(params, tokens_BxW, rngs_B, **options)
+        if start is None:
+            return loss * jnp.nan
+        is_bad = (tokens_BxW[:, : len(start)] == jnp.asarray(start)[None]).all(-1).any()
+        return loss * jnp.where(is_bad, jnp.nan, 1.0)
+
+    monkeypatch.setattr(step, "loss_fn", loss_fn)
+
+
+def first_tokens_of_step(workspace: Path, number: int) -> np.ndarray[Any, Any]:
+    config = tiny_config(workspace)
+    data = dataset.open_folder(config.data.path)
+    mesh = make_mesh(config.mesh, config.data.micro_batch)
+    with train_batches(config, data.train, mesh, number, data.vocab_size) as batches:
+        return np.array(next(iter(batches)))[0, 0, :8]

@@ -103,7 +103,7 @@ class Recorder:
             self._paused_seconds += self._clock - start
 
     def rewind(self, problem: str, failed: int, restored: int) -> None:
-        """Records that the run goes on after `restored` steps, without the batch of the step that failed.
+        """Records that the run continues after `restored` steps, without the batch of the step that failed.
 
         From the second rewind to one checkpoint on, without all batches between the two.
         """
@@ -112,7 +112,7 @@ class Recorder:
         self._log.sync()
         first, last = batches[0] * self._windows, (batches[-1] + 1) * self._windows - 1
         left_out = f"windows {first:,} to {last:,} of the data order are left out"
-        warn(f"{problem}: the run goes on from step {restored:,}; {left_out}")
+        warn(f"{problem}: the run continues from step {restored:,}; {left_out}")
 
     def scores(self, step: int, scores: Scores) -> None:
         """Records an evaluation after `step` steps."""

@@ -54,10 +54,10 @@ def finite_losses(workspace: Path, name: str) -> dict[int, Any]:
     }
 
 
-def test_run_goes_on_without_the_bad_batch(poisoned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_continues_without_the_bad_batch(poisoned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert errors.run(train.main, arguments(poisoned, REWIND)) == 0
     assert capsys.readouterr().err == (
-        "warning: the loss of step 6 is not finite (loss nan, norm nan): the run goes on from step 4; "
+        "warning: the loss of step 6 is not finite (loss nan, norm nan): the run continues from step 4; "
         "windows 48 to 55 of the data order are left out\n"
     )
     (rewind,) = records(run_folder(poisoned), "rewind")

@@ -9,16 +9,19 @@ from dataclasses import asdict, dataclass
 
 from jaxgpt import errors
 from jaxgpt.config.options import Parser
+from jaxgpt.diagnose.live import find_instability
 from jaxgpt.errors import CheckpointError, ConfigError
 from jaxgpt.runs import checkpoint_files
 from jaxgpt.runs.folder import RunFolder, find_run
+from jaxgpt.runs.retention import kept_steps
 from jaxgpt.utils.formatting import format_bytes
 
 DESCRIPTION = """Lists the checkpoints of a run, verifies every byte of them, or deletes old ones.
 
 verify also checks the run's config.json, tokenizer.json and data.json; its exit status is 4 if anything is damaged.
 
-prune keeps the newest valid checkpoints, as many as --keep says, and the best one. It deletes no damaged one.
+prune keeps the newest valid checkpoints, as many as --keep says, the best one, and the newest one from before a
+divergence. It deletes no damaged one.
 """
 EXAMPLES = """examples:
   python -m jaxgpt.checkpoint verify quickstart
@@ -53,7 +56,9 @@ def verify_checkpoints(run: RunFolder) -> list[Row]:
 
 
 def prune_checkpoints(run: RunFolder, keep: int) -> list[Row]:
-    """Deletes all valid checkpoints but the `keep` newest and the best. Returns all, as they were before.
+    """Deletes all valid checkpoints but the `keep` newest, the best, and the newest from before a divergence.
+
+    Returns all, as they were before.
 
     Raises `StorageError` S001 if a process uses the run.
     """
@@ -61,7 +66,8 @@ def prune_checkpoints(run: RunFolder, keep: int) -> list[Row]:
         rows = verify_checkpoints(run)
         usable = [row for row in rows if not row.is_damaged]
         losses = {row.step: row.val_loss for row in usable if row.val_loss is not None}
-        kept = {row.step for row in usable[-keep:]} | set(sorted(losses, key=losses.__getitem__)[:1])
+        steps = [row.step for row in usable]
+        kept = kept_steps(steps, losses, latest=keep, best=1, unstable_since=find_instability(run))
         return [row if row.is_damaged or row.step in kept else _delete(run, row) for row in rows]
 
 

@@ -141,6 +141,8 @@ def run_with_rewinds(session: "TrainingSession", diagnosis: "LiveDiagnosis", shu
 
 def run_steps(session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: GracefulShutdown) -> StopReason:
     """The training loop. Returns why it ended; the state after its last step is then being saved."""
+    from jaxgpt.diagnose.live import find_instability
+
     config = session.config.run
     checkpoints = session.run.checkpoints
     with session.open_batches() as batches:
@@ -156,6 +158,7 @@ def run_steps(session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: 
             scores, stop = evaluate(session, diagnosis, shutdown) if is_evaluation else (None, None)
             stop = SIGNAL if shutdown.is_requested() else stop
             if stop or is_last or session.best.step == step or step % config.save_every == 0:
+                checkpoints.unstable_since = find_instability(session.run.folder)
                 session.save(scores)
             stop = SIGNAL if shutdown.is_requested() else stop  # a signal may have arrived during the save
             if stop and not (is_last and scores):

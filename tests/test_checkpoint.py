@@ -10,6 +10,7 @@ from jaxgpt import checkpoint, errors
 from jaxgpt.config import Config
 from jaxgpt.runs.checkpoint_files import MANIFEST, steps_in, write_manifest
 from jaxgpt.runs.folder import RunFolder
+from jaxgpt.runs.log import RunLog
 
 LOSSES = {10: 3.5, 20: 3.0, 30: None, 40: 3.25, 50: 3.75}
 
@@ -77,6 +78,15 @@ def test_prune_keeps_the_newest_valid_and_the_best(run: RunFolder, capsys: pytes
     assert [step for step, state in pruned.items() if state == "deleted"] == [10, 30]
     assert steps_in(run.checkpoints) == [20, 40, 50]
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["20", "40", "50"]
+
+
+def test_prune_keeps_the_newest_from_before_a_divergence(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLog(run.log_file) as log:
+        log.write("start", step=0, config=Config().to_dict())
+        for step in range(50):
+            log.write("step", step=step, loss=3.0 if step < 35 else "nan", grad_norm=1.0)
+    states(capsys, "prune", "a", "--keep", "1")
+    assert steps_in(run.checkpoints) == [20, 30, 50]
 
 
 def test_prune_of_a_run_in_use_is_refused(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

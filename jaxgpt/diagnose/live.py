@@ -11,8 +11,9 @@ import numpy as np
 
 from jaxgpt import logs
 from jaxgpt.diagnose import backtest
+from jaxgpt.diagnose.checks import instabilities
 from jaxgpt.diagnose.context import resolve_context
-from jaxgpt.diagnose.diagnosis import Diagnosis, diagnose, forecast_loss
+from jaxgpt.diagnose.diagnosis import Diagnosis, analyze_run, diagnose, forecast_loss
 from jaxgpt.diagnose.finding import Finding
 from jaxgpt.diagnose.forecast.gaussian_mixture import Forecast
 from jaxgpt.diagnose.options import Options
@@ -52,6 +53,21 @@ def forecast_only(folder: RunFolder) -> Forecast | None:
     """The forecast of `diagnose_run` alone, at a third of the cost; None for a run that is over or broken."""
     history = logs.read(folder.log_file)
     return forecast_loss(history, resolve_context(history, Options()))
+
+
+def find_instability(folder: RunFolder) -> int | None:
+    """The step from which the run's loss is not finite, or has risen for good; None if it is stable.
+
+    A log that cannot be read costs a warning; the run then counts as stable.
+    """
+    if not folder.log_file.is_file():
+        return None
+    try:
+        history = logs.read(folder.log_file)
+        return instabilities.unstable_since(analyze_run(history, resolve_context(history, Options())))
+    except Exception as error:
+        _warn("a checkpoint from before a divergence may be deleted", error)
+        return None
 
 
 class LiveDiagnosis:

@@ -36,8 +36,9 @@ from jaxgpt.runs.checkpoint_files import (
 )
 from jaxgpt.runs.folder import CheckpointRef, RunFolder
 from jaxgpt.runs.log import warn
+from jaxgpt.runs.retention import Policy
 from jaxgpt.runs.rewinds import Rewinds
-from jaxgpt.training import disk_space, retention
+from jaxgpt.training import disk_space
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.sealed_path import sealed_path_class
@@ -47,8 +48,8 @@ from jaxgpt.training.step import TrainState, abstract_state, model_graphdef
 class Checkpoints:
     """The checkpoints in `folder`, the `checkpoints/` of a run, which only a reader opens without `run`.
 
-    `run` sets which checkpoints are kept: the latest, the best, and those at multiples of `keep_every`. `identity` is
-    the config and the tokens of the run, which every manifest gets.
+    `run` sets which checkpoints are kept (`jaxgpt/runs/retention.py`). `identity` is the config and the tokens of the
+    run, which every manifest gets.
     """
 
     def __init__(self, folder: Path, run: Run | None = None, identity: Mapping[str, Any] | None = None) -> None:
@@ -63,6 +64,7 @@ class Checkpoints:
         self._verified: set[int] = set()
         self._losses = {step: read_val_loss(folder / str(step)) for step in steps_in(folder)}
         self.rewinds = Rewinds()  # of the run, for the manifests
+        self.unstable_since: int | None = None  # the step of a divergence, for the retention
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
@@ -70,7 +72,7 @@ class Checkpoints:
         run = self._run
         options = ocp.CheckpointManagerOptions(
             save_interval_steps=1,
-            preservation_policy=retention.Policy(run, self._losses) if run else None,
+            preservation_policy=Policy(run, self._losses, lambda: self.unstable_since) if run else None,
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
             lightweight_initialize=True,  # or it reads metrics of old checkpoints, which may be damaged

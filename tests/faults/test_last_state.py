@@ -81,3 +81,16 @@ def test_loss_that_is_not_finite_names_the_last_checkpoint(
     assert words in err
     assert help in err
     assert saved_steps(run_folder(workspace))[-1:] == ([step // 4 * 4] if step > 4 else [])
+
+
+def test_checkpoint_from_before_a_divergence_is_kept(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TrainingSession.train_step
+
+    def train_step(self: TrainingSession, batch: Any) -> Metrics:
+        metrics = original(self, batch)
+        return metrics._replace(loss=metrics.loss + 3) if self.step > 182 else metrics
+
+    monkeypatch.setattr(TrainingSession, "train_step", train_step)
+    changes = {"run.steps": 240, "run.save_every": 20, "run.eval_every": 240, "run.keep_best": 0}
+    assert errors.run(train.main, arguments(workspace, changes)) == 0
+    assert saved_steps(run_folder(workspace)) == [180, 220, 240]

@@ -1,6 +1,7 @@
 """Steps with thousands separators or that restart, and losses in bits per byte alone."""
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -79,7 +80,10 @@ def test_bits_per_byte_with_a_stated_length_of_tokens() -> None:
         ({"config": "quickstart"}, 2.797, "a token is assumed to be 2.80 bytes: a vocabulary of 2,048"),
     ],
 )
-def test_bits_per_byte_with_an_assumed_length_of_tokens(options: dict[str, str], length: float, reason: str) -> None:
+def test_bits_per_byte_with_an_assumed_length_of_tokens(
+    options: dict[str, str], length: float, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the repository may have quickstart's tokens, with their own length
     diagnosis = diagnosed(BITS, **options)
     assert diagnosis.history.evaluations[-1].val == pytest.approx(0.92 * math.log(2) * length, rel=1e-3)
     assert f"{reason} (--bytes-per-token)" in diagnosis.context.assumed

@@ -62,13 +62,13 @@ def jaxgpt_side(order: Order) -> tuple[Update, Wait, dict[str, str]]:
     import jax
 
     import jaxgpt
-    from jaxgpt.training import checkpoint, jax_setup, mesh, step
+    from jaxgpt.training import jax_setup, loaded_model, mesh, step
     from jaxgpt.training import optimizer as optim
 
     jax_setup.configure_jax()
     config = order.parsed()
     devices = mesh.make_mesh(config.mesh, config.data.micro_batch)
-    config = checkpoint.resolve_auto(config, devices)
+    config = loaded_model.resolve_auto(config, devices)
     optimizer = optim.make_optimizer(config)
     state = step.compile_init(config, optimizer, devices)()
     train_step = step.compile_train_step(config, step.model_graphdef(config.model), optimizer, devices)

@@ -20,7 +20,7 @@ from jaxgpt.config.options import Parser
 from jaxgpt.errors import ConfigError
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
-from jaxgpt.training.checkpoint import resolve_auto
+from jaxgpt.training.loaded_model import resolve_auto
 from jaxgpt.training.mesh import batch_sharding, make_mesh
 
 

@@ -35,11 +35,11 @@ def main(argv: Sequence[str]) -> None:
 
     # Imported here because these load JAX, which takes seconds: by now the command line is known to be right.
     with loading("JAX and the model"):
-        from jaxgpt.training import checkpoint, jax_setup
+        from jaxgpt.training import jax_setup, loaded_model
         from jaxgpt.training.evaluator import Evaluator
 
     jax_setup.configure_jax()
-    model = checkpoint.load_model(run)
+    model = loaded_model.load_model(run)
     config = model.config
     if options.tokens is not None:
         config = config.replace({"run": {"eval_tokens": options.tokens}})

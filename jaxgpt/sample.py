@@ -32,11 +32,11 @@ def main(argv: Sequence[str]) -> None:
     # Imported here because these load JAX, which takes seconds: by now the command line is known to be right.
     with loading("JAX and the model"):
         from jaxgpt.generation import sampler
-        from jaxgpt.training import checkpoint, jax_setup
+        from jaxgpt.training import jax_setup, loaded_model
 
     jax_setup.configure_jax()
     texts = sampler.generate_texts(
-        checkpoint.load_model(run),
+        loaded_model.load_model(run),
         prompt,
         count=options.tokens,
         samples=options.samples,

@@ -26,7 +26,7 @@ from jaxgpt.utils.signals import EXIT_STATUS, NOTHING_LOST, GracefulShutdown, he
 if TYPE_CHECKING:
     from jaxgpt.data.dataset import TokenDataset
     from jaxgpt.diagnose.live import LiveDiagnosis
-    from jaxgpt.training.checkpoint import LoadedModel
+    from jaxgpt.training.loaded_model import LoadedModel
     from jaxgpt.training.records import Scores
     from jaxgpt.training.session import TrainingSession
 
@@ -68,6 +68,7 @@ def train(
         check_cost = None if confirmed else preflight.check_cost
         run = stack.enter_context(open_run(config, fork, preflight.check_memory, check_cost))
         if reason := run.already_stopped():
+            run.checkpoints.valid_best()  # warns of a damaged one, which the commands below would not use
             print(messages.already_stopped(reason, config, config_name, run.folder, run.start_step))
             return run.folder
 

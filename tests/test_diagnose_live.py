@@ -22,6 +22,7 @@ from jaxgpt.diagnose.options import Options
 from jaxgpt.logs.formats import jaxgpt_log
 from jaxgpt.logs.history import Evaluation, History, Step
 from jaxgpt.runs import log as runlog
+from jaxgpt.runs.checkpoint_files import MANIFEST
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.training import session
 from jaxgpt.training.records import Score, Scores
@@ -174,6 +175,35 @@ def test_a_stopped_run_is_saved_and_can_continue(workspace: Path, capsys: pytest
     assert errors.run(train.main, arguments(workspace, EARLY | {"run.early_stop": False})) == 0
     assert list(logged_losses(run_folder(workspace))) == list(range(STEPS))
     assert records(run_folder(workspace), "stop")[-1]["reason"] == "done"
+
+
+@pytest.mark.usefixtures("advised")
+def test_a_stopped_run_whose_best_checkpoint_is_damaged_uses_the_next(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = train.finish
+    best = run_folder(workspace).checkpoints / "4"
+    damaged = "runs/a/checkpoints/4 cannot be read: manifest.json is damaged"
+
+    def finish(*arguments: Any) -> None:
+        (best / MANIFEST).write_text("{}")
+        original(*arguments)
+
+    monkeypatch.setattr(train, "finish", finish)
+    monkeypatch.setattr(train, "generate_sample", lambda model, _: f" of step {model.step}")
+    assert errors.run(train.main, arguments(workspace, EARLY | {"run.sample_prompt": "!"})) == 0
+    out, err = capsys.readouterr()
+    assert damaged in err
+    assert "moved to" in err
+    assert "sample of step 8:\n! of step 8\n" in out
+    assert not best.exists()
+
+    (run_folder(workspace).quarantine / "4").rename(best)
+    assert errors.run(train.main, arguments(workspace, EARLY)) == 0
+    out, err = capsys.readouterr()
+    assert damaged in err
+    assert "stopped early, saved after step 8" in out
+    assert not best.exists()
 
 
 @pytest.mark.usefixtures("advised")

@@ -29,8 +29,8 @@ from jaxgpt.prepare.pipeline import prepare
 from jaxgpt.training import batches as data
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
-from jaxgpt.training.checkpoint import resolve_auto
 from jaxgpt.training.evaluator import Evaluator
+from jaxgpt.training.loaded_model import resolve_auto
 from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.records import Scores
 

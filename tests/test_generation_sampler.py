@@ -18,7 +18,7 @@ from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.generation.sampler import _mask_unlikely, draw_tokens, generate_tokens
 from jaxgpt.model import gpt
 from jaxgpt.training import step
-from jaxgpt.training.checkpoint import LoadedModel
+from jaxgpt.training.loaded_model import LoadedModel
 
 GPT2 = Model(n_layer=2, n_head=4, n_embd=32, block_size=16, vocab_size=64, bias=True, dtype="float32", attention="xla")
 MODERN = dataclasses.replace(GPT2, architecture="modern", bias=False, n_kv_head=2, tie_embeddings=False)

@@ -16,7 +16,7 @@ def test_samples_are_separated_by_a_line(
 ) -> None:
     monkeypatch.setattr("jaxgpt.training.jax_setup.configure_jax", lambda: None)
     monkeypatch.setattr(sample, "find_run", lambda *_: CheckpointRef(RunFolder(tmp_path)))
-    monkeypatch.setattr("jaxgpt.training.checkpoint.load_model", lambda _: None)
+    monkeypatch.setattr("jaxgpt.training.loaded_model.load_model", lambda _: None)
     monkeypatch.setattr("jaxgpt.generation.sampler.generate_texts", lambda *_, **__: iter("bcd"))
     sample.main(["run", "--prompt", "a", "--samples", "3"])
     assert capsys.readouterr().out == ("\n" + "-" * 40 + "\n").join(["ab", "ac", "ad"]) + "\n"

@@ -34,8 +34,9 @@ from jaxgpt.generation import sampler
 from jaxgpt.runs.folder import CheckpointRef
 from jaxgpt.runs.log import EARLY_STOP, StopReason
 from jaxgpt.training import recorder, session, step
-from jaxgpt.training.checkpoint import Checkpoints, load_model
+from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.evaluator import Evaluator
+from jaxgpt.training.loaded_model import load_model
 from jaxgpt.training.records import Score, Scores
 from jaxgpt.training.step import TrainState
 

@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what is refused, and that a save which fails is never lost."""
 
+import inspect
 import math
 import os
 import shutil
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from helpers.training import (
     STEPS,
     Crash,
@@ -28,12 +30,14 @@ from helpers.training import (
     tiny_config,
 )
 from orbax.checkpoint import CheckpointManager
+from orbax.checkpoint.path import atomicity
 
 from jaxgpt import errors, train
 from jaxgpt.config import Run
 from jaxgpt.errors import CheckpointError, JaxgptError, NonFiniteError, StorageError
 from jaxgpt.training import step
 from jaxgpt.training.checkpoint import Checkpoints
+from jaxgpt.training.sealed_path import sealed_path_class
 from jaxgpt.training.step import TrainState
 
 EVERY = {"run.save_every": 1, "run.eval_every": STEPS}
@@ -343,3 +347,15 @@ def test_nan_parameters_are_detected_at_the_next_step(
     assert saved_steps(run_folder(workspace)) == [4]
     last = records(run_folder(workspace))[-1]
     assert (last["step"], last["loss"]) == (7, "nan")
+
+
+def test_orbax_still_has_what_the_commit_replaces(tmp_path: Path) -> None:
+    """If this fails, Orbax has changed how it commits a checkpoint: read `jaxgpt/training/sealed_path.py` again."""
+    path = sealed_path_class(lambda *_: None)
+    parameters = inspect.signature(path.from_final).parameters
+    assert {"final_path", "checkpoint_metadata_store"} <= parameters.keys()
+    made = path.from_final(epath.Path(tmp_path / "7"), checkpoint_metadata_store=None)
+    assert hasattr(made, "_checkpoint_metadata_store")
+    assert inspect.iscoroutinefunction(atomicity.AtomicRenameTemporaryPath.finalize)
+    assert not inspect.signature(atomicity.AtomicRenameTemporaryPath.finalize).parameters.keys() - {"self"}
+    assert "finalize" in vars(path)

@@ -23,7 +23,7 @@ from jaxgpt.errors import NonFiniteError
 from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.model.backend import compute_dtype
 from jaxgpt.model.kv_cache import KVCache
-from jaxgpt.training.checkpoint import LoadedModel
+from jaxgpt.training.loaded_model import LoadedModel
 from jaxgpt.training.step import cast_matrices
 
 MIN_PROMPT = 32  # tokens that a prompt is padded to

@@ -80,6 +80,16 @@ def steps_in(folder: Path) -> list[int]:
 
 def find_damage(folder: Path) -> str:
     """What is wrong with the checkpoint in `folder`, in a few words; empty if every byte is what was saved."""
+    if damage := find_manifest_damage(folder):
+        return damage
+    with ThreadPoolExecutor(THREADS) as threads:
+        entries = Manifest.read(folder).files.items()
+        problems = threads.map(lambda entry: _file_damage(folder, entry[0], *entry[1]), entries)
+        return next(filter(None, problems), "")
+
+
+def find_manifest_damage(folder: Path) -> str:
+    """What is wrong with the manifest of the checkpoint in `folder`; empty if it is what was saved."""
     try:
         manifest = Manifest.read(folder)
     except FileNotFoundError:
@@ -88,11 +98,7 @@ def find_damage(folder: Path) -> str:
         return f"{MANIFEST} cannot be read: {error.strerror}"
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} is damaged: {error}"
-    if str(manifest.step) != folder.name:
-        return f"it is the checkpoint of step {manifest.step}"
-    with ThreadPoolExecutor(THREADS) as threads:
-        problems = threads.map(lambda entry: _file_damage(folder, entry[0], *entry[1]), manifest.files.items())
-        return next(filter(None, problems), "")
+    return "" if str(manifest.step) == folder.name else f"it is the checkpoint of step {manifest.step}"
 
 
 def has_manifest(folder: Path) -> bool:

@@ -4,7 +4,6 @@
 block, so every way out of a run goes through that block.
 """
 
-import dataclasses
 import functools
 import math
 import re
@@ -13,36 +12,30 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
 
-from jaxgpt.config import Config, Run
-from jaxgpt.data import tokenizer
-from jaxgpt.data.tokenizer import Tokenizer
-from jaxgpt.errors import LOWER_LR_HELP, CheckpointError, NonFiniteError, StorageError
-from jaxgpt.model import backend
+from jaxgpt.config import Run
+from jaxgpt.errors import CheckpointError, StorageError
 from jaxgpt.runs.checkpoint_files import (
     Manifest,
     find_damage,
+    find_manifest_damage,
     has_manifest,
     move_to_quarantine,
     read_val_loss,
     steps_in,
     write_manifest,
 )
-from jaxgpt.runs.folder import CheckpointRef, RunFolder
+from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.log import warn
 from jaxgpt.runs.retention import Policy
 from jaxgpt.runs.rewinds import Rewinds
 from jaxgpt.training import disk_space
-from jaxgpt.training import optimizer as optim
-from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.sealed_path import sealed_path_class
-from jaxgpt.training.step import TrainState, abstract_state, model_graphdef
+from jaxgpt.training.state_tree import as_state, as_tree, check_finite, check_tree
+from jaxgpt.training.step import TrainState
 
 
 class Checkpoints:
@@ -107,8 +100,8 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, or will have one when the current save ends; ascending."""
         # With read=True, Orbax would forget the current save, and then keep too many checkpoints.
-        found = self._manager.all_steps() if self._has_saved else steps_in(self.folder)
-        return sorted(set(found) - self._damaged)
+        steps = self._manager.all_steps() if self._has_saved else steps_in(self.folder)
+        return sorted(set(steps) - self._damaged)
 
     def latest(self) -> int | None:
         steps = self.steps()
@@ -136,8 +129,8 @@ class Checkpoints:
         """
         self._check_folder()
         _suppress_tensorstore_warnings()
-        tree = _as_tree(state)
-        _check_finite(step, tree)
+        tree = as_tree(state)
+        check_finite(step, tree)
         disk_space.check(self.folder, disk_space.state_bytes(tree))
         self._losses[step] = val_loss if val_loss is not None and math.isfinite(val_loss) else math.inf
         try:
@@ -187,13 +180,27 @@ class Checkpoints:
         there is no such checkpoint, or if the one with that number is damaged.
         """
         step = int(name) if name.isdecimal() else None
-        if choose := {"latest": self.latest, "best": self.best}.get(name):
-            step = self._first_valid(choose)
+        if name == "latest":
+            step = self._first_valid(self.latest)
+        if name == "best":
+            step = self.valid_best()
         if step is None or step not in self.steps():
             existing = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError("K003", f"no checkpoint {name!r} in {self.folder}; there are: {existing}")
         self.verify(step)
         return step
+
+    def valid_best(self) -> int | None:
+        """The best checkpoint that is not damaged; None if there is none.
+
+        A damaged one is moved to `quarantine/`, as is every one whose manifest, which has its loss, is damaged.
+        """
+        self._verified.clear()
+        for step in self.steps():
+            damage = find_manifest_damage(self.folder / str(step))
+            if damage and not self._run_folder.is_old_checkpoint(step):
+                self._set_aside(step, self._unreadable(step, damage))
+        return self._first_valid(self.best)
 
     def _first_valid(self, choose: Callable[[], int | None]) -> int | None:
         """The step that `choose` returns, once it is a valid one."""
@@ -220,14 +227,14 @@ class Checkpoints:
     def _set_aside(self, step: int, error: CheckpointError) -> None:
         """Moves a damaged checkpoint to `quarantine/`, unless another process uses the run, and says so."""
         path = self.folder / str(step)
-        place = "it is skipped"
+        outcome = "it is skipped"
         try:
             with nullcontext() if self._run else self._run_folder.lock():
-                place = f"moved to {move_to_quarantine(path, self._run_folder.quarantine)}"
+                outcome = f"moved to {move_to_quarantine(path, self._run_folder.quarantine)}"
         except (OSError, StorageError):
             self._damaged.add(step)
         self._losses.pop(step, None)
-        warn(f"{error.message}; {place}")
+        warn(f"{error.message}; {outcome}")
 
     def restore_newest(self, template: TrainState) -> TrainState | None:
         """The state of the newest valid checkpoint; None if there is none. Damaged ones are moved to `quarantine/`.
@@ -253,8 +260,8 @@ class Checkpoints:
         self.verify(step)
         self.check_fit(template, step)
         with self._reading(step) as checkpointer:
-            tree = checkpointer.restore(self._state(step), args=ocp.args.StandardRestore(_as_tree(template)))
-            return _as_state(tree, template)
+            tree = checkpointer.restore(self._state(step), args=ocp.args.StandardRestore(as_tree(template)))
+            return as_state(tree, template)
 
     def check_fit(self, template: TrainState, step: int) -> None:
         """Raises what `restore` would raise, without reading any array."""
@@ -265,7 +272,7 @@ class Checkpoints:
             leaves = checkpointer.metadata(self._state(step)).item_metadata
         if not leaves:
             raise self._unreadable(step, "it does not hold a state")
-        _check_tree(dict(leaves.tree), _as_tree(template), f"{self.folder}/{step}")
+        check_tree(dict(leaves.tree), as_tree(template), f"{self.folder}/{step}")
 
     def _state(self, step: int) -> Path:
         return self.folder.absolute() / str(step) / "state"
@@ -290,54 +297,6 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint that is not as it was saved (K003)."""
 
 
-class LoadedModel(NamedTuple):
-    """A trained model after `step` steps: its config, resolved for `mesh`, its parameters and its tokenizer."""
-
-    config: Config
-    graphdef: Any
-    params: Any
-    tokenizer: Tokenizer
-    mesh: Mesh
-    step: int
-
-
-def load_model(checkpoint: CheckpointRef) -> LoadedModel:
-    """The model of a run's checkpoint, from the run's folder alone, on one device.
-
-    Raises `CheckpointError` if there is no such checkpoint or it cannot be read.
-    """
-    folder = checkpoint.run
-    folder.check_files()
-    config = folder.config()
-    one_device = dataclasses.replace(config.mesh, device="auto", data_parallel=1, fsdp=1)
-    mesh = make_mesh(one_device, config.data.micro_batch)
-    config = resolve_auto(config, mesh)
-    with Checkpoints(folder.checkpoints) as checkpoints:
-        step = checkpoints.resolve_step(checkpoint.step)
-        optimizer = optim.make_optimizer(config)
-        state = checkpoints.restore(abstract_state(config, optimizer, mesh), step)
-    graphdef = model_graphdef(config.model)
-    return LoadedModel(config, graphdef, state.params, tokenizer.load(folder.tokenizer_file), mesh, step)
-
-
-def resolve_auto(config: Config, mesh: Mesh) -> Config:
-    """`config` with the model's `auto` settings replaced by what suits the devices of `mesh`."""
-    device = mesh.devices.flat[0]
-    capability = getattr(device, "compute_capability", "")
-    return dataclasses.replace(config, model=backend.resolve_auto(config.model, device.platform, capability))
-
-
-def _as_tree(state: TrainState) -> dict[str, Any]:
-    """`state` as {"params.blocks.0.attention.kernel": array}: names that do not depend on Python classes."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _as_state(tree: dict[str, Any], template: TrainState) -> TrainState:
-    state: TrainState = jax.tree.unflatten(jax.tree.structure(template), [tree[name] for name in _as_tree(template)])
-    return state
-
-
 @functools.cache
 def _suppress_tensorstore_warnings() -> None:
     """Silences "Event loop is closed" from TensorStore's threads for the rest of the process; installed once.
@@ -351,38 +310,6 @@ def _suppress_tensorstore_warnings() -> None:
             default_hook(event)
 
     sys.unraisablehook = hook
-
-
-def _check_tree(stored: dict[str, Any], expected: dict[str, Any], path: str) -> None:
-    """Raises K004 for the first array that differs; Orbax itself would cast a type silently."""
-    for name, leaf in expected.items():
-        array = stored.get(name)
-        if array is None:
-            message = f"{path} does not have {name}; the config needs it"
-            raise CheckpointError("K004", message, "resume with the run's config")
-        if tuple(array.shape) != tuple(leaf.shape) or array.dtype != leaf.dtype:
-            raise CheckpointError(
-                "K004",
-                f"{path}: {name} is {array.dtype}{list(array.shape)}; the config needs {leaf.dtype}{list(leaf.shape)}",
-                "resume with the config that the run was started with",
-            )
-    extra = sorted(set(stored) - set(expected))
-    if extra:
-        raise CheckpointError("K004", f"{path} has {extra[0]}, which the config does not need")
-
-
-def _check_finite(step: int, tree: dict[str, Any]) -> None:
-    """Raises `NonFiniteError` N001 for the first array with a NaN or an infinity; one transfer from the device."""
-    finite = jax.device_get(_all_finite(tree))
-    bad_name = next((name for name, is_finite in finite.items() if not is_finite), None)
-    if bad_name:
-        message = f"{bad_name} is not finite after step {step}: it was not saved"
-        raise NonFiniteError("N001", message, LOWER_LR_HELP, step=step - 1)
-
-
-@jax.jit
-def _all_finite(tree: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: jnp.isfinite(leaf).all() for name, leaf in tree.items()}
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

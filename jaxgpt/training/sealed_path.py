@@ -4,18 +4,19 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from orbax.checkpoint._src.path.atomicity import AtomicRenameTemporaryPath
+from orbax.checkpoint.path import atomicity
 
 from jaxgpt.utils.files import sync
 
 
-def sealed_path_class(write_manifest: Callable[[Path, int], None]) -> type[AtomicRenameTemporaryPath]:
+def sealed_path_class(write_manifest: Callable[[Path, int], None]) -> type[atomicity.AtomicRenameTemporaryPath]:
     """A temporary path for Orbax, for which `write_manifest` is called with it and the step before it is renamed.
 
-    Orbax's own commit would add a timestamp and a marker after everything else, and sync neither.
+    Orbax's own commit would add a timestamp and a marker after everything else, and sync neither. The metadata store is
+    the one private name that is used here: a test says so when Orbax changes it.
     """
 
-    class SealedPath(AtomicRenameTemporaryPath):  # type: ignore[misc]
+    class SealedPath(atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]
         async def finalize(self) -> None:
             final = Path(self.get_final())
             if final.name.isdecimal():

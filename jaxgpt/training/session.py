@@ -23,8 +23,9 @@ from jaxgpt.runs.rewinds import MAX_REWINDS, Rewinds
 from jaxgpt.training import batches, console, disk_space, jax_setup, messages, step
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training.batches import Batches
-from jaxgpt.training.checkpoint import Checkpoints, LoadedModel, load_model, resolve_auto
+from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.evaluator import Evaluator, Interrupted
+from jaxgpt.training.loaded_model import LoadedModel, load_model, resolve_auto
 from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.recorder import Recorder
 from jaxgpt.training.records import BestEvaluation, Display, Scores
@@ -308,12 +309,12 @@ class TrainingSession:
         return LoadedModel(run.config, self._graphdef, params, run.dataset.tokenizer, run.mesh, self.step)
 
     def best_model(self) -> LoadedModel:
-        """The model of the best evaluation, or that of now if its checkpoint was not kept."""
-        checkpoints = self.run.checkpoints
-        if self.best.step == self.step or self.best.step not in checkpoints.steps():
+        """The model of the best checkpoint that is not damaged, or that of now without one."""
+        self.run.checkpoints.wait()
+        best = self.run.checkpoints.valid_best()
+        if best is None or best == self.step:
             return self.model()
-        checkpoints.wait()
-        return load_model(CheckpointRef(self.run.folder, str(self.best.step)))
+        return load_model(CheckpointRef(self.run.folder, str(best)))
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from jaxgpt.runs import log as runlog
 from jaxgpt.runs.folder import FILES, RunFolder
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import step
-from jaxgpt.training.checkpoint import Checkpoints, resolve_auto
+from jaxgpt.training.checkpoint import Checkpoints
+from jaxgpt.training.loaded_model import resolve_auto
 from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.recorder import Recorder
 from jaxgpt.training.step import Metrics, TrainState

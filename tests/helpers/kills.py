@@ -1,0 +1,139 @@
+"""Runs that are killed at random moments and resumed, and what must hold at their end."""
+
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from helpers.forked import POLL_SECONDS, ForkedRun, ForkServer
+from helpers.training import arguments, leaf_bytes, logged_losses, records, run_folder, saved_state, tiny_config
+from jaxgpt.runs.folder import RunFolder
+from jaxgpt.runs.log import read_log
+
+STEPS = 40
+SAVE_EVERY = 3
+EVAL_EVERY = 10
+CHANGES = {"run.steps": STEPS, "run.save_every": SAVE_EVERY, "run.eval_every": EVAL_EVERY, "model.dropout": 0.2}
+MOMENTS = ("start", "step", "save", "evaluation", "any")
+SECONDS_OF_A_RUN = 4.0
+
+
+@dataclass
+class Kills:
+    """What was done: kills by the moment that was aimed at, those with a half-written checkpoint, and repeated steps."""
+
+    aimed: Counter[str] = field(default_factory=Counter)
+    inside_save: int = 0
+    runs: int = 0
+    repeated_steps: int = 0
+    most_repeated: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        return self.aimed.total()
+
+
+def finish(server: ForkServer, workspace: Path, name: str) -> RunFolder:
+    """Trains the run `name` to its end; returns its folder."""
+    output = workspace / f"{name}.txt"
+    status = server.start(arguments(workspace, changes(name)), output).wait()
+    assert status == 0, output.read_text()[-3000:]
+    return run_folder(workspace, name)
+
+
+def changes(name: str) -> Mapping[str, Any]:
+    return CHANGES | {"run.name": name}
+
+
+def kill_runs(server: ForkServer, workspace: Path, source: random.Random, count: int, *, each: int = 13) -> Kills:
+    """Kills runs `count` times, at most `each` times one run, and compares each with the uninterrupted run "whole"."""
+    kills = Kills()
+    while kills.total < count:
+        name = f"killed-{kills.runs}"
+        goal = min(count, kills.total + each)
+        while kills.total < goal and _kill_once(server, workspace, name, source, kills):
+            pass
+        finish(server, workspace, name)
+        kills.runs += 1
+        kills.problems += differences(workspace, name, kills)
+    return kills
+
+
+def _kill_once(server: ForkServer, workspace: Path, name: str, source: random.Random, kills: Kills) -> bool:
+    """Starts or resumes the run and kills it; False if it ended before that."""
+    moment = MOMENTS[kills.total % len(MOMENTS)]
+    run = server.start(arguments(workspace, changes(name)), workspace / f"{name}.txt")
+    _wait_for(moment, run, run_folder(workspace, name), source)
+    run.kill()
+    if run.wait() != -9:
+        return False
+    kills.aimed[moment] += 1
+    kills.inside_save += bool(list(run_folder(workspace, name).checkpoints.glob("*tmp*")))
+    return True
+
+
+def _wait_for(moment: str, run: ForkedRun, folder: RunFolder, source: random.Random) -> None:
+    """Returns a random time after the moment has begun, or when the run ends before."""
+    delay = source.uniform(0, {"start": 1.0, "any": SECONDS_OF_A_RUN}.get(moment, 0.03))
+    lines = _size(folder.log_file)
+    due = source.randrange(1, 12)  # the saves or steps that are let pass
+
+    def has_step() -> bool:
+        return _size(folder.log_file) > lines + 1500 + 200 * due  # bytes: the start record and some steps
+
+    def is_saving() -> bool:
+        return has_step() and bool(list(folder.checkpoints.glob("*tmp*")))
+
+    def is_evaluating() -> bool:
+        last = read_log(folder.log_file)[-1:] if has_step() else []
+        return bool(last) and last[0]["kind"] == "step" and (last[0]["step"] + 1) % EVAL_EVERY == 0
+
+    begun: dict[str, Callable[[], bool]] = {"step": has_step, "save": is_saving, "evaluation": is_evaluating}
+    while run.poll() is None and not begun.get(moment, lambda: True)():
+        time.sleep(POLL_SECONDS)
+    time.sleep(delay)
+
+
+def _size(path: Path) -> int:
+    return os.stat(path).st_size if path.exists() else 0
+
+
+def differences(workspace: Path, name: str, kills: Kills) -> list[str]:
+    """What differs between the run `name`, which was killed, and the uninterrupted run "whole"."""
+    folder, whole = run_folder(workspace, name), run_folder(workspace, "whole")
+    found = []
+    if leaf_bytes(saved_state(tiny_config(workspace, changes(name)))) != leaf_bytes(
+        saved_state(tiny_config(workspace, changes("whole")))
+    ):
+        found.append(f"{name}: the final state differs")
+    if logged_losses(folder) != logged_losses(whole):
+        found.append(f"{name}: the losses differ, or steps are missing")
+    if {record["step"]: record["val_loss"] for record in records(folder, "eval")} != {
+        record["step"]: record["val_loss"] for record in records(whole, "eval")
+    }:
+        found.append(f"{name}: the evaluations differ")
+    return found + _gaps(name, read_log(folder.log_file), kills)
+
+
+def _gaps(name: str, log: list[dict[str, Any]], kills: Kills) -> list[str]:
+    """Steps that are out of order in the log of a run, and resumes that lost more than they may."""
+    found = []
+    following = 0
+    for record in log:
+        if record["kind"] == "start":
+            lost = following - record["step"]
+            kills.repeated_steps += lost
+            kills.most_repeated = max(kills.most_repeated, lost)
+            if not 0 <= lost <= 2 * SAVE_EVERY:  # one interval, and the save that was under way
+                found.append(f"{name}: resumed at {record['step']} after {following} steps")
+            following = record["step"]
+        elif record["kind"] == "step":
+            if record["step"] != following:
+                found.append(f"{name}: step {record['step']} follows {following - 1}")
+            following = record["step"] + 1
+    return found

@@ -58,9 +58,10 @@ def refused(code: str, path: Path, action: Callable[[TokenDataset], object] | No
 
 
 def edited(folder: Path, *location: Any, value: Any) -> None:
-    """Sets one value in the manifest; the value `...` removes it."""
+    """Sets one value in the manifest, as one that has no checksum; the value `...` removes it."""
     path = folder / "manifest.json"
     values = json.loads(path.read_text(encoding="utf-8"))
+    values.pop("checksum", None)
     inner = values
     for key in location[:-1]:
         inner = inner[key]

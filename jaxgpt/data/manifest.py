@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, get_args, get_origin, get
 
 from jaxgpt.errors import DataError
 from jaxgpt.utils.files import write_text
+from jaxgpt.utils.sealed import CHECKSUM, seal, unseal
 
 if TYPE_CHECKING:
     from jaxgpt._loader import WrittenSplit
@@ -148,23 +149,41 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Writes the manifest into `folder` atomically: a reader or a crash sees all of it or none."""
-        write_text(folder / FILE_NAME, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        write_text(folder / FILE_NAME, seal(dataclasses.asdict(self)))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of `folder`. Raises `DataError` D018 if it is malformed, D014 if it names a file elsewhere."""
+    """The manifest of `folder`. Raises `DataError` D018 if it is malformed, D014 if it names a file elsewhere.
+
+    Manifests from before they had a checksum are read without one.
+    """
     path = folder / FILE_NAME
     if not path.is_file():
         _refuse(path, "it is not a file")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         _refuse(path, f"it is not JSON: {error}")
     if isinstance(values, dict) and values.get("format") != FORMAT:
         _refuse(path, f"format {values.get('format')!r}; this version of jaxgpt reads format {FORMAT}")
     manifest: Manifest = _decode(path, "", Manifest, values)
     _check(path, manifest)
+    _check_bytes(path, text, values)
     return manifest
+
+
+def _check_bytes(path: Path, text: str, values: dict[str, Any]) -> None:
+    """Refuses a manifest that differs from what was written, in any byte."""
+    unknown = sorted(values.keys() - {field.name for field in fields(Manifest)} - {CHECKSUM})
+    if unknown:
+        _refuse(path, f"it has an unknown value {_abbreviate(unknown[0])}")
+    if CHECKSUM not in values:
+        return
+    try:
+        unseal(text)
+    except ValueError as error:
+        _refuse(path, f"it is damaged: {error}")
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:

@@ -263,7 +263,7 @@ class RunFolder:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise CheckpointError("K005", f"'{self.path}' is not a run folder: it has no {path.name}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError("K005", f"{path} cannot be read: {error}") from error
         if not isinstance(values, dict):
             raise CheckpointError("K005", f"{path} does not hold a JSON object")

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Self
 LAST_RECORD_BYTES = 65_536  # at the end of a log: they contain its last record
 EARLY_STOP = "early-stop"
 SAVED_STOPS = ("done", EARLY_STOP, "Stopped")  # reasons of a stop that waited for the last save
+STEP_KINDS = ("start", "step", "skip", "rewind", "eval", "sample", "save")  # whose records have a `step`
 
 
 class StopReason(NamedTuple):
@@ -99,18 +100,24 @@ def warn(text: str) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a `log.jsonl` in order, without the lines that are not JSON objects; none for a device."""
+    """The records of a `log.jsonl` in order, without the lines that are damaged; none for a device."""
     if path.exists() and not path.is_file():
         return []  # reading a device may never end
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict):
+        if isinstance(record, dict) and _has_its_step(record):
             records.append(record)
     return records
+
+
+def _has_its_step(record: Mapping[str, Any]) -> bool:
+    """Whether the record has a whole number of steps, where its kind has one: otherwise its line is damaged."""
+    needs_step = record.get("kind") in STEP_KINDS
+    return not needs_step or type(record.get("step")) is int
 
 
 def completed_saves(records: Iterable[Mapping[str, Any]]) -> list[int]:
@@ -137,7 +144,7 @@ def read_stop_reason(path: Path) -> StopReason | None:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_RECORD_BYTES))
             last = json.loads(file.read(LAST_RECORD_BYTES).splitlines()[-1])
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError, RecursionError):
         return None
     if not isinstance(last, dict) or last.get("kind") != "stop":
         return None

@@ -30,7 +30,7 @@ class Rewinds:
         """
         log = folder.log_file
         rewinds = [record for record in read_log(log) if record.get("kind") == "rewind"] if log.is_file() else []
-        skipped = [batch for record in rewinds for batch in record["batches"]]
+        skipped = [batch for record in rewinds for batch in record.get("batches", [])]
         checkpoint = folder.checkpoints / str(step)
         if has_manifest(checkpoint):
             skipped += Manifest.read(checkpoint).skipped_batches

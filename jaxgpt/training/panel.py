@@ -1,7 +1,7 @@
 """The live panel of a run on a terminal: progress, losses with their curve, speed and time remaining."""
 
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Self
 
 from rich.console import Console, ConsoleRenderable, Group
@@ -55,12 +55,16 @@ class LivePanel(Display):
 
     def restore(self, records: Iterable[dict[str, Any]]) -> None:
         for record in records:
-            if record["kind"] == "step" and isinstance(record["loss"], float):
-                self._add_loss(record["step"], record["loss"])
-            elif record["kind"] == "eval":
-                self.scores(record["step"], Scores.from_record(record))
-            elif record["kind"] == "save":
-                self._saved = record["step"]
+            with suppress(KeyError, TypeError):  # a damaged line costs only that line
+                self._restore(record)
+
+    def _restore(self, record: dict[str, Any]) -> None:
+        if record["kind"] == "step" and isinstance(record["loss"], float):
+            self._add_loss(record["step"], record["loss"])
+        elif record["kind"] == "eval":
+            self.scores(record["step"], Scores.from_record(record))
+        elif record["kind"] == "save":
+            self._saved = record["step"]
 
     def step(self, record: StepRecord, remaining: Eta | None) -> None:
         self._record = record

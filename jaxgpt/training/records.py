@@ -58,12 +58,13 @@ class Scores(NamedTuple):
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Scores":
-        """The scores of an `eval` record of the log: the inverse of `flat`."""
+        """The scores of an `eval` record of the log: the inverse of `flat`. Raises `KeyError` if some are missing."""
         train, val = (
             Score(*(record[f"{split}_{field}"] for field in Score._fields)) if f"{split}_loss" in record else None
             for split in ("train", "val")
         )
-        assert train is not None
+        if train is None:
+            raise KeyError("train_loss")
         return cls(train, val)
 
     def flat(self) -> dict[str, float | int | None]:

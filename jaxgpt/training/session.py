@@ -18,7 +18,7 @@ from jaxgpt.data.dataset import TokenDataset
 from jaxgpt.errors import ConfigError, NonFiniteError, NoShardsError
 from jaxgpt.prepare.pipeline import prepare
 from jaxgpt.runs.folder import CheckpointRef, RunFolder
-from jaxgpt.runs.log import DONE, RunLog, StopReason, read_log, read_stop_reason
+from jaxgpt.runs.log import DONE, STEP_KINDS, RunLog, StopReason, read_log, read_stop_reason
 from jaxgpt.runs.rewinds import MAX_REWINDS, Rewinds
 from jaxgpt.training import batches, console, disk_space, jax_setup, messages, step
 from jaxgpt.training import optimizer as optim
@@ -361,7 +361,8 @@ def _origin(run: OpenRun) -> str:
 def _earlier_records(run: OpenRun) -> list[dict[str, Any]]:
     """The log's records of the steps before `start_step`, without those after it that a crash made obsolete."""
     records = read_log(run.folder.log_file) if run.folder.log_file.is_file() else []
-    return [record for record in records if record.get("step", 0) + (record["kind"] == "step") <= run.start_step]
+    known = [record for record in records if record.get("kind") in (*STEP_KINDS, "stop")]
+    return [record for record in known if record.get("step", 0) + (record["kind"] == "step") <= run.start_step]
 
 
 def _start_record(run: OpenRun) -> dict[str, Any]:

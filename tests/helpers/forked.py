@@ -71,7 +71,7 @@ class ForkedRun:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 280) -> int:
         end = time.monotonic() + seconds
         while (status := self.poll()) is None:
             assert time.monotonic() < end, "the run does not end"

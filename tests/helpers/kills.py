@@ -24,7 +24,7 @@ SECONDS_OF_A_RUN = 4.0
 
 @dataclass
 class Kills:
-    """What was done: kills by the moment that was aimed at, those with a half-written checkpoint, and repeated steps."""
+    """Kills by the moment that was aimed at, those with a half-written checkpoint, and the steps that were repeated."""
 
     aimed: Counter[str] = field(default_factory=Counter)
     inside_save: int = 0

@@ -27,7 +27,7 @@ Detect = Callable[[], bool]
 
 @dataclass
 class Flips:
-    """Flips by kind of file, and those that nothing noticed or that raised something else than an error for the user."""
+    """Flips by kind of file, and those that nothing noticed or that raised something that is no `JaxgptError`."""
 
     by_kind: dict[str, int] = field(default_factory=dict)
     silent: list[str] = field(default_factory=list)

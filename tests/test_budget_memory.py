@@ -107,3 +107,22 @@ def test_plan_agrees_with_programs_compiled_for_an_h100(line: str) -> None:
         program = (estimate.total - memory.LIBRARIES) / (1 + memory.FRAGMENTS)
         least, most = {"none": (0.98, 1.02), "attention": (0.975, 1.04), "blocks": (1.0, 1.16)}[remat]
         assert least < program / (float(counted) * 1e9) < most
+
+
+CPU_PEAKS = """
+quickstart  8  1   389
+books       8  2   815
+fineweb40m  1  2 2,879
+fineweb40m  2  2 3,870
+fineweb40m  4  1 5,787
+"""  # config, micro-batch, accumulation, peak MiB of a process of two steps on a CPU (docs/experiments.md)
+
+
+@pytest.mark.parametrize("line", CPU_PEAKS.strip().splitlines())
+def test_plan_agrees_with_the_peaks_measured_on_a_cpu(line: str) -> None:
+    """The plan neither refuses what fits nor is far below what the process takes with its libraries."""
+    name, rows, accum, peak = line.split()
+    data = {"micro_batch": int(rows), "accum": int(accum)}
+    config = load_config(name).replace({"data": data, "model": {"dtype": "float32", "attention": "xla"}})
+    planned = memory.estimate(config).total / 2**20
+    assert 0.75 < planned / float(peak.replace(",", "")) < 1.1

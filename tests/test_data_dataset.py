@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxgpt import _loader
-from jaxgpt.data import dataset, entropy, manifest
+from jaxgpt.data import containment, dataset, entropy, manifest
 from jaxgpt.data.dataset import TokenDataset, check_vocabulary, open_folder
 from jaxgpt.data.entropy import unigram_entropy
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, StorageError
@@ -354,5 +354,30 @@ def test_validation_file_equal_to_a_training_file(tmp_path: Path) -> None:
             DataError, match=r"D012.*val.*\.bin of validation has the same content as .*train.*\.bin of train"
         ):
             open_folder(folder).verify()
-    shard(tmp_path / "one" / "val_000000.bin", TOKENS[:-1])
+    shard(tmp_path / "one" / "val_000000.bin", TOKENS[1::2])
     open_folder(tmp_path / "one").verify()
+
+
+@pytest.mark.parametrize("layout", ["one file", "shards"])
+def test_validation_that_is_a_part_of_train(tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prefix, a middle, a suffix; in shards, also across them, and beyond what is read at a time."""
+    monkeypatch.setattr(containment, "CHUNK", 1000)
+    train = np.random.default_rng(0).integers(0, 500, 9_000).astype("<u2")
+    names = ["train.bin"] if layout == "one file" else [f"train_{number:06}.bin" for number in range(3)]
+    for name, tokens in zip(names, np.split(train, len(names)), strict=True):
+        shard(tmp_path / name, tokens)
+    val = tmp_path / ("val.bin" if layout == "one file" else "val_000000.bin")
+    for first, last in ((0, 2_000), (0, 64), (2_111, 7_111), (4_000, 9_000), (8_900, 9_000)):
+        shard(val, train[first:last])
+        with pytest.raises(DataError, match=f"D012.*is a part of train: its tokens {first:,} to {last - 1:,}"):
+            open_folder(tmp_path).verify()
+    for other in (train[::-1], np.append(train[100:5_000], 1), train[:63], np.append(train[8_000:], train[:10])):
+        shard(val, other.astype("<u2"))
+        open_folder(tmp_path).verify()
+
+
+def test_search_in_repetitive_tokens_ends(tmp_path: Path) -> None:
+    zeros = np.zeros(20_000, "<u2")
+    shard(tmp_path / "train_000000.bin", zeros)
+    shard(tmp_path / "val_000000.bin", np.append(zeros[:10_000], np.uint16(1)))
+    open_folder(tmp_path).verify()

@@ -22,12 +22,15 @@ import numpy.typing as npt
 
 from jaxgpt import _loader
 from jaxgpt.data import audit_files, manifest, tokenizer
+from jaxgpt.data.containment import find_in_train
 from jaxgpt.data.manifest import Manifest
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, NoShardsError, StorageError
+from jaxgpt.utils.files import file_id
 
 ProgressCallback = Callable[[int, int], object]
 REFETCH_HELP = "fetch or prepare the folder again"
+SPLIT_HELP = "split the documents: python -m jaxgpt.prepare SOURCE --out DIR --val-tokens N"
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class TokenDataset:
         """Reads every token, and returns a checksum of all files.
 
         Raises `DataError` D010 for an id outside the vocabulary, D011 for a changed file.
-        Raises D012 if a validation file is also a training file: its loss would measure memorization.
+        Raises D012 if the tokens of a validation file are also in train: its loss would measure memorization.
         """
         seen: dict[str, Path] = {}
         found: list[list[str]] = []
@@ -121,10 +124,24 @@ class TokenDataset:
             for (name, tokens), checksum in zip(split.shards.shards, checksums, strict=True):
                 if split is self.val and tokens and checksum in seen:
                     message = f"{name} of validation has the same content as {seen[checksum]} of train"
-                    help = "split the documents: python -m jaxgpt.prepare SOURCE --out DIR --val-tokens N"
-                    raise DataError("D012", message, help)
+                    raise DataError("D012", message, SPLIT_HELP)
                 seen.setdefault(checksum, Path(name))
+        self._check_containment()
         return _loader.hash_bytes(json.dumps(found).encode())
+
+    def _check_containment(self) -> None:
+        start = 0
+        for name, tokens in self.val.shards.shards if self.val else []:
+            with translate_loader_errors():
+                index = find_in_train(self.train.shards, self.val.shards, start, tokens) if self.val else None
+            if index is not None:
+                message = f"{name} of validation is a part of train: its tokens {index:,} to {index + tokens - 1:,}"
+                raise DataError("D012", message, SPLIT_HELP)
+            start += tokens
+
+    def file_ids(self) -> dict[Path, tuple[int, int] | None]:
+        """What distinguishes each token file from another one of its name; None if there is none."""
+        return {path: file_id(path) for split in (self.train, self.val) if split for path in split.paths}
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from jaxgpt.training import disk_space
 from jaxgpt.training.sealed_path import sealed_path_class
 from jaxgpt.training.state_tree import as_state, as_tree, check_finite, check_tree
 from jaxgpt.training.step import TrainState
+from jaxgpt.utils.files import file_id
 
 
 class Checkpoints:
@@ -52,7 +53,7 @@ class Checkpoints:
         self._identity = identity or {}
         if run:
             folder.mkdir(parents=True, exist_ok=True)
-            self._inode = _inode(folder)
+            self._inode = file_id(folder)
         self._damaged: set[int] = set()  # steps that could not be moved away
         self._verified: set[int] = set()
         self._losses = {step: read_val_loss(folder / str(step)) for step in steps_in(folder)}
@@ -153,7 +154,7 @@ class Checkpoints:
 
     def _check_folder(self) -> None:
         """Raises `StorageError` S018 if the folder is not the one that this process has opened."""
-        if self._run and _inode(self.folder) != self._inode:
+        if self._run and file_id(self.folder) != self._inode:
             message = f"'{self.folder}' was removed or replaced while the run used it"
             raise StorageError("S018", message, "the run ends here; put the folder back, or start a new run")
 
@@ -310,15 +311,6 @@ def _suppress_tensorstore_warnings() -> None:
             default_hook(event)
 
     sys.unraisablehook = hook
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    """What distinguishes a folder from another one that takes its name; None if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _storage_error(folder: Path, error: BaseException) -> StorageError:

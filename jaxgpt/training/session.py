@@ -18,7 +18,7 @@ from jaxgpt.data.dataset import TokenDataset
 from jaxgpt.errors import ConfigError, NonFiniteError, NoShardsError
 from jaxgpt.prepare.pipeline import prepare
 from jaxgpt.runs.folder import CheckpointRef, RunFolder
-from jaxgpt.runs.log import DONE, STEP_KINDS, RunLog, StopReason, read_log, read_stop_reason
+from jaxgpt.runs.log import DONE, STEP_KINDS, RunLog, StopReason, read_log, read_stop_reason, warn
 from jaxgpt.runs.rewinds import MAX_REWINDS, Rewinds
 from jaxgpt.training import batches, console, disk_space, jax_setup, messages, step
 from jaxgpt.training import optimizer as optim
@@ -242,6 +242,7 @@ class TrainingSession:
         self.recorder = recorder
         self.scores: Scores | None = None  # of the latest evaluation
         self.best = self._best_saved()
+        self._files = run.dataset.file_ids()
         self._graphdef = step.model_graphdef(run.config.model)
         eot = batches.document_token(run.config, run.dataset)
         self._train_step = step.compile_train_step(run.config, self._graphdef, run.optimizer, run.mesh, eot)
@@ -276,6 +277,18 @@ class TrainingSession:
         with self.recorder.pause():  # reads the step's loss first: a state that is not finite is never saved
             self.run.checkpoints.save(self.step, self.state, scores.main.loss if scores else None)
             self.recorder.saved(self.step)
+        self._warn_of_replaced_files()
+
+    def _warn_of_replaced_files(self) -> None:
+        """Warns once of each token file that was removed, or replaced by another one, since the run has opened it."""
+        now = self.run.dataset.file_ids()
+        for path, before in self._files.items():
+            if now[path] != before:
+                warn(
+                    f"{path} was removed or replaced during the run, which continues to read the file it has opened; "
+                    "it can be resumed only with the same tokens"
+                )
+        self._files = now
 
     def rewind(self, error: NonFiniteError) -> None:
         """Goes back to the newest checkpoint after a step that failed with `error`; its batch is left out from then on.

@@ -70,3 +70,12 @@ def compilation_cache_dir() -> Path:
     """The folder of XLA's compiled programs: `$JAX_COMPILATION_CACHE_DIR`, by default in the user's cache."""
     user_cache = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
     return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(user_cache) / "jaxgpt" / "xla")
+
+
+def file_id(path: Path) -> tuple[int, int] | None:
+    """What distinguishes a file or folder from another one that takes its name; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

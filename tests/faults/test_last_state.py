@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers.training import arguments, records, run_folder, saved_steps
+from helpers.training import after_step, arguments, records, run_folder, saved_steps
 
 from jaxgpt import errors, train
 from jaxgpt.errors import DataError
@@ -94,3 +94,25 @@ def test_checkpoint_from_before_a_divergence_is_kept(workspace: Path, monkeypatc
     changes = {"run.steps": 240, "run.save_every": 20, "run.eval_every": 240, "run.keep_best": 0}
     assert errors.run(train.main, arguments(workspace, changes)) == 0
     assert saved_steps(run_folder(workspace)) == [180, 220, 240]
+
+
+def test_replaced_token_file_is_a_warning(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = workspace / "data" / "train_000000.bin"
+
+    def replace() -> None:
+        other = file.with_suffix(".tmp")
+        other.write_bytes(file.read_bytes()[:-2] + b"\1\0")
+        other.replace(file)
+
+    after_step(monkeypatch, 6, replace)
+    assert errors.run(train.main, arguments(workspace, {"run.steps": 12})) == 0
+    assert capsys.readouterr().err == (
+        f"warning: {file} was removed or replaced during the run, which continues to read the file it has opened; "
+        "it can be resumed only with the same tokens\n"
+    )
+    monkeypatch.undo()
+    monkeypatch.chdir(workspace)
+    assert errors.run(train.main, arguments(workspace, {"run.steps": 12})) == 4
+    assert "error[K002]" in capsys.readouterr().err

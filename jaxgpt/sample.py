@@ -10,6 +10,7 @@ from jaxgpt.config.options import Parser
 from jaxgpt.errors import ConfigError, DataError
 from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.runs.folder import find_run
+from jaxgpt.utils.files import read_text
 from jaxgpt.utils.loading import loading
 
 DESCRIPTION = "Generates text with a run's model. The same seed gives the same text."
@@ -90,7 +91,7 @@ def _read_prompt(text: str) -> str:
         return text
     path = Path(text.removeprefix(FILE_PREFIX))
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except UnicodeDecodeError as error:
         raise DataError("D022", f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
 

@@ -12,6 +12,7 @@ from jaxgpt.data import audit_files
 from jaxgpt.data.dataset import TokenDataset, translate_loader_errors
 from jaxgpt.errors import StorageError
 from jaxgpt.utils import files
+from jaxgpt.utils.files import read_json
 
 FORMAT = 1
 METHOD = 1  # version of the search for duplicates: another version gives another result for the same tokens
@@ -70,7 +71,7 @@ class AuditFiles:
         if not (self.record.is_file() and self.page.is_file() and self.clusters.is_file()):
             return None
         try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
+            record = read_json(self.record)
         except (ValueError, RecursionError):
             return None
         if not isinstance(record, dict) or not str(record.get("tool", "")).startswith("jaxgpt "):

@@ -5,7 +5,6 @@ evaluation shifts the corpus's offset. The learning rate of an unfinished run is
 is subtracted first, and its uncertainty widens the interval.
 """
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from jaxgpt.config.files import load_config
 from jaxgpt.config.model_size import parameters
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, NoLogError
 from jaxgpt.utils import eta
+from jaxgpt.utils.files import read_json
 from jaxgpt.utils.formatting import format_count, pluralize
 
 FINISHED_SD = 0.010  # nats: an evaluation's noise
@@ -244,7 +244,7 @@ def find_measurement(path: Path, device: Device) -> Calibration | None:
 def _read_result(path: Path) -> dict[str, Any] | None:
     """Date, device, config and seconds per step of a result; None for other files, unknown devices and `--tiny`."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path)
         seconds = float(result["warm"]["ms_per_step"]) / 1e3
         device = devices.lookup(str(result["about"]["device"]))
         is_tiny = "--tiny" in result.get("command", [])

@@ -17,7 +17,7 @@ from jaxgpt.errors import ConfigError, JaxgptError
 from jaxgpt.runs import log as runlog
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.utils import formatting
-from jaxgpt.utils.files import write_text
+from jaxgpt.utils.files import read_json, write_text
 from jaxgpt.utils.report import Report, to_json
 
 NAME = "plan.json"
@@ -77,11 +77,11 @@ def count_tokens(config: Config, count: int) -> TokenCount:
 def compare_with_actual(folder: RunFolder) -> list[ComparisonLine]:
     """The plan and what the run has done so far. Raises `ConfigError` C046 if the run has no plan."""
     try:
-        values: dict[str, Any] = json.loads((folder.path / NAME).read_text(encoding="utf-8"))
+        values: dict[str, Any] = read_json(folder.path / NAME)
         row = values["rows"][-1]
         time = values["step_time"].get("jaxgpt")
         total_steps = int(row["total_steps"])
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         help = "train writes one when it starts a run"
         raise ConfigError("C046", f"'{folder.path}' has no readable {NAME}", help) from error
     records = runlog.read_log(folder.log_file) if folder.log_file.is_file() else []

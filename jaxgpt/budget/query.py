@@ -1,6 +1,5 @@
 """From a config and its data to a `ScalingQuery`: recipe, corpus and unique tokens."""
 
-import json
 import math
 import re
 from collections.abc import Collection
@@ -14,6 +13,7 @@ from jaxgpt.config import Config, Optim, schedule
 from jaxgpt.config.model_size import parameters
 from jaxgpt.data import audit_files, manifest
 from jaxgpt.errors import ConfigError, DataError, NoShardsError, nearest
+from jaxgpt.utils.files import read_json
 
 DECAY_FRACTION = 0.2  # of a run: a shorter decay after the warmup lowers the loss in proportion
 FITTED_BATCH = (2**17, 2**21)  # tokens per step of the fitted runs
@@ -196,7 +196,7 @@ def _tokens_by_file_size(folder: Path) -> float:
 
 def _audited_tokens(path: Path) -> float:
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values: Any = read_json(path)
         split = values.get("splits", {}).get("train", values)  # the figure of the whole file counts validation too
         effective = split["effective_unique_tokens"]
         if isinstance(effective, bool) or not isinstance(effective, int | float) or not 0 < effective < math.inf:

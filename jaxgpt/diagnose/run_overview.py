@@ -1,6 +1,5 @@
 """What a run is and what it has reached: the first part of the page of a jaxgpt run."""
 
-import json
 import shlex
 import statistics
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.logs.reader import parse_finite, parse_step
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.log import read_log
+from jaxgpt.utils.files import read_json
 from jaxgpt.utils.formatting import format_count, format_date, format_hours, format_loss
 from jaxgpt.utils.report import Block, Code, Command, Paragraph, Section, Table
 
@@ -161,7 +161,7 @@ def sample_blocks(records: list[dict[str, Any]]) -> Iterator[Block]:
 def _data_identity(folder: RunFolder) -> Record:
     """The run's `data.json`; empty if it cannot be read."""
     try:
-        values = json.loads(folder.data_file.read_text(encoding="utf-8"))
+        values = read_json(folder.data_file)
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

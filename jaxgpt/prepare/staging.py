@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgpt.errors import StorageError
-from jaxgpt.utils.files import write_text
+from jaxgpt.utils.files import read_json, write_text
 from jaxgpt.utils.lock import LockedError, lock_file
 
 JOURNAL = ".journal.json"
@@ -105,7 +105,7 @@ def _locked(folder: Path, hidden: Path) -> Iterator[None]:
 def _read_journal(hidden: Path) -> dict[str, Any] | None:
     """What was recorded last. An unreadable journal counts as none: journals are written atomically."""
     try:
-        journal = json.loads((hidden / JOURNAL).read_text(encoding="utf-8"))
+        journal = read_json(hidden / JOURNAL)
     except (OSError, ValueError, RecursionError):
         return None
     return journal if isinstance(journal, dict) else None

@@ -6,7 +6,6 @@ sealed. It and all files are on the disk before the step's folder gets its name.
 not a checkpoint, except in runs from before manifests. Nothing here loads JAX.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any, Self
 
 from jaxgpt import _loader
 from jaxgpt.errors import JaxgptError
-from jaxgpt.utils.files import sync, write_text
+from jaxgpt.utils.files import read_json, read_text, sync, write_text
 from jaxgpt.utils.sealed import seal, unseal
 
 MANIFEST = "manifest.json"
@@ -45,7 +44,7 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The manifest of a step's folder. Raises `OSError` if there is none, `ValueError` if it is damaged."""
-        values = unseal((folder / MANIFEST).read_text(encoding="utf-8"))
+        values = unseal(read_text(folder / MANIFEST))
         if values.get("version") != VERSION:
             raise ValueError(f"its version {values.get('version')} is not {VERSION}")
         values["files"] = {name: (size, checksum) for name, (size, checksum) in values["files"].items()}
@@ -151,4 +150,4 @@ def _file_damage(folder: Path, name: str, size: int, checksum: str) -> str:
 
 
 def _val_loss_before_manifests(folder: Path) -> Any:
-    return json.loads((folder / "metrics" / "metrics").read_text(encoding="utf-8"))["val_loss"]
+    return read_json(folder / "metrics" / "metrics")["val_loss"]

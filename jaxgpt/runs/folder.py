@@ -21,7 +21,7 @@ from jaxgpt.config import Config
 from jaxgpt.errors import CheckpointError, ConfigError, StorageError, did_you_mean
 from jaxgpt.runs.checkpoint_files import Manifest, has_manifest, steps_in
 from jaxgpt.runs.log import completed_saves, read_log
-from jaxgpt.utils.files import sync, write_text
+from jaxgpt.utils.files import read_json, read_text, sync, write_text
 from jaxgpt.utils.lock import LockedError, lock_file
 from jaxgpt.utils.sealed import CHECKSUM, seal, unseal
 
@@ -253,14 +253,14 @@ class RunFolder:
         if CHECKSUM not in values and FILES not in values:
             return values  # as older versions wrote it
         try:
-            return unseal(self.data_file.read_text(encoding="utf-8"))
+            return unseal(read_text(self.data_file))
         except ValueError as error:
             message = f"{self.data_file} is damaged: {error}"
             raise CheckpointError("K005", message, f"put back a copy of the file, or {NEW_RUN}") from error
 
     def _read_json(self, path: Path) -> dict[str, Any]:
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
         except FileNotFoundError as error:
             raise CheckpointError("K005", f"'{self.path}' is not a run folder: it has no {path.name}") from error
         except (OSError, ValueError, RecursionError) as error:

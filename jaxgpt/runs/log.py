@@ -60,7 +60,7 @@ class RunLog:
         self.path = path
         self.failure = ""
         self.stop_reason = DONE
-        self._file = path.open("ab", buffering=0)
+        self._file = os.fdopen(_open_at_once(path), "ab", buffering=0)
         self._line_is_open = _ends_inside_a_line(path)
 
     def write(self, kind: str, **values: Any) -> None:
@@ -140,6 +140,8 @@ def completed_saves(records: Iterable[Mapping[str, Any]]) -> list[int]:
 
 def read_stop_reason(path: Path) -> StopReason | None:
     """Why the run of the log at `path` ended; None if the log's last record is not a `stop` record."""
+    if path.exists() and not path.is_file():
+        return None
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_RECORD_BYTES))
@@ -149,6 +151,11 @@ def read_stop_reason(path: Path) -> StopReason | None:
     if not isinstance(last, dict) or last.get("kind") != "stop":
         return None
     return StopReason.from_record(last)
+
+
+def _open_at_once(path: Path) -> int:
+    """Opens a file to append to it; a pipe that nobody reads is an error, where `open` would wait."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
 
 
 def _ends_inside_a_line(path: Path) -> bool:

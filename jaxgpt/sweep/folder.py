@@ -11,7 +11,7 @@ from jaxgpt.errors import CheckpointError, StorageError
 from jaxgpt.runs.folder import RunFolder, changed_fields
 from jaxgpt.sweep.grid import LEARNING_RATE, Varied
 from jaxgpt.sweep.results import Outcome
-from jaxgpt.utils.files import check_report_path, write_text
+from jaxgpt.utils.files import check_report_path, read_json, write_text
 
 NEW_NAME = "--name NEW starts another sweep"
 
@@ -52,7 +52,7 @@ class SweepFolder:
                 raise CheckpointError("K006", message, NEW_NAME)
             return
         try:
-            stored = json.loads(self.state_file.read_text(encoding="utf-8"))
+            stored = read_json(self.state_file)
             changes = self._changes(stored)
             self.stopped = {name: Outcome(**outcome) for name, outcome in stored["stopped"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

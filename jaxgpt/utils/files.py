@@ -1,7 +1,10 @@
 """Files: written atomically, and never over somebody else's."""
 
+import errno
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from jaxgpt.errors import ConfigError
 
@@ -27,6 +30,21 @@ def write_text(path: Path, text: str) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk is reported without a name
         raise
+
+
+def read_text(path: Path) -> str:
+    """The text of the file `path`. Raises `OSError` if it is a pipe, socket or device: reading it may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return path.read_text(encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file. Raises `OSError` as `read_text`, `ValueError` if it is not JSON that can be read."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
 
 
 def sync(path: Path) -> None:

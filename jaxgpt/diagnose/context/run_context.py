@@ -1,6 +1,5 @@
 """Resolves the facts of the run behind a log from the options, the log, a config and, last, assumptions."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from jaxgpt.diagnose.context.tokens import GPT2_TOKENS, TokenScale, bytes_per_to
 from jaxgpt.diagnose.options import OptimizerName, Options, optimizer_name
 from jaxgpt.errors import JaxgptError, NoShardsError
 from jaxgpt.logs.history import History
+from jaxgpt.utils.files import read_json
 
 GPT2_VOCAB_SIZE = 50304  # rows of nanoGPT's embedding where its log does not contain them
 # The facts that are fields of a `RunContext` by the same name.
@@ -247,7 +247,7 @@ def _audited(history: History, figure: str) -> float | None:
         return None
     try:
         record = Path(history.config.data.path) / audit_files.RECORD_NAME
-        audit = json.loads(record.read_text(encoding="utf-8"))
+        audit = read_json(record)
         split = audit["splits"].get("val") or audit["splits"]["train"]
         return nonnegative(split[figure])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

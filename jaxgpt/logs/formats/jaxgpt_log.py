@@ -14,6 +14,7 @@ from jaxgpt.logs.history import Evaluation, History, LogTraits, Step
 from jaxgpt.logs.reader import parse_finite, parse_number, parse_step, valid_duration
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.log import StopReason
+from jaxgpt.utils.files import read_json
 
 NAME = "jaxgpt"
 TRAITS = LogTraits(is_jaxgpt_run=True, fixed_eval_set=True)
@@ -149,6 +150,6 @@ def add_folder_facts(history: History, folder: RunFolder) -> History:
 def _train_tokens(folder: RunFolder) -> float | None:
     """The size of the training data in the folder's `data.json`, if it has one."""
     try:
-        return parse_finite(json.loads(folder.data_file.read_text(encoding="utf-8"))["train_tokens"])
+        return parse_finite(read_json(folder.data_file)["train_tokens"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -18,6 +18,7 @@ VERBS = {
     "diagnose": "see where a run is heading, when it ends, and why it stalls",
     "evaluate": "compute the loss of a run's model on train and validation text",
     "sample": "generate text with a run's model",
+    "export": "write a run's model as a Hugging Face folder or a GGUF file",
     "checkpoint": "verify, list or delete the checkpoints of a run",
     "doctor": "check whether this machine can train, and what to do if it cannot",
     "config": "list the built-in configs, or print one",

@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from jaxgpt import errors
-from jaxgpt.config import Config, Run
+from jaxgpt.config import Config, Model, Run
 from jaxgpt.config.command_line import parse_config
-from jaxgpt.config.options import Parser
+from jaxgpt.config.options import Parser, given_values
 from jaxgpt.errors import DataError, JaxgptError, NonFiniteError, NoShardsError, Stopped
 from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.runs.folder import CheckpointRef, RunFolder, find_run
@@ -258,11 +258,23 @@ def finish(session: "TrainingSession", stop: StopReason, config_name: str) -> No
         if text is not None:
             session.recorder.sample(model.step, config.sample_prompt, text)
             display.print(f"\nsample of step {model.step:,}:\n{config.sample_prompt}{text}\n")
+    if config.export == "hf":
+        display.print(export_model(session.best_model() if stop.is_early else session.model(), run.folder))
     if stop.is_early:
         display.print(messages.next_commands(run.folder, "best", ""))
     else:
         longer = messages.longer_command(run.user_config, config_name, run.folder, session.step)
         display.print(messages.next_commands(run.folder, "latest", longer))
+
+
+def export_model(model: "LoadedModel", folder: RunFolder) -> str:
+    """Writes `model` into the run's folder as Hugging Face reads it; what was written, or why it was not."""
+    from jaxgpt.export.exporter import export_hf
+
+    try:
+        return f"exported {export_hf(folder, model, folder.path / 'export' / f'hf-{model.step}')}"
+    except JaxgptError as error:
+        return f"not exported: {error.message}"
 
 
 def make_parser() -> Parser:
@@ -289,6 +301,10 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     """Trains the config that the command line describes."""
     config, options = parse_config(make_parser(), argv)
+    if config.run.init_from:
+        from jaxgpt.convert.initial import resolve_network  # loads the tokenizers' library
+
+        config = resolve_network(config, given_values(Model, options))
     fork = find_run(options.fork) if options.fork else None
 
     with loading("JAX", {number: EXIT_STATUS[number] for number in heard_signals()}, NOTHING_LOST):

@@ -140,9 +140,6 @@ def test_field_names_and_values_in_many_spellings(argv: list[str], label: str, v
         (["--run.name", "a\x1b[2J"], ["C019", "cannot name a folder"]),
         (["--run.name", "a/b"], ["C019", "'a/b'"]),
         (["--eval_iters", "5"], ["C005", "--run.eval-tokens"]),
-        (["--init_from=resume"], ["C005", "resumes by itself"]),
-        (["--init_from=gpt2"], ["C005", "cannot be loaded yet", "--config gpt2_124m"]),
-        (["--init_from", "gpt2-xl"], ["C005", "cannot be loaded yet"]),
         (["--n_layer"], ["C006", "--model.n-layer", "--help"]),
         (["more"], ["C006", "two configs are given: fineweb40m and more"]),
     ],
@@ -282,3 +279,11 @@ def test_unknown_field_of_config_json_is_named() -> None:
 def test_nanogpt_aliases_name_existing_fields() -> None:
     fields = {f"{name}.{field.name}" for name, kind in sections().items() for field in dataclasses.fields(kind)}
     assert set(nanogpt.ALIASES.values()) <= fields
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("resume", ""), ("scratch", ""), ("gpt2-xl", "gpt2-xl"), ("out/ckpt.pt",) * 2]
+)
+def test_nanogpts_init_from(word: str, value: str) -> None:
+    """A run resumes by itself, and starts from scratch unless weights are named."""
+    assert parse(f"--init_from={word}").run.init_from == value

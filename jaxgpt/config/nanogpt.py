@@ -15,10 +15,6 @@ ALIASES = {
 
 UNSUPPORTED = {
     "eval_iters": "evaluation is sized in tokens: --run.eval-tokens (nanoGPT's 200 iters of 16 x 1024 are 3276800)",
-    "init_from": (
-        "a run resumes by itself if its folder has a checkpoint; a new --run.name starts from scratch; pretrained "
-        "weights (gpt2) cannot be loaded yet: --config gpt2_124m trains that model from scratch"
-    ),
     "eval_only": "python -m jaxgpt.evaluate RUN",
     "always_save_checkpoint": "latest and best are both kept: --run.keep-latest, --run.keep-best",
     "decay_lr": "--optim.schedule constant",

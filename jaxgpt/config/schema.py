@@ -208,6 +208,15 @@ class Run(Section):
 
     name: str = field("run", "name of the run; its folder is `dir`/`name`")
     dir: str = field("runs", "folder of all runs")
+    init_from: str = field(
+        "",
+        "weights to start from, which also set the network: a Hugging Face model folder, nanoGPT's ckpt.pt, or "
+        "OWNER/NAME on the hub (empty: random weights)",
+        parse=lambda text: "" if text in ("scratch", "resume") else text,  # nanoGPT's names
+    )
+    export: Literal["none", "hf"] = field(
+        "none", "also write the final model as a Hugging Face folder, `dir`/`name`/export/hf-STEP"
+    )
     steps: int = field(20_000, "optimizer steps (nanoGPT's max_iters)", ge=1, le=100_000_000)
     seed: int = field(1337, "seed of initialization and dropout", ge=0, le=2**31 - 1)
     log_every: int = field(10, "steps between printed lines; log.jsonl has every step", ge=1)

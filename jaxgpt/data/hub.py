@@ -11,7 +11,7 @@ import importlib
 import os
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -188,6 +188,27 @@ def fetch_tokenizer(name: str) -> Path:
                 raise
             return Path(cached)
         return Path(library.hf_hub_download(name, "tokenizer.json", endpoint=_endpoint()))
+
+
+def fetch_model(name: str, patterns: Sequence[str]) -> Path:
+    """Returns a folder with the files of the model repository `name` that match `patterns`; downloads what is missing.
+
+    Raises what `find_files` raises.
+    """
+    with _translate_errors(name):
+        options = {"allow_patterns": list(patterns), "endpoint": _endpoint(), "etag_timeout": TIMEOUT}
+        return Path(_library().snapshot_download(name, **options))
+
+
+def push_model(folder: Path, name: str) -> str:
+    """Uploads `folder` as the model repository `name`, which is made, private, if it does not exist; its address.
+
+    Raises what `find_files` raises.
+    """
+    with _translate_errors(name):
+        api = _library().HfApi(endpoint=_endpoint())
+        api.create_repo(name, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by jaxgpt"))
 
 
 def _file_system() -> Any:

@@ -45,6 +45,7 @@ RESUMABLE_FIELDS = {
     "mesh.data_parallel",
     "mesh.fsdp",
     "run.name",
+    "run.export",
     "run.dir",
     "run.log_every",
     "run.eval_every",

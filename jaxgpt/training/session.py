@@ -25,6 +25,7 @@ from jaxgpt.training import optimizer as optim
 from jaxgpt.training.batches import Batches
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.evaluator import Evaluator, Interrupted
+from jaxgpt.training.initial_weights import replace_params
 from jaxgpt.training.loaded_model import LoadedModel, load_model, resolve_auto
 from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.recorder import Recorder
@@ -208,7 +209,10 @@ def restore_state(
     if state is None:
         run.folder.check_checkpoints_exist()
         state = restore_fork(template, fork)
-    return state or step.compile_init(run.config, optimizer, run.mesh)()
+    if state is not None:
+        return state
+    state = step.compile_init(run.config, optimizer, run.mesh)()
+    return replace_params(state, run.config, run.dataset.tokenizer) if run.config.run.init_from else state
 
 
 def read_rewinds(run: CheckedRun, fork: CheckpointRef | None, start_step: int, *, is_resumed: bool) -> Rewinds:
@@ -368,6 +372,8 @@ def _origin(run: OpenRun) -> str:
         return f"resumed at step {run.start_step:,}"
     if run.fork is not None:
         return f"forked from {run.fork.run.path} at step {run.start_step:,}"
+    if run.config.run.init_from:
+        return f"new, with the weights of {run.config.run.init_from}"
     return "new"
 
 

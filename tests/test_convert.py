@@ -185,7 +185,7 @@ def test_a_checkpoint_of_nanogpt_is_read_exactly(bias: bool, prefix: str, tmp_pa
 def test_a_file_of_nanogpt_from_pytorch_itself(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     weights = random_weights(SMALL)
-    state = nanogpt_state(weights)
+    state = nanogpt_state(weights) | {"optimizer": {}, "best_val_loss": torch.tensor(2.5)}
     state["model"] = {n: torch.tensor(np.ascontiguousarray(t)) for n, t in state["model"].items()}
     state["model"]["transformer.h.0.mlp.c_fc.weight"] = (
         state["model"]["transformer.h.0.mlp.c_fc.weight"].t().clone().t()

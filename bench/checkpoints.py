@@ -3,10 +3,12 @@
     python bench/checkpoints.py [--megabytes 2 100] [--saves 6]
 
 A state has as many arrays as GPT-2's. Times are medians, in seconds; `cpu` is the time of all threads. The variants
-take turns, so that other programs of the machine disturb both alike.
+take turns, so that other programs of the machine disturb both alike. The last line of a size is what a checksum of each
+array would add: a copy to the host of its own, and the hash of all arrays.
 """
 
 import argparse
+import hashlib
 import logging
 import statistics
 import tempfile
@@ -17,7 +19,9 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxgpt import _loader
 from jaxgpt.config import Config, Run
 from jaxgpt.runs.checkpoint_files import MANIFEST, find_damage
 from jaxgpt.training import checkpoint
@@ -54,6 +58,7 @@ def measure(megabytes: float, saves: int) -> None:
                 timings.append(save(folder / variant / "checkpoints", step, state, variant == "manifest"))
         for variant, timings in rows.items():
             report(folder / variant / "checkpoints" / str(saves + 1), variant, megabytes, timings[1:], state)
+    report_hashes(megabytes, state)
 
 
 def save(folder: Path, step: int, state: TrainState, with_manifest: bool) -> Timing:
@@ -88,6 +93,15 @@ def report(
         f"{megabytes:>11g}   {variant:<9}  {returned:>20.3f}  {on_disk:>16.3f}  {cpu:>5.2f}  "
         f"{size:>11,}  {verify:>8.4f}  {restore:>9.3f}"
     )
+
+
+def report_hashes(megabytes: float, state: TrainState) -> None:
+    """Prints the seconds of a copy of `state` to the host, and of the checksums of its arrays."""
+    arrays = [np.array(leaf) for leaf in jax.tree.leaves(state.params)]
+    copy = median_seconds(lambda: [np.array(leaf) for leaf in jax.tree.leaves(state.params)])
+    sha = median_seconds(lambda: [hashlib.sha256(array).digest() for array in arrays])
+    xxh3 = median_seconds(lambda: [_loader.hash_bytes(array.tobytes()) for array in arrays])
+    print(f"{megabytes:>11g}   of each array: copy {copy:.4f} s, SHA-256 {sha:.4f} s, xxh3-128 {xxh3:.4f} s")
 
 
 def median_seconds(action: Callable[[], object], repeats: int = 5) -> float:

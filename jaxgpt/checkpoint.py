@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from jaxgpt import errors
 from jaxgpt.config.options import Parser
 from jaxgpt.diagnose.live import find_instability
-from jaxgpt.errors import CheckpointError, ConfigError
+from jaxgpt.errors import CheckpointError, ConfigError, printable
 from jaxgpt.runs import checkpoint_files
 from jaxgpt.runs.folder import RunFolder, find_run
 from jaxgpt.runs.retention import kept_steps
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     if options.json:
         print(json.dumps({"run": str(run.path), "checkpoints": [asdict(row) for row in rows]}, indent=2))
     else:
-        print(f"{'step':>9}  {'size':>9}  {'val loss':>8}  state", *rows, sep="\n")
+        print(f"{'step':>9}  {'size':>9}  {'val loss':>8}  state", *(printable(str(row)) for row in rows), sep="\n")
     if options.action == "verify":
         run.check_files()
         if damaged := [row.step for row in rows if row.is_damaged]:

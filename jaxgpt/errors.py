@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Self
@@ -21,6 +22,7 @@ PREEMPTED = 75
 INTERRUPTED = 130
 KILLED = 128  # plus the number of the signal that ended the process at once
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+KEPT_CONTROLS = "\n\t\u200c\u200d"  # the last two join or separate letters and emoji
 LOWER_LR_HELP = "continue from the last checkpoint with a lower --optim.learning-rate: --run.name NEW --fork RUN"
 
 
@@ -123,6 +125,18 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+def visible_controls(text: str) -> str:
+    """`text` of a model or a document for a terminal: line ends, tabs and joiners stay, other controls are escaped.
+
+    These are ESC and the rest of C0 and C1, and the characters that change the direction of text.
+    """
+    return "".join(c.encode("unicode_escape").decode() if _controls_terminal(c) else c for c in text)
+
+
+def _controls_terminal(character: str) -> bool:
+    return character not in KEPT_CONTROLS and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Runs a command, prints its error if it has one, and returns its exit status.
 
@@ -171,7 +185,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, JaxgptError):
         return _print_error(str(error), error.exit_status)
     if isinstance(error, Stopped):
-        return _print_error(error.message, error.status)
+        return _print_error(printable(error.message), error.status)
     if isinstance(error, KeyboardInterrupt):
         return _print_error("interrupted", INTERRUPTED)
     if isinstance(error, BrokenPipeError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxgpt import errors
 from jaxgpt.config.options import Parser
-from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.errors import ConfigError, DataError, visible_controls
 from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.runs.folder import find_run
 from jaxgpt.utils.files import read_text
@@ -45,10 +45,11 @@ def main(argv: Sequence[str]) -> None:
         seed=options.seed,
         stop=options.stop,
     )
+    is_terminal = sys.stdout.isatty()
     for number, text in enumerate(texts):
         if number:
             print(SEPARATOR)
-        print(prompt + text)
+        print(visible_controls(prompt + text) if is_terminal else prompt + text)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

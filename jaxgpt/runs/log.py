@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from jaxgpt.errors import printable
+
 LAST_RECORD_BYTES = 65_536  # at the end of a log: they contain its last record
 EARLY_STOP = "early-stop"
 SAVED_STOPS = ("done", EARLY_STOP, "Stopped")  # reasons of a stop that waited for the last save
@@ -96,7 +98,7 @@ class RunLog:
 
 def warn(text: str) -> None:
     """Prints a warning on stderr: something failed that a run can do without."""
-    print(f"warning: {text}", file=sys.stderr)
+    print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

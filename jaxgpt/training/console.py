@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxgpt.config import Config
+from jaxgpt.errors import visible_controls
 from jaxgpt.training.panel import LivePanel
 from jaxgpt.training.records import Display, Scores, StepRecord
 from jaxgpt.utils.eta import Eta
@@ -37,7 +38,7 @@ class PlainConsole(Display):
         self.print(f"saving checkpoint of step {step}")
 
     def print(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        print(visible_controls(text), file=self._out, flush=True)
 
 
 @contextmanager

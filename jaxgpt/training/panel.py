@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxgpt.config import Config
+from jaxgpt.errors import visible_controls
 from jaxgpt.training.loss_chart import loss_chart
 from jaxgpt.training.records import Display, LossForecast, Scores, StepRecord
 from jaxgpt.training.terminal import ResizableLive, echo_off
@@ -86,7 +87,7 @@ class LivePanel(Display):
         self._notice = text
 
     def print(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(visible_controls(text), highlight=False, markup=False)
 
     def _add_loss(self, step: int, loss: float) -> None:
         losses = self._losses

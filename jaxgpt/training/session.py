@@ -15,7 +15,7 @@ import jaxgpt
 from jaxgpt.config import Config
 from jaxgpt.data import dataset as datasets
 from jaxgpt.data.dataset import TokenDataset
-from jaxgpt.errors import ConfigError, NonFiniteError, NoShardsError
+from jaxgpt.errors import ConfigError, NonFiniteError, NoShardsError, printable
 from jaxgpt.prepare.pipeline import prepare
 from jaxgpt.runs.folder import CheckpointRef, RunFolder
 from jaxgpt.runs.log import DONE, STEP_KINDS, RunLog, StopReason, read_log, read_stop_reason, warn
@@ -342,7 +342,9 @@ def start_session(run: OpenRun, shutdown: GracefulShutdown, peak_flops: float | 
     earlier_records = _earlier_records(run) if run.is_resumed else []
     with RunLog(run.folder.log_file) as log:
         log.write("start", **_start_record(run))
-        print(messages.startup_banner(run.config, run.dataset, run.mesh, run.folder, _origin(run)), flush=True)
+        print(
+            printable(messages.startup_banner(run.config, run.dataset, run.mesh, run.folder, _origin(run))), flush=True
+        )
         with (
             console.open_display(run.config) as display,
             Watchdog(

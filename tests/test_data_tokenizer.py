@@ -223,3 +223,15 @@ def test_unknown_character_is_refused() -> None:
     made = tokenizer.from_characters(["abc"])
     with pytest.raises(ConfigError, match=r"C069\]: the character 'é' is not in the vocabulary of tokenizer 'char-4'"):
         made.encode("abé")
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "((a{1,20}){1,20}){1,20}$"])
+def test_pattern_that_backtracks_for_ever_is_an_error(tmp_path: Path, pattern: str) -> None:
+    splitter = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    model = {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}
+    described = {"version": "1.0", "added_tokens": [], "pre_tokenizer": splitter, "model": model}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    hostile = load(tmp_path / "tokenizer.json")
+    with pytest.raises(DataError) as caught:
+        hostile.encode("a" * 40 + "!")
+    assert caught.value.code == "D027"

@@ -10,7 +10,8 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, final
@@ -145,13 +146,15 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Returns the ids of each text, encoded on all cores.
 
-        Raises `ConfigError` C069 for a character that is not in the vocabulary of a character tokenizer.
+        Raises `ConfigError` C069 for a character that is not in the vocabulary of a character tokenizer, `DataError`
+        D027 if a pattern of the tokenizer takes too many steps.
         """
         if self._character_ids is not None:
             return [self._encode_characters(replace_lone_surrogates(text), self._character_ids) for text in texts]
         texts_in_pieces = [self._split(replace_lone_surrogates(text)) for text in texts]
         pieces = [piece for text in texts_in_pieces for piece in text]
-        encoded = self._inner.encode_batch_fast(pieces, add_special_tokens=False)
+        with _bounded_patterns(self.name):
+            encoded = self._inner.encode_batch_fast(pieces, add_special_tokens=False)
         ids = iter([np.array(encoding.ids, dtype=np.uint32) for encoding in encoded])
         return [np.concatenate([next(ids) for _ in text]) for text in texts_in_pieces]
 
@@ -254,6 +257,19 @@ def load_file(path: Path, name: str) -> Tokenizer:
         raise _malformed_error(path, "it has no model with a vocabulary") from error
     except Exception as error:  # the library raises plain exceptions
         raise _malformed_error(path, str(error)) from error
+
+
+@contextmanager
+def _bounded_patterns(name: str) -> Iterator[None]:
+    """Turns the library's panic into `DataError` D027: it gives up a pattern that tries too many ways to match."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).splitlines() or ["the library failed"])[0]
+        message = f"tokenizer '{name}' cannot encode a text: {reason}"
+        raise DataError("D027", message, "use a tokenizer with simpler patterns") from error
 
 
 def _malformed_error(path: Path, reason: str) -> DataError:

@@ -1,13 +1,16 @@
 """Sizes that cannot be are refused with one sentence, before anything is made; a full disk ends with one sentence."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers.files import small_disk_at
-from helpers.training import arguments, run_folder, saved_steps, start_training
+from helpers.training import arguments, leaf_bytes, run_folder, saved_state, saved_steps, start_training, tiny_config
 
 from jaxgpt import errors, train
+from jaxgpt.runs.checkpoint_files import find_damage
+from jaxgpt.runs.folder import RunFolder
 from jaxgpt.training import checkpoint, jax_setup
 
 
@@ -68,6 +71,25 @@ def test_full_disk_ends_a_run_with_one_sentence(workspace: Path, small_disk: Pat
     )
     assert help.startswith("  help: ")
     assert saved_steps(run_folder(workspace)) == [4]
+
+
+@pytest.mark.parametrize("kilobytes", [350, 400, 450, 500, 600, 700, 800, 900, 1000, 1100])
+def test_disk_that_fills_at_any_point_costs_no_checkpoint(
+    finished: Path, capsys: pytest.CaptureFixture[str], kilobytes: int
+) -> None:
+    """With a tracker that writes to the same disk; when there is space again, the run ends as if nothing had been."""
+    changes = {"run.dir": str(finished / "small"), "run.tensorboard": True}
+    (finished / "small").mkdir()
+    with small_disk_at(finished / "small", f"{kilobytes}k") as disk:
+        assert errors.run(train.main, arguments(finished, changes)) == 7
+        assert all(line.startswith(("error[S0", "  help", "warning")) for line in capsys.readouterr().err.splitlines())
+        folder = RunFolder(disk / "a")
+        assert [find_damage(folder.checkpoints / str(step)) for step in saved_steps(folder)] == [""] * len(
+            saved_steps(folder)
+        )
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert errors.run(train.main, arguments(finished, changes)) == 0
+        assert leaf_bytes(saved_state(tiny_config(finished, changes))) == leaf_bytes(saved_state(tiny_config(finished)))
 
 
 def test_error_of_the_library_is_cut_to_what_the_system_says(tmp_path: Path) -> None:

@@ -7,12 +7,29 @@ Importing the package loads neither JAX nor the compiled extension. Each command
 import signal
 import sys
 from pkgutil import extend_path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jaxgpt.generation.text_generator import TextGenerator
 
 # In a source checkout `python -m` finds this folder before the installed wheel, and only the wheel has the compiled
 # extension: the package spans both.
 __path__ = extend_path(__path__, __name__)
 
 __version__ = "0.1.0"
+
+
+def load(run: "str | Path", step: "str | int" = "latest") -> "TextGenerator":
+    """The model of a run, to generate text with: `jaxgpt.load("quickstart").generate("def main")`.
+
+    `run` is a run folder or the name of a run under runs/; `step` is a number, "latest" or "best". Loads JAX. Raises
+    `jaxgpt.errors.JaxgptError` if there is no such run or its checkpoint cannot be read.
+    """
+    from jaxgpt.generation.text_generator import TextGenerator
+
+    return TextGenerator.load(run, step)
 
 
 def _is_command() -> bool:

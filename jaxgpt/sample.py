@@ -1,8 +1,10 @@
 """`python -m jaxgpt.sample RUN --prompt TEXT`: prints texts that a run's model generates."""
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from jaxgpt import errors
@@ -17,6 +19,12 @@ DESCRIPTION = "Generates text with a run's model. The same seed gives the same t
 EXAMPLES = """examples:
   python -m jaxgpt.sample quickstart --prompt 'def main' --samples 3
   python -m jaxgpt.sample runs/mine --step best --prompt FILE:prompt.txt --tokens 500
+  python -m jaxgpt.sample quickstart --interactive
+
+in Python:
+  import jaxgpt
+  model = jaxgpt.load('quickstart')
+  print(model.generate('def main', 200))
 """
 FILE_PREFIX = "FILE:"
 RANGES = {"samples": (1, 2**31), "tokens": (1, 2**63), "seed": (0, 2**32)}  # smallest value, and the first too large
@@ -33,23 +41,46 @@ def main(argv: Sequence[str]) -> None:
     # Imported here because these load JAX, which takes seconds: by now the command line is known to be right.
     with loading("JAX and the model"):
         from jaxgpt.generation import sampler
-        from jaxgpt.training import jax_setup, loaded_model
+        from jaxgpt.training import jax_setup
+        from jaxgpt.training.loaded_model import load_model
 
     jax_setup.configure_jax()
-    texts = sampler.generate_texts(
-        loaded_model.load_model(run),
-        prompt,
-        count=options.tokens,
-        samples=options.samples,
-        sampling=sampling,
-        seed=options.seed,
-        stop=options.stop,
-    )
+    model = load_model(run)
+    settings = {"count": options.tokens, "sampling": sampling, "seed": options.seed, "stop": options.stop}
+    if options.interactive:
+        answer_prompts(lambda prompt: sampler.stream_text(model, prompt, **settings))
+    elif options.json:
+        texts = list(sampler.generate_texts(model, prompt, samples=options.samples, **settings))
+        print(json.dumps({"run": str(run.run.path), "step": model.step, "prompt": prompt, "texts": texts}, indent=2))
+    elif options.samples == 1:
+        print_stream([prompt], sampler.stream_text(model, prompt, **settings))
+    else:
+        texts = [prompt + text for text in sampler.generate_texts(model, prompt, samples=options.samples, **settings)]
+        print_stream([f"\n{SEPARATOR}\n".join(texts)])
+
+
+def print_stream(*parts: Iterable[str]) -> None:
+    """Prints the pieces of a text as they are made, and ends the line; a terminal gets no control characters."""
     is_terminal = sys.stdout.isatty()
-    for number, text in enumerate(texts):
-        if number:
-            print(SEPARATOR)
-        print(visible_controls(prompt + text) if is_terminal else prompt + text)
+    for piece in chain(*parts):
+        print(visible_controls(piece) if is_terminal else piece, end="", flush=True)
+    print()
+
+
+def answer_prompts(generate: Callable[[str], Iterable[str]]) -> None:
+    """Continues each line of stdin until it ends. Ctrl-C ends a text; at the prompt, it ends the command."""
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        print("a line is a prompt; Ctrl-C ends a text, Ctrl-D the command")
+    while True:
+        try:
+            prompt = input("> " if is_terminal else "")
+        except EOFError:
+            return
+        try:
+            print_stream([prompt], generate(prompt))
+        except KeyboardInterrupt:
+            print()
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -77,6 +108,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=1337, help="same seed, same text (default: 1337)")
     parser.add_argument("--stop", help="end a sample before this text")
+    parser.add_argument("--json", action="store_true", help="print the texts, without their prompt, as JSON")
+    parser.add_argument("--interactive", action="store_true", help="continue each line that you type, until Ctrl-D")
     options = parser.parse(argv)
     for name, (low, end) in RANGES.items():
         value = getattr(options, name)

@@ -262,6 +262,33 @@ class Bytes:
         return bytes(ids).decode("latin-1")
 
 
+@pytest.mark.parametrize("stop", [None, "e", "quite another"])
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_a_streamed_text_is_the_same_text(count: int, stop: str | None) -> None:
+    settings = dataclasses.replace(SHALLOW, vocab_size=256)
+    graph, tokenizer = step.model_graphdef(settings), Bytes()
+    loaded = LoadedModel(Config(model=settings), graph, lively(settings), tokenizer, None, 1)  # type: ignore[arg-type]
+    pieces = list(sampler.stream_text(loaded, "ab", count=count, sampling=PLAIN, stop=stop))
+    at_once = next(sampler.generate_texts(loaded, "ab", count=count, sampling=PLAIN, stop=stop))
+    assert "".join(pieces) == at_once
+    if count == 40 and stop is None:
+        assert len(pieces) > 3
+
+
+class Utf8(Bytes):
+    """A tokenizer whose tokens are the bytes of UTF-8."""
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode("utf-8", "replace")
+
+
+def test_half_a_character_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = np.frombuffer("aé→z".encode(), np.uint8)
+    monkeypatch.setattr(sampler, "stream_tokens", lambda *_, **__: iter(row[:, None, None]))
+    loaded = LoadedModel(Config(), None, None, Utf8(), None, 1)  # type: ignore[arg-type]
+    assert list(sampler.stream_text(loaded, "a", count=9)) == ["a", "é", "→", "z"]
+
+
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}])
 def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="C009"):

@@ -29,6 +29,7 @@ from jaxgpt.training.step import cast_matrices
 MIN_PROMPT = 32  # tokens that a prompt is padded to
 MIN_CACHE = 256  # positions, unless the text ends sooner: a smaller cache would not pay for compiling more programs
 CACHE_STEP = 64  # the cache of a short text is rounded up to a multiple
+PIECE_TOKENS = 8  # that appear at a time while a text is streamed
 MAX_ROWS = 64  # samples at a time: each has its own cache
 MIN_TEMPERATURE = 1e-30  # logits divided by a smaller one would not be finite
 NOT_FINITE_TOKEN = -1  # marks a token that cannot be drawn, so that the host does not wait for each token
@@ -55,23 +56,39 @@ def generate_tokens(
     depend on (seed, first_row + b) alone, not on the number of rows. Raises `NonFiniteError` N002 if the model's logits
     are not finite.
     """
-    block = settings.block_size
+    spec = DecodeSpec(graphdef, settings, vocab_size, sampling, stop)
+    pieces = list(stream_tokens(spec, params, prompt_BxP, count, seed=seed, first_row=first_row, piece=count))
+    return _pad_after_stop(np.concatenate([*pieces, np.zeros((len(prompt_BxP), 0), np.int32)], axis=1), count, stop)
+
+
+def stream_tokens(
+    spec: "DecodeSpec",
+    params: Any,
+    prompt_BxP: np.ndarray,
+    count: int,
+    *,
+    seed: int,
+    first_row: int = 0,
+    piece: int = PIECE_TOKENS,
+) -> Iterator[np.ndarray]:
+    """The tokens of `generate_tokens`, at most `piece` columns at a time, until every row has stopped."""
+    block = spec.settings.block_size
     tokens = np.asarray(prompt_BxP, np.int32)
     prompt_length = tokens.shape[1]
     rows_B = np.arange(first_row, first_row + len(tokens))
-    params = _cast(params, settings)  # once, not in every step of the loop
-    spec = DecodeSpec(graphdef, settings, vocab_size, sampling, stop)
+    params = _cast(params, spec.settings)  # once, not in every step of the loop
     while tokens.shape[1] < prompt_length + count:
         context = tokens if tokens.shape[1] < block else tokens[:, -max(block // 2, 1) :]
         room = min(prompt_length + count - tokens.shape[1], max(block - context.shape[1], 1))
         key = jax.random.fold_in(jax.random.key(seed), tokens.shape[1])
-        new = _extend(spec, params, context, room, _row_rngs(key, rows_B))
-        if (new == NOT_FINITE_TOKEN).any():
-            raise NonFiniteError("N002", "the model's logits are not finite: no token can be drawn", EARLIER_CHECKPOINT)
-        tokens = np.concatenate([tokens, new], axis=1)
-        if stop is not None and (tokens[:, prompt_length:] == stop).any(axis=1).all():
-            break
-    return _pad_after_stop(tokens[:, prompt_length:], count, stop)
+        for new in _extend(spec, params, context, room, _row_rngs(key, rows_B), piece):
+            if (new == NOT_FINITE_TOKEN).any():
+                message = "the model's logits are not finite: no token can be drawn"
+                raise NonFiniteError("N002", message, EARLIER_CHECKPOINT)
+            tokens = np.concatenate([tokens, new], axis=1)
+            yield new
+        if spec.stop is not None and (tokens[:, prompt_length:] == spec.stop).any(axis=1).all():
+            return
 
 
 class DecodeSpec(NamedTuple):
@@ -93,8 +110,13 @@ class DecodeState(NamedTuple):
     done_B: jax.Array
 
 
-def _extend(spec: DecodeSpec, params: Any, context_BxP: np.ndarray, count: int, rngs_B: jax.Array) -> np.ndarray:
-    """Up to `count` tokens after `context_BxP`, fewer if all rows stop; both must fit into the model's block."""
+def _extend(
+    spec: DecodeSpec, params: Any, context_BxP: np.ndarray, count: int, rngs_B: jax.Array, piece: int
+) -> Iterator[np.ndarray]:
+    """Up to `count` tokens after `context_BxP`, fewer if all rows stop; both must fit into the model's block.
+
+    The first piece is one token, which the prefill draws; the others have at most `piece`.
+    """
     rows, length = context_BxP.shape
     block = spec.settings.block_size
     padded = _bucket_size(length, block, MIN_PROMPT)
@@ -103,13 +125,14 @@ def _extend(spec: DecodeSpec, params: Any, context_BxP: np.ndarray, count: int, 
         context_BxP = context_BxP[:1]  # many samples of one prompt: one prefill
     padded_BxS = np.pad(context_BxP, ((0, 0), (0, padded - length)))
     state = _prefill(spec, rows, size, params, padded_BxS, np.int32(length), rngs_B)
-    while int(state.cache.length) + 1 < length + count and not bool(state.done_B.all()):
-        if int(state.cache.length) == size:
+    yield np.asarray(state.token_B)[:, None]
+    while (made := int(state.cache.length) + 1) < length + count and not bool(state.done_B.all()):
+        if made - 1 == size:
             size = _bucket_size(size + 1, block, MIN_CACHE)
             state = _grow_cache(size, state)
-        state = _decode(spec, params, state, rngs_B, np.int32(length), np.int32(length + count))
-    tokens_BxS: np.ndarray = np.asarray(state.tokens_BxS)[:, length : int(state.cache.length) + 1]
-    return tokens_BxS
+        end = min(made + piece, length + count)
+        state = _decode(spec, params, state, rngs_B, np.int32(length), np.int32(end))
+        yield np.asarray(state.tokens_BxS)[:, made : int(state.cache.length) + 1]
 
 
 def _bucket_size(length: int, block: int, minimum: int) -> int:
@@ -253,6 +276,41 @@ def generate_texts(
             first_row=first,
         )
         yield from (_decode_row(tokenizer, row, stop) for row in tokens)
+
+
+def stream_text(
+    model: LoadedModel,
+    prompt: str,
+    *,
+    count: int,
+    sampling: SamplingOptions = DEFAULT_SAMPLING,
+    seed: int = 0,
+    stop: str | None = None,
+) -> Iterator[str]:
+    """The first text of `generate_texts` in pieces, each as soon as later tokens cannot change it."""
+    tokenizer = model.tokenizer
+    start = np.array([tokenizer.encode(prompt) or [tokenizer.eot or 0]], np.int32)
+    spec = DecodeSpec(model.graphdef, model.config.model, tokenizer.vocab_size, sampling, tokenizer.eot)
+    row = np.zeros(0, np.int32)
+    shown = ""
+    for piece in stream_tokens(spec, model.params, start, count, seed=seed):
+        row = np.concatenate([row, piece[0]])
+        text = _decode_row(tokenizer, row, stop)
+        is_over = bool(stop) and len(text) < len(_decode_row(tokenizer, row, None))
+        settled = text if is_over else text[: len(text) - _unsettled(text, stop)]
+        if len(settled) > len(shown):
+            yield settled[len(shown) :]
+            shown = settled
+        if is_over:
+            return
+    if len(text := _decode_row(tokenizer, row, stop)) > len(shown):
+        yield text[len(shown) :]
+
+
+def _unsettled(text: str, stop: str | None) -> int:
+    """How many characters at the end of `text` may still change: an unfinished one, or a part of `stop`."""
+    unfinished = len(text) - len(text.rstrip("\ufffd"))
+    return max(unfinished, len(stop or "") - 1)
 
 
 def _decode_row(tokenizer: Tokenizer, row: np.ndarray, stop: str | None) -> str:

@@ -143,13 +143,17 @@ def run_with_rewinds(session: "TrainingSession", diagnosis: "LiveDiagnosis", shu
 def run_steps(session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: GracefulShutdown) -> StopReason:
     """The training loop. Returns why it ended; the state after its last step is then being saved."""
     from jaxgpt.diagnose.live import find_instability
+    from jaxgpt.training.profiler import Profiler
 
     config = session.config.run
     checkpoints = session.run.checkpoints
-    with session.open_batches() as batches:
+    profiler = Profiler(config, session.run.folder.profile, session.display.print)
+    with session.open_batches() as batches, profiler:
         for batch in batches:
+            profiler.before_step(session.step)
             metrics = session.train_step(batch)
             step = session.step  # steps done, with this one
+            profiler.after_step(step, metrics)
             session.recorder.step(step - 1, metrics)  # records the step before; the device still computes this one
             shutdown.enable_save()
             checkpoints.raise_failed_save()

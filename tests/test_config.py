@@ -287,3 +287,8 @@ def test_nanogpt_aliases_name_existing_fields() -> None:
 def test_nanogpts_init_from(word: str, value: str) -> None:
     """A run resumes by itself, and starts from scratch unless weights are named."""
     assert parse(f"--init_from={word}").run.init_from == value
+
+
+@pytest.mark.parametrize("value", ["20", "a:b", "5:5", "9:2", "-1:3"])
+def test_a_profile_needs_two_steps_in_order(value: str) -> None:
+    assert "error[C009]: run.profile" in refused(f"--run.profile={value}")

@@ -351,3 +351,11 @@ def test_early_stop_reports_and_samples_the_best_model(
 def constant_scores(loss: float) -> Scores:
     score = Score(loss, 0.1, 16, None)
     return Scores(score, score)
+
+
+def test_a_profile_of_some_steps(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.train(tiny_config(workspace, {"run.steps": 6, "run.profile": "3:5"}))
+    assert "profile of steps 3 to 5: pip install xprof, then xprof --logdir" in capsys.readouterr().out
+    (trace,) = (workspace / "runs/a/profile").rglob("*.xplane.pb")
+    assert b"train_step" in trace.read_bytes()
+    assert [record["step"] for record in records(run_folder(workspace))] == list(range(6))

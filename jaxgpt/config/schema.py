@@ -235,12 +235,23 @@ class Run(Section):
     watchdog: float = field(
         60.0, "seconds after which a step is hung if it also takes 10 times the median: the run ends (0: off)", ge=0.0
     )
+    profile: str = field("", "steps to trace with JAX's profiler, FIRST:END, such as 20:25 (empty: none)")
     tensorboard: bool = field(True, "write TensorBoard files if the extra `tensorboard` is installed")
     sample_prompt: str = field("", "prompt of a sample at each evaluation and at the end (empty: no sample)")
     sample_tokens: int = field(200, "tokens of that sample", ge=1)
     sample_temperature: float = field(0.8, "temperature of that sample (0: the most likely tokens)", ge=0.0)
 
+    @property
+    def profiled_steps(self) -> tuple[int, int]:
+        """The steps before the first profiled one, and those after the last; -1 without any."""
+        first, _, end = (self.profile or "-1:-1").partition(":")
+        return int(first), int(end)
+
     def check(self) -> None:
+        if self.profile and not re.fullmatch(r"\d{1,9}:\d{1,9}", self.profile):
+            raise ConfigError("C009", f"run.profile = {self.profile!r}; must be FIRST:END", "--run.profile 20:25")
+        if self.profile and self.profiled_steps[0] >= self.profiled_steps[1]:
+            raise ConfigError("C009", f"run.profile = {self.profile!r} has no step", "--run.profile 20:25")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise ConfigError(
                 "C019",

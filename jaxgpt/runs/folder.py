@@ -46,6 +46,7 @@ RESUMABLE_FIELDS = {
     "mesh.fsdp",
     "run.name",
     "run.export",
+    "run.profile",
     "run.dir",
     "run.log_every",
     "run.eval_every",
@@ -84,6 +85,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.quarantine = path / "quarantine"
         self.tensorboard = path / "tensorboard"
+        self.profile = path / "profile"
         self.report_file = path / "report.html"
         self.backtests_file = path / "backtests.jsonl"
 

@@ -67,13 +67,15 @@ def kill_runs(server: ForkServer, workspace: Path, source: random.Random, count:
 def _kill_once(server: ForkServer, workspace: Path, name: str, source: random.Random, kills: Kills) -> bool:
     """Starts or resumes the run and kills it; False if it ended before that."""
     moment = MOMENTS[kills.total % len(MOMENTS)]
+    checkpoints = run_folder(workspace, name).checkpoints
+    earlier = _half_written(checkpoints)
     run = server.start(arguments(workspace, changes(name)), workspace / f"{name}.txt")
     _wait_for(moment, run, run_folder(workspace, name), source)
     run.kill()
     if run.wait() != -9:
         return False
     kills.aimed[moment] += 1
-    kills.inside_save += bool(list(run_folder(workspace, name).checkpoints.glob("*tmp*")))
+    kills.inside_save += bool(_half_written(checkpoints) - earlier)
     return True
 
 
@@ -97,6 +99,11 @@ def _wait_for(moment: str, run: ForkedRun, folder: RunFolder, source: random.Ran
     while run.poll() is None and not begun.get(moment, lambda: True)():
         time.sleep(POLL_SECONDS)
     time.sleep(delay)
+
+
+def _half_written(checkpoints: Path) -> set[int]:
+    """The inodes of the checkpoints that a kill has left half-written."""
+    return {path.stat().st_ino for path in checkpoints.glob("*tmp*")}
 
 
 def _size(path: Path) -> int:

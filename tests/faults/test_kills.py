@@ -18,4 +18,4 @@ def test_killed_runs_equal_the_uninterrupted_one(workspace: Path) -> None:
     assert kills.problems == []
     assert kills.total == KILLS
     assert set(kills.aimed) == set(MOMENTS)
-    assert kills.inside_save >= 2
+    assert kills.inside_save >= 1

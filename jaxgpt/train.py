@@ -6,6 +6,7 @@ uninterrupted one.
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from jaxgpt import errors
 from jaxgpt.config import Config, Model, Run
 from jaxgpt.config.command_line import parse_config
-from jaxgpt.config.options import Parser, given_values
+from jaxgpt.config.options import Parser, given_values, integer
 from jaxgpt.errors import DataError, JaxgptError, NonFiniteError, NoShardsError, Stopped
 from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.runs.folder import CheckpointRef, RunFolder, find_run
@@ -57,12 +58,12 @@ def train(
     from jaxgpt.budget import plan_file, preflight
     from jaxgpt.budget.devices import peak_flops
     from jaxgpt.diagnose.live import LiveDiagnosis, report_at_end
-    from jaxgpt.training import messages
+    from jaxgpt.training import distributed, messages
     from jaxgpt.training.session import open_run, start_session
 
     with ExitStack() as stack:
         stack.enter_context(tolerant_output())
-        shutdown = stack.enter_context(GracefulShutdown())
+        shutdown = stack.enter_context(GracefulShutdown(agree=distributed.agree))
 
         # Open the run: whatever may refuse it does so here, before its files are written.
         check_cost = None if confirmed else preflight.check_cost
@@ -73,9 +74,10 @@ def train(
             return run.folder
 
         # Start it: its folder gets the config, the plan and the log, and a report when all that follows has ended.
-        run.folder.write_identity(config, run.tokens, run.dataset.tokenizer)
-        plan_file.write_plan(run.folder, run.config, run.dataset.train.tokens, run.device_kind, run.mesh.size)
-        stack.enter_context(report_at_end(run.folder))
+        if distributed.is_main():  # of several processes, only this one writes to the folder, apart from checkpoints
+            run.folder.write_identity(config, run.tokens, run.dataset.tokenizer)
+            plan_file.write_plan(run.folder, run.config, run.dataset.train.tokens, run.device_kind, run.mesh.size)
+            stack.enter_context(report_at_end(run.folder))
         session = stack.enter_context(start_session(run, shutdown, peak_flops(run.device_kind)))
         diagnosis = LiveDiagnosis(run.folder, forecasting=session.display.live, stopping=config.run.early_stop)
 
@@ -143,13 +145,14 @@ def run_with_rewinds(session: "TrainingSession", diagnosis: "LiveDiagnosis", shu
 def run_steps(session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: GracefulShutdown) -> StopReason:
     """The training loop. Returns why it ended; the state after its last step is then being saved."""
     from jaxgpt.diagnose.live import find_instability
+    from jaxgpt.training import distributed
     from jaxgpt.training.profiler import Profiler
 
     config = session.config.run
     checkpoints = session.run.checkpoints
     profiler = Profiler(config, session.run.folder.profile, session.display.print)
     with session.open_batches() as batches, profiler:
-        for batch in batches:
+        for batch in distributed.in_step(batches):
             profiler.before_step(session.step)
             metrics = session.train_step(batch)
             step = session.step  # steps done, with this one
@@ -163,9 +166,9 @@ def run_steps(session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: 
             scores, stop = evaluate(session, diagnosis, shutdown) if is_evaluation else (None, None)
             stop = SIGNAL if shutdown.is_requested() else stop
             if stop or is_last or session.best.step == step or step % config.save_every == 0:
-                checkpoints.unstable_since = find_instability(session.run.folder)
+                checkpoints.unstable_since = distributed.share(lambda: find_instability(session.run.folder))
                 session.save(scores)
-            stop = SIGNAL if shutdown.is_requested() else stop  # a signal may have arrived during the save
+                stop = SIGNAL if shutdown.is_requested() else stop  # a signal may have arrived during the save
             if stop and not (is_last and scores):
                 return stop
     return DONE
@@ -175,12 +178,14 @@ def evaluate(
     session: "TrainingSession", diagnosis: "LiveDiagnosis", shutdown: GracefulShutdown
 ) -> "tuple[Scores | None, StopReason | None]":
     """Evaluates, samples and diagnoses: the scores, None if a signal ended the evaluation, and a reason to stop."""
+    from jaxgpt.training import distributed
+
     scores = None if shutdown.is_requested() else session.evaluate()
     if shutdown.is_requested():
         return scores, SIGNAL
     record_sample(session)
     with session.recorder.pause():
-        outlook = diagnosis.check()
+        outlook = distributed.share(diagnosis.check)
     session.recorder.forecast(outlook.forecast)
     return scores, outlook.stop
 
@@ -219,9 +224,15 @@ def _save_after_error(session: "TrainingSession") -> str:
 
 
 def generate_sample(model: "LoadedModel", config: Run) -> str | None:
-    """The text with which the model continues the prompt of `config`; None, with a warning, if that fails."""
-    from jaxgpt.generation.sampler import generate_texts
+    """The text with which the model continues the prompt of `config`; None, with a warning, if that fails.
 
+    Of several processes, only process 0 generates it.
+    """
+    from jaxgpt.generation.sampler import generate_texts
+    from jaxgpt.training import distributed
+
+    if not distributed.is_main():
+        return None
     sampling = SamplingOptions(config.sample_temperature)
     prompt = config.sample_prompt
     try:
@@ -295,6 +306,14 @@ def make_parser() -> Parser:
         help="print the plan, the memory and the first batch as text; train nothing and write nothing",
     )
     parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="train with other processes (docs/clusters.md): the address of process 0, for all of them; Slurm, "
+        "Open MPI and Kubernetes are detected",
+    )
+    parser.add_argument("--num-processes", metavar="N", type=integer, help="the number of processes of the run")
+    parser.add_argument("--process-id", metavar="I", type=integer, help="the number of this process, from 0")
+    parser.add_argument(
         "--yes",
         action="store_true",
         help="start the run even if it has more than 20 epochs or takes more than 3 days",
@@ -312,13 +331,15 @@ def main(argv: Sequence[str]) -> None:
     fork = find_run(options.fork) if options.fork else None
 
     with loading("JAX", {number: EXIT_STATUS[number] for number in heard_signals()}, NOTHING_LOST):
-        from jaxgpt.training import jax_setup, session  # noqa: F401 - `session` loads all that a run needs
+        from jaxgpt.training import distributed, jax_setup, session  # noqa: F401 - `session` loads all of a run
 
     jax_setup.configure_jax()
     if options.dry_run:
         dry_run(config)
         return
-    train(config, fork, options.config, confirmed=options.yes)
+    launch = distributed.find_launch(options.coordinator, options.num_processes, options.process_id, os.environ)
+    with distributed.joined(launch):
+        train(config, fork, options.config, confirmed=options.yes)
 
 
 if __name__ == "__main__":

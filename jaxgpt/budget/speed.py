@@ -49,6 +49,8 @@ COMPARED_FAMILIES = {"ampere", "ampere-hbm", "ada", "hopper"}
 # GB/s that an all-reduce moves per device: NVLink inside a machine, otherwise PCIe without peer-to-peer copies.
 NVLINK = {"volta": 120.0, "ampere-hbm": 220.0, "hopper": 350.0, "blackwell-hbm": 650.0}
 PCIE = 12.0
+# Between hosts: assumed, GPUs per host and GB/s of each GPU's network adapter (400 Gb/s), half of it in use.
+HOST_GPUS, NETWORK = 8, 25.0
 
 
 def expected(config: Config, device: Device | None, gpus: int = 1) -> StepTime:
@@ -65,7 +67,7 @@ def expected(config: Config, device: Device | None, gpus: int = 1) -> StepTime:
 def estimate(config: Config, device: Device, software: str = "jaxgpt", gpus: int = 1) -> StepTime:
     """The step time of a program on `gpus` devices of a kind, with an 80 % interval."""
     roofline = step_time.roofline(per_device(config, gpus), device, software)
-    shared = communication_seconds(config, device, gpus)
+    shared = communication_seconds(config, device, gpus, NETWORK)
     fastest = FASTEST * roofline.low
     correction, sd = correct(config.model.n_embd, device)
     middle = max(roofline.seconds * math.exp(correction), MIDDLE * fastest)
@@ -130,16 +132,31 @@ def _divisible_batch(config: Config, gpus: int) -> str:
     return f"--data.micro-batch {micro_batch} --data.accum {accum}{change}"
 
 
-def communication_seconds(config: Config, device: Device, gpus: int) -> float:
+def communication_seconds(config: Config, device: Device, gpus: int, network: float = math.inf) -> float:
     """Seconds of a step's communication between `gpus` devices, in rings; 0 on one device.
 
-    An all-reduce of the float32 gradients once per step. With `mesh.fsdp`, devices of a group also gather the weights
-    in the compute type once per step and reduce-scatter the gradient of every micro-batch, and groups exchange shards.
+    An axis whose devices are on several hosts of `HOST_GPUS` communicates through the network, with `network` GB/s
+    for each device; the published speeds are fitted without that limit.
     """
-    fsdp = config.mesh.fsdp
+    over_data, over_fsdp = communication_bytes(config, gpus)
+    is_on_pcie = device.family not in NVLINK or "PCIe" in device.name
+    inside = PCIE if is_on_pcie else NVLINK[device.family]
+    between = min(inside, network)
+    data_bandwidth = between if gpus > HOST_GPUS else inside
+    fsdp_bandwidth = between if min(config.mesh.fsdp, gpus) > HOST_GPUS else inside
+    return over_data / (1e9 * data_bandwidth) + over_fsdp / (1e9 * fsdp_bandwidth)
+
+
+def communication_bytes(config: Config, gpus: int) -> tuple[float, float]:
+    """The bytes that each of `gpus` devices sends per step over the axes `data` and `fsdp`.
+
+    Over `data`, an all-reduce of the float32 gradients of a device's shards once per step. Over `fsdp`, devices of a
+    group gather the weights in the compute type once per step and reduce-scatter the gradient of every micro-batch.
+    """
+    fsdp = min(config.mesh.fsdp, gpus)
     groups = max(gpus // fsdp, 1)
     gathered = memory.number_size(config.model) + config.data.accum * memory.FLOAT32
-    bytes_per_weight = 2 * (groups - 1) / groups * memory.FLOAT32 / fsdp + (fsdp - 1) / fsdp * gathered
-    is_on_pcie = device.family not in NVLINK or "PCIe" in device.name
-    bandwidth = 1e9 * (PCIE if is_on_pcie else NVLINK[device.family])
-    return bytes_per_weight * parameters(config.model) / bandwidth
+    weights = parameters(config.model)
+    over_data = 2 * (groups - 1) / groups * memory.FLOAT32 / fsdp * weights
+    over_fsdp = (fsdp - 1) / fsdp * gathered * weights
+    return over_data, over_fsdp

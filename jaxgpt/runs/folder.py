@@ -81,6 +81,7 @@ class RunFolder:
         self.config_file = path / "config.json"
         self.data_file = path / "data.json"
         self.tokenizer_file = path / "tokenizer.json"
+        self.lock_file = path / ".lock"
         self.log_file = path / "log.jsonl"
         self.checkpoints = path / "checkpoints"
         self.quarantine = path / "quarantine"
@@ -103,7 +104,7 @@ class RunFolder:
         with ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(lock_file(self.path / ".lock"))
+                stack.enter_context(lock_file(self.lock_file))
             except LockedError as error:
                 message = f"'{self.path}' is in use by {error.holder}"
                 raise StorageError("S001", message, "wait for it, or --run.name NEW") from error

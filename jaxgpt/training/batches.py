@@ -49,7 +49,7 @@ class Batches:
         self._skipped = skipped
         self._shape = shape
         self._sharding = batch_sharding(mesh)
-        self._pinned = PinnedBuffers(mesh.devices.flat[0], loader.buffers())
+        self._pinned = PinnedBuffers(mesh.local_devices[0], loader.buffers())
         self._newest: jax.Array | None = None
 
     @property

@@ -32,7 +32,7 @@ from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.log import warn
 from jaxgpt.runs.retention import Policy
 from jaxgpt.runs.rewinds import Rewinds
-from jaxgpt.training import disk_space
+from jaxgpt.training import disk_space, distributed
 from jaxgpt.training.sealed_path import sealed_path_class
 from jaxgpt.training.state_tree import as_state, as_tree, check_finite, check_tree
 from jaxgpt.training.step import TrainState
@@ -230,6 +230,8 @@ class Checkpoints:
         path = self.folder / str(step)
         outcome = "it is skipped"
         try:
+            if self._run and not distributed.is_main():
+                raise StorageError("S001", f"process 0 uses '{self.folder}'")
             with nullcontext() if self._run else self._run_folder.lock():
                 outcome = f"moved to {move_to_quarantine(path, self._run_folder.quarantine)}"
         except (OSError, StorageError):
@@ -243,7 +245,8 @@ class Checkpoints:
         Raises `CheckpointError` K004 if it was made for another model, K005 if it belongs to another run.
         """
         self._forget_manager()
-        while (step := self._first_valid(self.latest)) is not None:
+        while (step := distributed.share(lambda: self._first_valid(self.latest))) is not None:
+            self._verified.add(step)
             try:
                 return self.restore(template, step)
             except DamagedCheckpointError as error:

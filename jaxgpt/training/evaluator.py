@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from jaxgpt.config import Config
 from jaxgpt.data.dataset import Split, TokenDataset
-from jaxgpt.training import batches, step
+from jaxgpt.training import batches, distributed, step
 from jaxgpt.training.records import Score, Scores
 
 
@@ -48,7 +48,7 @@ class Evaluator:
         windows = batches.evaluation_windows(self._config, split)
         losses: list[Any] = []
         with batches.evaluation_batches(self._config, split, self._mesh, self._dataset.vocab_size) as blocks:
-            for block in blocks:
+            for block in distributed.in_step(blocks):
                 losses.append(self._eval_step(params, block))
                 # Waits for the block before, while the device computes this one: a stop never waits for more than two.
                 losses[-2:-1] = jax.device_get(losses[-2:-1])

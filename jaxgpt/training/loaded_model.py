@@ -48,6 +48,6 @@ def load_model(checkpoint: CheckpointRef) -> LoadedModel:
 
 def resolve_auto(config: Config, mesh: Mesh) -> Config:
     """`config` with the model's `auto` settings replaced by what suits the devices of `mesh`."""
-    device = mesh.devices.flat[0]
+    device = mesh.local_devices[0]
     capability = getattr(device, "compute_capability", "")
     return dataclasses.replace(config, model=backend.resolve_auto(config.model, device.platform, capability))

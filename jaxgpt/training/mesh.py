@@ -32,6 +32,9 @@ def make_mesh(config: MeshConfig, micro_batch: int) -> Mesh:
             f"mesh.data_parallel = {groups}{times}; JAX sees {len(devices)} {devices[0].platform} device(s)",
             f"--mesh.data-parallel {max(len(devices) // config.fsdp, 1)}" + (" --mesh.fsdp 1" if times else ""),
         )
+    if count < len(devices) and jax.process_count() > 1:
+        message = f"the mesh has {count} devices; the {jax.process_count()} processes have {len(devices)}"
+        raise ConfigError("C013", message, "leave --mesh.data-parallel out: it is the number of all devices")
     if micro_batch % count:
         lower = micro_batch // count * count
         upper = lower + count

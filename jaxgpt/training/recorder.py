@@ -40,7 +40,8 @@ class Recorder:
     """Takes the device metrics of each step and records them when the next step has been dispatched.
 
     `epoch_windows` is the number of windows of the train split; `peak_flops` is the peak of all devices together in
-    FLOP/s, None where it is not known. `rewinds` tells which batch a step reads.
+    FLOP/s, None where it is not known. `rewinds` tells which batch a step reads. Without a folder `tensorboard`,
+    nothing is written there.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Recorder:
         config: Config,
         log: RunLog,
         display: Display,
-        tensorboard: Path,
+        tensorboard: Path | None,
         *,
         epoch_windows: int,
         peak_flops: float | None,
@@ -64,7 +65,7 @@ class Recorder:
         self._windows = config.data.micro_batch * config.data.accum  # of a batch
         self._watchdog = watchdog
         self._rewinds = rewinds or Rewinds()
-        self._tracker = open_tracker(tensorboard) if config.run.tensorboard else None
+        self._tracker = open_tracker(tensorboard) if tensorboard and config.run.tensorboard else None
         self._pending: PendingStep | None = None
         self._clock = time.perf_counter()
         self._step_seconds: list[float] = []

@@ -1,10 +1,12 @@
 """A run, first opened and then in training: what `jaxgpt.train` puts together."""
 
+import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,18 +17,18 @@ import jaxgpt
 from jaxgpt.config import Config
 from jaxgpt.data import dataset as datasets
 from jaxgpt.data.dataset import TokenDataset
-from jaxgpt.errors import ConfigError, NonFiniteError, NoShardsError, printable
+from jaxgpt.errors import CheckpointError, ConfigError, NonFiniteError, NoShardsError, printable
 from jaxgpt.prepare.pipeline import prepare
 from jaxgpt.runs.folder import CheckpointRef, RunFolder
 from jaxgpt.runs.log import DONE, STEP_KINDS, RunLog, StopReason, read_log, read_stop_reason, warn
 from jaxgpt.runs.rewinds import MAX_REWINDS, Rewinds
-from jaxgpt.training import batches, console, disk_space, jax_setup, messages, step
+from jaxgpt.training import batches, console, disk_space, distributed, jax_setup, messages, step
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training.batches import Batches
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.evaluator import Evaluator, Interrupted
 from jaxgpt.training.initial_weights import replace_params
-from jaxgpt.training.loaded_model import LoadedModel, load_model, resolve_auto
+from jaxgpt.training.loaded_model import LoadedModel, resolve_auto
 from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.recorder import Recorder
 from jaxgpt.training.records import BestEvaluation, Display, Scores
@@ -105,18 +107,23 @@ def open_run(
     config, the training tokens, the kind of device and the number of devices. Raises a `JaxgptError` for whatever
     the user has to fix before the run can train.
     """
-    run = check_run(config, check_memory, _open_or_prepare)
-    folder = run.folder
-    if check_cost is not None and fork is None and not folder.config_file.exists():
-        check_cost(run.config, run.dataset.train.tokens, run.device_kind, run.mesh.size)
-    optimizer = optim.make_optimizer(run.config)
-    template = step.abstract_state(run.config, optimizer, run.mesh)
-    if fork is not None and not folder.config_file.exists():
-        check_fork(run.config, fork, run.dataset, template)
-    identity = {"config": config.to_dict(), "tokens": run.tokens}
-    with folder.lock(), Checkpoints(folder.checkpoints, run.config.run, identity) as checkpoints:
-        folder.check_config(config)  # another process may have started the run before the lock
-        folder.check_tokens(run.tokens)
+    with ExitStack() as stack:
+        with distributed.main_first():
+            run = check_run(config, check_memory, _open_or_prepare)
+            folder = run.folder
+            if check_cost is not None and fork is None and not folder.config_file.exists():
+                check_cost(run.config, run.dataset.train.tokens, run.device_kind, run.mesh.size)
+            optimizer = optim.make_optimizer(run.config)
+        template = step.abstract_state(run.config, optimizer, run.mesh)
+        if fork is not None and not folder.config_file.exists():
+            check_fork(run.config, fork, run.dataset, template)
+        with distributed.main_first():
+            stack.enter_context(distributed.locked(folder))
+            folder.check_config(config)  # another process may have started the run before the lock
+            folder.check_tokens(run.tokens)
+        check_same_tokens(run.tokens)
+        identity = {"config": config.to_dict(), "tokens": run.tokens}
+        checkpoints = stack.enter_context(Checkpoints(folder.checkpoints, run.config.run, identity))
         restore = partial(restore_state, run, fork, optimizer, template, checkpoints)
         state = restore()
         disk_space.check_before_run(folder.checkpoints, template, run.config.run)
@@ -182,6 +189,15 @@ def _open_or_prepare(config: Config) -> TokenDataset:
         suggest=False,
     )
     return datasets.open_folder(settings.path)
+
+
+def check_same_tokens(tokens: dict[str, Any]) -> None:
+    """Raises `CheckpointError` K002, in every process, if one has other tokens than process 0."""
+    expected = distributed.share(lambda: tokens)
+    message = f"process {distributed.number()} has other tokens than process 0"
+    error = CheckpointError("K002", message, "every host needs the same data in data.path")
+    if failure := distributed.agree(error if tokens != expected else None):
+        raise failure
 
 
 def check_fork(config: Config, fork: CheckpointRef, dataset: TokenDataset, template: TrainState) -> None:
@@ -322,16 +338,19 @@ class TrainingSession:
     def model(self) -> LoadedModel:
         """The model as it is now, for sampling."""
         run = self.run
-        params = self.state.params
+        params = distributed.local_copy(self.state.params, run.mesh)
         return LoadedModel(run.config, self._graphdef, params, run.dataset.tokenizer, run.mesh, self.step)
 
     def best_model(self) -> LoadedModel:
         """The model of the best checkpoint that is not damaged, or that of now without one."""
         self.run.checkpoints.wait()
-        best = self.run.checkpoints.valid_best()
+        best = distributed.share(self.run.checkpoints.valid_best)
         if best is None or best == self.step:
             return self.model()
-        return load_model(CheckpointRef(self.run.folder, str(best)))
+        run = self.run
+        template = step.abstract_state(run.config, run.optimizer, run.mesh)
+        params = distributed.local_copy(run.checkpoints.restore(template, best).params, run.mesh)
+        return self.model()._replace(params=params, step=best)
 
 
 @contextmanager
@@ -340,7 +359,8 @@ def start_session(run: OpenRun, shutdown: GracefulShutdown, peak_flops: float | 
     windows = run.dataset.train.windows(run.config.model.block_size)
     all_devices_flops = peak_flops and peak_flops * run.mesh.size
     earlier_records = _earlier_records(run) if run.is_resumed else []
-    with RunLog(run.folder.log_file) as log:
+    is_main = distributed.is_main()
+    with RunLog(run.folder.log_file if is_main else Path(os.devnull)) as log:
         log.write("start", **_start_record(run))
         print(
             printable(messages.startup_banner(run.config, run.dataset, run.mesh, run.folder, _origin(run))), flush=True
@@ -355,7 +375,7 @@ def start_session(run: OpenRun, shutdown: GracefulShutdown, peak_flops: float | 
                 run.config,
                 log,
                 display,
-                run.folder.tensorboard,
+                run.folder.tensorboard if is_main else None,
                 epoch_windows=windows,
                 peak_flops=all_devices_flops,
                 watchdog=watchdog,

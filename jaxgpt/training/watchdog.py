@@ -17,6 +17,7 @@ from typing import Self
 
 from jaxgpt.errors import HangError
 from jaxgpt.runs.log import RunLog
+from jaxgpt.training import distributed
 from jaxgpt.utils.signals import end_process
 
 FACTOR = 10  # times the median step: a step that takes less is slow, not hung
@@ -86,7 +87,8 @@ class Watchdog:
 
 def end_hung_run(sentence: str, folder: Path, log: RunLog, on_abort: Callable[[], object]) -> None:
     """Writes the stacks of all threads to stderr and to `folder`, and ends the process with status 6."""
-    stacks = folder / "stacks.txt"
+    number = distributed.number()
+    stacks = folder / (f"stacks-{number}.txt" if number else "stacks.txt")
     help = "the same command resumes from the last checkpoint; --run.watchdog 0 turns this check off"
     error = HangError("H001", f"{sentence}; the stacks of all threads are in {stacks}", help)
     threading.Timer(EXIT_SECONDS, os._exit, (error.exit_status,)).start()

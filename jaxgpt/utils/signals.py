@@ -38,9 +38,15 @@ class GracefulShutdown:
     checkpoints stay valid, since each gets its name only when it is complete.
     """
 
-    def __init__(self, on_abort: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        on_abort: Callable[[], object] = lambda: None,
+        agree: Callable[[int | None], int | None] = lambda status: status,
+    ) -> None:
         self.exit_status: int | None = None
         self.on_abort = on_abort
+        self._agree = agree
+        self._is_agreed = False
         self.notify: Callable[[str], object] = write_stderr
         self._save_enabled = False
         self._main_thread_responded = threading.Event()
@@ -51,8 +57,12 @@ class GracefulShutdown:
         self._save_enabled = True
 
     def is_requested(self) -> bool:
-        """Whether a signal has asked the run to stop."""
-        return self.exit_status is not None
+        """Whether a signal has asked the run to stop, by `agree`: this process, or one of those that call this too."""
+        if not self._is_agreed:
+            agreed = self._agree(self.exit_status)
+            self._is_agreed = agreed is not None
+            self.exit_status = agreed if self.exit_status is None else self.exit_status
+        return self._is_agreed
 
     def __enter__(self) -> Self:
         self._context = self._installed()
@@ -88,7 +98,7 @@ class GracefulShutdown:
         """Runs in the main thread, between two Python instructions."""
         self._main_thread_responded.set()
         self._number = number
-        if self.is_requested():
+        if self.exit_status is not None:
             return  # the watcher ends the process, if this is another request
         self.exit_status = EXIT_STATUS[signal.Signals(number)]
         if not self._save_enabled:
@@ -104,6 +114,7 @@ class GracefulShutdown:
             self._previous_hook(event)
             return
         self.exit_status = None
+        self._is_agreed = False
         self._first_arrival = None
         self._main_thread_responded.clear()
         threading.Timer(REPEAT_SECONDS, os.kill, (os.getpid(), self._number)).start()

@@ -28,7 +28,7 @@ from jaxgpt.runs.checkpoint_files import (
     steps_in,
     write_manifest,
 )
-from jaxgpt.runs.folder import RunFolder
+from jaxgpt.runs.folder import CheckpointRef, RunFolder
 from jaxgpt.runs.log import warn
 from jaxgpt.runs.retention import Policy
 from jaxgpt.runs.rewinds import Rewinds
@@ -299,6 +299,14 @@ class Checkpoints:
 
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint that is not as it was saved (K003)."""
+
+
+def restore_fork(template: TrainState, fork: CheckpointRef | None) -> TrainState | None:
+    """The state of the checkpoint `fork`; None without one."""
+    if fork is None:
+        return None
+    with Checkpoints(fork.run.checkpoints) as source:
+        return source.restore(template, source.resolve_step(fork.step))
 
 
 @functools.cache

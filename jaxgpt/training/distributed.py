@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from jax._src import distributed
 
-from jaxgpt.errors import INTERRUPTED, ConfigError, HangError, JaxgptError, Stopped, StorageError
+from jaxgpt.errors import INTERRUPTED, CheckpointError, ConfigError, HangError, JaxgptError, Stopped, StorageError
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.utils.signals import end_process, signal_handler
 
@@ -130,6 +130,8 @@ def joined(launch: Launch | None) -> Iterator[None]:
             yield
             agree()  # process 0 writes its report last, and has the service that the others need
         except BaseException as error:
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                time.sleep(SILENCE_SECONDS + 5 * BEAT_SECONDS)  # a dead process breaks a collective before it is missed
             peers.part(error)
             raise
         peers.close()
@@ -254,6 +256,15 @@ def locked(folder: RunFolder) -> Iterator[None]:
         message = f"process {number()} does not see the '{folder.path}' of process 0: the folder is not shared"
         raise StorageError("S020", message, "--run.dir on a file system that all hosts share")
     yield
+
+
+def check_same_tokens(tokens: dict[str, Any]) -> None:
+    """Raises `CheckpointError` K002, in every process, if one has other tokens than process 0."""
+    expected = share(lambda: tokens)
+    message = f"process {number()} has other tokens than process 0"
+    error = CheckpointError("K002", message, "every host needs the same data in data.path")
+    if failure := agree(error if tokens != expected else None):
+        raise failure
 
 
 def local_copy(tree: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -17,7 +17,7 @@ import jaxgpt
 from jaxgpt.config import Config
 from jaxgpt.data import dataset as datasets
 from jaxgpt.data.dataset import TokenDataset
-from jaxgpt.errors import CheckpointError, ConfigError, NonFiniteError, NoShardsError, printable
+from jaxgpt.errors import ConfigError, NonFiniteError, NoShardsError, printable
 from jaxgpt.prepare.pipeline import prepare
 from jaxgpt.runs.folder import CheckpointRef, RunFolder
 from jaxgpt.runs.log import DONE, STEP_KINDS, RunLog, StopReason, read_log, read_stop_reason, warn
@@ -25,7 +25,7 @@ from jaxgpt.runs.rewinds import MAX_REWINDS, Rewinds
 from jaxgpt.training import batches, console, disk_space, distributed, jax_setup, messages, step
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training.batches import Batches
-from jaxgpt.training.checkpoint import Checkpoints
+from jaxgpt.training.checkpoint import Checkpoints, restore_fork
 from jaxgpt.training.evaluator import Evaluator, Interrupted
 from jaxgpt.training.initial_weights import replace_params
 from jaxgpt.training.loaded_model import LoadedModel, resolve_auto
@@ -121,7 +121,7 @@ def open_run(
             stack.enter_context(distributed.locked(folder))
             folder.check_config(config)  # another process may have started the run before the lock
             folder.check_tokens(run.tokens)
-        check_same_tokens(run.tokens)
+        distributed.check_same_tokens(run.tokens)
         identity = {"config": config.to_dict(), "tokens": run.tokens}
         checkpoints = stack.enter_context(Checkpoints(folder.checkpoints, run.config.run, identity))
         restore = partial(restore_state, run, fork, optimizer, template, checkpoints)
@@ -191,15 +191,6 @@ def _open_or_prepare(config: Config) -> TokenDataset:
     return datasets.open_folder(settings.path)
 
 
-def check_same_tokens(tokens: dict[str, Any]) -> None:
-    """Raises `CheckpointError` K002, in every process, if one has other tokens than process 0."""
-    expected = distributed.share(lambda: tokens)
-    message = f"process {distributed.number()} has other tokens than process 0"
-    error = CheckpointError("K002", message, "every host needs the same data in data.path")
-    if failure := distributed.agree(error if tokens != expected else None):
-        raise failure
-
-
 def check_fork(config: Config, fork: CheckpointRef, dataset: TokenDataset, template: TrainState) -> None:
     """Raises a `JaxgptError` if a new run of `config` on `dataset` cannot start from the checkpoint `fork`."""
     fork.run.check_files()
@@ -237,14 +228,6 @@ def read_rewinds(run: CheckedRun, fork: CheckpointRef | None, start_step: int, *
     if fork is None or is_resumed or not fork.run.has_same_batches(run.user_config, run.tokens):
         return own
     return Rewinds([*own.skipped, *Rewinds.read(fork.run, start_step).skipped], own.counts.elements())
-
-
-def restore_fork(template: TrainState, fork: CheckpointRef | None) -> TrainState | None:
-    """The state of the checkpoint `fork`; None without one."""
-    if fork is None:
-        return None
-    with Checkpoints(fork.run.checkpoints) as source:
-        return source.restore(template, source.resolve_step(fork.step))
 
 
 class TrainingSession:

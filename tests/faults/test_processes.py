@@ -51,11 +51,8 @@ def free_port() -> int:
 def finish(processes: list[Process]) -> list[tuple[int, str]]:
     """The exit status and the stderr of each process."""
     try:
-        return [
-            (process.returncode, process.communicate(timeout=SECONDS)[1])
-            for process in processes
-            if process.wait(SECONDS) is not None
-        ]
+        errors = [process.communicate(timeout=SECONDS)[1] for process in processes]
+        return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
     finally:
         for process in processes:
             process.kill()
@@ -138,8 +135,9 @@ def test_a_dead_or_stuck_process_ends_the_others(tmp_path: Path, fault: signal.S
     try:
         _, errors = processes[0].communicate(timeout=SECONDS)
     finally:
-        processes[1].kill()
         processes[0].kill()
+        processes[1].kill()
+        processes[1].communicate()
     assert processes[0].returncode == 6, errors
     assert "error[H002]: process 1 is dead or does not answer" in errors
     assert time.monotonic() - began < 60

@@ -315,8 +315,7 @@ class TrainingSession:
         self.best = self._best_saved()
 
     def _best_saved(self) -> BestEvaluation:
-        checkpoints = self.run.checkpoints
-        return BestEvaluation(checkpoints.best() or 0, checkpoints.best_loss())
+        return BestEvaluation(self.run.checkpoints.best() or 0, self.run.checkpoints.best_loss())
 
     def model(self) -> LoadedModel:
         """The model as it is now, for sampling."""
@@ -342,8 +341,7 @@ def start_session(run: OpenRun, shutdown: GracefulShutdown, peak_flops: float | 
     windows = run.dataset.train.windows(run.config.model.block_size)
     all_devices_flops = peak_flops and peak_flops * run.mesh.size
     earlier_records = _earlier_records(run) if run.is_resumed else []
-    is_main = distributed.is_main()
-    with RunLog(run.folder.log_file if is_main else Path(os.devnull)) as log:
+    with RunLog(run.folder.log_file if distributed.is_main() else Path(os.devnull)) as log:
         log.write("start", **_start_record(run))
         print(
             printable(messages.startup_banner(run.config, run.dataset, run.mesh, run.folder, _origin(run))), flush=True
@@ -358,7 +356,7 @@ def start_session(run: OpenRun, shutdown: GracefulShutdown, peak_flops: float | 
                 run.config,
                 log,
                 display,
-                run.folder.tensorboard if is_main else None,
+                run.folder.tensorboard if distributed.is_main() else None,
                 epoch_windows=windows,
                 peak_flops=all_devices_flops,
                 watchdog=watchdog,

@@ -1,5 +1,6 @@
 """Evaluation: the same windows every time, each of them once, and an error bar that is right."""
 
+import json
 import math
 import re
 import shutil
@@ -173,6 +174,15 @@ def test_command_prints_the_losses_of_the_run(trained: Path, capsys: pytest.Capt
         assert err == ""
         assert float(match[1]) == pytest.approx(evaluations[number]["train_loss"], abs=2e-4)
         assert float(match[3]) == pytest.approx(evaluations[number]["val_loss"], abs=2e-4)
+
+
+def test_json_has_the_numbers_of_the_log(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert errors.run(evaluate.main, ["a", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    logged = records(run_folder(trained), "eval")[-1]
+    assert (values["run"], values["step"]) == ("runs/a", STEPS)
+    for name in ("train_loss", "train_standard_error", "val_loss", "val_standard_error"):
+        assert values[name] == pytest.approx(logged[name], abs=1e-5)
 
 
 def test_command_works_when_the_data_has_moved(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

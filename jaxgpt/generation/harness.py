@@ -59,7 +59,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         """The scores of requests (texts, context ids, continuation ids)."""
         scores = self._score([(context, continuation) for _, context, continuation in requests])
-        return [tuple(score) for score in scores]
+        return [(score.logprob, score.is_greedy) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of each whole text, after an end-of-text token, in disjoint windows."""
@@ -133,7 +133,8 @@ def _score_windows(settings: ScoreSettings, params: Any, windows_BxW: jax.Array)
         logprobs_TxV = jax.nn.log_softmax(logits_TxV, axis=-1)
         return jnp.take_along_axis(logprobs_TxV, targets_T[:, None], axis=1)[:, 0], logits_TxV.argmax(-1) == targets_T
 
-    return jax.lax.map(score, windows_BxW)
+    scores: tuple[jax.Array, jax.Array] = jax.lax.map(score, windows_BxW)
+    return scores
 
 
 def run_tasks(

@@ -150,9 +150,9 @@ TUNING: Plan = (
 )
 REPORT: Plan = (
     ((1.0,), {NANOGPT: cosine(2e-3)}),
-    ((0.3, 0.45), {ADAMW: merge(MODERN, to_zero(4e-3, "adamw"))}),
+    ((0.3, 0.45, 0.8), {ADAMW: merge(MODERN, to_zero(4e-3, "adamw"))}),
     ((0.2, 0.3, 0.45), {MUON: TUNED_MODERN}),
-    ((0.2,), {OWN_RATE: merge(TUNED_MODERN, optim(adamw_lr=32e-3))}),
+    ((0.15, 0.3), {OWN_RATE: merge(TUNED_MODERN, optim(adamw_lr=32e-3))}),
     (
         (0.45,),
         {

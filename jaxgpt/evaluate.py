@@ -89,9 +89,11 @@ def _evaluate_tasks(model: "LoadedModel", run: RunFolder, options: argparse.Name
     values = {"run": str(run.path), "step": model.step, "limit": options.limit, "results": results}
     text = json.dumps(values, indent=2, default=str)
     file = run.path / "evaluations" / f"step-{model.step}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    print(text if options.json else "\n".join(harness.result_lines(results)), flush=True)
     file.parent.mkdir(exist_ok=True)
     write_text(file, text + "\n")
-    print(text if options.json else "\n".join([*harness.result_lines(results), f"written: {file}"]))
+    if not options.json:
+        print(f"written: {file}")
 
 
 def _open_dataset(path: str) -> "TokenDataset":

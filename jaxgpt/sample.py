@@ -81,6 +81,8 @@ def answer_prompts(generate: Callable[[str], Iterable[str]]) -> None:
             print_stream([prompt], generate(prompt))
         except KeyboardInterrupt:
             print()
+        except ConfigError as error:  # such as a character that the tokenizer does not have
+            print(f"\n{error}", file=sys.stderr)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

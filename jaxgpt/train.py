@@ -256,7 +256,7 @@ def record_sample(session: "TrainingSession") -> None:
 def finish(session: "TrainingSession", stop: StopReason, config_name: str) -> None:
     """Prints the result, a sample if the config asks for one, and what to do next."""
     from jaxgpt.budget import plan_file  # these load JAX, like those of `train`
-    from jaxgpt.training import messages
+    from jaxgpt.training import distributed, messages
 
     run = session.run
     display = session.display
@@ -274,7 +274,9 @@ def finish(session: "TrainingSession", stop: StopReason, config_name: str) -> No
             session.recorder.sample(model.step, config.sample_prompt, text)
             display.print(f"\nsample of step {model.step:,}:\n{config.sample_prompt}{text}\n")
     if config.export == "hf":
-        display.print(export_model(session.best_model() if stop.is_early else session.model(), run.folder))
+        model = session.best_model() if stop.is_early else session.model()  # of all processes
+        if distributed.is_main():
+            display.print(export_model(model, run.folder))
     if stop.is_early:
         display.print(messages.next_commands(run.folder, "best", ""))
     else:
@@ -288,8 +290,8 @@ def export_model(model: "LoadedModel", folder: RunFolder) -> str:
 
     try:
         return f"exported {export_hf(folder, model, folder.path / 'export' / f'hf-{model.step}')}"
-    except JaxgptError as error:
-        return f"not exported: {error.message}"
+    except Exception as error:  # the run is trained and saved: a full disk or device must not fail it
+        return f"not exported: {error}"
 
 
 def make_parser() -> Parser:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -241,7 +243,8 @@ def error_of(file: Path) -> JaxgptError | None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ((0, (2**40, 2), (2, 1)), "beyond its storage"),
+        ((0, (2**40, 2), (2, 1)), "larger than its storage"),
+        ((0, (50_000_000,), (0,)), "larger than its storage"),
         ((-4, (2, 2), (2, 1)), "beyond its storage"),
         ((0, (2, 2), (2**40, 1)), "beyond its storage"),
         ((0, (2, 2), (-2, 1)), "beyond its storage"),
@@ -359,3 +362,51 @@ def test_a_reader_gives_each_tensor_once() -> None:
     assert reader.take("a", 2).dtype == np.float32
     with pytest.raises(ConfigError, match="the tensor b, which has no counterpart"):
         reader.check_empty()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("config.json", {"rope_parameters": [1]}),
+        ("config.json", {"rope_scaling": "linear", "rope_parameters": None}),
+        ("config.json", {"rope_parameters": None, "rope_theta": 10**400}),
+        ("model.safetensors.index.json", {"weight_map": {"a": 5}}),
+        ("model.safetensors.index.json", {"weight_map": ["x"]}),
+    ],
+)
+def test_values_of_a_wrong_type_are_one_sentence(
+    name: str, value: dict[str, Any], bpe: tokenizer.Tokenizer, tmp_path: Path
+) -> None:
+    written(tmp_path, bpe, "modern")
+    if name == "config.json":
+        change_config(tmp_path, **value)
+    else:
+        (tmp_path / name).write_text(json.dumps(value))
+    with pytest.raises(DataError) as caught:
+        source.read_weights(str(tmp_path))
+    assert caught.value.code == "D046"
+
+
+def test_integers_are_not_weights(bpe: tokenizer.Tokenizer, tmp_path: Path) -> None:
+    file = written(tmp_path, bpe, "modern") / "model.safetensors"
+    save_file({name: tensor.astype(np.int32) for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(DataError, match="does not hold floating-point numbers"):
+        source.read_weights(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["out/ckpt.pt", "out/model", "nope/x.safetensors"])
+def test_a_mistyped_path_does_not_go_to_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(source.hub, "fetch_model", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(ConfigError) as caught:
+        source.read_weights(name)
+    assert caught.value.code == "C081"
+
+
+def test_bfloat16_weights_are_read_without_jax(bpe: tokenizer.Tokenizer, tmp_path: Path) -> None:
+    huggingface.write_model(tmp_path, random_weights(MODELS["modern"]), bpe, "bfloat16")
+    code = "import sys; from jaxgpt.convert.source import read_model as read; "
+    code += "print(read(sys.argv[1]).n_embd, 'jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "64 False\n"

@@ -289,6 +289,13 @@ def test_half_a_character_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(sampler.stream_text(loaded, "a", count=9)) == ["a", "é", "→", "z"]
 
 
+def test_a_part_of_the_stop_text_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = np.frombuffer("xaéz".encode(), np.uint8)
+    monkeypatch.setattr(sampler, "stream_tokens", lambda *_, **__: iter(row[:, None, None]))
+    loaded = LoadedModel(Config(), None, None, Utf8(), None, 1)  # type: ignore[arg-type]
+    assert "".join(sampler.stream_text(loaded, "a", count=9, stop="aé")) == "x"
+
+
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}])
 def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="C009"):

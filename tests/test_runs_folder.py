@@ -94,6 +94,7 @@ def test_changed_field_is_named_with_both_values_and_remedies(tmp_path: Path) ->
 
 
 BINDING = {
+    "run.init_from",
     *(f"model.{field.name}" for field in dataclasses.fields(Model) if field.name != "loss_chunk"),
     *(f"optim.{field.name}" for field in dataclasses.fields(Optim)),
     *(f"data.{name}" for name in ("micro_batch", "accum", "order", "seed", "block_cross_document_attention")),

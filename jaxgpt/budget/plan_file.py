@@ -97,7 +97,8 @@ def compare_with_actual(folder: RunFolder) -> list[ComparisonLine]:
     if steps:
         lines.append(_step_time_line(list(seconds_of_step.values()), time))
     if losses and isinstance(losses[-1], float):
-        lines.append(_loss_line(losses[-1], row, finished=steps >= total_steps))
+        is_law_run = not folder.config().run.init_from  # the scaling law holds for random weights
+        lines.append(_loss_line(losses[-1], row, finished=steps >= total_steps, is_law_run=is_law_run))
     return lines
 
 
@@ -117,12 +118,13 @@ def _step_time_line(seconds: list[float], time: dict[str, Any] | None) -> Compar
     )
 
 
-def _loss_line(loss: float, row: dict[str, Any], *, finished: bool) -> ComparisonLine:
+def _loss_line(loss: float, row: dict[str, Any], *, finished: bool, is_law_run: bool) -> ComparisonLine:
     quantity = "final loss"
     low = row["loss_low"]
     high = row["loss_high"]
-    if high - low > MAX_INTERVAL:
-        planned = "none (too far outside the range of the scaling law)"
+    if not is_law_run or high - low > MAX_INTERVAL:
+        reason = "too far outside the range of the scaling law" if is_law_run else "the run starts from given weights"
+        planned = f"none ({reason})"
         return ComparisonLine(quantity=quantity, planned=planned, actual=f"{loss:.3f}", inside=None)
     return ComparisonLine(
         quantity=quantity,

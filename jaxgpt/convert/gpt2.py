@@ -63,9 +63,9 @@ def to_arrays(reader: TensorReader, model: Model, *, transposed: bool = False) -
         arrays[f"{ours}.{kind}"] = np.ascontiguousarray(weight.T) if is_turned else weight
         if reader.has(f"{prefix}{theirs}.bias"):
             arrays[f"{ours}.bias"] = reader.take(f"{prefix}{theirs}.bias", shape[-1])
-    if reader.has("lm_head.weight"):
+    if not model.tie_embeddings:
         arrays["output"] = reader.take("lm_head.weight", model.vocab_size, model.n_embd)
-    reader.check_empty(MASKS)
+    reader.check_empty((*MASKS, "lm_head.weight") if model.tie_embeddings else MASKS)
     return _without_zero_biases(arrays)
 
 

@@ -80,6 +80,8 @@ def read_weights(folder: Path) -> Weights:
 
 def read_tensors(folder: Path) -> dict[str, Array]:
     """The tensors of a folder, of one file or of several with an index, as they are stored."""
+    import ml_dtypes  # noqa: F401 - registers numpy's bfloat16, which safetensors looks up by name
+
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8")) if (folder / INDEX).is_file() else {}
         names = sorted(set(index.get("weight_map", {"": WEIGHTS}).values()))
@@ -89,7 +91,7 @@ def read_tensors(folder: Path) -> dict[str, Array]:
     except FileNotFoundError as error:
         help = "save it again with save_pretrained(..., safe_serialization=True)"
         raise DataError("D046", f"{folder} has no {WEIGHTS}", help) from error
-    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise DataError("D046", f"the weights in {folder} cannot be read: {error}", "fetch the file again") from error
     return tensors
 
@@ -116,7 +118,7 @@ def _describe(folder: Path) -> tuple[ModuleType, Model]:
         raise no_counterpart(str(folder), f"model_type = {kind}")
     try:
         model: Model = family.to_model(values, str(folder))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise DataError("D046", f"{folder / CONFIG} does not describe a {kind} model: {error!r}") from error
     except NoCounterpartError:
         raise

@@ -4,6 +4,7 @@ PyTorch's format since 1.6: a zip of one pickle, `data.pkl`, and a file of raw n
 """
 
 import io
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -60,6 +61,8 @@ def _load(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise pickle.UnpicklingError("it is compressed, which torch.save never does")
             return _Unpickler(archive, name.removesuffix("data.pkl")).load()
     except OSError as error:
         raise DataError("D046", f"{path} cannot be read: {error.strerror or error}", HELP) from error
@@ -101,6 +104,8 @@ def _dtype(name: str) -> Any:
 
 def _rebuild_tensor(flat: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Array:
     """A tensor of a flat storage; `strides` count elements."""
+    if math.prod(shape) > len(flat):
+        raise pickle.UnpicklingError("a tensor is larger than its storage")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
     if min((offset, last, *shape, *strides), default=0) < 0 or (0 not in shape and last >= len(flat)):
         raise pickle.UnpicklingError("a tensor reaches beyond its storage")

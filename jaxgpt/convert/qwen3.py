@@ -55,7 +55,7 @@ def to_arrays(reader: TensorReader, model: Model) -> dict[str, Array]:
             for projection, width in zip(QKV, _qkv_widths(model))
         ]
         arrays[f"blocks.{i}.attention.qkv.kernel"] = np.concatenate(matrices, axis=1)
-    if reader.has("lm_head.weight") and not model.tie_embeddings:
+    if not model.tie_embeddings:
         arrays["output"] = reader.take("lm_head.weight", model.vocab_size, model.n_embd)
     reader.check_empty(["lm_head.weight"] if model.tie_embeddings else [])
     return arrays

@@ -9,6 +9,7 @@ from jaxgpt.data import hub
 from jaxgpt.errors import ConfigError, did_you_mean
 
 NANOGPT_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+FILE_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 KINDS = "a model folder of Hugging Face, nanoGPT's ckpt.pt, or OWNER/NAME of a model on the hub"
 
 
@@ -35,6 +36,7 @@ def _find(name: str) -> Path:
     if path.is_file():
         return path.parent if path.name in (huggingface.WEIGHTS, huggingface.CONFIG) else path
     repository = NANOGPT_NAMES.get(name, name)
-    if hub.REPOSITORY.fullmatch(repository):
+    is_local = path.suffix in FILE_SUFFIXES or (path.parent != Path() and path.parent.is_dir())
+    if hub.REPOSITORY.fullmatch(repository) and not is_local:
         return hub.fetch_model(repository, huggingface.PATTERNS)
     raise ConfigError("C081", f"there are no weights {name!r}", f"{did_you_mean(name, NANOGPT_NAMES)}{KINDS}")

@@ -54,6 +54,9 @@ class TensorReader:
         tensor = self._tensors.pop(name, None)
         if tensor is None:
             raise DataError("D046", f"{self.name} has no tensor {name}", f"jaxgpt reads {FAMILIES}")
+        if not isinstance(tensor, np.ndarray) or tensor.dtype.kind in "iub":
+            message = f"{self.name}: {name} does not hold floating-point numbers"
+            raise DataError("D046", message, f"jaxgpt reads {FAMILIES}")
         if tensor.shape != shape:
             message = f"{self.name}: {name} has the shape {list(tensor.shape)}; its config needs {list(shape)}"
             raise DataError("D046", message, "the file and its config do not belong together")

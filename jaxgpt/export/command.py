@@ -11,7 +11,8 @@ from jaxgpt.utils.loading import loading
 
 DESCRIPTION = """Writes a run's model as a Hugging Face folder or a GGUF file, and checks it.
 
-The logits that the written files give are computed in numpy, independently of JAX, and compared with the model's.
+The logits that a written folder gives are computed in numpy, independently of JAX, and compared with the model's; the
+tensors of a GGUF file are read back.
 GPT-2's block becomes GPT2LMHeadModel, the modern block Qwen3ForCausalLM. Rows of the vocabulary that no token has are
 left out. --out must not exist.
 """

@@ -85,8 +85,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _generate(self, context: str, options: dict[str, Any]) -> str:
         until = options.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
-        count = min(options.get("max_gen_toks", MAX_NEW_TOKENS), self.max_length - 1)
-        ids = self.tok_encode(context)[-(self.max_length - count) :]
+        count = min(options.get("max_gen_toks", MAX_NEW_TOKENS), max(self.max_length // 2, 1))
+        ids = self.tok_encode(context)[-max(self.max_length - count, 1) :]
         text = ""
         for piece in stream_text(self._model, self._model.tokenizer.decode(ids), count=count, sampling=GREEDY):
             text += piece

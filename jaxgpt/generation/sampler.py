@@ -310,7 +310,7 @@ def stream_text(
 def _unsettled(text: str, stop: str | None) -> int:
     """How many characters at the end of `text` may still change: an unfinished one, or a part of `stop`."""
     unfinished = len(text) - len(text.rstrip("\ufffd"))
-    return max(unfinished, len(stop or "") - 1)
+    return unfinished + max(len(stop or "") - 1, 0)
 
 
 def _decode_row(tokenizer: Tokenizer, row: np.ndarray, stop: str | None) -> str:

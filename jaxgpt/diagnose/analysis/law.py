@@ -53,6 +53,8 @@ class LawComparison:
     @cached_property
     def inapplicable_reason(self) -> str:
         """Why the scaling law does not apply to this run; empty where it does."""
+        if self.context.config is not None and self.context.config.run.init_from:
+            return "the scaling law holds for random weights, and this run starts from given ones"
         if self.prediction_now is None:
             return "the run's size or its tokens per step are unknown"
         if self.prediction_now.outside:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from jaxgpt.prepare.pipeline import prepare
 from jaxgpt.train import train
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the children of tests under nohup would ignore it
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -100,8 +99,7 @@ def arguments(workspace: Path, changes: Changes = NO_CHANGES) -> list[str]:
 
 
 def start_training(workspace: Path, changes: Changes = NO_CHANGES, *more: str) -> subprocess.Popen[str]:
-    """The same run as a process of its own, with its output piped, which hears SIGHUP even if the tests do not."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a child of nohup would ignore it
+    """The same run as a process of its own, with its output piped."""
     line = [sys.executable, "-m", "jaxgpt.train", *arguments(workspace, changes), *more]
     env = os.environ | {"PYTHONPATH": str(Path(jaxgpt.__file__).parents[1])}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=workspace)

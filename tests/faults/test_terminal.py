@@ -30,7 +30,7 @@ def test_sample_on_a_terminal_is_escaped(
     out = io.StringIO()
     monkeypatch.setattr(out, "isatty", lambda: is_terminal)
     monkeypatch.setattr("sys.stdout", out)
-    monkeypatch.setattr(sampler, "generate_texts", lambda *_, **__: iter([HOSTILE]))
+    monkeypatch.setattr(sampler, "stream_text", lambda *_, **__: iter([HOSTILE]))
     sample.main(["a"])
     assert out.getvalue() == f"{expected}\n"
 

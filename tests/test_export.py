@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from helpers.torch_file import write_torch_file
 from helpers.training import TINY, arguments, copy_workspace, run_folder, saved_state, tiny_config, write_tokens
-from test_convert import nanogpt_state
+from test_convert_nanogpt import nanogpt_state
 
 from jaxgpt import errors, export, train
 from jaxgpt.convert import huggingface
 from jaxgpt.convert.source import read_weights
 from jaxgpt.convert.weights import Weights
-from jaxgpt.export import exporter
 from jaxgpt.runs.folder import CheckpointRef
 from jaxgpt.training.initial_weights import named_arrays
 from jaxgpt.training.loaded_model import load_model
@@ -178,8 +177,3 @@ def test_a_gguf_file_needs_a_byte_level_vocabulary(modern: Path, capsys: pytest.
 def test_push_uploads_a_hugging_face_folder_only(modern: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exported("--to", "gguf", "--out", "a.gguf", "--push", "o/n") == 2
     assert "error[C039]: --push uploads a Hugging Face folder" in capsys.readouterr().err
-
-
-def test_logits_are_those_of_the_training_precision_or_better(modern: Path) -> None:
-    model = load_model(CheckpointRef(run_folder(modern)))
-    assert exporter.exact_logits(model, np.arange(10)).shape == (10, 64)

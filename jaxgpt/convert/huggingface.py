@@ -14,6 +14,7 @@ from jaxgpt.convert import gpt2, qwen3
 from jaxgpt.convert.weights import Array, NoCounterpartError, TensorReader, Weights, no_counterpart
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.utils.files import read_json
 
 FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "modern": qwen3}  # by model.architecture
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -83,7 +84,7 @@ def read_tensors(folder: Path) -> dict[str, Array]:
     import ml_dtypes  # noqa: F401 - registers numpy's bfloat16, which safetensors looks up by name
 
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8")) if (folder / INDEX).is_file() else {}
+        index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
         names = sorted(set(index.get("weight_map", {"": WEIGHTS}).values()))
         tensors: dict[str, Array] = {}
         for name in names:
@@ -100,7 +101,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The values of `config.json`. Raises `DataError` D046 if it cannot be read."""
     path = folder / CONFIG
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except FileNotFoundError as error:
         raise DataError("D046", f"{folder} is not a model: it has no {CONFIG}") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -1,6 +1,5 @@
 """The model card of an exported model: what the run's folder knows of it, as Markdown for the hub."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.log import read_log
 from jaxgpt.training.loaded_model import LoadedModel
 from jaxgpt.training.records import Scores
+from jaxgpt.utils.files import read_json
 from jaxgpt.utils.formatting import format_hours
 
 FRONT_MATTER = """---
@@ -132,7 +132,7 @@ def _plan(run: RunFolder) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = read_json(path)
     except (OSError, ValueError):
         return {}
     return values

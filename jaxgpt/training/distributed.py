@@ -157,8 +157,8 @@ def _connect(launch: Launch) -> None:
             )
             jax.devices()  # all processes have to ask at the same time: here they exchange their devices
     except (RuntimeError, ValueError) as error:
-        place = launch.coordinator or "the coordinator of the cluster"
-        message = f"this process cannot join the others at {place}: {str(error).splitlines()[0][:200]}"
+        address = launch.coordinator or "the coordinator of the cluster"
+        message = f"this process cannot join the others at {address}: {str(error).splitlines()[0][:200]}"
         raise HangError("H002", message, "start every process of the run within five minutes") from error
 
 

@@ -169,10 +169,14 @@ def test_memory_check_names_a_micro_batch_that_fits() -> None:
 
 def test_plan_far_from_fitted_runs_predicts_no_loss() -> None:
     row = {"loss": 8.318, "loss_low": 5.32, "loss_high": 8.318}
-    line = plan_file._loss_line(5.164, row, finished=True)
+    line = plan_file._loss_line(5.164, row, finished=True, is_law_run=True)
     assert (line.inside, line.actual) == (None, "5.164")
     assert "too far outside" in line.planned
-    assert plan_file._loss_line(3.6, {"loss": 3.5, "loss_low": 3.4, "loss_high": 3.65}, finished=True).inside
+    planned = {"loss": 3.5, "loss_low": 3.4, "loss_high": 3.65}
+    assert plan_file._loss_line(3.6, planned, finished=True, is_law_run=True).inside
+    from_weights = plan_file._loss_line(3.6, planned, finished=True, is_law_run=False)
+    assert from_weights.inside is None
+    assert from_weights.planned == "none (the run starts from given weights)"
 
 
 GOALS = [("hours", 20.0), ("kwh", 5.0)]

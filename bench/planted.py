@@ -52,7 +52,7 @@ CLEAN = Config(
     data=Data(micro_batch=16, accum=1),
     optim=Optim(learning_rate=6e-3, min_lr=0.0, warmup_steps=35, beta2=0.99),
     mesh=Mesh(device="cpu"),
-    run=Run(steps=STEPS, eval_every=14, eval_tokens=16_384, save_every=STEPS, log_every=50, tensorboard=False),
+    run=Run(steps=STEPS, eval_every=14, eval_tokens=16_384, save_every=STEPS, log_every=50, trackers=()),
 )
 
 

@@ -41,7 +41,7 @@ BLOCK = 256
 BASE = Config(
     model=Model(n_layer=4, n_head=4, n_embd=128, block_size=BLOCK, vocab_size=4096, loss_chunk=1024),
     data=Data(micro_batch=8, accum=1),
-    run=Run(eval_tokens=262_144, log_every=50, tensorboard=False, keep_best=0, keep_latest=1),
+    run=Run(eval_tokens=262_144, log_every=50, trackers=(), keep_best=0, keep_latest=1),
 )
 Changes = Mapping[str, Mapping[str, Any]]
 Plan = Sequence[tuple[Sequence[float], Mapping[str, Changes]]]

@@ -35,7 +35,7 @@ def make_config(name: str, folder: Path, steps: int, changes: dict[str, Any]) ->
     """The config with `steps` steps on one device, evaluated only at the end."""
     base = load_config(name).replace(changes)
     run = {"steps": steps, "eval_every": steps, "save_every": steps, "eval_tokens": base.model.block_size}
-    run |= {"dir": str(folder / "runs"), "log_every": 10, "sample_prompt": "", "tensorboard": False}
+    run |= {"dir": str(folder / "runs"), "log_every": 10, "sample_prompt": "", "trackers": ()}
     data, one = {"path": str(folder), "sources": ()}, {"data_parallel": 1}
     return base.replace({"data": data, "optim": {"warmup_steps": 1}, "run": run, "mesh": one})
 

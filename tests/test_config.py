@@ -245,7 +245,7 @@ def test_options_of_a_changed_config_parse_back_exactly() -> None:
         "data": {"sources": (), "seed": 2**60 + 1},
         "optim": {"learning_rate": 0.00123456789, "min_lr": 0.1 / 3e3, "decay_steps": 77},
         "mesh": {"device": "gpu"},
-        "run": {"sample_prompt": "-1 'x' $y", "tensorboard": False},
+        "run": {"sample_prompt": "-1 'x' $y", "trackers": ()},
     }
     config = base.replace(changes)
     words = changed_options(config, base)
@@ -266,8 +266,11 @@ def test_config_json_of_older_versions_still_loads() -> None:
     values = load_config("fineweb40m").to_dict()
     del values["data"]["corpus"], values["data"]["unique_tokens"]
     values["data"]["slots"] = values["data"].pop("prefetch_buffers") + 5
+    del values["run"]["trackers"]
+    values["run"]["tensorboard"] = False
     loaded = Config.from_dict(values)
     assert loaded.data.prefetch_buffers == 9
+    assert loaded.run.trackers == ()
     assert (loaded.data.corpus, loaded.data.unique_tokens) == ("", None)
 
 

@@ -124,7 +124,7 @@ def test_binary_config_file_is_an_error(refused: Refused, workspace: Path) -> No
             "C013]: mesh.data_parallel = 64; JAX sees 2 cpu device(s)",
             "--mesh.data-parallel 2",
         ),
-        ("--wandb_log=True", "C005]: there is no option '--wandb_log'", "log.jsonl and TensorBoard"),
+        ("--wandb_log=True", "C005]: there is no option '--wandb_log'", "--run.trackers wandb"),
         ("--fork=none", "C024]: no run in 'none'", "train one first"),
     ],
 )

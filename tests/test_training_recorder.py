@@ -1,21 +1,19 @@
 """What a run measures: epochs, speed and MFU, scores, and where they are written."""
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.training import STEPS, arguments, logged_losses, records, run_folder, tiny_config
+from helpers.training import STEPS, records, run_folder, tiny_config
 
-from jaxgpt import errors, train
+from jaxgpt import train
 from jaxgpt.config import Config
 from jaxgpt.config.model_size import flops_per_token
-from jaxgpt.logs import event_files
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training import recorder
-from jaxgpt.training.recorder import TENSORBOARD_STEP_VALUES, Recorder
+from jaxgpt.training.recorder import Recorder
 from jaxgpt.training.records import Score, Scores, StepRecord
 from jaxgpt.training.step import Metrics
 from jaxgpt.training.watchdog import Watchdog
@@ -48,8 +46,7 @@ class Clock:
 def new_recorder(workspace: Path, display: Any, config: Config | None = None) -> Recorder:
     config = config or tiny_config(workspace)
     watchdog = Watchdog(0, print)
-    board = workspace / "board"
-    return Recorder(config, display, display, board, epoch_windows=62, peak_flops=None, watchdog=watchdog)
+    return Recorder(config, display, display, epoch_windows=62, peak_flops=None, watchdog=watchdog)
 
 
 def metrics(loss: float) -> Metrics:
@@ -124,52 +121,3 @@ def test_score_has_standard_error_and_bits_per_byte() -> None:
 def test_mean_of_many_windows_is_precise() -> None:
     losses = np.full(3_000_000, 3.1, np.float32)
     assert Score.from_losses(losses).loss == float(np.float32(3.1))
-
-
-# --- TensorBoard -----------------------------------------------------------------------------------------------------
-
-
-def test_tensorboard_files_are_written_if_installed(workspace: Path) -> None:
-    pytest.importorskip("tensorboardX")
-    train.train(tiny_config(workspace, {"run.tensorboard": True}))
-    (events,) = run_folder(workspace).tensorboard.iterdir()
-    written = events.read_bytes()
-    for name in (b"train/loss", b"train/learning_rate", b"eval/train_loss", b"eval/val_loss"):
-        assert name in written
-
-
-def test_run_continues_without_tensorboard_installed(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    assert errors.run(train.main, arguments(workspace, {"run.tensorboard": True})) == 0
-    assert capsys.readouterr().err == ""
-    assert not run_folder(workspace).tensorboard.exists()
-
-
-def test_run_continues_if_tensorboard_cannot_write(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("tensorboardX")
-    run_folder(workspace).path.mkdir(parents=True)
-    run_folder(workspace).tensorboard.write_text("a file")
-    assert errors.run(train.main, arguments(workspace, {"run.tensorboard": True})) == 0
-    assert capsys.readouterr().err.startswith(
-        f"warning: no TensorBoard files from here on: {run_folder(workspace).tensorboard}: "
-    )
-    assert len(logged_losses(run_folder(workspace))) == STEPS
-
-
-def test_tensorboard_gets_steps_evaluations_and_samples(workspace: Path) -> None:
-    pytest.importorskip("tensorboardX")
-    config = tiny_config(workspace, {"run.tensorboard": True})
-    record = new_recorder(workspace, FakeDisplay(), config)
-    with record:
-        record.step(0, metrics(3))
-        record.scores(5, Scores(Score(2.0, 0.1, 4, None), None))
-        record.sample(5, "def ", "main():")
-    (file,) = (workspace / "board").iterdir()
-    values = {(scalar.tag, scalar.step): scalar.value for scalar in event_files.read_scalars(file) if scalar}
-    assert values["train/grad_norm", 0] == 1.0
-    assert values["train/tokens_per_second", 0] > 0
-    assert {name for name, step in values if step == 0} == {f"train/{name}" for name in TENSORBOARD_STEP_VALUES}
-    assert values["eval/train_loss", 5] == 2.0
-    assert b"def main():" in file.read_bytes()

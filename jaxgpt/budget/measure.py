@@ -67,7 +67,7 @@ def pilot(config: Config, seconds: float) -> RunRecord:
 def _short_config(config: Config, folder: Path, accum: int) -> Config:
     steps = MEASURED_STEPS
     run = {"name": "measure", "dir": str(folder / "runs"), "steps": steps, "eval_every": steps, "save_every": steps}
-    run |= {"eval_tokens": config.model.block_size, "sample_prompt": "", "tensorboard": False, "log_every": steps}
+    run |= {"eval_tokens": config.model.block_size, "sample_prompt": "", "trackers": (), "log_every": steps}
     return config.replace(
         {
             "data": {"path": str(folder), "accum": accum, "sources": ()},

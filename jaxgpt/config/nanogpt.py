@@ -20,8 +20,8 @@ UNSUPPORTED = {
     "decay_lr": "--optim.schedule constant",
     "compile": "the step is always compiled",
     "backend": "JAX finds the devices: --mesh.device, --mesh.data-parallel",
-    "wandb_log": "metrics go to log.jsonl and TensorBoard: --run.tensorboard",
-    "wandb_project": "metrics go to log.jsonl and TensorBoard: --run.tensorboard",
+    "wandb_log": "--run.trackers wandb",
+    "wandb_project": "WANDB_PROJECT=NAME in the environment, with --run.trackers wandb",
     "wandb_run_name": "--run.name",
     "set": "write the field as an option: --optim.learning-rate 3e-4",
 }

@@ -117,7 +117,7 @@ def parse_value(text: Any, kind: Any, parse: Callable[[str], Any] | None = None)
         return None if inner is not str and text.lower() in NONE else parse_value(text, inner)
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
-        words = list(text) if item is str else " ".join(text).split() or [""]
+        words = list(text) if item is str else _words(text, item)
         return () if words == ["none"] else tuple(parse_value(word, item) for word in words)
     if kind is bool:
         word = text.lower()
@@ -127,6 +127,14 @@ def parse_value(text: Any, kind: Any, parse: Callable[[str], Any] | None = None)
     if kind is float:
         return parse_number(text, default=text)
     return text
+
+
+def _words(texts: Sequence[str], kind: Any) -> list[str]:
+    """The words of `texts`, of which each is a value of type `kind`; names may be separated by commas."""
+    text = " ".join(texts)
+    if get_origin(kind) is Literal:
+        text = text.replace(",", " ")
+    return text.split() or [""]
 
 
 def format_value(value: Any) -> list[str]:

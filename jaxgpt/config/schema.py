@@ -13,7 +13,7 @@ from jaxgpt.config.fields import Section, field, field_types
 from jaxgpt.errors import ConfigError
 from jaxgpt.optimizers import SUMMARIES, OptimizerName
 
-RENAMED = {"data.slots": "data.prefetch_buffers"}  # fields of older config.json files
+RENAMED = {"data.slots": "data.prefetch_buffers", "run.tensorboard": "run.trackers"}  # of older config.json files
 NORM_EPSILON = {"gpt2": 1e-5, "modern": 1e-6}
 
 
@@ -236,7 +236,10 @@ class Run(Section):
         60.0, "seconds after which a step is hung if it also takes 10 times the median: the run ends (0: off)", ge=0.0
     )
     profile: str = field("", "steps to trace with JAX's profiler, FIRST:END, such as 20:25 (empty: none)")
-    tensorboard: bool = field(True, "write TensorBoard files if the extra `tensorboard` is installed")
+    trackers: tuple[Literal["auto", "tensorboard", "wandb", "trackio", "mlflow"], ...] = field(
+        ("auto",),
+        "what gets the metrics beside log.jsonl, separated by commas (auto: TensorBoard, if tensorboardX is installed)",
+    )
     sample_prompt: str = field("", "prompt of a sample at each evaluation and at the end (empty: no sample)")
     sample_tokens: int = field(200, "tokens of that sample", ge=1)
     sample_temperature: float = field(0.8, "temperature of that sample (0: the most likely tokens)", ge=0.0)
@@ -320,6 +323,8 @@ class Config:
             for old_name, value in stored.items():
                 label = RENAMED.get(f"{section}.{old_name}", f"{section}.{old_name}")
                 name = label.split(".")[1]
+                if old_name == "tensorboard":
+                    value = ["auto"] if value else []
                 if name not in field_types(sections()[section]):
                     raise _unknown_field(label)
                 changes[section][name] = tuple(value) if isinstance(value, list) else value

@@ -54,7 +54,7 @@ RESUMABLE_FIELDS = {
     "run.keep_latest",
     "run.keep_best",
     "run.keep_every",
-    "run.tensorboard",
+    "run.trackers",
     "run.watchdog",
     "run.on_nonfinite",
     "run.early_stop",

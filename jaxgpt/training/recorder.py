@@ -1,4 +1,4 @@
-"""Writes a run's metrics to the log, TensorBoard and the display, one step late.
+"""Writes a run's metrics to the log, the trackers and the display, one step late.
 
 A step's metrics are fetched from the device only when the next step has been dispatched, so that the device never
 waits for Python. `fetch` is the only place where the training loop reads a device array.
@@ -6,9 +6,8 @@ waits for Python. `fetch` is the only place where the training loop reads a devi
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -21,12 +20,12 @@ from jaxgpt.runs.log import RunLog, warn
 from jaxgpt.runs.rewinds import Rewinds
 from jaxgpt.training.records import Display, LossForecast, Scores, StepRecord
 from jaxgpt.training.step import Metrics
-from jaxgpt.training.tracker import open_tracker
+from jaxgpt.training.tracker import Tracker
 from jaxgpt.training.watchdog import Watchdog
 from jaxgpt.utils.eta import Eta, estimate_eta
 
 MAX_SKIPS = 10  # steps in a row whose loss or gradient is not finite: the run is lost
-TENSORBOARD_STEP_VALUES = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
+TRACKED_STEP_VALUES = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
 class PendingStep(NamedTuple):
@@ -40,8 +39,7 @@ class Recorder:
     """Takes the device metrics of each step and records them when the next step has been dispatched.
 
     `epoch_windows` is the number of windows of the train split; `peak_flops` is the peak of all devices together in
-    FLOP/s, None where it is not known. `rewinds` tells which batch a step reads. Without a folder `tensorboard`,
-    nothing is written there.
+    FLOP/s, None where it is not known. `rewinds` tells which batch a step reads. The recorder closes the `trackers`.
     """
 
     def __init__(
@@ -49,12 +47,12 @@ class Recorder:
         config: Config,
         log: RunLog,
         display: Display,
-        tensorboard: Path | None,
         *,
         epoch_windows: int,
         peak_flops: float | None,
         watchdog: Watchdog,
         rewinds: Rewinds | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self._config = config
         self._log = log
@@ -65,7 +63,7 @@ class Recorder:
         self._windows = config.data.micro_batch * config.data.accum  # of a batch
         self._watchdog = watchdog
         self._rewinds = rewinds or Rewinds()
-        self._tracker = open_tracker(tensorboard) if tensorboard and config.run.tensorboard else None
+        self._trackers = trackers
         self._pending: PendingStep | None = None
         self._clock = time.perf_counter()
         self._step_seconds: list[float] = []
@@ -118,7 +116,7 @@ class Recorder:
     def scores(self, step: int, scores: Scores) -> None:
         """Records an evaluation after `step` steps."""
         self._log.write("eval", step=step, **scores.flat())
-        self._write_tensorboard(step, {f"eval/{name}": value for name, value in scores.flat().items()})
+        self._track(step, {f"eval/{name}": value for name, value in scores.flat().items()})
         self._display.scores(step, scores)
 
     def forecast(self, forecast: LossForecast | None) -> None:
@@ -133,7 +131,7 @@ class Recorder:
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Records a text that the model continues `prompt` with after `step` steps."""
         self._log.write("sample", step=step, prompt=prompt, text=text)
-        self._write_tensorboard(step, {"sample": prompt + text})
+        self._track(step, {"sample": prompt + text})
 
     def __enter__(self) -> Self:
         return self
@@ -143,8 +141,8 @@ class Recorder:
             if kind is None:
                 self.flush()
         finally:
-            if self._tracker:
-                self._tracker.close()
+            for tracker in self._trackers:
+                tracker.close()
 
     def _record(self, step: int, metrics: Metrics) -> None:
         values = fetch(metrics)
@@ -153,7 +151,7 @@ class Recorder:
         self._clock = now
         record = self._step_record(step, float(values.loss), float(values.grad_norm), seconds)
         self._log.write("step", **record._asdict())
-        self._write_tensorboard(step, {f"train/{name}": getattr(record, name) for name in TENSORBOARD_STEP_VALUES})
+        self._track(step, {f"train/{name}": getattr(record, name) for name in TRACKED_STEP_VALUES})
         is_finite = self._check_finite(record)
         if self._compiled:
             self._step_seconds.append(seconds)
@@ -205,9 +203,10 @@ class Recorder:
         warn(f"{problem}: its update was skipped, {self._skips} so far; the batch is {batch}")
         return False
 
-    def _write_tensorboard(self, step: int, values: dict[str, Any]) -> None:
-        if self._tracker:
-            self._tracker.write(step, {name: value for name, value in values.items() if isinstance(value, float | str)})
+    def _track(self, step: int, values: dict[str, Any]) -> None:
+        known = {name: value for name, value in values.items() if isinstance(value, float | str)}
+        for tracker in self._trackers:
+            tracker.write(step, known)
 
 
 def fetch(metrics: Any) -> Any:

@@ -33,6 +33,8 @@ from jaxgpt.training.mesh import make_mesh
 from jaxgpt.training.recorder import Recorder
 from jaxgpt.training.records import BestEvaluation, Display, Scores
 from jaxgpt.training.step import Metrics, TrainState
+from jaxgpt.training.tracker import Tracker, open_trackers
+from jaxgpt.training.tracker_backends import TrackedRun, check_installed
 from jaxgpt.training.watchdog import Watchdog, end_hung_run
 from jaxgpt.utils.signals import GracefulShutdown
 
@@ -143,10 +145,11 @@ def open_run(
 
 
 def check_run(config: Config, check_memory: MemoryCheck, open_tokens: Callable[[Config], TokenDataset]) -> CheckedRun:
-    """Checks the devices, the folder, the memory and the tokens of a run; for the arguments see `open_run`.
+    """Checks the trackers, devices, folder, memory and tokens of a run; for the arguments see `open_run`.
 
     `open_tokens` opens the config's tokens, of which every one is then read and verified.
     """
+    check_installed(config)
     mesh = make_mesh(config.mesh, config.data.micro_batch)
     resolved = resolve_auto(config, mesh)
     folder = RunFolder.from_config(resolved)
@@ -356,17 +359,24 @@ def start_session(run: OpenRun, shutdown: GracefulShutdown, peak_flops: float | 
                 run.config,
                 log,
                 display,
-                run.folder.tensorboard if distributed.is_main() else None,
                 epoch_windows=windows,
                 peak_flops=all_devices_flops,
                 watchdog=watchdog,
                 rewinds=run.rewinds,
+                trackers=_trackers(run),
             ) as recorder,
         ):
             display.restore(earlier_records)
             shutdown.on_abort = display.close
             shutdown.notify = display.notify
             yield TrainingSession(run, log, display, recorder, shutdown)
+
+
+def _trackers(run: OpenRun) -> list[Tracker]:
+    """Open trackers, in the process that writes."""
+    if not distributed.is_main():
+        return []
+    return open_trackers(run.config.run.trackers, TrackedRun(run.folder, run.config))
 
 
 def _origin(run: OpenRun) -> str:

@@ -78,7 +78,7 @@ def test_disk_that_fills_at_any_point_costs_no_checkpoint(
     finished: Path, capsys: pytest.CaptureFixture[str], kilobytes: int
 ) -> None:
     """With a tracker that writes to the same disk; when there is space again, the run ends as if nothing had been."""
-    changes = {"run.dir": str(finished / "small"), "run.tensorboard": True}
+    changes = {"run.dir": str(finished / "small"), "run.trackers": ("tensorboard",)}
     (finished / "small").mkdir()
     with small_disk_at(finished / "small", f"{kilobytes}k") as disk:
         assert errors.run(train.main, arguments(finished, changes)) == 7

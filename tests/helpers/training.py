@@ -17,6 +17,7 @@ import pytest
 import jaxgpt
 from jaxgpt import _loader
 from jaxgpt.config import Config
+from jaxgpt.config.options import format_value
 from jaxgpt.runs import log as runlog
 from jaxgpt.runs.folder import FILES, RunFolder
 from jaxgpt.training import optimizer as optim
@@ -49,7 +50,7 @@ TINY: dict[str, Any] = {
     "run.eval_every": 10,
     "run.eval_tokens": 256,
     "run.save_every": 4,
-    "run.tensorboard": False,
+    "run.trackers": (),
 }
 
 
@@ -94,7 +95,8 @@ def tiny_config(workspace: Path, changes: Changes = NO_CHANGES) -> Config:
 
 def arguments(workspace: Path, changes: Changes = NO_CHANGES) -> list[str]:
     """The same run as a command line."""
-    options = [f"--{name}={value}" for name, value in run_options(workspace, changes).items()]
+    values = {name: ",".join(format_value(value)) for name, value in run_options(workspace, changes).items()}
+    options = [f"--{name}={value}" for name, value in values.items()]
     return ["--config", "gpt2_124m", "--yes", *options]  # a few tokens are read many times
 
 

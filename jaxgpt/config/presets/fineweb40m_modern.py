@@ -4,8 +4,8 @@
     python -m jaxgpt.train --config fineweb40m_modern
 
 Device: one GPU with 12 GB or more; about 22 hours on an RTX 4070 at the reference run's step time.
-Loss: not measured at this size. In small models this recipe reaches the final loss of nanoGPT's recipe in less than
-half of its steps (docs/recipe.md has the evidence for each part); --run.steps 9000 is the length to try for that.
+Loss: not measured at this size. In small models this recipe reaches the final loss of nanoGPT's recipe in a quarter of
+its steps (docs/recipe.md has the evidence for each part); larger ones gain less, so try --run.steps 9000 first.
 
 40.56M parameters (within 1 % of fineweb40m), head dimension 64 (6 heads), no dropout: under three epochs over billions
 of tokens a model of this size cannot memorize much. The peak learning rate lies between Muon's best of small models

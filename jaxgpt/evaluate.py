@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from jaxgpt import errors
 from jaxgpt.config.options import Parser
 from jaxgpt.errors import CheckpointError, ConfigError, NoShardsError
 from jaxgpt.runs.folder import RunFolder, find_run
-from jaxgpt.utils.files import write_text
+from jaxgpt.runs.task_results import task_metrics, write_task_results
 from jaxgpt.utils.loading import loading
 
 if TYPE_CHECKING:
@@ -87,11 +86,11 @@ def _evaluate_tasks(model: "LoadedModel", run: RunFolder, options: argparse.Name
             raise ConfigError("C084", "--tasks needs lm-evaluation-harness", help) from error
     results = harness.run_tasks(model, options.tasks.split(","), limit=options.limit, task_dir=options.task_dir)
     values = {"run": str(run.path), "step": model.step, "limit": options.limit, "results": results}
-    text = json.dumps(values, indent=2, default=str)
-    file = run.path / "evaluations" / f"step-{model.step}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    print(text if options.json else "\n".join(harness.result_lines(results)), flush=True)
-    file.parent.mkdir(exist_ok=True)
-    write_text(file, text + "\n")
+    if options.json:
+        print(json.dumps(values, indent=2, default=str))
+    else:
+        print("\n".join(f"{result.task}: {result.metric} {result}" for result in task_metrics(values)))
+    file = write_task_results(run, values)
     if not options.json:
         print(f"written: {file}")
 

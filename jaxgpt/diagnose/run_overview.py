@@ -15,6 +15,7 @@ from jaxgpt.errors import ConfigError
 from jaxgpt.logs.reader import parse_finite, parse_step
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.log import read_log
+from jaxgpt.runs.task_results import read_task_results
 from jaxgpt.utils.files import read_json
 from jaxgpt.utils.formatting import format_count, format_date, format_hours, format_loss
 from jaxgpt.utils.report import Block, Code, Command, Paragraph, Section, Table
@@ -46,6 +47,7 @@ def describe_run(folder: RunFolder, diagnosis: Diagnosis) -> RunOverview:
             Section("The run", tuple(_facts_blocks(folder, records, diagnosis))),
             Section("Throughput", tuple(figures.throughput_figure(diagnosis))),
             Section("Gradient norm", tuple(figures.grad_norm_figure(diagnosis))),
+            Section("Tasks of lm-evaluation-harness", tuple(_task_blocks(folder))),
             Section("Samples", tuple(sample_blocks(records))),
         ),
     )
@@ -82,6 +84,13 @@ def _plan_blocks(folder: RunFolder) -> Iterator[Block]:
         return
     rows = tuple((line.quantity, line.planned, line.actual + INSIDE[line.inside]) for line in lines)
     yield Table(("", "planned", "actual"), rows)
+
+
+def _task_blocks(folder: RunFolder) -> Iterator[Block]:
+    results = read_task_results(folder)
+    if results:
+        rows = tuple((f"{row.step:,}", row.task, row.metric, str(row), row.documents) for row in results)
+        yield Table(("step", "task", "metric", "value", "on"), rows)
 
 
 def _facts_blocks(folder: RunFolder, records: list[dict[str, Any]], diagnosis: Diagnosis) -> Iterator[Block]:

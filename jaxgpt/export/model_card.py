@@ -5,6 +5,8 @@ from typing import Any
 
 import jaxgpt
 from jaxgpt.budget import plan_file
+from jaxgpt.budget.devices import lookup as find_device
+from jaxgpt.budget.step_time import energy_kwh
 from jaxgpt.config import Config, Model
 from jaxgpt.config.model_size import non_embedding_parameters, parameters
 from jaxgpt.data.audit_files import RECORD_NAME
@@ -12,6 +14,7 @@ from jaxgpt.data.manifest import FILE_NAME
 from jaxgpt.errors import JaxgptError
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.log import read_log
+from jaxgpt.runs.task_results import read_task_results
 from jaxgpt.training.loaded_model import LoadedModel
 from jaxgpt.training.records import Scores
 from jaxgpt.utils.files import read_json
@@ -23,6 +26,7 @@ pipeline_tag: text-generation
 tags: [jaxgpt]
 ---
 """
+KINDS = ("exact", "near")  # of duplicates
 LOADING = """## Use
 
 ```python
@@ -50,7 +54,7 @@ def model_card(run: RunFolder, model: LoadedModel, exported: Model, dtype: str) 
         _table("Model", _model_rows(exported)),
         _table("Data", _data_rows(Path(config.data.path), config, model.step)),
         _table("Training", _training_rows(config, records, model.step)),
-        _table("Evaluation", _score_rows(records, model.step)),
+        _table("Evaluation", _score_rows(records, model.step) | _task_rows(run, model.step)),
         _plan(run),
         LOADING.format(name=name),
     ]
@@ -88,9 +92,19 @@ def _data_rows(folder: Path, config: Config, step: int) -> dict[str, str]:
         rows["training split"] = f"{train['tokens']:,} tokens of {train['documents']:,} documents"
         rows["sources"] = ", ".join(source["name"] for source in manifest["sources"]) or "not recorded"
         rows["tokenizer"] = manifest["tokenizer"]["name"]
-    if (folder / RECORD_NAME).is_file():
-        rows["audit"] = f"`{RECORD_NAME}` of the data folder has its duplicates and leaks"
-    return rows
+    return rows | _audit_rows(_read_json(folder / RECORD_NAME))
+
+
+def _audit_rows(audit: dict[str, Any]) -> dict[str, str]:
+    """What the audit of the data says of duplicates, and of validation text that is in the training text."""
+    if not audit:
+        return {}
+    duplicates, leaks = (sum(audit[name][kind]["documents"] for kind in KINDS) for name in ("duplicates", "leakage"))
+    return {
+        "unique tokens (audit)": f"{audit['effective_unique_tokens']:,} of {audit['tokens']:,}",
+        "duplicates (audit)": f"{duplicates:,} of {audit['documents']:,} documents, exact or near",
+        "validation documents in the training text (audit)": f"{leaks:,}",
+    }
 
 
 def _training_rows(config: Config, records: list[dict[str, Any]], step: int) -> dict[str, str]:
@@ -105,6 +119,10 @@ def _training_rows(config: Config, records: list[dict[str, Any]], step: int) -> 
         rows["device"] = f"{devices[-1]['count']} x {devices[-1]['kind']}"
     if seconds:
         rows["time in steps"] = format_hours(seconds)
+    known = find_device(devices[-1]["kind"]) if devices else None
+    if known and seconds:
+        kwh = energy_kwh(known, seconds, devices[-1]["count"])
+        rows["energy, estimated from the device's power"] = f"{kwh:.2g} kWh"
     return rows
 
 
@@ -118,6 +136,12 @@ def _score_rows(records: list[dict[str, Any]], step: int) -> dict[str, str]:
     if scores.val:
         rows["validation text"] = str(scores.val)
     return {f"loss on {name}, nats per token": value for name, value in rows.items()}
+
+
+def _task_rows(run: RunFolder, step: int) -> dict[str, str]:
+    """The results of lm-evaluation-harness on the exported step."""
+    results = [result for result in read_task_results(run) if result.step == step]
+    return {f"{result.task}, {result.metric} ({result.documents})": str(result) for result in results}
 
 
 def _plan(run: RunFolder) -> str:

@@ -155,14 +155,3 @@ def run_tasks(
     )
     results: dict[str, dict[str, Any]] = evaluated["results"]
     return results
-
-
-def result_lines(results: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """A line for each metric of each task, with its standard error if it has one."""
-    for task, values in results.items():
-        for name, value in values.items():
-            metric, _, variant = name.partition(",")
-            if isinstance(value, float) and not metric.endswith("_stderr"):
-                error = values.get(f"{metric}_stderr,{variant}")
-                margin = f" ± {error:.4f}" if isinstance(error, float) else ""
-                yield f"{task}: {metric} {value:.4f}{margin}"

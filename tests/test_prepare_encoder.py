@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,17 @@ def test_tokenizer_that_gigatoken_cannot_load(tmp_path: Path) -> None:
 def test_gpt2_fingerprint_equals_the_computed_one() -> None:
     again = Tokenizer("again", tokenizers.Tokenizer.from_str(gpt2().to_json()))
     assert again.fingerprint == gpt2().fingerprint
+
+
+def test_without_gigatoken_tokenizers_does_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = parquet(tmp_path / "a.parquet", text=stories(200, 1))
+    prepare([str(path)], tmp_path / "with", val_tokens=500)
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    prepare([str(path)], tmp_path / "without", val_tokens=500)
+    warning = "warning: gigatoken is not installed, and tokenizers is tens of times slower: pip install gigatoken"
+    assert capsys.readouterr().err.splitlines() == [warning]
+    for file in (tmp_path / "with").iterdir():
+        assert file.read_bytes() == (tmp_path / "without" / file.name).read_bytes()

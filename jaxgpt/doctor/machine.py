@@ -3,11 +3,15 @@
 import os
 import platform
 import re
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+
+import psutil
 
 import jaxgpt
 from jaxgpt.doctor.finding import GIB, Finding
@@ -84,12 +88,9 @@ def check_cache(folder: Path) -> Finding:
 def check_host() -> Finding:
     """Cores that this process may use, and memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    available = _available_memory()
-    text = f"{cores} cores, {memory / GIB:.1f} GiB of memory"
-    if available is not None:
-        text += f", {available / GIB:.1f} available"
-    if (memory if available is None else available) < LOW_MEMORY:
+    memory = psutil.virtual_memory()
+    text = f"{cores} cores, {memory.total / GIB:.1f} GiB of memory, {memory.available / GIB:.1f} available"
+    if memory.available < LOW_MEMORY:
         return Finding("host", "warning", text, "close other programs: start and compilation take 2 to 4 GiB")
     return Finding("host", "ok", text)
 
@@ -102,7 +103,7 @@ def _measure_speeds(folder: Path, size: int) -> tuple[float, float]:
         file.write(data)
         os.fsync(file)
         write_seconds = time.perf_counter() - start
-        if hasattr(os, "posix_fadvise"):
+        if sys.platform == "linux":
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         file.seek(0)
         start = time.perf_counter()
@@ -112,13 +113,4 @@ def _measure_speeds(folder: Path, size: int) -> tuple[float, float]:
 
 
 def _free_bytes(folder: Path) -> int:
-    stats = os.statvfs(folder)
-    return stats.f_bavail * stats.f_frsize
-
-
-def _available_memory() -> int | None:
-    try:
-        match = re.search(r"^MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(match[1]) * 1024 if match else None
+    return shutil.disk_usage(folder).free

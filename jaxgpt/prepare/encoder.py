@@ -1,7 +1,8 @@
 """Tokenization at full speed: gigatoken, checked against the `tokenizers` library, which is the reference.
 
 Both load the same tokenizer. gigatoken is tens of times faster on all cores; some text of every file goes through both,
-and a difference stops the preparation. Tokenizers that gigatoken cannot load go through `tokenizers` alone.
+and a difference stops the preparation. Tokenizers that gigatoken cannot load go through `tokenizers` alone, and so does
+everything where gigatoken is not installed, with one warning.
 """
 
 import functools
@@ -9,6 +10,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from jaxgpt._loader import EncodedDocuments
 from jaxgpt.data.tokenizer import Tokenizer
 from jaxgpt.errors import DataError
 from jaxgpt.prepare.sources.base import truncate
+from jaxgpt.runs.log import warn
 
 Engine = Literal["gigatoken", "tokenizers"]
 ENGINES: tuple[Engine, ...] = ("gigatoken", "tokenizers")
@@ -49,12 +52,19 @@ class Encoder:
 
     @functools.cached_property
     def _gigatoken(self) -> Any:
-        return _load_gigatoken(self.tokenizer) if self._engine == "gigatoken" else None
+        return _load_gigatoken(self.tokenizer) if self._uses_gigatoken else None
+
+    @functools.cached_property
+    def _uses_gigatoken(self) -> bool:
+        if self._engine == "gigatoken" and find_spec("gigatoken") is None:
+            warn("gigatoken is not installed, and tokenizers is tens of times slower: pip install gigatoken")
+            return False
+        return self._engine == "gigatoken"
 
     def load(self) -> None:
         """Loads the engine and the tokenizer; what does not hold Python's lock runs in parallel."""
         with ThreadPoolExecutor(1) as pool:
-            if self._engine == "gigatoken":
+            if self._uses_gigatoken:
                 text = pool.submit(self.tokenizer.to_json)
                 _import_gigatoken()
                 text.result()

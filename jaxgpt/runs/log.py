@@ -157,7 +157,10 @@ def read_stop_reason(path: Path) -> StopReason | None:
 
 def _open_at_once(path: Path) -> int:
     """Opens a file to append to it; a pipe that nobody reads is an error, where `open` would wait."""
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    if sys.platform != "win32":
+        flags |= os.O_NONBLOCK
+    return os.open(path, flags, 0o666)
 
 
 def _ends_inside_a_line(path: Path) -> bool:

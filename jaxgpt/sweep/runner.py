@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -192,7 +193,7 @@ class Job:
 @contextmanager
 def _cores(slot: int, workers: int) -> Iterator[None]:
     """Gives processes that start in the block their share of this process's cores, where the system can."""
-    if workers == 1 or not hasattr(os, "sched_setaffinity"):
+    if workers == 1 or sys.platform != "linux":
         yield
         return
     cores = sorted(os.sched_getaffinity(0))

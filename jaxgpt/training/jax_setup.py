@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import jax
+import psutil
 from jax.sharding import Mesh
 
 import jaxgpt
@@ -61,7 +62,7 @@ def device_memory_bytes(mesh: Mesh) -> int | None:
 
 def physical_memory_bytes() -> int:
     """The machine's memory, or that of the container if it is limited to less."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine: int = psutil.virtual_memory().total
     try:
         limit = CONTAINER_LIMIT.read_text().strip()
     except OSError:

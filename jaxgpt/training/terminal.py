@@ -10,11 +10,6 @@ from rich.console import ConsoleRenderable
 from rich.control import Control
 from rich.live import Live
 
-try:
-    import termios
-except ImportError:  # Windows
-    termios = None  # type: ignore[assignment]
-
 LOCAL_MODES = 3  # the index in termios's list of attributes
 
 
@@ -46,16 +41,24 @@ def echo_off() -> Iterator[None]:
             _set_echo(True)
 
 
-def _set_echo(enabled: bool) -> bool:
-    """Whether the terminal of stdin could be set. A background process is not allowed to: it would be suspended."""
-    try:
-        terminal = sys.stdin.fileno()
-        if termios is None or os.tcgetpgrp(terminal) != os.getpgrp():
-            return False
-        attributes = termios.tcgetattr(terminal)
-    except (OSError, ValueError, AttributeError):  # stdin is closed or not a terminal
+if sys.platform == "win32":
+
+    def _set_echo(enabled: bool) -> bool:
         return False
-    modes = attributes[LOCAL_MODES]
-    attributes[LOCAL_MODES] = modes | termios.ECHO if enabled else modes & ~termios.ECHO
-    termios.tcsetattr(terminal, termios.TCSANOW, attributes)
-    return True
+
+else:
+    import termios
+
+    def _set_echo(enabled: bool) -> bool:
+        """Whether the terminal of stdin could be set. A background process is not allowed to: it would be suspended."""
+        try:
+            terminal = sys.stdin.fileno()
+            if os.tcgetpgrp(terminal) != os.getpgrp():
+                return False
+            attributes = termios.tcgetattr(terminal)
+        except (OSError, ValueError, AttributeError):  # stdin is closed or not a terminal
+            return False
+        modes = attributes[LOCAL_MODES]
+        attributes[LOCAL_MODES] = modes | termios.ECHO if enabled else modes & ~termios.ECHO
+        termios.tcsetattr(terminal, termios.TCSANOW, attributes)
+        return True

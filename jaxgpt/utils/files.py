@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,12 @@ def read_json(path: Path) -> Any:
 
 def sync(path: Path) -> None:
     """Returns when the file or folder `path` is on the disk as it is now (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if sys.platform == "win32":
+        if path.is_dir():
+            return  # it has no such call
+        descriptor = os.open(path, os.O_RDWR)  # which the call needs there
+    else:
+        descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

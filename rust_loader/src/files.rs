@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::fs::{self, File, FileType, Metadata};
 use std::io::{self, Write};
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -52,7 +51,18 @@ pub(crate) fn remove_if_present(path: &Path) -> io::Result<bool> {
 pub(crate) fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync_folder(folder)
+}
+
+#[cfg(unix)]
+fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
+}
+
+/// Windows has no call for it.
+#[cfg(not(unix))]
+fn sync_folder(_: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 /// The length of a file and the time of its last write: they change when the file is written to.
@@ -77,14 +87,24 @@ fn check_regular(path: &Path, kind: FileType) -> Result<()> {
     if kind.is_file() {
         return Ok(());
     }
-    let kind = if kind.is_dir() {
-        "folder"
-    } else if kind.is_fifo() {
+    let kind = if kind.is_dir() { "folder" } else { special_kind(kind) };
+    Err(Error::NotAFile { path: path.into(), kind })
+}
+
+#[cfg(unix)]
+fn special_kind(kind: FileType) -> &'static str {
+    use std::os::unix::fs::FileTypeExt;
+
+    if kind.is_fifo() {
         "FIFO"
     } else if kind.is_socket() {
         "socket"
     } else {
         "device"
-    };
-    Err(Error::NotAFile { path: path.into(), kind })
+    }
+}
+
+#[cfg(not(unix))]
+fn special_kind(_: FileType) -> &'static str {
+    "device"
 }

@@ -27,6 +27,7 @@ mod files;
 pub mod gpt2;
 mod hash;
 pub mod order;
+mod positioned;
 pub mod prefetch;
 #[cfg(feature = "python")]
 mod python;

@@ -5,12 +5,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::minhash::{BANDS, BINS, Sketch};
 use crate::error::{Error, Result};
+use crate::positioned::FileExt;
 
 /// Bytes per document.
 const BYTES: u64 = (BANDS * 8 + BINS) as u64;

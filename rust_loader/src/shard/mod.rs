@@ -11,12 +11,12 @@ pub mod writer;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::error::{Error, Result};
 use crate::files::{open_regular, version};
+use crate::positioned::FileExt;
 use format::{Dtype, HEADER_BYTES, Header};
 
 /// How to treat a file without the header of a token shard.

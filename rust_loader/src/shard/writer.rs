@@ -7,7 +7,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +16,7 @@ use super::verify::checksum;
 use super::{Headerless, Shard};
 use crate::error::{Error, Result};
 use crate::files::{rename_durably, replace, temporary_path};
+use crate::positioned::FileExt;
 
 /// An unfinished shard has no magic, so no reader takes it for a shard.
 const NO_HEADER: [u8; HEADER_BYTES] = [0; HEADER_BYTES];
@@ -196,6 +196,7 @@ impl Writer {
         self.file.flush()?;
         if self.layout == Layout::Shard {
             self.file.get_ref().write_all_at(&self.header.encode(), 0)?;
+            self.file.seek(SeekFrom::End(0))?; // Windows has moved the cursor
         }
         self.file.get_ref().sync_all()
     }

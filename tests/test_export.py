@@ -3,11 +3,15 @@
 import json
 import os
 import shutil
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.hub_server import Hub
 from helpers.torch_file import write_torch_file
 from helpers.training import TINY, arguments, copy_workspace, run_folder, saved_state, tiny_config, write_tokens
 from test_convert_nanogpt import nanogpt_state
@@ -172,6 +176,42 @@ def test_a_gguf_file_needs_a_byte_level_vocabulary(modern: Path, capsys: pytest.
     assert exported("--to", "gguf", "--out", "a.gguf") == 2
     assert "has a vocabulary other than byte-level BPE, which has no counterpart" in capsys.readouterr().err
     assert not Path("a.gguf").exists()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    pytest.importorskip("huggingface_hub")
+    with Hub() as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        for name, value in {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_abc"}.items():
+            monkeypatch.setenv(name, value)
+        yield server
+        server.shutdown()
+
+
+def test_pushed_folder_is_the_written_one(modern: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exported("--out", "hf", "--push", "o/new") == 0
+    assert f"uploaded: {hub.url}/o/new" in capsys.readouterr().out
+    assert hub.pushed == {file.name: file.read_bytes() for file in Path("hf").iterdir()}
+    assert all(token == "Bearer hf_abc" for path, _, token in hub.asked if "validate-yaml" not in path)
+
+
+def test_refused_push_leaves_the_folder(modern: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.status = 401
+    assert exported("--out", "hf", "--push", "o/new") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2] == "error[C035]: o/new does not exist on the hub, or is private (401)"
+    assert lines[-1] == "  help: 'hf' is complete; upload it later: hf upload o/new hf"
+    assert Path("hf/model.safetensors").is_file()
+
+
+def test_push_without_the_library_is_refused_at_once(
+    modern: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert exported("--out", "hf", "--push", "o/new") == 2
+    assert "error[C034]" in capsys.readouterr().err
+    assert not Path("hf").exists()
 
 
 def test_push_uploads_a_hugging_face_folder_only(modern: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from jaxgpt.errors import ConfigError, DataError, StorageError
+from jaxgpt.errors import ConfigError, DataError, JaxgptError, StorageError
 from jaxgpt.utils.lock import lock_file
 from jaxgpt.utils.progress import DownloadProgress
 
@@ -62,7 +62,7 @@ def find_files(name: str) -> list[HubFile]:
     repository, pattern = match[1], match[3]
     revision = urllib.parse.unquote(match[2] or "main")
     with _translate_errors(name):
-        api = _library().HfApi(endpoint=_endpoint())
+        api = library().HfApi(endpoint=_endpoint())
         commit = api.repo_info(repository, repo_type="dataset", revision=revision, timeout=TIMEOUT).sha
         folder = str(PurePosixPath(*_fixed_folders(pattern)))
         options = {"repo_type": "dataset", "revision": commit, "recursive": True}
@@ -89,7 +89,7 @@ def _compile_glob(pattern: str) -> "re.Pattern[str]":
 
 
 def _file(repository: str, commit: str, entry: Any) -> HubFile:
-    folder = _library().cached_assets_path("jaxgpt", namespace=f"datasets/{repository}", subfolder=commit)
+    folder = library().cached_assets_path("jaxgpt", namespace=f"datasets/{repository}", subfolder=commit)
     digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
     parts = [part for part in PurePosixPath(entry.path).parts if part not in ("/", "..")]
     return HubFile(repository, commit, entry.path, entry.size, digest, folder.joinpath(*parts))
@@ -177,17 +177,17 @@ def fetch_tokenizer(name: str) -> Path:
     If the hub cannot be reached, uses one that was downloaded before.
     """
     with _translate_errors(name):
-        library = _library()
+        module = library()
         try:  # fails fast, where the download itself would retry for half a minute
-            library.HfApi(endpoint=_endpoint()).repo_info(name, timeout=TIMEOUT)
+            module.HfApi(endpoint=_endpoint()).repo_info(name, timeout=TIMEOUT)
         except Exception as error:
             if getattr(error, "response", None) is not None:
                 raise
-            cached = library.try_to_load_from_cache(name, "tokenizer.json")
+            cached = module.try_to_load_from_cache(name, "tokenizer.json")
             if not isinstance(cached, str):
                 raise
             return Path(cached)
-        return Path(library.hf_hub_download(name, "tokenizer.json", endpoint=_endpoint()))
+        return Path(module.hf_hub_download(name, "tokenizer.json", endpoint=_endpoint()))
 
 
 def fetch_model(name: str, patterns: Sequence[str]) -> Path:
@@ -197,29 +197,34 @@ def fetch_model(name: str, patterns: Sequence[str]) -> Path:
     """
     with _translate_errors(name):
         options = {"allow_patterns": list(patterns), "endpoint": _endpoint(), "etag_timeout": TIMEOUT}
-        return Path(_library().snapshot_download(name, **options))
+        return Path(library().snapshot_download(name, **options))
 
 
 def push_model(folder: Path, name: str) -> str:
     """Uploads `folder` as the model repository `name`, which is made, private, if it does not exist; its address.
 
-    Raises what `find_files` raises.
+    Raises what `find_files` raises, with a help that says how to upload the folder later.
     """
-    with _translate_errors(name):
-        api = _library().HfApi(endpoint=_endpoint())
-        api.create_repo(name, private=True, exist_ok=True)
-        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by jaxgpt"))
+    try:
+        with _translate_errors(name):
+            api = library().HfApi(endpoint=_endpoint())
+            api.create_repo(name, private=True, exist_ok=True)
+            return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by jaxgpt"))
+    except JaxgptError as error:
+        help = f"'{folder}' is complete; upload it later: hf upload {name} {folder}"
+        raise error.replace(help=help) from error
 
 
 def _file_system() -> Any:
-    return _library().HfFileSystem(endpoint=_endpoint(), skip_instance_cache=True)
+    return library().HfFileSystem(endpoint=_endpoint(), skip_instance_cache=True)
 
 
 def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The module `huggingface_hub`. Raises `ConfigError` C034 if it is not installed."""
     try:
         return importlib.import_module("huggingface_hub")
     except ImportError as error:
@@ -229,7 +234,7 @@ def _library() -> Any:
 @contextmanager
 def _translate_errors(name: str) -> Iterator[None]:
     """Turns the library's errors, which have several sentences, into `JaxgptError`s with one."""
-    errors = importlib.import_module("huggingface_hub.errors") if _library() else None
+    errors = importlib.import_module("huggingface_hub.errors") if library() else None
     try:
         yield
     except OSError as error:

@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse(argv)
     if options.push and options.to != "hf":
         raise ConfigError("C039", "--push uploads a Hugging Face folder", "leave out --to gguf")
+    if options.push:
+        hub.library()
     run = find_run(options.run, options.step)
 
     with loading("JAX and the model"):

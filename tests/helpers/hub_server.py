@@ -1,5 +1,6 @@
 """A small Hugging Face hub on this machine."""
 
+import base64
 import hashlib
 import json
 import re
@@ -19,6 +20,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.files: dict[str, bytes] = {}
         self.asked: list[tuple[str, str | None, str | None]] = []  # path, Range and Authorization of each request
+        self.pushed: dict[str, bytes] = {}  # what the last commit to o/new has uploaded
         self.drops: set[int] = set()  # requests for parts, by number, that end in the middle of their content
         self.refuses: dict[int, int] = {}  # requests for parts, by number, that are answered with this status
         self.status = 200  # of everything
@@ -63,6 +65,25 @@ class Answer(BaseHTTPRequestHandler):
         if "/tree/" in path:
             return self.say(200, self.tree(path.partition("/tree/")[2].partition("/")[2]))
         return self.file(path.partition("/resolve/")[2].partition("/")[2])
+
+    def do_POST(self) -> None:
+        """A new repository o/new, and commits to it whose files are all in the request."""
+        text = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.server.asked.append((self.path, None, self.headers["Authorization"]))
+        if self.server.status != 200:
+            return self.say(self.server.status, {})
+        if self.path == "/api/repos/create":
+            return self.say(200, {"url": f"{self.server.url}/o/new"})
+        if self.path == "/api/validate-yaml":
+            return self.say(200, {"warnings": [], "errors": []})
+        if self.path.endswith("/preupload/main"):
+            files = json.loads(text)["files"]
+            mode = {"uploadMode": "regular", "shouldIgnore": False}
+            return self.say(200, {"files": [{"path": file["path"], **mode} for file in files]})
+        values = [line["value"] for line in map(json.loads, text.splitlines()) if line["key"] == "file"]
+        self.server.pushed = {value["path"]: base64.b64decode(value["content"]) for value in values}
+        address = f"{self.server.url}/o/new/commit/{COMMIT}"
+        return self.say(200, {"commitUrl": address, "commitOid": COMMIT, "success": True})
 
     def tree(self, folder: str) -> list[dict[str, Any]]:
         files = {name: data for name, data in self.server.files.items() if name.startswith(folder)}

@@ -16,7 +16,7 @@ from jaxgpt import errors
 from jaxgpt.config import Config, Model, Run
 from jaxgpt.config.command_line import parse_config
 from jaxgpt.config.options import Parser, given_values, integer
-from jaxgpt.errors import DataError, JaxgptError, NonFiniteError, NoShardsError, Stopped
+from jaxgpt.errors import ConfigError, DataError, JaxgptError, NonFiniteError, NoShardsError, Stopped
 from jaxgpt.generation.options import SamplingOptions
 from jaxgpt.runs.folder import CheckpointRef, RunFolder, find_run
 from jaxgpt.runs.log import DONE, StopReason, warn
@@ -308,6 +308,12 @@ def make_parser() -> Parser:
         help="print the plan, the memory and the first batch as text; train nothing and write nothing",
     )
     parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="use the fastest program for the training step that tune has found here; measures first, for about 3 "
+        "minutes, if it has not (docs/tune.md)",
+    )
+    parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         help="train with other processes (docs/clusters.md): the address of process 0, for all of them; Slurm, "
@@ -331,7 +337,6 @@ def main(argv: Sequence[str]) -> None:
 
         config = resolve_network(config, given_values(Model, options))
     fork = find_run(options.fork) if options.fork else None
-
     with loading("JAX", {number: EXIT_STATUS[number] for number in heard_signals()}, NOTHING_LOST):
         from jaxgpt.training import distributed, jax_setup, session  # noqa: F401 - `session` loads all of a run
 
@@ -340,8 +345,20 @@ def main(argv: Sequence[str]) -> None:
         dry_run(config)
         return
     launch = distributed.find_launch(options.coordinator, options.num_processes, options.process_id, os.environ)
+    if options.tune:
+        config = tuned(config, launch)
     with distributed.joined(launch):
         train(config, fork, options.config, confirmed=options.yes)
+
+
+def tuned(config: Config, launch: object | None) -> Config:
+    """`config` with the fastest program for its step. Raises `ConfigError` C039 for a run of several processes."""
+    from jaxgpt.tune.command import print_now, tuned_config
+
+    if launch is not None:
+        help = "tune on one host, and give its options to all processes"
+        raise ConfigError("C039", "--tune measures in one process, and this run has several", help)
+    return tuned_config(config, print_now)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from jaxgpt.budget.calibration import Calibration
 from jaxgpt.budget.devices import Device
 from jaxgpt.budget.plan import Inputs
 from jaxgpt.budget.search import Goal
+from jaxgpt.budget.tuned_steps import find_tuned
 from jaxgpt.config import Config, sections
 from jaxgpt.config.command_line import parse_options, read_config
 from jaxgpt.config.fields import OptionGroup, field
@@ -245,7 +246,9 @@ def _inputs(options: argparse.Namespace, given: PlanOptions, *, measured: bool) 
         from jaxgpt.budget import calibrate  # loads the log readers
 
         calibration = calibrate.find_measurement(Path(given.measurements), device)
-    if device is None and not measured:
+    if calibration is None and not measured:
+        calibration = find_tuned(config, device)
+    if calibration is None and device is None and not measured:
         assumed = speed.expected(config, None)
         calibration = Calibration(
             source="an assumption about CPUs", measured=assumed, measured_config=config, is_assumed=True

@@ -195,11 +195,20 @@ class Mesh(Section):
     fsdp: int = field(
         1, "devices of a group, which split its part of the micro-batch and the weights and optimizer state", ge=1
     )
+    compiler_options: tuple[str, ...] = field(
+        (), "XLA options of the training step, such as xla_gpu_enable_triton_gemm=false", metavar="NAME=VALUE"
+    )
 
     @property
     def count(self) -> int:
         """The devices, one group if the config leaves their number to JAX."""
         return (self.data_parallel or 1) * self.fsdp
+
+    def check(self) -> None:
+        for text in self.compiler_options:
+            if not re.fullmatch(r"xla_\w+=.+", text):
+                message = f"mesh.compiler_options has {text!r}; must be xla_NAME=VALUE"
+                raise ConfigError("C009", message, "--mesh.compiler-options xla_gpu_enable_triton_gemm=false")
 
 
 @dataclass(frozen=True, kw_only=True)

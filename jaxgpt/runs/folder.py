@@ -44,6 +44,7 @@ RESUMABLE_FIELDS = {
     "mesh.device",
     "mesh.data_parallel",
     "mesh.fsdp",
+    "mesh.compiler_options",
     "run.name",
     "run.export",
     "run.profile",

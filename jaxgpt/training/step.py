@@ -235,13 +235,18 @@ def compile_eval_step(
 
 
 def _compiler_options(config: Config, mesh: Mesh) -> dict[str, Any]:
-    """XLA options that make `model.remat` effective on a CPU.
+    """The config's XLA options, and one that makes `model.remat` effective on a CPU.
 
     There XLA drops the barriers that separate a recomputation before it eliminates common subexpressions. Without this
     option it would recompute nothing and keep everything. On a GPU the barriers stay until the program is scheduled.
     """
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu and config.model.remat != "none" else {}
+    options: dict[str, Any] = {}
+    if mesh.devices.flat[0].platform == "cpu" and config.model.remat != "none":
+        options["xla_disable_hlo_passes"] = "cse_barrier_expander"
+    for text in config.mesh.compiler_options:
+        name, _, value = text.partition("=")
+        options[name] = {"true": True, "false": False}.get(value.lower(), value)
+    return options
 
 
 def _specs(shardings: Any) -> Any:

@@ -1,0 +1,269 @@
+"""`tune`: programs are compared with the config's own, bad ones are never chosen, and the fastest is used."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.training import arguments, run_folder, tiny_config
+
+from jaxgpt import errors, train
+from jaxgpt.budget import devices
+from jaxgpt.budget.tuned_steps import find_tuned
+from jaxgpt.config import Config
+from jaxgpt.errors import ConfigError
+from jaxgpt.tune import cache, command, search, trial
+from jaxgpt.tune.candidates import DEFAULT, Candidate, dimensions
+from jaxgpt.tune.search import Outcome, Tuned, Tuner
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
+CPU = {"kind": "cpu", "platform": "cpu", "driver": "1", "count": 1, "jax": "0", "attention": "xla"}
+GPU = CPU | {"kind": "NVIDIA GeForce RTX 4070", "platform": "gpu", "attention": "cudnn"}
+MODERN = {"model.architecture": "modern", "model.n_kv_head": 1, "optim.optimizer": "muon"}
+
+
+def all_candidates(config: Config, device: dict[str, Any]) -> list[Candidate]:
+    return [candidate for dimension in dimensions(config, device) for candidate in dimension.candidates(DEFAULT)[1:]]
+
+
+# --- one trial -------------------------------------------------------------------------------------------------------
+
+
+def result_of(config: Config, folder: Path, seconds: float = 0.01) -> dict[str, Any]:
+    return trial.run(trial.Request(config.to_dict(), seconds, str(folder / "reference.npz"), ""))
+
+
+@pytest.mark.parametrize("changes", [{}, MODERN, {"model.block_size": 17, "data.micro_batch": 1, "data.accum": 6}])
+def test_every_candidate_agrees_with_the_config(workspace: Path, xla_cache: Path, changes: dict[str, Any]) -> None:
+    config = tiny_config(workspace, {"mesh.data_parallel": 1, "model.n_layer": 1, "model.loss_chunk": 32, **changes})
+    reference = result_of(config, workspace)
+    assert "problem" not in reference
+    assert len(reference["step_seconds"]) >= trial.MIN_STEPS
+    for candidate in all_candidates(config, CPU):
+        assert result_of(candidate.apply(config), workspace)["problem"] == "", candidate.name
+
+
+WRONG = [{"run.seed": 1}, {"optim.grad_clip": 0.01}, {"model.dropout": 0.2}]
+
+
+@pytest.mark.parametrize("changes", WRONG)
+def test_a_program_that_computes_something_else_is_found(
+    workspace: Path, xla_cache: Path, changes: dict[str, Any]
+) -> None:
+    result_of(tiny_config(workspace, {"mesh.data_parallel": 1}), workspace)
+    other = tiny_config(workspace, {"mesh.data_parallel": 1, **changes})
+    assert result_of(other, workspace)["problem"]
+
+
+def test_infinite_values_differ() -> None:
+    import numpy as np
+
+    reference = {"loss": np.float64(4.0), "optimizer state mu": np.ones(3)}
+    for broken in ({"loss": np.float64("nan")}, {"optimizer state mu": np.array([1.0, np.nan, 1.0])}):
+        assert trial.compare(reference | broken, reference, 1e-4)
+    assert trial.compare(reference, reference, 1e-4) == ""
+
+
+# --- the search ------------------------------------------------------------------------------------------------------
+
+FAKE_TRIAL = """
+import json, pathlib, sys, time
+request = json.loads(pathlib.Path(sys.argv[1]).read_text())
+plans = json.loads(pathlib.Path(sys.argv[2]).read_text())
+data, model = request["config"]["data"], request["config"]["model"]
+plan = plans.get(f"chunk {model['loss_chunk']}") or plans.get(str(data["micro_batch"])) or 0.1
+result = {"device": plans["device"]}
+if plan == "crash":
+    sys.exit("Traceback\\nsegmentation fault")
+if plan == "memory":
+    sys.exit("RESOURCE_EXHAUSTED: 1 GiB\\nsome more")
+if plan == "hang":
+    time.sleep(60)
+if plan == "silent":
+    sys.exit(0)
+if plan == "wrong":
+    result["problem"] = "loss 3 instead of 4"
+if isinstance(plan, list):  # of the trials of this kind, in order
+    count = pathlib.Path(sys.argv[2] + ".count")
+    used = int(count.read_text()) if count.exists() else 0
+    count.write_text(str(used + 1))
+    plan = plan[min(used, len(plan) - 1)]
+result["step_seconds"] = [plan if isinstance(plan, float) else 0.001] * 3
+pathlib.Path(request["result"]).write_text(json.dumps(result))
+"""
+
+
+def fake_command(folder: Path, plans: dict[str, Any]) -> list[str]:
+    """Trials whose step times, or faults, `plans` gives by micro-batch or loss chunk."""
+    (folder / "plans.json").write_text(json.dumps({"device": CPU} | plans))
+    (folder / "fake.py").write_text(FAKE_TRIAL)
+    # The request is the last word, so that the script has to be called with it first.
+    caller = "import runpy, sys; sys.argv = [sys.argv[1], sys.argv[3], sys.argv[2]]; runpy.run_path(sys.argv[0])"
+    return [sys.executable, "-c", caller, str(folder / "fake.py"), str(folder / "plans.json")]
+
+
+def tuned_by(config: Config, folder: Path, plans: dict[str, Any], seconds: float = 300.0) -> Tuned:
+    tuner = Tuner(config, folder, seconds, lambda _: None, fake_command(folder, plans))
+    return tuner.run(tuner.device())
+
+
+@pytest.fixture
+def config(workspace: Path) -> Config:
+    return tiny_config(workspace, {"model.loss_chunk": 512})
+
+
+def test_the_fastest_program_wins(config: Config, tmp_path: Path) -> None:
+    tuned = tuned_by(config, tmp_path, {"8": 0.05, "2": 0.2})
+    assert tuned.winner.changes["data"] == {"micro_batch": 8, "accum": 1}
+    assert (tuned.default_seconds, tuned.winner_seconds) == (0.1, 0.05)
+    assert tuned.speedup == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("crash", "failed: segmentation fault"),
+        ("memory", "out of memory"),
+        ("hang", "no result after"),
+        ("silent", "failed: no message"),
+        ("wrong", "wrong: loss 3 instead of 4"),
+    ],
+)
+def test_a_bad_program_is_reported_and_never_chosen(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, words: str
+) -> None:
+    """It would be the fastest one by far."""
+    monkeypatch.setattr(search, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(search, "FIRST_SECONDS", 0.1)
+    tuned = tuned_by(config, tmp_path, {"8": fault, "2": 0.05})
+    assert tuned.winner.changes["data"]["micro_batch"] == 2
+    (problem,) = {outcome.problem for outcome in tuned.outcomes if "micro-batch 8" in outcome.candidate.name}
+    assert words in problem
+    assert any(words in line for line in command.report_lines(tuned, config))
+
+
+def test_a_program_that_only_noise_made_fast_is_not_chosen(config: Config, tmp_path: Path) -> None:
+    tuned = tuned_by(config, tmp_path, {"8": [0.01, 0.01, 0.2], "2": 0.3, "1": 0.3})
+    assert tuned.winner == DEFAULT
+    assert "No program was faster" in command.result_line(tuned)
+
+
+def test_later_choices_build_on_the_first(config: Config, tmp_path: Path) -> None:
+    tuned = tuned_by(config, tmp_path, {"8": 0.05, "chunk 1024": 0.02})
+    changes = tuned.winner.changes
+    assert changes["data"] == {"micro_batch": 8, "accum": 1}
+    assert "micro-batch 8" in tuned.winner.name
+
+
+def test_a_config_that_does_not_train_is_an_error(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"C045.*segmentation fault"):
+        tuned_by(config, tmp_path, {"4": "crash"})
+
+
+def test_no_time_means_no_candidates(config: Config, tmp_path: Path) -> None:
+    tuned = tuned_by(config, tmp_path, {"8": 0.01}, seconds=0.0)
+    assert tuned.winner == DEFAULT
+    assert len(tuned.outcomes) == 1
+
+
+def test_a_gpu_has_more_choices(config: Config) -> None:
+    names = [candidate.name for candidate in all_candidates(config, GPU)]
+    assert "attention xla" in names
+    assert "attention cudnn" not in names  # that of the config already
+    assert any("xla_gpu" in name for name in names)
+    assert not any("xla_gpu" in candidate.name for candidate in all_candidates(config, CPU))
+    for candidate in all_candidates(config, GPU):
+        assert candidate.apply(config).tokens_per_step == config.tokens_per_step
+
+
+# --- what is done with the result ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The user's cache, without results."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache" / "xla"))
+    return tmp_path / "cache" / "tune"
+
+
+def winner(config: Config, device: dict[str, Any] = CPU) -> Tuned:
+    changes = {"data": {"micro_batch": 8, "accum": 1}}
+    outcomes = [Outcome(DEFAULT, 0.1), Outcome(Candidate("micro-batch 8", changes), 0.05)]
+    return Tuned(Candidate("micro-batch 8", changes), 0.1, 0.05, device, outcomes)
+
+
+def test_result_is_kept_for_this_device_and_step(config: Config, cached: Path) -> None:
+    cache.write_result(config, winner(config))
+    read = cache.read_result(config, CPU)
+    assert read is not None
+    assert read.winner == winner(config).winner
+    assert cache.read_result(config, GPU) is None
+    assert cache.read_result(config.replace({"model": {"n_layer": 3}}), CPU) is None
+    assert cache.read_result(config.replace({"run": {"steps": 7}}), CPU) is not None
+    (file,) = cached.iterdir()
+    file.write_text(file.read_text()[:50])
+    assert cache.read_result(config, CPU) is None
+
+
+def test_budget_takes_the_tuned_step_time(config: Config, cached: Path) -> None:
+    rtx = devices.find("RTX 4070")
+    assert find_tuned(config, rtx) is None
+    cache.write_result(config, winner(config, GPU))
+    calibration = find_tuned(config, rtx)
+    assert calibration is not None
+    assert calibration.measured is not None
+    assert calibration.measured.seconds == 0.05
+    assert find_tuned(config, None) is None
+    assert find_tuned(config, devices.find("A100")) is None
+
+
+def test_run_is_tuned_and_resumed_with_its_program(
+    workspace: Path, cached: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Tuner, "device", lambda _: CPU)
+    options = arguments(workspace, {"run.steps": 4, "run.eval_every": 4})
+    from jaxgpt.config.command_line import parse_config
+
+    config, _ = parse_config(train.make_parser(), options)
+    cache.write_result(config, winner(config))
+    assert errors.run(train.main, [*options, "--tune"]) == 0
+    assert "2.00 times as fast" in capsys.readouterr().out
+    stored = run_folder(workspace).config()
+    assert (stored.data.micro_batch, stored.data.accum) == (8, 1)
+    next(cached.iterdir()).unlink()
+    assert errors.run(train.main, [*options, "--tune"]) == 0  # by its own config.json
+    assert "2.00 times" not in capsys.readouterr().out
+
+
+def test_several_processes_are_not_tuned() -> None:
+    with pytest.raises(ConfigError, match=r"C039.*several"):
+        train.tuned(Config(), object())
+
+
+def test_command_measures_and_prints(workspace: Path, cached: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With trials of their own processes, as a user runs it; the shortest time leaves the config as it is."""
+    from jaxgpt import tune
+
+    options = [word for word in arguments(workspace, {}) if word != "--yes"]
+    assert errors.run(tune.main, [*options, "--minutes", "0.05"]) == 0
+    out = capsys.readouterr().out
+    assert "the config as it is: " in out
+    assert "No program was faster than the config as it is" in out
+    (file,) = cached.iterdir()
+    assert json.loads(file.read_text())["changes"] == {}
+
+
+def test_minutes_must_be_positive(capsys: pytest.CaptureFixture[str]) -> None:
+    from jaxgpt import tune
+
+    assert errors.run(tune.main, ["quickstart", "--minutes", "0"]) == 2
+    assert "error[C009]: --minutes 0; must be above 0" in capsys.readouterr().err
+
+
+def test_planning_a_tuned_run_loads_no_jax() -> None:
+    code = "import sys; import jaxgpt.tune.command; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

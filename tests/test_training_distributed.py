@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 import jaxgpt
+from jaxgpt.config import Run
 from jaxgpt.errors import ConfigError, DataError, JaxgptError, NonFiniteError
 from jaxgpt.training import distributed
 from jaxgpt.training.checkpoint import DamagedCheckpointError
+from jaxgpt.training.profiler import Profiler
 
 PACKAGE = Path(jaxgpt.__file__).parent
 PICKLES = r"^\s*(import|from) (pickle|_pickle|dill|cloudpickle|joblib|shelve|marshal)\b|allow_pickle=True"
@@ -71,6 +73,15 @@ def test_an_error_of_an_unknown_class_keeps_its_code() -> None:
     text = distributed.encode(LocalError("D010", "message")).replace("LocalError", "UnknownError")
     arrived = distributed.decode(text)
     assert (arrived.code, arrived.message, arrived.exit_status) == ("D010", "message", 3)
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_process_0_alone_writes_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_main: bool) -> None:
+    monkeypatch.setattr(distributed, "is_main", lambda: is_main)
+    with Profiler(Run(profile="3:5"), tmp_path, print) as profiler:
+        profiler.before_step(3)
+        profiler.after_step(5, None)
+    assert len(list(tmp_path.rglob("*.xplane.pb"))) == is_main
 
 
 def modules_with(pattern: str) -> list[str]:

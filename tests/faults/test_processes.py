@@ -141,8 +141,8 @@ MEMORY = "RESOURCE_EXHAUSTED: Out of memory"
 FAULTS = {
     "killed": Fault(1, signal.SIGKILL, ((6, DEAD.format(1)), (-9, ""))),
     "killed 0": Fault(0, signal.SIGKILL, ((-9, ""), (-6, ABORTED))),
-    "stopped": Fault(1, signal.SIGSTOP, ((6, DEAD.format(1)), (-9, ""))),
-    "stopped 0": Fault(0, signal.SIGSTOP, ((-9, ""), (6, DEAD.format(0)))),
+    "stopped": Fault(1, signal.SIGSTOP, ((6, DEAD.format(1)), (-6, ABORTED))),
+    "stopped 0": Fault(0, signal.SIGSTOP, ((6, DEAD.format(1)), (6, DEAD.format(0)))),
     "error": Fault(1, None, ((1, f"process 1: {MEMORY}"), (1, MEMORY))),
     "error 0": Fault(0, None, ((1, MEMORY), (1, f"process 0: {MEMORY}"))),
 }
@@ -150,7 +150,10 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int, str]]]:
-    """The end of each of two processes after each of the faults, which happen at the same time."""
+    """The end of each of two processes after each of the faults, which happen at the same time.
+
+    A process that was stopped continues when the other one has ended.
+    """
     folders = {name: tmp_path_factory.mktemp("fault") for name in FAULTS}
     started = {}
     for name, fault in FAULTS.items():
@@ -165,7 +168,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int, 
     for name, processes in started.items():
         if FAULTS[name].signal == signal.SIGSTOP:
             processes[1 - FAULTS[name].process].wait(4 * FAST["SILENCE_SECONDS"])
-            processes[FAULTS[name].process].kill()
+            processes[FAULTS[name].process].send_signal(signal.SIGCONT)
     return {name: finish(processes) for name, processes in started.items()}
 
 

@@ -185,9 +185,10 @@ def evaluate(
         return scores, SIGNAL
     record_sample(session)
     with session.recorder.pause():
-        outlook = distributed.share(diagnosis.check)
-    session.recorder.forecast(outlook.forecast)
-    return scores, outlook.stop
+        forecast, stop = diagnosis.check() if distributed.is_main() else (None, None)
+        agreed = distributed.agree(stop)
+    session.recorder.forecast(forecast)
+    return scores, agreed and StopReason(*agreed)
 
 
 @contextmanager

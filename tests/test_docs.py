@@ -3,9 +3,13 @@
 import ast
 import re
 import runpy
+import subprocess
+import textwrap
 import tomllib
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from jaxgpt import errors
 from jaxgpt.config.files import built_in_configs
@@ -177,3 +181,39 @@ def test_replaced_words_do_not_return() -> None:
         for match in re.finditer(rf"\b({word})\b", text, re.IGNORECASE)
     ]
     assert returned == []
+
+
+def example(title: str) -> str:
+    """The indented block below a heading of docs/clusters.md."""
+    section = (ROOT / "docs" / "clusters.md").read_text("utf-8").split(f"## {title}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("    ") or not line]
+    return textwrap.dedent("\n".join(lines))
+
+
+def test_the_kubernetes_example_is_yaml_that_mounts_its_volumes() -> None:
+    yaml = pytest.importorskip("yaml")
+    service, job = yaml.safe_load_all(example("Kubernetes"))
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    folders = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert [volume["name"] for volume in pod["volumes"]] == list(folders)
+    assert f"--run.dir {folders['shared']}/" in container["command"][-1]
+    assert f"--coordinator {job['metadata']['name']}-0.{pod['subdomain']}:" in container["command"][-1]
+    assert f"--num-processes {job['spec']['completions']} " in container["command"][-1]
+    assert service["metadata"]["name"] == pod["subdomain"]
+    assert service["spec"]["selector"]["job-name"] == job["metadata"]["name"]
+    assert job["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [errors.PREEMPTED]
+
+
+def test_the_skypilot_example_is_yaml_with_a_volume() -> None:
+    yaml = pytest.importorskip("yaml")
+    task = yaml.safe_load(example("SkyPilot"))
+    (folder,) = task["volumes"]
+    assert f"--run.dir {folder}/" in task["run"]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [errors.PREEMPTED]
+
+
+def test_the_slurm_example_is_a_script_that_requeues() -> None:
+    script = example("Slurm")
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert f"[ $status -eq {errors.PREEMPTED} ] && scontrol requeue" in script

@@ -12,6 +12,7 @@ report.html      the diagnosis from the end of the run; backtests.jsonl its back
 import json
 import os
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -275,15 +276,15 @@ class RunFolder:
         return values
 
 
-def changed_fields(old: Config, new: Config) -> list[str]:
-    """`section.field OLD → NEW` for each field that differs and changes what the run trains."""
+def changed_fields(old: Config, new: Config, ignored: AbstractSet[str] = RESUMABLE_FIELDS) -> list[str]:
+    """`section.field OLD → NEW` for each field that differs, but for `ignored`: those that may change at a resume."""
     old_values = old.to_dict()
     new_values = new.to_dict()
     return [
         f"{section}.{name} {value} → {new_values[section][name]}"
         for section, values in old_values.items()
         for name, value in values.items()
-        if value != new_values[section][name] and f"{section}.{name}" not in RESUMABLE_FIELDS
+        if value != new_values[section][name] and f"{section}.{name}" not in ignored
     ]
 
 

@@ -2,13 +2,14 @@
 
 Process 0 holds the run's lock and writes its folder; the others print nothing but errors. All processes call the same
 functions in the same order, since each of them waits for the others. In a run of one process nothing here does
-anything. What they tell each other goes through the key-value store of JAX's coordination service, in process 0.
+anything. What they tell each other goes as JSON through the key-value store of JAX's coordination service, which runs
+in process 0.
 """
 
 import atexit
 import itertools
+import json
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -18,10 +19,19 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-from jax._src import distributed
 
-from jaxgpt.errors import INTERRUPTED, CheckpointError, ConfigError, HangError, JaxgptError, Stopped, StorageError
-from jaxgpt.runs.folder import RunFolder
+from jaxgpt.config import Config
+from jaxgpt.errors import (
+    EXIT_STATUS,
+    INTERRUPTED,
+    CheckpointError,
+    ConfigError,
+    HangError,
+    JaxgptError,
+    Stopped,
+    StorageError,
+)
+from jaxgpt.runs.folder import RunFolder, changed_fields
 from jaxgpt.utils.signals import end_process, signal_handler
 
 T = TypeVar("T")
@@ -30,10 +40,13 @@ CONNECT_SECONDS = 300  # in which every process has to start
 PATIENCE_MS = 7 * 86_400_000  # at a meeting: process 0 may prepare data first; who died is noticed by `Peers`
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 30.0  # without a beat, after which a process counts as dead or stuck
+SUSPICION_SECONDS = 10.0  # the same, once a step has failed on the devices: a dead process may be the reason
 GRACE_SECONDS = 20.0  # in which a process ends by itself after another has failed: it may be writing its report
 PARTING_SECONDS = 10.0
+LAST_SECONDS = 3.0  # by which process 0 outlasts the others: JAX aborts them when its coordination service is gone
 SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
 OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+FIELDS_OF_A_HOST = {"run.dir", "data.path"}  # where a host sees the folder and the tokens, which are compared
 HELP = "the same command on every host resumes from the last checkpoint; the log of that process says more"
 _numbers = itertools.count()  # of meetings: the same in every process
 
@@ -100,12 +113,12 @@ def _has_kubernetes() -> bool:
 
 def is_several() -> bool:
     """Whether this process trains together with others."""
-    return distributed.global_state.client is not None
+    return jax.distributed.is_initialized()
 
 
 def number() -> int:
     """The number of this process, from 0."""
-    return int(distributed.global_state.process_id)
+    return jax.process_index() if is_several() else 0
 
 
 def is_main() -> bool:
@@ -130,8 +143,8 @@ def joined(launch: Launch | None) -> Iterator[None]:
             yield
             agree()  # process 0 writes its report last, and has the service that the others need
         except BaseException as error:
-            if isinstance(error, jax.errors.JaxRuntimeError):
-                time.sleep(SILENCE_SECONDS + 5 * BEAT_SECONDS)  # a dead process breaks a collective before it is missed
+            if isinstance(error, Exception) and not isinstance(error, JaxgptError | Stopped):
+                peers.suspect()  # a dead process breaks a collective, by errors of many types, before it is missed
             peers.part(error)
             raise
         peers.close()
@@ -162,38 +175,75 @@ def _connect(launch: Launch) -> None:
         raise HangError("H002", message, "start every process of the run within five minutes") from error
 
 
+def _store() -> Any:
+    """The client of the key-value store.
+
+    JAX exports `jax.distributed.initialize`, but nothing that reads or writes the store: `multihost_utils` communicates
+    by the devices, where an agreement would wait for the steps that they compute. Orbax takes the client from here too.
+    """
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
 def agree(vote: T | None = None) -> T | None:
-    """The vote of the first process that has one; returns when every process has called this."""
+    """The vote of the first process that has one; returns when every process has called this.
+
+    A vote is a `JaxgptError` or what JSON can express.
+    """
     if not is_several():
         return vote
-    client: Any = distributed.global_state.client
+    store = _store()
     meeting = f"agree/{next(_numbers)}/"
     if vote is not None:
-        client.key_value_set_bytes(f"{meeting}{number():08}", pickle.dumps(vote))
+        store.key_value_set(f"{meeting}{number():08}", encode(vote))
     try:
-        client.wait_at_barrier("agree", PATIENCE_MS)
-        votes = dict(client.key_value_dir_get_bytes(meeting))
+        store.wait_at_barrier("agree", PATIENCE_MS)
+        votes = dict(store.key_value_dir_get(meeting))
     except RuntimeError as error:
         raise HangError("H002", f"the other processes cannot be reached: {_first_line(error)}", HELP) from error
-    return pickle.loads(votes[min(votes)]) if votes else None
+    agreed: T | None = decode(votes[min(votes)]) if votes else None
+    return agreed
+
+
+def encode(vote: Any) -> str:
+    """`vote` as JSON: an error by its class and attributes, anything else as it is."""
+    if isinstance(vote, JaxgptError):
+        return json.dumps({"error": type(vote).__name__, "attributes": vars(vote)})
+    return json.dumps({"value": vote})
+
+
+def decode(text: str) -> Any:
+    """What `encode` has made into `text`."""
+    message = json.loads(text)
+    if "error" not in message:
+        return message["value"]
+    return _error_classes().get(message["error"], JaxgptError)(**message["attributes"])
+
+
+def _error_classes() -> dict[str, type[JaxgptError]]:
+    """Every error class that is loaded, by its name."""
+    classes = [JaxgptError]
+    for known in classes:
+        classes += known.__subclasses__()
+    return {known.__name__: known for known in classes}
 
 
 def share(compute: Callable[[], T]) -> T:
-    """What `compute` returns in process 0, which alone calls it, or raises there."""
+    """What `compute` returns in process 0, which alone calls it, or raises there. JSON has to express the result."""
     if not is_several():
         return compute()
-    outcome: tuple[T | None, JaxgptError | None] | None = None
+    vote: list[T] | JaxgptError | None = None
     if is_main():
         try:
-            outcome = compute(), None
+            vote = [compute()]
         except JaxgptError as error:
-            outcome = None, error
-    agreed: Any = agree(outcome)
-    result, failure = agreed
-    if failure is not None:
-        raise failure
-    value: T = result
-    return value
+            vote = error
+    agreed: Any = agree(vote)
+    if isinstance(agreed, JaxgptError):
+        raise agreed
+    result: T = agreed[0]
+    return result
 
 
 @contextmanager
@@ -240,14 +290,13 @@ def locked(folder: RunFolder) -> Iterator[None]:
 
     Raises `StorageError` S001 or S002, and S020 if a process does not see what process 0 has written.
     """
-    client: Any = distributed.global_state.client
     if is_main():
         with folder.lock():
             if is_several():
-                client.key_value_set("lock", folder.lock_file.read_text(encoding="utf-8"))
+                _store().key_value_set("lock", folder.lock_file.read_text(encoding="utf-8"))
             yield
         return
-    holder = client.blocking_key_value_get("lock", PATIENCE_MS)
+    holder = _store().blocking_key_value_get("lock", PATIENCE_MS)
     try:
         is_shared = folder.lock_file.read_text(encoding="utf-8") == holder
     except OSError:
@@ -258,13 +307,20 @@ def locked(folder: RunFolder) -> Iterator[None]:
     yield
 
 
+def check_same_config(config: Config) -> None:
+    """Raises `CheckpointError` K001, in every process, if one has another config than process 0."""
+    expected = Config.from_dict(share(config.to_dict))
+    changed = changed_fields(expected, config, FIELDS_OF_A_HOST)
+    message = f"process {number()} has another config than process 0: {', '.join(changed)}"
+    _raise(agree(CheckpointError("K001", message, "start every process with the same command") if changed else None))
+
+
 def check_same_tokens(tokens: dict[str, Any]) -> None:
     """Raises `CheckpointError` K002, in every process, if one has other tokens than process 0."""
-    expected = share(lambda: tokens)
+    is_same = tokens == share(lambda: tokens)
     message = f"process {number()} has other tokens than process 0"
     error = CheckpointError("K002", message, "every host needs the same data in data.path")
-    if failure := agree(error if tokens != expected else None):
-        raise failure
+    _raise(agree(None if is_same else error))
 
 
 def local_copy(tree: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -276,6 +332,14 @@ def local_copy(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(lambda array: array.addressable_data(0), gathered)
 
 
+class Ending(NamedTuple):
+    """When this process ends because of another one, and with which status and text."""
+
+    time: float
+    status: int
+    text: str
+
+
 class Peers:
     """Ends this process when another one has failed, is dead or is stuck.
 
@@ -284,34 +348,43 @@ class Peers:
     """
 
     def __init__(self) -> None:
-        self._client: Any = distributed.global_state.client
+        self._store = _store()
         self._closed = threading.Event()
         self._beats: dict[str, str] = {}
         now = time.monotonic()
-        count = int(distributed.global_state.num_processes)
-        self._heard = {f"beat/{process}": now for process in range(count)}
-        self._failed_at: float | None = None
+        self._heard = dict.fromkeys(range(jax.process_count()), now)
+        self._silence = SILENCE_SECONDS
+        self._ending: Ending | None = None
         for target in (self._exchange, self._watch):
             threading.Thread(target=target, name="peers", daemon=True).start()
 
     def close(self) -> None:
         self._closed.set()
 
+    def suspect(self) -> None:
+        """Ends this process if another one has been silent for `SUSPICION_SECONDS`; waits until it would be."""
+        self._silence = SUSPICION_SECONDS
+        time.sleep(SUSPICION_SECONDS + 3 * BEAT_SECONDS)
+
     def part(self, error: BaseException) -> None:
         """Tells the others of `error`, waits until they have ended as well, and makes this process end after that."""
         self.close()
         status = exit_status(error)
-        with suppress(Exception):
-            text = f"process {number()}: {error}"
-            self._client.key_value_set("failure", f"{status} {text}")
-        self._meet_last()
+        self._tell(status, f"process {number()}: {error}")
+        self._meet_last(status)
         atexit.register(_exit_at_once, status)
 
-    def _meet_last(self) -> None:
-        with suppress(Exception):
-            self._client.wait_at_barrier("failed", int(1000 * (GRACE_SECONDS + PARTING_SECONDS)))
+    def _tell(self, status: int, text: str) -> None:
+        with suppress(Exception):  # another one may have told its own failure before
+            self._store.key_value_set("failure/first", f"{status} {text}")
+
+    def _meet_last(self, status: int) -> None:
+        """Waits for the others, unless one of them is dead; process 0 ends last, since it has the service."""
+        if status != EXIT_STATUS["H"]:
+            with suppress(Exception):
+                self._store.wait_at_barrier("failed", int(1000 * (GRACE_SECONDS + PARTING_SECONDS)))
         if is_main():
-            time.sleep(1.0)  # the others lose the service, and are aborted, when this process ends
+            time.sleep(LAST_SECONDS)
 
     def _exchange(self) -> None:
         own = f"beat/{number()}"
@@ -319,15 +392,22 @@ class Peers:
             if self._closed.wait(BEAT_SECONDS):
                 return
             with suppress(RuntimeError):
-                self._client.key_value_set(own, str(beat), allow_overwrite=True)
-                self._read(dict(self._client.key_value_dir_get("beat/")))
-                if self._client.key_value_dir_get("failure") and self._failed_at is None:
-                    self._failed_at = time.monotonic()
+                self._store.key_value_set(own, str(beat), allow_overwrite=True)
+                self._read(dict(self._store.key_value_dir_get("beat/")))
+                if self._ending is None:
+                    self._note_failure()
+
+    def _note_failure(self) -> None:
+        """After the failure of another process: this one ends as well, at once if a process is dead."""
+        for _, failure in self._store.key_value_dir_get("failure/"):
+            status, _, text = failure.partition(" ")
+            grace = 0.0 if int(status) == EXIT_STATUS["H"] else GRACE_SECONDS
+            self._ending = Ending(time.monotonic() + grace, int(status), text)
 
     def _read(self, beats: dict[str, str]) -> None:
         now = time.monotonic()
         changed = [name for name, beat in beats.items() if self._beats.get(name) != beat]
-        self._heard |= dict.fromkeys(changed, now)
+        self._heard |= {int(name.removeprefix("beat/")): now for name in changed}
         self._beats |= beats
 
     def _watch(self) -> None:
@@ -337,25 +417,21 @@ class Peers:
             if now - before > 5 * BEAT_SECONDS:  # this process was stopped itself
                 self._heard = dict.fromkeys(self._heard, now)
             before = now
-            if self._failed_at is not None and now - self._failed_at > GRACE_SECONDS:
-                self._end_after_failure()
-            silent = [name for name, heard in self._heard.items() if now - heard > SILENCE_SECONDS]
+            if self._ending and now > self._ending.time:
+                self._end(self._ending.status, self._ending.text)
+            silent = [process for process, heard in self._heard.items() if now - heard > self._silence]
             if silent:
-                # A process 0 that does not answer silences all others.
-                name = min(silent, key=lambda name: int(name.split("/")[1]))
-                self._end(HangError("H002", f"process {name[5:]} is dead or does not answer", HELP))
+                self._end_after_silence(min(silent))  # a process 0 that does not answer silences all others
 
-    def _end_after_failure(self) -> None:
-        status, _, text = self._client.blocking_key_value_get("failure", 1000).partition(" ")
-        self._meet_last()
-        end_process(text, int(status), lambda: None)
+    def _end_after_silence(self, process: int) -> None:
+        error = HangError("H002", f"process {process} is dead or does not answer", HELP)
+        if process != 0:
+            self._tell(error.exit_status, str(error))
+        self._end(error.exit_status, str(error))
 
-    def _end(self, error: HangError) -> None:
-        with suppress(Exception):
-            self._client.key_value_set("failure", f"{error.exit_status} {error}")
-        if is_main():
-            time.sleep(2 * BEAT_SECONDS)  # the others notice the same by themselves before they lose the service
-        end_process(str(error), error.exit_status, lambda: None)
+    def _end(self, status: int, text: str) -> None:
+        self._meet_last(status)
+        end_process(text, status, lambda: None)
 
 
 def exit_status(error: BaseException) -> int:

@@ -8,10 +8,15 @@ from typing import Self
 import jax
 
 from jaxgpt.config import Run
+from jaxgpt.training import distributed
 
 
 class Profiler:
-    """Traces the steps of `run.profile` into `folder`. Does nothing without them, or if they are over at a resume."""
+    """Traces the steps of `run.profile` into `folder`. Does nothing without them, or if they are over at a resume.
+
+    Of several processes, only process 0 traces, with its own devices: all run the same program, and JAX names the files
+    of a trace by host and second, so that processes on one host would write the same file.
+    """
 
     def __init__(self, run: Run, folder: Path, report: Callable[[str], None]) -> None:
         self._first, self._end = run.profiled_steps
@@ -21,7 +26,7 @@ class Profiler:
 
     def before_step(self, step: int) -> None:
         """Starts the trace before the first of its steps. `step` counts the steps that are done."""
-        if step == self._first:
+        if step == self._first and distributed.is_main():
             jax.profiler.start_trace(self._folder)
             self._is_tracing = True
 

@@ -116,6 +116,7 @@ def open_run(
             if check_cost is not None and fork is None and not folder.config_file.exists():
                 check_cost(run.config, run.dataset.train.tokens, run.device_kind, run.mesh.size)
             optimizer = optim.make_optimizer(run.config)
+        distributed.check_same_config(run.config)
         template = step.abstract_state(run.config, optimizer, run.mesh)
         if fork is not None and not folder.config_file.exists():
             check_fork(run.config, fork, run.dataset, template)

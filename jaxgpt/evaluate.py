@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jaxgpt import errors
 from jaxgpt.config.options import Parser
-from jaxgpt.errors import CheckpointError, ConfigError, NoShardsError
+from jaxgpt.errors import ConfigError, NoShardsError
 from jaxgpt.runs.folder import RunFolder, find_run
 from jaxgpt.utils.files import write_text
 from jaxgpt.utils.loading import loading
@@ -59,12 +59,7 @@ def main(argv: Sequence[str]) -> None:
     if options.tokens is not None:
         config = config.replace({"run": {"eval_tokens": options.tokens}})
     dataset = _open_dataset(options.data or config.data.path)
-    if dataset.tokenizer.fingerprint != model.tokenizer.fingerprint:
-        raise CheckpointError(
-            "K002",
-            f"{dataset.folder} was made with another tokenizer than the run: {dataset.tokenizer.name}",
-            "prepare the data with the run's tokenizer.json",
-        )
+    run.run.check_tokenizer(dataset.identity)
     scores = Evaluator(config, dataset, model.mesh, model.graphdef)(model.params)
     if options.json:
         print(json.dumps({"run": str(run.run.path), "step": model.step, **scores.flat()}, indent=2))

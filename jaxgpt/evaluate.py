@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jaxgpt import errors
 from jaxgpt.config.options import Parser
-from jaxgpt.errors import ConfigError, NoShardsError
+from jaxgpt.errors import ConfigError, NoShardsError, printable
 from jaxgpt.runs.folder import RunFolder, find_run
 from jaxgpt.utils.files import write_text
 from jaxgpt.utils.loading import loading
@@ -60,6 +60,8 @@ def main(argv: Sequence[str]) -> None:
         config = config.replace({"run": {"eval_tokens": options.tokens}})
     dataset = _open_dataset(options.data or config.data.path)
     run.run.check_tokenizer(dataset.identity)
+    if options.data is None:
+        run.run.check_unread_tokens(dataset.identity)
     scores = Evaluator(config, dataset, model.mesh, model.graphdef)(model.params)
     if options.json:
         print(json.dumps({"run": str(run.run.path), "step": model.step, **scores.flat()}, indent=2))
@@ -84,11 +86,11 @@ def _evaluate_tasks(model: "LoadedModel", run: RunFolder, options: argparse.Name
     values = {"run": str(run.path), "step": model.step, "limit": options.limit, "results": results}
     text = json.dumps(values, indent=2, default=str)
     file = run.path / "evaluations" / f"step-{model.step}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    print(text if options.json else "\n".join(harness.result_lines(results)), flush=True)
+    print(text if options.json else printable("\n".join(harness.result_lines(results))), flush=True)
     file.parent.mkdir(exist_ok=True)
     write_text(file, text + "\n")
     if not options.json:
-        print(f"written: {file}")
+        print(f"written: {printable(str(file))}")
 
 
 def _open_dataset(path: str) -> "TokenDataset":

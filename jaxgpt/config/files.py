@@ -26,14 +26,12 @@ def load_config(name: str | Path) -> Config:
     Raises `ConfigError` C001 to C004 if it is missing or wrong, and the config's own errors with the file's line.
     """
     path = find_config(str(name))
+    source = read_source(path)
     namespace: dict[str, Any] = {"__name__": "jaxgpt_config", "__file__": str(path)}
     try:
-        exec(compile(path.read_text(encoding="utf-8-sig"), str(path), "exec"), namespace)
+        exec(compile(source, str(path), "exec"), namespace)
     except SyntaxError as error:
         raise ConfigError("C002", f"{path}:{error.lineno or 1}: {error.msg}", "fix this line") from error
-    except UnicodeDecodeError as error:
-        message = f"{path} is not a text file ({error.reason} at byte {error.start})"
-        raise ConfigError("C002", message, "name a config file, or save it as UTF-8") from error
     except ConfigError as error:
         raise error.replace(message=f"{error.message} ({path}:{_line(error, str(path))})") from error
     except (Exception, SystemExit) as error:  # a file that ends the program is no config
@@ -47,6 +45,15 @@ def load_config(name: str | Path) -> Config:
             "C003", f"{path} defines no 'config = Config(...)'", "see jaxgpt/config/presets/quickstart.py"
         )
     return config
+
+
+def read_source(path: Traversable) -> str:
+    """The text of a config file. Raises `ConfigError` C002 if it is not text."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        message = f"{path} is not a text file ({error.reason} at byte {error.start})"
+        raise ConfigError("C002", message, "name a config file, or save it as UTF-8") from error
 
 
 def write_config(config: Config, file: Path) -> Path:

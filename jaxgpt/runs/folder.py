@@ -172,7 +172,7 @@ class RunFolder:
             if not path.is_file():
                 raise CheckpointError("K005", f"'{self.path}' has no {name}", f"put the file back, or {NEW_RUN}")
             if _loader.hash_file(path) not in checksums:
-                message = f"{path} is damaged: it is not what the run has written"
+                message = f"{path} is damaged: it is not what the run has written, according to {self.data_file.name}"
                 raise CheckpointError("K005", message, PUT_BACK)
 
     def check_manifest(self, manifest: Manifest) -> None:
@@ -230,6 +230,14 @@ class RunFolder:
         for name, old in _compared(self._identity(), tokens):
             message = f"'{self.path}' was started on other data: {name} {old} → {tokens.get(name)}"
             raise CheckpointError("K002", message, f"point --data.path at the run's data, or {NEW_RUN}")
+
+    def check_unread_tokens(self, tokens: dict[str, Any]) -> None:
+        """`check_tokens` of what is known without reading every token. Raises `CheckpointError` K002."""
+        read = {name: value for name, value in self._identity().items() if name not in tokens}
+        try:
+            self.check_tokens({**read, **tokens})
+        except CheckpointError as error:
+            raise error.replace(help="put the run's data back, or --data DIR evaluates on other tokens") from error
 
     def has_same_batches(self, config: Config, tokens: dict[str, Any]) -> bool:
         """Whether the batches of a run of `config` on `tokens` are those of this run."""

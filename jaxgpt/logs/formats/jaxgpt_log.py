@@ -140,7 +140,7 @@ def add_folder_facts(history: History, folder: RunFolder) -> History:
     try:
         folder.check_files()
     except CheckpointError as error:
-        return history.with_warning(f"{error.message}; what the folder has beside the log is not used.")
+        history = history.with_warning(f"{error.message}.")
     if problem := folder.log_problem():
         history = history.with_warning(f"{folder.log_file}: {problem}.")
     config = history.config

@@ -16,9 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.torch_file import write_torch_file
-from helpers.training import arguments, random_tokens, run_folder, write_shard
+from helpers.training import arguments, random_tokens, run_folder, tiny_config, write_shard
 
 from jaxgpt import cli, errors
+from jaxgpt.convert.initial import resolve_network
+from jaxgpt.errors import ConfigError
 from jaxgpt.prepare.pipeline import prepare
 
 pytestmark = pytest.mark.timeout(100)  # what waits for a pipe waits for ever
@@ -503,6 +505,16 @@ def test_run_in_use_names_the_process(finished: Path, capsys: pytest.CaptureFixt
             finished,
             capsys,
         )
+
+
+def test_fork_does_not_read_the_given_weights_again(finished: Path) -> None:
+    """The source is gone; the fork takes the network of the run that was started from it."""
+    folder = run_folder(finished)
+    folder.config_file.write_text(folder.config_file.read_text().replace('"init_from": ""', '"init_from": "gone.pt"'))
+    config = tiny_config(finished, {"run.name": "new", "run.init_from": "gone.pt", "model.n_embd": 64})
+    assert resolve_network(config, (), folder).model == folder.config().model
+    with pytest.raises(ConfigError, match="C081"):
+        resolve_network(config, ())
 
 
 # --- what is no file --------------------------------------------------------------------------------------------------

@@ -197,9 +197,10 @@ class RunFolder:
         newest = max(steps_in(self.checkpoints), default=0)
         records = read_log(self.log_file) if self.log_file.is_file() else []
         for record in records:
-            if record["kind"] == "start" and (foreign := self.foreign_fields(record.get("config"))):
+            if record.get("kind") == "start" and (foreign := self.foreign_fields(record.get("config"))):
                 return f"it is the log of another run: {', '.join(foreign)}"
-        done = [record["step"] + (record["kind"] == "step") for record in records if record["kind"] in STEP_KINDS]
+        known = [record for record in records if record.get("kind") in STEP_KINDS]
+        done = [record["step"] + (record["kind"] == "step") for record in known]
         return f"it has no record of step {newest - 1:,}" if max(done, default=0) < newest else ""
 
     def foreign_fields(self, values: Any) -> list[str]:

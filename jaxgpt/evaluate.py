@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jaxgpt import errors
 from jaxgpt.config.options import Parser
-from jaxgpt.errors import CheckpointError, ConfigError, NoShardsError
+from jaxgpt.errors import ConfigError, NoShardsError, printable
 from jaxgpt.runs.folder import RunFolder, find_run
 from jaxgpt.runs.task_results import task_metrics, write_task_results
 from jaxgpt.utils.loading import loading
@@ -58,12 +58,9 @@ def main(argv: Sequence[str]) -> None:
     if options.tokens is not None:
         config = config.replace({"run": {"eval_tokens": options.tokens}})
     dataset = _open_dataset(options.data or config.data.path)
-    if dataset.tokenizer.fingerprint != model.tokenizer.fingerprint:
-        raise CheckpointError(
-            "K002",
-            f"{dataset.folder} was made with another tokenizer than the run: {dataset.tokenizer.name}",
-            "prepare the data with the run's tokenizer.json",
-        )
+    run.run.check_tokenizer(dataset.identity)
+    if options.data is None:
+        run.run.check_unread_tokens(dataset.identity)
     scores = Evaluator(config, dataset, model.mesh, model.graphdef)(model.params)
     if options.json:
         print(json.dumps({"run": str(run.run.path), "step": model.step, **scores.flat()}, indent=2))
@@ -89,10 +86,11 @@ def _evaluate_tasks(model: "LoadedModel", run: RunFolder, options: argparse.Name
     if options.json:
         print(json.dumps(values, indent=2, default=str))
     else:
-        print("\n".join(f"{result.task}: {result.metric} {result}" for result in task_metrics(values)))
+        lines = [f"{result.task}: {result.metric} {result}" for result in task_metrics(values)]
+        print(printable("\n".join(lines)), flush=True)
     file = write_task_results(run, values)
     if not options.json:
-        print(f"written: {file}")
+        print(f"written: {printable(str(file))}")
 
 
 def _open_dataset(path: str) -> "TokenDataset":

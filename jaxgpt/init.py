@@ -9,9 +9,9 @@ from typing import Any
 from jaxgpt import errors
 from jaxgpt.config import Run
 from jaxgpt.config.command import print_configs
-from jaxgpt.config.files import built_in_configs, config_source, find_config, load_config
+from jaxgpt.config.files import built_in_configs, config_source, find_config, load_config, read_source
 from jaxgpt.config.options import Parser
-from jaxgpt.errors import ConfigError, DataError, JaxgptError
+from jaxgpt.errors import ConfigError, DataError, JaxgptError, printable
 from jaxgpt.utils.files import check_writable, write_text
 
 DESCRIPTION = """Writes a config file to edit: a copy of a built-in config. It never overwrites a file.
@@ -33,16 +33,17 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("C006", "no config is given", f"python -m jaxgpt.init NAME; there are: {names}")
     if options.config:
         name = Path(options.config).stem
-        text = find_config(options.config).read_text(encoding="utf-8")
+        text = read_source(find_config(options.config))
     else:
         name, text = _ask()
     out = options.out or Path(f"{name}.py")
     if check_writable("--out", out).exists():
         raise ConfigError("C041", f"'{out}' exists already", "--out FILE names another file")
     write_text(out, text)
-    print(f"{out} is yours to edit; python -m jaxgpt.train --help explains every field")
-    print(f"next: python -m jaxgpt.train --config {out}")
-    print(f"      python -m jaxgpt.budget --config {out}   (first, for a long run: its time, memory and loss)")
+    shown = printable(str(out))
+    print(f"{shown} is yours to edit; python -m jaxgpt.train --help explains every field")
+    print(f"next: python -m jaxgpt.train --config {shown}")
+    print(f"      python -m jaxgpt.budget --config {shown}   (first, for a long run: its time, memory and loss)")
 
 
 def _ask() -> tuple[str, str]:

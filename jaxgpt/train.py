@@ -333,11 +333,12 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     """Trains the config that the command line describes."""
     config, options = parse_config(make_parser(), argv)
+    fork = find_run(options.fork) if options.fork else None
     if config.run.init_from:
         from jaxgpt.convert.initial import resolve_network  # loads the tokenizers' library
 
-        config = resolve_network(config, given_values(Model, options))
-    fork = find_run(options.fork) if options.fork else None
+        config = resolve_network(config, given_values(Model, options), fork.run if fork else None)
+
     with loading("JAX", {number: EXIT_STATUS[number] for number in heard_signals()}, NOTHING_LOST):
         from jaxgpt.training import distributed, jax_setup, session  # noqa: F401 - `session` loads all of a run
 

@@ -295,7 +295,7 @@ def test_a_mistyped_path_does_not_go_to_the_hub(name: str, tmp_path: Path, monke
 
 def test_bfloat16_weights_are_read_without_jax(bpe: tokenizer.Tokenizer, tmp_path: Path) -> None:
     huggingface.write_model(tmp_path, random_weights(MODELS["modern"]), bpe, "bfloat16")
-    code = "import sys; from jaxgpt.convert.source import read_model as read; "
-    code += "print(read(sys.argv[1]).n_embd, 'jax' in sys.modules)"
+    code = "import sys; from jaxgpt.convert.source import read_weights as read; "
+    code += "print(read(sys.argv[1]).model.n_embd, 'jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "64 False\n"

@@ -202,7 +202,10 @@ def test_command_refuses_what_does_not_belong_to_the_run(trained: Path, capsys: 
     cases = {
         ("b",): (2, "error[C024]: no run in 'b'"),
         ("a", "--step", "7"): (4, "error[K003]: no checkpoint '7' in "),
-        ("a", "--data", "other"): (4, "error[K002]: other was made with another tokenizer than the run"),
+        ("a", "--data", "other"): (
+            4,
+            "error[K002]: 'runs/a' was started with another tokenizer: data (",
+        ),
         ("a", "--tokens", "0"): (2, "error[C009]: run.eval_tokens = 0; must be 1 or more"),
         ("a", "--tokens", "many"): (2, "error[C006]: argument --tokens: invalid int value: 'many'"),
         (): (2, "error[C006]: the following arguments are required: run"),

@@ -11,7 +11,7 @@ from jaxgpt.budget.recommend import recommend
 from jaxgpt.budget.report import brief_report, plan_report
 from jaxgpt.budget.search import SearchResult
 from jaxgpt.config.options import read_options
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, printable
 from jaxgpt.utils.files import write_text
 from jaxgpt.utils.report import Report, html_page, print_report, to_json
 
@@ -47,7 +47,7 @@ def _print_comparison(run: str) -> None:
     from jaxgpt.runs import folder
 
     run_folder, _ = folder.find_run(run)
-    print(plan_file.format_comparison(plan_file.compare_with_actual(run_folder)))
+    print(printable(plan_file.format_comparison(plan_file.compare_with_actual(run_folder))))
 
 
 def calibrated_inputs(request: Request) -> Inputs:
@@ -80,7 +80,7 @@ def _write_answer(report: Report, request: Request) -> None:
             write_text(request.html, html_page(report))
         except OSError as error:
             raise ConfigError("C041", f"--html '{request.html}' cannot be written: {error.strerror}") from error
-        print(f"the plan is in {request.html}")
+        print(f"the plan is in {printable(str(request.html))}")
     else:
         print_report(report)
 
@@ -90,4 +90,4 @@ def _write_config(result: SearchResult, request: Request) -> None:
     assert path is not None
     search.write_config(result, path)
     if not request.output.json:
-        print(f"\nwritten: {path}\n  python -m jaxgpt.train --config {path}")
+        print(printable(f"\nwritten: {path}\n  python -m jaxgpt.train --config {path}"))

@@ -45,7 +45,7 @@ def write_plan(folder: RunFolder, config: Config, tokens: int, device: str, gpus
         values = to_json(plan_of_run(config, count_tokens(config, tokens), device, gpus))
         write_text(path, json.dumps(values, indent=2) + "\n")
     except Exception as error:  # whatever it is, the run matters more than its plan
-        runlog.warn(f"no {NAME}: {error}")
+        runlog.warn(f"no {NAME}: {getattr(error, 'message', error)}")
 
 
 def plan_of_run(config: Config, tokens: TokenCount, device: str, gpus: int = 1) -> Report:
@@ -75,7 +75,7 @@ def count_tokens(config: Config, count: int) -> TokenCount:
 
 
 def compare_with_actual(folder: RunFolder) -> list[ComparisonLine]:
-    """The plan and what the run has done so far. Raises `ConfigError` C046 if the run has no plan."""
+    """The plan and what the run has done so far. Raises `ConfigError` C046 without its own plan and log."""
     try:
         values: dict[str, Any] = read_json(folder.path / NAME)
         row = values["rows"][-1]
@@ -84,6 +84,11 @@ def compare_with_actual(folder: RunFolder) -> list[ComparisonLine]:
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         help = "train writes one when it starts a run"
         raise ConfigError("C046", f"'{folder.path}' has no readable {NAME}", help) from error
+    if foreign := folder.foreign_fields(values.get("config")):
+        message = f"{folder.path / NAME} is the plan of another run: {', '.join(foreign)}"
+        raise ConfigError("C046", message, "put back the run's own file")
+    if problem := folder.log_problem():
+        raise ConfigError("C046", f"{folder.log_file}: {problem}", "put back the run's own file, or resume the run")
     records = runlog.read_log(folder.log_file) if folder.log_file.is_file() else []
     seconds_of_step = {}
     losses = []
@@ -146,5 +151,5 @@ def final_comparison(folder: RunFolder) -> str:
     try:
         return format_comparison(compare_with_actual(folder))
     except Exception as error:
-        runlog.warn(f"no comparison with the plan: {error}")
+        runlog.warn(f"no comparison with the plan: {getattr(error, 'message', error)}")
         return ""

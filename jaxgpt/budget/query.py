@@ -1,6 +1,7 @@
 """From a config and its data to a `ScalingQuery`: recipe, corpus and unique tokens."""
 
 import math
+import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -170,20 +171,23 @@ def count_tokens(folder: Path, block: int) -> TokenCount:
     Raises `DataError` D002 or D018 for the manifest, D013 if the training split is shorter than a window of
     `block` + 1 tokens, and `ConfigError` C047 for an audit that cannot be read.
     """
-    if not (folder / manifest.FILE_NAME).is_file():
+    if not os.path.lexists(folder / manifest.FILE_NAME):
         count = _tokens_by_file_size(folder)
         if count:
             check_length(count, block)
             return TokenCount(unique=count, raw=count, source=f"the size of the token files in {folder}")
         help = f"python -m jaxgpt.prepare SOURCE --out {folder}, or --unique-tokens N"
         raise NoShardsError("D002", f"no {manifest.FILE_NAME} in '{folder}'", help)
-    split = manifest.read_manifest(folder).splits.get("train")
+    made = manifest.read_manifest(folder)
+    split = made.splits.get("train")
     raw = float(split.tokens if split else 0)
     check_length(raw, block)
     audit = folder / audit_files.RECORD_NAME
-    if not audit.is_file():
+    if not os.path.lexists(audit):
         return TokenCount(unique=raw, raw=raw, source=f"{folder}/{manifest.FILE_NAME}; not audited for duplicates")
-    return TokenCount(unique=_audited_tokens(audit), raw=raw, source=f"{audit}: effective unique tokens")
+    return TokenCount(
+        unique=_audited_tokens(audit, made.fingerprint), raw=raw, source=f"{audit}: effective unique tokens"
+    )
 
 
 def _tokens_by_file_size(folder: Path) -> float:
@@ -194,9 +198,11 @@ def _tokens_by_file_size(folder: Path) -> float:
     return float(sum(max(path.stat().st_size - 1024, 0) // 2 for path in folder.glob("*_train_*.bin")))
 
 
-def _audited_tokens(path: Path) -> float:
+def _audited_tokens(path: Path, fingerprint: str) -> float:
     try:
         values: Any = read_json(path)
+        if values.get("fingerprint", fingerprint) != fingerprint:
+            raise ValueError("it is of other tokens")
         split = values.get("splits", {}).get("train", values)  # the figure of the whole file counts validation too
         effective = split["effective_unique_tokens"]
         if isinstance(effective, bool) or not isinstance(effective, int | float) or not 0 < effective < math.inf:

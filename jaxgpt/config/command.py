@@ -1,11 +1,13 @@
 """The command `jaxgpt config`."""
 
 import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 
-from jaxgpt.config.files import built_in_configs, find_config, summarize_config
+from jaxgpt.config.files import built_in_configs, find_config, read_source, summarize_config
 from jaxgpt.config.options import Parser
+from jaxgpt.errors import visible_controls
 
 DESCRIPTION = """Prints a config file, or lists the built-in ones with what each is for.
 
@@ -19,7 +21,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("config", nargs="?", metavar="NAME", help="a built-in config, or the path of a config file")
     options = parser.parse(argv)
     if options.config:
-        print(find_config(options.config).read_text(encoding="utf-8"), end="")
+        source = read_source(find_config(options.config))
+        print(visible_controls(source) if sys.stdout.isatty() else source, end="")
         return
     print_configs()
     print("\nshow one: python -m jaxgpt.config NAME     copy one for editing: python -m jaxgpt.init NAME")

@@ -16,6 +16,7 @@ from jaxgpt.errors import ConfigError
 
 MAX_INTEGER = 2**63 - 1  # what the compiled extension and array shapes can hold
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+HELP = "--help explains every option"
 
 
 def field(
@@ -108,17 +109,19 @@ def validate(label: str, value: Any, kind: Any, limits: Mapping[str, Any], code:
         return value
     if get_origin(kind) is tuple:
         if isinstance(value, str):
-            raise ConfigError(code or "C007", f"{label} = {value!r}; a list is needed")
+            raise ConfigError(code or "C007", f"{label} = {value!r}; a list is needed", HELP)
         return tuple(validate(label, item, get_args(kind)[0], limits, code) for item in value)
     if kind not in TYPE_NAMES:
         return value
     if isinstance(value, bool) is not (kind is bool):
         default_code = "C008" if isinstance(value, bool) else "C007"
-        raise ConfigError(code or default_code, f"{label} = {value!r}; {TYPE_NAMES[kind]} is needed")
+        raise ConfigError(code or default_code, f"{label} = {value!r}; {TYPE_NAMES[kind]} is needed", HELP)
     if kind is float and isinstance(value, int):
         value = float(value)
     if not isinstance(value, kind):
-        raise ConfigError(code or "C007", f"{label} = {value!r}; {TYPE_NAMES[kind]} is needed")
+        raise ConfigError(code or "C007", f"{label} = {value!r}; {TYPE_NAMES[kind]} is needed", HELP)
+    if kind is str and "\0" in value:
+        raise ConfigError(code or "C007", f"{label} = {value!r}; text without null characters is needed", HELP)
     if kind in (int, float):
         _check_range(label, value, limits, code)
     return value
@@ -126,15 +129,15 @@ def validate(label: str, value: Any, kind: Any, limits: Mapping[str, Any], code:
 
 def _check_range(label: str, value: float, limits: Mapping[str, Any], code: str) -> None:
     if not math.isfinite(value):
-        raise ConfigError(code or "C008", f"{label} = {value} is not finite")
+        raise ConfigError(code or "C008", f"{label} = {value} is not finite", HELP)
     ge, gt, le, lt = (limits.get(name) for name in ("ge", "gt", "le", "lt"))
     if le is None and isinstance(value, int):
         le = MAX_INTEGER
     if ge is not None and value < ge:
-        raise ConfigError(code or "C009", f"{label} = {value}; must be {ge:g} or more")
+        raise ConfigError(code or "C009", f"{label} = {value}; must be {ge:g} or more", HELP)
     if gt is not None and value <= gt:
-        raise ConfigError(code or "C009", f"{label} = {value}; must be above {gt:g}")
+        raise ConfigError(code or "C009", f"{label} = {value}; must be above {gt:g}", HELP)
     if le is not None and value > le:
-        raise ConfigError(code or "C009", f"{label} = {value}; must be {le:g} or less")
+        raise ConfigError(code or "C009", f"{label} = {value}; must be {le:g} or less", HELP)
     if lt is not None and value >= lt:
-        raise ConfigError(code or "C016", f"{label} = {value}; must be below {lt:g}")
+        raise ConfigError(code or "C016", f"{label} = {value}; must be below {lt:g}", HELP)

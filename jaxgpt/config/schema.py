@@ -285,7 +285,9 @@ class Config:
     def __post_init__(self) -> None:
         for name, kind in sections().items():
             if not isinstance(getattr(self, name), kind):
-                raise ConfigError("C007", f"{name} = {getattr(self, name)!r}; a {kind.__name__}(...) is needed")
+                given = type(getattr(self, name)).__name__
+                message = f"{name} is of the type {given}; a {kind.__name__}(...) is needed"
+                raise ConfigError("C007", message, f"{name}={kind.__name__}(...)")
         if self.optim.warmup_steps > self.run.steps:
             raise ConfigError(
                 "C014",

@@ -1,6 +1,8 @@
 """Hugging Face model folders, written and read with numpy and safetensors alone."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +21,7 @@ from jaxgpt.utils.files import read_json
 FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "modern": qwen3}  # by model.architecture
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
+FETCH = "fetch or save the model again"
 # Files of a model repository that are needed to read its model.
 PATTERNS = [CONFIG, TOKENIZER, "*.safetensors", INDEX]
 
@@ -76,7 +79,7 @@ def read_weights(folder: Path) -> Weights:
     if model.architecture == "gpt2" and "norm.bias" not in arrays:
         model = Model(**{**vars(model), "bias": False})
     tokenizer_file = folder / TOKENIZER
-    return Weights(model, arrays, tokenizer_file if tokenizer_file.is_file() else None)
+    return Weights(model, arrays, tokenizer_file if os.path.lexists(tokenizer_file) else None)
 
 
 def read_tensors(folder: Path) -> dict[str, Array]:
@@ -84,16 +87,19 @@ def read_tensors(folder: Path) -> dict[str, Array]:
     import ml_dtypes  # noqa: F401 - registers numpy's bfloat16, which safetensors looks up by name
 
     try:
-        index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+        index = read_json(folder / INDEX) if os.path.lexists(folder / INDEX) else {}
         names = sorted(set(index.get("weight_map", {"": WEIGHTS}).values()))
         tensors: dict[str, Array] = {}
         for name in names:
-            tensors |= load_file(folder / Path(name).name)  # no index reaches outside the folder
+            file = folder / Path(name).name  # no index reaches outside the folder
+            if file.exists() and not file.is_file():  # safetensors would wait for a pipe
+                raise OSError(errno.EINVAL, "it is not a regular file", str(file))
+            tensors |= load_file(file)
     except FileNotFoundError as error:
         help = "save it again with save_pretrained(..., safe_serialization=True)"
         raise DataError("D046", f"{folder} has no {WEIGHTS}", help) from error
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise DataError("D046", f"the weights in {folder} cannot be read: {error}", "fetch the file again") from error
+        raise DataError("D046", f"the weights in {folder} cannot be read: {error}", FETCH) from error
     return tensors
 
 
@@ -103,11 +109,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         values = read_json(path)
     except FileNotFoundError as error:
-        raise DataError("D046", f"{folder} is not a model: it has no {CONFIG}") from error
+        raise DataError("D046", f"{folder} is not a model: it has no {CONFIG}", FETCH) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError("D046", f"{path} cannot be read: {error}") from error
+        raise DataError("D046", f"{path} cannot be read: {error}", FETCH) from error
     if not isinstance(values, dict):
-        raise DataError("D046", f"{path} does not hold a JSON object")
+        raise DataError("D046", f"{path} does not hold a JSON object", FETCH)
     return values
 
 
@@ -120,11 +126,11 @@ def _describe(folder: Path) -> tuple[ModuleType, Model]:
     try:
         model: Model = family.to_model(values, str(folder))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise DataError("D046", f"{folder / CONFIG} does not describe a {kind} model: {error!r}") from error
+        raise DataError("D046", f"{folder / CONFIG} does not describe a {kind} model: {error!r}", FETCH) from error
     except NoCounterpartError:
         raise
     except ConfigError as error:
-        raise DataError("D046", f"{folder / CONFIG}: {error.message}") from error
+        raise DataError("D046", f"{folder / CONFIG}: {error.message}", FETCH) from error
     return family, model
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from jaxgpt.config import Model
 from jaxgpt.convert import huggingface, nanogpt
 from jaxgpt.convert.weights import Weights
 from jaxgpt.data import hub
@@ -11,12 +10,6 @@ from jaxgpt.errors import ConfigError, did_you_mean
 NANOGPT_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 FILE_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 KINDS = "a model folder of Hugging Face, nanoGPT's ckpt.pt, or OWNER/NAME of a model on the hub"
-
-
-def read_model(name: str) -> Model:
-    """The network of the weights `name`. Raises what `read_weights` raises."""
-    path = _find(name)
-    return huggingface.read_weights(path).model if path.is_dir() else nanogpt.read_checkpoint(path).model
 
 
 def read_weights(name: str) -> Weights:

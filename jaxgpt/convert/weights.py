@@ -50,7 +50,10 @@ class TensorReader:
         self._tensors = dict(tensors)
 
     def take(self, name: str, *shape: int) -> Array:
-        """The tensor `name` in float32. Raises `DataError` D046 if it is missing or has another shape."""
+        """The tensor `name` in float32.
+
+        Raises `DataError` D046 if it is missing, has another shape, or has a value that is NaN or infinite.
+        """
         tensor = self._tensors.pop(name, None)
         if tensor is None:
             raise DataError("D046", f"{self.name} has no tensor {name}", f"jaxgpt reads {FAMILIES}")
@@ -60,7 +63,12 @@ class TensorReader:
         if tensor.shape != shape:
             message = f"{self.name}: {name} has the shape {list(tensor.shape)}; its config needs {list(shape)}"
             raise DataError("D046", message, "the file and its config do not belong together")
-        return np.ascontiguousarray(tensor, dtype=np.float32)
+        with np.errstate(over="ignore"):  # float64 may be too large for float32
+            array = np.ascontiguousarray(tensor, dtype=np.float32)
+        if not np.isfinite(array).all():
+            message = f"{self.name}: {name} has values that are not finite in float32"
+            raise DataError("D046", message, "use another checkpoint: the training that saved this one had diverged")
+        return array
 
     def has(self, name: str) -> bool:
         return name in self._tensors

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -160,9 +161,10 @@ def open_folder(path: str | Path) -> TokenDataset:
     Raises `DataError` D002 if there are none, and D003 to D019 for files that are not what they should be.
     """
     folder = Path(path)
-    if (folder / manifest.FILE_NAME).exists():
+    # `lexists`: a link that leads nowhere is an error, and not another layout.
+    if os.path.lexists(folder / manifest.FILE_NAME):
         return _open_with_manifest(folder, manifest.read_manifest(folder))
-    if (folder / "train.bin").exists():
+    if os.path.lexists(folder / "train.bin"):
         return _open_nanogpt(folder)
     return _open_llmc(folder)
 
@@ -219,7 +221,7 @@ def _open_nanogpt(folder: Path) -> TokenDataset:
             f"characters (nanoGPT's shakespeare_char), make a tokenizer.json of it: {_conversion_command(folder)}"
         )
     train = _open_split([folder / "train.bin"])
-    return _without_manifest(folder, train, _open_split([val]) if val.exists() else None, notes)
+    return _without_manifest(folder, train, _open_split([val]) if os.path.lexists(val) else None, notes)
 
 
 def _conversion_command(folder: Path) -> str:
@@ -246,7 +248,7 @@ def _open_llmc(folder: Path) -> TokenDataset:
 def _without_manifest(folder: Path, train: Split, val: Split | None, notes: list[str]) -> TokenDataset:
     """Uses the folder's `tokenizer.json`, or assumes GPT-2's tokenizer where the tokens can be GPT-2's."""
     file = folder / "tokenizer.json"
-    has_tokenizer = file.is_file()
+    has_tokenizer = os.path.lexists(file)
     name, vocab_size = "gpt2", tokenizer.GPT2_SIZE
     if has_tokenizer:
         loaded = tokenizer.load(file)

@@ -9,6 +9,7 @@ UTF-8 cannot represent; it becomes U+FFFD. Character tokenizers are lossless too
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -225,8 +226,11 @@ def load(name: str | Path) -> Tokenizer:
     """
     if str(name) == "gpt2":
         return gpt2()
-    path = Path(name) / "tokenizer.json" if Path(name).is_dir() else Path(name)
-    if path.is_file():
+    path = Path(name)
+    if path.is_dir() and path.name != "tokenizer.json":
+        path = path / "tokenizer.json"
+    if os.path.lexists(path):
+        _check_regular(path)
         return load_file(path, path.resolve().parent.name if path.name == "tokenizer.json" else path.stem)
     if isinstance(name, str) and not Path(name).exists() and hub.REPOSITORY.fullmatch(name):
         return load_file(_fetch(name), name)
@@ -247,6 +251,7 @@ def _not_found_error(name: str | Path) -> ConfigError:
 
 def load_file(path: Path, name: str) -> Tokenizer:
     """Loads the file `path` and calls the tokenizer `name`. Raises `DataError` D027 if it is not a tokenizer."""
+    _check_regular(path)
     try:
         text = path.read_text(encoding="utf-8")
         model = json.loads(text)["model"]  # checked here: the library's messages do not say what is wrong
@@ -257,6 +262,12 @@ def load_file(path: Path, name: str) -> Tokenizer:
         raise _malformed_error(path, "it has no model with a vocabulary") from error
     except Exception as error:  # the library raises plain exceptions
         raise _malformed_error(path, str(error)) from error
+
+
+def _check_regular(path: Path) -> None:
+    """Raises `DataError` D015 for a folder, pipe or device, reading which may never end, and for a broken link."""
+    if not path.is_file():
+        raise DataError("D015", f"{path} is not a file", "put the tokenizer.json that made the tokens there")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from jaxgpt.diagnose.diagnosis import diagnose
 from jaxgpt.diagnose.options import Options
 from jaxgpt.diagnose.report import build_brief_report, build_report
 from jaxgpt.diagnose.run_overview import describe_run
-from jaxgpt.errors import ConfigError, DataError
+from jaxgpt.errors import ConfigError, DataError, printable
 from jaxgpt.logs.history import History
 from jaxgpt.logs.lines import detect_encoding
 from jaxgpt.utils import files
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs `jaxgpt diagnose` with these arguments."""
     request = read(argv)
     if request.backtest.backtest:
-        print(backtest.run_backtest(request.source, request.backtest))
+        print(printable(backtest.run_backtest(request.source, request.backtest)))
         return
     history = read_log(request.source, request.options)
     diagnosis = diagnose(history, resolve_context(history, request.options), request.options.now)
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     if request.html:
         run = describe_run(folder, diagnosis) if folder else None
         files.write_text(request.html, html_page(build_report(diagnosis, run)))
-        print(f"the diagnosis is in {request.html}")
+        print(f"the diagnosis is in {printable(str(request.html))}")
     elif request.json:
         print(json.dumps(to_json(build_report(diagnosis)), indent=2, allow_nan=False))
     else:

@@ -13,7 +13,7 @@ from rich.text import Text
 from jaxgpt.config.options import Parser
 from jaxgpt.doctor import jax_checks, machine, nvidia
 from jaxgpt.doctor.finding import Finding, worst_status
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, printable
 from jaxgpt.utils.files import compilation_cache_dir
 from jaxgpt.utils.formatting import pluralize
 
@@ -56,13 +56,15 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
     """Prints a conclusion, then a line per finding that starts with its status, with what to do below it."""
     status = worst_status(findings)
     device = next(finding.text for finding in findings if finding.name == "JAX")
-    console.print(Text.assemble((CONCLUSIONS[status], STYLES[status]), f" (JAX {device})\n"), soft_wrap=True)
+    console.print(Text.assemble((CONCLUSIONS[status], STYLES[status]), f" (JAX {printable(device)})\n"), soft_wrap=True)
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         label = (f"{finding.status:<8}", STYLES[finding.status])
-        console.print(Text.assemble(label, f" {finding.name:<{width}}  {finding.text}"), soft_wrap=True)
+        console.print(Text.assemble(label, f" {finding.name:<{width}}  {printable(finding.text)}"), soft_wrap=True)
         if finding.help:
-            console.print(f"{'':<{width + 10}} → {finding.help}", soft_wrap=True, markup=False, highlight=False)
+            console.print(
+                f"{'':<{width + 10}} → {printable(finding.help)}", soft_wrap=True, markup=False, highlight=False
+            )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxgpt.config.options import Parser
 from jaxgpt.data import hub
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, printable
 from jaxgpt.runs.folder import find_run
 from jaxgpt.utils.loading import loading
 
@@ -52,6 +52,6 @@ def main(argv: Sequence[str]) -> None:
 
     jax_setup.configure_jax()
     export = export_hf if options.to == "hf" else export_gguf
-    print(export(run.run, load_model(run), options.out, options.dtype))
+    print(printable(str(export(run.run, load_model(run), options.out, options.dtype))))
     if options.push:
         print(f"uploaded: {hub.push_model(options.out, options.push)}")

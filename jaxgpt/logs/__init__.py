@@ -5,6 +5,7 @@
 """
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,7 +129,7 @@ def _find_log(path: Path) -> Path:
             return _log_in(candidate)
         if candidate.is_file():
             return candidate
-        if candidate.exists():
+        if os.path.lexists(candidate):
             raise DataError("D045", f"'{candidate}' is not a regular file", "save it in a file, or pipe it: diagnose -")
     raise NoLogError("D043", f"there is no run or log at '{path}'", _suggest(path))
 

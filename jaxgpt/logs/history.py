@@ -6,8 +6,8 @@ times in seconds. `line` is the line number in the file (the first is 1), so tha
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, Self
 
 from jaxgpt.config import Config
 from jaxgpt.runs.log import StopReason
@@ -107,6 +107,9 @@ class History:
     warnings: tuple[
         str, ...
     ] = ()  # those of the notes that a short report repeats: lines and losses that were not read
+
+    def with_warning(self, sentence: str) -> Self:
+        return replace(self, notes=(*self.notes, sentence), warnings=(*self.warnings, sentence))
 
     @property
     def steps_done(self) -> int:

@@ -26,6 +26,7 @@ from jaxgpt.utils.progress import ProgressReporter
 SHARD_TOKENS = 100_000_000
 MAX_SHARD_TOKENS = 2**31 - 1  # the header of a shard has the count as an int32
 RESUME_HINT = "the same command resumes where this one stopped"
+NOT_RESUMABLE = ("D024", "D025")  # errors that need other sources or settings
 
 
 def prepare(
@@ -101,6 +102,8 @@ def _build(
         try:
             tokenizer, result = _ingest(job, staging, named, engine, out, progress)
         except (JaxgptError, KeyboardInterrupt) as error:
+            if getattr(error, "code", "") in NOT_RESUMABLE:
+                staging.clear()
             raise _add_resume_hint(error, staging) from error
         made = _manifest(job, tokenizer, result)
         tokenizer.save(staging.folder / made.tokenizer.file)

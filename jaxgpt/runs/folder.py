@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxgpt import _loader
 from jaxgpt.config import Config
-from jaxgpt.errors import CheckpointError, ConfigError, StorageError, did_you_mean
+from jaxgpt.errors import CheckpointError, ConfigError, JaxgptError, StorageError, did_you_mean
 from jaxgpt.runs.checkpoint_files import Manifest, has_manifest, steps_in
-from jaxgpt.runs.log import completed_saves, read_log
+from jaxgpt.runs.log import STEP_KINDS, completed_saves, read_log
 from jaxgpt.utils.files import read_json, read_text, sync, write_text
 from jaxgpt.utils.lock import LockedError, lock_file
 from jaxgpt.utils.sealed import CHECKSUM, seal, unseal
@@ -73,6 +73,7 @@ MANIFESTS_FROM = "manifests_from"  # the step from which on every checkpoint has
 NETWORK = ["architecture", "n_layer", "n_head", "kv_heads", "n_embd", "head_size", "inner", "bias", "activation"]
 NETWORK += ["tie_embeddings", "epsilon"]
 NEW_RUN = "start a new run (--run.name NEW)"
+PUT_BACK = f"put back a copy of the file, or {NEW_RUN}"
 
 
 class RunFolder:
@@ -122,12 +123,17 @@ class RunFolder:
         except ConfigError as error:
             raise CheckpointError("K005", f"{self.config_file}: {error.message}", error.help) from error
         except (AttributeError, TypeError) as error:
-            raise CheckpointError("K005", f"{self.config_file} does not hold a config: {error}") from error
+            raise CheckpointError("K005", f"{self.config_file} does not hold a config: {error}", PUT_BACK) from error
 
     def check_writable(self) -> None:
         """Raises `StorageError` S002 if the folder cannot be made or written; writes nothing."""
         folder = self.path.absolute()
-        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        try:
+            existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        except OSError as error:  # a name that is too long
+            raise self._not_writable(error.strerror or str(error)) from error
+        if self.log_file.is_dir():
+            raise self._not_writable(f"'{self.log_file}' is a folder")
         if not existing.is_dir():
             raise self._not_writable(f"'{existing}' is a file")
         if not os.access(existing, os.W_OK | os.X_OK):
@@ -168,8 +174,8 @@ class RunFolder:
             if not path.is_file():
                 raise CheckpointError("K005", f"'{self.path}' has no {name}", f"put the file back, or {NEW_RUN}")
             if _loader.hash_file(path) not in checksums:
-                message = f"{path} is damaged: it is not what the run has written"
-                raise CheckpointError("K005", message, f"put back a copy of the file, or {NEW_RUN}")
+                message = f"{path} is damaged: it is not what the run has written, according to {self.data_file.name}"
+                raise CheckpointError("K005", message, PUT_BACK)
 
     def check_manifest(self, manifest: Manifest) -> None:
         """Raises `CheckpointError` K005 if the run's config or tokens are not those of a checkpoint with `manifest`."""
@@ -188,6 +194,30 @@ class RunFolder:
             message = f"{self.checkpoints} has no valid checkpoint, but the log has one of step {saved[-1]}"
             raise CheckpointError("K003", message, f"put the checkpoints back, or {NEW_RUN}")
 
+    def log_problem(self) -> str:
+        """Why the log cannot be all that the run has written, in a few words; empty if it can."""
+        newest = max(steps_in(self.checkpoints), default=0)
+        records = read_log(self.log_file) if self.log_file.is_file() else []
+        for record in records:
+            if record.get("kind") == "start" and (foreign := self.foreign_fields(record.get("config"))):
+                return f"it is the log of another run: {', '.join(foreign)}"
+        known = [record for record in records if record.get("kind") in STEP_KINDS]
+        done = [record["step"] + (record["kind"] == "step") for record in known]
+        return f"it has no record of step {newest - 1:,}" if max(done, default=0) < newest else ""
+
+    def foreign_fields(self, values: Any) -> list[str]:
+        """The fields in which `values`, the config of a file in this folder, differ from the run's own config.
+
+        Empty also if they are no config of this version.
+        """
+        try:
+            found = Config.from_dict(values)
+            own = self.config()
+        except (JaxgptError, AttributeError, TypeError):
+            return []
+        changes = changed_fields(own, found)
+        return [change for change in changes if " auto → " not in change]  # a plan has these resolved
+
     def is_old_checkpoint(self, step: int) -> bool:
         """Whether the checkpoint is from before manifests: a run knows from which step on it has written them."""
         manifests_from = self._identity().get(MANIFESTS_FROM) if self.config_file.exists() else None
@@ -198,9 +228,19 @@ class RunFolder:
         """Raises `CheckpointError` K002 if the run was started on other tokens than those that `tokens` identifies."""
         if not self.config_file.exists():
             return
+        if "tokenizer_sha256" in self._identity():
+            self.check_tokenizer(tokens)  # its message names both
         for name, old in _compared(self._identity(), tokens):
             message = f"'{self.path}' was started on other data: {name} {old} → {tokens.get(name)}"
             raise CheckpointError("K002", message, f"point --data.path at the run's data, or {NEW_RUN}")
+
+    def check_unread_tokens(self, tokens: dict[str, Any]) -> None:
+        """`check_tokens` of what is known without reading every token. Raises `CheckpointError` K002."""
+        read = {name: value for name, value in self._identity().items() if name not in tokens}
+        try:
+            self.check_tokens({**read, **tokens})
+        except CheckpointError as error:
+            raise error.replace(help="put the run's data back, or --data DIR evaluates on other tokens") from error
 
     def has_same_batches(self, config: Config, tokens: dict[str, Any]) -> bool:
         """Whether the batches of a run of `config` on `tokens` are those of this run."""
@@ -218,6 +258,14 @@ class RunFolder:
                 f"{_describe_tokenizer(old)} → {_describe_tokenizer(tokens)}",
                 "prepare the data with the run's tokenizer.json",
             )
+
+    def check_init_from(self, config: Config) -> None:
+        """Raises `ConfigError` C083 if a fork of this run names weights that this run was not started from."""
+        own = self.config().run.init_from
+        if config.run.init_from not in ("", own):
+            message = f"run.init_from = {config.run.init_from!r} and --fork {self.path} name different weights"
+            help = f"leave out --run.init-from to continue from '{self.path}', or leave out --fork"
+            raise ConfigError("C083", message, help)
 
     def check_model(self, config: Config) -> None:
         """Raises `CheckpointError` K004 if the run's network is another function of its parameters than `config`'s.
@@ -262,17 +310,18 @@ class RunFolder:
             return unseal(read_text(self.data_file))
         except ValueError as error:
             message = f"{self.data_file} is damaged: {error}"
-            raise CheckpointError("K005", message, f"put back a copy of the file, or {NEW_RUN}") from error
+            raise CheckpointError("K005", message, PUT_BACK) from error
 
     def _read_json(self, path: Path) -> dict[str, Any]:
         try:
             values = read_json(path)
         except FileNotFoundError as error:
-            raise CheckpointError("K005", f"'{self.path}' is not a run folder: it has no {path.name}") from error
+            message = f"'{self.path}' is not a run folder: it has no {path.name}"
+            raise CheckpointError("K005", message, PUT_BACK) from error
         except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError("K005", f"{path} cannot be read: {error}") from error
+            raise CheckpointError("K005", f"{path} cannot be read: {error}", PUT_BACK) from error
         if not isinstance(values, dict):
-            raise CheckpointError("K005", f"{path} does not hold a JSON object")
+            raise CheckpointError("K005", f"{path} does not hold a JSON object", PUT_BACK)
         return values
 
 

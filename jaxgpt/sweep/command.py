@@ -15,7 +15,7 @@ from jaxgpt.config.command_line import parse_config
 from jaxgpt.config.files import load_config
 from jaxgpt.config.options import Parser, integer
 from jaxgpt.data.dataset import open_folder
-from jaxgpt.errors import ConfigError, NoShardsError
+from jaxgpt.errors import ConfigError, NoShardsError, printable
 from jaxgpt.sweep.folder import SweepFolder
 from jaxgpt.sweep.grid import MIN_LR, VARY_FORM, Trial, make_trials, parse_vary
 from jaxgpt.sweep.report import build_report
@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(to_json(report), indent=2))
         return
     print_report(report)
-    print(f"\nfigures: {folder.report_file}")
+    print(f"\nfigures: {printable(str(folder.report_file))}")
 
 
 def _check_counts(base: Config, options: argparse.Namespace) -> None:

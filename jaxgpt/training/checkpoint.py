@@ -187,7 +187,8 @@ class Checkpoints:
             step = self.valid_best()
         if step is None or step not in self.steps():
             existing = ", ".join(map(str, self.steps())) or "none"
-            raise CheckpointError("K003", f"no checkpoint {name!r} in {self.folder}; there are: {existing}")
+            help = "take one of these, latest or best" if self.steps() else "train the run first"
+            raise CheckpointError("K003", f"no checkpoint {name!r} in {self.folder}; there are: {existing}", help)
         self.verify(step)
         return step
 

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 import jaxgpt
 from jaxgpt.config import Config
 from jaxgpt.data import dataset as datasets
-from jaxgpt.data.dataset import TokenDataset
-from jaxgpt.errors import ConfigError, NonFiniteError, NoShardsError, printable
+from jaxgpt.data.dataset import Split, TokenDataset
+from jaxgpt.errors import ConfigError, DataError, NonFiniteError, NoShardsError, printable
 from jaxgpt.prepare.pipeline import prepare
 from jaxgpt.runs.folder import CheckpointRef, RunFolder
 from jaxgpt.runs.log import DONE, STEP_KINDS, RunLog, StopReason, read_log, read_stop_reason, warn
@@ -131,6 +131,8 @@ def open_run(
         state = restore()
         disk_space.check_before_run(folder.checkpoints, template, run.config.run)
         is_resumed = checkpoints.latest() is not None
+        if is_resumed and distributed.is_main() and (problem := folder.log_problem()):
+            warn(f"{folder.log_file}: {problem}; the run resumes all the same")
         checkpoints.rewinds = read_rewinds(run, fork, int(state.step), is_resumed=is_resumed)
         yield OpenRun(
             **vars(run),
@@ -169,11 +171,19 @@ def _verify(config: Config, dataset: TokenDataset) -> str:
     """
     datasets.check_vocabulary(config.model.vocab_size, dataset)
     batches.document_token(config, dataset)  # raises if it needs one and has none
-    for split in (dataset.train, dataset.val):
-        if split:
-            split.windows(config.model.block_size)  # raises if it has not a single window
+    dataset.train.windows(config.model.block_size)  # raises if it has not a single window
+    if dataset.val:
+        _check_validation(config, dataset.val)
     with console.progress_bar("checking the tokens") as progress:
         return dataset.verify(progress)
+
+
+def _check_validation(config: Config, val: Split) -> None:
+    """Raises `DataError` D013 if the validation split has not a single window."""
+    try:
+        val.windows(config.model.block_size)
+    except DataError as error:
+        raise error.replace(message=f"validation has {error.message}") from error
 
 
 def _open_or_prepare(config: Config) -> TokenDataset:
@@ -198,6 +208,7 @@ def _open_or_prepare(config: Config) -> TokenDataset:
 def check_fork(config: Config, fork: CheckpointRef, dataset: TokenDataset, template: TrainState) -> None:
     """Raises a `JaxgptError` if a new run of `config` on `dataset` cannot start from the checkpoint `fork`."""
     fork.run.check_files()
+    fork.run.check_init_from(config)
     fork.run.check_tokenizer(dataset.identity)
     fork.run.check_model(config)
     with Checkpoints(fork.run.checkpoints) as source:

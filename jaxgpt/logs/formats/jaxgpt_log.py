@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from jaxgpt.config import Config
-from jaxgpt.errors import ConfigError, JaxgptError
+from jaxgpt.errors import CheckpointError, ConfigError, JaxgptError
 from jaxgpt.logs import reader
 from jaxgpt.logs.collector import Collector
 from jaxgpt.logs.history import Evaluation, History, LogTraits, Step
@@ -133,8 +133,16 @@ def _config_metadata(config: Config) -> dict[str, Any]:
 def add_folder_facts(history: History, folder: RunFolder) -> History:
     """`history` with what the run folder contains beside the log: its config, and the size of the training data.
 
-    The log has no config if its first lines are lost.
+    The log has no config if its first lines are lost. Files that are not those of the run are a warning.
     """
+    if not folder.config_file.exists() and not folder.data_file.exists():
+        return history  # a log alone
+    try:
+        folder.check_files()
+    except CheckpointError as error:
+        history = history.with_warning(f"{error.message}.")
+    if problem := folder.log_problem():
+        history = history.with_warning(f"{folder.log_file}: {problem}.")
     config = history.config
     facts: dict[str, Any] = {}
     if config is None:

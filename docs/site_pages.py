@@ -75,14 +75,14 @@ def _section_table(name: str, section: Any) -> str:
     parser = Parser("train", "Trains.")
     add_options(parser, section)
     kinds = {action.option_strings[0]: str(action.metavar) for action in parser._actions}
-    nanogpt = {label: alias for alias, label in ALIASES.items()}
+    nanogpt = {label: f" (`{alias}`)" for alias, label in ALIASES.items()}
     rows = [f"## {name}\n", f"{section.summary}\n", "| option | values | default | meaning |", "|---|---|---|---|"]
     for field_name, (field, _) in field_types(section).items():
         label = section.label(field_name)
         option = option_name(label)
-        alias = f" (`{nanogpt[label]}`)" if label in nanogpt else ""
         default = " ".join(format_value(field_default(field))) or "empty"
-        cells = (f"`{option}`{alias}", _values(kinds[option], field), f"`{default}`", field.metadata["help"])
+        cells = [f"`{option}`{{ .option }}{nanogpt.get(label, '')}", _values(kinds[option], field), f"`{default}`"]
+        cells.append(field.metadata["help"])
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*rows, ""])
 
@@ -94,7 +94,7 @@ def _values(kind: str, field: Any) -> str:
 
 
 def _help_of(verb: str) -> str:
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "82"  # as wide as a block on a page
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         importlib.import_module(f"jaxgpt.{verb}").main(["--help"])

@@ -29,5 +29,5 @@ USER jaxgpt
 WORKDIR /work
 VOLUME /work
 ENV PYTHONUNBUFFERED=1
-# exec form: signals reach the command, so `docker stop -t 120` lets a run finish its step and save
+# exec form: signals reach the command, so docker stop -t 120 lets a run finish its step and save
 CMD ["jaxgpt", "doctor"]

@@ -61,6 +61,13 @@ def test_extras_that_are_mentioned_exist() -> None:
     assert found <= set(project()["optional-dependencies"])
 
 
+def test_the_page_on_installing_lists_every_extra() -> None:
+    table = (ROOT / "docs/install.md").read_text().partition("| extra | brings |")[2].partition("\n\n")[0]
+    names = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    listed = re.findall(r"`(\w+)`", "".join(names))
+    assert sorted(listed) == sorted(project()["optional-dependencies"])
+
+
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda path: path.name)
 def test_workflows_run_pinned_actions(file: Path) -> None:
     workflow = read_yaml(file)

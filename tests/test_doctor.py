@@ -222,6 +222,15 @@ def test_failing_cudnn_and_dma_map_have_reason_and_help() -> None:
     assert jax_checks.evaluate(cut, 1)[1].text == "it was ended by signal 11"
 
 
+def test_a_gpu_without_cudnn_attention_can_train() -> None:
+    refused = {"cudnn": "Flash attention requires at least Ampere", "capability": "7.5"}
+    attention = jax_checks.evaluate(Answer(facts=ON_GPU.facts | refused), 1)[-2]
+    assert (attention.status, attention.help) == ("ok", "")
+    assert "7.5" in attention.text
+    newer = Answer(facts=ON_GPU.facts | refused | {"capability": "8.0"})
+    assert jax_checks.evaluate(newer, 1)[-2].status == "problem"
+
+
 def probing(code: str, seconds: float = 60) -> Answer:
     return jax_checks.Probe([sys.executable, "-c", code]).answer(seconds)
 

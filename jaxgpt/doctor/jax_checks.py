@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from jaxgpt.config.attention import AMPERE
 from jaxgpt.doctor.finding import GIB, Finding, Status
 from jaxgpt.errors import cuda_install
 from jaxgpt.utils.formatting import pluralize
@@ -127,6 +128,9 @@ def check_devices(answer: Answer, gpus: int, platforms: str = "", driver_ok: boo
 
 def _check_feature(answer: Answer, name: str, fact: str, failure: Status, success: str, help: str) -> Finding:
     """Whether the probe could use a feature of the GPU; `fact` is empty if it could, else the reason why not."""
+    capability = answer.facts.get("capability")
+    if fact == "cudnn" and capability and float(capability) < AMPERE:
+        return Finding(name, "ok", f"not on GPUs of compute capability {capability}: runs use XLA's attention")
     reason = answer.facts.get(fact, answer.ending or "not tried")
     return Finding(name, failure, reason, help) if reason else Finding(name, "ok", success)
 

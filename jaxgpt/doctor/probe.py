@@ -33,7 +33,8 @@ def main() -> None:
     limit = (device.memory_stats() or {}).get("bytes_limit")
     seconds = time.perf_counter() - started
     print_stage("kernel", platform=device.platform, devices=names, seconds=seconds, bytes_limit=limit)
-    print_stage("attention", kernel=attempt(lambda: check_matmul(jax)))
+    capability = str(getattr(device, "compute_capability", ""))
+    print_stage("attention", kernel=attempt(lambda: check_matmul(jax)), capability=capability)
     if device.platform == "gpu":
         print_stage("dma_map", cudnn=attempt(lambda: check_attention(jax)))
         print_stage("done", dma_map=attempt(lambda: check_direct_copy(jax, device)))

@@ -1,5 +1,6 @@
 """Expected step times: published speeds, several devices, and devices without bfloat16."""
 
+import dataclasses
 import json
 import math
 from types import ModuleType
@@ -133,13 +134,12 @@ def test_search_fills_all_devices() -> None:
 
 
 @pytest.mark.parametrize("name", ["V100", "RTX 2080 Ti", "P100", "GTX 1080 Ti", "RTX 8000"])
-def test_device_without_bfloat16_is_slower_for_jaxgpt(name: str) -> None:
+def test_device_without_bfloat16_has_no_fused_attention(name: str) -> None:
     device = DEVICES[name]
-    own, other = (speed.estimate(SMALL, device, software) for software in ("jaxgpt", "nanogpt"))
-    work = SMALL.tokens_per_step * model_size.flops_per_token(SMALL.model, causal=True)
-    assert own.seconds > work / (device.float32_tflops * 1e12)
-    assert own.seconds > 0.8 * other.seconds
-    assert "no bfloat16" in device.note
+    newer = dataclasses.replace(device, family="ampere")
+    assert speed.estimate(SMALL, device, "jaxgpt").seconds > speed.estimate(SMALL, newer, "jaxgpt").seconds
+    assert device.note.startswith("no tensor cores" if device.family == "pascal" else "no bfloat16")
+    assert not device.has_bfloat16
 
 
 def test_list_of_devices_needs_no_config(capsys: pytest.CaptureFixture[str]) -> None:

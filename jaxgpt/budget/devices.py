@@ -24,10 +24,11 @@ GEFORCE_FLOP = 4 * 128  # operations per multiprocessor and clock: 4 tensor core
 CONTEXT_GIB = 0.6  # CUDA's context and the libraries' handles
 DESKTOP_GIB = 0.8  # a desktop with a browser, on a card that drives a screen
 CPU = "cpu"
-NO_BFLOAT16 = (
-    "no bfloat16: jaxgpt is planned at the float32 rate and without fused attention; programs that train in float16 "
-    "are faster"
-)
+NO_BFLOAT16 = {
+    "pascal": "no tensor cores: jaxgpt trains in float32 and without fused attention",
+    "volta": "no bfloat16: jaxgpt trains in float16 with loss scaling and without fused attention",
+    "turing": "no bfloat16: jaxgpt trains in float16 with loss scaling and without fused attention",
+}  # by family
 # Dense products that a watt of the board sustains: an H200 does 788 TFLOP/s at 700 W. The others are assumptions from
 # the node's efficiency; only the A10 was compared with a published speed (docs/budget-accuracy.md).
 TFLOPS_PER_WATT = {"volta": 0.35, "turing": 0.45, "ampere": 0.5, "ampere-hbm": 0.8, "ada": 0.85, "hopper": 1.13}
@@ -37,7 +38,7 @@ CUSTOM_FIELDS = ("tflops", "bandwidth", "memory", "watts")
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """`tflops` dense bf16 with fp32 accumulation, `bandwidth` in GB/s, `memory` in GiB, `watts` of the board."""
+    """`tflops` dense 16-bit with fp32 accumulation, `bandwidth` in GB/s, `memory` in GiB, `watts` of the board."""
 
     name: str
     tflops: float
@@ -48,12 +49,16 @@ class Device:
     family: str
     drives_screen: bool = False
     half_rate: bool = False  # GeForce: products with float32 accumulation run at half of the tensor cores' speed
-    float32_tflops: float = 0.0  # of a device without bfloat16, at which jaxgpt runs there; 0 for the others
 
     @property
     def note(self) -> str:
         """What a reader should know about the device; empty for most."""
-        return NO_BFLOAT16 if self.float32_tflops else ""
+        return NO_BFLOAT16.get(self.family, "")
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether its tensor cores have bfloat16, and with it cuDNN's attention."""
+        return self.family not in NO_BFLOAT16
 
     @property
     def sustained_tflops(self) -> float:
@@ -150,7 +155,7 @@ def table() -> str:
     lines = [f"{'name':<20}{'TFLOP/s':>9}{'GB/s':>7}{'GiB':>7}{'W':>6}"]
     for device in DEVICES.values():
         figures = f"{device.tflops:>9g}{device.bandwidth:>7g}{device.memory:>7g}{device.watts:>6g}"
-        lines.append(f"{device.name:<20}{figures}{'  no bfloat16' if device.float32_tflops else ''}")
+        lines.append(f"{device.name:<20}{figures}{'' if device.has_bfloat16 else '  no bfloat16'}")
     return "\n".join([*lines, "", f"Others: cpu, or {CUSTOM_HELP}"])
 
 

@@ -311,7 +311,7 @@ def _loss_of_tuned_recipe(query: ScalingQuery) -> float:
 def memory_fit(config: Config, device: Device | None) -> MemoryFit:
     """Memory of a step of `config`, the part of one device, and which micro-batches fit on `device`."""
     usable = None if device is None else device.usable
-    flash = None if device is None or not device.float32_tflops else False
+    flash = None if device is None or device.has_bfloat16 else False
     micro_batches = []
     for size in memory.candidate_micro_batches(config):
         gib = memory.estimate(config, size, flash=flash).total / GIB

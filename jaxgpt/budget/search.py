@@ -184,7 +184,7 @@ def with_batch(config: Config, device: Device | None, gpus: int = 1) -> Config |
     sequences = config.data.micro_batch * config.data.accum
     largest = CPU_MICRO_BATCH
     if device is not None:
-        flash = False if device.float32_tflops else None
+        flash = None if device.has_bfloat16 else False
         largest = min(memory.max_micro_batch(config, device.usable, flash=flash), MAX_MICRO_BATCH)
     limit = min(gpus * largest, sequences)
     sizes = [size for size in range(gpus, limit + 1, gpus) if sequences % size == 0]

@@ -146,21 +146,16 @@ def kernels(config: Config, device: Device, software: str, *, best: bool) -> lis
     """The kernels of one step with their seconds, in the best or the worst case."""
     attention = attention_fraction(device, config.model, software)[best]
     clock = CLOCK_GEFORCE if device.half_rate else CLOCK_OTHERS
-    peak = _product_tflops(device, software) * 1e12 * clock[best]
+    peak = device.sustained_tflops * 1e12 * clock[best]
     attention *= device.tflops / device.sustained_tflops  # the fractions are those of the rated peak
     bandwidth = device.bandwidth * 1e9 * BANDWIDTH[best]
     timed = []
-    for name, flops, moved in _work(config, software, best, flash=not device.float32_tflops):
+    for name, flops, moved in _work(config, software, best, flash=device.has_bfloat16):
         fraction = attention if name == "attention" else GEMM[best]
         seconds = max(flops / (peak * fraction), moved / bandwidth)
         timed.append(Kernel(name=name, flops=flops, bytes=moved, seconds=seconds))
     launches = config.data.accum * (config.model.n_layer * KERNELS_PER_BLOCK + KERNELS_ELSEWHERE)
     return [*timed, Kernel(name="launches", flops=0, bytes=0, seconds=launches * LAUNCH[best])]
-
-
-def _product_tflops(device: Device, software: str) -> float:
-    """TFLOP/s of products: what the board's power sustains, or float32's for jaxgpt on a device without bfloat16."""
-    return device.float32_tflops if software == "jaxgpt" and device.float32_tflops else device.sustained_tflops
 
 
 def _work(config: Config, software: str, best: bool, *, flash: bool) -> Iterator[tuple[str, float, float]]:

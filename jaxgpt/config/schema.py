@@ -48,8 +48,10 @@ class Model(Section):
     tie_embeddings: bool = field(True, "share weights between the token embedding and the LM head")
     rope_theta: float = field(10_000.0, "base of RoPE (modern only)", ge=1.0)
     norm_eps: float | None = field(None, "epsilon of the norms (none: gpt2 1e-5, modern 1e-6)", ge=0.0, lt=1.0)
-    dtype: Literal["auto", "bfloat16", "float32"] = field(
-        "auto", "dtype of activations (auto: bfloat16 on a GPU, float32 on a CPU); parameters stay float32"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
+        "auto",
+        "dtype of activations (auto: bfloat16 on a GPU, float16 with loss scaling on T4, V100 and RTX 20, float32 on a "
+        "CPU); parameters stay float32",
     )
     attention: Literal["auto", "xla", "cudnn"] = field(
         "auto", "attention kernel (auto: cudnn on CUDA with bfloat16, otherwise xla)"

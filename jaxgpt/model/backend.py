@@ -6,13 +6,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxgpt.config import Model
-from jaxgpt.config.attention import cudnn_obstacle
+from jaxgpt.config.attention import cudnn_obstacle, default_dtype
 from jaxgpt.errors import ConfigError
 
 
 def compute_dtype(model: Model) -> Any:
     """The JAX type of activations; `auto` must be resolved before."""
-    return {"bfloat16": jnp.bfloat16, "float32": jnp.float32}[model.dtype]
+    return {"bfloat16": jnp.bfloat16, "float16": jnp.float16, "float32": jnp.float32}[model.dtype]
 
 
 def resolve_auto(model: Model, platform: str, capability: str = "") -> Model:
@@ -22,7 +22,7 @@ def resolve_auto(model: Model, platform: str, capability: str = "") -> Model:
     """
     dtype = model.dtype
     if dtype == "auto":
-        dtype = "bfloat16" if platform == "gpu" else "float32"
+        dtype = default_dtype(capability) if platform == "gpu" else "float32"
     obstacle = f"the device is a {platform}"
     if platform == "gpu":
         obstacle = cudnn_obstacle(model, dtype, capability)

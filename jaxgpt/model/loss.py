@@ -20,8 +20,12 @@ LossAndHeadGrad = tuple[jax.Array, jax.Array]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def mean_loss(x_NxD: jax.Array, head_VxD: jax.Array, targets_N: jax.Array, chunk: int) -> jax.Array:
+def mean_loss(
+    x_NxD: jax.Array, head_VxD: jax.Array, targets_N: jax.Array, chunk: int, scale: jax.Array | None = None
+) -> jax.Array:
     """The mean over tokens of -log softmax(x head^T)[target], a float32 scalar in nats.
+
+    With `scale`, the gradient is that of `scale` times the loss; the value is not multiplied.
 
     `x_NxD` and `head_VxD` share a compute type, and logits are rounded to it too, as in other trainers: a GPU spends as
     long on reading and writing them as on all their products. Sums, exponentials, log-sum-exp and the head's gradient
@@ -44,7 +48,7 @@ def token_losses(x_NxD: jax.Array, head_VxD: jax.Array, targets_N: jax.Array, ch
 
 
 def _forward(
-    x_NxD: jax.Array, head_VxD: jax.Array, targets_N: jax.Array, chunk: int
+    x_NxD: jax.Array, head_VxD: jax.Array, targets_N: jax.Array, chunk: int, scale: jax.Array | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """The mean loss, and its gradients with respect to x and head."""
 
@@ -58,7 +62,8 @@ def _forward(
         loss += jnp.sum(weights_M * (lse_M - _target_logits(logits_MxV, targets_M)))
         one_hot_MxV = targets_M[:, None] == jnp.arange(logits_MxV.shape[1], dtype=targets_M.dtype)[None, :]
         probs_MxV = jnp.exp(logits_MxV.astype(jnp.float32) - lse_M[:, None])
-        grad_MxV = ((probs_MxV - one_hot_MxV.astype(jnp.float32)) * weights_M[:, None]).astype(x_MxD.dtype)
+        scales_M = weights_M if scale is None else weights_M * scale
+        grad_MxV = ((probs_MxV - one_hot_MxV.astype(jnp.float32)) * scales_M[:, None]).astype(x_MxD.dtype)
         dhead_VxD += weight_grad(grad_MxV, x_MxD, jnp.float32)
         return (loss, dhead_VxD), jnp.einsum("mv,vd->md", grad_MxV, head_VxD)
 
@@ -72,11 +77,11 @@ def _forward(
 
 def _backward(
     chunk: int, gradients: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array, None]:
+) -> tuple[jax.Array, jax.Array, None, None]:
     """Scales the gradients of the forward pass by the cotangent, which is 1 in training."""
     dx_NxD, dhead_VxD = gradients
     compute_type = dx_NxD.dtype  # the head's too
-    return dx_NxD * cotangent.astype(compute_type), (dhead_VxD * cotangent).astype(compute_type), None
+    return dx_NxD * cotangent.astype(compute_type), (dhead_VxD * cotangent).astype(compute_type), None, None
 
 
 mean_loss.defvjp(_forward, _backward)

@@ -10,6 +10,7 @@ import optax
 from jaxgpt.config import Config, Model, Optim
 from jaxgpt.config.schedule import learning_rate
 from jaxgpt.optimizers import OPTIMIZERS
+from jaxgpt.training.loss_scale import with_loss_scale
 
 
 def schedule(optim: Optim, total_steps: int) -> optax.Schedule:
@@ -18,15 +19,16 @@ def schedule(optim: Optim, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Clipping by global norm, the update rules, weight decay and the schedule of the learning rate."""
+    """Clipping by global norm, the update rules, weight decay and the schedule; in float16, loss scaling as well."""
     optim = config.optim
     rate = schedule(optim, config.run.steps)
-    return optax.chain(
+    optimizer = optax.chain(
         optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip else optax.identity(),
         _update_rules(config),
         optax.add_decayed_weights(optim.weight_decay, mask=matrices),
         optax.scale_by_learning_rate(rate),
     )
+    return with_loss_scale(optimizer) if config.model.dtype == "float16" else optimizer
 
 
 def _update_rules(config: Config) -> optax.GradientTransformation:

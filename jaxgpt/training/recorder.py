@@ -182,8 +182,9 @@ class Recorder:
     def _check_finite(self, record: StepRecord) -> bool:
         """Whether the step's loss and gradient norm are finite.
 
-        Otherwise its update was skipped, if `run.on_nonfinite` is "skip". Raises `NonFiniteError` N001 if it is not, or
-        after `MAX_SKIPS` such steps in a row.
+        Otherwise its update was skipped, if `run.on_nonfinite` is "skip" or if only the gradient overflowed in float16
+        (its loss scale is halved then). Raises `NonFiniteError` N001 in other cases and after `MAX_SKIPS` such steps in
+        a row.
         """
         values = {"loss": record.loss, "gradient norm": record.grad_norm}
         name = next((name for name, value in values.items() if not math.isfinite(value)), None)
@@ -191,7 +192,8 @@ class Recorder:
             self._skips_in_a_row = 0
             return True
         problem = f"the {name} of step {record.step} is not finite (loss {record.loss}, norm {record.grad_norm})"
-        if self._config.run.on_nonfinite != "skip":
+        is_overflow = self._config.model.dtype == "float16" and math.isfinite(record.loss)
+        if self._config.run.on_nonfinite != "skip" and not is_overflow:
             raise NonFiniteError("N001", problem, LOWER_LR_HELP, step=record.step)
         self._skips += 1
         self._skips_in_a_row += 1
@@ -200,7 +202,8 @@ class Recorder:
         first = self._rewinds.batch(record.step) * self._windows
         self._log.write("skip", step=record.step, first_window=first, windows=self._windows, skips=self._skips)
         batch = f"windows {first:,} to {first + self._windows - 1:,} of the data order"
-        warn(f"{problem}: its update was skipped, {self._skips} so far; the batch is {batch}")
+        if not is_overflow:
+            warn(f"{problem}: its update was skipped, {self._skips} so far; the batch is {batch}")
         return False
 
     def _track(self, step: int, values: dict[str, Any]) -> None:

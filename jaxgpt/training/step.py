@@ -19,6 +19,7 @@ from jaxgpt.model.backend import compute_dtype
 from jaxgpt.model.gpt import GPT
 from jaxgpt.model.loss import mean_loss, token_losses
 from jaxgpt.training import mesh as meshes
+from jaxgpt.training.loss_scale import current_scale, keep_unless
 from jaxgpt.training.mesh import batch_sharding, replicated_sharding, state_shardings
 
 Params = dict[str, Any]
@@ -89,8 +90,9 @@ def train_step(
     if mesh:
         specs = _specs(state_shardings(mesh, state.params))
         out_specs = (specs, PartitionSpec())
-        gradient = _shard_map(partial(gradient, specs=specs), mesh, (specs, PartitionSpec()), out_specs)
-    grads, loss = gradient(state.params, state.step, tokens_AxBxW)
+        in_specs = (specs, PartitionSpec(), PartitionSpec())
+        gradient = _shard_map(partial(gradient, specs=specs), mesh, in_specs, out_specs)
+    grads, loss = gradient(state.params, state.step, current_scale(state.opt_state), tokens_AxBxW)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     after = TrainState(state.step + 1, params, opt_state)
@@ -104,17 +106,14 @@ def _skip_unless_finite(metrics: Metrics, before: TrainState, after: TrainState)
     Counters advance in either case, since the learning rate is a function of the step.
     """
     is_finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
-
-    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
-        return new if jnp.issubdtype(new.dtype, jnp.integer) else jnp.where(is_finite, new, old)
-
-    state: TrainState = jax.tree.map(choose, before, after)
+    state: TrainState = keep_unless(is_finite, before, after)
     return state
 
 
 def mean_gradient(
     params: Params,
     step: jax.Array,
+    scale: jax.Array | None,
     tokens_AxBxW: jax.Array,
     *,
     config: Config,
@@ -122,7 +121,7 @@ def mean_gradient(
     eot: int | None = None,
     specs: Any = None,
 ) -> tuple[Params, jax.Array]:
-    """The float32 gradient and the loss, means over all windows.
+    """The float32 gradient and the loss, means over all windows; `scale` is that of the loss in float16.
 
     With `specs`, those of `params`, this runs on each device of a mesh: on its shards of `params` and its rows of B.
     Devices gather the weights once; those of a group reduce each micro-batch's gradient to their shards, and the groups
@@ -135,8 +134,9 @@ def mean_gradient(
     rngs_AxB = _dropout_rngs(config, step, tokens_AxBxW, is_sharded=specs is not None)
 
     def micro_step(carry: Params, xs: tuple[jax.Array, jax.Array | None]) -> tuple[Params, jax.Array]:
-        loss, grads = jax.value_and_grad(loss_fn)(weights, *xs, graphdef=graphdef, model=config.model, eot=eot)
-        grads = jax.tree.map(lambda grad: grad.astype(jnp.float32), grads)
+        compute = partial(loss_fn, graphdef=graphdef, model=config.model, eot=eot, scale=scale)
+        loss, grads = jax.value_and_grad(compute)(weights, *xs)
+        grads = jax.tree.map(lambda grad: _unscaled(grad.astype(jnp.float32), scale), grads)
         if specs is not None:
             grads = meshes.scatter_mean(grads, specs)
         return jax.tree.map(jnp.add, carry, grads), loss
@@ -158,6 +158,7 @@ def loss_fn(
     graphdef: Any,
     model: ModelConfig,
     eot: int | None = None,
+    scale: jax.Array | None = None,
 ) -> jax.Array:
     """Mean loss in nats per token of predicting each window's next tokens; `rngs_B` enables dropout."""
     inputs_BxT, targets_BxT = inputs_and_targets(tokens_BxW)
@@ -165,7 +166,11 @@ def loss_fn(
     x_BxTxD, _ = gpt.hidden(inputs_BxT, rngs_B=rngs_B, documents_BxT=document_numbers(inputs_BxT, eot))
     head_VxD = gpt.lm_head_weight().astype(x_BxTxD.dtype)
     x_NxD = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])
-    return mean_loss(x_NxD, head_VxD, targets_BxT.reshape(-1), model.loss_chunk)
+    return mean_loss(x_NxD, head_VxD, targets_BxT.reshape(-1), model.loss_chunk, scale)
+
+
+def _unscaled(grad: jax.Array, scale: jax.Array | None) -> jax.Array:
+    return grad if scale is None else grad / scale
 
 
 def _dropout_rngs(config: Config, step: jax.Array, tokens_AxBxW: jax.Array, *, is_sharded: bool) -> jax.Array | None:

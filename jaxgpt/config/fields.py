@@ -10,6 +10,7 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING
+from functools import cache
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from jaxgpt.errors import ConfigError
@@ -82,8 +83,13 @@ class OptionGroup(Checked):
         return "--" + name.replace("_", "-")
 
 
-def field_types(cls: type[Any]) -> Mapping[str, tuple[dataclasses.Field[Any], Any]]:
+def field_types(cls: Any) -> Mapping[str, tuple[dataclasses.Field[Any], Any]]:
     """The fields of a dataclass with their types, by name."""
+    return _field_types(cls)
+
+
+@cache
+def _field_types(cls: type[Any]) -> Mapping[str, tuple[dataclasses.Field[Any], Any]]:
     hints = get_type_hints(cls)
     return {field.name: (field, hints[field.name]) for field in dataclasses.fields(cls)}
 

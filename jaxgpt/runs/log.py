@@ -20,8 +20,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from jaxgpt.errors import printable
+from jaxgpt.utils.formatting import LAST_DATE, format_duration
 
 LAST_RECORD_BYTES = 65_536  # at the end of a log: they contain its last record
+CLOCK_TOLERANCE = 60.0  # seconds that the clock may go back: time servers correct it, and hosts differ
 EARLY_STOP = "early-stop"
 SAVED_STOPS = ("done", EARLY_STOP, "Stopped")  # reasons of a stop that waited for the last save
 STEP_KINDS = ("start", "step", "skip", "rewind", "eval", "sample", "save")  # whose records have a `step`
@@ -64,11 +66,14 @@ class RunLog:
         self.stop_reason = DONE
         self._file = os.fdopen(_open_at_once(path), "ab", buffering=0)
         self._line_is_open = _ends_inside_a_line(path)
+        self._last_time = _time_of(_last_record(path))
 
     def write(self, kind: str, **values: Any) -> None:
         """Appends one record with a single system call, so that it is there before the next one."""
+        now = time.time()
+        self._check_clock(now)
         finite = {name: _finite(value) for name, value in values.items()}
-        record = {"kind": kind, "time": round(time.time(), 3)} | finite
+        record = {"kind": kind, "time": round(now, 3)} | finite
         line = f"{json.dumps(record)}\n".encode()
         data = b"\n" + line if self._line_is_open else line
         try:
@@ -77,6 +82,16 @@ class RunLog:
             if not self.failure:
                 self.failure = f"{self.path}: {error.strerror}"
                 warn(f"the log has gaps from here on: {self.failure}")
+
+    def _check_clock(self, now: float) -> None:
+        """Warns where the clock has gone back since the last record."""
+        seconds = self._last_time - now
+        self._last_time = now
+        if seconds > CLOCK_TOLERANCE:
+            warn(
+                f"the clock went backwards by {format_duration(seconds)} since the last record of {self.path}: "
+                "set this machine's clock, because dates in reports are wrong (training does not depend on it)"
+            )
 
     def sync(self) -> None:
         """Brings the records to the disk, where the log is a file."""
@@ -142,17 +157,27 @@ def completed_saves(records: Iterable[Mapping[str, Any]]) -> list[int]:
 
 def read_stop_reason(path: Path) -> StopReason | None:
     """Why the run of the log at `path` ended; None if the log's last record is not a `stop` record."""
+    last = _last_record(path)
+    return StopReason.from_record(last) if last.get("kind") == "stop" else None
+
+
+def _last_record(path: Path) -> dict[str, Any]:
+    """The last record of the log at `path`; empty if it has none, or is no file."""
     if path.exists() and not path.is_file():
-        return None
+        return {}
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_RECORD_BYTES))
             last = json.loads(file.read(LAST_RECORD_BYTES).splitlines()[-1])
     except (OSError, ValueError, IndexError, RecursionError):
-        return None
-    if not isinstance(last, dict) or last.get("kind") != "stop":
-        return None
-    return StopReason.from_record(last)
+        return {}
+    return last if isinstance(last, dict) else {}
+
+
+def _time_of(record: Mapping[str, Any]) -> float:
+    """When the record was written, in seconds since 1970; 0 if it does not say so."""
+    value = record.get("time")
+    return float(value) if isinstance(value, float | int) and abs(value) < LAST_DATE else 0.0
 
 
 def _open_at_once(path: Path) -> int:

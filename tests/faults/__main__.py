@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from helpers.files import small_disk_at
 from helpers.flips import Flips, dataset_targets, flip_bits, run_targets
 from helpers.forked import ForkServer, fork_server
 from helpers.kills import SAVE_EVERY, Kills, finish, kill_runs
+from helpers.soak import DISK, Soak, soak_run
 from helpers.training import run_folder, write_tokens
 
 FLIPS_AT_ONCE = 100
@@ -37,6 +40,9 @@ class Report:
     flips: int = 0
     flips_by_kind: dict[str, int] = field(default_factory=dict)
     soak_faults: int = 0
+    soak_faults_by_kind: dict[str, int] = field(default_factory=dict)
+    soak_starts: int = 0
+    soak_steps: int = 0
     lost: int = 0
     corrupt: int = 0
     silent: int = 0
@@ -61,17 +67,34 @@ class Report:
         self.crashes += len(flips.crashes)
         self.problems += flips.silent + flips.crashes
 
+    def add_soak(self, soak: Soak) -> None:
+        self.soak_faults += soak.faults.total()
+        self.soak_faults_by_kind |= soak.faults
+        self.soak_starts += soak.starts
+        self.soak_steps += soak.steps
+        self.most_repeated_steps = max(self.most_repeated_steps, soak.most_repeated)
+        self.lost += len(soak.lost)
+        self.corrupt += len(soak.corrupt)
+        self.silent += len(soak.silent)
+        self.crashes += len(soak.crashes)
+        self.problems += soak.problems
+
     @property
     def failed(self) -> bool:
         return bool(self.problems)
 
     def markdown(self, command: str) -> str:
-        values = {name: value for name, value in asdict(self).items() if name not in ("problems", "flips_by_kind")}
-        rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in values.items()]
-        kinds = [f"| {kind} | {count} |" for kind, count in sorted(self.flips_by_kind.items())]
-        lines = ["# Faults", "", f"`{command}`", "", "| | |", "|---|---|", *rows, ""]
-        lines += ["## Flipped bits by file", "", "| file | flips |", "|---|---|", *kinds, ""]
+        lists = ("problems", "flips_by_kind", "soak_faults_by_kind")
+        values = {name.replace("_", " "): value for name, value in asdict(self).items() if name not in lists}
+        lines = ["# Faults", "", f"`{command}`", "", *_table("", "", values)]
+        lines += ["## Flipped bits by file", "", *_table("file", "flips", self.flips_by_kind)]
+        lines += ["## Faults of the soak", "", *_table("fault", "number", self.soak_faults_by_kind)]
         return "\n".join([*lines, "## Problems", "", *(self.problems or ["none"]), ""])
+
+
+def _table(first: str, second: str, values: Mapping[str, object]) -> list[str]:
+    rows = [f"| {name} | {value} |" for name, value in values.items()]
+    return [f"| {first} | {second} |", "|---|---|", *rows, ""]
 
 
 class Campaign:
@@ -84,28 +107,36 @@ class Campaign:
         self._source = random.Random(seed)
         self._start = time.monotonic()
         self._end = self._start + 60 * minutes
-        finish(server, workspace, "whole")
 
     def flip(self, count: int) -> None:
-        targets = run_targets(run_folder(self.workspace, "whole")) + dataset_targets(self.workspace / "data")
+        if not count:
+            return
+        self._finish_uninterrupted()
+        targets = run_targets(run_folder(self.workspace, "uninterrupted")) + dataset_targets(self.workspace / "data")
         while self.report.flips < count and self._has_time():
             self.report.add_flips(flip_bits(targets, self._source, min(FLIPS_AT_ONCE, count - self.report.flips)))
             self._say(f"{self.report.flips:,} of {count:,} flips")
 
     def kill(self, count: int) -> None:
+        if count:
+            self._finish_uninterrupted()
         while self.report.kills < count and self._has_time():
             self.report.add_kills(self._kill_a_run(min(13, count - self.report.kills)))
             self._say(f"{self.report.kills} of {count} kills")
 
     def soak(self, count: int) -> None:
-        """Kills and flips in turn, the flips in the files of the run that was just killed and resumed."""
-        while self.report.soak_faults < count and self._has_time():
-            kills = self._kill_a_run(6)
-            flips = flip_bits(run_targets(run_folder(self.workspace, "killed-0")), self._source, 1)
-            self.report.add_kills(kills)
-            self.report.add_flips(flips)
-            self.report.soak_faults += kills.total + flips.total
-            self._say(f"{self.report.soak_faults} of {count} faults of the soak")
+        """Faults of all kinds in one run, on a disk of its own that faults fill."""
+        if not count or not self._has_time():
+            return
+        workspace = self.workspace / "soak"
+        write_tokens(workspace / "data")
+        (workspace / "runs").mkdir()
+        with small_disk_at(workspace / "runs", DISK):
+            self.report.add_soak(soak_run(self._server, workspace, self._source, count, self._end))
+        self._say(f"{self.report.soak_faults} of {count} faults of the soak")
+
+    def _finish_uninterrupted(self) -> None:
+        finish(self._server, self.workspace, "uninterrupted")
 
     def _kill_a_run(self, count: int) -> Kills:
         shutil.rmtree(run_folder(self.workspace, "killed-0").path, ignore_errors=True)
@@ -125,7 +156,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=240, help="begin no other fault after this time (240)")
     parser.add_argument("--kills", type=int, default=500, help="runs killed at random moments (500)")
     parser.add_argument("--flips", type=int, default=10_000, help="changed bits (10000)")
-    parser.add_argument("--soak", type=int, default=300, help="kills and flips in turn (300)")
+    parser.add_argument(
+        "--soak", type=int, default=300, help="faults of all kinds in one run (300); needs the right to mount a disk"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("faults"), help="the report: OUT.md and OUT.json (faults)")
     return parser.parse_args()

@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.torch_file import write_torch_file
-from helpers.training import arguments, random_tokens, run_folder, tiny_config, write_shard
+from helpers.training import Crash, arguments, crash, random_tokens, run_folder, tiny_config, write_shard
 
-from jaxgpt import cli, errors
+from jaxgpt import cli, errors, train
 from jaxgpt.convert.initial import resolve_network
 from jaxgpt.errors import ConfigError
 from jaxgpt.prepare.pipeline import prepare
+from jaxgpt.runs.log import RunLog
+from jaxgpt.training.session import TrainingSession
 
 pytestmark = pytest.mark.timeout(100)  # what waits for a pipe waits for ever
 
@@ -517,6 +519,57 @@ def test_fork_does_not_read_the_given_weights_again(finished: Path) -> None:
         resolve_network(config, ())
 
 
+# --- warnings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "is_warned"), [(31, False), (32, True)])  # 62 windows, 8 in a step
+def test_more_than_4_planned_epochs_are_a_warning(
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    steps: int,
+    is_warned: bool,
+) -> None:
+    monkeypatch.setattr(TrainingSession, "evaluate", lambda _: crash())  # before the first step
+    with pytest.raises(Crash):
+        train.train(tiny_config(workspace, {"run.steps": steps}))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    warning = "warning: more than 4 epochs are planned; repeated tokens have diminishing returns"
+    assert lines == [warning] * is_warned
+
+
+@pytest.mark.parametrize("seconds", [-10, 50, 3650])
+def test_clock_that_went_backwards_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds: int
+) -> None:
+    """During the run, and between two processes; a time server may correct it by less than a minute."""
+    path = tmp_path / "log.jsonl"
+    warning = (
+        f"warning: the clock went backwards by 1 h 0 min since the last record of {path}: set this machine's clock, "
+        "because dates in reports are wrong (training does not depend on it)"
+    )
+    now = 1e9
+    monkeypatch.setattr("jaxgpt.runs.log.time.time", lambda: now)
+    for _ in range(2):
+        with RunLog(path) as log:
+            log.write("save", step=1)
+            assert capsys.readouterr().err.splitlines() == [warning] * (seconds > 60 and now < 1e9)
+            now -= seconds
+            log.write("save", step=2)
+            log.write("save", step=3)
+            assert capsys.readouterr().err.splitlines() == [warning] * (seconds > 60)
+        now -= seconds
+
+
+@pytest.mark.parametrize("time", ["null", '"x"', "NaN", "1e300", "true"])
+def test_damaged_time_in_a_log_is_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str], time: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(f'{{"kind": "save", "step": 1, "time": {time}}}\n')
+    with RunLog(path) as log:
+        log.write("save", step=2)
+    assert capsys.readouterr().err == ""
+
+
 # --- what is no file --------------------------------------------------------------------------------------------------
 
 
@@ -546,7 +599,7 @@ def unix_socket(path: Path) -> None:
 
 
 KINDS = [fifo, device, folder_, itself, nowhere, unix_socket]
-PLACES = {
+INPUT_FILES = {
     "training shard": ("new", TRAIN, "D015 D016"),
     "validation shard": ("new", VAL, "D015 D016"),
     "shard of an audit": ("audit data", TRAIN, "D015 D016"),
@@ -570,11 +623,11 @@ PLACES = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", INPUT_FILES)
 def test_what_is_no_file_is_refused_at_once(
-    finished: Path, capsys: pytest.CaptureFixture[str], place: str, kind: Callable[[Path], None]
+    finished: Path, capsys: pytest.CaptureFixture[str], name: str, kind: Callable[[Path], None]
 ) -> None:
-    command, path, codes = PLACES[place]
+    command, path, codes = INPUT_FILES[name]
     write("t.txt", "".join(TEXTS))()
     if path.parent == Path("m"):
         write("m/config.json", MODEL_CONFIG)()

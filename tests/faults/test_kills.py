@@ -13,7 +13,7 @@ KILLS = 26
 @pytest.mark.timeout(600)
 def test_killed_runs_equal_the_uninterrupted_one(workspace: Path) -> None:
     with fork_server() as server:
-        finish(server, workspace, "whole")
+        finish(server, workspace, "uninterrupted")
         kills = kill_runs(server, workspace, random.Random(20240520), KILLS)
     assert kills.problems == []
     assert kills.total == KILLS

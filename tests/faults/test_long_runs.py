@@ -51,11 +51,11 @@ def test_every_position_of_two_epochs_resumes(dataset: Dataset) -> None:
     """Four shards, one of them empty and one shorter than a window; several micro-batches; beginnings of epochs."""
     shape = {"block": 16, "micro_batch": 3, "accum": 2, "seed": 11, "stop_step": POSITIONS}
     assert 2 * dataset.windows(16) < POSITIONS * 6
-    whole = np.stack([np.array(lease) for lease in Loader(dataset, **shape)])
+    blocks = np.stack([np.array(lease) for lease in Loader(dataset, **shape)])
     for position in range(POSITIONS):
         with Loader(dataset, start_step=position, **shape) as loader:
             tail = np.stack([np.array(lease) for lease in loader])
-        assert np.array_equal(tail, whole[position:]), position
+        assert np.array_equal(tail, blocks[position:]), position
 
 
 def test_memory_stays_flat_over_batches(dataset: Dataset) -> None:

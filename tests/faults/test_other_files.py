@@ -17,7 +17,7 @@ from helpers.training import arguments, copy_workspace, leaf_bytes, run_folder, 
 from jaxgpt import cli, errors, train
 from jaxgpt.prepare.pipeline import prepare
 
-CHANGES = {"model.vocab_size": 256, "run.steps": 6, "run.save_every": 2, "run.eval_every": 3}
+CHANGES = {"model.n_layer": 1, "model.vocab_size": 256, "run.steps": 6, "run.save_every": 2, "run.eval_every": 3}
 OTHER = {"run.seed": 3, "run.name": "b"}  # the same network, so that nothing else is compiled
 EVERY = ("sample", "evaluate", "diagnose", "plan and actual", "checkpoints", "train")
 READERS = {  # of each file, the commands that may read it
@@ -120,13 +120,13 @@ def answers(
 ) -> dict[str, Answer]:
     """The answers without damage."""
     if not known:
-        copy_workspace(two_runs, tmp_path / "whole")
-        monkeypatch.chdir(tmp_path / "whole")
+        copy_workspace(two_runs, tmp_path / "undamaged")
+        monkeypatch.chdir(tmp_path / "undamaged")
         shutil.rmtree(run_folder(Path()).checkpoints / "6")
         known |= {name: ask(name, capsys) for name in COMMANDS}
         assert {answer.status for answer in known.values()} == {0}, known
         monkeypatch.chdir(tmp_path)
-        shutil.rmtree(tmp_path / "whole")
+        shutil.rmtree(tmp_path / "undamaged")
     return known
 
 
@@ -139,9 +139,9 @@ def is_right(answer: Answer, expected: Answer, file: str) -> bool:
 
 
 def test_every_file_is_in_the_table(workspace: Path) -> None:
-    found = {str(path.relative_to(workspace)) for path in files_of(workspace) if path.name not in NOT_READ}
+    names = {str(path.relative_to(workspace)) for path in files_of(workspace) if path.name not in NOT_READ}
     assert {
-        name for name in found if name.startswith(("runs/a/", "data/")) and "checkpoints" not in name
+        name for name in names if name.startswith(("runs/a/", "data/")) and "checkpoints" not in name
     } == READERS.keys()
 
 

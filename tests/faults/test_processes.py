@@ -32,8 +32,8 @@ def start(workspace: Path, count: int, changes: dict[str, Any]) -> list[Process]
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # halves the time of compilation
         if count == 1:
             return [start_training(workspace, changes)]
-        place = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(count)]
-        return [start_training(workspace, changes, *place, "--process-id", str(number)) for number in range(count)]
+        options = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(count)]
+        return [start_training(workspace, changes, *options, "--process-id", str(number)) for number in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ class Met(NamedTuple):
 @pytest.fixture(scope="module")
 def met(workspace: Path) -> Met:
     layouts = {f"{name} {fsdp}": layout(name, fsdp) for name in RUNS.values() for fsdp in (1, 2)}
-    statuses = finish(start_code(f"meet(place, {str(workspace)!r}, {layouts})", workspace))
+    statuses = finish(start_code(f"meet(launch, {str(workspace)!r}, {layouts})", workspace))
     assert [status for status, _ in statuses] == [0, 0], statuses
     met = [json.loads((workspace / f"met-{number}.json").read_text()) for number in range(2)]
     return Met([values["outcomes"] for values in met], [values["states"] for values in met])
@@ -159,7 +159,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int, 
     started = {}
     for name, fault in FAULTS.items():
         failing = fault.process if fault.signal is None else None
-        started[name] = start_code(f"add_forever(place, {failing})", folders[name])
+        started[name] = start_code(f"add_forever(launch, {failing})", folders[name])
     for name, processes in started.items():
         alive = processes if FAULTS[name].signal else []
         wait_until(lambda name=name: len(list(folders[name].glob("ready-*"))) == 2, alive)

@@ -1,7 +1,9 @@
 """`run.on_nonfinite = rewind`: back to the newest checkpoint, without the batch that failed, in every later process."""
 
+import os
+import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from helpers.training import (
     records,
     run_folder,
     saved_state,
+    saved_steps,
     tiny_config,
     write_tokens,
 )
@@ -25,10 +28,17 @@ from jaxgpt.runs.checkpoint_files import Manifest
 from jaxgpt.runs.folder import CheckpointRef
 from jaxgpt.runs.rewinds import MAX_REWINDS, Rewinds
 from jaxgpt.training.batches import train_batches
+from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.mesh import make_mesh
 
 # With checkpoints at 4, 8 and 12.
-REWIND = {"run.on_nonfinite": "rewind", "run.steps": 12, "run.eval_every": 12, "run.keep_latest": 3}
+REWIND = {
+    "model.n_layer": 1,
+    "run.on_nonfinite": "rewind",
+    "run.steps": 12,
+    "run.eval_every": 12,
+    "run.keep_latest": 3,
+}
 BAD = 6  # the step whose batch has the bad window
 
 
@@ -38,6 +48,25 @@ def poisoned(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_tokens(workspace / "data", train=4000)
     poison(monkeypatch, first_tokens_of_step(workspace, BAD))
     return workspace
+
+
+class Result(NamedTuple):
+    """What a run has come to."""
+
+    losses: dict[int, Any]
+    state: dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, xla_cache: Path) -> Result:
+    """The result of a run that rewinds and that nothing else interrupts."""
+    workspace = tmp_path_factory.mktemp("undisturbed")
+    write_tokens(workspace / "data", train=4000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxgpt.diagnose.live.write_run_report", lambda _: None)
+        poison(patch, first_tokens_of_step(workspace, BAD))
+        train.train(tiny_config(workspace, REWIND))
+    return Result(finite_losses(workspace, "a"), final_state(workspace))
 
 
 def final_state(workspace: Path, name: str = "a") -> dict[str, bytes]:
@@ -68,30 +97,49 @@ def test_run_continues_without_the_bad_batch(poisoned: Path, capsys: pytest.Capt
 
 
 def test_rewound_run_is_bitwise_identical_to_one_that_never_had_the_batch(
-    poisoned: Path, monkeypatch: pytest.MonkeyPatch
+    poisoned: Path, undisturbed: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train.train(tiny_config(poisoned, REWIND))
     monkeypatch.setattr(Rewinds, "read", lambda *_: Rewinds([BAD]))
-    train.train(tiny_config(poisoned, REWIND | {"run.name": "without"}))
-    assert not records(run_folder(poisoned, "without"), "rewind")
-    assert final_state(poisoned) == final_state(poisoned, "without")
+    train.train(tiny_config(poisoned, REWIND))
+    assert not records(run_folder(poisoned), "rewind")
+    assert final_state(poisoned) == undisturbed.state
 
 
 @pytest.mark.parametrize("number", [5, 8, 10])
 def test_run_killed_after_a_rewind_is_bitwise_identical(
-    poisoned: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    poisoned: Path, undisturbed: Result, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    train.train(tiny_config(poisoned, REWIND | {"run.name": "alone"}))
-    killed = tiny_config(poisoned, REWIND)
+    config = tiny_config(poisoned, REWIND)
     with monkeypatch.context() as patch:
         after_step(patch, number, lambda: records(run_folder(poisoned), "rewind") and crash())
         with pytest.raises(Crash):
-            train.train(killed)
+            train.train(config)
     monkeypatch.undo()  # the loss is finite everywhere: only the record of the rewind leaves the batch out
     monkeypatch.chdir(poisoned)
-    train.train(killed)
-    assert finite_losses(poisoned, "a") == finite_losses(poisoned, "alone")
-    assert final_state(poisoned) == final_state(poisoned, "alone")
+    train.train(config)
+    assert finite_losses(poisoned, "a") == undisturbed.losses
+    assert final_state(poisoned) == undisturbed.state
+
+
+def test_signal_while_a_rewind_restores_saves_the_restored_state(
+    poisoned: Path, undisturbed: Result, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = Checkpoints.restore_newest
+
+    def restore_newest(*args: Any) -> Any:
+        if run_folder(poisoned).log_file.exists():  # not at the start of the run
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "restore_newest", restore_newest)
+        assert errors.run(train.main, arguments(poisoned, REWIND)) == 75
+    assert "saved; the same command resumes there" in capsys.readouterr().err
+    assert len(records(run_folder(poisoned), "rewind")) == 1
+    assert saved_steps(run_folder(poisoned)) == [4, 5]
+    assert errors.run(train.main, arguments(poisoned, REWIND)) == 0
+    assert finite_losses(poisoned, "a") == undisturbed.losses
+    assert final_state(poisoned) == undisturbed.state
 
 
 def test_fork_leaves_out_the_same_batches_where_it_reads_the_same(poisoned: Path) -> None:

@@ -76,8 +76,8 @@ def run_targets(folder: RunFolder) -> list[Target]:
     for path in (folder.config_file, folder.data_file, folder.tokenizer_file):
         targets.append(Target(path.name, path, lambda: refuses(folder.check_files)))
     log = folder.log_file
-    whole = read_log(log)
-    return [*targets, Target(log.name, log, lambda: _costs_a_line(folder, whole))]
+    undamaged = read_log(log)
+    return [*targets, Target(log.name, log, lambda: _costs_a_line(folder, undamaged))]
 
 
 def dataset_targets(folder: Path) -> list[Target]:
@@ -116,7 +116,7 @@ def _differs(folder: Path, expected: Mapping[str, Any]) -> bool:
         return True
 
 
-def _costs_a_line(folder: RunFolder, whole: list[dict[str, Any]]) -> bool:
+def _costs_a_line(folder: RunFolder, undamaged: list[dict[str, Any]]) -> bool:
     """Whether all that reads a log does so, and no more than two lines changed: a line end may be lost."""
     records = read_log(folder.log_file)
     completed_saves(records)
@@ -125,5 +125,5 @@ def _costs_a_line(folder: RunFolder, whole: list[dict[str, Any]]) -> bool:
     logs.read(str(folder.log_file))
     run: Any = SimpleNamespace(folder=folder, start_step=20)
     LivePanel(Config(), Console()).restore(_earlier_records(run))
-    same = sum(record in whole for record in records)
-    return len(whole) - same <= 2 and len(records) <= len(whole) + 1
+    same = sum(record in undamaged for record in records)
+    return len(undamaged) - same <= 2 and len(records) <= len(undamaged) + 1

@@ -17,7 +17,13 @@ from jaxgpt.runs.log import read_log
 STEPS = 40
 SAVE_EVERY = 3
 EVAL_EVERY = 10
-CHANGES = {"run.steps": STEPS, "run.save_every": SAVE_EVERY, "run.eval_every": EVAL_EVERY, "model.dropout": 0.2}
+CHANGES = {
+    "model.n_layer": 1,
+    "model.dropout": 0.2,
+    "run.steps": STEPS,
+    "run.save_every": SAVE_EVERY,
+    "run.eval_every": EVAL_EVERY,
+}
 MOMENTS = ("start", "step", "save", "evaluation", "any")
 SECONDS_OF_A_RUN = 4.0
 
@@ -51,7 +57,7 @@ def changes(name: str) -> Mapping[str, Any]:
 
 
 def kill_runs(server: ForkServer, workspace: Path, source: random.Random, count: int, *, each: int = 13) -> Kills:
-    """Kills runs `count` times, at most `each` times one run, and compares each with the uninterrupted run "whole"."""
+    """Kills runs `count` times, at most `each` times one run, and compares each with the run "uninterrupted"."""
     kills = Kills()
     while kills.total < count:
         name = f"killed-{kills.runs}"
@@ -111,25 +117,25 @@ def _size(path: Path) -> int:
 
 
 def differences(workspace: Path, name: str, kills: Kills) -> list[str]:
-    """What differs between the run `name`, which was killed, and the uninterrupted run "whole"."""
-    folder, whole = run_folder(workspace, name), run_folder(workspace, "whole")
-    found = []
+    """What differs between the run `name`, which was killed, and the run "uninterrupted"."""
+    folder, uninterrupted = run_folder(workspace, name), run_folder(workspace, "uninterrupted")
+    problems = []
     if leaf_bytes(saved_state(tiny_config(workspace, changes(name)))) != leaf_bytes(
-        saved_state(tiny_config(workspace, changes("whole")))
+        saved_state(tiny_config(workspace, changes("uninterrupted")))
     ):
-        found.append(f"{name}: the final state differs")
-    if logged_losses(folder) != logged_losses(whole):
-        found.append(f"{name}: the losses differ, or steps are missing")
+        problems.append(f"{name}: the final state differs")
+    if logged_losses(folder) != logged_losses(uninterrupted):
+        problems.append(f"{name}: the losses differ, or steps are missing")
     if {record["step"]: record["val_loss"] for record in records(folder, "eval")} != {
-        record["step"]: record["val_loss"] for record in records(whole, "eval")
+        record["step"]: record["val_loss"] for record in records(uninterrupted, "eval")
     }:
-        found.append(f"{name}: the evaluations differ")
-    return found + _gaps(name, read_log(folder.log_file), kills)
+        problems.append(f"{name}: the evaluations differ")
+    return problems + _gaps(name, read_log(folder.log_file), kills)
 
 
 def _gaps(name: str, log: list[dict[str, Any]], kills: Kills) -> list[str]:
     """Steps that are out of order in the log of a run, and resumes that lost more than they may."""
-    found = []
+    problems = []
     following = 0
     for record in log:
         if record["kind"] == "start":
@@ -137,10 +143,10 @@ def _gaps(name: str, log: list[dict[str, Any]], kills: Kills) -> list[str]:
             kills.repeated_steps += lost
             kills.most_repeated = max(kills.most_repeated, lost)
             if not 0 <= lost <= 2 * SAVE_EVERY:  # one interval, and the save that was under way
-                found.append(f"{name}: resumed at {record['step']} after {following} steps")
+                problems.append(f"{name}: resumed at {record['step']} after {following} steps")
             following = record["step"]
         elif record["kind"] == "step":
             if record["step"] != following:
-                found.append(f"{name}: step {record['step']} follows {following - 1}")
+                problems.append(f"{name}: step {record['step']} follows {following - 1}")
             following = record["step"] + 1
-    return found
+    return problems

@@ -1,6 +1,6 @@
 """Several processes of one run on this machine: how a test starts them, and what they do instead of training.
 
-The functions whose first argument is `place` run in the processes that `start_code` starts.
+The functions whose first argument is `launch` run in the processes that `start_code` starts.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from jaxgpt.training.mesh import make_mesh
 from tests.helpers.training import leaf_bytes, saved_state, tiny_config
 
 Process = subprocess.Popen[str]
-Place = tuple[str, int, int]  # the address of process 0, the number of processes, the number of this one
+Launch = tuple[str, int, int]  # the address of process 0, the number of processes, the number of this one
 SECONDS = 150
 FAST = {"SILENCE_SECONDS": 8.0, "SUSPICION_SECONDS": 3.0, "GRACE_SECONDS": 4.0}
 
@@ -43,12 +43,12 @@ def free_port() -> int:
 
 
 def start_code(code: str, folder: Path, count: int = 2) -> list[Process]:
-    """Runs `code`, a call of a function of this module with `place`, as `count` processes in `folder`."""
+    """Runs `code`, a call of a function of this module with `launch`, as `count` processes in `folder`."""
     address = f"127.0.0.1:{free_port()}"
     root = str(Path(jaxgpt.__file__).parents[1])
     processes = []
     for number in range(count):
-        text = f"from tests.helpers import processes; place = {address, count, number}; processes.{code}"
+        text = f"from tests.helpers import processes; launch = {address, count, number}; processes.{code}"
         environment = os.environ | {"PYTHONPATH": root, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes.append(subprocess.Popen([sys.executable, "-c", text], cwd=folder, env=environment, **pipes))
@@ -75,12 +75,12 @@ def wait_until(condition: Callable[[], object], processes: list[Process]) -> Non
 
 
 @contextmanager
-def together(place: Place) -> Iterator[None]:
-    with distributed.joined(distributed.find_launch(*place, {})):
+def together(launch: Launch) -> Iterator[None]:
+    with distributed.joined(distributed.find_launch(*launch, {})):
         yield
 
 
-def add_forever(place: Place, failing: int | None = None) -> None:
+def add_forever(launch: Launch, failing: int | None = None) -> None:
     """Adds a number of each device again and again; process number `failing` has an error of JAX after a while.
 
     Writes the file `ready-NUMBER` after the first addition. Notices faults sooner than a run does.
@@ -89,28 +89,28 @@ def add_forever(place: Place, failing: int | None = None) -> None:
         setattr(distributed, name, seconds)
 
     def main(_: object) -> None:
-        with together(place):
+        with together(launch):
             mesh = jax.make_mesh((jax.device_count(),), ("data",))
             sharding = jax.NamedSharding(mesh, jax.P("data"))
             ones = jax.make_array_from_callback((mesh.size,), sharding, lambda _: np.ones(1, np.float32))
             add = jax.jit(lambda numbers: numbers.sum(), out_shardings=jax.NamedSharding(mesh, jax.P()))
             while True:
                 assert float(add(ones)) == mesh.size
-                Path(f"ready-{place[2]}").touch()
+                Path(f"ready-{launch[2]}").touch()
                 time.sleep(0.05)
-                if place[2] == failing:
+                if launch[2] == failing:
                     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
     sys.exit(errors.run(main, []))
 
 
-def meet(place: Place, workspace: str, layouts: dict[str, dict[str, Any]]) -> None:
+def meet(launch: Launch, workspace: str, layouts: dict[str, dict[str, Any]]) -> None:
     """Meets the other processes with a mistake in number 1 each time, and restores the runs in `workspace`.
 
     Writes what each came to into `met-NUMBER.json`: an error's text, or a checksum of the state that was restored.
     """
-    number = place[2]
-    with together(place):
+    number = launch[2]
+    with together(launch):
         outcomes = [outcome(partial(mistake, number, Path(workspace))) for mistake in MISTAKES]
         states = {name: restored(tiny_config(Path(workspace), changes)) for name, changes in layouts.items()}
     Path(f"met-{number}.json").write_text(json.dumps({"outcomes": outcomes, "states": states}))
@@ -164,5 +164,5 @@ MISTAKES = (other_folder, other_config, other_tokens, damaged_checkpoint, bad_ba
 def restored(config: Config) -> str:
     """A checksum of every byte of the newest state, restored in the layout of `config`."""
     state = saved_state(config)
-    whole = distributed.local_copy(state, make_mesh(config.mesh, config.data.micro_batch))
-    return hashlib.sha256(b"".join(leaf_bytes(whole).values())).hexdigest()
+    gathered = distributed.local_copy(state, make_mesh(config.mesh, config.data.micro_batch))
+    return hashlib.sha256(b"".join(leaf_bytes(gathered).values())).hexdigest()

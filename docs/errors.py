@@ -15,9 +15,11 @@ overwritten. `train` may prepare the data first, and creates the run folder with
 | exit status | | codes |
 |---|---|---|
 | 0 | done | |
+| 1 | a bug, or an error of JAX | |
 """
 SIGNALS = """| 75 | stopped by SIGTERM, SIGHUP or SIGUSR1, saved: safe to requeue | |
 | 130 | stopped by Ctrl-C, saved | |
+| 134 | process 0 of several died, and JAX aborted this one ([clusters.md](clusters.md)) | |
 | 128 + N | ended at once by a second signal, number N; the last checkpoint is valid | |
 
 What `train` does at a signal, a hang or a full disk is in [reliability.md](reliability.md).

@@ -246,4 +246,4 @@ def test_plan_is_made_of_plain_values() -> None:
 def test_unique_tokens_are_those_of_the_train_split(tmp_path: Path) -> None:
     text = {"effective_unique_tokens": 90, "splits": {"train": {"effective_unique_tokens": 70}}}
     (tmp_path / "audit.json").write_text(json.dumps(text))
-    assert query._audited_tokens(tmp_path / "audit.json") == 70
+    assert query._audited_tokens(tmp_path / "audit.json", "") == 70

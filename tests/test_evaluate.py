@@ -221,5 +221,5 @@ def test_tokens_outside_the_vocabulary_are_an_error(trained: Path, capsys: pytes
     tokens = random_tokens(300, 1)
     tokens[:] = 64
     write_shard(trained / "data/val_000000.bin", tokens)
-    assert errors.run(evaluate.main, ["a"]) == 3
+    assert errors.run(evaluate.main, ["a", "--data", "data"]) == 3
     assert "error[D010]" in capsys.readouterr().err

@@ -38,12 +38,10 @@ def make_mesh(config: MeshConfig, micro_batch: int) -> Mesh:
     if micro_batch % count:
         lower = micro_batch // count * count
         upper = lower + count
-        nearest = f"{lower} or {upper}" if lower else f"{upper}"
-        raise ConfigError(
-            "C013",
-            f"data.micro_batch = {micro_batch} is not divisible by {count} devices",
-            f"--data.micro-batch {nearest}, or --mesh.data-parallel 1",
-        )
+        help = f"--data.micro-batch {f'{lower} or {upper}' if lower else upper}"
+        if jax.process_count() == 1:
+            help += ", or --mesh.data-parallel 1"
+        raise ConfigError("C013", f"data.micro_batch = {micro_batch} is not divisible by {count} devices", help)
     return Mesh(np.array(devices[:count]).reshape(groups, config.fsdp), AXES)
 
 

@@ -85,7 +85,7 @@ def report_lines(tuned: Tuned, config: Config) -> list[str]:
             for section, values in changed
             for name, value in values.items()
         ]
-        lines += ["  " + " ".join(options), "  python -m jaxgpt.train --tune uses it"]
+        lines += ["  " + " ".join(options), "  (or train --tune)"]
     times: dict[str, float] = {}
     problems: dict[str, str] = {}
     for outcome in tuned.outcomes:

@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """The result: the winner, steps of the winner and of the config as it is, measured in turns, and all outcomes."""
+    """The result: the winner, steps of the winner and of the config as it is, measured alternately, and all trials."""
 
     winner: Candidate
     default_seconds: float
@@ -107,7 +107,7 @@ class Tuner:
         return time.monotonic() + trials * self._trial_seconds + reserve <= self._end
 
     def _compare(self, best: Candidate) -> tuple[Candidate, float, float]:
-        """`best` if each of its measurements is faster than each of the default's, taken in turns; else the default."""
+        """`best` if each of its measurements is faster than each of the default's, measured alternately."""
         if best == DEFAULT:
             seconds = min(outcome.step_seconds for outcome in self.outcomes if outcome.step_seconds is not None)
             return DEFAULT, seconds, seconds

@@ -3,7 +3,7 @@
     python -m jaxgpt.prepare 'fineweb/*.parquet' --out data/fineweb40m --val-tokens 10e6
     python -m jaxgpt.train --config fineweb40m_modern
 
-Device: one GPU with 12 GB or more; about 22 hours on an RTX 4070 at the reference run's step time.
+Device: one GPU with 12 GB or more. `python -m jaxgpt.budget --config fineweb40m_modern` estimates its time on yours.
 Loss: not measured at this size. In small models this recipe reaches the final loss of nanoGPT's recipe in a quarter of
 its steps (docs/recipe.md has the evidence for each part); larger ones gain less, so try --run.steps 9000 first.
 

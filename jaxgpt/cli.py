@@ -14,7 +14,7 @@ VERBS = {
     "audit": "find duplicates in a folder of token shards, and validation text in train",
     "budget": "plan a run: its time, memory, cost and loss, before it starts",
     "train": "train a config, resuming where it stopped",
-    "tune": "find the fastest program for a config's training step on this device",
+    "tune": "find the fastest settings of a config's training step on this device",
     "sweep": "try several values of a config's fields, and report which is best",
     "diagnose": "see where a run is heading, when it ends, and why it stalls",
     "evaluate": "compute the loss of a run's model on train and validation text",

@@ -343,24 +343,29 @@ def main(argv: Sequence[str]) -> None:
         from jaxgpt.training import distributed, jax_setup, session  # noqa: F401 - `session` loads all of a run
 
     jax_setup.configure_jax()
+    launch = distributed.find_launch(options.coordinator, options.num_processes, options.process_id, os.environ)
+    if options.tune:
+        config = tuned(config, launch, fork, measure=not options.dry_run)
     if options.dry_run:
         dry_run(config)
         return
-    launch = distributed.find_launch(options.coordinator, options.num_processes, options.process_id, os.environ)
-    if options.tune:
-        config = tuned(config, launch)
     with distributed.joined(launch):
         train(config, fork, options.config, confirmed=options.yes)
 
 
-def tuned(config: Config, launch: object | None) -> Config:
-    """`config` with the fastest program for its step. Raises `ConfigError` C039 for a run of several processes."""
+def tuned(config: Config, launch: object | None, fork: CheckpointRef | None = None, *, measure: bool = True) -> Config:
+    """`config` with the fastest program for its step, which is measured, with `measure`, if it is not known.
+
+    Raises `ConfigError` C039 for a run of several processes, and before it measures what `train` would raise after it.
+    """
+    from jaxgpt.training.session import check_files
     from jaxgpt.tune.command import print_now, tuned_config
 
     if launch is not None:
         help = "tune on one host, and give its options to all processes"
         raise ConfigError("C039", "--tune measures in one process, and this run has several", help)
-    return tuned_config(config, print_now)
+    check_files(config, fork)
+    return tuned_config(config, print_now, measure=measure)
 
 
 if __name__ == "__main__":

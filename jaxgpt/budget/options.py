@@ -247,7 +247,7 @@ def _inputs(options: argparse.Namespace, given: PlanOptions, *, measured: bool) 
 
         calibration = calibrate.find_measurement(Path(given.measurements), device)
     if calibration is None and not measured:
-        calibration = find_tuned(config, device)
+        calibration = find_tuned(config, device, gpus)
     if calibration is None and device is None and not measured:
         assumed = speed.expected(config, None)
         calibration = Calibration(

@@ -65,6 +65,8 @@ RESUMABLE_FIELDS = {
     "run.sample_temperature",
 }
 
+# These and `RESUMABLE_FIELDS` may differ between programs for the same training step, which `train --tune` chooses.
+PROGRAM = RESUMABLE_FIELDS | {"data.micro_batch", "data.accum", "model.remat", "model.attention"}
 
 # Values of data.json that do not identify tokens.
 FILES = "files"  # by name, the xxh3-128 that the file may have: before and after it was written last
@@ -149,13 +151,16 @@ class RunFolder:
             self.check_new()
             return
         self.check_files()
-        changed = changed_fields(self.config(), config)
+        own = self.config()
+        changed = changed_fields(own, config)
         if changed:
-            raise CheckpointError(
-                "K001",
-                f"'{self.path}' was started with another config: {', '.join(changed)}",
-                f"start a new run (--run.name NEW), or fork this one (--run.name NEW --fork {self.path})",
-            )
+            message = f"'{self.path}' was started with another config: {', '.join(changed)}"
+            raise CheckpointError("K001", message, self._help_for_config(own, config))
+
+    def _help_for_config(self, own: Config, config: Config) -> str:
+        if own.tokens_per_step == config.tokens_per_step and not changed_fields(own, config, PROGRAM):
+            return f"add --tune to resume it with its own program for the same step, or {NEW_RUN}"
+        return f"{NEW_RUN}, or fork this one (--run.name NEW --fork {self.path})"
 
     def check_new(self) -> None:
         """Raises `CheckpointError` K005 if a run without `config.json` has a log or checkpoints nevertheless."""

@@ -164,6 +164,21 @@ def check_run(config: Config, check_memory: MemoryCheck, open_tokens: Callable[[
     return CheckedRun(user_config=config, config=resolved, mesh=mesh, folder=folder, dataset=dataset, tokens=tokens)
 
 
+def check_files(config: Config, fork: CheckpointRef | None) -> None:
+    """Checks what needs no device: the trackers, the folder, the fork, and the tokens if they are prepared."""
+    check_installed(config)
+    RunFolder.from_config(config).check_writable()
+    if fork is not None:
+        fork.run.check_model(config)
+    try:
+        dataset = datasets.open_folder(config.data.path)
+    except NoShardsError:
+        if not config.data.sources:
+            raise
+        return
+    datasets.check_vocabulary(config.model.vocab_size, dataset)
+
+
 def _verify(config: Config, dataset: TokenDataset) -> str:
     """Reads every token, and returns a checksum of them.
 

@@ -51,8 +51,7 @@ def dimensions(config: Config, device: dict[str, Any]) -> Iterator[Dimension]:
     yield Dimension("recomputation", "model", _others("remat", config.model.remat, ("none", "attention", "blocks")))
     if device["platform"] == "gpu":
         yield Dimension("attention", "model", _others("attention", device["attention"], ("cudnn", "xla")))
-        options = [(text, {"compiler_options": (text,)}) for text in GPU_COMPILER_OPTIONS]
-        yield Dimension("compiler", "mesh", options)
+        yield Dimension("compiler", "mesh", list(_compiler_options(config.mesh.compiler_options)))
 
 
 def _splits(config: Config, devices: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -69,6 +68,14 @@ def _loss_chunks(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
     for tokens in LOSS_CHUNKS:
         if tokens != config.model.loss_chunk and tokens <= config.tokens_per_step:
             yield f"loss chunk {tokens}", {"loss_chunk": tokens}
+
+
+def _compiler_options(given: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One more compiler option, beside those of the config; none that it sets itself."""
+    names = {text.partition("=")[0] for text in given}
+    for text in GPU_COMPILER_OPTIONS:
+        if text.partition("=")[0] not in names:
+            yield text, {"compiler_options": (*given, text)}
 
 
 def _others(field: str, current: str, values: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:

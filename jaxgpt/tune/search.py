@@ -1,17 +1,19 @@
 """The search: successive halving over each dimension, then the winner and the config as it is side by side."""
 
 import json
+import os
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxgpt.config import Config
-from jaxgpt.errors import ConfigError
+from jaxgpt.errors import ConfigError, JaxgptError
 from jaxgpt.tune.candidates import DEFAULT, Candidate, dimensions
 from jaxgpt.utils.files import read_json
 
@@ -21,6 +23,7 @@ STARTING_SECONDS = 900.0  # in which the reference has to end: it compiles with 
 PATIENCE = 3.0  # times the reference's duration, after which, and some more, a candidate counts as hung
 GRACE_SECONDS = 30.0
 TRIAL_COMMAND = (sys.executable, "-m", "jaxgpt.tune.trial")
+MAX_CHARACTERS = 200  # of a failure
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 
 
@@ -67,7 +70,10 @@ class Tuner:
         self.outcomes: list[Outcome] = []
 
     def device(self) -> dict[str, Any]:
-        """The device that trials use, found in a process of its own: in this one JAX would keep its memory."""
+        """The device that trials use, found in a process of its own: in this one JAX would keep its memory.
+
+        Raises the `JaxgptError` of a trial that refuses the config, C045 if it fails otherwise.
+        """
         try:
             device: dict[str, Any] = self._start(DEFAULT, 0.0)["device"]
         except TrialError as error:
@@ -109,23 +115,29 @@ class Tuner:
     def _compare(self, best: Candidate) -> tuple[Candidate, float, float]:
         """`best` if each of its measurements is faster than each of the default's, measured alternately."""
         if best == DEFAULT:
-            seconds = min(outcome.step_seconds for outcome in self.outcomes if outcome.step_seconds is not None)
+            seconds = self._best_seconds(DEFAULT)
             return DEFAULT, seconds, seconds
         pairs = [[self._measure(each, 2 * FIRST_SECONDS) for each in (DEFAULT, best)] for _ in range(COMPARISONS)]
         default, tuned = ([outcome.step_seconds for outcome in column] for column in zip(*pairs))
         known_default = [seconds for seconds in default if seconds is not None]
         known_tuned = [seconds for seconds in tuned if seconds is not None]
         is_faster = len(known_tuned) == COMPARISONS and max(known_tuned) < min(known_default, default=0.0)
-        default_seconds = statistics.median(known_default) if known_default else float("nan")
+        default_seconds = statistics.median(known_default or [self._best_seconds(DEFAULT)])
         if not is_faster:
             return DEFAULT, default_seconds, default_seconds
         return best, default_seconds, statistics.median(known_tuned)
+
+    def _best_seconds(self, candidate: Candidate) -> float:
+        own = [outcome.step_seconds for outcome in self.outcomes if outcome.candidate == candidate]
+        return min(seconds for seconds in own if seconds is not None)
 
     def _measure(self, candidate: Candidate, seconds: float) -> Outcome:
         try:
             result = self._start(candidate, seconds)
         except TrialError as error:
             outcome = Outcome(candidate, None, str(error))
+        except JaxgptError as error:
+            outcome = Outcome(candidate, None, f"refused: {error.message}")
         else:
             outcome = _outcome(candidate, result)
         self.outcomes.append(outcome)
@@ -134,7 +146,7 @@ class Tuner:
         return outcome
 
     def _start(self, candidate: Candidate, seconds: float) -> dict[str, Any]:
-        """The result of one trial. Raises `TrialError` if it crashes or hangs."""
+        """The result of one trial. Raises its `JaxgptError`, and `TrialError` if it fails otherwise or hangs."""
         files = {name: self._folder / f"{name}.json" for name in ("request", "result")}
         files["result"].unlink(missing_ok=True)
         values = {
@@ -144,15 +156,14 @@ class Tuner:
             "result": str(files["result"]),
         }
         files["request"].write_text(json.dumps(values), encoding="utf-8")
-        command = [*self._command, str(files["request"])]
-        try:
-            limit = self._trial_limit + seconds
-            done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise TrialError(f"no result after {error.timeout:.0f} s") from error
+        done = _run([*self._command, str(files["request"])], self._trial_limit + seconds)
         if done.returncode or not files["result"].exists():
-            raise TrialError(_failure(done))
+            raise TrialError(_crash(done))
         result: dict[str, Any] = read_json(files["result"])
+        if "error" in result:
+            raise JaxgptError(*result["error"])
+        if "failure" in result:
+            raise TrialError(_failure(result["failure"].splitlines()))
         return result
 
 
@@ -170,8 +181,38 @@ def _outcome(candidate: Candidate, result: dict[str, Any]) -> Outcome:
     return Outcome(candidate, statistics.median(result["step_seconds"]))
 
 
-def _failure(done: "subprocess.CompletedProcess[str]") -> str:
-    if any(text in done.stderr for text in OUT_OF_MEMORY) or done.returncode == -signal.SIGKILL:
+def _run(command: Sequence[str], limit: float) -> "subprocess.CompletedProcess[str]":
+    """Runs a trial. Raises `TrialError` if it takes longer than `limit` seconds."""
+    with _life_line() as stdin:
+        try:
+            return subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=limit, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise TrialError(f"no result after {limit:.0f} s") from error
+
+
+@contextmanager
+def _life_line() -> Iterator[int]:
+    """A pipe to read from, which the system closes when this process ends, even by SIGKILL."""
+    reader, writer = os.pipe()
+    try:
+        yield reader
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def _crash(done: "subprocess.CompletedProcess[str]") -> str:
+    """Why a process ended without a result."""
+    if done.returncode == -signal.SIGKILL:
         return "out of memory"
     lines = done.stderr.strip().splitlines() or ["no message"]
-    return f"failed: {lines[-1][:200]}"
+    if done.returncode < 0:
+        lines.append(f"ended by {signal.Signals(-done.returncode).name}")
+    return _failure(lines[::-1])
+
+
+def _failure(lines: Sequence[str]) -> str:
+    """The first of `lines`, or that the memory did not suffice."""
+    if any(text in line for line in lines for text in OUT_OF_MEMORY):
+        return "out of memory"
+    return f"failed: {lines[0][:MAX_CHARACTERS]}"

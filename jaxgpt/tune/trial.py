@@ -7,7 +7,9 @@ optimizer's state after it, which is linear in the gradient or in its square, ha
 """
 
 import json
+import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ import jax
 import numpy as np
 
 from jaxgpt.config import Config
+from jaxgpt.errors import JaxgptError
 from jaxgpt.training import jax_setup, step
 from jaxgpt.training import optimizer as optim
 from jaxgpt.training.loaded_model import resolve_auto
@@ -116,9 +119,28 @@ def _device(mesh: jax.sharding.Mesh) -> dict[str, Any]:
     }
 
 
+def result_or_error(request: Request) -> dict[str, Any]:
+    """The result, or `error`, the parts of a `JaxgptError`, or `failure`, the text of any other error."""
+    try:
+        return run(request)
+    except JaxgptError as error:
+        return {"error": error.args}
+    except Exception as error:  # of any type: XLA's or the device's
+        return {"failure": f"{type(error).__name__}: {error}"}
+
+
+def end_with_parent(reference: Path) -> None:
+    """Waits for the end of stdin, which comes when the process that tunes has been killed, and ends this one."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    reference.unlink(missing_ok=True)  # as large as the optimizer's state
+    os._exit(1)
+
+
 def main() -> None:
     request = Request(**read_json(Path(sys.argv[1])))
-    write_text(Path(request.result), json.dumps(run(request)))
+    threading.Thread(target=end_with_parent, args=(Path(request.reference),), daemon=True).start()
+    write_text(Path(request.result), json.dumps(result_or_error(request)))
 
 
 if __name__ == "__main__":

@@ -28,5 +28,7 @@ def small_disk_at(folder: Path, size: str) -> Iterator[Path]:
         mounted = False
     if not mounted:
         pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.forked import POLL_SECONDS, ForkedRun, ForkServer
-from helpers.training import arguments, leaf_bytes, logged_losses, records, run_folder, saved_state, tiny_config
+from helpers.training import arguments, leaf_bytes, records, run_folder, saved_state, tiny_config
 from jaxgpt.runs.folder import RunFolder
 from jaxgpt.runs.log import read_log
 
@@ -124,13 +124,18 @@ def differences(workspace: Path, name: str, kills: Kills) -> list[str]:
         saved_state(tiny_config(workspace, changes("uninterrupted")))
     ):
         problems.append(f"{name}: the final state differs")
-    if logged_losses(folder) != logged_losses(uninterrupted):
+    if exact_losses(folder) != exact_losses(uninterrupted):
         problems.append(f"{name}: the losses differ, or steps are missing")
     if {record["step"]: record["val_loss"] for record in records(folder, "eval")} != {
         record["step"]: record["val_loss"] for record in records(uninterrupted, "eval")
     }:
         problems.append(f"{name}: the evaluations differ")
     return problems + _gaps(name, read_log(folder.log_file), kills)
+
+
+def exact_losses(folder: RunFolder) -> set[tuple[Any, ...]]:
+    """The loss and gradient norm of each step, bit for bit; a step that differs when it is repeated is there twice."""
+    return {(record["step"], record["loss"], record["grad_norm"]) for record in records(folder)}
 
 
 def _gaps(name: str, log: list[dict[str, Any]], kills: Kills) -> list[str]:

@@ -15,7 +15,8 @@ from typing import Any
 
 from helpers.files import files_of, flip_bit
 from helpers.forked import POLL_SECONDS, ForkedRun, ForkServer
-from helpers.training import arguments, leaf_bytes, logged_losses, records, run_folder, saved_state, tiny_config
+from helpers.kills import exact_losses
+from helpers.training import arguments, leaf_bytes, records, run_folder, saved_state, tiny_config
 from jaxgpt.runs.checkpoint_files import find_damage, steps_in
 from jaxgpt.runs.folder import RunFolder
 
@@ -220,10 +221,6 @@ def differences(workspace: Path, steps: int) -> list[str]:
     """What differs between the run "soak" and the undisturbed one. A full disk may cost lines of the log."""
     states = [leaf_bytes(saved_state(tiny_config(workspace, changes(name, steps)))) for name in ("soak", "undisturbed")]
     problems = ["the final state differs"] if states[0] != states[1] else []
-    expected = _losses(workspace, "undisturbed")
-    wrong = [step for step, loss in _losses(workspace, "soak").items() if loss != expected[step]]
-    return problems + ([f"the losses of the steps {wrong} differ"] if wrong else [])
-
-
-def _losses(workspace: Path, name: str) -> dict[int, str]:
-    return logged_losses(run_folder(workspace, name))
+    wrong = exact_losses(run_folder(workspace, "soak")) - exact_losses(run_folder(workspace, "undisturbed"))
+    differing = sorted({step for step, *_ in wrong})
+    return problems + ([f"the losses of the steps {differing} differ"] if differing else [])

@@ -145,7 +145,7 @@ def test_log_that_cannot_be_opened_is_a_storage_error(workspace: Path, capsys: p
     run_folder(workspace).log_file.mkdir(parents=True)
     assert errors.run(train.main, arguments(workspace)) == 7
     err = capsys.readouterr().err
-    assert err.startswith("error[S009]: Is a directory: ")
+    assert err.startswith("error[S002]: ")
     assert "log.jsonl" in err
 
 

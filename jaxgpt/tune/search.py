@@ -24,6 +24,7 @@ PATIENCE = 3.0  # times the reference's duration, after which, and some more, a 
 GRACE_SECONDS = 30.0
 TRIAL_COMMAND = (sys.executable, "-m", "jaxgpt.tune.trial")
 MAX_CHARACTERS = 200  # of a failure
+KILLED = -9  # the status of a process that SIGKILL ended: on Linux, where its memory ran out
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 
 
@@ -203,7 +204,7 @@ def _life_line() -> Iterator[int]:
 
 def _crash(done: "subprocess.CompletedProcess[str]") -> str:
     """Why a process ended without a result."""
-    if done.returncode == -signal.SIGKILL:
+    if done.returncode == KILLED:
         return "out of memory"
     lines = done.stderr.strip().splitlines() or ["no message"]
     if done.returncode < 0:
